@@ -1,0 +1,67 @@
+"""The command line: which commands there are, and how an error ends.
+
+Knows each command only by the module that holds it, and imports that module when the command is chosen: `--help`
+answers at once, and the sidecar never meets torch. Exit codes: 0 done, 2 a mistake in configuration or data (all of
+them listed), 75 stopped on request, 1 anything else, with its traceback.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from seqtrack import __version__
+from seqtrack.errors import UserError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "train one phase; settings come from environment variables"),
+    "verify": ("verify", "prove that two runs are the same run, or say where they part"),
+    "report": ("report", "write the report of a run from its measured files"),
+    "evaluate": ("evaluate", "score checkpoints or result files by LaSOT's protocol"),
+    "track": ("track", "follow one object through a video, a folder of frames or a camera"),
+    "data": ("data", "download, check and look at training data"),
+    "upload": ("upload", "push new files of the output folder to their target, and keep watching"),
+    "hub": ("hub", "hand tools for the Hugging Face Hub: create, check, upload, download, card"),
+    "plan": ("plan", "parameters, tokens, memory and disk that a configuration needs"),
+    "doctor": ("doctor", "check this machine: GPU, memory, disk, data, token"),
+    "export": ("export", "write a checkpoint as the authors' .pth.tar"),
+    "import": ("import_", "read the authors' .pth.tar into a checkpoint"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="seqtrack",
+        description="Train the SeqTrack tracker reproducibly.",
+        epilog="`seqtrack COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"seqtrack {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        # The real parser is made once the command is known; this entry only lists the name.
+        commands.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen, _ = _parser().parse_known_args(words[:1])
+    module_name, summary = COMMANDS[chosen.command]
+    module = importlib.import_module(f"seqtrack.commands.{module_name}")
+    parser = argparse.ArgumentParser(prog=f"seqtrack {chosen.command}", description=summary)
+    module.add_arguments(parser)
+    args = parser.parse_args(words[1:])
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return int(module.run(args))
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

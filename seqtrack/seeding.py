@@ -1,0 +1,35 @@
+"""Randomness as a pure function of where we are in the run.
+
+Nothing here keeps a state: a sample's generator is made from (seed, epoch, index) and a training step's seed from
+(seed, step, rank). A run that was cut and resumed, or dealt over other workers, therefore draws the same numbers.
+"""
+
+import numpy as np
+
+# Two streams made from the same three numbers must not meet: the first word of the entropy tells them apart.
+_SAMPLE_STREAM = 0x5A3B1E
+_STEP_STREAM = 0x57E9
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The private generator of one training sample.
+
+    Args:
+        seed, epoch, index: non-negative; `index` counts samples of the whole epoch over all ranks, so the number of
+            ranks and workers does not enter.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+    sequence = np.random.SeedSequence([_SAMPLE_STREAM, seed, epoch, index])
+    return np.random.Generator(np.random.PCG64(sequence))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed for dropout and drop path of one optimizer step on one rank, in [0, 2**63).
+
+    Seeding anew before each step means that nothing that happened between two steps can shift what they draw.
+    """
+    sequence = np.random.SeedSequence([_STEP_STREAM, seed, step, rank])
+    high, low = sequence.generate_state(2, np.uint32)
+    return ((int(high) << 32) | int(low)) & 0x7FFF_FFFF_FFFF_FFFF
