@@ -1,0 +1,263 @@
+"""Files that are whole or absent, and the safetensors container read and written as bytes.
+
+Knows bytes, digests and the container's header; knows nothing of training, and needs no torch: listing and verifying
+checkpoints works in the sidecar too. The container is written here rather than by the library because the digest is
+taken while the bytes go out and the bytes must be durable before the name appears; the result is an ordinary
+safetensors file that the library reads (format: github.com/huggingface/safetensors, "Format").
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHUNK = 8 * 1024 * 1024
+_MAX_HEADER = 64 * 1024 * 1024
+DTYPE_BYTES: dict[str, int] = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+
+
+class DamagedFileError(Exception):
+    """A file is not what it says it is; the message tells file, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class TensorBytes:
+    """A tensor as the container holds it: element type, shape and its raw little-endian bytes in C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: element type, shape, and [begin, end) in bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The head of a container: tensors by name in file order, and the free metadata."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, NaN refused; equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable; without this a power cut can lose the rename itself."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader, now or after a power cut, finds the old file or the new one, never a part.
+
+    Raises:
+        OSError: no space, no right, a read-only folder; the temporary file is taken away again.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp makes 0600, which a sidecar under another user could not read
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of a readable JSON document."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        DamagedFileError: it cannot be read as one.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of the bytes of `path`, read in pieces so that memory stays flat."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def container_head(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """The head of a container and the order in which the tensors' bytes follow it.
+
+    Wide element types come first, so that every tensor starts at a multiple of its element size; names sort within a
+    type, so that equal contents give equal files.
+    """
+    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
+    head: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in order:
+        tensor = tensors[name]
+        end = position + tensor.num_bytes
+        head[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def write_container(path: Path, tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> tuple[int, str]:
+    """Write a safetensors file durably and check what reached the file.
+
+    Returns:
+        (size in bytes, hex sha256).
+
+    Raises:
+        OSError: the write failed; neither the file nor its temporary is left.
+        DamagedFileError: the bytes read back are not the bytes written.
+    """
+    head, order = container_head(tensors, metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            for piece in _pieces(head, tensors, order):
+                written = 0
+                while written < piece.nbytes:  # one write call may take less than it was given
+                    written += file.write(piece[written:])
+                digest.update(piece)
+                size += piece.nbytes
+            os.fsync(file.fileno())
+        if sha256_file(temporary) != digest.hexdigest():
+            raise DamagedFileError(f"{path}: the bytes read back differ from the bytes written; check this disk")
+        temporary.replace(path)
+    except (OSError, DamagedFileError):
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return size, digest.hexdigest()
+
+
+def _pieces(head: bytes, tensors: Mapping[str, TensorBytes], order: list[str]) -> Iterator[memoryview]:
+    yield memoryview(head)
+    for name in order:
+        data = tensors[name].data
+        if data.nbytes:
+            flat = data.cast("B") if data.format != "B" or data.ndim != 1 else data
+            for start in range(0, flat.nbytes, CHUNK):
+                yield flat[start : start + CHUNK]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the head of a container without reading its tensors.
+
+    Raises:
+        DamagedFileError: the head is cut, is not JSON, or its offsets do not tile the file exactly.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise DamagedFileError(f"{path} ({size} bytes) is not a safetensors file: its head claims {length} bytes")
+        text = file.read(length)
+    try:
+        head = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path}: the head is not JSON ({error})") from error
+    if not isinstance(head, dict):
+        raise DamagedFileError(f"{path}: the head is not a JSON object")
+    metadata = head.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise DamagedFileError(f"{path}: the metadata in the head is not a table of texts")
+    entries = {name: _entry(path, name, value, 8 + length) for name, value in head.items()}
+    position = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != position:
+            raise DamagedFileError(f"{path}: tensor {name} starts at byte {entry.begin}, expected {position}")
+        position = entry.end
+    if position != size:
+        raise DamagedFileError(f"{path} has {size} bytes; its head describes {position}")
+    return Header(entries, metadata)
+
+
+def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
+    problem = DamagedFileError(f"{path}: tensor {name} has a malformed description: {value!r:.200}")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise problem
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in DTYPE_BYTES or not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise problem
+    if not all(type(number) is int and 0 <= number < 2**48 for number in [*shape, *offsets]):
+        raise problem
+    if len(shape) > 16 or math.prod(shape) * DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
+        raise problem
+    return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def digest_parts(path: Path, header: Header) -> dict[str, str]:
+    """Hex sha256 of each group of tensors, by the first word of their names ("model/...", "optimizer/...").
+
+    The digest covers names, element types, shapes and bytes, in name order, so that it depends on nothing else in the
+    file.
+    """
+    parts: dict[str, Any] = {}
+    if header.entries:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            for name in sorted(header.entries):
+                entry = header.entries[name]
+                part = parts.setdefault(name.split("/", 1)[0], hashlib.sha256())
+                part.update(canonical_json([name, entry.dtype, list(entry.shape)]).encode())
+                with memoryview(mapped) as view:
+                    part.update(view[entry.begin : entry.end])
+    return {name: part.hexdigest() for name, part in parts.items()}
