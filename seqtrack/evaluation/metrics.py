@@ -1,0 +1,197 @@
+"""LaSOT's protocol: how boxes of a tracker become success, precision and normalised precision.
+
+Knows only arrays of boxes (NumPy): no file, no model, no data set. Every number is what LaSOT's own toolkit gives;
+where the Python evaluators of the field part from it (a visible frame whose annotation is no box) the convention is an
+argument.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+SUCCESS_THRESHOLDS: Array = np.arange(21, dtype=np.float64) * 0.05  # IoU
+PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64)  # pixels between the centres
+NORM_PRECISION_THRESHOLDS: Array = (
+    np.arange(51, dtype=np.float64) / 100
+)  # the same, in widths and heights of the annotation
+
+_OP50, _OP75, _P20, _P_NORM = 10, 15, 20, 20  # positions of 0.50, 0.75, 20 px and 0.20 in the tables above
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a visible frame counts as whose annotation is not a box; absent frames are failures everywhere.
+
+    Attributes:
+        corner_too: x and y must be above 0 as well as w and h (files count pixels from 1).
+        invalid_center: its distance in pixels. -1 is below every threshold: a failure in success, a hit in precision.
+    """
+
+    corner_too: bool
+    invalid_center: float
+
+
+TOOLKIT = Convention(corner_too=True, invalid_center=-1.0)
+PYTHON = Convention(corner_too=False, invalid_center=float("inf"))  # pytracking and its children, SeqTrack's among them
+
+
+class FrameErrors(NamedTuple):
+    """What one frame after another got, each (N,): IoU, centre distance in pixels, the same in annotation sizes.
+
+    A frame that may not count carries values that no threshold takes: IoU -1 and distances of infinity.
+    """
+
+    iou: Array
+    center: Array
+    norm_center: Array
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Curves of one sequence, or their mean over sequences, and the figures read from them.
+
+    Attributes:
+        success: (21,) share of frames above each IoU of `SUCCESS_THRESHOLDS`.
+        precision, norm_precision: (51,) share of frames within each distance of their thresholds.
+        mean_iou: percent, over the frames where the target is visible and annotated.
+        frames: annotated frames, the absent ones included.
+    """
+
+    success: Array
+    precision: Array
+    norm_precision: Array
+    mean_iou: float
+    frames: int
+
+    @property
+    def auc(self) -> float:
+        """Area under the success curve, percent."""
+        return float(self.success.mean() * 100)
+
+    def figures(self) -> dict[str, float]:
+        """The figures of tables, in percent: auc, op50, op75, p20, p_norm, mean_iou."""
+        return {
+            "auc": self.auc,
+            "op50": float(self.success[_OP50] * 100),
+            "op75": float(self.success[_OP75] * 100),
+            "p20": float(self.precision[_P20] * 100),
+            "p_norm": float(self.norm_precision[_P_NORM] * 100),
+            "mean_iou": self.mean_iou,
+        }
+
+
+FIGURES = ("auc", "op50", "op75", "p20", "p_norm", "mean_iou")
+
+
+def is_box(boxes_xywh: Array) -> Mask:
+    """(N,) whether a predicted row is a box at all: four finite numbers, width and height above 0."""
+    finite, positive = np.isfinite(boxes_xywh).all(axis=1), (boxes_xywh[:, 2:] > 0).all(axis=1)
+    return np.asarray(finite & positive)
+
+
+def repair(predicted_xywh: Array, first_xywh: Array) -> Array:
+    """Give every frame a box, as the toolkit does before it scores.
+
+    Args:
+        predicted_xywh: (N, 4) pixels, as the tracker wrote them.
+        first_xywh: (4,) the annotation of frame 1, which the tracker was given and is not judged by.
+
+    Returns:
+        (N, 4): frame 1 is the annotation; a row that is not a box repeats the last one that is.
+    """
+    boxes = np.array(predicted_xywh, dtype=np.float64)
+    boxes[0] = first_xywh
+    usable = is_box(boxes)
+    usable[0] = True
+    last = np.maximum.accumulate(np.where(usable, np.arange(len(boxes)), 0))
+    repaired: Array = boxes[last]
+    return repaired
+
+
+def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
+    """(N,) intersection over union of two lists of boxes (N, 4), 0 where both are empty."""
+    low = np.maximum(a_xywh[:, :2], b_xywh[:, :2])
+    high = np.minimum(a_xywh[:, :2] + a_xywh[:, 2:], b_xywh[:, :2] + b_xywh[:, 2:])
+    overlap = np.clip(high - low, 0, None).prod(axis=1)
+    union = a_xywh[:, 2:].prod(axis=1) + b_xywh[:, 2:].prod(axis=1) - overlap
+    iou: Array = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
+
+
+def frame_errors(
+    predicted_xywh: Array, annotated_xywh: Array, visible: Mask, *, convention: Convention = TOOLKIT
+) -> FrameErrors:
+    """Compare a tracker's boxes with the annotation, frame by frame.
+
+    Args:
+        predicted_xywh: (M, 4) pixels, M >= N; frames beyond the annotation are cut (trackers wrote some for monkey-17).
+        annotated_xywh: (N, 4) pixels.
+        visible: (N,) False where the target is fully occluded or out of view.
+        convention: what to make of a visible frame whose annotation is not a box.
+
+    Raises:
+        ValueError: fewer boxes than annotated frames, arrays of another shape, or no frame at all.
+    """
+    num_frames = len(annotated_xywh)
+    if num_frames == 0 or annotated_xywh.shape != (num_frames, 4) or visible.shape != (num_frames,):
+        raise ValueError(
+            f"expected annotations (N, 4) and visible (N,), N > 0, found {annotated_xywh.shape} and {visible.shape}"
+        )
+    if predicted_xywh.ndim != 2 or predicted_xywh.shape[1] != 4 or len(predicted_xywh) < num_frames:
+        raise ValueError(f"{num_frames} annotated frames need as many boxes (N, 4), found {predicted_xywh.shape}")
+    annotated = np.asarray(annotated_xywh, dtype=np.float64)
+    predicted = repair(predicted_xywh[:num_frames], annotated[0])
+
+    iou = iou_xywh(predicted, annotated)
+    # The toolkit's boxes hold whole pixels, first to last: their centre lies at x + (w - 1) / 2.
+    centers = predicted[:, :2] + (predicted[:, 2:] - 1) / 2, annotated[:, :2] + (annotated[:, 2:] - 1) / 2
+    center = np.sqrt(np.square(centers[0] - centers[1]).sum(axis=1))
+    # Divided first and subtracted then: distances of exactly 0.2 are common among whole-numbered boxes, and the other
+    # order rounds some of them to the other side of the threshold (ATOM's P_norm would be 0.002 higher).
+    with np.errstate(divide="ignore", invalid="ignore"):  # an annotation of width 0 is set apart below
+        norm_center = np.sqrt(np.square(centers[0] / annotated[:, 2:] - centers[1] / annotated[:, 2:]).sum(axis=1))
+
+    invalid = (annotated[:, 0 if convention.corner_too else 2 :] <= 0).any(axis=1)
+    iou[invalid], center[invalid], norm_center[invalid] = -1.0, convention.invalid_center, -1.0
+    iou[~visible], center[~visible], norm_center[~visible] = -1.0, np.inf, np.inf
+    return FrameErrors(iou, center, norm_center)
+
+
+def score(predicted_xywh: Array, annotated_xywh: Array, visible: Mask, *, convention: Convention = TOOLKIT) -> Scores:
+    """Curves of one sequence; arguments and errors as `frame_errors`.
+
+    Absent frames count nowhere above the line but do count below it: shares are of all N frames.
+    """
+    errors = frame_errors(predicted_xywh, annotated_xywh, visible, convention=convention)
+    num_frames = len(annotated_xywh)
+    counted = errors.iou >= 0
+    return Scores(
+        success=(errors.iou[:, None] > SUCCESS_THRESHOLDS).sum(axis=0) / num_frames,
+        precision=(errors.center[:, None] <= PRECISION_THRESHOLDS).sum(axis=0) / num_frames,
+        norm_precision=(errors.norm_center[:, None] <= NORM_PRECISION_THRESHOLDS).sum(axis=0) / num_frames,
+        mean_iou=float(errors.iou[counted].mean() * 100) if counted.any() else 0.0,
+        frames=num_frames,
+    )
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """The mean over sequences: each weighs the same, however long it is.
+
+    Raises:
+        ValueError: there is nothing to take a mean of.
+    """
+    if not scores:
+        raise ValueError("no sequence was scored, so there is no mean")
+    return Scores(
+        success=np.mean([one.success for one in scores], axis=0),
+        precision=np.mean([one.precision for one in scores], axis=0),
+        norm_precision=np.mean([one.norm_precision for one in scores], axis=0),
+        mean_iou=float(np.mean([one.mean_iou for one in scores])),
+        frames=sum(one.frames for one in scores),
+    )
