@@ -1,0 +1,37 @@
+"""From the bytes of a crop to what the encoder takes. Runs on the device that holds the images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(
+    images_uint8: Tensor,
+    brightness: Tensor | None = None,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """Scale to [0, 1], brighten, clamp, and bring each channel to mean 0 and deviation 1.
+
+    Args:
+        images_uint8: (..., 3, H, W) uint8, RGB.
+        brightness: (...) float factor of each image, or None for 1.
+
+    Returns:
+        (..., 3, H, W) float32.
+    """
+    values = images_uint8.to(torch.float32, copy=True)
+    if brightness is None:
+        values.div_(255)
+    else:
+        factor = brightness.to(torch.float32) / 255
+        values.mul_(factor[..., None, None, None]).clamp_(0, 1)
+    channel = (3, 1, 1)
+    centre = torch.tensor(tuple(mean), dtype=torch.float32, device=values.device).reshape(channel)
+    spread = torch.tensor(tuple(std), dtype=torch.float32, device=values.device).reshape(channel)
+    return values.sub_(centre).div_(spread)

@@ -1,0 +1,71 @@
+"""Position tables: how they start, and how learned ones are carried to another grid.
+
+Pure functions of sizes and tensors. Knows nothing of encoders or checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sinusoid_1d(length: int, dim: int) -> Tensor:
+    """The 1-D sinusoid table of "Attention Is All You Need": sin on even channels, cos on odd, base 10000.
+
+    The authors start the decoder's memory positions with it, over the flattened patch index.
+
+    Returns:
+        (length, dim) float32.
+    """
+    channel = torch.arange(dim, dtype=torch.float64)
+    rate = 10000.0 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / dim)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+    return table.to(torch.float32)
+
+
+def sincos_2d(grid: int, dim: int) -> Tensor:
+    """A 2-D sinusoid table as in MAE: one half of the channels for the column, one for the row, each sin then cos.
+
+    Args:
+        dim: a multiple of 4.
+
+    Returns:
+        (grid * grid, dim) float32, row-major.
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"a 2-D sinusoid needs a width that is a multiple of 4, not {dim}")
+    quarter = dim // 4
+    rate = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * rate
+    one_axis = torch.cat((angle.sin(), angle.cos()), dim=1)
+    column = one_axis[None, :, :].expand(grid, grid, -1)
+    row = one_axis[:, None, :].expand(grid, grid, -1)
+    return torch.cat((column, row), dim=2).reshape(grid * grid, dim).to(torch.float32)
+
+
+def resample_positions(table: Tensor, grid: int) -> Tensor:
+    """Carry a learned square table to another grid, bicubically with the corners of both grids aligned.
+
+    Aligned corners are what the authors' loader does; checkpoints that started from MAE weights have it in them.
+
+    Args:
+        table: (1, side * side, C), row-major, without class token.
+
+    Returns:
+        (1, grid * grid, C).
+
+    Raises:
+        ValueError: the table is not square.
+    """
+    side = round(table.shape[1] ** 0.5)
+    if side * side != table.shape[1]:
+        raise ValueError(f"a position table of {table.shape[1]} entries is not a square grid")
+    if side == grid:
+        return table
+    image = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=True)
+    resampled: Tensor = image.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
+    return resampled

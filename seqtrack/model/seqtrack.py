@@ -1,0 +1,122 @@
+"""SeqTrack: images in, a box spelt as words out (Chen et al., CVPR 2023).
+
+Puts encoder, bottleneck, decoder and word head together and generates. Knows nothing of training, files or frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seqtrack.model.decoder import Decoder, WordHead
+from seqtrack.model.encoder import Encoder
+from seqtrack.model.spec import ModelSpec
+from seqtrack.tokens import COORDINATES, centre_positions, start_token
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated sequence.
+
+    Args:
+        tokens: (B, 4) int64 coordinate words, in the order of the sequence format.
+        confidences: (B, 4) float64, each word's probability, times the window where that applies.
+    """
+
+    tokens: Tensor
+    confidences: Tensor
+
+
+class SeqTrack(nn.Module):
+    """The whole model.
+
+    Args:
+        encoder: images to (B, N, C) tokens.
+        bottleneck: C to the decoder's width. Where both widths are equal it stays unused, as in the authors' model,
+            and takes no gradient.
+        decoder, vocab_embed: words and memory to logits.
+        spec: sizes and variants that the parts were made with.
+    """
+
+    def __init__(
+        self, encoder: Encoder, bottleneck: nn.Linear, decoder: Decoder, vocab_embed: WordHead, *, spec: ModelSpec
+    ) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.empty(1, spec.memory_tokens, spec.hidden_dim))
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+        self.vocab_embed = vocab_embed
+        self.spec = spec
+        self.bottleneck_used = bottleneck.in_features != bottleneck.out_features
+        if not self.bottleneck_used:
+            # A parameter that waits for a gradient which never comes would stop distributed training.
+            bottleneck.requires_grad_(False)
+
+    def encode(self, templates: Tensor, search: Tensor) -> Tensor:
+        """Look at a search region and its templates.
+
+        Args:
+            templates: (B, T, 3, S, S) float, normalised.
+            search: (B, 3, S', S') float, normalised.
+
+        Returns:
+            memory (B, N, hidden): N search tokens ("x"), all tokens ("xz") or one mean ("token").
+        """
+        tokens = self.encoder(templates, search, only_search=self.spec.feature_type == "x")
+        if self.spec.feature_type == "token":
+            tokens = tokens.mean(dim=1, keepdim=True)
+        memory: Tensor = self.bottleneck(tokens) if self.bottleneck_used else tokens
+        return memory
+
+    def decode(self, memory: Tensor, input_tokens: Tensor) -> Tensor:
+        """Score every next word, teacher-forced.
+
+        Args:
+            memory: (B, N, hidden) from `encode`.
+            input_tokens: (B, L) integers, START first, L up to 5.
+
+        Returns:
+            logits (B, L, bins + 2): row i scores the word that follows input word i.
+        """
+        features = self.decoder(input_tokens, self.decoder.start(memory, self.pos_embed))
+        logits: Tensor = self.vocab_embed(features)
+        return logits
+
+    def forward(self, templates: Tensor, search: Tensor, input_tokens: Tensor) -> Tensor:
+        """`encode` and `decode` in one call, which is what wrappers such as DDP and compile need."""
+        return self.decode(self.encode(templates, search), input_tokens)
+
+    @torch.no_grad()
+    def generate(self, memory: Tensor, window: Tensor | None = None) -> Generated:
+        """Spell the box, the likeliest coordinate word at a time; END is never chosen.
+
+        Probabilities are taken over all words and those of END and START dropped without renormalising. Keys and
+        values of the memory and of past words are kept between words.
+
+        Args:
+            memory: (B, N, hidden) from `encode`.
+            window: (bins,) penalty multiplied onto the probabilities of the two centre words before the choice, such
+                as `tokens.hann_window`; None for none. Format "corner" has no centre words and ignores it.
+
+        Returns:
+            tokens and confidences. Confidences are float64 always; the authors return float32 without the window and
+            float64 with it. The product with a float64 window is taken in float64, as theirs is, so that a near tie
+            falls to the same word.
+        """
+        bins = self.spec.bins
+        windowed = centre_positions(self.spec.seq_format) if window is not None else ()
+        cache = self.decoder.start(memory, self.pos_embed)
+        word = torch.full((memory.shape[0], 1), start_token(bins), dtype=torch.int64, device=memory.device)
+        words, confidences = [], []
+        for position in range(COORDINATES):
+            logits = self.vocab_embed(self.decoder(word, cache))[:, 0]
+            if logits.dtype in (torch.bfloat16, torch.float16):
+                logits = logits.float()
+            scores = logits.softmax(dim=-1)[:, :bins]
+            if window is not None and position in windowed:
+                scores = scores * window.to(scores.device)
+            confidence, word = scores.max(dim=-1, keepdim=True)
+            words.append(word)
+            confidences.append(confidence.to(torch.float64))
+        return Generated(tokens=torch.cat(words, dim=1), confidences=torch.cat(confidences, dim=1))

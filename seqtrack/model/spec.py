@@ -1,0 +1,160 @@
+"""What a model is made of, in one small dataclass.
+
+`ModelSpec` is all that `model/` knows of a configuration. `model_spec` translates the configuration once, at the door:
+training, evaluation and the commands call it and hand on the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from seqtrack.errors import UserError
+from seqtrack.tokens import SEQ_FORMATS, SEQUENCE_LENGTH
+
+if TYPE_CHECKING:
+    from seqtrack.config.schema import Config
+
+FEATURE_TYPES = ("x", "xz", "token")
+POSITION_INITS = ("trunc_normal", "sincos2d")
+PRETRAIN_TYPES = ("mae", "default", "scratch")
+CUSTOM_ENCODER = "vit_custom"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes and variants of one model; the defaults are the authors' B256.
+
+    Args:
+        encoder_type: a name in `build.ENCODERS`, "vit_custom", or any name that timm knows for a plain ViT.
+        patch_size: pixels; must divide both image sizes.
+        embed_dim, depth, num_heads: only with "vit_custom".
+        pos_init: how the encoder's positions start: "trunc_normal" or "sincos2d".
+        drop_path: rate of the last block; grows linearly from 0 at the first.
+        pretrain_type: "mae", "default" (ImageNet) or "scratch"; only `weights.load_pretrained` reads it.
+        use_checkpoint: compute each encoder block again in the backward pass instead of keeping its activations.
+        search_size, template_size: pixels.
+        feature_type: what the decoder sees: "x" the search tokens, "xz" all tokens, "token" their mean.
+    """
+
+    encoder_type: str = "vit_base_patch16"
+    patch_size: int = 16
+    embed_dim: int = 0
+    depth: int = 0
+    num_heads: int = 0
+    pos_init: str = "trunc_normal"
+    drop_path: float = 0.0
+    pretrain_type: str = "scratch"
+    use_checkpoint: bool = False
+    search_size: int = 256
+    template_size: int = 256
+    num_templates: int = 2
+    hidden_dim: int = 256
+    bins: int = 4000
+    feature_type: str = "x"
+    seq_format: str = "xywh"
+    decoder_layers: int = 2
+    decoder_heads: int = 8
+    decoder_feedforward: int = 1024
+    dropout: float = 0.1
+    pre_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, all problems at once."""
+        problems = list(_problems(self))
+        if problems:
+            raise UserError(problems)
+
+    @property
+    def search_grid(self) -> int:
+        """Patches along one side of the search region."""
+        return self.search_size // self.patch_size
+
+    @property
+    def template_grid(self) -> int:
+        """Patches along one side of a template."""
+        return self.template_size // self.patch_size
+
+    @property
+    def search_tokens(self) -> int:
+        """Encoder tokens of the search region."""
+        return self.search_grid**2
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Encoder tokens of the search region and all templates."""
+        return self.search_tokens + self.num_templates * self.template_grid**2
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens that the decoder looks at."""
+        return {"x": self.search_tokens, "xz": self.encoder_tokens, "token": 1}[self.feature_type]
+
+    @property
+    def sequence_length(self) -> int:
+        """Words of a decoder input: START and four coordinates."""
+        return SEQUENCE_LENGTH
+
+
+def _problems(spec: ModelSpec) -> list[str]:
+    found = []
+    for name, size in (("search_size", spec.search_size), ("template_size", spec.template_size)):
+        if spec.patch_size < 1 or size < spec.patch_size or size % spec.patch_size:
+            found.append(
+                f"MODEL.ENCODER.PATCH_SIZE {spec.patch_size} does not divide {name} {size} px; "
+                f"use a divisor of it or change the size"
+            )
+    for name, value, choices in (
+        ("MODEL.FEATURE_TYPE", spec.feature_type, FEATURE_TYPES),
+        ("MODEL.ENCODER.POS_INIT", spec.pos_init, POSITION_INITS),
+        ("MODEL.ENCODER.PRETRAIN_TYPE", spec.pretrain_type, PRETRAIN_TYPES),
+        ("DATA.SEQ_FORMAT", spec.seq_format, SEQ_FORMATS),
+    ):
+        if value not in choices:
+            found.append(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    for name in ("num_templates", "hidden_dim", "decoder_layers", "decoder_heads", "decoder_feedforward"):
+        if getattr(spec, name) < 1:
+            found.append(f"{name} is {getattr(spec, name)}; expected at least 1")
+    if spec.bins < 2:
+        found.append(f"MODEL.BINS is {spec.bins}; expected at least 2")
+    if spec.decoder_heads >= 1 and spec.hidden_dim % spec.decoder_heads:
+        found.append(f"MODEL.HIDDEN_DIM {spec.hidden_dim} is not a multiple of the {spec.decoder_heads} decoder heads")
+    if spec.encoder_type == CUSTOM_ENCODER:
+        if min(spec.embed_dim, spec.depth, spec.num_heads) < 1:
+            found.append(f"{CUSTOM_ENCODER} needs MODEL.ENCODER.EMBED_DIM, DEPTH and NUM_HEADS of at least 1")
+        elif spec.embed_dim % spec.num_heads:
+            found.append(f"MODEL.ENCODER.EMBED_DIM {spec.embed_dim} is not a multiple of {spec.num_heads} heads")
+    return found
+
+
+def model_spec(config: Config) -> ModelSpec:
+    """The model that a configuration asks for.
+
+    Raises:
+        UserError: the sizes do not fit each other; all problems at once.
+    """
+    model, encoder, decoder, data = config.MODEL, config.MODEL.ENCODER, config.MODEL.DECODER, config.DATA
+    custom = encoder.TYPE == CUSTOM_ENCODER
+    return ModelSpec(
+        encoder_type=encoder.TYPE,
+        patch_size=encoder.PATCH_SIZE,
+        embed_dim=encoder.EMBED_DIM if custom else 0,
+        depth=encoder.DEPTH if custom else 0,
+        num_heads=encoder.NUM_HEADS if custom else 0,
+        pos_init=encoder.POS_INIT,
+        drop_path=encoder.DROP_PATH,
+        pretrain_type=encoder.PRETRAIN_TYPE,
+        use_checkpoint=encoder.USE_CHECKPOINT,
+        search_size=data.SEARCH.SIZE,
+        template_size=data.TEMPLATE.SIZE,
+        num_templates=data.TEMPLATE.NUMBER,
+        hidden_dim=model.HIDDEN_DIM,
+        bins=model.BINS,
+        feature_type=model.FEATURE_TYPE,
+        seq_format=data.SEQ_FORMAT,
+        decoder_layers=decoder.DEC_LAYERS,
+        decoder_heads=decoder.NHEADS,
+        decoder_feedforward=decoder.DIM_FEEDFORWARD,
+        dropout=decoder.DROPOUT,
+        pre_norm=decoder.PRE_NORM,
+    )

@@ -1,0 +1,140 @@
+"""Boxes spelt as words: SeqTrack's vocabulary and the sequences it is trained on.
+
+The vocabulary has `bins` coordinate words 0..bins-1, then END = bins, then START = bins + 1. A sequence spells one box
+with four coordinates. Pure functions of tensors; knows boxes, and nothing of models or files.
+
+Three formats order the coordinates: "xywh" spells cx, cy, w, h (the authors call it so although it is centre based),
+"whxy" spells w, h, cx, cy, and "corner" spells x0, y0, x1, y1. "cxcywh" is accepted as the honest name of the first.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from seqtrack.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+
+COORDINATES = 4
+SEQUENCE_LENGTH = COORDINATES + 1
+SEQ_FORMATS = ("xywh", "whxy", "corner", "cxcywh")
+
+
+def end_token(bins: int) -> int:
+    """The word that ends a sequence. It is learned but never generated: a box always has four coordinates."""
+    return bins
+
+
+def start_token(bins: int) -> int:
+    """The word every decoder input begins with."""
+    return bins + 1
+
+
+def vocabulary_size(bins: int) -> int:
+    """Coordinate words, END and START."""
+    return bins + 2
+
+
+def centre_positions(seq_format: str) -> tuple[int, ...]:
+    """Positions of the sequence that hold the box's centre, where the tracker's window applies.
+
+    "corner" has none. The authors window its first two words, which pulls the top-left corner, not the box, to the
+    middle; no published model uses that format, so here it has no window.
+    """
+    _check_format(seq_format)
+    return {"xywh": (0, 1), "cxcywh": (0, 1), "whxy": (2, 3), "corner": ()}[seq_format]
+
+
+def boxes_to_tokens(boxes: Tensor, bins: int) -> Tensor:
+    """Spell coordinates as words, in the order given.
+
+    Args:
+        boxes: (..., 4) float in [0, 1], fractions of the search region's side.
+        bins: number of coordinate words.
+
+    Returns:
+        (..., 4) int64 in [0, bins - 1]: the integer part of value * (bins - 1), as released checkpoints learned it,
+        which is half a bin below the value on average.
+
+    Raises:
+        ValueError: a coordinate lies outside [0, 1] or is not a number. Clip the box first: a word wrapped round
+            silently would teach the model a box that is not there.
+    """
+    if not bool(((boxes >= 0) & (boxes <= 1)).all()):
+        outside = boxes[~((boxes >= 0) & (boxes <= 1))]
+        raise ValueError(
+            f"{outside.numel()} of {boxes.numel()} coordinates lie outside [0, 1], the first is {float(outside[0])}; "
+            "clip the boxes to the search region before spelling them"
+        )
+    return (boxes * (bins - 1)).long()
+
+
+def tokens_to_boxes(tokens: Tensor, bins: int, seq_format: str = "xywh") -> Tensor:
+    """Read words as boxes.
+
+    Args:
+        tokens: (..., 4) integers in [0, bins - 1].
+
+    Returns:
+        (..., 4) float64 cxcywh in fractions of the search region's side.
+    """
+    _check_format(seq_format)
+    values = tokens.to(torch.float64) / (bins - 1)
+    if seq_format == "corner":
+        return xyxy_to_cxcywh(values)
+    if seq_format == "whxy":
+        return values[..., [2, 3, 0, 1]]
+    return values
+
+
+def target_sequences(boxes_cxcywh: Tensor, bins: int, seq_format: str = "xywh") -> tuple[Tensor, Tensor]:
+    """What the decoder is given and what it has to say, for boxes that may reach out of the search region.
+
+    Args:
+        boxes_cxcywh: (B, 4) float in fractions of the search region's side.
+
+    Returns:
+        input tokens (B, 5) int64: START and four coordinates; target tokens (B, 5) int64: four coordinates and END.
+
+    Raises:
+        ValueError: a coordinate is not a number.
+    """
+    return target_sequences_from_corners(cxcywh_to_xyxy(boxes_cxcywh), bins, seq_format)
+
+
+def target_sequences_from_corners(boxes_xyxy: Tensor, bins: int, seq_format: str = "xywh") -> tuple[Tensor, Tensor]:
+    """As `target_sequences`, from corners: each corner is clamped to the region, so a box that leaves it is cut.
+
+    Args:
+        boxes_xyxy: (B, 4) float in fractions of the search region's side.
+    """
+    _check_format(seq_format)
+    corners = boxes_xyxy.clamp(0, 1)
+    if seq_format == "corner":
+        spelt = corners
+    else:
+        spelt = xyxy_to_cxcywh(corners)
+        if seq_format == "whxy":
+            spelt = spelt[..., [2, 3, 0, 1]]
+    words = boxes_to_tokens(spelt, bins)
+    start = words.new_full((*words.shape[:-1], 1), start_token(bins))
+    end = words.new_full((*words.shape[:-1], 1), end_token(bins))
+    return torch.cat((start, words), dim=-1), torch.cat((words, end), dim=-1)
+
+
+def hann_window(bins: int) -> Tensor:
+    """The tracker's penalty for moving away: a Hann window over the coordinate words.
+
+    Returns:
+        (bins,) float64 on the CPU, 1 in the middle, exactly 0 at both ends: with the window the outermost words can
+        never win, as in the authors' tracker.
+    """
+    if bins == 1:
+        return torch.ones(1, dtype=torch.float64)
+    position = torch.arange(bins, dtype=torch.float64)
+    window: Tensor = 0.5 - 0.5 * torch.cos(2 * math.pi * position / (bins - 1))
+    return window
+
+
+def _check_format(seq_format: str) -> None:
+    if seq_format not in SEQ_FORMATS:
+        raise ValueError(f"unknown sequence format {seq_format!r}; expected one of {', '.join(SEQ_FORMATS)}")
