@@ -1,0 +1,214 @@
+"""Rules between keys: what each value allows by itself and the whole does not.
+
+Each rule names the keys it reads, and is not asked when one of them is wrong already: its message would only repeat
+that. A rule that returns text refuses the configuration; a caution is logged and the run goes on.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from seqtrack.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`check` returns the problem as a sentence, or None."""
+
+    keys: tuple[str, ...]
+    check: Callable[[Config], str | None]
+
+
+def broken_rules(rules: Collection[Rule], config: Config, wrong: Collection[str]) -> list[str]:
+    """What the rules say of a configuration, leaving out those that read a key in `wrong`."""
+    answers = [rule.check(config) for rule in rules if not set(rule.keys) & set(wrong)]
+    return [answer for answer in answers if answer is not None]
+
+
+def _template_counts(config: Config) -> str | None:
+    trained, tested = config.DATA.TEMPLATE.NUMBER, config.TEST.NUM_TEMPLATES
+    if trained == tested:
+        return None
+    return f"DATA.TEMPLATE.NUMBER is {trained} and TEST.NUM_TEMPLATES is {tested}; the encoder takes one number of them"
+
+
+def _search_sizes(config: Config) -> str | None:
+    trained, tested = config.DATA.SEARCH.SIZE, config.TEST.SEARCH_SIZE
+    if trained == tested:
+        return None
+    return (
+        f"DATA.SEARCH.SIZE is {trained} and TEST.SEARCH_SIZE is {tested}; positions are learned for one size: set both"
+    )
+
+
+def _template_sizes(config: Config) -> str | None:
+    trained, tested = config.DATA.TEMPLATE.SIZE, config.TEST.TEMPLATE_SIZE
+    if trained == tested:
+        return None
+    return (
+        f"DATA.TEMPLATE.SIZE is {trained} and TEST.TEMPLATE_SIZE is {tested}; "
+        "positions are learned for one size: set both"
+    )
+
+
+def _patches(name: str, size: int, patch: int) -> str | None:
+    if size % patch == 0:
+        return None
+    down, up = size // patch * patch, (size // patch + 1) * patch
+    near = f"{down} or {up}" if down else f"{up}"
+    return f"{name} is {size}, which patches of {patch} (MODEL.ENCODER.PATCH_SIZE) do not fill; use {near}"
+
+
+def _search_patches(config: Config) -> str | None:
+    return _patches("DATA.SEARCH.SIZE", config.DATA.SEARCH.SIZE, config.MODEL.ENCODER.PATCH_SIZE)
+
+
+def _template_patches(config: Config) -> str | None:
+    return _patches("DATA.TEMPLATE.SIZE", config.DATA.TEMPLATE.SIZE, config.MODEL.ENCODER.PATCH_SIZE)
+
+
+def _custom_encoder(config: Config) -> str | None:
+    encoder = config.MODEL.ENCODER
+    sizes = {"EMBED_DIM": encoder.EMBED_DIM, "DEPTH": encoder.DEPTH, "NUM_HEADS": encoder.NUM_HEADS}
+    if encoder.TYPE == "vit_custom":
+        missing = [f"MODEL.ENCODER.{name}" for name, value in sizes.items() if value == 0]
+        return f"{', '.join(missing)}: vit_custom has no size of its own; give a number above 0" if missing else None
+    given = [f"MODEL.ENCODER.{name}" for name, value in sizes.items() if value != 0]
+    if not given:
+        return None
+    return f"{', '.join(given)}: MODEL.ENCODER.TYPE {encoder.TYPE} has its own size; use vit_custom or leave 0"
+
+
+def _custom_weights(config: Config) -> str | None:
+    encoder = config.MODEL.ENCODER
+    if encoder.TYPE != "vit_custom" or encoder.PRETRAIN_TYPE == "scratch":
+        return None
+    return (
+        f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}, but nobody has weights for vit_custom; "
+        "ask for scratch by name"
+    )
+
+
+def _encoder_heads(config: Config) -> str | None:
+    encoder = config.MODEL.ENCODER
+    if encoder.NUM_HEADS == 0 or encoder.EMBED_DIM % encoder.NUM_HEADS == 0:
+        return None
+    return (
+        f"MODEL.ENCODER.EMBED_DIM {encoder.EMBED_DIM} cannot be dealt to MODEL.ENCODER.NUM_HEADS {encoder.NUM_HEADS}; "
+        "use a multiple"
+    )
+
+
+def _encoder_sinusoid(config: Config) -> str | None:
+    encoder = config.MODEL.ENCODER
+    if encoder.POS_INIT != "sincos2d" or encoder.EMBED_DIM % 4 == 0:
+        return None
+    return f"MODEL.ENCODER.EMBED_DIM is {encoder.EMBED_DIM}; POS_INIT sincos2d needs a multiple of 4"
+
+
+def _decoder_heads(config: Config) -> str | None:
+    width, heads = config.MODEL.HIDDEN_DIM, config.MODEL.DECODER.NHEADS
+    if width % heads == 0 and width % 2 == 0:
+        return None
+    return f"MODEL.HIDDEN_DIM is {width}; it must be even and a multiple of MODEL.DECODER.NHEADS ({heads})"
+
+
+def _ratios(config: Config) -> str | None:
+    names, ratios = config.DATA.TRAIN.DATASETS_NAME, config.DATA.TRAIN.DATASETS_RATIO
+    if not names:
+        return "DATA.TRAIN.DATASETS_NAME is empty; name at least one data set"
+    if len(names) != len(ratios):
+        return (
+            f"DATA.TRAIN.DATASETS_NAME has {len(names)} names and DATASETS_RATIO {len(ratios)} numbers; give one each"
+        )
+    if len(set(names)) != len(names):
+        return f"DATA.TRAIN.DATASETS_NAME names a data set twice: {', '.join(names)}"
+    return None if sum(ratios) > 0 else "DATA.TRAIN.DATASETS_RATIO is 0 for every data set; nothing would be drawn"
+
+
+def _classes(config: Config) -> str | None:
+    classes = config.DATA.CLASSES
+    twice = sorted({one for one in classes if classes.count(one) > 1})
+    if twice:
+        return f"DATA.CLASSES names {', '.join(twice)} more than once"
+    if config.DATA.RANDOM_CLASSES and not classes:
+        return "DATA.RANDOM_CLASSES draws further classes, but DATA.CLASSES is empty, which takes all of them already"
+    return None
+
+
+def _milestones(config: Config) -> str | None:
+    schedule = config.TRAIN.SCHEDULER
+    if any(a >= b for a, b in zip(schedule.MILESTONES, schedule.MILESTONES[1:], strict=False)):
+        return f"TRAIN.SCHEDULER.MILESTONES {list(schedule.MILESTONES)} must ascend"
+    if schedule.TYPE == "mstep" and not schedule.MILESTONES:
+        return "TRAIN.SCHEDULER.TYPE is mstep, but TRAIN.SCHEDULER.MILESTONES is empty"
+    return None
+
+
+def _accumulation(config: Config) -> str | None:
+    batch, parts = config.TRAIN.BATCH_SIZE, config.TRAIN.ACCUMULATION_STEPS
+    if parts <= batch:
+        return None
+    return f"TRAIN.ACCUMULATION_STEPS is {parts}, but a batch has only {batch} samples (TRAIN.BATCH_SIZE)"
+
+
+def _search_factors(config: Config) -> str | None:
+    trained, tested = config.DATA.SEARCH.FACTOR, config.TEST.SEARCH_FACTOR
+    if trained == tested:
+        return None
+    return (
+        f"DATA.SEARCH.FACTOR is {trained:g} and TEST.SEARCH_FACTOR is {tested:g}: objects will look larger or smaller"
+    )
+
+
+def _template_factors(config: Config) -> str | None:
+    trained, tested = config.DATA.TEMPLATE.FACTOR, config.TEST.TEMPLATE_FACTOR
+    if trained == tested:
+        return None
+    return (
+        f"DATA.TEMPLATE.FACTOR is {trained:g} and TEST.TEMPLATE_FACTOR is {tested:g}: "
+        "objects will look larger or smaller"
+    )
+
+
+def _jitter(config: Config) -> str | None:
+    search = config.DATA.SEARCH
+    if search.CENTER_JITTER <= search.FACTOR:
+        return None
+    return (
+        f"DATA.SEARCH.CENTER_JITTER {search.CENTER_JITTER:g} is above DATA.SEARCH.FACTOR {search.FACTOR:g}: "
+        "some objects' centres will lie outside their search region"
+    )
+
+
+def _repeated_samples(config: Config) -> str | None:
+    if config.TRAIN.SAMPLING != "fixed_per_epoch":
+        return None
+    return "TRAIN.SAMPLING is fixed_per_epoch: every epoch repeats the very samples of the first"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(("DATA.TEMPLATE.NUMBER", "TEST.NUM_TEMPLATES"), _template_counts),
+    Rule(("DATA.SEARCH.SIZE", "TEST.SEARCH_SIZE"), _search_sizes),
+    Rule(("DATA.TEMPLATE.SIZE", "TEST.TEMPLATE_SIZE"), _template_sizes),
+    Rule(("DATA.SEARCH.SIZE", "MODEL.ENCODER.PATCH_SIZE"), _search_patches),
+    Rule(("DATA.TEMPLATE.SIZE", "MODEL.ENCODER.PATCH_SIZE"), _template_patches),
+    Rule(
+        ("MODEL.ENCODER.TYPE", "MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.DEPTH", "MODEL.ENCODER.NUM_HEADS"),
+        _custom_encoder,
+    ),
+    Rule(("MODEL.ENCODER.TYPE", "MODEL.ENCODER.PRETRAIN_TYPE"), _custom_weights),
+    Rule(("MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.NUM_HEADS"), _encoder_heads),
+    Rule(("MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.POS_INIT"), _encoder_sinusoid),
+    Rule(("MODEL.HIDDEN_DIM", "MODEL.DECODER.NHEADS"), _decoder_heads),
+    Rule(("DATA.TRAIN.DATASETS_NAME", "DATA.TRAIN.DATASETS_RATIO"), _ratios),
+    Rule(("DATA.CLASSES", "DATA.RANDOM_CLASSES"), _classes),
+    Rule(("TRAIN.SCHEDULER.TYPE", "TRAIN.SCHEDULER.MILESTONES"), _milestones),
+    Rule(("TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"), _accumulation),
+)
+
+CAUTIONS: tuple[Rule, ...] = (
+    Rule(("DATA.SEARCH.FACTOR", "TEST.SEARCH_FACTOR"), _search_factors),
+    Rule(("DATA.TEMPLATE.FACTOR", "TEST.TEMPLATE_FACTOR"), _template_factors),
+    Rule(("DATA.SEARCH.CENTER_JITTER", "DATA.SEARCH.FACTOR"), _jitter),
+    Rule(("TRAIN.SAMPLING",), _repeated_samples),
+)
