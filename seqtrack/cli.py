@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from seqtrack import __version__
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one phase; settings come from environment variables"),
@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The one error that is the user's to mend.
+"""The errors that are told without a traceback.
 
-Whatever a user, a file or a network can cause is raised as `UserError` and ends in exit code 2 with every problem
-listed; everything else is a fault of this program, keeps its traceback and ends in exit code 1.
+Whatever is wrong with configuration or data is raised as `UserError` and ends in exit code 2 with every problem
+listed. What ends a run that began well (a full disk, a loss that is not finite, memory used up) is a `RunError` and
+ends in exit code 1. Everything else is a fault of this program and keeps its traceback, exit code 1 as well.
 """
 
 from collections.abc import Sequence
@@ -17,3 +18,7 @@ class UserError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class RunError(Exception):
+    """A run cannot go on; the message says what was found where, and what to do."""

@@ -1,0 +1,128 @@
+"""What a run's last digits depend on: hardware kind, libraries, number of processes and threads.
+
+Two runs with one fingerprint and one configuration end in the same bits; with another fingerprint they see the same
+samples and take the same steps, and differ in the last digits of floating point.
+"""
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqtrack.engine.ranks import Ranks
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "safetensors",
+    "huggingface-hub",
+    "yacs",
+)
+BIT_EQUAL = "bit-equal"
+LAST_DIGITS = "same samples and steps, last digits may differ"
+
+
+def fingerprint(ranks: Ranks) -> dict[str, Any]:
+    """Everything that the promise of equal bits depends on, as a flat JSON-able table."""
+    device = ranks.device
+    found: dict[str, Any] = {
+        "device": device.type,
+        "world": ranks.world,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "machine": platform.machine(),
+    }
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "compute_capability": f"{major}.{minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    else:
+        # The vector unit chosen at run time decides the order of the sums, whatever the processor's name.
+        found |= {"cpu": _cpu_name(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    return found
+
+
+def promise(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str]]:
+    """Which promise holds between two runs, and the differences that decide it, each as a text."""
+    differences = [
+        f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now"
+        for key in sorted(set(ours) | set(theirs))
+        if ours.get(key) != theirs.get(key)
+    ]
+    return (LAST_DIGITS if differences else BIT_EQUAL), differences
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def source_commit() -> str:
+    """The commit of this code: as the image was told, else as git says, else "unknown"."""
+    told = os.environ.get("SOURCE_COMMIT")
+    if told:
+        return told
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def lock_digest() -> str:
+    """sha256 of requirements.lock beside this code, or "unknown" where it was not shipped."""
+    lock = _ROOT / "requirements.lock"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "unknown"
+
+
+def environment(ranks: Ranks) -> dict[str, Any]:
+    """The record `environment.json`: code, lock, libraries, machine."""
+    return {
+        "commit": source_commit(),
+        "lock_sha256": lock_digest(),
+        "versions": versions(),
+        "fingerprint": fingerprint(ranks),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu_memory_bytes": torch.cuda.get_device_properties(ranks.device).total_memory
+        if ranks.device.type == "cuda"
+        else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,218 @@
+"""What a run says: the human log on screen and in its file, `metrics.jsonl`, and TensorBoard.
+
+The three agree because they are fed from one record. On resume the records after the point of resumption are dropped,
+so that the files read as if the run had never been cut. Only rank 0 writes.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from seqtrack.checkpoints.files import write_atomic
+
+logger = logging.getLogger("seqtrack")
+
+# Fields that depend on the clock; two runs that are the same run differ in them.
+WALL_CLOCK_FIELDS = frozenset(
+    {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "save_stall_s", "fps"}
+)
+
+
+class _ScreenHandler(logging.Handler):
+    """Prints above a progress bar, if one stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _RankHandler(logging.Handler):
+    """Lets a rank other than 0 speak only when something is wrong."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self.rank = rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"[rank {self.rank}] {self.format(record)}\n")
+
+
+@contextlib.contextmanager
+def logging_to(path: Path | None, *, rank: int) -> Iterator[None]:
+    """Send this package's log lines to the screen and, on rank 0, to `path` as well, until the block ends."""
+    handlers: list[logging.Handler] = [_ScreenHandler() if rank == 0 else _RankHandler(rank)]
+    if path is not None:
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.propagate = propagate
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as H:MM:SS."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What one log interval measured."""
+
+    epoch: int
+    step: int
+    sample: int
+    samples: int
+    interval_samples: int
+    loss: float
+    iou: float
+    interval_loss: float
+    interval_iou: float
+    lr: list[float]
+    grad_norm: float
+    time_s: float
+    elapsed_s: float
+    eta_s: float
+    samples_per_s: float
+    data_wait_s: float
+    data_wait_share: float
+
+
+def interval_line(phase: int, record: Interval) -> str:
+    """The line every 50 samples; users' scripts read it, so its form is fixed."""
+    return (
+        f"[phase_{phase}] Epoch {record.epoch} : {record.sample} / {record.samples} samples , "
+        f"time for last {record.interval_samples} samples : {clock(record.time_s)} hours , "
+        f"time since beginning : {clock(record.elapsed_s)} hours , "
+        f"time left to finish the epoch : {clock(record.eta_s)} hours , "
+        f"Loss/total: {record.loss:.5f} , IoU: {record.iou:.5f}"
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, in order; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        if line:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+class RunLog:
+    """The run's records. `resume_step` is the optimizer step that the run starts from.
+
+    Args:
+        folder: the run's `logs` folder.
+        writes: whether this process writes (rank 0).
+    """
+
+    def __init__(self, folder: Path, *, phase: int, resume_step: int, writes: bool) -> None:
+        self.phase = phase
+        self.writes = writes
+        self.elapsed_before_s = 0.0
+        self._file: int | None = None
+        self._board: Any = None
+        if not writes:
+            return
+        path = folder / "metrics.jsonl"
+        kept = [record for record in read_metrics(path) if record.get("step", 0) <= resume_step]
+        write_atomic(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
+        self.elapsed_before_s = max((record.get("elapsed_s", 0.0) for record in kept), default=0.0)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        # Imported here: ranks that do not write need not pay for it.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)  # type: ignore[no-untyped-call]
+
+    def interval(self, record: Interval) -> None:
+        """Say and keep one interval."""
+        if not self.writes:
+            return
+        logger.info("%s", interval_line(self.phase, record))
+        self.record("interval", **record.__dict__)
+        self._scalars(
+            record.step,
+            {
+                "interval/loss": record.interval_loss,
+                "interval/iou": record.interval_iou,
+                "interval/grad_norm": record.grad_norm,
+                "interval/samples_per_s": record.samples_per_s,
+                "interval/data_wait_share": record.data_wait_share,
+                **{f"interval/lr_{i}": rate for i, rate in enumerate(record.lr)},
+            },
+        )
+
+    def epoch(self, values: dict[str, Any]) -> None:
+        """Say and keep one epoch: `values` is its history record with its wall-clock fields."""
+        if not self.writes:
+            return
+        logger.info(
+            "[phase_%d] Epoch %d finished : mean loss %.5f , mean IoU %.5f , time %s hours , %.1f samples/s , "
+            "%.1f %% of it waiting for data , learning rates %s",
+            self.phase,
+            values["epoch"],
+            values["loss"],
+            values["iou"],
+            clock(values["time_s"]),
+            values["samples_per_s"],
+            100 * values["data_wait_share"],
+            " ".join(f"{rate:.3g}" for rate in values["lr"]),
+        )
+        self.record("epoch", **values)
+        self._scalars(
+            values["epoch"],
+            {
+                f"epoch/{name}": values[name]
+                for name in ("loss", "iou", "grad_norm", "samples_per_s", "data_wait_share")
+            },
+        )
+        self._board.flush()
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Append one record in a single write, so that a kill leaves a whole line or none."""
+        if self._file is not None:
+            line = json.dumps({"type": kind, "phase": self.phase, **values}, allow_nan=False) + "\n"
+            os.write(self._file, line.encode())
+
+    def images(self, step: int, name: str, images: Any) -> None:
+        """Show (N, 3, H, W) uint8 images in TensorBoard."""
+        if self._board is not None:
+            self._board.add_images(name, images, step)
+
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None

@@ -1,0 +1,236 @@
+"""The loop over epochs and steps: when to log, when to save, when to stop.
+
+Knows the training state and the objects that act on it; knows nothing of configuration files or of where a run came
+from.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from seqtrack.checkpoints.store import epoch_name, step_name
+from seqtrack.data.loader import Batch, BatchLoader
+from seqtrack.engine import plausibility
+from seqtrack.engine.log import Interval, RunLog
+from seqtrack.engine.ranks import Ranks
+from seqtrack.engine.saving import Saver
+from seqtrack.engine.state import Meters, TrainState
+from seqtrack.engine.step import Stepper, StepResult
+from seqtrack.engine.stop import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoopPlan:
+    """The numbers of the loop. `describe` holds the manifest's fields that are the same for the whole run."""
+
+    epochs: int
+    print_interval: int
+    save_interval_s: float
+    bins: int
+    validation_interval: int
+    describe: dict[str, Any] = field(default_factory=dict)
+
+
+class Loop:
+    """Trains from where the state stands to the last epoch, or until asked to stop."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        *,
+        loader: BatchLoader,
+        stepper: Stepper,
+        saver: Saver,
+        log: RunLog,
+        ranks: Ranks,
+        stop: StopRequest,
+        plan: LoopPlan,
+        validate: Callable[[TrainState], dict[str, Any]] | None = None,
+    ) -> None:
+        self.state = state
+        self.loader = loader
+        self.stepper = stepper
+        self.saver = saver
+        self.log = log
+        self.ranks = ranks
+        self.stop = stop
+        self.plan = plan
+        self.validate = validate
+        self._started = time.perf_counter()
+        self._last_save = self._started
+
+    def run(self) -> bool:
+        """Train. Returns True when the last epoch is done, False when stopped on request (the state is saved)."""
+        state = self.state
+        first = state.epoch if state.sample else state.epoch + 1
+        for epoch in range(first, self.plan.epochs + 1):
+            if state.sample == 0:
+                state.epoch, state.meters = epoch, Meters()
+            if not self._train_epoch(epoch):
+                self.saver.wait()
+                return False
+        self.saver.wait()
+        return True
+
+    def _train_epoch(self, epoch: int) -> bool:
+        """One epoch, or the rest of it. Returns False when stopped."""
+        state = self.state
+        samples = self.loader.samples_per_epoch
+        timer = _Timer(state.sample)
+        batches = iter(self.loader.batches(epoch, start_step=state.sample // self.loader.batch_size_global))
+        while state.sample < samples:
+            waited = time.perf_counter()
+            batch = next(batches).to(self.ranks.device)
+            timer.waited(time.perf_counter() - waited)
+            result = self.stepper(batch)
+            self._count(result, batch)
+            last = state.sample >= samples
+            interval = self.plan.print_interval
+            if last or state.sample // interval > (state.sample - result.count) // interval:
+                self._log_interval(samples, timer, result)
+            # Only between two steps is the state whole: all ranks vote, then all save or all go on.
+            stop, save_due = self._vote()
+            if last:
+                break
+            if stop or save_due:
+                self._save("step", step_name(state.step))
+            if stop:
+                return self._stopped()
+        self._finish_epoch(epoch, timer)
+        if self.ranks.any(self.stop.is_set) and epoch < self.plan.epochs:
+            return self._stopped()
+        return True
+
+    def _count(self, result: StepResult, batch: Batch) -> None:
+        state = self.state
+        state.sample += result.count
+        state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
+        if state.step == 1 and self.ranks.is_main:
+            plausibility.warn(plausibility.check_first_loss(result.loss_sum / result.count, self.plan.bins))
+            plausibility.warn(plausibility.check_encoder_gradient(state.model))
+            self.log.images(1, "samples/search", batch.search[:8].cpu())
+            self.log.images(1, "samples/template", batch.templates[:8, 0].cpu())
+
+    def _vote(self) -> tuple[bool, bool]:
+        self.saver.check()
+        due = 0 < self.plan.save_interval_s <= time.perf_counter() - self._last_save
+        stop, save_due = self.ranks.sum([float(self.stop.is_set), float(due and self.ranks.is_main)])
+        return stop > 0, save_due > 0
+
+    def _stopped(self) -> bool:
+        logger.info(
+            "stopped on request (%s) at epoch %d, step %d: the state is saved; start again to go on",
+            self.stop.signal_name or "asked of another process",
+            self.state.epoch,
+            self.state.step,
+        )
+        return False
+
+    def _log_interval(self, samples: int, timer: "_Timer", result: StepResult) -> None:
+        state, meters = self.state, self.state.meters
+        interval_s, wait_s = timer.interval()
+        rate = meters.interval_count / interval_s
+        self.log.interval(
+            Interval(
+                epoch=state.epoch,
+                step=state.step,
+                sample=state.sample,
+                samples=samples,
+                interval_samples=meters.interval_count,
+                loss=meters.loss,
+                iou=meters.iou,
+                interval_loss=meters.interval_loss_sum / meters.interval_count,
+                interval_iou=meters.interval_iou_sum / meters.interval_count,
+                lr=state.scheduler.rates(),
+                grad_norm=result.grad_norm,
+                time_s=interval_s,
+                elapsed_s=self._elapsed(),
+                eta_s=(samples - state.sample) / rate,
+                samples_per_s=rate,
+                data_wait_s=wait_s,
+                data_wait_share=wait_s / interval_s,
+            )
+        )
+        meters.start_interval()
+
+    def _elapsed(self) -> float:
+        return self.log.elapsed_before_s + time.perf_counter() - self._started
+
+    def _finish_epoch(self, epoch: int, timer: "_Timer") -> None:
+        state, meters = self.state, self.state.meters
+        record = {
+            "epoch": epoch,
+            "loss": meters.loss,
+            "iou": meters.iou,
+            "samples": meters.count,
+            "steps": meters.steps,
+            "lr": state.scheduler.rates(),
+            "grad_norm": meters.grad_norm_sum / meters.steps,
+        }
+        state.history.epochs.append(record)
+        total_s, wait_s, trained = timer.epoch(state.sample)
+        self.log.epoch(
+            {
+                **record,
+                "step": state.step,
+                "time_s": total_s,
+                "elapsed_s": self._elapsed(),
+                "samples_per_s": trained / total_s,
+                "data_wait_s": wait_s,
+                "data_wait_share": wait_s / total_s,
+            }
+        )
+        if self.ranks.is_main:
+            plausibility.warn(plausibility.check_history(state.history.epochs))
+        if self.validate is not None and epoch % self.plan.validation_interval == 0:
+            self.log.record("validation", epoch=epoch, step=state.step, **self.validate(state))
+        state.sample, state.meters = 0, Meters()
+        self._save("epoch", epoch_name(epoch), loss=record["loss"], iou=record["iou"])
+
+    def _save(self, kind: str, name: str, *, loss: float | None = None, iou: float | None = None) -> None:
+        state = self.state
+        of_ranks = self.ranks.gather(state.rng.of_this_rank())
+        state.rng.of_ranks = {str(rank): states for rank, states in enumerate(of_ranks)}
+        if self.ranks.is_main:
+            tensors, values = state.capture()
+            describe = {
+                "kind": kind,
+                "epoch": state.epoch,
+                "step": state.step,
+                "sample": state.sample,
+                "loss": loss if loss is not None else state.meters.loss,
+                "iou": iou if iou is not None else state.meters.iou,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                **self.plan.describe,
+            }
+            self.saver.save(name, tensors, values, describe=describe)
+        self._last_save = time.perf_counter()
+
+
+class _Timer:
+    """Wall-clock time of an epoch and of the running interval, and how much of it went in waiting for data."""
+
+    def __init__(self, sample: int) -> None:
+        self.first_sample = sample
+        self.begin = self.interval_begin = time.perf_counter()
+        self.wait_s = self.interval_wait_s = 0.0
+
+    def waited(self, seconds: float) -> None:
+        self.wait_s += seconds
+        self.interval_wait_s += seconds
+
+    def interval(self) -> tuple[float, float]:
+        """Seconds of the interval that ends now, and of waiting in it."""
+        now = time.perf_counter()
+        seconds, wait = now - self.interval_begin, self.interval_wait_s
+        self.interval_begin, self.interval_wait_s = now, 0.0
+        return max(seconds, math.ulp(1.0)), wait
+
+    def epoch(self, sample: int) -> tuple[float, float, int]:
+        """Seconds since the epoch (or its rest) began, seconds of waiting, samples trained in it."""
+        return max(time.perf_counter() - self.begin, math.ulp(1.0)), self.wait_s, sample - self.first_sample

@@ -1,0 +1,113 @@
+"""The processes of one run. The only file that imports torch.distributed.
+
+A run of one process goes through the same calls; they then do nothing. Sums over ranks are taken in float64 and in
+rank order, so that they come out the same each time for the same number of processes.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from seqtrack.errors import UserError
+
+# A rank that waits longer than this for the others takes them for dead; a save of a large model must fit in.
+_PATIENCE = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the processes of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and the log."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are averaged over ranks in the backward pass."""
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Static buckets and no unused-parameter search: every parameter takes part in every step, and the order of
+        # the sums must not depend on what happened in an earlier process.
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks of each value, in float64."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank raised its flag: the vote at a step's end."""
+        return self.sum([1.0 if flag else 0.0])[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def close(self) -> None:
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """The device that `name` (auto, cpu, cuda) means on this machine.
+
+    Raises:
+        UserError: cuda was asked for and there is none that this torch can use.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    usable = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda", local_rank) if usable else torch.device("cpu")
+    if not usable:
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise UserError(
+            f"DEVICE=cuda, but process {local_rank} finds {found} usable GPUs (torch {torch.__version__} with CUDA "
+            f"{torch.version.cuda}); use DEVICE=cpu, or run `seqtrack doctor` to see what is wrong"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def join(device_name: str) -> Ranks:
+    """Meet the other processes, as torchrun's environment variables say; alone without them.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = choose_device(device_name, local_rank=local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world == 1:
+        return Ranks(0, 1, device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)

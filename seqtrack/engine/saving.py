@@ -1,0 +1,143 @@
+"""Saving while training goes on: a quick copy of the state, then a durable write in the background.
+
+Training stands still for the copy alone. A write is durable before the next one starts; if it fails, the run stops at
+the next step with the cause.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqtrack.checkpoints.files import DamagedFileError
+from seqtrack.checkpoints.store import Manifest, write_checkpoint
+from seqtrack.checkpoints.tensors import tensor_bytes
+from seqtrack.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+# Beside the container itself: its head, the manifest, the log lines and plots that follow.
+_SPARE_BYTES = 8 * 1024 * 1024
+
+
+class Saver:
+    """Writes the checkpoints of one run, one after the other.
+
+    Args:
+        folder: where checkpoints go.
+        parent_sha256: the digest of the epoch's checkpoint that this run starts from, if any.
+        on_durable: called in the writing thread with each manifest once it is durable.
+    """
+
+    def __init__(
+        self, folder: Path, *, parent_sha256: str | None, on_durable: Callable[[Manifest], None] | None = None
+    ) -> None:
+        self.folder = folder
+        self.parent_sha256 = parent_sha256
+        self.on_durable = on_durable
+        self.last_stall_s = 0.0
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(
+        self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, describe: Mapping[str, Any]
+    ) -> None:
+        """Copy the state and start writing it; waits first until the write before is durable.
+
+        Raises:
+            RunError: too little space, or an earlier write failed.
+        """
+        started = time.perf_counter()
+        self.wait()
+        self._check_space(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+        copied = self._copy(tensors)
+        self.last_stall_s = time.perf_counter() - started
+        kind = describe["kind"]
+        self._thread = threading.Thread(
+            target=self._write, args=(self.folder / name, copied, dict(values), dict(describe), kind), name="checkpoint"
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong with a write in the background, if anything did.
+
+        Raises:
+            RunError: with the cause, and what to do.
+        """
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise RunError(
+                f"a checkpoint could not be written into {self.folder}: {failure}; older checkpoints are untouched: "
+                "mend the disk or its space and start again, the run goes on from the newest of them"
+            ) from failure
+
+    def wait(self) -> None:
+        """Return when the last write is durable.
+
+        Raises:
+            RunError: it failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _check_space(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes + _SPARE_BYTES:
+            raise RunError(
+                f"{self.folder} has {free / 1e6:.0f} MB free; the next checkpoint needs {num_bytes / 1e6:.0f} MB and "
+                f"{_SPARE_BYTES / 1e6:.0f} MB to spare: make room, or set TRAIN.KEEP_CHECKPOINTS"
+            )
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors' values now, in buffers on the CPU that are kept from save to save.
+
+        Fresh memory would cost more than the copy itself: the pages have to be found first.
+        """
+        on_gpu = False
+        for name in set(self._buffers) - set(tensors):
+            del self._buffers[name]
+        for name, tensor in tensors.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._buffers[name] = buffer
+            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            on_gpu = on_gpu or tensor.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+        return dict(self._buffers)
+
+    def _write(
+        self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], describe: dict[str, Any], kind: str
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
+            manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
+        except (OSError, DamagedFileError) as error:
+            self._failure = error
+            return
+        if kind == "epoch":
+            self.parent_sha256 = manifest.sha256
+        logger.info(
+            "checkpoint %s : %.1f MB , training stood %.3f s , durable after %.2f s , sha256 %s",
+            manifest.file,
+            manifest.bytes / 1e6,
+            self.last_stall_s,
+            time.perf_counter() - started,
+            manifest.sha256[:16],
+        )
+        if self.on_durable is not None:
+            try:
+                self.on_durable(manifest)
+            except OSError as error:
+                self._failure = error
