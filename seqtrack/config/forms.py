@@ -43,6 +43,17 @@ def whole(low: int, high: int = 1_000_000_000) -> Callable[[str], int]:
     return read
 
 
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A decimal number from `low` to `high`, both allowed."""
+
+    def read(value: str) -> float:
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", value, re.ASCII) is None or not low <= float(value) <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return read
+
+
 def count_or_auto(value: str) -> int | str:
     """A number of processes, or auto."""
     if value.lower() == "auto":
