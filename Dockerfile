@@ -1,0 +1,89 @@
+# One image for training, uploading, evaluating: on the CUDA base for the driver's interface alone, since torch's packages
+# bring cuDNN, cuBLAS and NCCL themselves. CPU machines use the same image.
+#
+#   docker build -t seqtrack .                          torch 2.4.1 with CUDA 12.1 (GPUs up to Hopper)
+#   docker build -t seqtrack --build-arg CUDA=cu128 .   torch 2.9.1 with CUDA 12.8 (Blackwell: RTX 50, B200)
+#
+# Pin a base by digest with --build-arg BASE_CU121=nvidia/cuda@sha256:... There is no `# syntax=` line on purpose: it
+# would make every build ask a registry, and the engine's own front end has all that is used here.
+ARG CUDA=cu121
+ARG BASE_CU121=nvidia/cuda:12.1.1-base-ubuntu22.04
+ARG BASE_CU128=nvidia/cuda:12.8.1-base-ubuntu22.04
+
+FROM ${BASE_CU121} AS base-cu121
+FROM ${BASE_CU128} AS base-cu128
+# hadolint ignore=DL3006
+FROM base-${CUDA} AS system
+# Python is the system's: 3.10 on Ubuntu 22.04. No version is pinned: the base's digest decides it.
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update -qq \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ca-certificates python3 tini \
+    && rm -rf /var/log/apt /var/log/dpkg.log /var/cache/debconf
+
+# The installer stays behind in a stage of its own.
+FROM system AS installer
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+COPY requirements-uv.lock /
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /uv && /uv/bin/pip install --quiet --require-hashes -r /requirements-uv.lock
+
+FROM system AS packages
+ARG CUDA
+# Installed where it will be used, with the installer and its downloads mounted only for this step: copying five
+# gigabytes from another stage would double the build's time and disk, and leave nothing less behind.
+# --compile-bytecode: the file system may be read-only later, and compiling torch at each start costs ten seconds.
+RUN --mount=type=bind,from=installer,source=/uv,target=/uv \
+    --mount=type=bind,source=requirements.lock,target=/locks/requirements-cu121.lock \
+    --mount=type=bind,source=requirements-cu128.lock,target=/locks/requirements-cu128.lock \
+    --mount=type=cache,target=/root/.cache/uv \
+    /uv/bin/uv venv --quiet --python /usr/bin/python3 /opt/venv \
+    && UV_LINK_MODE=copy /uv/bin/uv pip install --quiet --python /opt/venv/bin/python --require-hashes --no-deps \
+    --compile-bytecode -r "/locks/requirements-${CUDA}.lock"
+
+FROM packages AS program
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The container starts as root only to become the owner of the mounted output folder (docker/entrypoint). Unmounted or
+# fresh volumes take their owner from here, so that without any mount it is this ordinary user.
+RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin seqtrack \
+    && install -d -o seqtrack -g seqtrack /output /data /cache
+WORKDIR /app
+COPY requirements*.in requirements*.lock pyproject.toml LICENSE README.md ./
+COPY docker/entrypoint docker/healthcheck docker/
+COPY seqtrack seqtrack
+RUN python -m compileall -q seqtrack
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=20s --start-period=10m --retries=3 CMD ["/opt/venv/bin/python", "/app/docker/healthcheck"]
+ENTRYPOINT ["/usr/bin/tini", "--", "/opt/venv/bin/python", "/app/docker/entrypoint", "--in-image"]
+CMD ["train"]
+
+# `docker build --target test -t seqtrack:test . && docker run --rm seqtrack:test` runs the tests inside the image.
+FROM program AS test
+RUN --mount=type=bind,from=installer,source=/uv,target=/uv \
+    --mount=type=bind,source=requirements-test.lock,target=/locks/requirements-test.lock \
+    --mount=type=cache,target=/root/.cache/uv \
+    UV_LINK_MODE=copy /uv/bin/uv pip install --quiet --python /opt/venv/bin/python --require-hashes --no-deps \
+    -r /locks/requirements-test.lock
+COPY . .
+CMD ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+FROM program AS image
+ARG CUDA
+ARG COMMIT=unknown
+ARG LOCK_DIGEST=unknown
+LABEL org.opencontainers.image.title="seqtrack" \
+      org.opencontainers.image.description="A reproducible training system for the SeqTrack tracker" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      seqtrack.cuda="${CUDA}" \
+      seqtrack.lock.sha256="${LOCK_DIGEST}"
+# Where no argument names the commit (`docker compose build`), the context's .git does.
+RUN --mount=type=bind,target=/context \
+    if [ "${COMMIT}" != unknown ]; then echo "${COMMIT}" >.commit; else \
+    sh /context/docker/read-commit /context/.git >.commit; fi

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Check everything: scripts/test.sh [--fast | --long] [pytest argument...]
+#
+#   (nothing)   style, types, shell, Dockerfile, then every test; those that need Docker when an engine answers
+#   --fast      without the tests that need Docker and without whole training runs: a few minutes
+#   --long      also the full forms of the soaks: hours
+#
+# Makes .venv if needed, as scripts/local.sh does. SEQTRACK_TEST_DATA and SEQTRACK_GOLDENS name folders of real test
+# data and reference outputs; tests that need them are skipped without, and the summary says why. With CI=true a skipped
+# test is a failure.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+form=usual
+case "${1:-}" in
+  --fast | --long) form=${1#--}; shift ;;
+  -h | --help) sed -n '2,10s/^# \?//p' scripts/test.sh >&2; exit 0 ;;
+esac
+
+make_environment requirements.lock requirements-test.lock
+PATH=$PWD/.venv/bin:$PATH
+
+failed=""
+check() { # check NAME COMMAND...: run on after a failure, so that one run shows all
+  local name=$1 began=$SECONDS
+  shift
+  if "$@"; then say "$name: good ($((SECONDS - began)) s)"; else say "$name: FAILED"; failed="$failed $name"; fi
+}
+
+if [ $# -eq 0 ]; then
+  check ruff ruff check --quiet .
+  check format ruff format --quiet --check .
+  check mypy mypy --no-error-summary
+  check shellcheck shellcheck --external-sources scripts/*.sh docker/read-commit .ci/run docker/cloud/*.sh
+  check hadolint hadolint Dockerfile
+fi
+
+markers="not long"
+[ "$form" = long ] && markers="long or not long"
+if [ "$form" = fast ]; then
+  markers="not long and not docker and not run"
+elif ! timeout 20 docker info >/dev/null 2>&1; then
+  say "no Docker engine answers: the tests marked docker are left out"
+  [ "${CI:-}" = true ] && { say "in CI that is a failure"; failed="$failed docker"; }
+  markers="($markers) and not docker"
+fi
+check tests python -m pytest -m "$markers" --durations=15 "$@"
+
+[ -z "$failed" ] || { say "failed:$failed"; exit 1; }

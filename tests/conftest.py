@@ -1,0 +1,52 @@
+"""What every test may ask for: the folders of real data and reference outputs, and CI's rule about skipping.
+
+A test that needs something which is not there says so and is skipped. That is right on a laptop and wrong in CI, where
+everything is there: a skip then would be a test that silently stopped testing, so it fails the run.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# So that a test's subprocesses and loader workers share two cores instead of fighting for them.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    folder = Path(value).resolve()
+    if not folder.is_dir():
+        pytest.fail(f"{variable}={value}: there is no such folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real frames, annotations and trackers' boxes."""
+    return _folder("SEQTRACK_TEST_DATA")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of reference outputs."""
+    return _folder("SEQTRACK_GOLDENS")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """In CI, name every skipped test once more, as the failure that it is."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if os.environ.get("CI") == "true" and skipped:
+        terminalreporter.section("skipped in CI, which is a failure", red=True)
+        for report in skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            terminalreporter.write_line(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI, turn skips into exit code 1."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
