@@ -1,0 +1,113 @@
+"""Crop geometry, the same for training and tracking: a square around a box, cut out and resized.
+
+Knows arithmetic on boxes and pixels, as the published checkpoints were trained with it. It must not know of files or
+randomness.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of whole pixels in a frame; parts of it may lie outside the frame. `left`, `top`, `side` in pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
+def crop_window(box_xywh: NDArray[np.float64], factor: float) -> Window:
+    """The square around a box whose side is `factor` times the root of the box's area, rounded up.
+
+    Halves are rounded to even, as Python does it and as the published checkpoints were trained.
+
+    Raises:
+        ValueError: the box has no area.
+    """
+    x, y, w, h = (float(value) for value in box_xywh)
+    side = math.ceil(math.sqrt(w * h) * factor) if w > 0 and h > 0 else 0
+    if side < 1:
+        raise ValueError(f"box {x:g},{y:g},{w:g},{h:g} is too small to be cropped")
+    return Window(round(x + 0.5 * w - side * 0.5), round(y + 0.5 * h - side * 0.5), side)
+
+
+def covered_span(start: int, side: int, limit: int) -> tuple[int, int]:
+    """The part [low, high) of [start, start + side) that a crop takes from a frame [0, limit); empty: low == high.
+
+    A crop that reaches the last column or row loses it: the published checkpoints were trained with this border, so
+    it belongs to the geometry.
+    """
+    stop = start + side
+    low = max(0, start)
+    high = limit - 1 if stop >= limit else stop
+    return (low, high) if high > low else (low, low)
+
+
+def cut(patch: Image, window: Window, *, patch_left: int, patch_top: int, frame_width: int, frame_height: int) -> Image:
+    """The window's pixels (side, side, channels), black where it leaves the frame.
+
+    Args:
+        patch: part of the frame that holds at least what the window covers of it.
+        patch_left, patch_top: where the patch stands in the frame.
+    """
+    left, right = covered_span(window.left, window.side, frame_width)
+    top, bottom = covered_span(window.top, window.side, frame_height)
+    if left == right or top == bottom:
+        return np.zeros((window.side, window.side, patch.shape[2]), dtype=np.uint8)
+    inside = patch[top - patch_top : bottom - patch_top, left - patch_left : right - patch_left]
+    before_x, before_y = left - window.left, top - window.top
+    after_x = window.side - before_x - (right - left)
+    after_y = window.side - before_y - (bottom - top)
+    if before_x or before_y or after_x or after_y:
+        return _image(
+            cv2.copyMakeBorder(inside, before_y, after_y, before_x, after_x, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        )
+    return inside
+
+
+def resize(square: Image, size: int) -> Image:
+    """Bilinear, without antialiasing, to (size, size, channels)."""
+    if square.shape[:2] == (size, size):
+        return square
+    return _image(cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR))
+
+
+def crop_frame(frame: Image, box_xywh: NDArray[np.float64], *, factor: float, size: int) -> tuple[Image, float]:
+    """Crop a whole frame (H, W, 3) around a box.
+
+    Returns:
+        the crop (size, size, 3) and the resize factor, crop pixels for one frame pixel.
+    """
+    window = crop_window(box_xywh, factor)
+    height, width = frame.shape[:2]
+    square = cut(frame, window, patch_left=0, patch_top=0, frame_width=width, frame_height=height)
+    return resize(square, size), size / window.side
+
+
+def box_in_crop(
+    box_xywh: NDArray[np.float64], around_xywh: NDArray[np.float64], *, resize_factor: float, size: int
+) -> NDArray[np.float64]:
+    """A box in fractions of the crop made around another box.
+
+    Positions are pixel centres: the middle of the crop is (size - 1) / 2 and a fraction of 1 is size - 1.
+
+    Returns:
+        (4,) cx, cy, w, h; outside [0, 1] where the box leaves the crop.
+    """
+    centre = box_xywh[:2] + 0.5 * box_xywh[2:]
+    around = around_xywh[:2] + 0.5 * around_xywh[2:]
+    out = np.empty(4)
+    out[:2] = (size - 1) / 2 + (centre - around) * resize_factor
+    out[2:] = box_xywh[2:] * resize_factor
+    return out / (size - 1)
+
+
+def _image(pixels: object) -> Image:
+    return np.asarray(pixels, dtype=np.uint8)

@@ -1,0 +1,233 @@
+"""LaSOT's folder layout: finds sequences, filters classes, applies the split, and reports all that is wrong at once.
+
+Knows the official split and the forms in which the data set is found on disks. It must not know of sampling or of
+images, and never writes beside the annotation cache.
+"""
+
+import difflib
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from seqtrack.data.annotation_cache import AnnotationCache, stamp
+from seqtrack.data.annotations import Annotation, read_annotation
+from seqtrack.data.sequence import Sequence, visible_frames
+from seqtrack.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+SPLITS = ("train", "test")
+LIST_FILES = {"train": "training_set.txt", "test": "testing_set.txt"}
+_SEQUENCE_NAME = re.compile(r"(.+)-([0-9]+)")
+_ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set's sequences stand.
+
+    Attributes:
+        root: the folder that holds classes or sequences, and possibly lists of its own.
+        folders: sequence name -> its folder, in the order of class and number.
+        lists: "train" and "test" -> names in the split.
+        own_lists: the lists came from the root and not from the official split.
+        problems: what is wrong with the layout or the lists.
+    """
+
+    root: Path
+    folders: dict[str, Path]
+    lists: dict[str, tuple[str, ...]]
+    own_lists: bool
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes that have at least one sequence on the disk."""
+        return sorted({class_of(name) for name in self.folders})
+
+    def names(self, split: str, classes: Iterable[str]) -> list[str]:
+        """Names in the split of these classes, on the disk or not, by class and number."""
+        wanted = set(classes)
+        return sorted((name for name in self.lists[split] if class_of(name) in wanted), key=_order)
+
+
+def class_of(name: str) -> str:
+    """ "racing-car-3" -> "racing-car"."""
+    match = _SEQUENCE_NAME.fullmatch(name)
+    return match.group(1) if match else name
+
+
+def _order(name: str) -> tuple[str, int]:
+    match = _SEQUENCE_NAME.fullmatch(name)
+    return (match.group(1), int(match.group(2))) if match else (name, 0)
+
+
+def official_split() -> dict[str, tuple[str, ...]]:
+    """The published split: 1,120 training and 280 test sequences of 70 classes."""
+    folder = resources.files("seqtrack.data") / "splits"
+    return {
+        "train": tuple((folder / "lasot_training_set.txt").read_text("utf-8").split()),
+        "test": tuple((folder / "lasot_testing_set.txt").read_text("utf-8").split()),
+    }
+
+
+def find_layout(data_dir: Path, *, lists: dict[str, Path] | None = None) -> Layout:
+    """Find the sequences under a data folder, which holds classes or sequences itself or in a folder named lasot.
+
+    Args:
+        data_dir: the folder to look in.
+        lists: files with names of sequences for "train" and "test", to use instead of the folder's own lists and of
+            the official split.
+
+    Raises:
+        UserError: the folder is missing or holds no sequence.
+    """
+    if not data_dir.is_dir():
+        raise UserError(f"DATA_DIR: {data_dir.absolute()} is not a folder; set it to the folder that holds LaSOT")
+    for root in (*(data_dir / name for name in _ROOT_NAMES), data_dir):
+        folders, problems = _find_sequences(root)
+        if folders:
+            names, own, more = _read_lists(root, folders, lists)
+            return Layout(root, folders, names, own, problems + more)
+    raise UserError(
+        f"no sequence in {data_dir.absolute()}: expected <class>/<class>-<n>/groundtruth.txt and img/00000001.jpg; "
+        "`seqtrack data download --classes book,coin` fetches classes of LaSOT"
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def _find_sequences(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Sequences directly in the root, in class folders, and in class folders unpacked one level too deep."""
+    found: dict[str, Path] = {}
+    problems: list[str] = []
+    pending = [(child, 0) for child in _subfolders(root)]
+    for folder, depth in pending:
+        if _SEQUENCE_NAME.fullmatch(folder.name) and (
+            (folder / "groundtruth.txt").exists() or (folder / "img").exists()
+        ):
+            if folder.name in found:
+                problems.append(f"sequence {folder.name} stands twice: {found[folder.name]} and {folder}")
+            else:
+                found[folder.name] = folder
+        elif depth == 0:
+            pending += [(child, 1) for child in _subfolders(folder)]
+        elif depth == 1 and folder.name == folder.parent.name:
+            pending += [(child, 2) for child in _subfolders(folder)]
+    return dict(sorted(found.items(), key=lambda item: _order(item[0]))), problems
+
+
+def _read_lists(
+    root: Path, folders: dict[str, Path], custom: dict[str, Path] | None
+) -> tuple[dict[str, tuple[str, ...]], bool, list[str]]:
+    """Names by split, whether they are the folder's own, and what is wrong with them."""
+    official = official_split()
+    paths = {split: root / name for split, name in LIST_FILES.items() if (root / name).is_file()}
+    if custom is not None:
+        paths = custom
+    names, problems = dict(official), []
+    for split, path in paths.items():
+        try:
+            names[split] = tuple(path.read_text("utf-8-sig").split())
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}: cannot be read as a list of sequence names ({error})")
+    own = len(paths) == len(SPLITS) or (custom is not None and bool(custom))
+    if len(paths) == 1 and custom is None:
+        # One list alone: harmless where it says the same as the official split, else it would mix two splits.
+        (split, path), on_disk = next(iter(paths.items())), set(folders)
+        if set(names[split]) & on_disk != set(official[split]) & on_disk:
+            other = next(name for key, name in LIST_FILES.items() if key != split)
+            problems.append(f"{path} differs from the official split and {root / other} is missing; give both lists")
+    both = set(names["train"]) & set(names["test"])
+    problems += [f"sequence {name} is in the training list and in the test list" for name in sorted(both, key=_order)]
+    return names, own, problems
+
+
+def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[str]:
+    """One sentence for each wanted class that has no sequence on the disk, with the nearest one that has."""
+    problems: list[str] = []
+    names = (*layout.lists["train"], *layout.lists["test"], *official_split()["train"])
+    known = sorted({class_of(name) for name in names})
+    for name in wanted:
+        if name in layout.classes:
+            continue
+        if name in known:
+            problems.append(
+                f"CLASSES: class {name!r} is not in {layout.root.absolute()}, which has {', '.join(layout.classes)}; "
+                f"`seqtrack data download --classes {name}` fetches it"
+            )
+            continue
+        near = difflib.get_close_matches(name, sorted({*known, *layout.classes}), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        problems.append(
+            f"CLASSES: unknown class {name!r}; {layout.root.absolute()} has {', '.join(layout.classes)}{hint}"
+        )
+    return problems
+
+
+def load_sequences(layout: Layout, names: Iterable[str]) -> tuple[list[Sequence], list[str]]:
+    """Annotations of these sequences, from the cache where nothing changed, and every problem met."""
+    cache = AnnotationCache(layout.root)
+    sequences: list[Sequence] = []
+    problems: list[str] = []
+    for name in names:
+        folder = layout.folders[name]
+        key, now = folder.relative_to(layout.root).as_posix(), stamp(folder)
+        annotation = cache.get(key, now) if now is not None else None
+        if annotation is None:
+            annotation, found = read_annotation(folder)
+            problems += found
+            if annotation is not None and now is not None:
+                cache.put(key, now, annotation)
+        if annotation is not None:
+            sequences.append(_sequence(name, folder, annotation))
+    cache.save()
+    return sequences, problems
+
+
+def _sequence(name: str, folder: Path, annotation: Annotation) -> Sequence:
+    boxes, absent, missing = annotation.boxes_xywh, annotation.absent, annotation.missing
+    visible = visible_frames(boxes, absent, missing)
+    return Sequence(name, class_of(name), folder / "img", boxes, visible, absent, missing)
+
+
+def open_lasot(
+    data_dir: Path, *, classes: tuple[str, ...], split: str, lists: dict[str, Path] | None = None
+) -> list[Sequence]:
+    """Sequences of one split, in the order of class and number.
+
+    Args:
+        data_dir: see `find_layout`.
+        classes: empty for all that are there.
+        split: "train" or "test".
+        lists: see `find_layout`.
+
+    Raises:
+        UserError: everything that is wrong with the folder, the lists, the classes and the annotations, at once.
+    """
+    layout = find_layout(data_dir, lists=lists)
+    problems = layout.problems + check_classes(classes, layout)
+    chosen = [name for name in (classes or layout.classes) if name in layout.classes]
+    names = layout.names(split, chosen)
+    here = [name for name in names if name in layout.folders]
+    if len(here) < len(names):
+        gone = [name for name in names if name not in layout.folders]
+        shown = ", ".join(gone[:8]) + (", ..." if len(gone) > 8 else "")
+        _log.warning("%d of %d %s sequences are not in %s: %s", len(gone), len(names), split, layout.root, shown)
+    sequences, found = load_sequences(layout, here)
+    problems += found
+    if not problems and not sequences:
+        problems = [f"no {split} sequence of {', '.join(chosen)} in {layout.root.absolute()}"]
+    if problems:
+        raise UserError(problems)
+    return sequences
