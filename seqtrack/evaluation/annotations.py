@@ -1,0 +1,172 @@
+"""What a tracker is judged by: the annotated boxes of a sequence and where its target can be seen.
+
+Knows three ways to keep annotations without their frames (an `.npz` of a whole test set, the toolkit's `annos` folder,
+LaSOT's own layout) and makes the same from sequences of a data source. Knows nothing of trackers or scores.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from seqtrack.errors import UserError
+from seqtrack.evaluation.boxfiles import read_archive, read_box_archive, read_boxes, read_flags
+from seqtrack.evaluation.metrics import Array, Mask
+
+
+class AnnotatedSequence(Protocol):
+    """The part of a data source's sequence that evaluation needs; `absent` is LaSOT's: occluded or out of view."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_name(self) -> str: ...
+    @property
+    def boxes_xywh(self) -> Array: ...
+    @property
+    def absent(self) -> Mask: ...
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One sequence: `boxes_xywh` (N, 4) float64 pixels as in the file, `visible` (N,) not absent in LaSOT's sense."""
+
+    name: str
+    class_name: str
+    boxes_xywh: Array
+    visible: Mask
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.boxes_xywh)
+
+
+def from_sequences(sequences: Iterable[AnnotatedSequence]) -> list[Annotation]:
+    """Annotations of a data source's sequences, in their order."""
+    return [
+        Annotation(one.name, one.class_name, np.asarray(one.boxes_xywh, dtype=np.float64), ~np.asarray(one.absent))
+        for one in sequences
+    ]
+
+
+def read_annotations(place: Path) -> list[Annotation]:
+    """Annotations kept without their frames.
+
+    Args:
+        place: an `.npz` with names, offsets, boxes, absent (bits) and n; a folder `annos` with `<sequence>.txt` and
+            `absent/<sequence>.txt`, or the folder above it; or LaSOT's layout, classes as folders or not.
+
+    Raises:
+        UserError: nothing of the kind there, or what is wrong in which file, all at once.
+    """
+    if place.is_file():
+        return _from_archive(place)
+    for folder in (place, place / "annos"):
+        if (folder / "absent").is_dir():
+            return _from_toolkit_folder(folder)
+    found = sorted({*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt")})
+    if not found:
+        raise UserError(
+            f"{place}: no annotations found; expected an .npz file, a folder annos with absent/ in it, "
+            "or folders with groundtruth.txt"
+        )
+    return _collect([path.parent for path in found], _from_sequence_folder)
+
+
+def choose(
+    annotations: Sequence[Annotation], *, classes: Iterable[str] = (), names: Iterable[str] = ()
+) -> list[Annotation]:
+    """The annotations of the wanted classes and sequences, all of them where nothing is named.
+
+    Raises:
+        UserError: a class or a sequence that is not there, with those that are.
+    """
+    wanted_classes, wanted_names = list(classes), list(names)
+    there = {one.class_name for one in annotations}
+    problems = [
+        f"class {name!r} has no sequence here; there are: {', '.join(sorted(there))}"
+        for name in wanted_classes
+        if name not in there
+    ]
+    known = {one.name for one in annotations}
+    problems += [f"sequence {name!r} is not among the {len(known)} here" for name in wanted_names if name not in known]
+    if problems:
+        raise UserError(problems)
+    return [
+        one
+        for one in annotations
+        if (not wanted_classes or one.class_name in wanted_classes) and (not wanted_names or one.name in wanted_names)
+    ]
+
+
+def _class_of(name: str) -> str:
+    return name.rsplit("-", 1)[0]
+
+
+def _from_archive(path: Path) -> list[Annotation]:
+    boxes = read_box_archive(path)
+    stored = read_archive(path, ("absent", "n"))
+    total = sum(len(one) for one in boxes.values())
+    if stored["n"].shape != () or int(stored["n"]) != total or stored["absent"].size * 8 < total:
+        raise UserError(f"{path}: n and absent must tell of {total} frames, as boxes does")
+    absent = np.unpackbits(stored["absent"].astype(np.uint8))[:total].astype(bool)
+    annotations: list[Annotation] = []
+    begin = 0
+    for name, one in boxes.items():
+        annotations.append(Annotation(name, _class_of(name), one, ~absent[begin : begin + len(one)]))
+        begin += len(one)
+    return annotations
+
+
+def _from_toolkit_folder(folder: Path) -> list[Annotation]:
+    paths = sorted(folder.glob("*.txt"), key=_natural)
+    if not paths:
+        raise UserError(f"{folder}: holds no <sequence>.txt")
+    return _collect(paths, lambda path: _annotation(path.stem, path, (folder / "absent" / path.name,)))
+
+
+def _from_sequence_folder(folder: Path) -> Annotation:
+    flags = folder / "full_occlusion.txt", folder / "out_of_view.txt"
+    return _annotation(folder.name, folder / "groundtruth.txt", flags)
+
+
+def _annotation(name: str, boxes_file: Path, flag_files: Sequence[Path]) -> Annotation:
+    boxes = read_boxes(boxes_file)
+    problems = []
+    if not np.isfinite(boxes).all():
+        line = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0]) + 1
+        problems.append(f"{boxes_file}:{line}: an annotation must be four finite numbers")
+    absent = np.zeros(len(boxes), dtype=bool)
+    for path in flag_files:
+        flags = read_flags(path)
+        if len(flags) == len(boxes):
+            absent |= flags
+        else:
+            problems.append(f"{path}: {len(flags)} flags, but {boxes_file.name} has {len(boxes)} boxes")
+    if problems:
+        raise UserError(problems)
+    return Annotation(name, _class_of(name), boxes, ~absent)
+
+
+def _natural(path: Path) -> tuple[str, int]:
+    head, _, number = path.stem.rpartition("-")
+    return (head, int(number)) if number.isdigit() else (path.stem, 0)
+
+
+class _Reader(Protocol):
+    def __call__(self, path: Path, /) -> Annotation: ...
+
+
+def _collect(paths: Iterable[Path], read: _Reader) -> list[Annotation]:
+    annotations: list[Annotation] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            annotations.append(read(path))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return annotations

@@ -1,0 +1,97 @@
+"""How a trained model tracks: crop factors, window, and when the template is renewed.
+
+`tracker_settings` translates the configuration once, at the door; below it the tracker takes this dataclass and no
+configuration.
+"""
+
+import logging
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from seqtrack.errors import UserError
+
+if TYPE_CHECKING:
+    from seqtrack.config.schema import Config
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """Everything a tracker needs beside the model.
+
+    Attributes:
+        search_factor, template_factor: side of the crop as a multiple of sqrt(w * h) of the box.
+        window: multiply the centre words' probabilities by a Hann window, so that a box near the middle is favoured.
+        update_interval: frames between two chances of a new template.
+        update_threshold: score, of 0 to 40, above which the chance is taken.
+        mean, std: of red, green and blue in [0, 1], as in training.
+        precision: "fp32", or "bf16" for the encoder's matrix products.
+    """
+
+    search_factor: float = 4.0
+    template_factor: float = 4.0
+    window: bool = True
+    update_interval: int = 9999
+    update_threshold: float = 0.6
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot track."""
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        if self.update_interval < 1 or min(self.search_factor, self.template_factor) <= 0:
+            raise UserError(f"a tracker needs an update interval of at least 1 and factors above 0, found {self}")
+
+
+def tracker_settings(config: "Config", *, dataset: str | None, precision: str = "fp32") -> TrackerSettings:
+    """The settings that a configuration asks for on a data set.
+
+    Args:
+        dataset: its name, in any case; keys of TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD are upper-case names of
+            data sets. One that has no key there takes DEFAULT, and the log says so. None (a user's own video) takes
+            DEFAULT as a matter of course.
+
+    Raises:
+        UserError: TEST and DATA disagree about sizes or the number of templates: the model could not be used so.
+    """
+    test, data = config.TEST, config.DATA
+    problems = [
+        f"TEST.{name} is {value}, but the model was trained with {expected} (DATA.{key}); make them equal"
+        for name, value, key, expected in (
+            ("SEARCH_SIZE", test.SEARCH_SIZE, "SEARCH.SIZE", data.SEARCH.SIZE),
+            ("TEMPLATE_SIZE", test.TEMPLATE_SIZE, "TEMPLATE.SIZE", data.TEMPLATE.SIZE),
+            ("NUM_TEMPLATES", test.NUM_TEMPLATES, "TEMPLATE.NUMBER", data.TEMPLATE.NUMBER),
+        )
+        if value != expected
+    ]
+    if problems:
+        raise UserError(problems)
+    return TrackerSettings(
+        search_factor=test.SEARCH_FACTOR,
+        template_factor=test.TEMPLATE_FACTOR,
+        window=test.WINDOW,
+        update_interval=int(_by_dataset(test.UPDATE_INTERVALS, "UPDATE_INTERVALS", dataset)),
+        update_threshold=float(_by_dataset(test.UPDATE_THRESHOLD, "UPDATE_THRESHOLD", dataset)),
+        mean=data.MEAN,
+        std=data.STD,
+        precision=precision,
+    )
+
+
+def _by_dataset(section: object, name: str, dataset: str | None) -> float:
+    keys = {field.name: getattr(section, field.name) for field in fields(section)}  # type: ignore[arg-type]
+    value: float = keys["DEFAULT"]
+    if dataset is None:
+        return value
+    if dataset.upper() in keys:
+        return float(keys[dataset.upper()])
+    logger.info(
+        "TEST.%s has no key for the data set %s (it has %s): DEFAULT, %g, is used",
+        name, dataset.upper(), ", ".join(keys), value,
+    )  # fmt: skip
+    return value

@@ -1,0 +1,224 @@
+"""SeqTrack at work: one box in the first frame, a box and a score for every frame after it.
+
+Knows the model, crops and the way back to the image; knows no video, no file and no annotation. The state of each
+followed object is a value of its own, so that one model follows many videos at once, a batch a step.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from seqtrack.boxes import clip_to_image, search_to_image
+from seqtrack.data.crop import crop_frame
+from seqtrack.errors import UserError
+from seqtrack.model.images import normalise
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.tokens import hann_window, tokens_to_boxes
+from seqtrack.tracking.settings import TrackerSettings
+
+Image = npt.NDArray[np.uint8]
+
+MARGIN_PX = 10  # of every box at least this much lies inside the image, and no side is shorter
+SCORE_SCALE = 10.0  # the score is 10 times the sum of four probabilities: 0 to 40
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What was found in one frame.
+
+    Attributes:
+        box_xywh: (4,) float64 pixels, clipped so that at least 10 px lie inside the image.
+        score: 0 to 40; ten times the sum of the words' probabilities, the centre's multiplied by the window.
+        tokens, confidences: (4,) the words and their (windowed) probabilities.
+        template_updated: this frame gave a new template.
+    """
+
+    box_xywh: npt.NDArray[np.float64]
+    score: float
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    template_updated: bool
+
+
+@dataclass
+class TrackState:
+    """What a tracker remembers of one object.
+
+    Attributes:
+        box_xywh: (4,) float64 pixels in the last frame.
+        templates: (T, 3, S, S) normalised, on the model's device; the first is the first frame's and stays.
+        frame: number of frames tracked so far; the first frame is 0.
+    """
+
+    box_xywh: npt.NDArray[np.float64]
+    templates: Tensor
+    frame: int = 0
+
+
+class BatchTracker:
+    """One model following any number of objects, each in its own video.
+
+    Args:
+        model: in eval mode; it stays on its device. With precision "bf16" a copy of it is used.
+        settings: crop factors, window, template updates.
+
+    Raises:
+        ValueError: the model is in training mode, where dropout would make every box a matter of chance.
+    """
+
+    def __init__(self, model: SeqTrack, settings: TrackerSettings) -> None:
+        if model.training:
+            raise ValueError("a tracker needs a model in eval mode; call model.eval() first")
+        self.settings = settings
+        self.spec = model.spec
+        self.device = next(model.parameters()).device
+        self._model = _in_bfloat16(model) if settings.precision == "bf16" else model
+        self._window = hann_window(model.spec.bins).to(self.device) if settings.window else None
+
+    def start(self, images: Sequence[Image], boxes_xywh: Sequence[Sequence[float]]) -> list[TrackState]:
+        """Look at the first frames.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each.
+            boxes_xywh: the objects' boxes in pixels.
+
+        Raises:
+            UserError: a box has no area or no pixel inside its image.
+        """
+        states = []
+        for image, box in zip(images, boxes_xywh, strict=True):
+            start = np.asarray(box, dtype=np.float64)
+            check_start_box(start, height_px=image.shape[0], width_px=image.shape[1])
+            template = self._template(image, start)
+            states.append(TrackState(start, template.repeat(self.spec.num_templates, 1, 1, 1)))
+        return states
+
+    @torch.no_grad()
+    def track(self, states: Sequence[TrackState], images: Sequence[Image]) -> list[Tracked]:
+        """Find each object in its video's next frame and move its state on.
+
+        Args:
+            states: from `start`; changed in place.
+            images: (H, W, 3) uint8 RGB each, of the same video as the state.
+        """
+        crops, factors = [], []
+        for state, image in zip(states, images, strict=True):
+            crop, factor = crop_frame(
+                image, state.box_xywh, factor=self.settings.search_factor, size=self.spec.search_size
+            )
+            crops.append(crop)
+            factors.append(factor)
+        words, confidences = self._spell(torch.stack([state.templates for state in states]), self._input(crops))
+        boxes = search_to_image(
+            tokens_to_boxes(words, self.spec.bins, self.spec.seq_format),
+            torch.from_numpy(np.stack([state.box_xywh for state in states])),
+            resize_factor=torch.tensor(factors, dtype=torch.float64),
+            search_size_px=self.spec.search_size,
+        )
+        return [
+            self._move_on(state, image, box, spelt, sure)
+            for state, image, box, spelt, sure in zip(
+                states, images, boxes, words.tolist(), confidences.tolist(), strict=True
+            )
+        ]
+
+    def renew_template(self, state: TrackState, image: Image) -> None:
+        """Take the object as it looks in `image` as newest template; the first frame's stays, the oldest other goes."""
+        newest = self._template(image, state.box_xywh)
+        state.templates = torch.cat((state.templates[:1], state.templates[2:], newest))
+
+    def _move_on(
+        self, state: TrackState, image: Image, box: Tensor, tokens: list[int], confidences: list[float]
+    ) -> Tracked:
+        height, width = image.shape[:2]
+        state.box_xywh = clip_to_image(box, height_px=height, width_px=width, margin_px=MARGIN_PX).numpy()
+        state.frame += 1
+        score = SCORE_SCALE * sum(confidences)
+        due = self.spec.num_templates > 1 and state.frame % self.settings.update_interval == 0
+        updated = due and score > self.settings.update_threshold
+        if updated:
+            self.renew_template(state, image)
+        return Tracked(state.box_xywh.copy(), score, tuple(tokens), tuple(confidences), updated)
+
+    def _spell(self, templates: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
+        """Words and probabilities (B, 4), on the CPU."""
+        bfloat16 = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            memory = self._model.encode(templates, search)
+        generated = self._model.generate(memory.float(), self._window)
+        return generated.tokens.cpu(), generated.confidences.cpu()
+
+    def _template(self, image: Image, box_xywh: npt.NDArray[np.float64]) -> Tensor:
+        crop, _ = crop_frame(image, box_xywh, factor=self.settings.template_factor, size=self.spec.template_size)
+        return self._input([crop])
+
+    def _input(self, crops: Sequence[Image]) -> Tensor:
+        """(B, 3, S, S) normalised on the device, from (S, S, 3) uint8 crops."""
+        pixels = torch.from_numpy(np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2)))
+        return normalise(pixels.to(self.device), mean=self.settings.mean, std=self.settings.std)
+
+
+class Tracker:
+    """One object in one video.
+
+        tracker = Tracker(model, settings)
+        tracker.start(first_frame, (x, y, w, h))
+        for frame in frames:
+            box, score = tracker.track(frame).box_xywh, ...
+
+    Arguments and errors as `BatchTracker`.
+    """
+
+    def __init__(self, model: SeqTrack, settings: TrackerSettings) -> None:
+        self._batch = BatchTracker(model, settings)
+        self._state: TrackState | None = None
+
+    def start(self, image: Image, box_xywh: Sequence[float]) -> None:
+        """Look at the first frame, (H, W, 3) uint8 RGB, with the object's box in pixels."""
+        (self._state,) = self._batch.start([image], [box_xywh])
+
+    def track(self, image: Image) -> Tracked:
+        """Find the object in the next frame.
+
+        Raises:
+            ValueError: `start` was not called.
+        """
+        if self._state is None:
+            raise ValueError("start(image, box) comes before track(image)")
+        return self._batch.track([self._state], [image])[0]
+
+
+def check_start_box(box_xywh: npt.NDArray[np.float64], *, height_px: int, width_px: int) -> None:
+    """Refuse a first box that cannot be followed.
+
+    Raises:
+        UserError: it is not four finite numbers, has no area, or its centre lies outside the image.
+    """
+    told = ",".join(f"{value:g}" for value in box_xywh.tolist())
+    if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all():
+        raise UserError(f"the first box is {told}; expected four finite numbers x,y,w,h")
+    x, y, w, h = box_xywh.tolist()
+    if w <= 0 or h <= 0:
+        raise UserError(f"the first box {told} has no area; width and height must be above 0")
+    if not (0 <= x + w / 2 <= width_px and 0 <= y + h / 2 <= height_px):
+        raise UserError(
+            f"the first box {told} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels"
+        )
+
+
+def _in_bfloat16(model: SeqTrack) -> SeqTrack:
+    """A copy whose encoder keeps the weights of its matrix products in bfloat16.
+
+    Autocast would otherwise convert them again for every frame. Norms, positions and the residual stream stay in
+    float32, and so does the decoder, whose choice among thousands of words is the part that a rounding can flip.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+    return twin
