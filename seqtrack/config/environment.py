@@ -153,7 +153,8 @@ def _value(environ: Mapping[str, str], name: str) -> tuple[Any, str | None]:
     try:
         return variable.read(text), None
     except ValueError as error:
-        found = "a value that is not shown" if variable.secret else shown(text)
+        # A name before an @ may be a user's, with the password after it.
+        found = "a value that is not shown" if variable.secret or "@" in text else shown(text)
         return None, f"{name}: found {found}, expected {error}"
 
 
@@ -220,7 +221,8 @@ def _resolve(environment: Environment) -> tuple[Config | None, list[str]]:
     if epoch is None or epoch < last:
         return config, []
     origin = "RESUME_EPOCH" if "RESUME_EPOCH" in environment.given else "RESUME_EPOCH, unset and so"
-    return config, [f"{origin} {epoch}: a run of {last} epochs has nothing left to train; use at most {last - 1}"]
+    remedy = f"use at most {last - 1}" if last > 1 else "train more than one epoch"
+    return config, [f"{origin} {epoch}: nothing of a run of {last} epochs is left to train; {remedy}"]
 
 
 def _dataset_key(name: str) -> str:

@@ -54,6 +54,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
+def host_port(value: str) -> str:
+    """`host:port`."""
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("host:port with a port from 1 to 65535")
+    return value
+
+
 def count_or_auto(value: str) -> int | str:
     """A number of processes, or auto."""
     if value.lower() == "auto":

@@ -64,7 +64,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def unknown_key(name: str, where: str) -> str:
     """The message for a key that the schema does not have."""
-    return f"{name} ({where}): there is no such key{nearest(name, [*KEYS, *SECTIONS])}"
+    written = name if name.isprintable() and 0 < len(name) <= 60 else shown(name)
+    return f"{written} ({where}): there is no such key{nearest(name, [*KEYS, *SECTIONS])}"
 
 
 def read_yaml(text: str, name: str) -> Reading:

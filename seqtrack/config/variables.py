@@ -59,6 +59,12 @@ VARIABLES: dict[str, Variable] = {
     "OVERRIDES": Variable("", "`KEY VALUE KEY VALUE` for any key, quoted as in a shell", "train", forms.pairs),
     "DEVICE": Variable("auto", "auto, cuda or cpu", "train, track, evaluate", forms.one_of("auto", "cuda", "cpu")),
     "NPROC": Variable("1", "processes of a run; auto starts one a GPU", "train", forms.count_or_auto),
+    "NNODES": Variable("1", "machines of a run", "train", forms.whole(1, 1024)),
+    "NODE_RANK": Variable("0", "this machine's number, from 0", "train", forms.whole(0, 1023)),
+    "RENDEZVOUS": Variable("", "host:port of machine 0, where machines meet", "train", forms.host_port),
+    "MAX_RESTARTS": Variable(
+        "0", "times that a run of several processes starts again when one dies", "train", forms.whole(0, 1000)
+    ),
     "HF_REPO": Variable(
         "", "repository owner/name; unset, nothing is uploaded", "train, upload, hub", forms.repository
     ),
@@ -180,6 +186,18 @@ VARIABLES: dict[str, Variable] = {
         "age of the status file at which the sidecar counts as dead",
         "upload",
         forms.number(0.1, 1e6),
+    ),
+    "UPLOAD_DRAIN_S": Variable(
+        "3600",
+        "seconds that a container without compose waits for its uploader after training",
+        "entrypoint",
+        forms.number(0, 1e7),
+    ),
+    "HEALTH_STALE_S": Variable(
+        "1800",
+        "seconds without a log line after which the container of a training run is unhealthy",
+        "healthcheck",
+        forms.number(1, 1e7),
     ),
     "SEQTRACK_TEST_DATA": Variable("", "folder of real test data", "tests", Path),
     "SEQTRACK_GOLDENS": Variable("", "folder of reference outputs", "tests", Path),

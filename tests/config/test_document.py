@@ -1,0 +1,59 @@
+"""docs/configuration.md says every key and every variable, and no other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from seqtrack.config.document import render
+from seqtrack.config.load import experiment_names
+from seqtrack.config.rules import RULES
+from seqtrack.config.schema import KEYS
+from seqtrack.config.variables import VARIABLES
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENT = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def first_cells(after: str, before: str) -> list[str]:
+    """The first cell of every row between two markers."""
+    part = DOCUMENT.split(after)[1].split(before)[0]
+    return re.findall(r"^\| `([^`]+)`", part, re.MULTILINE)
+
+
+def test_the_tables_are_those_of_the_code() -> None:
+    assert render(DOCUMENT) == DOCUMENT, "run: python -m seqtrack.config.document docs/configuration.md"
+
+
+def test_every_key_and_variable_is_documented_and_no_other() -> None:
+    assert first_cells("<!-- keys:", "<!-- end of keys") == list(KEYS)
+    assert first_cells("<!-- variables:", "<!-- end of variables") == list(VARIABLES)
+
+
+def test_an_old_table_is_noticed() -> None:
+    assert render(DOCUMENT.replace("| `TRAIN.LR` |", "| `TRAIN.RATE` |")) == DOCUMENT
+    with pytest.raises(ValueError, match="expected once"):
+        render(DOCUMENT.replace("<!-- end of keys -->", ""))
+
+
+def test_every_experiment_is_named() -> None:
+    assert [name for name in experiment_names() if f"`{name}`" not in DOCUMENT] == []
+
+
+def test_every_key_of_a_rule_is_named_where_the_rules_are() -> None:
+    rules = DOCUMENT.split("## Rules between keys")[1]
+    last_parts = {key.rsplit(".", 1)[1] for rule in RULES for key in rule.keys}
+    assert [part for part in sorted(last_parts) if part not in rules] == []
+
+
+def test_every_variable_in_the_files_for_users_is_in_the_table() -> None:
+    example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    names = re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)
+    assert [name for name in names if name not in VARIABLES] == []
+    usual = {"DATASET", "CLASSES", "CONFIG", "EPOCHS", "SEED", "RESUME_EPOCH", "HF_REPO", "HF_TOKEN_PATH", "OUTPUT_DIR"}
+    assert usual - set(names) == set()
+
+
+def test_every_meaning_is_one_line() -> None:
+    texts = [key.meaning for key in KEYS.values()] + [variable.meaning for variable in VARIABLES.values()]
+    assert [text for text in texts if "\n" in text or not text] == []

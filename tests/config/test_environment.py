@@ -1,0 +1,296 @@
+"""The environment: what is asked for is done, what is malformed is said all at once, and the token is never shown."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from seqtrack.config.environment import (
+    Environment,
+    configure,
+    load_dotenv_file,
+    read_environment,
+    read_token,
+    read_variable,
+    resolve,
+)
+from seqtrack.config.variables import VARIABLES
+from seqtrack.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+TOKEN = "hf_NotARealTokenButItLooksLikeOne"
+
+
+def problems_of(environ: dict[str, str]) -> list[str]:
+    try:
+        configure(environ)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def test_with_nothing_set_the_demo_is_trained_and_nothing_uploaded() -> None:
+    environment, config = configure({"PATH": "/bin", "HF_HOME": "/cache"})
+    assert environment == Environment()
+    assert config.DATA.TRAIN.DATASETS_NAME == ("DEMO",)
+    assert (environment.hf_repo, environment.upload_target, environment.resume_epoch) == (None, None, None)
+
+
+def test_every_variable_reaches_its_place() -> None:
+    environ = {
+        "PHASE": "2",
+        "RESUME_EPOCH": "4",
+        "CONFIG": "seqtrack_l256",
+        "DATASET": "lasot",
+        "CLASSES": "book, coin",
+        "DATA_DIR": "/mnt/data",
+        "OUTPUT_DIR": "out",
+        "SEED": "7",
+        "EPOCHS": "6",
+        "BATCH_SIZE": "3",
+        "OVERRIDES": "TRAIN.LR 2e-4 DATA.MEAN '[0, 0.5, 1]'",
+        "DEVICE": "CPU",
+        "NPROC": "2",
+        "HF_REPO": "me/seqtrack",
+        "HF_TOKEN_PATH": "/run/secrets/hf_token",
+        "HF_ENDPOINT": "http://127.0.0.1:8080/",
+        "HF_PRIVATE": "no",
+        "UPLOAD_TARGET": "folder:/mnt/backup",
+    }
+    environment, config = configure(environ)
+    assert environment == Environment(
+        phase=2,
+        resume_epoch=4,
+        config="seqtrack_l256",
+        dataset="lasot",
+        classes=("book", "coin"),
+        data_dir=Path("/mnt/data"),
+        output_dir=Path("out"),
+        seed=7,
+        epochs=6,
+        batch_size=3,
+        overrides=(("TRAIN.LR", "2e-4"), ("DATA.MEAN", "[0, 0.5, 1]")),
+        device="cpu",
+        nproc=2,
+        hf_repo="me/seqtrack",
+        hf_token_path=Path("/run/secrets/hf_token"),
+        hf_endpoint="http://127.0.0.1:8080",
+        hf_private=False,
+        upload_target="folder:/mnt/backup",
+    )
+    assert (config.TRAIN.SEED, config.TRAIN.EPOCH, config.TEST.EPOCH, config.TRAIN.BATCH_SIZE) == (7, 6, 6, 3)
+    assert (config.DATA.CLASSES, config.DATA.TRAIN.DATASETS_NAME) == (("book", "coin"), ("LASOT",))
+    assert config.DATA.TRAIN.DATASETS_RATIO == (1.0,)
+    assert (config.TRAIN.LR, config.DATA.MEAN) == (2e-4, (0.0, 0.5, 1.0))
+
+
+def test_all_problems_of_environment_and_configuration_are_reported_at_once() -> None:
+    environ = {
+        "PHASE": "3",
+        "SEED": "-1",
+        "NPROC": "all",
+        "HF_REPO": "seqtrack",
+        "SEQTRACK_GOLDEN": "x",
+        "OVERRIDES": "LR 1 TRAIN.SEED x",
+        "EPOCHS": "5",
+    }
+    assert problems_of(environ) == [
+        "PHASE: found '3', expected one of 1, 2",
+        "SEED: found '-1', expected a whole number from 0 to 4294967295",
+        "NPROC: found 'all', expected auto or a whole number from 1 to 4096",
+        "HF_REPO: found 'seqtrack', expected owner/name, as in the repository's address",
+        "SEQTRACK_GOLDEN: there is no such variable; did you mean SEQTRACK_GOLDENS?",
+        "LR (OVERRIDES): there is no such key; did you mean TRAIN.LR?",
+        "TRAIN.SEED (OVERRIDES): found 'x', expected a whole number, at least 0 and at most 4.29497e+09",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES))
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_counts_as_not_set(name: str, empty: str) -> None:
+    assert read_environment({name: empty}) == Environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("PHASE", ["0", "one", "1.0", "12"], ["1", " 2 "]),
+        ("RESUME_EPOCH", ["0", "-1", "3.0", "last", "１"], ["1", "03"]),
+        ("EPOCHS", ["0", "ten"], ["1"]),
+        ("BATCH_SIZE", ["0", "1e1", "9" * 50], ["1"]),
+        ("SEED", ["4294967296", "0x1"], ["0", "4294967295"]),
+        ("CLASSES", ["book,,coin", "book,book", "../book", "a b", ","], ["book", "book,coin"]),
+        ("DATASET", ["lasot,", "a/b"], ["lasot", "LASOT,GOT10K_vottrain"]),
+        ("DEVICE", ["gpu", "cuda:1"], ["cuda", "AUTO"]),
+        ("NPROC", ["0", "-2", "two"], ["auto", "8"]),
+        (
+            "HF_REPO",
+            ["a", "a/b/c", "/b", "a/", "a b/c", "a/b.git", "a--b/c", "../c", "a/..", "https://hf/a/b"],
+            ["a/b"],
+        ),
+        (
+            "HF_ENDPOINT",
+            ["hub.example.com", "ftp://x", "http://", "http://u:p@x", "http://x:0", "http://x y"],
+            ["https://x"],
+        ),
+        ("HF_PRIVATE", ["maybe", "2"], ["true", "0", "Yes"]),
+        ("UPLOAD_TARGET", ["/mnt/backup", "folder:", ":x"], ["folder:/mnt/backup"]),
+        ("OVERRIDES", ["TRAIN.LR", "TRAIN.LR=1", "TRAIN.LR '1"], ["TRAIN.LR 1", "TRAIN.LR '1'"]),
+        ("CONFIG", ["a\nb"], ["demo"]),
+        ("HF_TOKEN", ["two words", "naïve"], [TOKEN]),
+    ],
+)
+def test_a_malformed_value_is_refused_and_a_good_one_is_not(name: str, bad: list[str], good: list[str]) -> None:
+    for value in bad:
+        with pytest.raises(UserError, match=f"^{name}: found "):
+            read_environment({name: value})
+    for value in good:
+        read_environment({name: value})
+
+
+def test_a_misspelt_variable_of_ours_is_an_error_and_a_strangers_is_not() -> None:
+    with pytest.raises(
+        UserError, match="SEQTRACK_TEST_DATE: there is no such variable; did you mean SEQTRACK_TEST_DATA"
+    ):
+        read_environment({"SEQTRACK_TEST_DATE": "x"})
+    read_environment({"SEQTRACK_TEST_DATA": "x", "SEQTRACKER": "x", "TORCH_HOME": "x"})
+
+
+def test_phase_two_resumes_epoch_three_unless_told_otherwise() -> None:
+    assert read_environment({"PHASE": "2"}).resume_epoch == 3
+    assert read_environment({"PHASE": "2", "RESUME_EPOCH": "5"}).resume_epoch == 5
+    assert read_environment({"PHASE": "1"}).resume_epoch is None
+    assert read_environment({"PHASE": "1", "RESUME_EPOCH": "5"}).resume_epoch == 5
+
+
+def test_a_resume_with_nothing_left_to_train_is_refused() -> None:
+    assert problems_of({"RESUME_EPOCH": "9"}) == []
+    assert problems_of({"RESUME_EPOCH": "10"}) == [
+        "RESUME_EPOCH 10: nothing of a run of 10 epochs is left to train; use at most 9"
+    ]
+    assert problems_of({"PHASE": "2", "EPOCHS": "2"}) == [
+        "RESUME_EPOCH, unset and so 3: nothing of a run of 2 epochs is left to train; use at most 1"
+    ]
+    assert problems_of({"EPOCHS": "1", "RESUME_EPOCH": "1"}) == [
+        "RESUME_EPOCH 1: nothing of a run of 1 epochs is left to train; train more than one epoch"
+    ]
+
+
+def test_the_experiment_follows_the_data_set_unless_it_is_named() -> None:
+    assert read_environment({"DATASET": "demo"}).config == "demo"
+    assert read_environment({"DATASET": "DEMO"}).config == "demo"
+    assert read_environment({"DATASET": "lasot"}).config == "seqtrack_b256"
+    assert read_environment({"DATASET": "lasot", "CONFIG": "demo"}).config == "demo"
+
+
+def test_an_unset_dataset_does_not_win_over_a_file_of_the_users(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("DATA: {TRAIN: {DATASETS_NAME: [LASOT, COCO17], DATASETS_RATIO: [3, 1]}}")
+    assert configure({"CONFIG": str(path)})[1].DATA.TRAIN.DATASETS_RATIO == (3.0, 1.0)
+    assert configure({"CONFIG": str(path), "DATASET": "demo"})[1].DATA.TRAIN.DATASETS_NAME == ("DEMO",)
+    assert configure({"CONFIG": "seqtrack_b256"})[1].DATA.TRAIN.DATASETS_NAME == ("DEMO",)
+
+
+def test_names_of_data_sets_keep_their_capitals_and_several_share_equally() -> None:
+    config = configure({"DATASET": "lasot,GOT10K_vottrain"})[1]
+    assert config.DATA.TRAIN.DATASETS_NAME == ("LASOT", "GOT10K_vottrain")
+    assert config.DATA.TRAIN.DATASETS_RATIO == (1.0, 1.0)
+
+
+def test_a_data_set_can_be_held_against_those_that_are_known() -> None:
+    known = ("LASOT", "DEMO", "GOT10K_vottrain")
+    with pytest.raises(UserError, match="DATASET: there is no lassot; did you mean LASOT"):
+        read_environment({"DATASET": "lassot,demo"}, known_datasets=known)
+    assert (
+        read_environment({"DATASET": "lasot,got10k_vottrain"}, known_datasets=known).dataset == "lasot,got10k_vottrain"
+    )
+
+
+def test_overrides_win_over_the_other_variables() -> None:
+    environment = read_environment({"SEED": "1", "OVERRIDES": "TRAIN.SEED 2"})
+    assert resolve(environment).TRAIN.SEED == 2
+
+
+def test_a_wrong_experiment_is_named() -> None:
+    assert "no such experiment; did you mean seqtrack_b384" in problems_of({"CONFIG": "seqtrack-b384"})[0]
+
+
+def test_the_token_is_in_no_text_that_we_make() -> None:
+    environment, config = configure({"HF_TOKEN": TOKEN, "HF_REPO": "me/x"})
+    assert TOKEN not in repr(environment) + str(environment) + repr(config)
+    broken = problems_of({"HF_TOKEN": f"{TOKEN} {TOKEN}"})
+    assert broken == ["HF_TOKEN: found a value that is not shown, expected one word of ASCII letters"]
+    with_credentials = problems_of({"HF_ENDPOINT": f"https://user:{TOKEN}@host"})
+    assert TOKEN not in with_credentials[0]
+
+
+def test_the_token_file_wins_and_is_read_anew_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("hf_first\n")
+    environ = {"HF_TOKEN_PATH": str(path), "HF_TOKEN": "hf_other"}
+    assert read_token(environ) == "hf_first"
+    path.write_text("hf_second")
+    assert read_token(environ) == "hf_second"
+    assert read_token({"HF_TOKEN": "hf_other", "HF_TOKEN_PATH": ""}) == "hf_other"
+    assert read_token({}) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", f"{TOKEN}\n{TOKEN}".encode(), f"TOKEN={TOKEN} x".encode(), b"\xff\xfe"]
+)
+def test_a_token_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="holds no token") as caught:
+        read_token({"HF_TOKEN_PATH": str(path)})
+    assert TOKEN not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_token({"HF_TOKEN_PATH": str(tmp_path / "nothing")})
+
+
+def test_one_variable_can_be_read_by_itself() -> None:
+    assert read_variable({}, "DEVICE") == "auto"
+    assert read_variable({"HF_PRIVATE": "off"}, "HF_PRIVATE") is False
+    assert read_variable({}, "HF_REPO") is None
+    with pytest.raises(UserError, match="HF_REPO"):
+        read_variable({"HF_REPO": "x"}, "HF_REPO")
+
+
+def test_dotenv_fills_what_is_not_set_and_the_real_environment_wins(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("# mine\nSEED=7\nexport EPOCHS=4\nCLASSES='book,coin'  # two\nHF_REPO=\n")
+    environ = {"SEED": "1"}
+    assert load_dotenv_file(tmp_path, environ) == tmp_path / ".env"
+    assert environ == {"SEED": "1", "EPOCHS": "4", "CLASSES": "book,coin", "HF_REPO": ""}
+    assert configure({**environ, "CLASSES": ""})[0].seed == 1
+
+
+def test_no_dotenv_file_is_no_error_and_a_broken_one_is(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+    assert load_dotenv_file(tmp_path, environ) is None
+    (tmp_path / ".env").write_text(f"SEED=7\nHF_TOKEN='{TOKEN}\n")
+    with pytest.raises(UserError, match=r"\.env line 2: expected NAME=value") as caught:
+        load_dotenv_file(tmp_path, environ)
+    assert (environ, TOKEN in str(caught.value)) == ({}, False)
+    (tmp_path / ".env").write_bytes(b"SEED=\xff\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_dotenv_file(tmp_path, environ)
+
+
+def test_dotenv_goes_into_the_process_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPOCHS", "2")
+    (tmp_path / ".env").write_text("EPOCHS=4\n")
+    load_dotenv_file(tmp_path)
+    assert os.environ["EPOCHS"] == "2"
+
+
+def test_the_example_file_is_a_real_run_that_only_lacks_a_repository(tmp_path: Path) -> None:
+    text = (REPOSITORY / ".env.example").read_text()
+    (tmp_path / ".env").write_text(text)
+    environ: dict[str, str] = {}
+    load_dotenv_file(tmp_path, environ)
+    environment, config = configure(environ)
+    assert (environment.dataset, environment.epochs, environment.hf_repo) == ("lasot", 10, None)
+    assert config.DATA.TRAIN.DATASETS_NAME == ("LASOT",)
+    assert config.DATA.CLASSES == ("book", "coin")
+    assert re.search(r"hf_[A-Za-z0-9]{8}", text) is None

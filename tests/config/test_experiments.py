@@ -1,0 +1,193 @@
+"""The experiments of the package hold the published numbers, and nothing that only training would find out."""
+
+import logging
+
+import pytest
+
+from seqtrack.config.load import config_from_text, dump_config, experiment_names, flat_values, load_config
+from seqtrack.config.schema import KEYS, Config
+
+AUTHORS = [f"seqtrack_{size}{variant}" for size in ("b256", "b384", "l256", "l384") for variant in ("", "_got")]
+STUDIES = ["airplane_bicycle_p8", "airplane_random_5", "book_coin_192", "coin_kite_256"]
+
+
+def changed(name: str) -> dict[str, object]:
+    """The keys of an experiment that are not the default."""
+    values = flat_values(load_config(name))
+    return {key: value for key, value in values.items() if value != KEYS[key].default}
+
+
+def test_these_experiments_come_with_the_package() -> None:
+    assert experiment_names() == sorted([*AUTHORS, *STUDIES, "demo"])
+
+
+@pytest.mark.parametrize("name", [*AUTHORS, *STUDIES, "demo"])
+def test_an_experiment_survives_being_written_and_read(name: str) -> None:
+    config = load_config(name)
+    assert config_from_text(dump_config(config), "stored") == config
+    assert dump_config(config_from_text(dump_config(config), "stored")) == dump_config(config)
+
+
+@pytest.mark.parametrize("name", [*AUTHORS, "airplane_bicycle_p8", "airplane_random_5", "coin_kite_256", "demo"])
+def test_an_experiment_gives_no_cause_for_caution(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_config(name)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_the_authors_experiments_hold_the_authors_numbers(name: str) -> None:
+    size, got = name.split("_")[1], name.endswith("_got")
+    expected: dict[str, object] = {
+        "MODEL.DECODER.DEC_LAYERS": 2,
+        "DATA.MAX_SAMPLE_INTERVAL": 400,
+        "DATA.TEMPLATE.NUMBER": 2,
+        "TEST.NUM_TEMPLATES": 2,
+        "TEST.WINDOW": True,
+    }
+    if got:
+        expected["DATA.TRAIN.DATASETS_NAME"] = ("GOT10K_train_full",)
+        expected["DATA.TRAIN.DATASETS_RATIO"] = (1.0,)
+        expected["DATA.TRAIN.SAMPLE_PER_EPOCH"] = 30000
+    else:
+        expected["DATA.TRAIN.DATASETS_NAME"] = ("LASOT", "GOT10K_vottrain", "COCO17", "TRACKINGNET")
+        expected["DATA.TRAIN.DATASETS_RATIO"] = (1.0, 1.0, 1.0, 1.0)
+    if size.startswith("l"):
+        expected["MODEL.ENCODER.TYPE"] = "vit_large_patch16"
+    if size.endswith("384"):
+        sizes = ("DATA.SEARCH.SIZE", "DATA.TEMPLATE.SIZE", "TEST.SEARCH_SIZE", "TEST.TEMPLATE_SIZE")
+        expected |= dict.fromkeys(sizes, 384)
+    if name == "seqtrack_b256":
+        expected["TRAIN.BATCH_SIZE"] = 16
+    vot = {"seqtrack_b256": (1, 0.55), "seqtrack_b384": (20, 0.45)}.get(name)
+    for year in (20, 21, 22) if vot else ():
+        assert vot is not None
+        expected[f"TEST.UPDATE_INTERVALS.VOT{year}"] = vot[0]
+        expected[f"TEST.UPDATE_THRESHOLD.VOT{year}"] = vot[1]
+    assert changed(name) == expected
+
+
+def test_the_defaults_are_the_authors_code_defaults() -> None:
+    config = Config()
+    assert (config.TRAIN.LR, config.TRAIN.WEIGHT_DECAY, config.TRAIN.ENCODER_MULTIPLIER) == (1e-4, 1e-4, 0.1)
+    assert (config.TRAIN.EPOCH, config.TRAIN.LR_DROP_EPOCH, config.TRAIN.GRAD_CLIP_NORM) == (500, 400, 0.1)
+    assert (config.TRAIN.BATCH_SIZE, config.MODEL.DECODER.DEC_LAYERS, config.DATA.TEMPLATE.NUMBER) == (8, 6, 1)
+    assert (config.DATA.MAX_SAMPLE_INTERVAL, config.TEST.WINDOW, config.TEST.NUM_TEMPLATES) == (200, False, 1)
+    intervals = config.TEST.UPDATE_INTERVALS
+    assert (intervals.DEFAULT, intervals.LASOT, intervals.GOT10K_TEST, intervals.VOT20) == (9999, 450, 1, 10)
+    assert (intervals.TRACKINGNET, intervals.TNL2K, intervals.OTB) == (25, 25, 9999)
+    assert (config.TEST.UPDATE_THRESHOLD.DEFAULT, config.TEST.UPDATE_THRESHOLD.VOT22) == (0.6, 0.475)
+
+
+def test_yaml_as_the_authors_lay_it_out_is_read_unchanged() -> None:
+    # Lists as lines, ratios and jitters as whole numbers, a key nobody reads (STRIDE), and sections in their order.
+    text = """
+DATA:
+  MEAN:
+  - 0.485
+  - 0.456
+  - 0.406
+  LOADER: tracking
+  SAMPLER_MODE: order
+  TEMPLATE:
+    CENTER_JITTER: 0
+    NUMBER: 2
+  TRAIN:
+    DATASETS_NAME:
+    - LASOT
+    - GOT10K_vottrain
+    DATASETS_RATIO:
+    - 1
+    - 1
+MODEL:
+  ENCODER:
+    STRIDE: 16
+    DROP_PATH: 0
+TRAIN:
+  FREEZE_ENCODER: False
+  ENCODER_OPEN: []
+  SCHEDULER:
+    TYPE: step
+    DECAY_RATE: 0.1
+TEST:
+  NUM_TEMPLATES: 2
+  UPDATE_INTERVALS:
+    GOT10K_TEST: 1
+    VOT20: 1
+  UPDATE_THRESHOLD:
+    VOT20: 0.55
+"""
+    config = config_from_text(text, "theirs.yaml")
+    assert config.DATA.TRAIN.DATASETS_NAME == ("LASOT", "GOT10K_vottrain")
+    assert config.TEST.UPDATE_THRESHOLD.VOT20 == 0.55
+    assert config.DATA.TEMPLATE.CENTER_JITTER == 0.0
+
+
+def test_the_demo_is_the_recipe_that_was_tried() -> None:
+    config = load_config("demo")
+    encoder, decoder, train, data = config.MODEL.ENCODER, config.MODEL.DECODER, config.TRAIN, config.DATA
+    assert (encoder.TYPE, encoder.EMBED_DIM, encoder.DEPTH, encoder.NUM_HEADS) == ("vit_custom", 128, 2, 8)
+    assert (encoder.PATCH_SIZE, encoder.POS_INIT, encoder.PRETRAIN_TYPE) == (16, "sincos2d", "scratch")
+    assert (config.MODEL.HIDDEN_DIM, decoder.DEC_LAYERS, decoder.DROPOUT, config.MODEL.BINS) == (128, 2, 0.0, 64)
+    assert (train.LR, train.ENCODER_MULTIPLIER, train.BATCH_SIZE, train.EPOCH) == (1e-3, 1.0, 16, 10)
+    schedule = train.SCHEDULER
+    assert (schedule.TYPE, schedule.WARMUP_STEPS, schedule.FINAL_RATIO) == ("cosine", 50, 0.02)
+    assert (train.NUM_THREADS, train.NUM_WORKER) == (1, 1)
+    assert (data.TEMPLATE.NUMBER, data.TEMPLATE.SIZE, data.SEARCH.SIZE) == (1, 48, 96)
+    assert (data.TEMPLATE.FACTOR, data.SEARCH.FACTOR, data.TRAIN.SAMPLE_PER_EPOCH) == (4.0, 4.0, 3300)
+    assert data.TRAIN.DATASETS_NAME == ("DEMO",)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "book_coin_192",
+            {
+                "DATA.CLASSES": ("book", "coin"),
+                "DATA.SEARCH.SIZE": 192,
+                "DATA.SEARCH.FACTOR": 3.0,
+                "TRAIN.BATCH_SIZE": 16,
+                "TRAIN.EPOCH": 10,
+                "TRAIN.SEED": 3,
+                "DATA.TRAIN.SAMPLE_PER_EPOCH": 992,
+            },
+        ),
+        (
+            "coin_kite_256",
+            {
+                "DATA.CLASSES": ("coin", "kite"),
+                "TRAIN.BATCH_SIZE": 12,
+                "TRAIN.LR": 2e-4,
+                "TRAIN.EPOCH": 10,
+                "TRAIN.SEED": 9,
+                "DATA.TRAIN.SAMPLE_PER_EPOCH": 27040,
+                "TRAIN.PRINT_INTERVAL": 108,
+                "MODEL.ENCODER.USE_CHECKPOINT": True,
+            },
+        ),
+        (
+            "airplane_random_5",
+            {
+                "DATA.CLASSES": ("airplane",),
+                "DATA.RANDOM_CLASSES": 1,
+                "TRAIN.EPOCH": 5,
+                "TRAIN.SEED": 8,
+            },
+        ),
+        (
+            "airplane_bicycle_p8",
+            {
+                "DATA.CLASSES": ("airplane", "bicycle"),
+                "MODEL.ENCODER.PATCH_SIZE": 8,
+                "TRAIN.BATCH_SIZE": 16,
+                "TRAIN.NUM_WORKER": 1,
+                "TRAIN.EPOCH": 5,
+                "TRAIN.SEED": 8,
+            },
+        ),
+    ],
+)
+def test_a_study_differs_from_the_defaults_as_published(name: str, expected: dict[str, object]) -> None:
+    assert expected.items() <= changed(name).items()
+    assert load_config(name).DATA.TRAIN.DATASETS_NAME == ("LASOT",)

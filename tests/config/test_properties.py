@@ -1,0 +1,170 @@
+"""Properties over random configurations and random damage."""
+
+import random
+import subprocess
+import sys
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seqtrack.config.environment import configure
+from seqtrack.config.fields import Key
+from seqtrack.config.load import (
+    compare_configs,
+    config_digest,
+    config_from_text,
+    dump_config,
+    experiment_names,
+    load_config,
+    override,
+)
+from seqtrack.config.schema import KEYS, Config
+from seqtrack.config.variables import VARIABLES
+from seqtrack.errors import UserError
+
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,20}", fullmatch=True)
+EXPERIMENTS = {name: load_config(name) for name in experiment_names()}
+
+
+def words(key: Key) -> st.SearchStrategy[str]:
+    """Texts that a value of this key can have, quoted where YAML would otherwise read nothing."""
+    low = key.low if key.low is not None else (key.above if key.above is not None else -1000)
+    high = key.high if key.high is not None else 1_000_000
+    kind = key.element_kind
+    element: st.SearchStrategy[Any]
+    if key.choices:
+        element = st.sampled_from([str(choice) for choice in key.choices])
+    elif kind == "bool":
+        element = st.sampled_from(["true", "false"])
+    elif kind == "int":
+        element = st.integers(int(low), int(high)).map(str)
+    elif kind == "int or auto":
+        element = st.one_of(st.just("auto"), st.integers(int(low), int(high)).map(str))
+    elif kind == "float":
+        element = st.floats(low, high, exclude_min=key.above is not None).map(repr)
+    else:
+        element = NAMES.filter(lambda name: name.lower() != "null")
+    if not key.is_list:
+        return element
+    size = key.length
+    if kind == "str":
+        element = element.map(lambda name: f"'{name}'")
+    lists = st.lists(element, min_size=size or 0, max_size=size or 5)
+    return lists.map(lambda parts: f"[{', '.join(parts)}]")
+
+
+PAIRS = st.lists(
+    st.sampled_from(sorted(KEYS)).flatmap(lambda name: st.tuples(st.just(name), words(KEYS[name]))),
+    max_size=6,
+    unique_by=lambda pair: pair[0],
+)
+
+
+def changed(name: str, pairs: list[tuple[str, str]]) -> Config:
+    """An experiment with as many of the pairs as go together."""
+    config = EXPERIMENTS[name]
+    for pair in pairs:
+        try:
+            config = override(config, [pair])
+        except UserError as error:
+            # A single good value may only be refused by a rule between keys, which names no layer.
+            assert not any("(KEY VALUE pairs)" in problem for problem in error.problems), error.problems
+    return config
+
+
+@QUICK
+@given(name=st.sampled_from(sorted(EXPERIMENTS)), pairs=PAIRS)
+def test_what_is_written_is_read_back_equal(name: str, pairs: list[tuple[str, str]]) -> None:
+    config = changed(name, pairs)
+    text = dump_config(config)
+    again = config_from_text(text, "stored")
+    assert again == config
+    assert dump_config(again) == text
+    assert config_digest(again) == config_digest(config)
+
+
+@QUICK
+@given(name=st.sampled_from(sorted(EXPERIMENTS)), pairs=PAIRS)
+def test_the_digest_changes_just_when_a_key_that_must_match_does(name: str, pairs: list[tuple[str, str]]) -> None:
+    before, after = EXPERIMENTS[name], changed(name, pairs)
+    matters = any(difference.must_match for difference in compare_configs(before, after))
+    assert (config_digest(before) != config_digest(after)) == matters
+    assert (before != after) == bool(compare_configs(before, after))
+
+
+def damaged(text: str, chance: random.Random) -> str:
+    """The text with a few characters or lines removed, doubled, swapped or replaced."""
+    pieces = "[]{}:,-#&*!|>'\"%@`?~ \n\t\x00\x85\u2028\ud7ff0123456789eE+._nulltrueTRAIN<<\\"
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(text) + 1)
+        end = min(len(text), place + chance.randint(0, 12))
+        lines = text.split("\n")
+        action = chance.randrange(6)
+        if action == 0:
+            text = text[:place] + text[end:]
+        elif action == 1:
+            text = text[:place] + "".join(chance.choice(pieces) for _ in range(chance.randint(1, 6))) + text[place:]
+        elif action == 2:
+            text = text[:end] + text[place:]
+        elif action == 3:
+            lines.insert(chance.randrange(len(lines) + 1), chance.choice(lines))
+            text = "\n".join(lines)
+        elif action == 4:
+            chance.shuffle(lines)
+            text = "\n".join(lines)
+        else:
+            text = text[:place] + chance.choice(["null", "*a", "&a ", "!!int ", "'", '"\\U', "? ", "- ", "{", "[" * 9])
+    return text
+
+
+@MANY
+@given(name=st.sampled_from(sorted(EXPERIMENTS)), seed=st.integers(0, 2**32))
+def test_a_damaged_file_gives_a_configuration_or_a_message_and_never_another_error(name: str, seed: int) -> None:
+    text = damaged(dump_config(EXPERIMENTS[name]), random.Random(seed))
+    try:
+        config = config_from_text(text, "damaged.yaml")
+    except UserError as error:
+        assert error.problems and all(problem.isprintable() for problem in error.problems), error.problems
+    else:
+        assert isinstance(config, Config)
+
+
+@MANY
+@given(text=st.text(max_size=60))
+def test_any_text_gives_a_configuration_or_a_message(text: str) -> None:
+    for whole in (text, f"TRAIN:\n  LR: {text}", f"DATA: {{CLASSES: [{text}]}}"):
+        try:
+            config_from_text(whole, "any.yaml")
+        except UserError as error:
+            assert all(problem.isprintable() for problem in error.problems), error.problems
+
+
+@MANY
+@given(name=st.sampled_from(sorted(VARIABLES)), value=st.text(max_size=30).filter(lambda text: "\x00" not in text))
+def test_any_value_of_a_variable_gives_settings_or_a_message(name: str, value: str) -> None:
+    try:
+        configure({name: value})
+    except UserError as error:
+        assert all(problem.isprintable() for problem in error.problems), error.problems
+
+
+@MANY
+@given(key=st.one_of(st.sampled_from(sorted(KEYS)), st.text(max_size=20)), text=st.text(max_size=30))
+def test_any_pair_gives_a_configuration_or_a_message(key: str, text: str) -> None:
+    try:
+        load_config("demo", overrides=[(key, text)])
+    except UserError as error:
+        assert all(problem.isprintable() for problem in error.problems), error.problems
+
+
+def test_reading_the_configuration_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys; from seqtrack.config.environment import configure; configure({}); "
+        "import seqtrack.config.document; "
+        "print(sorted({'torch', 'numpy', 'cv2', 'timm', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
