@@ -57,6 +57,11 @@ def fingerprint(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
+def describe_device(device: torch.device) -> str:
+    """The device in words: a GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}"
+
+
 def promise(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str]]:
     """Which promise holds between two runs, and the differences that decide it, each as a text."""
     differences = [

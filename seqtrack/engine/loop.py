@@ -29,6 +29,7 @@ class LoopPlan:
     """The numbers of the loop. `describe` holds the manifest's fields that are the same for the whole run."""
 
     epochs: int
+    batch_size: int
     print_interval: int
     save_interval_s: float
     bins: int
@@ -82,7 +83,7 @@ class Loop:
         state = self.state
         samples = self.loader.samples_per_epoch
         timer = _Timer(state.sample)
-        batches = iter(self.loader.batches(epoch, start_step=state.sample // self.loader.batch_size_global))
+        batches = iter(self.loader.batches(epoch, start_step=state.sample // self.plan.batch_size))
         while state.sample < samples:
             waited = time.perf_counter()
             batch = next(batches).to(self.ranks.device)
@@ -163,7 +164,7 @@ class Loop:
 
     def _finish_epoch(self, epoch: int, timer: "_Timer") -> None:
         state, meters = self.state, self.state.meters
-        record = {
+        record: dict[str, Any] = {
             "epoch": epoch,
             "loss": meters.loss,
             "iou": meters.iou,

@@ -5,17 +5,22 @@ rank order, so that they come out the same each time for the same number of proc
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
+
+T = TypeVar("T")
 
 # A rank that waits longer than this for the others takes them for dead; a save of a large model must fit in.
 _PATIENCE = timedelta(minutes=15)
@@ -71,9 +76,86 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What rank 0 decides, on every rank; what it raises as the user's mistake, every rank raises.
+
+        Raises:
+            UserError: rank 0's.
+        """
+        if self.world == 1:
+            return decide()
+        answer: tuple[T | None, list[str]] = (None, [])
+        if self.is_main:
+            try:
+                answer = (decide(), [])
+            except UserError as error:
+                answer = (None, error.problems)
+        value, problems = self.from_main(answer)
+        if problems:
+            raise UserError(problems)
+        return value  # type: ignore[no-any-return]
+
+    def broadcast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rank 0's CPU tensors on every rank; the others' argument is not looked at."""
+        if self.world == 1:
+            return tensors
+        shapes = self.from_main({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
+        received = {}
+        for name, (shape, dtype) in shapes.items():
+            value = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
+            there = value.to(self.device).contiguous()
+            dist.broadcast(there, src=0)
+            received[name] = there.cpu()
+        return received
+
     def close(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes to start here, and where they meet those of other machines ("host:port", or "")."""
+
+    processes: int
+    machines: int = 1
+    machine: int = 0
+    rendezvous: str = ""
+    max_restarts: int = 0
+
+
+def launch(command: Sequence[str], how: Launch) -> bool:
+    """Run `command` as the processes of one run, and start all of them again when one dies.
+
+    Returns:
+        True when every process ended with 0; False when this process was told to stop, and has stopped them.
+
+    Raises:
+        RunError: a process died more often than allowed.
+    """
+    alone = how.machines == 1
+    settings = LaunchConfig(
+        min_nodes=how.machines,
+        max_nodes=how.machines,
+        nproc_per_node=how.processes,
+        run_id="seqtrack",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint="localhost:0" if alone else how.rendezvous,
+        rdzv_configs={} if alone else {"rank": how.machine, "timeout": int(_PATIENCE.total_seconds())},
+        max_restarts=how.max_restarts,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(settings, command[0])(*command[1:])
+    except ChildFailedError as error:
+        codes = ", ".join(f"rank {rank}: exit code {failure.exitcode}" for rank, failure in error.failures.items())
+        raise RunError(
+            f"a process of the run died ({codes}); its own message stands above. The checkpoints are sound: start "
+            "again to go on, or set MAX_RESTARTS"
+        ) from error
+    except SignalException:
+        return False
+    return True
 
 
 def choose_device(name: str, *, local_rank: int = 0) -> torch.device:

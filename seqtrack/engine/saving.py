@@ -89,6 +89,13 @@ class Saver:
             self._thread = None
         self.check()
 
+    def close(self) -> None:
+        """Let the write in progress end, whatever happened to the run; its failure is only logged here."""
+        try:
+            self.wait()
+        except RunError as error:
+            logger.error("%s", error)
+
     def _check_space(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < num_bytes + _SPARE_BYTES:

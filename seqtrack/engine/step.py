@@ -100,7 +100,7 @@ class Stepper:
             with self._sync_only_after(part == parts - 1):
                 losses, ious = self._losses(batch, rows)
                 weighted = losses * real[rows]
-                self.state.scaler.scale(weighted.sum() * scale).backward()
+                self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
             loss_sum += weighted.detach().double().sum()
             iou_sum += (ious * real[rows]).double().sum()
         return loss_sum, iou_sum

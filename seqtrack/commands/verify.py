@@ -1,0 +1,49 @@
+"""`seqtrack verify`: prove that two runs are the same run, or check one run's chain of digests."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)"
+    )
+    parser.add_argument("--chain", action="store_true", help="follow the digests from manifest to manifest in each RUN")
+    parser.add_argument("-o", "--output", type=Path, help="folder for plots, comparison.md and certificate.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
+    from seqtrack.config.environment import read_environment
+    from seqtrack.errors import UserError
+    from seqtrack.reports.compare import IDENTICAL, check_chain, compare_runs
+
+    output_dir = read_environment(os.environ).output_dir
+    folders = [_folder(name, output_dir) for name in args.runs or ("phase_1", "phase_2")]
+    if args.chain:
+        problems = check_chain(folders)
+        for problem in problems:
+            print(problem)
+        print("broken" if problems else "whole")
+        return 1 if problems else 0
+    if len(folders) != 2:
+        raise UserError(f"verify compares two runs; {len(folders)} were given")
+    from seqtrack.reports.verdict import table, write_comparison
+
+    comparison = compare_runs(folders[0], folders[1])
+    together = folders[0].parent == folders[1].parent
+    write_comparison(comparison, args.output or (folders[0].parent if together else output_dir) / "comparison")
+    print(table(comparison))
+    for remark in comparison.remarks:
+        print(remark)
+    if comparison.first_difference:
+        print(f"first difference: {comparison.first_difference}")
+    print(comparison.verdict)
+    return 0 if comparison.verdict == IDENTICAL else 1
+
+
+def _folder(name: str, output_dir: Path) -> Path:
+    """A folder as given, or one of that name in the output folder."""
+    path = Path(name)
+    return path if path.is_dir() or "/" in name else output_dir / name

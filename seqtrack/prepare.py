@@ -1,0 +1,162 @@
+"""The door: a checked configuration becomes the small dataclasses and objects that the parts take.
+
+The only place, beside `train.py`, that reads configuration keys for training.
+"""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from seqtrack.config.schema import Config
+from seqtrack.data.augment import Jitter
+from seqtrack.data.classes import draw_classes
+from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.sampling import Mode
+from seqtrack.data.sources import Source, open_source
+from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
+from seqtrack.engine.ranks import Ranks
+from seqtrack.engine.step import StepSettings
+from seqtrack.errors import UserError
+from seqtrack.model.build import build_model
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import model_spec
+
+logger = logging.getLogger(__name__)
+
+Sampling = Literal["stateless", "fixed_per_epoch"]
+
+
+def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> list[Source]:
+    """The data sets of a configuration, its drawn classes included.
+
+    Raises:
+        UserError: everything that is wrong with any of them.
+    """
+    classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
+    opened: list[Source] = []
+    problems: list[str] = []
+    for name in config.DATA.TRAIN.DATASETS_NAME:
+        try:
+            opened.append(open_source(name, data_dir, classes=classes, split=split))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return opened
+
+
+def sample_spec(config: Config) -> SampleSpec:
+    """What a training sample is made of."""
+    data = config.DATA
+    return SampleSpec(
+        template_size=data.TEMPLATE.SIZE,
+        search_size=data.SEARCH.SIZE,
+        num_templates=data.TEMPLATE.NUMBER,
+        template_factor=data.TEMPLATE.FACTOR,
+        search_factor=data.SEARCH.FACTOR,
+        template_jitter=Jitter(center=data.TEMPLATE.CENTER_JITTER, scale=data.TEMPLATE.SCALE_JITTER),
+        search_jitter=Jitter(center=data.SEARCH.CENTER_JITTER, scale=data.SEARCH.SCALE_JITTER),
+        interval=data.MAX_SAMPLE_INTERVAL,
+        mode=cast(Mode, data.SAMPLER_MODE),  # the schema lists the same words
+        sampling=cast(Sampling, config.TRAIN.SAMPLING),
+    )
+
+
+def step_settings(config: Config, ranks: Ranks) -> StepSettings:
+    """The recipe's numbers of one step, with the precision that the device is good at."""
+    return StepSettings(
+        seed=config.TRAIN.SEED,
+        bins=config.MODEL.BINS,
+        seq_format=config.DATA.SEQ_FORMAT,
+        mean=config.DATA.MEAN,
+        std=config.DATA.STD,
+        loss_weight=config.TRAIN.CE_WEIGHT,
+        clip_norm=config.TRAIN.GRAD_CLIP_NORM or math.inf,
+        accumulation=config.TRAIN.ACCUMULATION_STEPS,
+        amp=precision(config.TRAIN.AMP, ranks.device),
+    )
+
+
+def precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The element type of autocast for TRAIN.AMP, None for plain float32.
+
+    Raises:
+        UserError: fp16 on a CPU, whose kernels for it are missing.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    if name == "fp16" and device.type != "cuda":
+        raise UserError("TRAIN.AMP fp16 needs a GPU; use bf16 or off on a CPU")
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def optimizer_settings(config: Config) -> OptimizerSettings:
+    train = config.TRAIN
+    return OptimizerSettings(
+        name=train.OPTIMIZER,
+        learning_rate=train.LR,
+        encoder_multiplier=train.ENCODER_MULTIPLIER,
+        weight_decay=train.WEIGHT_DECAY,
+        freeze_encoder=train.FREEZE_ENCODER,
+        encoder_open=train.ENCODER_OPEN,
+    )
+
+
+def schedule_settings(config: Config, steps_per_epoch: int) -> ScheduleSettings:
+    train, scheduler = config.TRAIN, config.TRAIN.SCHEDULER
+    return ScheduleSettings(
+        kind=scheduler.TYPE,
+        steps_per_epoch=steps_per_epoch,
+        epochs=train.EPOCH,
+        drop_epoch=train.LR_DROP_EPOCH,
+        gamma=scheduler.DECAY_RATE if scheduler.TYPE == "step" else scheduler.GAMMA,
+        milestones=scheduler.MILESTONES,
+        warmup_steps=scheduler.WARMUP_STEPS,
+        final_ratio=scheduler.FINAL_RATIO,
+    )
+
+
+def set_kernels(config: Config, ranks: Ranks) -> None:
+    """Threads, and kernels whose sums come out the same each time."""
+    if config.TRAIN.NUM_THREADS:
+        torch.set_num_threads(config.TRAIN.NUM_THREADS)
+    deterministic = config.TRAIN.DETERMINISTIC
+    if ranks.device.type == "cuda" and deterministic:
+        # cuBLAS takes its workspace from this variable; it must be set before the first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    # Filling fresh memory guards against reading it unwritten; no kernel here does, and it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def make_model(config: Config, ranks: Ranks, *, fresh: bool) -> SeqTrack:
+    """The model on its device: with its pretrained weights for a fresh run, with drawn ones to be replaced otherwise.
+
+    Raises:
+        UserError: the pretrained weights cannot be had.
+    """
+    spec = model_spec(config)
+    model = build_model(spec, seed=config.TRAIN.SEED)
+    if fresh and spec.pretrain_type != "scratch":
+        from seqtrack.model.weights import load_pretrained
+
+        load_pretrained(model, spec)
+    return model.to(ranks.device)
+
+
+def wrap(config: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
+    """The form of the model that a step calls: gradients averaged over ranks, compiled if asked for."""
+    wrapped = ranks.wrap(model)
+    return cast(nn.Module, torch.compile(wrapped)) if config.TRAIN.COMPILE else wrapped
+
+
+def samples_per_epoch(config: Config, dataset: SampleDataset) -> int:
+    """DATA.TRAIN.SAMPLE_PER_EPOCH, or as many samples as use each frame about once for "auto"."""
+    asked = config.DATA.TRAIN.SAMPLE_PER_EPOCH
+    return dataset.automatic_epoch() if isinstance(asked, str) else asked

@@ -1,0 +1,133 @@
+"""What stands beside a run: first log lines, run.json, configuration, data, environment, and the manifests' facts."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqtrack.checkpoints import start as starting
+from seqtrack.checkpoints.files import write_atomic, write_json
+from seqtrack.checkpoints.retention import expendable
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, remove_checkpoint
+from seqtrack.config.environment import Environment
+from seqtrack.config.load import config_digest, dump_config
+from seqtrack.config.schema import Config
+from seqtrack.data.loader import BatchLoader
+from seqtrack.data.sources import Source
+from seqtrack.engine import fingerprint as prints
+from seqtrack.engine.ranks import Ranks
+from seqtrack.engine.saving import Saver
+from seqtrack.reports.plots import plot_phase
+from seqtrack.resuming import phase_folder
+
+logger = logging.getLogger(__name__)
+
+
+def log_path(folder: Path, environment: Environment) -> Path:
+    """The human log of a run."""
+    return folder / "logs" / f"seqtrack-{Path(environment.config).stem}.log"
+
+
+def say_what_runs(
+    environment: Environment, config: Config, ranks: Ranks, sources: list[Source], loader: BatchLoader
+) -> None:
+    """The first lines of a log: code, lock, machine, configuration, data, sizes, and where output goes."""
+    uploads = (
+        "the sidecar uploads new files" if environment.hf_repo or environment.upload_target else "nothing is uploaded"
+    )
+    logger.info("commit %s , lock sha256 %s", prints.source_commit(), prints.lock_digest()[:16])
+    logger.info(
+        "torch %s , %s , %d processes", prints.versions()["torch"], prints.describe_device(ranks.device), ranks.world
+    )
+    logger.info(
+        "configuration %s , digest %s , seed %d", environment.config, config_digest(config)[:16], config.TRAIN.SEED
+    )
+    for source in sources:
+        classes = sorted({sequence.class_name for sequence in source.sequences})
+        frames = sum(sequence.num_frames for sequence in source.sequences)
+        logger.info(
+            "data set %s%s : %d sequences , %d frames , classes %s",
+            source.name,
+            " (SYNTHETIC: drawn by code)" if source.synthetic else "",
+            len(source.sequences),
+            frames,
+            ", ".join(classes),
+        )
+    size, interval = config.TRAIN.BATCH_SIZE, config.TRAIN.PRINT_INTERVAL
+    true_interval = "" if interval % size == 0 else f" (at the end of the batch that reaches it: batches have {size})"
+    logger.info(
+        "%d epochs of %d samples in %d steps of %d samples ; a line every %d samples%s",
+        config.TRAIN.EPOCH,
+        loader.samples_per_epoch,
+        loader.steps_per_epoch,
+        size,
+        interval,
+        true_interval,
+    )
+    logger.info("output %s , %s", phase_folder(environment), uploads)
+
+
+def open_run(
+    folder: Path, environment: Environment, config: Config, ranks: Ranks, *, data: dict[str, Any], began: dict[str, Any]
+) -> dict[str, Any]:
+    """Write what stands beside the run; returns the record in run.json, which is written first.
+
+    A kill right after it leaves a run without its other files, which the next start writes; a kill before it leaves
+    nothing.
+    """
+    before = starting.read_run(folder) or {}
+    write_atomic(folder / "config.yaml", dump_config(config).encode())
+    record = starting.write_run(
+        folder,
+        before,
+        state="running",
+        phase=environment.phase,
+        config=environment.config,
+        resume_epoch=environment.resume_epoch if environment.resume_epoch else before.get("resume_epoch"),
+        epochs=config.TRAIN.EPOCH,
+        config_digest=config_digest(config),
+        data_digest=data["digest"],
+        starts=[*before.get("starts", []), began],
+    )
+    write_json(folder / "dataset.json", data)
+    write_json(folder / "environment.json", prints.environment(ranks))
+    return record
+
+
+def manifest_facts(environment: Environment, config: Config, ranks: Ranks, data_digest: str) -> dict[str, Any]:
+    """The fields of a manifest that are the same for all checkpoints of this process."""
+    return {
+        "phase": environment.phase,
+        "config": yaml.safe_load(dump_config(config)),
+        "config_digest": config_digest(config),
+        "data_digest": data_digest,
+        "fingerprint": prints.fingerprint(ranks),
+        "versions": prints.versions(),
+        "device": prints.describe_device(ranks.device),
+    }
+
+
+def make_saver(folder: Path, environment: Environment, config: Config, start: starting.Start) -> Saver:
+    """The saver of a run, which tidies the folder and redraws the plots after each durable checkpoint."""
+    checkpoints = folder / starting.CHECKPOINTS
+
+    def is_safe(manifest: Manifest) -> bool:
+        if not (environment.hf_repo or environment.upload_target):
+            return True
+        from seqtrack.uploads.journal import is_verified
+
+        place = manifest.path.relative_to(environment.output_dir).as_posix()
+        return is_verified(environment.output_dir, place, manifest.sha256)
+
+    def tidy(manifest: Manifest) -> None:
+        present = list_checkpoints(checkpoints, kinds=starting.RESUMABLE)
+        for old in expendable(present, keep=config.TRAIN.KEEP_CHECKPOINTS, is_safe=is_safe):
+            remove_checkpoint(old)
+        if manifest.kind == "epoch":
+            plot_phase(folder)
+
+    parent = None
+    if start.manifest is not None:
+        parent = start.manifest.sha256 if start.manifest.kind == "epoch" else start.manifest.parent_sha256
+    return Saver(checkpoints, parent_sha256=parent, on_durable=tidy)

@@ -1,0 +1,206 @@
+"""Are two runs the same run? Compared by the bytes of their checkpoints and the numbers of their logs.
+
+Digests are taken from the files, not believed from the manifests: a bit changed after the run shows as well. Needs no
+torch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seqtrack.checkpoints.files import DamagedFileError, Header, digest_parts, read_header, sha256_file
+from seqtrack.checkpoints.start import CHECKPOINTS
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, part_digests
+from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
+from seqtrack.errors import UserError
+
+IDENTICAL = "identical"
+DIFFERS = "differs"
+# The order in which parts are named when several differ: what was trained first, what follows from it last.
+PART_ORDER = ("epoch", "step", "sample", "model", "optimizer", "scheduler", "scaler", "rng", "meters", "history")
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch in both runs. `differences` names parts of the state, "log numbers", or what is wrong with a file."""
+
+    epoch: int
+    manifests: tuple[Manifest, Manifest]
+    sha256: tuple[str, str]
+    differences: list[str]
+    first_log_step: int | None
+
+    @property
+    def is_same(self) -> bool:
+        return not self.differences
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome: rows by epoch, remarks, and the first difference in words (None when there is none)."""
+
+    folders: tuple[Path, Path]
+    rows: list[EpochRow]
+    remarks: list[str] = field(default_factory=list)
+    first_difference: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        return IDENTICAL if self.first_difference is None else DIFFERS
+
+
+def compare_runs(first: Path, second: Path) -> Comparison:
+    """Compare two phase folders epoch by epoch, for the epochs that both hold.
+
+    Raises:
+        UserError: a folder is missing, or there is no epoch in both.
+    """
+    sides = tuple(_epochs(folder) for folder in (first, second))
+    common = sorted(set(sides[0]) & set(sides[1]))
+    if not common:
+        held = " and ".join(str(sorted(side) or "none") for side in sides)
+        raise UserError(f"{first} and {second} have no epoch in common: they hold {held}")
+    logs = tuple(_numbers(folder, common) for folder in (first, second))
+    rows = [_compare_epoch(epoch, (sides[0][epoch], sides[1][epoch]), (logs[0], logs[1])) for epoch in common]
+    remarks, unequal_end = _coverage((first, second), sides, common)
+    found = [_describe(row) for row in rows if not row.is_same] + unequal_end
+    return Comparison((first, second), rows, remarks, found[0] if found else None)
+
+
+def _epochs(folder: Path) -> dict[int, Manifest]:
+    if not (folder / CHECKPOINTS).is_dir():
+        raise UserError(f"{folder} is not a folder of a run: it has no {CHECKPOINTS}/")
+    return {item.epoch: item for item in list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",))}
+
+
+def _numbers(folder: Path, epochs: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+    """The records of `metrics.jsonl` by epoch, without what depends on the clock or names the phase."""
+    by_epoch: dict[int, list[dict[str, Any]]] = {epoch: [] for epoch in epochs}
+    for record in read_metrics(folder / "logs" / "metrics.jsonl"):
+        if record.get("epoch") in by_epoch:
+            kept = {key: value for key, value in record.items() if key not in WALL_CLOCK_FIELDS and key != "phase"}
+            by_epoch[record["epoch"]].append(kept)
+    return by_epoch
+
+
+def _compare_epoch(
+    epoch: int, pair: tuple[Manifest, Manifest], logs: tuple[dict[int, list[dict[str, Any]]], ...]
+) -> EpochRow:
+    differences: list[str] = []
+    digests = []
+    for manifest in pair:
+        try:
+            digest = sha256_file(manifest.path)
+        except OSError as error:
+            digest = "unreadable"
+            differences.append(
+                f"{manifest.path.name} of {manifest.folder.parent.name} cannot be read ({error.strerror})"
+            )
+        else:
+            if digest != manifest.sha256:
+                differences.append(
+                    f"{manifest.path.name} of {manifest.folder.parent.name} is not the file of its manifest"
+                )
+        digests.append(digest)
+    if digests[0] != digests[1] and "unreadable" not in digests:
+        differences = _different_parts(pair) + differences
+    step = _first_different_step(logs[0][epoch], logs[1][epoch])
+    if step is not None:
+        differences.append("log numbers")
+    return EpochRow(epoch, pair, (digests[0], digests[1]), differences, step)
+
+
+def _different_parts(pair: tuple[Manifest, Manifest]) -> list[str]:
+    try:
+        headers = [read_header(manifest.path) for manifest in pair]
+        parts = [part_digests(manifest.path, header) for manifest, header in zip(pair, headers, strict=True)]
+    except DamagedFileError as error:
+        return [str(error)]
+    names = {name for side in parts for name in side if parts[0].get(name) != parts[1].get(name)}
+    ordered = [name for name in PART_ORDER if name in names] + sorted(names - set(PART_ORDER))
+    return [_name_part(name, pair, headers) for name in ordered] or ["bytes of the container"]
+
+
+def _name_part(part: str, pair: tuple[Manifest, Manifest], headers: list[Header]) -> str:
+    """The part, with its first differing tensor where it has tensors."""
+    tensors = [
+        {name: entry for name, entry in header.entries.items() if name.split("/", 1)[0] == part} for header in headers
+    ]
+    for name in sorted(set(tensors[0]) | set(tensors[1])):
+        if name not in tensors[0] or name not in tensors[1]:
+            return f"{part} ({name} is in one of them only)"
+        single = [
+            digest_parts(manifest.path, Header({name: side[name]}, {}))
+            for manifest, side in zip(pair, tensors, strict=True)
+        ]
+        if single[0] != single[1]:
+            return f"{part} ({name.split('/', 1)[1]})"
+    return part
+
+
+def _first_different_step(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> int | None:
+    for mine, other in zip(ours, theirs, strict=False):
+        if mine != other:
+            return min(int(mine.get("step", 0)), int(other.get("step", 0)))
+    if len(ours) != len(theirs):
+        longer = max(ours, theirs, key=len)
+        return int(longer[min(len(ours), len(theirs))].get("step", 0))
+    return None
+
+
+def _coverage(
+    folders: tuple[Path, Path], sides: tuple[dict[int, Manifest], ...], common: list[int]
+) -> tuple[list[str], list[str]]:
+    """What was not compared, and whether the runs end at different epochs, which makes them different runs."""
+    remarks = []
+    for folder, mine, other in ((folders[0], sides[0], sides[1]), (folders[1], sides[1], sides[0])):
+        only = sorted(epoch for epoch in mine if epoch not in other)
+        if only:
+            remarks.append(f"only {folder.name} has a checkpoint of epochs {', '.join(map(str, only))}: not compared")
+    ends = [max(side) for side in sides]
+    if ends[0] == ends[1]:
+        return remarks, []
+    return remarks, [f"{folders[0].name} ends at epoch {ends[0]}, {folders[1].name} at epoch {ends[1]}"]
+
+
+def _describe(row: EpochRow) -> str:
+    step = f"; first log numbers that differ are at step {row.first_log_step}" if row.first_log_step is not None else ""
+    return f"epoch {row.epoch}: {row.differences[0]}{step}"
+
+
+def check_chain(folders: Iterable[Path]) -> list[str]:
+    """Follow the digests from each epoch's checkpoint to the one it was trained on from.
+
+    Args:
+        folders: the run's folder, then those that it resumed from.
+
+    Returns:
+        every missing, altered or foreign link in words; empty when the chain is whole.
+    """
+    problems: list[str] = []
+    places = [_epochs(folder) for folder in folders]
+    own = places[0]
+    if not own:
+        return ["there is no epoch's checkpoint to begin the chain with"]
+    digests = {}
+    for side in reversed(places):
+        for epoch, manifest in side.items():
+            try:
+                digests[epoch] = sha256_file(manifest.path)
+            except OSError as error:
+                problems.append(f"epoch {epoch}: {manifest.path} cannot be read ({error.strerror})")
+                continue
+            if digests[epoch] != manifest.sha256:
+                problems.append(f"epoch {epoch}: {manifest.path} was altered: its sha256 is not the manifest's")
+    for epoch, manifest in sorted(own.items()):
+        if epoch == 1:
+            if manifest.parent_sha256 is not None:
+                problems.append("epoch 1: names a parent, but a run from scratch has none")
+        elif epoch - 1 not in digests:
+            problems.append(f"epoch {epoch}: the link to epoch {epoch - 1} is missing: that checkpoint is not there")
+        elif manifest.parent_sha256 != digests[epoch - 1]:
+            problems.append(
+                f"epoch {epoch}: was not trained on from this epoch {epoch - 1}: its parent's sha256 differs"
+            )
+    return problems

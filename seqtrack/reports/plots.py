@@ -1,0 +1,85 @@
+"""Training curves from what a run has measured: its `metrics.jsonl`. Needs no torch and no display."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from seqtrack.checkpoints.files import write_atomic
+from seqtrack.engine.log import read_metrics
+
+COLOURS = ("#1f5fa8", "#d1602b")
+_LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    # No date and no version in the file: equal numbers give equal bytes.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    write_atomic(path, buffer.getvalue())
+
+
+def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, list[Axes]]:
+    """A figure in the project's look: light grid, no frame on top and right."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    figure.suptitle(title)
+    for one in axes:
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _curves(folder: Path, name: str) -> tuple[list[float], list[float], list[int], list[float]]:
+    """Intervals as (position in epochs, value), and epochs as (epoch, value)."""
+    records = read_metrics(folder / "logs" / "metrics.jsonl")
+    intervals = [record for record in records if record["type"] == "interval"]
+    epochs = [record for record in records if record["type"] == "epoch"]
+    position = [record["epoch"] - 1 + record["sample"] / record["samples"] for record in intervals]
+    return (
+        position,
+        [record[f"interval_{name}"] for record in intervals],
+        [record["epoch"] for record in epochs],
+        [record[name] for record in epochs],
+    )
+
+
+def _draw(axes: Axes, folder: Path, name: str, colour: str, *, label: str, dashed: bool = False) -> None:
+    position, values, epochs, means = _curves(folder, name)
+    axes.plot(position, values, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
+    style: dict[str, Any] = {"linestyle": "--", "marker": "x"} if dashed else {"linestyle": "-", "marker": "o"}
+    axes.plot(epochs, means, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch", **style)
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel(_LABELS[name])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plot_phase(folder: Path) -> None:
+    """`plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, as far as it has come."""
+    if not read_metrics(folder / "logs" / "metrics.jsonl"):
+        return
+    (folder / "plots").mkdir(exist_ok=True)
+    for name, word in (("loss", "loss"), ("iou", "IoU")):
+        figure, (axes,) = new_axes(f"SeqTrack, {folder.name}: {word}")
+        _draw(axes, folder, name, COLOURS[name == "iou"], label=folder.name)
+        axes.legend(frameon=False)
+        if name == "iou":
+            axes.set_ylim(bottom=0)
+        save_figure(figure, folder / "plots" / f"{folder.name}_{name}.png")
+
+
+def plot_comparison(folders: Sequence[Path], target: Path) -> None:
+    """`loss_comparison.png`, `iou_comparison.png`, and both in `training_comparison.png`."""
+    for names, file in ((("loss",), "loss"), (("iou",), "iou"), (("loss", "iou"), "training")):
+        title = " and ".join(folder.name for folder in folders)
+        figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
+        for one, name in zip(axes, names, strict=True):
+            for place, (folder, colour) in enumerate(zip(folders, COLOURS, strict=True)):
+                _draw(one, folder, name, colour, label=folder.name, dashed=place == 1)
+            one.legend(frameon=False, fontsize=8)
+        save_figure(figure, target / f"{file}_comparison.png")

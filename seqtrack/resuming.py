@@ -1,0 +1,137 @@
+"""Resuming: is the checkpoint of the same experiment, where does the run go on, and what does it promise.
+
+Runs on rank 0 before anything is written; the other ranks are told the outcome.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from seqtrack.checkpoints import start as starting
+from seqtrack.checkpoints.store import Manifest, load_tensors, read_values, verify_checkpoint
+from seqtrack.config.environment import Environment
+from seqtrack.config.load import compare_configs, config_digest, config_from_text
+from seqtrack.config.schema import Config
+from seqtrack.engine import fingerprint as prints
+from seqtrack.engine.ranks import Ranks
+from seqtrack.engine.state import TrainState
+from seqtrack.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def phase_folder(environment: Environment, phase: int | None = None) -> Path:
+    return environment.output_dir / f"phase_{phase or environment.phase}"
+
+
+def find_run(environment: Environment, config: Config, data_digest: str) -> starting.Start:
+    """Where this run starts, after checking that it is the run of this folder and of that checkpoint.
+
+    Raises:
+        UserError: another configuration or other data (all differences are listed), or no such checkpoint.
+    """
+    folder = phase_folder(environment)
+    run = starting.read_run(folder)
+    if run is not None:
+        _refuse_another_experiment(folder, run, config, data_digest)
+    others = [phase_folder(environment, phase) for phase in (1, 2) if phase != environment.phase]
+
+    def fetch(epoch: int) -> Manifest | None:
+        # Imported here: a run that finds its checkpoint on this disk need not load the Hub's client.
+        from seqtrack.uploads.fetch import fetch_epoch
+
+        return fetch_epoch(environment, epoch, environment.output_dir)
+
+    start = starting.find_start(
+        folder,
+        resume_epoch=environment.resume_epoch,
+        elsewhere=others if environment.phase == 2 else [],
+        fetch=fetch if environment.hf_repo else None,
+    )
+    if start.manifest is not None:
+        _refuse_another_checkpoint(start.manifest, config, data_digest)
+    return start
+
+
+def _refuse_another_experiment(folder: Path, run: dict[str, Any], config: Config, data_digest: str) -> None:
+    stored = folder / "config.yaml"
+    try:
+        theirs = config_from_text(stored.read_text(encoding="utf-8"), str(stored))
+    except OSError as error:
+        raise UserError(
+            f"{stored} of the run in {folder} cannot be read ({error.strerror}); move {folder} aside"
+        ) from error
+    problems = [
+        f"{item.key} is {item.b!r} now, {item.a!r} there" for item in compare_configs(theirs, config) if item.must_match
+    ]
+    if run.get("data_digest") != data_digest:
+        problems.append("the data are other sequences or other annotations than there (digest in dataset.json)")
+    if problems:
+        raise UserError(
+            [
+                f"{folder} holds a run of another configuration; nothing was changed. "
+                "Set OUTPUT_DIR to another folder, or set these back:",
+                *problems,
+            ]
+        )
+
+
+def _refuse_another_checkpoint(manifest: Manifest, config: Config, data_digest: str) -> None:
+    problems = []
+    if manifest.config_digest != config_digest(config):
+        differences = []
+        if manifest.config is not None:
+            theirs = config_from_text(json.dumps(manifest.config), str(manifest.manifest_path))
+            differences = [
+                f"{item.key} is {item.b!r} now, {item.a!r} there"
+                for item in compare_configs(theirs, config)
+                if item.must_match
+            ]
+        problems += differences or ["its configuration has another digest"]
+    if manifest.data_digest != data_digest:
+        problems.append("the data are other sequences or other annotations than there (digest in dataset.json)")
+    if problems:
+        raise UserError([f"{manifest.path} is of another experiment and cannot be resumed by this one:", *problems])
+
+
+def load_state(state: TrainState, start: starting.Start, ranks: Ranks) -> None:
+    """Put the checkpoint's state into `state`, on every rank.
+
+    Raises:
+        UserError: the checkpoint does not fit.
+    """
+    manifest = start.manifest
+    if manifest is None:
+        return
+    values = ranks.agree(lambda: read_values(manifest.path, verify_checkpoint(manifest)))
+    tensors = ranks.broadcast(load_tensors(manifest) if ranks.is_main else {})
+    state.restore(tensors, values)
+
+
+def say_start(start: starting.Start, ranks: Ranks) -> dict[str, Any]:
+    """Say where the run starts and which promise holds; returns the record of it for run.json."""
+    ours = prints.fingerprint(ranks)
+    record: dict[str, Any] = {"step": start.step, "epoch": 0, "from": None, "fingerprint": ours}
+    if start.manifest is None:
+        logger.info("starts from scratch; promise for a resumed run on this hardware and lock: %s", prints.BIT_EQUAL)
+        return {**record, "promise": prints.BIT_EQUAL}
+    held, differences = prints.promise(ours, start.manifest.fingerprint)
+    logger.info(
+        "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
+        start.manifest.step,
+        start.manifest.epoch,
+        start.manifest.sample,
+        start.manifest.path,
+        start.manifest.sha256[:16],
+    )
+    logger.info("promise that holds with that checkpoint: %s", held)
+    for difference in differences:
+        logger.info("  because %s", difference)
+    return {
+        **record,
+        "epoch": start.manifest.epoch,
+        "from": f"{start.manifest.folder.parent.name}/{start.manifest.file}",
+        "promise": held,
+        "differences": differences,
+    }

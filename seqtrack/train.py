@@ -1,0 +1,137 @@
+"""One run, top to bottom; read this first.
+
+Settings, data, where to start, the state, the loop, the proof. Whatever can be refused is refused before anything is
+written.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.amp.grad_scaler import GradScaler
+
+from seqtrack import prepare, records
+from seqtrack.checkpoints.start import Start, prepare_folder, write_run
+from seqtrack.config.environment import Environment, configure
+from seqtrack.config.schema import Config
+from seqtrack.data.loader import BatchLoader
+from seqtrack.data.pairs import SampleDataset
+from seqtrack.data.sources import SOURCES, Source, describe
+from seqtrack.engine.log import RunLog, logging_to
+from seqtrack.engine.loop import Loop, LoopPlan
+from seqtrack.engine.optimizer import NamedOptimizer, Schedule
+from seqtrack.engine.ranks import Ranks, join
+from seqtrack.engine.state import History, Meters, RandomStates, TrainState
+from seqtrack.engine.step import Stepper
+from seqtrack.engine.stop import STOPPED_EXIT_CODE, StopRequest
+from seqtrack.reports.plots import plot_phase
+from seqtrack.reports.verdict import conclude
+from seqtrack.resuming import find_run, load_state, phase_folder, say_start
+
+logger = logging.getLogger(__name__)
+
+
+def train(environ: Mapping[str, str] = os.environ) -> int:
+    """Train one phase as the environment asks. Returns 0 when complete, 75 when stopped on request.
+
+    Raises:
+        UserError: configuration, data or checkpoints are not as they must be; nothing was written.
+        RunError: the run could not go on.
+    """
+    environment, config = configure(environ, known_datasets=[name.lower() for name in SOURCES])
+    with StopRequest() as stop, contextlib.closing(join(environment.device)) as ranks:
+        prepare.set_kernels(config, ranks)
+        sources = prepare.open_sources(config, environment.data_dir)
+        start = ranks.agree(lambda: find_run(environment, config, describe(sources)["digest"]))
+        folder = phase_folder(environment)
+        if start.finished:
+            logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
+            return 0
+        loader = _make_loader(config, sources, ranks)
+        with contextlib.closing(loader):
+            state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
+            load_state(state, start, ranks)
+            if ranks.is_main:
+                prepare_folder(folder, start)
+            with logging_to(records.log_path(folder, environment) if ranks.is_main else None, rank=ranks.rank):
+                return _run(environment, config, ranks, stop, sources=sources, loader=loader, state=state, start=start)
+
+
+def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLoader:
+    dataset = SampleDataset(
+        sources, config.DATA.TRAIN.DATASETS_RATIO, prepare.sample_spec(config), seed=config.TRAIN.SEED
+    )
+    return BatchLoader(
+        dataset,
+        batch_size_global=config.TRAIN.BATCH_SIZE,
+        samples_per_epoch=prepare.samples_per_epoch(config, dataset),
+        world=ranks.world,
+        rank=ranks.rank,
+        num_workers=config.TRAIN.NUM_WORKER,
+    )
+
+
+def _make_state(config: Config, ranks: Ranks, steps_per_epoch: int, *, fresh: bool) -> TrainState:
+    model = prepare.make_model(config, ranks, fresh=fresh)
+    optimizer = NamedOptimizer(model, prepare.optimizer_settings(config))
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=Schedule(optimizer, prepare.schedule_settings(config, steps_per_epoch)),
+        scaler=GradScaler(ranks.device.type, enabled=config.TRAIN.AMP == "fp16"),
+        rng=RandomStates(ranks.rank),
+        meters=Meters(),
+        history=History(),
+    )
+
+
+def _run(
+    environment: Environment,
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    sources: list[Source],
+    loader: BatchLoader,
+    state: TrainState,
+    start: Start,
+) -> int:
+    """From the first log line to the verdict."""
+    folder: Path = phase_folder(environment)
+    data = describe(sources)
+    records.say_what_runs(environment, config, ranks, sources, loader)
+    began = say_start(start, ranks)
+    record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
+    log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)
+    saver = records.make_saver(folder, environment, config, start)
+    with contextlib.closing(log), contextlib.closing(saver):
+        complete = Loop(
+            state,
+            loader=loader,
+            stepper=Stepper(
+                state, prepare.wrap(config, ranks, state.model), ranks, prepare.step_settings(config, ranks)
+            ),
+            saver=saver,
+            log=log,
+            ranks=ranks,
+            stop=stop,
+            plan=LoopPlan(
+                epochs=config.TRAIN.EPOCH,
+                batch_size=config.TRAIN.BATCH_SIZE,
+                print_interval=config.TRAIN.PRINT_INTERVAL,
+                save_interval_s=config.TRAIN.SAVE_INTERVAL_S,
+                bins=config.MODEL.BINS,
+                validation_interval=config.TRAIN.VALIDATION_INTERVAL,
+                describe=records.manifest_facts(environment, config, ranks, data["digest"]),
+            ),
+        ).run()
+    if not ranks.is_main:
+        return 0 if complete else STOPPED_EXIT_CODE
+    plot_phase(folder)
+    write_run(folder, record, state="complete" if complete else "stopped")
+    if not complete:
+        return STOPPED_EXIT_CODE
+    logger.info("[phase_%d] complete : %d epochs , %d steps", environment.phase, state.epoch, state.step)
+    return conclude(environment.output_dir, phase=environment.phase, promise=began["promise"])
