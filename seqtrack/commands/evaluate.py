@@ -1,0 +1,239 @@
+"""`seqtrack evaluate`: score checkpoints, baselines and other trackers' files side by side by LaSOT's protocol."""
+
+import argparse
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seqtrack.config.environment import Environment
+    from seqtrack.config.schema import Config
+    from seqtrack.data.sources import Source
+    from seqtrack.evaluation.subjects import Subject
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything has a default: with none given, every epoch of phase 1 on the test split of its own data set."""
+    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="WHICH",
+        help="all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results)",
+    )
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
+    parser.add_argument("--dataset", help="data set (default: DATASET if set, else the run's own)")
+    parser.add_argument("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
+    parser.add_argument("--sequences", help="only these sequences, separated by commas")
+    parser.add_argument(
+        "--results",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="another tracker's <sequence>.txt files or .npz, or a folder of such; may be repeated",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="PLACE",
+        help="with --results: annotations kept without frames (.npz, a folder annos, or LaSOT's layout)",
+    )
+    parser.add_argument(
+        "--repair",
+        choices=("strict", "official"),
+        default="strict",
+        help="rows of NaN or negative size in result files: refuse the file, or repeat the last good box as LaSOT's "
+        "toolkit does (default: strict; rows of size 0 are always repeated)",
+    )
+    parser.add_argument(
+        "--untrained",
+        action=argparse.BooleanOptionalAction,
+        help="track with the untrained model as well (default: with all checkpoints)",
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
+    parser.add_argument("--concurrent", type=int, default=16, help="sequences tracked at once (default: 16)")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write tables, plots and boxes, and print the table of means."""
+    from seqtrack.config.environment import read_environment
+    from seqtrack.errors import UserError
+    from seqtrack.evaluation.annotations import choose, read_annotations
+    from seqtrack.evaluation.gather import result_subjects, still_subject
+    from seqtrack.evaluation.plots import draw_plots
+    from seqtrack.evaluation.results import read_results
+    from seqtrack.evaluation.subjects import Evaluation
+    from seqtrack.evaluation.tables import summary_table, write_tables, write_tracks
+
+    environment = read_environment(os.environ)
+    begun = time.monotonic()
+    phase = args.phase or environment.phase
+    folder = environment.output_dir / f"phase_{phase}"
+    wanted = args.checkpoint or ([] if args.results else ["all"])
+    if args.annotations is not None and (wanted or not args.results):
+        raise UserError("--annotations has no frames: it goes with --results and without --checkpoint")
+    if args.concurrent < 1:
+        raise UserError(f"--concurrent is {args.concurrent}; at least one sequence is tracked at a time")
+
+    names = _words(args.sequences)
+    conditions: dict[str, Any] = {}
+    subjects: list[Subject] = []
+    if args.annotations is not None:
+        annotations = choose(read_annotations(args.annotations), classes=_words(args.classes), names=names)
+        conditions = {"dataset": None, "split": None, "annotations": args.annotations.name, "repair": args.repair}
+    else:
+        subjects, annotations, conditions = _tracked(args, environment, folder, wanted, names)
+    others = [one for place in args.results or () for one in read_results(place, annotations, repair=args.repair)]
+    subjects += [*result_subjects(others, annotations), still_subject(annotations)]
+
+    evaluation = Evaluation(annotations, subjects, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
+    target = args.output or (folder if wanted else environment.output_dir) / "evaluation"
+    try:
+        (target / "plots").mkdir(parents=True, exist_ok=True)
+        plots = draw_plots(evaluation, target / "plots")
+        for subject in subjects:
+            if subject.kind in ("checkpoint", "untrained"):
+                write_tracks(subject, target / "boxes")
+        write_tables(evaluation, target, plots=[f"plots/{name}" for name in plots])
+    except OSError as error:
+        raise UserError(f"{target}: the evaluation cannot be written there ({error})") from error
+    print(summary_table(evaluation), end="")
+    logger.info("tables, plots and boxes are in %s", target)
+    return 0
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _tracked(
+    args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: list[str]
+) -> tuple[list["Subject"], list[Any], dict[str, Any]]:
+    """Track with every wanted checkpoint; returns subjects, annotations, and the conditions for the records."""
+    from seqtrack.data.sources import describe
+    from seqtrack.evaluation.annotations import choose, from_sequences
+    from seqtrack.evaluation.gather import select_checkpoints
+    from seqtrack.tracking.load import checkpoint_config
+
+    manifests = select_checkpoints(folder, wanted) if wanted else []
+    config = checkpoint_config(manifests[-1]) if manifests else None
+    source = _open(args, environment, config)
+    annotations = choose(from_sequences(source.sequences), names=names)
+    kept = {one.name for one in annotations}
+    sequences = [sequence for sequence in source.sequences if sequence.name in kept]
+    conditions: dict[str, Any] = {
+        "dataset": source.name,
+        "split": source.split,
+        "synthetic": source.synthetic,
+        "data_digest": describe([source])["digest"],
+        "repair": args.repair,
+    }
+    if not manifests:
+        return [], annotations, conditions
+    if args.split == "test":
+        _refuse_trained_sequences(folder, source.name, [sequence.name for sequence in sequences])
+    subjects, more = _track_checkpoints(args, environment, manifests, sequences, source.name, "all" in wanted)
+    return subjects, annotations, {**conditions, "run": folder.name, **more}
+
+
+def _open(args: argparse.Namespace, environment: "Environment", config: "Config | None") -> "Source":
+    """The data set: the flag's, the environment's if it was set there, else what the run was trained on."""
+    from seqtrack.data.classes import draw_classes
+    from seqtrack.data.sources import SOURCES, open_source
+
+    name, classes = args.dataset, tuple(_words(args.classes))
+    if name is None and config is not None and "DATASET" not in environment.given:
+        # Of several training sets the first whose test split is known here.
+        name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one in SOURCES), None)
+        if not classes and "CLASSES" not in environment.given:
+            classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
+    name = name or environment.dataset.split(",")[0]
+    return open_source(name, environment.data_dir, classes=classes or environment.classes, split=args.split)
+
+
+def _refuse_trained_sequences(folder: Path, dataset: str, names: list[str]) -> None:
+    """Refuse a test split that holds sequences which the run's own records name as training sequences."""
+    import json
+
+    from seqtrack.errors import UserError
+
+    place = folder / "dataset.json"
+    if not place.is_file():
+        return
+    recorded = json.loads(place.read_text(encoding="utf-8"))
+    trained = {
+        name
+        for source in recorded.get("sources", ())
+        if source.get("name") == dataset and source.get("split") == "train"
+        for name in source.get("names", ())
+    }
+    leaked = [name for name in names if name in trained]
+    if leaked:
+        raise UserError(
+            f"{len(leaked)} sequences of the test split were trained on, says {place}: {', '.join(leaked[:10])}; "
+            "a model must not be judged by what it was trained on (--split train shows training sequences as such)"
+        )
+
+
+def _track_checkpoints(
+    args: argparse.Namespace,
+    environment: "Environment",
+    manifests: list[Any],
+    sequences: list[Any],
+    dataset: str,
+    every: bool,
+) -> tuple[list["Subject"], dict[str, Any]]:
+    import torch
+    from tqdm import tqdm
+
+    from seqtrack.engine.fingerprint import describe_device
+    from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
+    from seqtrack.tracking.load import choose_device, load_model
+    from seqtrack.tracking.settings import tracker_settings
+
+    device = choose_device(args.device or environment.device)
+    frames = sum(sequence.num_frames - 1 for sequence in sequences)
+    subjects: list[Subject] = []
+    conditions: dict[str, Any] = {}
+
+    def track(name: str, kind: str, model: Any, config: Any, epoch: int | None, source: dict[str, Any]) -> None:
+        settings = tracker_settings(config, dataset=dataset, precision=args.precision)
+        with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
+            subject = model_subject(
+                name, kind, model, sequences, settings,
+                epoch=epoch, source=source, concurrent=args.concurrent, on_frames=bar.update,
+            )  # fmt: skip
+        subjects.append(subject)
+        figures = subject.mean(list(subject.scores)).figures()
+        fps = subject.timing(list(subject.scores))["fps"] or 0.0
+        logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, figures["auc"], figures["p20"], fps)
+        conditions.update(
+            window=settings.window, update_interval=settings.update_interval, update_threshold=settings.update_threshold
+        )
+
+    for manifest in manifests:
+        model, config = load_model(manifest, device)
+        source = {**checkpoint_source(manifest), "step": manifest.step}
+        track(checkpoint_name(manifest, manifests), "checkpoint", model, config, manifest.epoch, source)
+    if args.untrained if args.untrained is not None else every:
+        spec = model.spec
+        model = untrained_model(spec, seed=config.TRAIN.SEED, device=device)
+        track("untrained", "untrained", model, config, None, {"seed": config.TRAIN.SEED})
+    return subjects, {
+        "device": describe_device(device),
+        "precision": args.precision,
+        "concurrent": args.concurrent,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **conditions,
+    }

@@ -1,0 +1,200 @@
+"""An evaluation as files: JSON with everything, CSV with every row, Markdown to be read, boxes in the official form.
+
+Knows `Evaluation` and how to write it; computes nothing but the means that `Evaluation` gives.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqtrack.checkpoints.files import write_atomic
+from seqtrack.evaluation.boxfiles import write_boxes
+from seqtrack.evaluation.metrics import (
+    FIGURES,
+    NORM_PRECISION_THRESHOLDS,
+    PRECISION_THRESHOLDS,
+    SUCCESS_THRESHOLDS,
+)
+from seqtrack.evaluation.subjects import Evaluation, Subject
+
+FORMAT = "seqtrack-evaluation/1"
+HEADINGS = {
+    "auc": "AUC",
+    "op50": "OP50",
+    "op75": "OP75",
+    "p20": "P20",
+    "p_norm": "P_norm",
+    "mean_iou": "mean IoU",
+    "fps": "FPS",
+    "ms_a_frame": "ms a frame",
+}
+COLUMNS = (*FIGURES, "fps", "ms_a_frame")
+PROTOCOL = (
+    "LaSOT's protocol: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
+    "20 px, P_norm up to 0.2 of the annotation's width and height; absent frames count as failures, all sequences "
+    "weigh the same, the first frame is given. All figures but FPS and ms are percent. Mean IoU is over visible frames."
+)
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that was measured, as one JSON object."""
+    return {
+        "format": FORMAT,
+        "protocol": PROTOCOL,
+        "conditions": evaluation.conditions,
+        "sequences": [
+            {
+                "name": one.name,
+                "class": one.class_name,
+                "frames": one.num_frames,
+                "absent": int((~one.visible).sum()),
+            }
+            for one in evaluation.annotations
+        ],
+        "thresholds": {
+            "success": SUCCESS_THRESHOLDS.tolist(),
+            "precision_px": PRECISION_THRESHOLDS.tolist(),
+            "norm_precision": NORM_PRECISION_THRESHOLDS.tolist(),
+        },
+        "trackers": [_tracker_json(evaluation, subject) for subject in evaluation.subjects],
+    }
+
+
+def _tracker_json(evaluation: Evaluation, subject: Subject) -> dict[str, Any]:
+    mean = subject.mean(evaluation.names)
+    return {
+        "name": subject.name,
+        "kind": subject.kind,
+        "epoch": subject.epoch,
+        "source": subject.source,
+        "notes": list(subject.notes),
+        "mean": evaluation.figures(subject, evaluation.names),
+        "classes": {name: evaluation.figures(subject, members) for name, members in evaluation.classes.items()},
+        "sequences": {name: evaluation.figures(subject, [name]) for name in evaluation.names},
+        "curves": {
+            "success": mean.success.tolist(),
+            "precision": mean.precision.tolist(),
+            "norm_precision": mean.norm_precision.tolist(),
+        },
+    }
+
+
+def to_csv(evaluation: Evaluation) -> str:
+    """One row a tracker and all sequences, class, or sequence."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["tracker", "kind", "epoch", "level", "name", "sequences", "frames", *COLUMNS])
+    frames = {one.name: one.num_frames for one in evaluation.annotations}
+    levels = [("all", "all", evaluation.names)]
+    levels += [("class", name, members) for name, members in evaluation.classes.items()]
+    levels += [("sequence", name, [name]) for name in evaluation.names]
+    for subject in evaluation.subjects:
+        for level, name, members in levels:
+            figures = evaluation.figures(subject, members)
+            row = ["" if figures[column] is None else f"{figures[column]:.4f}" for column in COLUMNS]
+            head = [subject.name, subject.kind, "" if subject.epoch is None else subject.epoch]
+            writer.writerow([*head, level, name, len(members), sum(frames[one] for one in members), *row])
+    return stream.getvalue()
+
+
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure as tables show it; what was not measured is a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def summary_table(evaluation: Evaluation) -> str:
+    """Every tracker's mean over all sequences."""
+    rows = []
+    for subject in evaluation.subjects:
+        figures = evaluation.figures(subject, evaluation.names)
+        rows.append([subject.name, *(number(figures[name]) for name in COLUMNS)])
+    return markdown_table(["tracker", *(HEADINGS[name] for name in COLUMNS)], rows)
+
+
+def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
+    """What a person reads: the conditions, the means, AUC by class and sequence, the last tracker in full, plots.
+
+    Args:
+        plots: paths relative to the Markdown file.
+    """
+    conditions = evaluation.conditions
+    frames = sum(one.num_frames for one in evaluation.annotations)
+    title = f"{conditions.get('dataset') or 'annotations'}, {conditions.get('split') or 'given'}"
+    parts = [f"# Evaluation on {title}: {len(evaluation.names)} sequences, {frames} frames\n"]
+    if conditions.get("synthetic"):
+        parts.append(
+            "**The data set is synthetic**: these numbers show that the system works, nothing about real video.\n"
+        )
+    parts.append(PROTOCOL + "\n")
+    told = {key: value for key, value in conditions.items() if value not in (None, "", [], False)}
+    parts.append("\n".join(f"- {key.replace('_', ' ')}: {_shown(value)}" for key, value in told.items()) + "\n")
+    parts += ["## All sequences\n", summary_table(evaluation)]
+    parts += ["## AUC by class\n", _auc_table(evaluation, "class", evaluation.classes)]
+    parts += ["## AUC by sequence\n", _auc_table(evaluation, "sequence", {name: [name] for name in evaluation.names})]
+    best = _main_subject(evaluation)
+    parts += [f"## {best.name}, class by class and sequence by sequence\n", _full_table(evaluation, best)]
+    if plots:
+        parts += ["## Plots\n", "\n".join(f"![{Path(plot).stem}]({plot})" for plot in plots) + "\n"]
+    notes = [f"- {subject.name}: {note}" for subject in evaluation.subjects for note in subject.notes]
+    if notes:
+        parts += ["## Notes\n", "\n".join(notes) + "\n"]
+    return "\n".join(parts)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _main_subject(evaluation: Evaluation) -> Subject:
+    """The last epoch's checkpoint, or the first tracker if there is none."""
+    epochs = [subject for subject in evaluation.subjects if subject.kind == "checkpoint"]
+    return epochs[-1] if epochs else evaluation.subjects[0]
+
+
+def _auc_table(evaluation: Evaluation, what: str, groups: dict[str, list[str]]) -> str:
+    frames = {one.name: one.num_frames for one in evaluation.annotations}
+    rows = []
+    for name, members in groups.items():
+        aucs = [number(subject.mean(members).auc) for subject in evaluation.subjects]
+        rows.append([name, str(sum(frames[one] for one in members)), *aucs])
+    return markdown_table([what, "frames", *(subject.name for subject in evaluation.subjects)], rows)
+
+
+def _full_table(evaluation: Evaluation, subject: Subject) -> str:
+    rows = []
+    groups = {f"**{name}**": members for name, members in evaluation.classes.items()}
+    for name, members in {**groups, **{name: [name] for name in evaluation.names}}.items():
+        figures = evaluation.figures(subject, members)
+        rows.append([name, *(number(figures[column]) for column in COLUMNS)])
+    return markdown_table(["", *(HEADINGS[column] for column in COLUMNS)], rows)
+
+
+def write_tables(evaluation: Evaluation, folder: Path, *, plots: Sequence[str]) -> None:
+    """Write evaluation.json, evaluation.csv and evaluation.md into an existing folder, each whole or not at all."""
+    text = json.dumps(to_json(evaluation), indent=1, allow_nan=False) + "\n"
+    write_atomic(folder / "evaluation.json", text.encode())
+    write_atomic(folder / "evaluation.csv", to_csv(evaluation).encode())
+    write_atomic(folder / "evaluation.md", to_markdown(evaluation, plots).encode())
+
+
+def write_tracks(subject: Subject, folder: Path) -> None:
+    """Write the boxes of every sequence as `<sequence>.txt` into a folder of the subject's name."""
+    place = folder / folder_name(subject.name)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, tracks in (subject.tracks or {}).items():
+        write_boxes(place / f"{name}.txt", tracks.boxes_xywh)
+
+
+def folder_name(name: str) -> str:
+    """A subject's name as a folder: spaces become underscores, and nothing can lead elsewhere."""
+    return "".join(letter if letter.isalnum() or letter in "+-._" else "_" for letter in name).lstrip(".") or "_"

@@ -1,0 +1,71 @@
+"""A checkpoint made ready to track: weights verified, sizes from the configuration stored with it.
+
+Knows checkpoints, configurations and models; knows no video.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+import yaml
+
+from seqtrack.checkpoints.store import MODEL_PART, Manifest, load_tensors
+from seqtrack.config.load import config_from_text, load_config
+from seqtrack.config.schema import Config
+from seqtrack.errors import UserError
+from seqtrack.model.build import build_empty
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import model_spec
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU if torch sees one, else the CPU.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("DEVICE: cuda was asked for, but torch sees no GPU; use auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def checkpoint_config(manifest: Manifest) -> Config:
+    """The configuration of a checkpoint: the one in its manifest, else the run's `config.yaml`.
+
+    Raises:
+        UserError: there is none, or it is not valid.
+    """
+    if manifest.config is not None:
+        return config_from_text(yaml.safe_dump(manifest.config), f"{manifest.manifest_path.name} (config)")
+    beside = manifest.folder.parent / "config.yaml"
+    if not beside.is_file():
+        raise UserError(
+            f"{manifest.path}: its manifest holds no configuration and there is no {beside}: the sizes of the model "
+            "are not known"
+        )
+    return load_config(str(beside))
+
+
+def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Config]:
+    """A model in eval mode on `device`, with a checkpoint's weights, and the configuration it was trained with.
+
+    Raises:
+        UserError: a damaged file, or weights that do not fit the configuration.
+    """
+    config = checkpoint_config(manifest)
+    weights = load_tensors(manifest, part=MODEL_PART)
+    model = build_empty(model_spec(config))
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{manifest.path}: its weights do not fit its configuration: {error}") from error
+    return model.to(device).eval(), config
+
+
+def name_of(path: Path) -> str:
+    """How a checkpoint is called in tables and on screen: its file name without the suffix."""
+    return path.name.removesuffix(".safetensors")
