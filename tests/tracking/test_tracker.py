@@ -1,0 +1,185 @@
+"""What a tracker does with its state, and what it refuses. Equality with the authors' is a golden test."""
+
+import numpy as np
+import pytest
+import torch
+
+from seqtrack.config.load import load_config
+from seqtrack.config.schema import Config
+from seqtrack.errors import UserError
+from seqtrack.model.build import build_model
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import model_spec
+from seqtrack.tracking.settings import TrackerSettings, tracker_settings
+from seqtrack.tracking.tracker import BatchTracker, Tracked, Tracker
+
+from .conftest import FIRST_BOX
+
+NEVER = TrackerSettings(update_interval=9999)
+
+
+def follow(model: SeqTrack, settings: TrackerSettings, frames: list[np.ndarray]) -> list[Tracked]:
+    tracker = Tracker(model, settings)
+    tracker.start(frames[0], FIRST_BOX)
+    return [tracker.track(frame) for frame in frames[1:]]
+
+
+def boxes(tracked: list[Tracked]) -> np.ndarray:
+    return np.stack([one.box_xywh for one in tracked])
+
+
+def test_many_sequences_at_once_are_followed_as_each_alone(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    videos = [frames, frames[::-1], [np.flip(frame, 1).copy() for frame in frames]]
+    first = [FIRST_BOX, (58.0, 39.0, 24.0, 20.0), (64.0, 30.0, 24.0, 20.0)]
+    alone = []
+    for video, box in zip(videos, first, strict=True):
+        tracker = Tracker(model, NEVER)
+        tracker.start(video[0], box)
+        alone.append([tracker.track(frame).tokens for frame in video[1:]])
+    batch = BatchTracker(model, NEVER)
+    states = batch.start([video[0] for video in videos], first)
+    together = []
+    for images in list(zip(*videos, strict=True))[1:]:
+        together.append([one.tokens for one in batch.track(states, list(images))])
+    assert [list(column) for column in zip(*together, strict=True)] == alone
+    assert alone[0] != alone[1], "the videos differ, so equal boxes would prove nothing"
+
+
+def test_a_state_moves_on_and_another_sequence_does_not_touch_it(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    batch = BatchTracker(model, NEVER)
+    one, other = batch.start([frames[0], frames[5]], [FIRST_BOX, FIRST_BOX])
+    before = other.box_xywh.copy()
+    found = batch.track([one], [frames[1]])[0]
+    assert one.frame == 1 and one.box_xywh.tolist() == found.box_xywh.tolist()
+    assert other.frame == 0 and other.box_xywh.tolist() == before.tolist()
+    found.box_xywh[:] = 0
+    assert one.box_xywh.tolist() != [0, 0, 0, 0], "a caller that writes into its answer must not move the tracker"
+
+
+def test_starting_again_forgets_the_video_before(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    tracker = Tracker(model, TrackerSettings(update_interval=1, update_threshold=0.0))
+    tracker.start(frames[0], FIRST_BOX)
+    first = [tracker.track(frame).tokens for frame in frames[1:]]
+    tracker.start(frames[0], FIRST_BOX)
+    assert [tracker.track(frame).tokens for frame in frames[1:]] == first
+
+
+def test_tracking_before_start_is_refused(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="comes before"):
+        Tracker(model, NEVER).track(frames[0])
+
+
+def test_a_model_in_training_mode_is_refused(config: Config) -> None:
+    model = build_model(model_spec(config), seed=1)
+    assert model.training
+    with pytest.raises(ValueError, match="eval"):
+        Tracker(model, NEVER)
+
+
+def test_the_window_pulls_boxes_to_where_the_object_was(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    """Without it the same weights put the first centre elsewhere, and its outermost words can win."""
+    bins = model.spec.bins
+    windowed = follow(model, TrackerSettings(window=True), frames)
+    assert all(0 < word < bins - 1 for one in windowed for word in one.tokens[:2])
+    plain = follow(model, TrackerSettings(window=False), frames)
+    assert windowed[0].tokens != plain[0].tokens
+    assert windowed[0].confidences[0] <= plain[0].confidences[0]
+
+
+class TestTemplates:
+    def test_is_renewed_at_every_interval_when_the_score_is_above_the_threshold(
+        self, model: SeqTrack, frames: list[np.ndarray]
+    ) -> None:
+        found = follow(model, TrackerSettings(update_interval=3, update_threshold=0.0), frames)
+        assert [one.template_updated for one in found] == [False, False, True] * 3
+
+    def test_is_kept_when_the_score_is_not_above_it(self, model: SeqTrack, frames: list[np.ndarray]) -> None:
+        found = follow(model, TrackerSettings(update_interval=1, update_threshold=40.0), frames)
+        assert not any(one.template_updated for one in found)
+
+    def test_the_first_one_stays_and_the_other_is_replaced(self, model: SeqTrack, frames: list[np.ndarray]) -> None:
+        batch = BatchTracker(model, TrackerSettings(update_interval=1, update_threshold=0.0))
+        (state,) = batch.start([frames[0]], [FIRST_BOX])
+        first, second = state.templates.clone()
+        assert torch.equal(first, second)
+        batch.track([state], [frames[1]])
+        assert state.templates.shape[0] == 2
+        assert torch.equal(state.templates[0], first)
+        assert not torch.equal(state.templates[1], first)
+
+    def test_a_renewed_template_changes_what_is_found(self, model: SeqTrack, frames: list[np.ndarray]) -> None:
+        renewed = follow(model, TrackerSettings(update_interval=1, update_threshold=0.0), frames)
+        kept = follow(model, NEVER, frames)
+        assert renewed[0].tokens == kept[0].tokens
+        assert [one.confidences for one in renewed[1:]] != [one.confidences for one in kept[1:]]
+
+    def test_a_model_with_one_template_never_renews_it(self, frames: list[np.ndarray]) -> None:
+        model = build_model(model_spec(load_config("demo")), seed=1).eval()
+        assert model.spec.num_templates == 1
+        found = follow(model, TrackerSettings(update_interval=1, update_threshold=0.0), frames)
+        assert not any(one.template_updated for one in found)
+
+
+def test_boxes_stay_in_the_image_and_keep_ten_pixels(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    found = boxes(follow(model, NEVER, frames * 3))
+    assert (found[:, 2:] >= 10 - 1e-9).all()
+    assert (found[:, :2] >= 0).all()
+    assert (found[:, 0] + 10 <= 128 + 1e-9).all() and (found[:, 1] + 10 <= 96 + 1e-9).all()
+
+
+def test_bfloat16_uses_a_copy_and_leaves_the_model_alone(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = follow(model, NEVER, frames)
+    coarse = follow(model, TrackerSettings(update_interval=9999, precision="bf16"), frames)
+    after = model.state_dict()
+    assert all(value.dtype == torch.float32 and torch.equal(value, after[name]) for name, value in before.items())
+    assert plain[0].confidences != coarse[0].confidences, "bfloat16 was not used"
+    np.testing.assert_allclose(coarse[0].confidences, plain[0].confidences, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ((300.0, 10.0, 20.0, 20.0), "outside the image of 128x96"),
+        ((-50.0, 10.0, 20.0, 20.0), "outside the image"),
+        ((10.0, 10.0, 0.0, 20.0), "no area"),
+        ((10.0, 10.0, 20.0, -4.0), "no area"),
+        ((10.0, float("nan"), 20.0, 20.0), "finite"),
+        ((10.0, 10.0, 20.0), "four"),
+    ],
+)
+def test_a_first_box_that_cannot_be_followed_is_refused(
+    model: SeqTrack, frames: list[np.ndarray], box: tuple[float, ...], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Tracker(model, NEVER).start(frames[0], box)
+
+
+def test_a_first_box_that_reaches_over_the_edge_is_followed(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    tracker = Tracker(model, NEVER)
+    tracker.start(frames[0], (-8.0, -8.0, 24.0, 24.0))
+    assert np.isfinite(tracker.track(frames[1]).box_xywh).all()
+
+
+class TestSettings:
+    def test_a_known_data_set_has_its_own_interval(self) -> None:
+        config = load_config("seqtrack_b256")
+        assert tracker_settings(config, dataset="lasot").update_interval == config.TEST.UPDATE_INTERVALS.LASOT
+        assert tracker_settings(config, dataset="LaSOT").update_interval != config.TEST.UPDATE_INTERVALS.DEFAULT
+
+    def test_an_unknown_one_takes_the_default_and_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
+        config = load_config("seqtrack_b256")
+        with caplog.at_level("INFO"):
+            settings = tracker_settings(config, dataset="lasot_lmdb")
+        assert settings.update_interval == config.TEST.UPDATE_INTERVALS.DEFAULT
+        assert "LASOT_LMDB" in caplog.text and "DEFAULT" in caplog.text
+
+    def test_a_video_of_ones_own_takes_the_default_silently(self, caplog: pytest.LogCaptureFixture) -> None:
+        config = load_config("seqtrack_b256")
+        with caplog.at_level("INFO"):
+            assert tracker_settings(config, dataset=None).update_interval == config.TEST.UPDATE_INTERVALS.DEFAULT
+        assert not caplog.text
+
+    def test_an_unknown_precision_is_refused(self) -> None:
+        with pytest.raises(UserError, match="fp8"):
+            TrackerSettings(precision="fp8")
