@@ -62,21 +62,19 @@ def cut(patch: Image, window: Window, *, patch_left: int, patch_top: int, frame_
     if left == right or top == bottom:
         return np.zeros((window.side, window.side, patch.shape[2]), dtype=np.uint8)
     inside = patch[top - patch_top : bottom - patch_top, left - patch_left : right - patch_left]
-    before_x, before_y = left - window.left, top - window.top
-    after_x = window.side - before_x - (right - left)
-    after_y = window.side - before_y - (bottom - top)
-    if before_x or before_y or after_x or after_y:
-        return _image(
-            cv2.copyMakeBorder(inside, before_y, after_y, before_x, after_x, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-        )
-    return inside
+    if inside.shape[0] == inside.shape[1] == window.side:
+        return inside
+    # Zeros from the system cost nothing until they are touched, which of a huge window happens to few.
+    square = np.zeros((window.side, window.side, patch.shape[2]), dtype=np.uint8)
+    square[top - window.top : bottom - window.top, left - window.left : right - window.left] = inside
+    return square
 
 
 def resize(square: Image, size: int) -> Image:
     """Bilinear, without antialiasing, to (size, size, channels)."""
     if square.shape[:2] == (size, size):
         return square
-    return _image(cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR))
+    return np.asarray(cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def crop_frame(frame: Image, box_xywh: NDArray[np.float64], *, factor: float, size: int) -> tuple[Image, float]:
@@ -107,7 +105,3 @@ def box_in_crop(
     out[:2] = (size - 1) / 2 + (centre - around) * resize_factor
     out[2:] = box_xywh[2:] * resize_factor
     return out / (size - 1)
-
-
-def _image(pixels: object) -> Image:
-    return np.asarray(pixels, dtype=np.uint8)

@@ -1,20 +1,28 @@
 """Reading one frame file: pixels of a region, and the refusal of anything that is not a whole JPEG.
 
-Knows JPEG. It must not know why the region is wanted. A decoder that fills what is missing with grey would train the
-model on grey, so a file that breaks off is an error here.
+Knows a JPEG file's outer form. It must not know why the region is wanted. A decoder that fills what is missing with
+grey would train the model on grey, so a file that breaks off is an error here.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.data.jpeg import JpegError, decode_region
 from seqtrack.errors import UserError
 
 Image = NDArray[np.uint8]
-_MAX_SIDE = 20_000
+
+# A header may claim any size; a frame above this many pixels is refused before memory is asked for.
+LARGEST_FRAME_PX = 100_000_000
+_LARGEST_FILE_BYTES = 256 * 1024 * 1024
+# Some cameras pad a file after its end marker; more than this is not padding.
+_PADDING_BYTES = 1024
+_END_OF_IMAGE = b"\xff\xd9"
+_COLOURS = {1: "grey", 3: "colour"}
 
 
 @dataclass(frozen=True)
@@ -24,68 +32,86 @@ class Patch:
     pixels_bgr: Image
     left: int
     top: int
-    frame_width: int
-    frame_height: int
 
 
 class FrameFile:
     """A frame file, read whole but not yet decoded.
 
+    Attributes:
+        width, height: pixels.
+        num_bytes: size of the file.
+
     Raises:
-        UserError: it cannot be read, is no JPEG, or breaks off.
+        UserError: it cannot be read, is no JPEG of 8 bits in grey or colour, or breaks off.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._data = path.read_bytes()
+            with path.open("rb", buffering=0) as file:
+                # Asked with a limit the system sets memory of that size aside, so the limit is on the size it states.
+                self._data = file.readall() if os.fstat(file.fileno()).st_size <= _LARGEST_FILE_BYTES else b"\0"
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        self.num_bytes = len(self._data)
         self.width, self.height = self._check()
 
-    def _fail(self, what: str) -> UserError:
-        return UserError(f"{self.path}: {what} ({len(self._data)} bytes); replace the file or download it again")
+    def _error(self, what: str) -> UserError:
+        return UserError(f"{self.path}: {what} ({self.num_bytes} bytes); replace this frame or download it again")
 
     def _check(self) -> tuple[int, int]:
         data = self._data
         if not data:
-            raise self._fail("is empty")
-        if data[:3] != b"\xff\xd8\xff":
-            raise self._fail("is not a JPEG")
-        if b"\xff\xd9" not in data[-1024:]:
-            raise self._fail("is a truncated JPEG: its end is missing")
-        return _frame_size(data) or self._raise("is a JPEG without a readable header")
-
-    def _raise(self, what: str) -> tuple[int, int]:
-        raise self._fail(what)
-
-    def whole(self) -> Patch:
-        """All of the frame."""
-        pixels = cv2.imdecode(np.frombuffer(self._data, dtype=np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise self._fail("cannot be decoded")
-        height, width = pixels.shape[:2]
-        return Patch(np.asarray(pixels, dtype=np.uint8), 0, 0, width, height)
+            raise self._error("is empty")
+        if not data.startswith(b"\xff\xd8\xff"):
+            raise self._error("is not a JPEG")
+        if _END_OF_IMAGE not in data[-_PADDING_BYTES:]:
+            raise self._error("is a truncated JPEG: its end is missing")
+        header = read_header(data)
+        if header is None:
+            raise self._error("is a JPEG without a frame header")
+        width, height, colours, bits = header
+        if bits != 8 or colours not in _COLOURS:
+            raise self._error(
+                f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits"
+            )
+        if not 0 < width * height <= LARGEST_FRAME_PX:
+            raise self._error(f"claims to be {width} x {height} pixels")
+        return width, height
 
     def region(self, left: int, top: int, right: int, bottom: int) -> Patch:
-        """At least the pixels [left, right) x [top, bottom) of the frame."""
-        return self.whole()
+        """At least the pixels [left, right) x [top, bottom); none when the region is empty.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if left >= right or top >= bottom:
+            return Patch(np.zeros((0, 0, 3), dtype=np.uint8), left, top)
+        try:
+            pixels, x, y = decode_region(
+                self._data, width=self.width, height=self.height, left=left, top=top, right=right, bottom=bottom
+            )
+        except JpegError as error:
+            raise self._error(f"is a damaged JPEG ({error})") from error
+        return Patch(pixels, x, y)
+
+    def whole(self) -> Image:
+        """All pixels (height, width, 3) uint8 BGR, as stored."""
+        return self.region(0, 0, self.width, self.height).pixels_bgr
 
 
-def _frame_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from the first start-of-frame segment, or None."""
+def read_header(data: bytes) -> tuple[int, int, int, int] | None:
+    """Width, height, number of colour planes and bits a sample from the first frame header, or None."""
     at = 2
-    while at + 9 < len(data):
-        if data[at] != 0xFF:
-            return None
+    while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:
             at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            return (width, height) if 0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE else None
-        if marker == 0xDA:
+            return width, height, data[at + 9], data[at + 4]
+        elif marker == 0xDA:
             return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
