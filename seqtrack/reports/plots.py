@@ -36,11 +36,11 @@ def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8
 
 
 def _curves(folder: Path, name: str) -> tuple[list[float], list[float], list[int], list[float]]:
-    """Intervals as (position in epochs, value), and epochs as (epoch, value)."""
+    """Intervals as (position, value), and epochs as (epoch, value); epoch e reaches from e - 0.5 to e + 0.5."""
     records = read_metrics(folder / "logs" / "metrics.jsonl")
     intervals = [record for record in records if record["type"] == "interval"]
     epochs = [record for record in records if record["type"] == "epoch"]
-    position = [record["epoch"] - 1 + record["sample"] / record["samples"] for record in intervals]
+    position = [record["epoch"] - 0.5 + record["sample"] / record["samples"] for record in intervals]
     return (
         position,
         [record[f"interval_{name}"] for record in intervals],
@@ -73,10 +73,10 @@ def plot_phase(folder: Path) -> None:
         save_figure(figure, folder / "plots" / f"{folder.name}_{name}.png")
 
 
-def plot_comparison(folders: Sequence[Path], target: Path) -> None:
-    """`loss_comparison.png`, `iou_comparison.png`, and both in `training_comparison.png`."""
+def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
+    """`loss_comparison.png`, `iou_comparison.png`, and both in `training_comparison.png`; the title says the verdict."""
     for names, file in ((("loss",), "loss"), (("iou",), "iou"), (("loss", "iou"), "training")):
-        title = " and ".join(folder.name for folder in folders)
+        title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
         figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
         for one, name in zip(axes, names, strict=True):
             for place, (folder, colour) in enumerate(zip(folders, COLOURS, strict=True)):

@@ -90,7 +90,7 @@ def _run_facts(folder: Path) -> dict[str, Any]:
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write plots, `comparison.md` and `certificate.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot_comparison(comparison.folders, folder)
+    plot_comparison(comparison.folders, folder, verdict=comparison.verdict)
     names = [place.name for place in comparison.folders]
     lines = [
         f"# {names[0]} and {names[1]}",
