@@ -1,0 +1,5 @@
+"""The sidecar that keeps a copy of every file: watches the output folder and pushes what is new to a target.
+
+Meets training only in the output folder. Imports no torch, no numpy and nothing of the engine; the client of the Hub
+is imported only by the child process that speaks to it.
+"""

@@ -1,0 +1,127 @@
+"""A model repo on the Hugging Face Hub as a target.
+
+Imported by the child process only, since the client brings its own threads and connections. Commits name the head
+they were made on: a call whose reply was lost and that is applied late can then never become a second commit.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from seqtrack.errors import UserError
+from seqtrack.uploads.hubclient import Limits, bound_client
+from seqtrack.uploads.target import Account, Receipt, Remote, Staged, require_unchanged, safe_path
+
+_ASK_AT_ONCE = 200  # paths in one listing call; the form that carries them has a limit
+_BRANCH = "main"
+_INLINE_LIMIT = 32 * 1024 * 1024
+
+
+class HubTarget:
+    """One model repo.
+
+    Args:
+        repo: "owner/name".
+        token: None lets the client look where `hf auth login` puts it.
+        endpoint: address of the Hub; None for the client's own default.
+        private: whether a repo that is made here is private.
+    """
+
+    def __init__(self, repo: str, *, token: str | None, endpoint: str | None, private: bool) -> None:
+        self._repo, self._token, self._private = repo, token, private
+        self._api = HfApi(endpoint=endpoint, token=token)
+
+    def prepare(self) -> Account:
+        account = self._api.whoami()
+        self._api.create_repo(self._repo, private=self._private, exist_ok=True, repo_type="model")
+        return Account(name=str(account.get("name", "?")), place=f"{self._api.endpoint}/{self._repo}")
+
+    def head(self) -> str | None:
+        sha = self._api.repo_info(self._repo, revision=_BRANCH).sha
+        return sha if sha and re.fullmatch(r"[0-9a-fA-F]{40}", sha) else None
+
+    def look(self, paths: Sequence[str], revision: str | None = None) -> dict[str, Remote]:
+        found: dict[str, Remote] = {}
+        for start in range(0, len(paths), _ASK_AT_ONCE):
+            asked = list(paths[start : start + _ASK_AT_ONCE])
+            listed = self._api.get_paths_info(self._repo, asked, revision=revision or _BRANCH)
+            found.update((remote.path, remote) for remote in _files(listed))
+        return found
+
+    def put(self, files: Sequence[Staged], message: str, parent: str | None) -> Receipt:
+        operations = [_operation(staged) for staged in files]
+        self._api.preupload_lfs_files(self._repo, operations, revision=_BRANCH, num_threads=3)
+        # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
+        require_unchanged(files)
+        chosen = _that_fit(operations)
+        info = self._api.create_commit(
+            self._repo,
+            chosen,
+            commit_message=message,
+            revision=_BRANCH,
+            parent_commit=parent,
+        )
+        return Receipt(str(info.oid), tuple(operation.path_in_repo for operation in chosen))
+
+    def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
+        try:
+            place = hf_hub_download(
+                self._repo,
+                safe_path(path),
+                revision=revision or _BRANCH,
+                local_dir=folder,
+                token=self._token,
+                endpoint=self._api.endpoint,
+            )
+        except (EntryNotFoundError, RevisionNotFoundError) as error:
+            raise UserError(f"{self._repo} has no {path} at revision {revision or _BRANCH}") from error
+        return Path(place)
+
+    def list(self, revision: str | None = None) -> list[Remote]:
+        return list(_files(self._api.list_repo_tree(self._repo, recursive=True, revision=revision or _BRANCH)))
+
+
+def _operation(staged: Staged) -> CommitOperationAdd:
+    operation = CommitOperationAdd(path_in_repo=staged.path, path_or_fileobj=staged.source)
+    if operation.upload_info.size != staged.size:
+        raise UserError(f"{staged.path} has {operation.upload_info.size} bytes; {staged.size} were hashed")
+    operation.upload_info.sha256 = bytes.fromhex(staged.sha256)  # spares a second reading of the whole file
+    return operation
+
+
+def _that_fit(operations: Sequence[CommitOperationAdd]) -> list[CommitOperationAdd]:
+    """All large files, and small ones up to a limit.
+
+    Small files travel inside the commit call, which the library builds in memory several times over. After
+    `preupload_lfs_files` a large file's source is empty, as its documentation says; what is left is a small one.
+    """
+    chosen, inline = [], 0
+    for operation in operations:
+        size = 0 if operation.path_or_fileobj == b"" else operation.upload_info.size
+        if inline and inline + size > _INLINE_LIMIT:
+            continue
+        inline += size
+        chosen.append(operation)
+    return chosen
+
+
+def _files(listed: Iterable[Any]) -> Iterable[Remote]:
+    for item in listed:
+        if isinstance(item, RepoFile):
+            yield Remote(item.path, item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
+
+
+def open_hub(settings: dict[str, Any]) -> HubTarget:
+    """A repo as a target; bounds the client of this process."""
+    bound_client(Limits(settings["connect_s"], settings["read_s"], int(settings["tries"])))
+    return HubTarget(
+        settings["place"],
+        token=settings.get("token"),
+        endpoint=settings.get("endpoint"),
+        private=bool(settings.get("private", True)),
+    )

@@ -1,0 +1,607 @@
+"""A Hugging Face Hub small enough to read, over real HTTP, that breaks on request.
+
+It speaks what the real `huggingface_hub` client asks of it: repos, preupload, LFS batch, basic and multipart PUT,
+verify, commit with optimistic locking, tree, paths-info, resolve with a redirect to another host name. Standard
+library only, so that it also runs alone in a container: `python tests/uploads/hub_server.py --port 8080`.
+
+A test sets a fault for a stage and a number of calls (`hub.fail("commit", status=503, times=2)`); everything that
+happened is kept in `hub.calls` and `hub.commits`. It knows nothing of the uploader.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import random
+import re
+import socket
+import struct
+import tempfile
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".h5", ".zip")
+COMMIT_LIMIT_TEXT = (
+    "You have exceeded the rate limit for repository commits (128 per hour). You can retry this action in about 1 hour."
+)
+
+
+@dataclass
+class Fault:
+    """One planned failure. `times` None means for ever; `chance` below 1 lets some calls through."""
+
+    stage: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    message: str = "planned failure"
+    reset: str | None = None  # "before" headers, "middle" of the body, "after" the call was applied
+    hang_s: float = 0.0
+    rate: float | None = None  # bytes/s at which a body is read
+    corrupt: str | None = None  # "bytes" or "size": what is stored or served differs from what was sent
+    times: int | None = 1
+    chance: float = 1.0
+    match: str = ""  # only calls whose path, or whose object's expected path, holds this text
+
+
+@dataclass
+class Entry:
+    """A file of a repo: its content's digests and where its bytes are."""
+
+    size: int
+    sha256: str
+    git_sha1: str
+    lfs: bool
+    data: bytes | None = None
+
+
+@dataclass
+class Repo:
+    """Commits, oldest first: (oid, changed paths, whole tree after it)."""
+
+    private: bool = True
+    commits: list[tuple[str, tuple[str, ...], dict[str, Entry]]] = field(default_factory=list)
+    next_git_oid: int = 0
+
+
+def git_sha1(data: bytes) -> str:
+    """The object name git gives these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Reply(Exception):
+    """Ends a call with this answer."""
+
+    def __init__(self, status: int, body: Any = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status)
+        self.status, self.body, self.headers = status, body, headers or {}
+
+
+class Hub:
+    """State and faults; survives a restart of the server that shows it."""
+
+    def __init__(self, *, multipart_bytes: int = 0, keep_bytes: bool = True, seed: int = 0, page: int = 1000) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.objects: dict[str, int] = {}  # LFS oid -> stored size
+        self.folder = Path(tempfile.mkdtemp(prefix="hub-"))
+        self.tokens: dict[str, str] = {"hf_writewritewritewrite": "write", "hf_readreadreadreadread": "read"}
+        self.faults: list[Fault] = []
+        self.calls: list[dict[str, Any]] = []
+        self.violations: list[str] = []
+        self.puts: dict[str, int] = {}  # oid -> times its bytes were stored whole
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.expected: dict[str, int] = {}
+        self.multipart_bytes = multipart_bytes
+        self.keep_bytes = keep_bytes
+        self.page = page
+        self.random = random.Random(seed)
+        self.lock = threading.RLock()
+        self.released = threading.Event()
+        self.port = 0
+        self.storage_host: str | None = None
+        self._server: ThreadingHTTPServer | None = None
+
+    # ---- life
+    def start(self, port: int = 0, host: str = "127.0.0.1") -> "Hub":
+        """Listen; with port 0 any free port, which is kept over a restart."""
+        server_class = type("Server", (ThreadingHTTPServer,), {"daemon_threads": True, "request_queue_size": 128})
+        self._server = server_class((host, port or self.port), type("Bound", (Handler,), {"hub": self}))
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Refuse connections from now on; open ones die with their next byte."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    @property
+    def endpoint(self) -> str:
+        """What HF_ENDPOINT must be."""
+        return f"http://127.0.0.1:{self.port}"
+
+    # ---- faults
+    def fail(self, stage: str, **settings: Any) -> Fault:
+        """Plan a failure of `stage` ("any" for all of them)."""
+        fault = Fault(stage, **settings)
+        with self.lock:
+            self.faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """Forget all planned failures and let hung calls go."""
+        with self.lock:
+            self.faults.clear()
+        self.released.set()
+        self.released = threading.Event()
+
+    def draw(self, stage: str, path: str) -> Fault | None:
+        """The failure that this call must suffer."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.stage not in (stage, "any") or fault.match not in unquote(path) or fault.times == 0:
+                    continue
+                if fault.chance < 1.0 and self.random.random() >= fault.chance:
+                    continue
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault
+        return None
+
+    # ---- looking
+    def tree(self, repo: str = "me/run") -> dict[str, Entry]:
+        """The newest tree."""
+        commits = self.repos[repo].commits if repo in self.repos else []
+        return commits[-1][2] if commits else {}
+
+    def commits_of(self, path: str, repo: str = "me/run") -> list[str]:
+        """Oids of the commits that changed this path."""
+        return [oid for oid, changed, _ in self.repos[repo].commits if path in changed]
+
+    def stages(self) -> list[str]:
+        """Names of all calls so far, in order."""
+        return [call["stage"] for call in self.calls]
+
+    def bytes_of(self, entry: Entry) -> Path | bytes:
+        """Content of a stored file."""
+        return entry.data if entry.data is not None else self.folder / entry.sha256
+
+    # ---- protocol
+    def repo(self, name: str) -> Repo:
+        """The repo, or the Hub's 404."""
+        if name not in self.repos:
+            raise Reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        return self.repos[name]
+
+    def at(self, repo: Repo, revision: str) -> tuple[str, dict[str, Entry]]:
+        """(commit, tree) that a revision names."""
+        for oid, _, tree in reversed(repo.commits):
+            if revision in ("main", oid):
+                return oid, tree
+        raise Reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+
+    def create(self, name: str, *, private: bool) -> dict[str, str]:
+        """A new repo with its first commit, as the Hub makes it."""
+        url = f"{self.endpoint}/{name}"
+        with self.lock:
+            if name in self.repos:
+                raise Reply(409, {"error": "You already created this model repo", "url": url})
+            self.repos[name] = Repo(private)
+            data = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+            self.add_commit(name, {".gitattributes": make_entry(data)}, ())
+        return {"url": url}
+
+    def add_commit(self, name: str, files: dict[str, Entry], deleted: tuple[str, ...]) -> str:
+        """Apply a commit and check what must hold for every tree that anybody can ever see."""
+        repo = self.repos[name]
+        tree = {p: e for p, e in (repo.commits[-1][2] if repo.commits else {}).items() if p not in deleted} | files
+        for path in tree:
+            if path.endswith(".json") and "/checkpoints/" in path and path[:-5] + ".safetensors" not in tree:
+                self.violations.append(f"{path} visible before its checkpoint")
+        oid = uuid.uuid4().hex + "00000000"
+        repo.commits.append((oid, (*files, *deleted), tree))
+        return oid
+
+    def commit(self, name: str, revision: str, lines: list[dict[str, Any]]) -> dict[str, str]:
+        """The NDJSON commit call."""
+        with self.lock:
+            repo = self.repo(name)
+            head, _ = self.at(repo, revision)
+            files: dict[str, Entry] = {}
+            deleted: list[str] = []
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "header" and value.get("parentCommit") not in (None, head):
+                    raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
+                if line["key"] == "file":
+                    files[value["path"]] = make_entry(base64.b64decode(value["content"]))
+                elif line["key"] == "lfsFile":
+                    if value["oid"] not in self.objects:
+                        raise Reply(400, {"error": f"LFS object {value['oid']} was never uploaded"})
+                    size, oid = self.objects[value["oid"]], value["oid"]
+                    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
+                    files[value["path"]] = Entry(size, oid, git_sha1(pointer), lfs=True)
+                elif line["key"] in ("deletedFile", "deletedFolder"):
+                    deleted.append(value["path"])
+            oid = self.add_commit(name, files, tuple(deleted))
+        return {"commitUrl": f"{self.endpoint}/{name}/commit/{oid}", "commitOid": oid}
+
+    def store(self, oid: str, size: int, digest: str, *, fault: Fault | None) -> None:
+        """An object's bytes have arrived whole."""
+        with self.lock:
+            if digest != oid or size != self.expected.get(oid, size):
+                raise Reply(400, {"error": "bytes do not match the object's name"})
+            if fault is not None and fault.corrupt == "size":
+                size -= 1
+            self.objects[oid] = size
+            self.puts[oid] = self.puts.get(oid, 0) + 1
+
+
+def make_entry(data: bytes) -> Entry:
+    """A regular file of a commit."""
+    return Entry(len(data), hashlib.sha256(data).hexdigest(), git_sha1(data), lfs=False, data=data)
+
+
+def describe(path: str, entry: Entry) -> dict[str, Any]:
+    """One line of tree and paths-info."""
+    line: dict[str, Any] = {"type": "file", "path": path, "size": entry.size, "oid": entry.git_sha1}
+    if entry.lfs:
+        line["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": 134}
+    return line
+
+
+ROUTES: list[tuple[str, str, str]] = [
+    ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/api/repos/create", "create"),
+    ("DELETE", r"/api/repos/delete", "delete"),
+    ("POST", r"/api/validate-yaml", "yaml"),
+    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
+    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths-info"),
+    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/commits/(?P<rev>[^/]+)", "commits"),
+    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<under>/.*)?", "tree"),
+    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info"),
+    ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
+    ("POST", r"/(?P<repo>[^/]+/[^/]+)/lfs-verify", "verify"),
+    ("POST", r"/storage-complete/(?P<oid>\w+)", "complete"),
+    ("PUT", r"/storage/(?P<oid>\w+)/(?P<part>\d+)", "part"),
+    ("PUT", r"/storage/(?P<oid>\w+)", "put"),
+    ("GET", r"/storage/(?P<oid>\w+)", "storage-get"),
+    ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", r"/_state", "state"),
+    ("POST", r"/_control", "control"),
+]
+OPEN_STAGES = ("put", "part", "complete", "storage-get", "yaml", "state", "control")
+WRITE_STAGES = ("create", "delete", "preupload", "commit", "batch", "verify")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. Finds the stage, suffers its fault, answers."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+    timeout = 900
+
+    def log_message(self, *_: Any) -> None:
+        """Tests read `hub.calls` instead."""
+
+    def do_GET(self) -> None:
+        self.handle_call("GET")
+
+    def do_HEAD(self) -> None:
+        self.handle_call("GET")
+
+    def do_POST(self) -> None:
+        self.handle_call("POST")
+
+    def do_PUT(self) -> None:
+        self.handle_call("PUT")
+
+    def do_DELETE(self) -> None:
+        self.handle_call("DELETE")
+
+    def handle_call(self, method: str) -> None:
+        """Route, fault, act, reply."""
+        self.left = int(self.headers.get("Content-Length") or 0)
+        self.chunked = "chunked" in (self.headers.get("Transfer-Encoding") or "")
+        try:
+            try:
+                stage, names = self.route(method)
+                fault = self.hub.draw(stage, self.path) if stage not in ("state", "control") else None
+                self.note(stage)
+                self.check_token(stage)
+                self.suffer(fault)
+                body, headers = getattr(self, "on_" + stage.replace("-", "_"))(names, fault)
+                if fault is not None and fault.reset == "after":
+                    self.cut()
+                self.reply(200, body, headers)
+            except Reply as reply:
+                self.reply(reply.status, reply.body, reply.headers)
+        except (ConnectionError, TimeoutError, OSError):
+            self.close_connection = True
+
+    def route(self, method: str) -> tuple[str, dict[str, str]]:
+        path = urlsplit(self.path).path
+        for wanted, pattern, stage in ROUTES:
+            found = re.fullmatch(pattern, path) if wanted == method else None
+            if found:
+                return stage, {k: unquote(v) for k, v in found.groupdict(default="main").items()}
+        raise Reply(404, {"error": "no such page"})
+
+    def note(self, stage: str) -> None:
+        call = {"stage": stage, "path": self.path, "authorised": "Authorization" in self.headers, "time": time.time()}
+        with self.hub.lock:
+            self.hub.calls.append(call)
+            if stage in ("put", "part", "storage-get") and call["authorised"]:
+                self.hub.violations.append(f"token sent to the storage host: {self.path}")
+
+    def check_token(self, stage: str) -> None:
+        if stage in OPEN_STAGES:
+            return
+        role = self.hub.tokens.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+        if role is None:
+            raise Reply(401, {"error": "Invalid credentials in Authorization header"})
+        if role != "write" and stage in WRITE_STAGES:
+            message = "You don't have the rights to write to this repo. Use a token with write access."
+            raise Reply(403, {"error": message}, {"X-Error-Message": message.replace("\n", " ")})
+
+    def suffer(self, fault: Fault | None) -> None:
+        """What can be suffered before the call is acted on."""
+        if fault is None:
+            return
+        if fault.hang_s:
+            self.hub.released.wait(fault.hang_s)
+        if fault.reset == "before":
+            self.cut()
+        if fault.reset == "middle":
+            self.rfile.read(min(self.left // 2, 1 << 20))
+            self.cut()
+        if fault.status is not None:
+            headers = {"X-Error-Message": fault.message.replace("\n", " "), **fault.headers}
+            raise Reply(fault.status, {"error": fault.message}, headers)
+
+    def cut(self) -> None:
+        """Reset the connection, so that the client sees no answer at all."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        raise ConnectionResetError("planned")
+
+    def chunks(self, rate: float | None = None) -> Any:
+        """The request's body in pieces, at most `rate` bytes a second."""
+        step = 1 << 20 if rate is None else max(1, int(rate / 10))
+        while self.chunked:
+            size = int(self.rfile.readline().split(b";")[0], 16)
+            data = self.rfile.read(size)
+            self.rfile.readline()
+            if not size:
+                self.chunked = False
+                return
+            yield data
+        while self.left > 0:
+            data = self.rfile.read(min(step, self.left))
+            if not data:
+                raise ConnectionResetError("body ended early")
+            self.left -= len(data)
+            if rate is not None:
+                time.sleep(len(data) / rate)
+            yield data
+
+    def json(self) -> Any:
+        return json.loads(b"".join(self.chunks()) or b"null")
+
+    def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        for _ in self.chunks():  # a body left unread would be taken for the next request
+            pass
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        self.send_response(status)
+        headers = {"Content-Length": str(len(data)), "Date": formatdate(usegmt=True), **(headers or {})}
+        for name, value in headers.items():
+            self.send_header(name, value.encode("latin-1", "replace").decode("latin-1"))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    # ---- one method a stage: (names, fault) -> (body, headers)
+    def on_whoami(self, names: dict[str, str], fault: Fault | None) -> Any:
+        return {"type": "user", "name": "me", "auth": {"accessToken": {"role": "write"}}}, {}
+
+    def on_create(self, names: dict[str, str], fault: Fault | None) -> Any:
+        order = self.json()
+        name = f"{order.get('organization') or 'me'}/{order['name']}"
+        return self.hub.create(name, private=order.get("visibility") == "private" or bool(order.get("private"))), {}
+
+    def on_delete(self, names: dict[str, str], fault: Fault | None) -> Any:
+        order = self.json()
+        self.hub.repos.pop(f"{order.get('organization') or 'me'}/{order['name']}", None)
+        return {}, {}
+
+    def on_yaml(self, names: dict[str, str], fault: Fault | None) -> Any:
+        return {"errors": [], "warnings": []}, {}
+
+    def on_info(self, names: dict[str, str], fault: Fault | None) -> Any:
+        repo = self.hub.repo(names["repo"])
+        oid, tree = self.hub.at(repo, names["rev"])
+        siblings = [{"rfilename": path} for path in sorted(tree)]
+        body = {"id": names["repo"], "sha": oid, "siblings": siblings, "private": repo.private}
+        return body | {"tags": [], "downloads": 0, "likes": 0}, {}
+
+    def on_commits(self, names: dict[str, str], fault: Fault | None) -> Any:
+        commits = self.hub.repo(names["repo"]).commits
+        return [
+            {"id": o, "title": "c", "message": "", "authors": [], "date": "2026-01-01T00:00:00Z"} for o, *_ in commits
+        ], {}
+
+    def on_tree(self, names: dict[str, str], fault: Fault | None) -> Any:
+        _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
+        under = names["under"].strip("/") if names["under"] != "main" else ""
+        start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
+        lines = [describe(p, e) for p, e in sorted(tree.items()) if not under or p.startswith(under + "/")]
+        headers = {}
+        if start + self.hub.page < len(lines):
+            url = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=True&cursor={start + self.hub.page}"
+            headers["Link"] = f'<{url}>; rel="next"'
+        return lines[start : start + self.hub.page], headers
+
+    def on_paths_info(self, names: dict[str, str], fault: Fault | None) -> Any:
+        form = parse_qs(b"".join(self.chunks()).decode(), keep_blank_values=True)
+        _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
+        lines = [describe(path, tree[path]) for path in form.get("paths", []) if path in tree]
+        if fault is not None and fault.corrupt:
+            for line in lines:
+                line["oid"] = "0" * 40
+                line["size"] = line["size"] + (fault.corrupt == "size")
+                if "lfs" in line:
+                    line["lfs"] = {**line["lfs"], "oid": "0" * 64, "size": line["size"]}
+        return lines, {}
+
+    def on_preupload(self, names: dict[str, str], fault: Fault | None) -> Any:
+        _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
+        files = []
+        for file in self.json()["files"]:
+            path = file["path"]
+            lfs = path.endswith(LFS_SUFFIXES) or file["size"] > 1_000_000 or b"\0" in base64.b64decode(file["sample"])
+            line = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+            if path in tree:
+                line["oid"] = tree[path].sha256 if tree[path].lfs else tree[path].git_sha1
+            files.append(line)
+        return {"files": files}, {}
+
+    def on_batch(self, names: dict[str, str], fault: Fault | None) -> Any:
+        hub, order = self.hub, self.json()
+        hub.repo(names["repo"])
+        host = (self.headers.get("Host") or "127.0.0.1").rsplit(":", 1)[0]
+        other = hub.storage_host or {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}.get(host, host)
+        storage, api = f"http://{other}:{hub.port}", f"http://{host}:{hub.port}"
+        multipart, objects = False, []
+        for item in order["objects"]:
+            oid, size = item["oid"], item["size"]
+            line: dict[str, Any] = {"oid": oid, "size": size}
+            if hub.objects.get(oid) != size:
+                hub.expected[oid] = size
+                upload: dict[str, Any] = {"href": f"{storage}/storage/{oid}?signature=secret"}
+                if hub.multipart_bytes and size > hub.multipart_bytes and "multipart" in order["transfers"]:
+                    multipart, count = True, -(-size // hub.multipart_bytes)
+                    header: dict[str, Any] = {f"{i:05d}": f"{storage}/storage/{oid}/{i}" for i in range(1, count + 1)}
+                    upload = {
+                        "href": f"{api}/storage-complete/{oid}",
+                        "header": {"chunk_size": str(hub.multipart_bytes), **header},
+                    }
+                line["actions"] = {"upload": upload, "verify": {"href": f"{api}/{names['repo']}/lfs-verify"}}
+            objects.append(line)
+        return {"transfer": "multipart" if multipart else "basic", "objects": objects}, {}
+
+    def on_put(self, names: dict[str, str], fault: Fault | None) -> Any:
+        oid, digest, size = names["oid"], hashlib.sha256(), 0
+        temp = self.hub.folder / f"{oid}.{uuid.uuid4().hex}"
+        with temp.open("wb") as file:
+            for chunk in self.chunks(fault.rate if fault else None):
+                digest.update(chunk)
+                size += len(chunk)
+                if self.hub.keep_bytes:
+                    file.write(chunk)
+        self.hub.store(oid, size, digest.hexdigest(), fault=fault)
+        temp.replace(self.hub.folder / oid)
+        return None, {"ETag": f'"{oid[:32]}"'}
+
+    def on_part(self, names: dict[str, str], fault: Fault | None) -> Any:
+        data = b"".join(self.chunks(fault.rate if fault else None))
+        self.hub.parts.setdefault(names["oid"], {})[int(names["part"])] = data
+        return None, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}
+
+    def on_complete(self, names: dict[str, str], fault: Fault | None) -> Any:
+        oid, parts = names["oid"], self.hub.parts.get(names["oid"], {})
+        for part in self.json()["parts"]:
+            if part["etag"] != f'"{hashlib.md5(parts.get(part["partNumber"], b"?")).hexdigest()}"':
+                raise Reply(400, {"error": "a part is missing"})
+        data = b"".join(parts[i] for i in sorted(parts))
+        self.hub.store(oid, len(data), hashlib.sha256(data).hexdigest(), fault=fault)
+        (self.hub.folder / oid).write_bytes(data)
+        return {}, {}
+
+    def on_verify(self, names: dict[str, str], fault: Fault | None) -> Any:
+        order = self.json()
+        if self.hub.objects.get(order["oid"]) != order["size"]:
+            raise Reply(404, {"error": "object not found or of another size"})
+        return {}, {}
+
+    def on_commit(self, names: dict[str, str], fault: Fault | None) -> Any:
+        lines = [json.loads(line) for line in b"".join(self.chunks()).splitlines() if line]
+        return self.hub.commit(names["repo"], names["rev"], lines), {}
+
+    def on_resolve(self, names: dict[str, str], fault: Fault | None) -> Any:
+        oid, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
+        entry = tree.get(names["path"])
+        if entry is None:
+            raise Reply(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{entry.git_sha1}"', "Accept-Ranges": "bytes"}
+        if not entry.lfs:
+            return self.ranged(entry.data or b"", headers, fault)
+        host = (self.headers.get("Host") or "127.0.0.1").rsplit(":", 1)[0]
+        other = self.hub.storage_host or {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}.get(host, host)
+        headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
+        headers["Location"] = f"http://{other}:{self.hub.port}/storage/{entry.sha256}?name={quote(names['path'])}"
+        raise Reply(302, None, headers)
+
+    def on_storage_get(self, names: dict[str, str], fault: Fault | None) -> Any:
+        return self.ranged((self.hub.folder / names["oid"]).read_bytes(), {"ETag": f'"{names["oid"]}"'}, fault)
+
+    def ranged(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> Any:
+        """A body, or the rest of it from where Range says; a fault turns bytes or ends it early."""
+        if fault is not None and fault.corrupt == "bytes":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if fault is not None and fault.corrupt == "size":
+            data = data[: len(data) // 2]
+        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if start:
+            begin = int(start[1])
+            raise Reply(206, data[begin:], {**headers, "Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"})
+        return data, headers
+
+    # ---- for a server that runs alone: the same controls over HTTP
+    def on_control(self, names: dict[str, str], fault: Fault | None) -> Any:
+        order = self.json()
+        if order.pop("clear", False):
+            self.hub.clear()
+        self.hub.tokens.update(order.pop("tokens", {}))
+        if order:
+            self.hub.fail(order.pop("stage"), **order)
+        return {"faults": len(self.hub.faults)}, {}
+
+    def on_state(self, names: dict[str, str], fault: Fault | None) -> Any:
+        repos = {
+            name: {"commits": [{"oid": o, "paths": c} for o, c, _ in repo.commits], "files": self.listing(repo)}
+            for name, repo in self.hub.repos.items()
+        }
+        return {"repos": repos, "stages": self.hub.stages(), "violations": self.hub.violations}, {}
+
+    @staticmethod
+    def listing(repo: Repo) -> dict[str, dict[str, Any]]:
+        return {path: {"size": e.size, "sha256": e.sha256} for path, e in repo.commits[-1][2].items()}
+
+
+def main() -> None:
+    """Serve until stopped; faults come over POST /_control, what happened stands at GET /_state."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
+    parser.add_argument("--storage-host", help="host name put into upload addresses; default: the other loopback name")
+    parser.add_argument("--token", action="append", default=[], help="a token that may write")
+    args = parser.parse_args()
+    hub = Hub()
+    hub.storage_host = args.storage_host
+    hub.tokens.update(dict.fromkeys(args.token, "write"))
+    hub.start(args.port, args.host)
+    print(f"listening on {args.host}:{hub.port}", flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
