@@ -57,7 +57,10 @@ WORKDIR /app
 COPY requirements*.in requirements*.lock pyproject.toml LICENSE README.md ./
 COPY docker/entrypoint docker/healthcheck docker/
 COPY seqtrack seqtrack
-RUN python -m compileall -q seqtrack
+ARG CUDA
+# What a run records as its lock is the file of this name.
+RUN if [ "${CUDA}" != cu121 ]; then cp "requirements-${CUDA}.lock" requirements.lock; fi \
+    && python -m compileall -q seqtrack
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=20s --start-period=10m --retries=3 CMD ["/opt/venv/bin/python", "/app/docker/healthcheck"]
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/venv/bin/python", "/app/docker/entrypoint", "--in-image"]
