@@ -1,0 +1,222 @@
+"""The entrypoint as a process: what it refuses, what it hands on, and how it keeps an uploader beside a trainer.
+
+The trainer and the uploader are stand-ins that do what a test says, since neither is under test here; the entrypoint,
+the signals, the processes and the check of the variables are real. In containers all of it is: test_containers.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = """
+import os, pathlib, signal, sys, time
+job, log = sys.argv[1], pathlib.Path(os.environ["STAND_IN_LOG"])
+def note(text):
+    with log.open("a") as file:
+        file.write(text + "\\n")
+def stop(number, frame):
+    note(f"{job} got {signal.Signals(number).name}")
+    time.sleep(float(os.environ.get(f"{job}_slow_s".upper(), "0")))
+    note(f"{job} stopped")
+    sys.exit(75 if job == "train" else 3)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+note(" ".join(["start", *sys.argv[1:]]))
+steps = os.environ.get(f"{job}_does".upper(), "0").split()   # "SECONDS CODE", of each start in turn
+starts = log.read_text().splitlines().count(f"start {job}")
+seconds, code = steps[min(starts - 1, len(steps) - 1)].partition(":")[::2]
+time.sleep(float(seconds))
+note(f"{job} ended {code or 0}")
+sys.exit(int(code or 0))
+"""
+
+
+class Started:
+    """An entrypoint that runs, with what its children noted."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process, self.log = process, log
+
+    def notes(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def wait_for(self, note: str) -> None:
+        end = time.monotonic() + 30
+        while note not in self.notes():
+            assert time.monotonic() < end, f"{note!r} never came: {self.notes()}"
+            assert self.process.poll() is None, (self.notes(), self.process.communicate())
+            time.sleep(0.02)
+
+    def finish(self) -> tuple[int, str]:
+        """Exit code and what was said on stderr."""
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `docker/entrypoint WORDS...` with stand-ins and some variables."""
+    package = tmp_path / "stand-in" / "seqtrack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f'__path__.append({str(ROOT / "seqtrack")!r})\n__version__ = "0"\n')
+    (package / "__main__.py").write_text(STAND_IN)
+    running: list[Started] = []
+
+    def begin(*words: str, root: Path | None = None, **variables: str) -> Started:
+        log = tmp_path / f"log-{len(running)}"
+        environment = {
+            name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "SSL_CERT_FILE", "TMPDIR")
+        }
+        environment |= {"PYTHONPATH": str(package.parent), "STAND_IN_LOG": str(log), "HOME": str(tmp_path), **variables}
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "docker/entrypoint"), "--root", str(root or tmp_path), *words],
+            env=environment,
+            cwd=tmp_path,
+            text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        running.append(Started(process, log))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+def test_without_a_target_the_trainer_runs_alone_and_its_exit_code_is_the_answer(start: Start) -> None:
+    run = start("train", TRAIN_DOES="0:75")
+    assert run.finish()[0] == 75
+    assert run.notes() == ["start train", "train ended 75"]
+
+
+def test_with_a_repository_the_uploader_runs_beside_it_and_is_waited_for(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5", UPLOAD_DOES="1.5")
+    code, said = run.finish()
+    assert code == 0
+    assert set(run.notes()[:2]) == {"start train", "start upload"}
+    assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
+    assert "waiting for the uploader" in said
+
+
+def test_no_sidecar_means_none(start: Start) -> None:
+    run = start("--no-sidecar", "train", HF_REPO="me/tracker")
+    assert run.finish()[0] == 0
+    assert run.notes() == ["start train", "train ended 0"]
+
+
+def test_a_failing_uploader_changes_nothing_about_training(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="1", UPLOAD_DOES="0:1")
+    code, said = run.finish()
+    assert code == 0
+    assert "the uploader ended with exit code 1; training goes on" in said
+    assert "not everything is uploaded" in said
+
+
+def test_an_uploader_that_does_not_end_is_given_up_after_the_drain_time(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0", UPLOAD_DOES="60", UPLOAD_DRAIN_S="1")
+    code, said = run.finish()
+    assert code == 0
+    assert run.notes()[-2:] == ["upload got SIGTERM", "upload stopped"]
+    assert "not everything is uploaded" in said
+
+
+def test_after_a_crash_what_was_written_is_uploaded_and_the_trainers_code_stays(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5:1", UPLOAD_DOES="60")
+    run.wait_for("start upload --once")
+    run.process.send_signal(signal.SIGTERM)
+    code, said = run.finish()
+    assert code == 1
+    assert "training ended with exit code 1" in said
+
+
+def test_a_refused_configuration_starts_no_last_upload(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5:2", UPLOAD_DOES="60")
+    assert run.finish()[0] == 2
+    assert "start upload --once" not in run.notes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_goes_to_the_trainer_first_and_to_the_uploader_when_the_trainer_has_saved(
+    start: Start, number: signal.Signals
+) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60", TRAIN_SLOW_S="0.5")
+    run.wait_for("start upload")
+    run.wait_for("start train")
+    run.process.send_signal(number)
+    assert run.finish()[0] == 75
+    assert run.notes()[2:] == [f"train got {number.name}", "train stopped", "upload got SIGTERM", "upload stopped"]
+
+
+def test_without_an_uploader_signals_reach_the_trainer_itself(start: Start) -> None:
+    run = start("train", TRAIN_DOES="60")
+    run.wait_for("start train")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish()[0] == 75
+
+
+def test_a_trainer_is_asked_to_stop_when_the_entrypoint_is_killed(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60")
+    run.wait_for("start train")
+    run.wait_for("start upload")
+    run.process.kill()
+    run.process.wait()
+    end = time.monotonic() + 20
+    while "train stopped" not in run.notes():
+        assert time.monotonic() < end, run.notes()
+        time.sleep(0.02)
+
+
+def test_nonsense_is_refused_whole_before_anything_starts(start: Start) -> None:
+    run = start("train", PHASE="3", EPOCHS="many", HF_REPO="no-owner", SEQTRACK_TYPO="1")
+    code, said = run.finish()
+    assert code == 2
+    assert run.notes() == []
+    for name in ("PHASE", "EPOCHS", "HF_REPO", "SEQTRACK_TYPO"):
+        assert f"error: {name}" in said
+
+
+def test_an_unknown_job_is_refused_with_the_known_ones(start: Start) -> None:
+    code, said = start("trian").finish()
+    assert code == 2
+    assert "'trian' is neither a job" in said
+    assert "train-phase1" in said
+
+
+def test_any_other_program_runs_as_it_is(start: Start) -> None:
+    run = start("sh", "-c", "exit 7")
+    assert run.finish()[0] == 7
+
+
+def test_the_jobs_name_sets_the_phase(start: Start) -> None:
+    run = start("train-phase2", PHASE="1", RESUME_EPOCH="10")
+    code, said = run.finish()
+    assert code == 2
+    assert "RESUME_EPOCH 10" in said
+
+
+def test_settings_come_from_the_environment_first_and_from_the_file_second(start: Start, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PHASE=3\nOUTPUT_DIR=./elsewhere\nSEED=4\n")
+    show = "import os; print(os.environ['PHASE'], os.environ['OUTPUT_DIR'], os.environ['DATA_DIR'], os.environ['SEED'])"
+    run = start(sys.executable, "-c", show, PHASE="1")
+    said, _ = run.process.communicate(timeout=30)
+    assert said.split() == ["1", str(tmp_path / "elsewhere"), str(tmp_path / "data"), "4"]
+
+
+def test_the_allocator_is_told_to_keep_memory_unless_it_was_told_otherwise(start: Start) -> None:
+    show = "import os; print(os.environ['MALLOC_MMAP_THRESHOLD_'], os.environ['MALLOC_TRIM_THRESHOLD_'])"
+    kept, _ = start(sys.executable, "-c", show, MALLOC_TRIM_THRESHOLD_="5").process.communicate(timeout=30)
+    assert int(kept.split()[0]) >= 1 << 30
+    assert kept.split()[1] == "5"
