@@ -72,12 +72,17 @@ class Key:
             text = words[self.kind]
         limits = []
         if self.above is not None:
-            limits.append(f"above {self.above:g}")
+            limits.append(f"above {_written(self.above)}")
         if self.low is not None:
-            limits.append(f"at least {self.low:g}")
+            limits.append(f"at least {_written(self.low)}")
         if self.high is not None:
-            limits.append(f"at most {self.high:g}")
+            limits.append(f"at most {_written(self.high)}")
         return f"{text}, {' and '.join(limits)}" if limits else text
+
+
+def _written(number: float) -> str:
+    # A limit such as 2**32 - 1 must be readable to its last digit.
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def key(

@@ -66,12 +66,14 @@ class Scheduler:
     """TRAIN.SCHEDULER: the learning rate as a function of epoch or step."""
 
     TYPE: str = key(
-        "step", "one drop by epoch, several drops by epoch, or cosine by step", choices=("step", "mstep", "cosine")
+        "step",
+        "step drops every LR_DROP_EPOCH epochs, mstep at MILESTONES, cosine falls with every step",
+        choices=("step", "mstep", "cosine"),
     )
-    DECAY_RATE: float = key(0.1, "factor of the drop at LR_DROP_EPOCH (step)", above=0, high=1)
+    DECAY_RATE: float = key(0.1, "factor of each drop (step)", above=0, high=1)
     MILESTONES: tuple[int, ...] = key((), "epochs after which the rate drops, ascending (mstep)", low=1)
     GAMMA: float = key(0.1, "factor of each drop (mstep)", above=0, high=1)
-    WARMUP_STEPS: int = key(0, "optimizer steps over which the rate rises to LR (cosine)", low=0)
+    WARMUP_STEPS: int = key(0, "optimizer steps over which the rate rises to LR at the start, with any TYPE", low=0)
     FINAL_RATIO: float = key(0.0, "last rate as a share of LR (cosine)", low=0, high=1)
 
 
@@ -84,7 +86,7 @@ class Train:
     ENCODER_MULTIPLIER: float = key(0.1, "the encoder's learning rate as a multiple of LR", low=0, high=1000)
     WEIGHT_DECAY: float = key(1e-4, "AdamW's weight decay, on every parameter", low=0, high=10)
     EPOCH: int = key(500, "epochs of the whole run", low=1, high=100_000)
-    LR_DROP_EPOCH: int = key(400, "epoch after which the rate drops (step)", low=1)
+    LR_DROP_EPOCH: int = key(400, "epochs after which the rate drops, and again after as many (step)", low=1)
     BATCH_SIZE: int = key(8, "samples of an optimizer step over all processes (the authors' is per GPU)", low=1)
     ACCUMULATION_STEPS: int = key(1, "parts in which a batch is computed, for small cards", low=1, high=4096)
     NUM_WORKER: int = key(8, "processes that prepare samples; 0 prepares them in the trainer", low=0, must_match=False)
@@ -154,7 +156,9 @@ class Data:
     MEAN: tuple[float, ...] = key(IMAGENET_MEAN, "mean of red, green, blue, in [0, 1]", length=3, low=0, high=1)
     STD: tuple[float, ...] = key(IMAGENET_STD, "deviation of red, green, blue", length=3, above=0, high=1)
     MAX_SAMPLE_INTERVAL: int = key(200, "frames from the base frame to the furthest frame of a sample", low=1)
-    SAMPLER_MODE: str = key("order", "how the frames of a sample are drawn", choices=("order",))
+    SAMPLER_MODE: str = key(
+        "order", "how the frames of a sample are drawn", choices=("order", "causal", "trident", "stark")
+    )
     LOADER: str = key("tracking", "accepted from the authors' files", choices=("tracking",), must_match=False)
     SEQ_FORMAT: str = key(
         "xywh",

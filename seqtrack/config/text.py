@@ -64,8 +64,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def unknown_key(name: str, where: str) -> str:
     """The message for a key that the schema does not have."""
-    written = name if name.isprintable() and 0 < len(name) <= 60 else shown(name)
-    return f"{written} ({where}): there is no such key{nearest(name, [*KEYS, *SECTIONS])}"
+    return f"{_key_shown(name)} ({where}): there is no such key{nearest(name, [*KEYS, *SECTIONS])}"
 
 
 def read_yaml(text: str, name: str) -> Reading:
@@ -141,6 +140,10 @@ def shown(text: str) -> str:
     return repr(cut)
 
 
+def _key_shown(name: str) -> str:
+    return name if name.isprintable() and 0 < len(name) <= 60 else shown(name)
+
+
 def _describe(node: yaml.Node | None) -> str:
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
@@ -160,7 +163,7 @@ def _read_mapping(mapping: yaml.MappingNode, prefix: str, name: str, reading: Re
             continue
         key = prefix + key_node.value
         if key in first_lines:
-            reading.problems.append(f"{key} ({where}): given twice, first on line {first_lines[key]}")
+            reading.problems.append(f"{_key_shown(key)} ({where}): given twice, first on line {first_lines[key]}")
             continue
         first_lines[key] = line
         if key in SECTIONS:

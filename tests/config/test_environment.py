@@ -102,7 +102,7 @@ def test_all_problems_of_environment_and_configuration_are_reported_at_once() ->
         "HF_REPO: found 'seqtrack', expected owner/name, as in the repository's address",
         "SEQTRACK_GOLDEN: there is no such variable; did you mean SEQTRACK_GOLDENS?",
         "LR (OVERRIDES): there is no such key; did you mean TRAIN.LR?",
-        "TRAIN.SEED (OVERRIDES): found 'x', expected a whole number, at least 0 and at most 4.29497e+09",
+        "TRAIN.SEED (OVERRIDES): found 'x', expected a whole number, at least 0 and at most 4294967295",
     ]
 
 
