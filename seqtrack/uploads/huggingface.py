@@ -87,7 +87,7 @@ class HubTarget:
 
 
 def _operation(staged: Staged) -> CommitOperationAdd:
-    operation = CommitOperationAdd(path_in_repo=staged.path, path_or_fileobj=staged.source)
+    operation = CommitOperationAdd(path_in_repo=safe_path(staged.path), path_or_fileobj=staged.source)
     if operation.upload_info.size != staged.size:
         raise UserError(f"{staged.path} has {operation.upload_info.size} bytes; {staged.size} were hashed")
     operation.upload_info.sha256 = bytes.fromhex(staged.sha256)  # spares a second reading of the whole file

@@ -48,8 +48,7 @@ class Journal:
         folder: the sidecar's own folder; exists.
         target: key of the target; rows about another one are dropped.
 
-    Raises:
-        OSError: the file cannot be made (no space, read-only). Damage is mended by starting anew.
+    A file that cannot be made (no space) is done without, and `failing` says so; damage is mended by starting anew.
     """
 
     def __init__(self, folder: Path, target: str) -> None:
@@ -59,12 +58,15 @@ class Journal:
             self._open(target)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-                raise OSError(5, f"the journal cannot be opened ({error})", str(self._path)) from error
+                logger.warning("the journal %s cannot be opened (%s); going on without it", self._path, error)
+                self._open(target, place=":memory:")
+                self.failing = str(error)
+                return
             self._set_aside(error)
             self._open(target)
 
-    def _open(self, target: str) -> None:
-        self._base = sqlite3.connect(self._path, isolation_level=None, timeout=10.0)
+    def _open(self, target: str, place: str | None = None) -> None:
+        self._base = sqlite3.connect(place or self._path, isolation_level=None, timeout=10.0)
         try:
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
@@ -136,8 +138,6 @@ class Journal:
             if self.failing is None:
                 logger.warning("the journal %s cannot be written (%s); going on without it", self._path, error)
             self.failing = str(error)
-            return
-        self.failing = None
 
 
 def is_verified(output_dir: Path, relative_path: str, sha256: str) -> bool:

@@ -1,0 +1,176 @@
+"""`seqtrack hub`: hand tools for the target: create, check, upload a file, download, write the model card."""
+
+import argparse
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqtrack.errors import UserError
+
+if TYPE_CHECKING:
+    from seqtrack.config.environment import Environment
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """HF_REPO (or UPLOAD_TARGET), HF_TOKEN_PATH, HF_ENDPOINT and OUTPUT_DIR come from the environment."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("create", help="make the repo of HF_REPO, private unless HF_PRIVATE=false")
+    actions.add_parser("check", help="check token, repo and right to write; compare OUTPUT_DIR with what is listed")
+    upload = actions.add_parser("upload", help="send files now")
+    upload.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    upload.add_argument(
+        "--to", metavar="PATH", help="name in the repo (one file only); default: relative to OUTPUT_DIR"
+    )
+    download = actions.add_parser("download", help="bring a checkpoint, or one file, checked against its digest")
+    download.add_argument("path", nargs="?", help="a file of the repo; or use --epoch")
+    download.add_argument("--epoch", type=int, help="the checkpoint after this epoch, with its manifest")
+    download.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, then 1)")
+    download.add_argument("--into", type=Path, metavar="DIR", help="default: where it would lie in OUTPUT_DIR")
+    card = actions.add_parser("card", help="write OUTPUT_DIR/README.md from measured files, and send it")
+    card.add_argument("--no-upload", action="store_true", help="only write it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Dispatch to one tool."""
+    from seqtrack.config.environment import load_dotenv_file, read_environment
+
+    load_dotenv_file(Path.cwd())
+    return {"create": _create, "check": _check, "upload": _upload, "download": _download, "card": _card}[args.action](
+        args, read_environment(os.environ)
+    )
+
+
+def _order(environment: "Environment", order: dict[str, Any]) -> dict[str, Any]:
+    """One order to the target, in a child process; its last event.
+
+    Raises:
+        UserError: no target is set, or what the target said.
+    """
+    from dataclasses import asdict
+
+    from seqtrack.uploads.runner import ChildRunner
+    from seqtrack.uploads.settings import choose_target, read_settings
+
+    target, settings = choose_target(environment), read_settings(os.environ)
+    if target is None:
+        raise UserError("HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)")
+    limits = {"connect_s": settings.connect_timeout_s, "read_s": settings.read_timeout_s, "tries": 3}
+    size = sum(item["size"] for item in order.get("files", []))
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = ChildRunner(Path(folder)).run(
+            {**order, "target": {**asdict(target), **limits}},
+            deadline_s=settings.deadline_s + size / (settings.least_rate_kb_s * 1024.0),
+            on_event=lambda event: None,
+            tick=lambda: False,
+        )
+    if outcome.done is None:
+        raise UserError(f"{target.shown}: {outcome.fault.line if outcome.fault else 'no answer'}")
+    return outcome.done
+
+
+def _create(args: argparse.Namespace, environment: "Environment") -> int:
+    done = _order(environment, {"operation": "prepare"})
+    print(f"{done['place']} is there; {done['name']} may use it")
+    return 0
+
+
+def _check(args: argparse.Namespace, environment: "Environment") -> int:
+    """Exit code 0 if everything in OUTPUT_DIR is listed with the same bytes, 1 if not."""
+    from seqtrack.uploads.scan import survey
+    from seqtrack.uploads.target import Remote, digest_of, git_digest
+
+    done = _order(environment, {"operation": "prepare"})
+    print(f"account: {done['name']}\nplace: {done['place']}")
+    found = [item for unit in survey(environment.output_dir).units for item in unit.files]
+    if not found:
+        print(f"{environment.output_dir} holds nothing to compare")
+        return 0
+    listed = _order(environment, {"operation": "look", "paths": [item.path for item in found]})
+    remotes = {item["path"]: Remote(**item) for item in listed["remotes"]}
+    wrong = 0
+    for item in found:
+        remote, local = remotes.get(item.path), environment.output_dir / item.path
+        if remote is None:
+            state = "missing"
+        elif remote.size != item.size:
+            state = "differs"
+        elif remote.sha256 is not None:
+            state = "same" if remote.sha256 == digest_of(local) else "differs"
+        else:
+            state = "same" if remote.git_sha1 == git_digest(local, item.size) else "differs"
+        wrong += state != "same"
+        print(f"{state:8} {item.path}")
+    print(f"{len(found) - wrong} of {len(found)} files are there with the same bytes")
+    return 1 if wrong else 0
+
+
+def _upload(args: argparse.Namespace, environment: "Environment") -> int:
+    if args.to is not None and len(args.files) > 1:
+        raise UserError("--to names one file, but several were given")
+    names = [args.to if args.to is not None else _name_of(file, environment.output_dir) for file in args.files]
+    _send(environment, list(zip(args.files, names, strict=True)), f"Add {names[0]}")
+    for name in names:
+        print(f"{name} is there and verified")
+    return 0
+
+
+def _name_of(file: Path, output_dir: Path) -> str:
+    place, root = file.resolve(), output_dir.resolve()
+    return place.relative_to(root).as_posix() if root in place.parents else file.name
+
+
+def _send(environment: "Environment", files: list[tuple[Path, str]], message: str) -> None:
+    from dataclasses import asdict
+
+    from seqtrack.uploads.target import Staged, digest_of, git_digest, safe_path, stamp_of
+
+    missing = [f"{file} is not a file" for file, _ in files if not file.is_file()]
+    if missing:
+        raise UserError(missing)
+    staged: list[dict[str, Any]] = []
+    for file, name in files:
+        stamp = stamp_of(file)
+        item = Staged(
+            safe_path(name), str(file.resolve()), stamp[0], digest_of(file), git_digest(file, stamp[0]), stamp
+        )
+        staged.append(asdict(item))
+    _order(environment, {"operation": "prepare"})
+    _order(environment, {"operation": "push", "files": staged, "message": message})
+
+
+def _download(args: argparse.Namespace, environment: "Environment") -> int:
+    from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
+
+    if (args.path is None) == (args.epoch is None):
+        raise UserError("name a file of the repo, or a checkpoint by --epoch")
+    if args.epoch is None:
+        print(fetch_file(environment, args.path, args.into or environment.output_dir))
+        return 0
+    phases = [args.phase] if args.phase is not None else list(dict.fromkeys([environment.phase, 1]))
+    problems: list[str] = []
+    for phase in phases:
+        into = args.into or environment.output_dir / f"phase_{phase}" / "checkpoints"
+        try:
+            print(fetch_checkpoint(environment, args.epoch, into, phases=[phase]))
+            return 0
+        except UserError as error:
+            problems += error.problems
+    raise UserError(problems)
+
+
+def _card(args: argparse.Namespace, environment: "Environment") -> int:
+    from seqtrack.checkpoints.files import write_atomic
+    from seqtrack.reports.card import model_card
+    from seqtrack.uploads.settings import choose_target
+
+    place = environment.output_dir / "README.md"
+    write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())
+    print(place)
+    if choose_target(environment) is not None and not args.no_upload:
+        _send(environment, [(place, "README.md")], "Describe the model")
+        print("README.md is there and verified")
+    return 0

@@ -1,0 +1,235 @@
+"""The way back: a checkpoint from the target, for a machine that has none, believed only after every check.
+
+One revision for everything; sizes and digests against what the target lists, the container against its manifest, the
+container's head read as safetensors, so that a pickle under that name is refused unopened. Files appear whole, the
+manifest last, and never in place of another file.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from seqtrack.checkpoints.files import DamagedFileError, read_header, read_json_object, sync_folder
+from seqtrack.config.environment import Environment
+from seqtrack.errors import UserError
+from seqtrack.uploads.runner import ChildRunner
+from seqtrack.uploads.settings import TargetSettings, UploadSettings, choose_target, read_settings
+from seqtrack.uploads.target import Remote, digest_of, git_digest, safe_path
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 4
+_LARGEST_MANIFEST = 16 * 1024 * 1024
+
+
+class Puller:
+    """Reads from a target through a child process, within deadlines.
+
+    Args:
+        folder: for the child's own files; exists.
+    """
+
+    def __init__(self, target: TargetSettings, settings: UploadSettings, folder: Path) -> None:
+        self._target, self._settings = target, settings
+        self._runner = ChildRunner(folder)
+
+    def look(self, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
+        """(revision, what is listed under these paths at it)."""
+        done = self._order({"operation": "look", "paths": list(paths)}, 0)
+        return done["revision"], {item["path"]: Remote(**item) for item in done["remotes"]}
+
+    def list(self) -> tuple[str | None, list[Remote]]:
+        """(revision, everything listed at it)."""
+        done = self._order({"operation": "list"}, 0)
+        return done["revision"], [Remote(**item) for item in done["remotes"]]
+
+    def fetch(self, remote: Remote, revision: str | None, folder: Path) -> Path:
+        """Bring one file into `folder` and check its bytes against the listing.
+
+        Raises:
+            UserError: it could not be had, or other bytes came than were listed.
+        """
+        safe_path(remote.path)
+        order = {"operation": "fetch", "path": remote.path, "revision": revision, "folder": str(folder)}
+        place = Path(self._order(order, remote.size)["place"])
+        size = place.stat().st_size
+        sha256 = digest_of(place)
+        same = sha256 == remote.sha256 if remote.sha256 else git_digest(place, size) == remote.git_sha1
+        if size != remote.size or not same:
+            raise UserError(
+                f"{remote.path} came with {size} bytes of sha256 {sha256}; {self._target.shown} lists {remote.size} "
+                f"bytes of {remote.sha256 or remote.git_sha1}. It is refused; try again, and if it comes again, the "
+                "copy there is damaged"
+            )
+        return place
+
+    def _order(self, order: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+        """One order, tried again while the fault may pass by itself."""
+        settings = self._settings
+        fault = None
+        for attempt in range(_TRIES):
+            patience = 2.0**attempt
+            target = {**asdict(self._target), "connect_s": settings.connect_timeout_s}
+            target |= {"read_s": settings.read_timeout_s * patience, "tries": settings.request_tries}
+            outcome = self._runner.run(
+                {**order, "target": target, "nice": 0, "use_xet": fault is None or fault.kind != "xet"},
+                deadline_s=(settings.deadline_s + num_bytes / (settings.least_rate_kb_s * 1024.0)) * patience,
+                on_event=lambda event: None,
+                tick=lambda: False,
+            )
+            if outcome.done is not None:
+                return outcome.done
+            fault = outcome.fault
+            if fault is None or fault.permanent:
+                break
+            logger.warning("%s: %s", fault.kind, fault.line)
+        raise UserError(f"{self._target.shown}: {fault.line if fault is not None else 'no answer'}")
+
+
+def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
+    """(container, manifest) of an epoch, as they are named in the repo."""
+    stem = f"phase_{phase}/checkpoints/SEQTRACK_ep{epoch:04d}"
+    return f"{stem}.safetensors", f"{stem}.json"
+
+
+def fetch_checkpoint(
+    environment: Environment, epoch: int, destination: Path, *, phases: Sequence[int] | None = None
+) -> Path:
+    """Bring the checkpoint after `epoch` and its manifest from the target into `destination`.
+
+    Args:
+        destination: folder for both files; made if need be. Files of the same name there are kept if they are the
+            same, and never replaced.
+        phases: whose checkpoint, in order of preference; this phase's and then phase 1's by default.
+
+    Returns:
+        the container's path.
+
+    Raises:
+        UserError: no target, no such checkpoint (the epochs that exist are named), or one that is refused.
+    """
+    target = choose_target(environment)
+    if target is None:
+        raise UserError(f"epoch {epoch} is not here, and HF_REPO is not set to fetch it from")
+    wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
+    settings = read_settings(os.environ)
+    destination.mkdir(parents=True, exist_ok=True)
+    # Beside the goal, so that the last step is a rename; hidden, so that nothing takes it for a checkpoint.
+    with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as name:
+        folder = Path(name)
+        puller = Puller(target, settings, folder)
+        revision, remotes = puller.look([path for phase in wanted for path in checkpoint_paths(phase, epoch)])
+        pair = next((p for p in (checkpoint_paths(n, epoch) for n in wanted) if set(p) <= set(remotes)), None)
+        if pair is None:
+            raise UserError(_which_exist(puller, target, epoch, wanted))
+        container, manifest = (remotes[path] for path in pair)
+        logger.info("fetching %s (%.1f MB) from %s at %s", container.path, container.size / 1e6, target.shown, revision)
+        promised = _read_promise(puller, manifest, revision, folder, epoch)
+        _require_listed(container, promised)
+        got = puller.fetch(container, revision, folder)
+        _require_container(got, container, promised)
+        return _place(got, folder / "manifest.json", destination, container)
+
+
+def fetch_file(environment: Environment, path: str, root: Path) -> Path:
+    """Bring one file, checked against the listing, to the same path below `root`; an existing one is not replaced.
+
+    Raises:
+        UserError: no target, no such file, a name that leaves the folder, other bytes than listed.
+    """
+    target = choose_target(environment)
+    if target is None:
+        raise UserError("HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)")
+    goal = root / safe_path(path)
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=goal.parent, prefix=".fetch-") as name:
+        puller = Puller(target, read_settings(os.environ), Path(name))
+        revision, remotes = puller.look([path])
+        if path not in remotes:
+            raise UserError(f"{target.shown} has no file {path}")
+        got = puller.fetch(remotes[path], revision, Path(name))
+        _put(got, goal)
+    return goal
+
+
+def _read_promise(puller: Puller, manifest: Remote, revision: str | None, folder: Path, epoch: int) -> dict[str, Any]:
+    """The manifest, fetched, checked and kept as `folder/manifest.json`."""
+    if manifest.size > _LARGEST_MANIFEST:
+        raise UserError(f"{manifest.path} has {manifest.size} bytes; no manifest is that large")
+    place = puller.fetch(manifest, revision, folder)
+    try:
+        values = read_json_object(place)
+    except DamagedFileError as error:
+        raise UserError(f"{manifest.path} is no manifest: {error}") from error
+    name = manifest.path.rsplit("/", 1)[-1].removesuffix(".json") + ".safetensors"
+    if values.get("file", name) != name:
+        raise UserError(f"{manifest.path} speaks of {values['file']!r:.100}, expected {name}; refused")
+    if values.get("epoch") != epoch:
+        raise UserError(f"{manifest.path} says epoch {values.get('epoch')!r:.20}, expected {epoch}; refused")
+    place.replace(folder / "manifest.json")
+    return values
+
+
+def _require_listed(container: Remote, promised: dict[str, Any]) -> None:
+    """Before a gigabyte is moved: the listing and the manifest must speak of the same file."""
+    listed = (container.size, container.sha256 or promised.get("sha256"))
+    if listed != (promised.get("bytes"), promised.get("sha256")):
+        raise UserError(
+            f"{container.path} is listed with {container.size} bytes of sha256 {container.sha256}, but its manifest "
+            f"says {promised.get('bytes')} bytes of {promised.get('sha256')!r:.80}; refused"
+        )
+
+
+def _require_container(place: Path, container: Remote, promised: dict[str, Any]) -> None:
+    """The bytes that came are the manifest's, and they are a safetensors container."""
+    sha256 = digest_of(place)
+    if sha256 != promised.get("sha256"):
+        raise UserError(f"{container.path} came with sha256 {sha256}, not its manifest's; refused")
+    try:
+        read_header(place)
+    except DamagedFileError as error:
+        raise UserError(
+            f"{container.path} is not a safetensors file and may be a pickle, which can run code when it is loaded; "
+            f"refused ({error})"
+        ) from error
+
+
+def _place(got: Path, manifest: Path, destination: Path, container: Remote) -> Path:
+    """Rename both into place, the manifest last; a file that is already there is kept."""
+    goal = destination / container.path.rsplit("/", 1)[-1]
+    for source, place in ((got, goal), (manifest, goal.with_suffix(".json"))):
+        _put(source, place)
+    return goal
+
+
+def _put(source: Path, place: Path) -> None:
+    if place.exists():
+        if digest_of(place) != digest_of(source):
+            raise UserError(f"{place} exists and differs from the one fetched; move it away first")
+        return
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    source.replace(place)
+    sync_folder(place.parent)
+
+
+def _which_exist(puller: Puller, target: TargetSettings, epoch: int, phases: Sequence[int]) -> str:
+    _, remotes = puller.list()
+    names = {remote.path for remote in remotes}
+    found = [
+        f"phase_{phase}: {', '.join(epochs)}"
+        for phase in phases
+        if (
+            epochs := sorted(
+                name.rsplit("_ep", 1)[1].removesuffix(".json").lstrip("0") or "0"
+                for name in names
+                if name.startswith(f"phase_{phase}/checkpoints/SEQTRACK_ep") and name.endswith(".json")
+            )
+        )
+    ]
+    there = "; ".join(found) if found else "none at all"
+    return f"{target.shown} has no checkpoint of epoch {epoch}; there are {there}"

@@ -1,0 +1,30 @@
+"""Fixtures that several folders of tests import: a server, and an output folder with two checkpoints and some files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from uploads.hub_server import Hub
+from uploads.rig import checkpoint, put
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A running server of its own for each test."""
+    server = Hub().start()
+    yield server
+    server.clear()
+    server.stop()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An output folder as training leaves it in the middle of a run."""
+    folder = tmp_path / "output"
+    checkpoint(folder, 1)
+    checkpoint(folder, 2)
+    put(folder / "phase_1" / "logs" / "metrics.jsonl", b'{"type": "epoch", "epoch": 1}\n')
+    put(folder / "phase_1" / "plots" / "phase_1_loss.png", b"\x89PNG" + bytes(range(256)))
+    put(folder / "phase_1" / "config.yaml", b"TRAIN:\n  EPOCH: 2\n")
+    return folder
