@@ -7,6 +7,7 @@ grey would train the model on grey, so a file that breaks off is an error here.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ _LARGEST_FILE_BYTES = 256 * 1024 * 1024
 # Some cameras pad a file after its end marker; more than this is not padding.
 _PADDING_BYTES = 1024
 _END_OF_IMAGE = b"\xff\xd9"
+_ORIENTATION_TAG = 0x0112
 _COLOURS = {1: "grey", 3: "colour"}
 
 
@@ -79,6 +81,11 @@ class FrameFile:
             raise self._error(f"claims to be {width} x {height} pixels")
         return width, height
 
+    @property
+    def orientation(self) -> int:
+        """What a camera noted about how it was held: 1 is upright, and what a file without a note has."""
+        return read_orientation(self._data)
+
     def region(self, left: int, top: int, right: int, bottom: int) -> Patch:
         """At least the pixels [left, right) x [top, bottom); none when the region is empty.
 
@@ -115,3 +122,26 @@ def read_header(data: bytes) -> tuple[int, int, int, int] | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def read_orientation(data: bytes) -> int:
+    """The Exif orientation, 1 where there is none or where the note cannot be read."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = data[at + 4 : at + 2 + length]
+        if data[at + 1] == 0xE1 and segment.startswith(b"Exif\0\0"):
+            return _orientation_in_tiff(segment[6:])
+        at += 2 + length
+    return 1
+
+
+def _orientation_in_tiff(tiff: bytes) -> int:
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+    start = int.from_bytes(tiff[4:8], order)
+    for entry in range(int.from_bytes(tiff[start : start + 2], order)):
+        field = tiff[start + 2 + 12 * entry : start + 14 + 12 * entry]
+        if len(field) == 12 and int.from_bytes(field[:2], order) == _ORIENTATION_TAG:
+            value = int.from_bytes(field[8:10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1

@@ -35,6 +35,7 @@ _STREAM = 0xDE30
 _WIDTH, _HEIGHT = 320, 240
 _PAN = 64
 _QUALITY = 90
+_TEXTS = ("groundtruth.txt", "full_occlusion.txt", "out_of_view.txt", "nlp.txt")
 _NOTE = (
     "These frames are synthetic: coloured shapes over drawn backgrounds, made by `seqtrack` from a seed.\n"
     "Results on them show that the system works, and say nothing about tracking in real video.\n"
@@ -159,13 +160,13 @@ def draw_sequence(
         digest.update(data.tobytes())
         (folder / "img" / f"{index + 1:08d}.jpg").write_bytes(data.tobytes())
         rows.append(",".join(str(value) for value in scene.boxes[index]))
-    texts = {
-        "groundtruth.txt": "\n".join(rows) + "\n",
-        "full_occlusion.txt": ",".join(str(int(flag)) for flag in scene.occluded),
-        "out_of_view.txt": ",".join(str(int(flag)) for flag in scene.outside),
-        "nlp.txt": f"a synthetic two-coloured {class_name}",
-    }
-    for name, text in texts.items():
+    texts = (
+        "\n".join(rows) + "\n",
+        ",".join(str(int(flag)) for flag in scene.occluded),
+        ",".join(str(int(flag)) for flag in scene.outside),
+        f"a synthetic two-coloured {class_name}",
+    )
+    for name, text in zip(_TEXTS, texts, strict=True):
         digest.update(text.encode())
         (folder / name).write_text(text, "utf-8")
 
@@ -273,3 +274,21 @@ def _path(
         )
     # Rounded before cutting: another sine's last digit must not move anything by a pixel.
     return np.asarray(np.round(path, 3).astype(np.int64))
+
+
+def check_demo(folder: Path) -> list[str]:
+    """Compare every file of a drawn data set with the digest in its marker; one sentence if they differ."""
+    try:
+        marker = json.loads((folder / MARKER).read_text("utf-8"))
+        digest, names = hashlib.sha256(), []
+        for split in ("train", "test"):
+            names += (folder / LIST_FILES[split]).read_text("utf-8").split()
+        for name in names:
+            place = folder / name.rsplit("-", 1)[0] / name
+            for path in (*sorted((place / "img").iterdir()), *(place / text for text in _TEXTS)):
+                digest.update(path.read_bytes())
+        if digest.hexdigest() == marker["digest"]:
+            return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{folder}: the demo data set is damaged ({error}); delete the folder, and it is drawn anew"]
+    return [f"{folder}: the demo data set is not as it was drawn; delete the folder, and it is drawn anew"]

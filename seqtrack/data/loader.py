@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from seqtrack.data.pairs import SampleDataset
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
 
 _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
@@ -62,7 +62,7 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(RunError):
     """A loader worker ended on its own: killed for memory, or crashed."""
 
 

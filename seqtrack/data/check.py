@@ -1,0 +1,228 @@
+"""The doctor of a data folder: counts what is there and says all that is wrong, changing nothing.
+
+Knows how a data set can be broken. It must not know how the answer is shown. It reads the annotation files themselves,
+never the cache: a doctor who asks an old record finds an old illness.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqtrack.data.annotations import Annotation, read_annotation
+from seqtrack.data.decode import FrameFile
+from seqtrack.data.lasot import SPLITS, Layout, check_classes, class_of
+from seqtrack.errors import UserError
+
+_SHOWN_PER_SEQUENCE = 20
+
+
+@dataclass
+class Row:
+    """One class in one split.
+
+    Attributes:
+        sequences, sequences_expected: found on the disk, and named by the split.
+        frames_expected: rows of the annotation files.
+        frames_found: frame files.
+        boxes: rows whose box has an area.
+        absent: rows with the target occluded or out of view.
+        bytes_: of all frame files.
+    """
+
+    class_name: str
+    split: str
+    sequences: int = 0
+    sequences_expected: int = 0
+    frames_expected: int = 0
+    frames_found: int = 0
+    boxes: int = 0
+    absent: int = 0
+    bytes_: int = 0
+
+
+@dataclass
+class Report:
+    """What the doctor found.
+
+    Attributes:
+        rows: by class and split.
+        problems: what is wrong; training refuses it or must not be trusted with it.
+        notes: what a person may want to know and training copes with.
+        decoded: frames that were decoded.
+    """
+
+    root: str
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    decoded: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for a program."""
+        return {**asdict(self), "ok": not self.problems}
+
+
+def check_layout(
+    layout: Layout,
+    *,
+    classes: tuple[str, ...] = (),
+    decode: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Examine the classes of a layout.
+
+    Args:
+        classes: empty for all.
+        decode: read every pixel of every frame.
+        progress: told the name of each sequence when it has been examined.
+
+    Raises:
+        UserError: a class is not there.
+    """
+    unknown = check_classes(classes, layout)
+    if unknown:
+        raise UserError(unknown)
+    report = Report(str(layout.root), problems=list(layout.problems))
+    chosen = [name for name in (classes or layout.classes) if name in layout.classes]
+    firsts: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+    in_a_split: set[str] = set()
+    for class_name in chosen:
+        for split in SPLITS:
+            names = layout.names(split, [class_name])
+            in_a_split.update(names)
+            row = Row(class_name, split, sequences_expected=len(names))
+            here = [name for name in names if name in layout.folders]
+            for name in here:
+                _check_sequence(layout.folders[name], row, report, decode=decode)
+                first = _first_frame(layout.folders[name] / "img")
+                if first is not None:
+                    firsts[split][name] = first
+                progress(name)
+            if len(here) < len(names):
+                gone = ", ".join(name for name in names if name not in layout.folders)
+                report.notes.append(f"{class_name}: {split} sequences that are not there: {gone}")
+            report.rows.append(row)
+    report.problems += _leaks(firsts)
+    stray = [name for name in layout.folders if class_of(name) in chosen and name not in in_a_split]
+    if stray:
+        report.notes.append(f"in no list, and never used: {', '.join(stray)}")
+    return report
+
+
+def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> None:
+    annotation, problems = read_annotation(folder)
+    report.problems += problems
+    frames, empty, odd = _frame_files(folder / "img")
+    row.sequences += 1
+    row.frames_found += len(frames)
+    row.bytes_ += sum(frames.values())
+    row.frames_expected += len(annotation.boxes_xywh) if annotation else _count_rows(folder / "groundtruth.txt")
+    report.problems += _shorten([f"{folder / 'img' / name}: is empty" for name in empty], folder.name)
+    if odd:
+        report.notes.append(f"{folder.name}: {len(odd)} entries in img are no frames, such as {odd[0]!a}")
+    if annotation is not None:
+        boxes = annotation.boxes_xywh
+        row.boxes += int(((boxes[:, 2] > 0) & (boxes[:, 3] > 0)).sum())
+        row.absent += int(annotation.absent.sum())
+        if annotation.missing.any():
+            numbers = (np.flatnonzero(annotation.missing) + 1).tolist()
+            shown = ", ".join(str(number) for number in numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+            report.problems.append(f"{folder}: {len(numbers)} frame files are missing, and not sampled: {shown}")
+    if decode:
+        report.decoded += len(frames)
+        report.problems += _shorten(_decode_all(folder / "img", sorted(frames), annotation), folder.name)
+
+
+def _shorten(problems: list[str], name: str) -> list[str]:
+    more = len(problems) - _SHOWN_PER_SEQUENCE
+    return problems if more <= 0 else [*problems[:_SHOWN_PER_SEQUENCE], f"{name}: {more} more frames like these"]
+
+
+def _frame_files(folder: Path) -> tuple[dict[str, int], list[str], list[str]]:
+    """Sizes of the frame files by name, names of empty ones, and what else is there."""
+    frames: dict[str, int] = {}
+    odd: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, dot, ending = entry.name.partition(".")
+                if (
+                    len(stem) == 8
+                    and stem.isascii()
+                    and stem.isdigit()
+                    and (dot, ending) == (".", "jpg")
+                    and entry.is_file()
+                ):
+                    frames[entry.name] = entry.stat().st_size
+                else:
+                    odd.append(entry.name)
+    except OSError:
+        pass  # read_annotation has reported it
+    return frames, sorted(name for name, size in frames.items() if size == 0), sorted(odd)
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        return len(path.read_bytes().splitlines())
+    except OSError:
+        return 0
+
+
+def _first_frame(folder: Path) -> str | None:
+    """Digest of the first frame; sequences that begin with the same picture are the same video."""
+    try:
+        data = (folder / "00000001.jpg").read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(data).hexdigest() if data else None
+
+
+def _leaks(firsts: dict[str, dict[str, str]]) -> list[str]:
+    by_digest = {digest: name for name, digest in firsts["train"].items()}
+    return [
+        f"leak: test sequence {name} begins with the same picture as training sequence {by_digest[digest]}"
+        for name, digest in firsts["test"].items()
+        if digest in by_digest and by_digest[digest] != name
+    ]
+
+
+def _decode_all(folder: Path, names: list[str], annotation: Annotation | None) -> list[str]:
+    """Decode every frame; one sentence for each that is damaged, of another size, or whose box lies outside it."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = list(pool.map(lambda name: _decode_one(folder / name), names))
+    problems = [problem for problem, _ in results if problem]
+    sizes = {size for _, size in results if size is not None}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        problems.append(f"{folder}: frames of {len(sizes)} sizes: {shown}")
+    if annotation is not None and len(sizes) == 1:
+        problems += _boxes_outside(folder.parent, annotation, next(iter(sizes)))
+    return problems
+
+
+def _decode_one(path: Path) -> tuple[str, tuple[int, int] | None]:
+    try:
+        file = FrameFile(path)
+        file.whole()
+    except UserError as error:
+        return error.problems[0], None
+    if file.orientation != 1:
+        return f"{path}: a camera noted orientation {file.orientation}, which viewers apply and training does not", None
+    return "", (file.width, file.height)
+
+
+def _boxes_outside(folder: Path, annotation: Annotation, size: tuple[int, int]) -> Iterable[str]:
+    x, y, w, h = annotation.boxes_xywh.T
+    has_box = (w > 0) & (h > 0) & ~annotation.absent
+    outside = has_box & ((x >= size[0]) | (y >= size[1]) | (x + w <= 0) | (y + h <= 0))
+    for row in np.flatnonzero(outside):
+        yield (
+            f"{folder / 'groundtruth.txt'}, line {row + 1}: the box lies wholly outside the "
+            f"{size[0]}x{size[1]} frame, though the target is said to be visible"
+        )

@@ -1,0 +1,222 @@
+"""Fetching classes of LaSOT from the Hub: listed, resumed, verified by digest, then unpacked.
+
+Knows the Hub's client and the data set's form there. It must not know of training. A download that was cut goes on
+where it stopped; nothing is unpacked whose digest is not the one the Hub lists.
+"""
+
+import difflib
+import fcntl
+import hashlib
+import logging
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, RepoFile, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+from seqtrack.data.lasot import class_of, find_layout, official_split
+from seqtrack.data.unpack import require_space, unpack_class
+from seqtrack.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+REPO = "l-lt/LaSOT"
+_HASH_BYTES = 4 * 1024 * 1024
+_ROOM = 1.02
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the data set is: endpoint (None for the public Hub), repo, revision, and a token if one is needed."""
+
+    endpoint: str | None = None
+    repo: str = REPO
+    revision: str = "main"
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class _Zip:
+    class_name: str
+    path: str
+    size: int
+    sha256: str
+
+
+def download_classes(
+    data_dir: Path,
+    classes: tuple[str, ...],
+    *,
+    hub: Hub,
+    split: str = "all",
+    sequences: tuple[str, ...] = (),
+    keep_zip: bool = False,
+) -> dict[str, list[str]]:
+    """Make the classes' sequences stand in the data folder.
+
+    Args:
+        data_dir: the data set goes to `data_dir/lasot`, or to where its sequences already are.
+        split: "train", "test" or "all".
+        sequences: only these; empty for all of the split.
+        keep_zip: leave each zip beside the classes.
+
+    Returns:
+        names of the sequences that were added, by class.
+
+    Raises:
+        UserError: an unknown class or sequence, no network, no room, or a zip that is damaged or hostile.
+    """
+    _check_names(classes, sequences)
+    root = _root(data_dir)
+    wanted = {name: _wanted(name, split, sequences) for name in classes}
+    missing = {
+        name: [s for s in names if not (root / name / s).exists() and not (root / s).exists()]
+        for name, names in wanted.items()
+    }
+    todo = [name for name in classes if missing[name]]
+    for name in classes:
+        if name not in todo:
+            _log.info("%s: all %d sequences are there", name, len(wanted[name]))
+    if not todo:
+        return {name: [] for name in classes}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".download.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            added = _fetch(root, todo, missing, hub, keep_zip=keep_zip, strict=bool(sequences))
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror or error}") from error
+    return {name: added.get(name, []) for name in classes}
+
+
+def _root(data_dir: Path) -> Path:
+    try:
+        return find_layout(data_dir).root
+    except UserError:
+        return data_dir if data_dir.name.lower() == "lasot" else data_dir / "lasot"
+
+
+def _check_names(classes: tuple[str, ...], sequences: tuple[str, ...]) -> None:
+    """Refuse names that LaSOT does not have, before anything is asked of the network."""
+    lists = official_split()
+    every = {name for names in lists.values() for name in names}
+    known = sorted({class_of(name) for name in every})
+    problems = []
+    for name in classes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"its classes are {', '.join(known)}"
+            problems.append(f"CLASSES: LaSOT has no class {name!r}; {hint}")
+    for name in sequences:
+        if name not in every or class_of(name) not in classes:
+            problems.append(f"--sequences: {name!r} is no sequence of {', '.join(classes)}")
+    if problems:
+        raise UserError(problems)
+
+
+def _wanted(class_name: str, split: str, sequences: tuple[str, ...]) -> list[str]:
+    """Names of the sequences of a class that are asked for."""
+    lists = official_split()
+    names = [name for key in lists if split in (key, "all") for name in lists[key] if class_of(name) == class_name]
+    if sequences:
+        names = [name for name in names if name in sequences]
+    return names
+
+
+def _fetch(
+    root: Path, todo: list[str], missing: dict[str, list[str]], hub: Hub, *, keep_zip: bool, strict: bool
+) -> dict[str, list[str]]:
+    listed = _list(hub, todo)
+    # A zip is as large as what it holds, and both stand there until it is unpacked.
+    parts = {zip_.class_name: _part(root, zip_) for zip_ in listed}
+    largest = max(zip_.size for zip_ in listed)
+    rest = sum(zip_.size for zip_ in listed) - sum(p.stat().st_size for p in parts.values() if p.exists())
+    require_space(root, int((max(0, rest) + largest) * _ROOM), f"download and unpack {', '.join(todo)}")
+    added: dict[str, list[str]] = {}
+    for zip_ in listed:
+        archive = root / zip_.path
+        if not (archive.exists() and _digest(archive) == zip_.sha256):
+            _download(zip_, parts[zip_.class_name], hub)
+            parts[zip_.class_name].replace(archive)
+        added[zip_.class_name] = unpack_class(
+            archive, zip_.class_name, root, wanted=missing[zip_.class_name], strict=strict
+        )
+        _log.info(
+            "%s: %d sequences unpacked into %s", zip_.class_name, len(added[zip_.class_name]), root / zip_.class_name
+        )
+        if not keep_zip:
+            archive.unlink()
+    return added
+
+
+def _part(root: Path, zip_: _Zip) -> Path:
+    """Where a download grows; the digest in the name keeps what was begun of another version from being continued."""
+    return root / f".{zip_.path}.{zip_.sha256[:16]}.part"
+
+
+def _list(hub: Hub, classes: Collection[str]) -> list[_Zip]:
+    """The zips of the classes as the Hub lists them."""
+    api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
+    try:
+        entries = [
+            entry
+            for entry in api.list_repo_tree(hub.repo, repo_type="dataset", revision=hub.revision)
+            if isinstance(entry, RepoFile) and entry.path.endswith(".zip")
+        ]
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        raise UserError(f"the Hub does not list {hub.repo}: {_short(error)}") from error
+    zips: dict[str, _Zip] = {}
+    for entry in entries:
+        digest = entry.lfs.sha256 if entry.lfs is not None else ""
+        if re.fullmatch("[0-9a-f]{64}", digest) and re.fullmatch(r"[a-z-]{1,40}\.zip", entry.path):
+            class_name = entry.path[: -len(".zip")]
+            zips[class_name] = _Zip(class_name, entry.path, entry.size, digest)
+    unknown = [name for name in classes if name not in zips]
+    if unknown:
+        raise UserError(
+            [f"CLASSES: {hub.repo} on the Hub has no {name}.zip; it has {', '.join(sorted(zips))}" for name in unknown]
+        )
+    return [zips[name] for name in classes]
+
+
+def _download(zip_: _Zip, part: Path, hub: Hub) -> None:
+    """Fetch into `part`, going on where it ends, and compare the digest."""
+    url = hf_hub_url(hub.repo, zip_.path, repo_type="dataset", revision=hub.revision, endpoint=hub.endpoint)
+    if part.exists() and part.stat().st_size > zip_.size:
+        part.unlink()
+    with part.open("ab") as file:
+        begun = file.tell()
+        if begun:
+            _log.info("%s: going on at %.1f of %.1f MB", zip_.path, begun / 1e6, zip_.size / 1e6)
+        try:
+            http_get(
+                url,
+                file,
+                resume_size=begun,
+                headers=build_hf_headers(token=hub.token or False),
+                expected_size=zip_.size,
+                displayed_filename=zip_.path,
+            )
+        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+            raise UserError(f"{zip_.path}: {_short(error)}; the same command goes on where this one stopped") from error
+    if part.stat().st_size != zip_.size or _digest(part) != zip_.sha256:
+        part.unlink()
+        raise UserError(f"{zip_.path}: what arrived is not what the Hub lists (sha256 {zip_.sha256}); it was deleted")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error; a client's message goes on for pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
