@@ -1,6 +1,9 @@
 """What stands beside a run: first log lines, run.json, configuration, data, environment, and the manifests' facts."""
 
+import contextlib
+import errno
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,34 @@ from seqtrack.data.sources import Source
 from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.saving import Saver
+from seqtrack.errors import RunError
 from seqtrack.reports.plots import plot_phase
 from seqtrack.resuming import phase_folder
 
 logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOENT}
+)
+
+
+@contextlib.contextmanager
+def disk_trouble(folder: Path) -> Iterator[None]:
+    """Turn what the file system says while a run goes on into an end with a cause.
+
+    Raises:
+        RunError: a file of the run could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or folder
+        raise RunError(
+            f"{where} could not be written ({error.strerror}); the checkpoints in {folder} are untouched: mend the "
+            "disk or make room and start again, the run goes on from the newest of them"
+        ) from error
 
 
 def log_path(folder: Path, environment: Environment) -> Path:

@@ -3,12 +3,15 @@
 Runs on rank 0 before anything is written; the other ranks are told the outcome.
 """
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints import start as starting
+from seqtrack.checkpoints.files import DamagedFileError
 from seqtrack.checkpoints.store import Manifest, load_tensors, read_values, verify_checkpoint
 from seqtrack.config.environment import Environment
 from seqtrack.config.load import compare_configs, config_digest, config_from_text
@@ -104,9 +107,33 @@ def load_state(state: TrainState, start: starting.Start, ranks: Ranks) -> None:
     manifest = start.manifest
     if manifest is None:
         return
-    values = ranks.agree(lambda: read_values(manifest.path, verify_checkpoint(manifest)))
+    values = ranks.agree(lambda: _values(manifest))
     tensors = ranks.broadcast(load_tensors(manifest) if ranks.is_main else {})
     state.restore(tensors, values)
+
+
+def _values(manifest: Manifest) -> dict[str, Any]:
+    try:
+        return read_values(manifest.path, verify_checkpoint(manifest))
+    except DamagedFileError as error:
+        raise UserError(f"{error}; take another checkpoint, or fetch this one again") from error
+
+
+@contextlib.contextmanager
+def claim_folder(folder: Path, start: starting.Start, ranks: Ranks) -> Iterator[None]:
+    """The run's folder, made ready by rank 0 and kept from other runs until the block ends.
+
+    Raises:
+        UserError: it cannot be written, or another run is in it.
+    """
+    with contextlib.ExitStack() as held:
+
+        def prepare() -> None:
+            held.enter_context(starting.hold_folder(folder))
+            starting.prepare_folder(folder, start)
+
+        ranks.agree(prepare)
+        yield
 
 
 def say_start(start: starting.Start, ranks: Ranks) -> dict[str, Any]:

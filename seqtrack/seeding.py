@@ -9,6 +9,7 @@ import numpy as np
 # Two streams made from the same three numbers must not meet: the first word of the entropy tells them apart.
 _SAMPLE_STREAM = 0x5A3B1E
 _STEP_STREAM = 0x57E9
+_PROCESS_STREAM = 0x9C0C
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -30,6 +31,17 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
     Seeding anew before each step means that nothing that happened between two steps can shift what they draw.
     """
-    sequence = np.random.SeedSequence([_STEP_STREAM, seed, step, rank])
+    return _word(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]))
+
+
+def process_seed(seed: int, rank: int) -> int:
+    """Seed for the global generators of a process that starts a run, in [0, 2**63).
+
+    Training draws from none of them, but their states are saved, and two runs of one seed must save the same.
+    """
+    return _word(np.random.SeedSequence([_PROCESS_STREAM, seed, rank]))
+
+
+def _word(sequence: np.random.SeedSequence) -> int:
     high, low = sequence.generate_state(2, np.uint32)
     return ((int(high) << 32) | int(low)) & 0x7FFF_FFFF_FFFF_FFFF

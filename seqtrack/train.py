@@ -13,13 +13,13 @@ from pathlib import Path
 from torch.amp.grad_scaler import GradScaler
 
 from seqtrack import prepare, records
-from seqtrack.checkpoints.start import Start, prepare_folder, write_run
+from seqtrack.checkpoints.start import Start, write_run
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.pairs import SampleDataset
 from seqtrack.data.sources import SOURCES, Source, describe
-from seqtrack.engine.log import RunLog, logging_to
+from seqtrack.engine.log import EarlyLines, RunLog, logging_to
 from seqtrack.engine.loop import Loop, LoopPlan
 from seqtrack.engine.optimizer import NamedOptimizer, Schedule
 from seqtrack.engine.ranks import Ranks, join
@@ -28,7 +28,7 @@ from seqtrack.engine.step import Stepper
 from seqtrack.engine.stop import STOPPED_EXIT_CODE, StopRequest
 from seqtrack.reports.plots import plot_phase
 from seqtrack.reports.verdict import conclude
-from seqtrack.resuming import find_run, load_state, phase_folder, say_start
+from seqtrack.resuming import claim_folder, find_run, load_state, phase_folder, say_start
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,13 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
         UserError: configuration, data or checkpoints are not as they must be; nothing was written.
         RunError: the run could not go on.
     """
-    environment, config = configure(environ, known_datasets=[name.lower() for name in SOURCES])
-    with StopRequest() as stop, contextlib.closing(join(environment.device)) as ranks:
+    with EarlyLines() as early, StopRequest() as stop:
+        environment, config = configure(environ, known_datasets=[name.lower() for name in SOURCES])
+        return _train(environment, config, stop, early)
+
+
+def _train(environment: Environment, config: Config, stop: StopRequest, early: EarlyLines) -> int:
+    with contextlib.closing(join(environment.device)) as ranks:
         prepare.set_kernels(config, ranks)
         sources = prepare.open_sources(config, environment.data_dir)
         start = ranks.agree(lambda: find_run(environment, config, describe(sources)["digest"]))
@@ -53,9 +58,12 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
         with contextlib.closing(loader):
             state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
             load_state(state, start, ranks)
-            if ranks.is_main:
-                prepare_folder(folder, start)
-            with logging_to(records.log_path(folder, environment) if ranks.is_main else None, rank=ranks.rank):
+            log_path = records.log_path(folder, environment) if ranks.is_main else None
+            with (
+                claim_folder(folder, start, ranks),
+                records.disk_trouble(folder),
+                logging_to(log_path, rank=ranks.rank, earlier=early.take()),
+            ):
                 return _run(environment, config, ranks, stop, sources=sources, loader=loader, state=state, start=start)
 
 
@@ -76,12 +84,14 @@ def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLo
 def _make_state(config: Config, ranks: Ranks, steps_per_epoch: int, *, fresh: bool) -> TrainState:
     model = prepare.make_model(config, ranks, fresh=fresh)
     optimizer = NamedOptimizer(model, prepare.optimizer_settings(config))
+    rng = RandomStates(ranks.rank)
+    rng.seed(config.TRAIN.SEED)
     return TrainState(
         model=model,
         optimizer=optimizer,
         scheduler=Schedule(optimizer, prepare.schedule_settings(config, steps_per_epoch)),
         scaler=GradScaler(ranks.device.type, enabled=config.TRAIN.AMP == "fp16"),
-        rng=RandomStates(ranks.rank),
+        rng=rng,
         meters=Meters(),
         history=History(),
     )

@@ -1,13 +1,17 @@
 """Where a run starts: from scratch, from the newest checkpoint of its own folder, or from an epoch of another.
 
-Decides by what the folders hold, changes nothing in them, and needs no torch. What a restart from an earlier epoch
-supersedes is named here and moved aside by `prepare_folder`; nothing is overwritten or deleted.
+Decides by what the folders hold, changes nothing in them while deciding, and needs no torch. What stands there of later
+epochs and steps than the start is moved aside by `claim_folder`; no checkpoint is overwritten or deleted.
 """
 
+import contextlib
+import fcntl
 import logging
+import os
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +25,20 @@ RUN_FORMAT = "seqtrack-run/1"
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 SUPERSEDED = "superseded"
+LOCK = ".lock"
 RESUMABLE = ("epoch", "step")
+_NAME = re.compile(r"SEQTRACK_(ep|step)(\d+)\.(safetensors|json)")
 
 
 @dataclass(frozen=True)
 class Start:
     """The decision.
 
-    `manifest` is None for a run from scratch; `finished` says that there is nothing left to train; `superseded` are
-    later checkpoints of this folder that a restart from an earlier epoch sets aside.
+    `manifest` is None for a run from scratch; `finished` says that there is nothing left to train.
     """
 
     manifest: Manifest | None
     finished: bool = False
-    superseded: list[Manifest] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -89,9 +93,9 @@ def find_start(
     run = read_run(folder)
     own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.get("resume_epoch")):
-        if run.get("state") == "complete":
-            return Start(newest_sound(own), finished=True)
         newest = newest_sound(own)
+        if run.get("state") == "complete" and (not own or _is_end(newest, run)):
+            return Start(newest, finished=True)
         if newest is not None:
             return Start(newest)
         resume_epoch = run.get("resume_epoch")  # cut before its first save: begin as it began
@@ -102,8 +106,12 @@ def find_start(
         )
     if resume_epoch is None:
         return Start(None)
-    manifest = _find_epoch(resume_epoch, folder, elsewhere, fetch)
-    return Start(manifest, superseded=[item for item in own if item.step > manifest.step])
+    return Start(_find_epoch(resume_epoch, folder, elsewhere, fetch))
+
+
+def _is_end(newest: Manifest | None, run: dict[str, Any]) -> bool:
+    """Whether the newest sound checkpoint is the last epoch's; a run whose end was damaged since trains it again."""
+    return newest is not None and newest.kind == "epoch" and newest.epoch >= int(run.get("epochs") or 0)
 
 
 def _find_epoch(
@@ -135,24 +143,93 @@ def _epochs(manifests: Sequence[Manifest]) -> str:
     return f"epochs {', '.join(map(str, epochs))}" if epochs else "no epochs"
 
 
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder` until the block ends; the kernel lets go of it too when this process dies.
+
+    Raises:
+        UserError: another process trains in it, or it cannot be written.
+    """
+    with _needs_writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process trains in {folder}; wait for it, or set another OUTPUT_DIR") from error
+        except OSError as error:  # some network file systems know no locks
+            logger.warning("%s cannot be locked (%s): take care that no second run uses it", folder, error.strerror)
+        yield
+    finally:
+        os.close(handle)
+
+
 def prepare_folder(folder: Path, start: Start) -> None:
-    """Make the run's folders, sweep away what a kill left half-written, and move aside what is superseded."""
-    checkpoints = folder / CHECKPOINTS
-    for place in (checkpoints, folder / "logs", folder / "plots"):
-        place.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(".*.tmp"), *checkpoints.glob(".*.tmp")]:
-        leftover.unlink(missing_ok=True)
-    if not start.superseded:
+    """Make the run's folders, sweep away what a kill left half-written, and move aside what comes after the start.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    checkpoints, logs, plots = folder / CHECKPOINTS, folder / "logs", folder / "plots"
+    with _needs_writing(folder):
+        for place in (checkpoints, logs, plots):
+            place.mkdir(parents=True, exist_ok=True)
+        for place in (folder, checkpoints, logs, plots):
+            for leftover in place.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+        _move_aside(checkpoints, start, metrics=logs / "metrics.jsonl")
+
+
+def _move_aside(checkpoints: Path, start: Start, *, metrics: Path) -> None:
+    """What has the name of a checkpoint after the start, sound or damaged: the run would overwrite it."""
+    later = sorted(path for path in checkpoints.iterdir() if _comes_after(path.name, start))
+    for container in [path for path in later if path.suffix != ".json" and path.with_suffix(".json") not in later]:
+        # Written, and killed before its manifest: no checkpoint yet, and the run will write the same again.
+        logger.info("removed what a kill left without its manifest: %s", container)
+        container.unlink()
+        later.remove(container)
+    if not later:
         return
-    aside = checkpoints / SUPERSEDED / time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside.mkdir(parents=True, exist_ok=True)
-    for manifest in start.superseded:
-        logger.info("moved aside, superseded by the restart: %s -> %s", manifest.path, aside)
-        # The manifest leaves first: a container without one is no checkpoint, wherever a kill falls.
-        manifest.manifest_path.rename(aside / manifest.manifest_path.name)
-        manifest.path.rename(aside / manifest.path.name)
-    metrics = folder / "logs" / "metrics.jsonl"
+    aside = _new_folder(checkpoints / SUPERSEDED)
+    # Manifests leave first: a container without one is no checkpoint, wherever a kill falls.
+    for path in sorted(later, key=lambda path: path.suffix != ".json"):
+        logger.info("moved aside, superseded by the restart: %s -> %s", path, aside)
+        path.rename(aside / path.name)
     if metrics.exists():
         (aside / metrics.name).write_bytes(metrics.read_bytes())
     sync_folder(aside)
     sync_folder(checkpoints)
+
+
+def _comes_after(name: str, start: Start) -> bool:
+    """Whether the run that begins at `start` will come to this checkpoint's name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return False
+    kind, number = match[1], int(match[2])
+    if start.manifest is None:
+        return True
+    finished = start.manifest.epoch if start.manifest.sample == 0 else start.manifest.epoch - 1
+    return number > (finished if kind == "ep" else start.step)
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    for count in range(1000):
+        folder = parent / (f"{stamp}-{count}" if count else stamp)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise UserError(f"{parent} holds a thousand folders of this second")
+
+
+@contextlib.contextmanager
+def _needs_writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}: {error.filename}); give it to this user, make room, or set "
+            "OUTPUT_DIR to another folder"
+        ) from error

@@ -1,27 +1,41 @@
 """`seqtrack train`: one phase, in one process or several."""
 
 import argparse
+import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
 
 # Where the processes of one run leave the exit code that the run as a whole should have: the launcher that starts
 # them knows success and failure only, and would start a run again that was asked to stop.
 _EXIT_FOLDER = "_SEQTRACK_EXIT_FOLDER"
-_DESIGNED = (2, 75)
+_STOPPED = 75
+_USER_ERROR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-restarts",
+        metavar="N",
+        help="times that the run starts again from its newest checkpoint when a process dies (default: MAX_RESTARTS)",
+    )
     parser.epilog = "Settings are environment variables: PHASE, RESUME_EPOCH, SEED, CONFIG, DATASET, ..."
 
 
-def run(_args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Train as the environment says; exit 0 complete, 75 stopped on request, 2 for what the user can mend."""
+    # Importing torch takes seconds; a request to stop that comes before training listens ends it here.
+    signal.signal(signal.SIGTERM, _stop_before_start)
+    signal.signal(signal.SIGINT, _stop_before_start)
     from seqtrack.config.environment import load_dotenv_file, read_variable
 
     load_dotenv_file(Path.cwd())
+    if args.max_restarts is not None:
+        os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
         return _one_of_several()
     processes = read_variable(os.environ, "NPROC")
@@ -29,16 +43,22 @@ def run(_args: argparse.Namespace) -> int:
         import torch
 
         processes = max(1, torch.cuda.device_count())
-    if processes == 1 and read_variable(os.environ, "NNODES") == 1:
+    if processes == 1 and read_variable(os.environ, "NNODES") == 1 and read_variable(os.environ, "MAX_RESTARTS") == 0:
         from seqtrack.train import train
 
         return train(os.environ)
     return _start_several(processes)
 
 
+def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
+    # Not `sys.exit`: this may come in the middle of an import, whose handlers must not take it for an error.
+    os._exit(_STOPPED)
+
+
 def _start_several(processes: int) -> int:
     from seqtrack.config.environment import read_variable
     from seqtrack.engine.ranks import Launch, launch
+    from seqtrack.errors import RunError, UserError
 
     how = Launch(
         processes,
@@ -52,29 +72,44 @@ def _start_several(processes: int) -> int:
         os.environ[_EXIT_FOLDER] = folder
         # The launcher gives every process one thread unless told; the configuration decides that here.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        ended = launch([sys.executable, "-m", "seqtrack", "train"], how)
-        codes = {int(path.read_text()) for path in Path(folder).iterdir()}
-    if codes:
-        return max(codes)
-    return 0 if ended else 1
+        died: RunError | None = None
+        try:
+            ended = launch([sys.executable, "-m", "seqtrack", "train"], how)
+        except RunError as error:
+            ended, died = False, error
+        codes, problems = _endings(Path(folder))
+    if _USER_ERROR in codes:  # of one process, after which the others could not go on
+        raise UserError(problems)
+    if died is not None:
+        raise died
+    return _STOPPED if codes or not ended else 0
+
+
+def _endings(folder: Path) -> tuple[set[int], list[str]]:
+    """The designed exit codes that the processes left, and their problems, each once."""
+    endings = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
+    problems = [problem for ending in endings for problem in ending["problems"]]
+    return {ending["code"] for ending in endings}, list(dict.fromkeys(problems))
 
 
 def _one_of_several() -> int:
     """One process of a run. A designed exit code other than 0 is left in a file: see `_EXIT_FOLDER`."""
+    if os.environ["RANK"] != "0":
+        logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
+    from seqtrack.engine.ranks import peers_needed
     from seqtrack.errors import UserError
     from seqtrack.train import train
 
     folder = os.environ.get(_EXIT_FOLDER)
+    problems: list[str] = []
     try:
-        code = train(os.environ)
+        with peers_needed():
+            code = train(os.environ)
     except UserError as error:
         if folder is None:
             raise
-        code = 2
-        if os.environ["RANK"] == "0":
-            for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
-    if folder is None or code not in _DESIGNED:
+        code, problems = _USER_ERROR, error.problems
+    if folder is None or code not in (_USER_ERROR, _STOPPED):
         return code
-    Path(folder, os.environ["RANK"]).write_text(str(code))
+    Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": problems}))
     return 0

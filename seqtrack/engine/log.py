@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -45,15 +45,52 @@ class _RankHandler(logging.Handler):
         sys.stderr.write(f"[rank {self.rank}] {self.format(record)}\n")
 
 
+class _FileHandler(logging.FileHandler):
+    """A log that cannot be written ends the run; the base class would print a traceback and go on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
+class EarlyLines(logging.Handler):
+    """Keeps what is said before a run's log file can be opened; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record)
+
+    def take(self) -> list[logging.LogRecord]:
+        """The lines so far; no more are kept."""
+        logger.removeHandler(self)
+        return self._lines
+
+    def __enter__(self) -> "EarlyLines":
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger.removeHandler(self)
+
+
 @contextlib.contextmanager
-def logging_to(path: Path | None, *, rank: int) -> Iterator[None]:
-    """Send this package's log lines to the screen and, on rank 0, to `path` as well, until the block ends."""
+def logging_to(path: Path | None, *, rank: int, earlier: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
+    """Send this package's log lines to the screen and, on rank 0, to `path` as well, until the block ends.
+
+    Args:
+        earlier: lines that were said already and are still missing in `path`.
+    """
     handlers: list[logging.Handler] = [_ScreenHandler() if rank == 0 else _RankHandler(rank)]
     if path is not None:
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(_FileHandler(path, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+    if path is not None:
+        for record in list(earlier):
+            handlers[-1].handle(record)
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -197,6 +234,23 @@ class RunLog:
         if self._file is not None:
             line = json.dumps({"type": kind, "phase": self.phase, **values}, allow_nan=False) + "\n"
             os.write(self._file, line.encode())
+
+    def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
+        """A bar below the lines, where a person looks at a terminal."""
+        return tqdm(
+            total=samples,
+            initial=done,
+            desc=f"phase_{self.phase} epoch {epoch}",
+            unit="sample",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None if self.writes else True,  # None: only where stderr is a terminal
+        )
+
+    def sync(self) -> None:
+        """Make the records so far durable."""
+        if self._file is not None:
+            os.fsync(self._file)
 
     def images(self, step: int, name: str, images: Any) -> None:
         """Show (N, 3, H, W) uint8 images in TensorBoard."""

@@ -62,12 +62,16 @@ class Loop:
         self.stop = stop
         self.plan = plan
         self.validate = validate
+        saver.before_write = log.sync
         self._started = time.perf_counter()
         self._last_save = self._started
 
     def run(self) -> bool:
         """Train. Returns True when the last epoch is done, False when stopped on request (the state is saved)."""
         state = self.state
+        if self.ranks.is_main:
+            coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.coming_state().items()}
+            self.saver.reserve({**coming, **state.capture()[0]})
         first = state.epoch if state.sample else state.epoch + 1
         for epoch in range(first, self.plan.epochs + 1):
             if state.sample == 0:
@@ -84,24 +88,26 @@ class Loop:
         samples = self.loader.samples_per_epoch
         timer = _Timer(state.sample)
         batches = iter(self.loader.batches(epoch, start_step=state.sample // self.plan.batch_size))
-        while state.sample < samples:
-            waited = time.perf_counter()
-            batch = next(batches).to(self.ranks.device)
-            timer.waited(time.perf_counter() - waited)
-            result = self.stepper(batch)
-            self._count(result, batch)
-            last = state.sample >= samples
-            interval = self.plan.print_interval
-            if last or state.sample // interval > (state.sample - result.count) // interval:
-                self._log_interval(samples, timer, result)
-            # Only between two steps is the state whole: all ranks vote, then all save or all go on.
-            stop, save_due = self._vote()
-            if last:
-                break
-            if stop or save_due:
-                self._save("step", step_name(state.step))
-            if stop:
-                return self._stopped()
+        with self.log.progress(epoch, samples, done=state.sample) as bar:
+            while state.sample < samples:
+                waited = time.perf_counter()
+                batch = next(batches).to(self.ranks.device)
+                timer.waited(time.perf_counter() - waited)
+                result = self.stepper(batch)
+                self._count(result, batch)
+                bar.update(result.count)
+                last = state.sample >= samples
+                interval = self.plan.print_interval
+                if last or state.sample // interval > (state.sample - result.count) // interval:
+                    self._log_interval(samples, timer, result)
+                # Only between two steps is the state whole: all ranks vote, then all save or all go on.
+                stop, save_due = self._vote()
+                if last:
+                    break
+                if stop or save_due:
+                    self._save("step", step_name(state.step))
+                if stop:
+                    return self._stopped()
         self._finish_epoch(epoch, timer)
         if self.ranks.any(self.stop.is_set) and epoch < self.plan.epochs:
             return self._stopped()
@@ -119,7 +125,8 @@ class Loop:
 
     def _vote(self) -> tuple[bool, bool]:
         self.saver.check()
-        due = 0 < self.plan.save_interval_s <= time.perf_counter() - self._last_save
+        # A disk slower than the interval puts saves off; waiting for it would hold training up.
+        due = 0 < self.plan.save_interval_s <= time.perf_counter() - self._last_save and not self.saver.is_busy
         stop, save_due = self.ranks.sum([float(self.stop.is_set), float(due and self.ranks.is_main)])
         return stop > 0, save_due > 0
 

@@ -147,6 +147,14 @@ class NamedOptimizer:
         flat_names = [name for names in self.names for name in names]
         return dict(zip(flat_names, self.parameters(), strict=True))
 
+    def coming_state(self) -> dict[str, Tensor]:
+        """By the path that a saved state will have: a tensor of the same size for each that the first step makes."""
+        return {
+            f"state/{name}/{key}": parameter
+            for name, parameter in self._named().items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+
     def state_dict(self) -> dict[str, Any]:
         groups = [
             {"names": names, "lr": group["lr"], "weight_decay": group["weight_decay"], "betas": list(group["betas"])}

@@ -4,8 +4,9 @@ A run of one process goes through the same calls; they then do nothing. Sums ove
 rank order, so that they come out the same each time for the same number of processes.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -111,6 +112,24 @@ class Ranks:
     def close(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def peers_needed() -> Iterator[None]:
+    """Say in words that another process of the run went away in the middle of an exchange.
+
+    Raises:
+        RunError: instead of the backend's own exception.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no exception of its own, only its file's name in the message.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise RunError(
+            f"another process of this run ended, so this one cannot go on ({str(error).splitlines()[0]:.150})"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Saver:
         self.folder = folder
         self.parent_sha256 = parent_sha256
         self.on_durable = on_durable
+        # Called in the writing thread before a checkpoint: what it relies on must be durable before it is.
+        self.before_write: Callable[[], None] | None = None
         self.last_stall_s = 0.0
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -56,7 +58,7 @@ class Saver:
         """
         started = time.perf_counter()
         self.wait()
-        self._check_space(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+        self._check_space(_num_bytes(tensors.values()))
         copied = self._copy(tensors)
         self.last_stall_s = time.perf_counter() - started
         kind = describe["kind"]
@@ -65,14 +67,31 @@ class Saver:
         )
         self._thread.start()
 
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Find the memory for copies of such tensors now: the first save would stand for it otherwise.
+
+        Raises:
+            RunError: too little space on the disk for a checkpoint of this size.
+        """
+        self._check_space(_num_bytes(tensors.values()))
+        for name, tensor in tensors.items():
+            self._buffer(name, tensor).zero_()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a write is in progress, which the next save would have to wait for."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raise what went wrong with a write in the background, if anything did.
 
         Raises:
-            RunError: with the cause, and what to do.
+            RunError: the disk's fault, with the cause, and what to do; any other exception as it was.
         """
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if not isinstance(failure, (OSError, DamagedFileError)):
+                raise failure
             raise RunError(
                 f"a checkpoint could not be written into {self.folder}: {failure}; older checkpoints are untouched: "
                 "mend the disk or its space and start again, the run goes on from the newest of them"
@@ -113,26 +132,35 @@ class Saver:
         for name in set(self._buffers) - set(tensors):
             del self._buffers[name]
         for name, tensor in tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._buffers[name] = buffer
-            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            self._buffer(name, tensor).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
             on_gpu = on_gpu or tensor.is_cuda
         if on_gpu:
             torch.cuda.synchronize()
         return dict(self._buffers)
 
+    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name] = buffer
+        return buffer
+
     def _write(
         self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], describe: dict[str, Any], kind: str
     ) -> None:
-        started = time.perf_counter()
         try:
-            raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
-            manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
-        except (OSError, DamagedFileError) as error:
+            self._write_and_tidy(path, tensors, values, describe, kind)
+        except BaseException as error:  # noqa: BLE001 - nothing is swallowed: `check` raises it in the training thread
             self._failure = error
-            return
+
+    def _write_and_tidy(
+        self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], describe: dict[str, Any], kind: str
+    ) -> None:
+        started = time.perf_counter()
+        if self.before_write is not None:
+            self.before_write()
+        raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
+        manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
         if kind == "epoch":
             self.parent_sha256 = manifest.sha256
         logger.info(
@@ -144,7 +172,8 @@ class Saver:
             manifest.sha256[:16],
         )
         if self.on_durable is not None:
-            try:
-                self.on_durable(manifest)
-            except OSError as error:
-                self._failure = error
+            self.on_durable(manifest)
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

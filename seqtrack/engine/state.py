@@ -16,6 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.engine.optimizer import NamedOptimizer, Schedule
 from seqtrack.errors import UserError
+from seqtrack.seeding import process_seed
 
 
 @dataclass
@@ -87,6 +88,13 @@ class RandomStates:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.of_ranks: dict[str, dict[str, Any]] = {}
+
+    def seed(self, seed: int) -> None:
+        """Start every generator from the run's seed: a fresh process would start them from the machine's entropy."""
+        word = process_seed(seed, self.rank)
+        random.seed(word)
+        np.random.seed(word % 2**32)  # noqa: NPY002
+        torch.manual_seed(word)
 
     def of_this_rank(self) -> dict[str, Any]:
         """This process's states, as tensors and plain values."""
@@ -177,7 +185,7 @@ class TrainState:
             else:
                 try:
                     getattr(self, item.name).load_state_dict(part)
-                except (KeyError, TypeError, AttributeError) as error:
+                except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
                     raise UserError(f"the checkpoint's {item.name} cannot be used: {error!r}") from error
 
 

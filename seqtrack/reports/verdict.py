@@ -88,7 +88,15 @@ def _run_facts(folder: Path) -> dict[str, Any]:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write plots, `comparison.md` and `certificate.json` into `folder`."""
+    """Write plots, `comparison.md` and `certificate.json` into `folder`; where that cannot be written, say so."""
+    try:
+        _write_comparison(comparison, folder)
+    except OSError as error:
+        # The verdict itself needs no file, and a finished run is not undone by a full disk.
+        logger.warning("plots and certificate could not be written into %s (%s)", folder, error.strerror or error)
+
+
+def _write_comparison(comparison: Comparison, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plot_comparison(comparison.folders, folder, verdict=comparison.verdict)
     names = [place.name for place in comparison.folders]
