@@ -1,6 +1,7 @@
 """`seqtrack evaluate`: score checkpoints, baselines and other trackers' files side by side by LaSOT's protocol."""
 
 import argparse
+import functools
 import logging
 import os
 import platform
@@ -89,10 +90,12 @@ def run(args: argparse.Namespace) -> int:
     subjects: list[Subject] = []
     if args.annotations is not None:
         annotations = choose(read_annotations(args.annotations), classes=_words(args.classes), names=names)
-        conditions = {"dataset": None, "split": None, "annotations": args.annotations.name, "repair": args.repair}
+        conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
         subjects, annotations, conditions = _tracked(args, environment, folder, wanted, names)
     others = [one for place in args.results or () for one in read_results(place, annotations, repair=args.repair)]
+    if others:
+        conditions["repair"] = args.repair
     subjects += [*result_subjects(others, annotations), still_subject(annotations)]
 
     evaluation = Evaluation(annotations, subjects, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
@@ -135,7 +138,6 @@ def _tracked(
         "split": source.split,
         "synthetic": source.synthetic,
         "data_digest": describe([source])["digest"],
-        "repair": args.repair,
     }
     if not manifests:
         return [], annotations, conditions
@@ -197,7 +199,7 @@ def _track_checkpoints(
 
     from seqtrack.engine.fingerprint import describe_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
-    from seqtrack.tracking.load import choose_device, load_model
+    from seqtrack.tracking.load import choose_device, load_model, set_threads
     from seqtrack.tracking.settings import tracker_settings
 
     device = choose_device(args.device or environment.device)
@@ -205,8 +207,10 @@ def _track_checkpoints(
     subjects: list[Subject] = []
     conditions: dict[str, Any] = {}
 
+    settings_of = functools.cache(lambda config: tracker_settings(config, dataset=dataset, precision=args.precision))
+
     def track(name: str, kind: str, model: Any, config: Any, epoch: int | None, source: dict[str, Any]) -> None:
-        settings = tracker_settings(config, dataset=dataset, precision=args.precision)
+        settings = settings_of(config)
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             subject = model_subject(
                 name, kind, model, sequences, settings,
@@ -222,6 +226,7 @@ def _track_checkpoints(
 
     for manifest in manifests:
         model, config = load_model(manifest, device)
+        set_threads(config)
         source = {**checkpoint_source(manifest), "step": manifest.step}
         track(checkpoint_name(manifest, manifests), "checkpoint", model, config, manifest.epoch, source)
     if args.untrained if args.untrained is not None else every:

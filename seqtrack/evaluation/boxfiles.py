@@ -5,6 +5,8 @@ separated by commas, tabs or spaces. Reading refuses what is not that and tells 
 so that scoring the file and scoring the array give the same number.
 """
 
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -105,11 +107,13 @@ def read_archive(path: Path, keys: Iterable[str]) -> dict[str, npt.NDArray[Any]]
     """
     wanted = list(keys)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise UserError(f"{path}: holds a single array; expected an .npz archive with {', '.join(wanted)}")
+        with stored:
             missing = [key for key in wanted if key not in stored.files]
-            if not missing:
-                return {key: stored[key] for key in wanted}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        # AttributeError: a lone .npy is an array, not an archive, and has no `files`
+            if missing:
+                raise UserError(f"{path}: holds no {', '.join(missing)}; expected {', '.join(wanted)}")
+            return {key: stored[key] for key in wanted}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as an .npz archive ({error})") from error
-    raise UserError(f"{path}: holds no {', '.join(missing)}; expected {', '.join(wanted)}")

@@ -74,6 +74,7 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> list[str]:
             drawn.append(name)
 
     save(_epochs(evaluation), "epochs.png")
+    save(_epochs_by_class(evaluation), "epochs_by_class.png")
     for name, curve in _CURVES.items():
         save(_curve(evaluation, curve), f"{name}.png")
     save(_classes(evaluation), "classes.png")
@@ -160,6 +161,24 @@ def _epochs(evaluation: Evaluation) -> Figure | None:
     return figure
 
 
+def _epochs_by_class(evaluation: Evaluation) -> Figure | None:
+    """AUC of each class over epochs; None with one class, one epoch, or more classes than can be told apart."""
+    epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
+    groups = evaluation.classes
+    if len(epochs) < 2 or not 2 <= len(groups) <= len(_OTHERS):
+        return None
+    figure, axes = _axes(f"AUC by class and epoch: {_subtitle(evaluation)}")
+    x = [one.epoch or 0 for one in epochs]
+    for (name, members), colour in zip(groups.items(), _OTHERS, strict=False):
+        axes.plot(x, [one.mean(members).auc for one in epochs], marker="o", color=colour, label=name)
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("AUC (percent)")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
 def _shown_in_bars(evaluation: Evaluation) -> list[Subject]:
     """The last epoch, and whatever is no epoch: bars of every epoch could not be read."""
     epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
@@ -213,6 +232,7 @@ def _speed(evaluation: Evaluation) -> Figure | None:
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     axes.set_yticks(rows, [one.name for one, _ in measured])
     axes.invert_yaxis()
-    axes.set_xlabel("frames a second (tracker only; image reading left out)")
+    together = evaluation.conditions.get("concurrent")
+    axes.set_xlabel(f"frames a second (tracker only, image reading left out; up to {together} sequences at once)")
     axes.grid(visible=False, axis="y")
     return figure

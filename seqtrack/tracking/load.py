@@ -3,9 +3,6 @@
 Knows checkpoints, configurations and models; knows no video.
 """
 
-import logging
-from pathlib import Path
-
 import torch
 import yaml
 
@@ -16,8 +13,6 @@ from seqtrack.errors import UserError
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
-
-logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -66,6 +61,7 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
     return model.to(device).eval(), config
 
 
-def name_of(path: Path) -> str:
-    """How a checkpoint is called in tables and on screen: its file name without the suffix."""
-    return path.name.removesuffix(".safetensors")
+def set_threads(config: Config) -> None:
+    """Compute threads as in training: a model that trains fastest on one thread tracks fastest on one."""
+    if config.TRAIN.NUM_THREADS:
+        torch.set_num_threads(config.TRAIN.NUM_THREADS)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from seqtrack.errors import UserError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from seqtrack.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,8 @@ def tracker_settings(config: "Config", *, dataset: str | None, precision: str = 
 
     Args:
         dataset: its name, in any case; keys of TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD are upper-case names of
-            data sets. One that has no key there takes DEFAULT, and the log says so. None (a user's own video) takes
-            DEFAULT as a matter of course.
+            data sets. One without an interval of its own takes DEFAULT, and the log says so. None (a user's own video)
+            takes DEFAULT as a matter of course.
 
     Raises:
         UserError: TEST and DATA disagree about sizes or the number of templates: the model could not be used so.
@@ -71,27 +73,25 @@ def tracker_settings(config: "Config", *, dataset: str | None, precision: str = 
     ]
     if problems:
         raise UserError(problems)
+    intervals, thresholds = _keys(test.UPDATE_INTERVALS), _keys(test.UPDATE_THRESHOLD)
+    key = "DEFAULT" if dataset is None else dataset.upper()
+    if key not in intervals and test.NUM_TEMPLATES > 1:
+        # With one template there is nothing to renew, and nothing to say.
+        logger.info(
+            "TEST.UPDATE_INTERVALS has no key %s (it has %s): DEFAULT, %d frames, is used",
+            key, ", ".join(intervals), intervals["DEFAULT"],
+        )  # fmt: skip
     return TrackerSettings(
         search_factor=test.SEARCH_FACTOR,
         template_factor=test.TEMPLATE_FACTOR,
         window=test.WINDOW,
-        update_interval=int(_by_dataset(test.UPDATE_INTERVALS, "UPDATE_INTERVALS", dataset)),
-        update_threshold=float(_by_dataset(test.UPDATE_THRESHOLD, "UPDATE_THRESHOLD", dataset)),
+        update_interval=int(intervals.get(key, intervals["DEFAULT"])),
+        update_threshold=float(thresholds.get(key, thresholds["DEFAULT"])),
         mean=data.MEAN,
         std=data.STD,
         precision=precision,
     )
 
 
-def _by_dataset(section: object, name: str, dataset: str | None) -> float:
-    keys = {field.name: getattr(section, field.name) for field in fields(section)}  # type: ignore[arg-type]
-    value: float = keys["DEFAULT"]
-    if dataset is None:
-        return value
-    if dataset.upper() in keys:
-        return float(keys[dataset.upper()])
-    logger.info(
-        "TEST.%s has no key for the data set %s (it has %s): DEFAULT, %g, is used",
-        name, dataset.upper(), ", ".join(keys), value,
-    )  # fmt: skip
-    return value
+def _keys(section: "DataclassInstance") -> dict[str, float]:
+    return {field.name: getattr(section, field.name) for field in fields(section)}

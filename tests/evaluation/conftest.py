@@ -1,12 +1,25 @@
-"""Real annotations and boxes of published trackers, where the tester has them."""
+"""Real annotations and boxes of published trackers where the tester has them, and a small run with drawn videos."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
+
+from seqtrack.checkpoints.store import FORMAT, epoch_name, write_checkpoint
+from seqtrack.checkpoints.tensors import tensor_bytes
+from seqtrack.config.load import config_digest, dump_config, load_config
+from seqtrack.config.schema import Config
+from seqtrack.data.demo import Plan, draw_demo
+from seqtrack.data.lasot import open_lasot
+from seqtrack.data.sequence import Sequence
+from seqtrack.model.build import build_model
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import model_spec
 
 
 @dataclass(frozen=True)
@@ -45,3 +58,63 @@ def lasot_eval(data_folder: Path) -> EvaluationData:
         return EvaluationData(
             folder, stored["names"].tolist(), stored["offsets"], stored["boxes"].astype(np.float64), ~absent
         )
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return load_config("demo", overrides=[("DATA.TRAIN.DATASETS_NAME", "LASOT")])
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LaSOT's layout with drawn videos: two classes, 2 test and 2 training sequences each."""
+    folder = tmp_path_factory.mktemp("data") / "lasot"
+    draw_demo(folder, plan=Plan(train_sequences=2, train_frames=25, test_sequences=2, test_frames=14))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sequences(data_dir: Path) -> list[Sequence]:
+    return open_lasot(data_dir, classes=(), split="test")
+
+
+@pytest.fixture(scope="session")
+def training_sequences(data_dir: Path) -> list[Sequence]:
+    return open_lasot(data_dir, classes=(), split="train")
+
+
+@pytest.fixture
+def model(config: Config) -> SeqTrack:
+    return build_model(model_spec(config), seed=11)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, config: Config) -> Callable[[int], Path]:
+    """An output folder whose phase 1 has checkpoints of so many epochs, each with weights of its own."""
+
+    def make(epochs: int) -> Path:
+        output = tmp_path / "output"
+        folder = output / "phase_1" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder.parent / "config.yaml").write_text(dump_config(config))
+        for epoch in range(1, epochs + 1):
+            weights = build_model(model_spec(config), seed=epoch).state_dict()
+            tensors = {f"model/{name}": tensor_bytes(value) for name, value in weights.items()}
+            described = {
+                "kind": "epoch",
+                "epoch": epoch,
+                "step": 10 * epoch,
+                "sample": 0,
+                "loss": 1.0 / epoch,
+                "iou": 0.1 * epoch,
+                "parent_sha256": None,
+                "config_digest": config_digest(config),
+                "data_digest": None,
+                "created": "2026-01-01T00:00:00Z",
+                "config": yaml.safe_load(dump_config(config)),
+            }
+            manifest = write_checkpoint(folder / epoch_name(epoch), tensors, {"epoch": epoch}, describe=described)
+            assert manifest.format == FORMAT
+        return output
+
+    return make

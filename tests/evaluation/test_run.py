@@ -1,0 +1,159 @@
+"""Whole sequences through a tracker, and validation that leaves a training run as it was."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seqtrack.data.sequence import Sequence
+from seqtrack.errors import UserError
+from seqtrack.evaluation.annotations import from_sequences
+from seqtrack.evaluation.metrics import mean_scores, score
+from seqtrack.evaluation.run import read_frame, refuse_leak, still_boxes, track_sequences, validate
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.tracking.settings import TrackerSettings
+from seqtrack.tracking.tracker import Tracker
+
+SETTINGS = TrackerSettings()
+
+
+def test_every_frame_gets_a_box_and_the_first_is_the_annotation(model: SeqTrack, sequences: list[Sequence]) -> None:
+    tracks = track_sequences(model.eval(), sequences, SETTINGS)
+    assert list(tracks) == [sequence.name for sequence in sequences]
+    for sequence in sequences:
+        found = tracks[sequence.name]
+        assert found.boxes_xywh.shape == (sequence.num_frames, 4)
+        assert found.boxes_xywh[0].tolist() == sequence.boxes_xywh[0].tolist()
+        assert found.seconds > 0 and found.fps is not None and found.fps > 0
+
+
+@pytest.mark.parametrize("concurrent", [1, 2, 3, 16])
+def test_the_number_followed_at_once_does_not_change_the_boxes(
+    model: SeqTrack, sequences: list[Sequence], concurrent: int
+) -> None:
+    """Three at once means that one sequence starts when another ends."""
+    expected = {}
+    for sequence in sequences:
+        tracker = Tracker(model.eval(), SETTINGS)
+        tracker.start(read_frame(sequence.frame_path(0)), sequence.boxes_xywh[0].tolist())
+        expected[sequence.name] = [
+            tracker.track(read_frame(sequence.frame_path(index))).box_xywh for index in range(1, sequence.num_frames)
+        ]
+    tracks = track_sequences(model, sequences, SETTINGS, concurrent=concurrent)
+    for name, boxes in expected.items():
+        np.testing.assert_allclose(tracks[name].boxes_xywh[1:], boxes, atol=1e-6)
+
+
+def test_progress_counts_every_tracked_frame(model: SeqTrack, sequences: list[Sequence]) -> None:
+    told: list[int] = []
+    track_sequences(model.eval(), sequences, SETTINGS, concurrent=3, on_frames=told.append)
+    assert sum(told) == sum(sequence.num_frames - 1 for sequence in sequences)
+
+
+def test_a_frame_that_cannot_be_read_names_its_file(model: SeqTrack, sequences: list[Sequence], tmp_path: Path) -> None:
+    import dataclasses
+    import shutil
+
+    broken = dataclasses.replace(sequences[0], folder=tmp_path / "img")
+    shutil.copytree(sequences[0].folder, tmp_path / "img")
+    broken.frame_path(5).write_bytes(broken.frame_path(5).read_bytes()[:200])
+    with pytest.raises(UserError, match=r"00000006\.jpg"):
+        track_sequences(model.eval(), [broken], SETTINGS)
+
+
+def test_a_box_that_stands_still_scores_what_standing_still_is_worth(sequences: list[Sequence]) -> None:
+    annotation = from_sequences(sequences)[0]
+    still = still_boxes(annotation)
+    assert (still.boxes_xywh == annotation.boxes_xywh[0]).all() and still.fps is None
+    moving = score(still.boxes_xywh, annotation.boxes_xywh, annotation.visible).auc
+    assert moving < score(annotation.boxes_xywh, annotation.boxes_xywh, annotation.visible).auc
+
+
+class TestValidation:
+    def test_gives_the_means_of_the_protocol(
+        self, model: SeqTrack, sequences: list[Sequence], training_sequences: list[Sequence]
+    ) -> None:
+        found = validate(model, sequences, SETTINGS, trained_on=training_sequences)
+        tracks = track_sequences(model.eval(), sequences, SETTINGS)
+        scores = [score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible) for one in from_sequences(sequences)]
+        assert {name: found[name] for name in mean_scores(scores).figures()} == mean_scores(scores).figures()
+        assert (found["sequences"], found["frames"]) == (4, 56)
+
+    def test_leaves_every_random_state_and_every_mode_as_it_was(
+        self, model: SeqTrack, sequences: list[Sequence]
+    ) -> None:
+        model.train()
+        model.decoder.eval()  # a frozen part must not wake up
+        modes = [module.training for module in model.modules()]
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        torch.manual_seed(4), np.random.seed(4), random.seed(4)  # noqa: NPY002
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+        gradients = torch.is_grad_enabled()
+        validate(model, sequences, SETTINGS, trained_on=[])
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
+        assert [module.training for module in model.modules()] == modes
+        assert torch.is_grad_enabled() == gradients
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights.items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_puts_the_mode_back_when_a_frame_cannot_be_read(
+        self, model: SeqTrack, sequences: list[Sequence], tmp_path: Path
+    ) -> None:
+        import dataclasses
+
+        model.train()
+        with pytest.raises(UserError):
+            validate(model, [dataclasses.replace(sequences[0], folder=tmp_path)], SETTINGS, trained_on=[])
+        assert model.training
+
+    def test_twice_gives_the_same_but_for_the_clock(self, model: SeqTrack, sequences: list[Sequence]) -> None:
+        first, second = (validate(model, sequences, SETTINGS, trained_on=[]) for _ in range(2))
+        assert {**first, "fps": 0} == {**second, "fps": 0}
+
+    def test_a_training_step_after_it_is_bit_for_bit_that_without_it(
+        self, model: SeqTrack, sequences: list[Sequence]
+    ) -> None:
+        """Dropout draws from torch's global state; the control shows that a moved state would be noticed."""
+        images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+        templates = torch.randn(2, 1, 3, 48, 48, generator=torch.Generator().manual_seed(2))
+        tokens = torch.tensor([[65, 1, 2, 3, 4], [65, 5, 6, 7, 8]])
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        model.train()
+
+        def step() -> torch.Tensor:
+            return model(templates, images, tokens)
+
+        torch.manual_seed(9)
+        plain = step()
+        torch.manual_seed(9)
+        validate(model, sequences, SETTINGS, trained_on=[])
+        assert torch.equal(step(), plain)
+        torch.manual_seed(9)
+        torch.rand(1)
+        assert not torch.equal(step(), plain)
+
+
+class TestLeaks:
+    def test_a_sequence_on_both_sides_is_refused(
+        self, model: SeqTrack, sequences: list[Sequence], training_sequences: list[Sequence]
+    ) -> None:
+        refuse_leak(sequences, training_sequences)
+        with pytest.raises(UserError, match=f"1 sequences .*{sequences[1].name}"):
+            refuse_leak(sequences, [*training_sequences, sequences[1]])
+        with pytest.raises(UserError, match="trained on"):
+            validate(model, sequences, SETTINGS, trained_on=sequences[:1])
+
+    def test_another_name_for_the_same_frames_is_seen_through(self, sequences: list[Sequence], tmp_path: Path) -> None:
+        import dataclasses
+
+        link = tmp_path / "link"
+        link.symlink_to(sequences[0].folder)
+        disguised = dataclasses.replace(sequences[0], name="other-1", folder=link)
+        with pytest.raises(UserError, match="other-1"):
+            refuse_leak([disguised], [sequences[0]])
+        refuse_leak([disguised], [sequences[1]])
