@@ -6,6 +6,7 @@ Knows no variable by name. The messages never repeat the text, which may be a se
 import re
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from seqtrack.config.fields import NAME_PATTERN
@@ -19,6 +20,14 @@ def text(value: str) -> str:
     if not value.isprintable():
         raise ValueError("text on one line")
     return value
+
+
+def path(value: str) -> Path:
+    """A file or folder, there or not; a ~ at its start is the home folder, as it would be in a shell."""
+    try:
+        return Path(text(value)).expanduser()
+    except (RuntimeError, ValueError):
+        raise ValueError("a path on one line, below a home folder that exists if it starts with ~") from None
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

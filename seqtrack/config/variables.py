@@ -6,7 +6,6 @@ checked when any command starts, so a mistake shows before work begins.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from seqtrack.config import forms
@@ -51,8 +50,10 @@ VARIABLES: dict[str, Variable] = {
     "CLASSES": Variable(
         "", "classes, separated by commas; unset, those of CONFIG", "train, data, evaluate", forms.names
     ),
-    "DATA_DIR": Variable("./data", "folder of the data sets", "train, data, evaluate", Path),
-    "OUTPUT_DIR": Variable("./output", "folder that holds phase_1, phase_2 and comparison", "every command", Path),
+    "DATA_DIR": Variable("./data", "folder of the data sets", "train, data, evaluate", forms.path),
+    "OUTPUT_DIR": Variable(
+        "./output", "folder that holds phase_1, phase_2 and comparison", "every command", forms.path
+    ),
     "SEED": Variable("", "TRAIN.SEED", "train", forms.whole(0, 2**32 - 1)),
     "EPOCHS": Variable("", "TRAIN.EPOCH and TEST.EPOCH", "train", forms.whole(1)),
     "BATCH_SIZE": Variable("", "TRAIN.BATCH_SIZE: samples of a step over all processes", "train", forms.whole(1)),
@@ -72,10 +73,16 @@ VARIABLES: dict[str, Variable] = {
         "", "access token; a file is safer, see HF_TOKEN_PATH", "upload, hub", forms.token, secret=True
     ),
     "HF_TOKEN_PATH": Variable(
-        "", "file with the access token, read anew at each use; wins over HF_TOKEN", "upload, hub", Path
+        "", "file with the access token, read anew at each use; wins over HF_TOKEN", "upload, hub", forms.path
     ),
     "HF_ENDPOINT": Variable("", "address of the Hub; unset, huggingface.co", "upload, hub", forms.address),
     "HF_PRIVATE": Variable("true", "whether a repository that is made is private", "upload, hub", forms.switch),
+    "HF_HUB_DISABLE_XET": Variable(
+        "",
+        "1 uploads over LFS alone, for a server that does not speak Xet; read by the Hub's client",
+        "upload, hub",
+        forms.switch,
+    ),
     "UPLOAD_TARGET": Variable("", "another target than HF_REPO, such as folder:/mnt/backup", "upload", forms.target),
     "UPLOAD_MIN_COMMIT_INTERVAL_S": Variable(
         "30",
@@ -199,6 +206,6 @@ VARIABLES: dict[str, Variable] = {
         "healthcheck",
         forms.number(1, 1e7),
     ),
-    "SEQTRACK_TEST_DATA": Variable("", "folder of real test data", "tests", Path),
-    "SEQTRACK_GOLDENS": Variable("", "folder of reference outputs", "tests", Path),
+    "SEQTRACK_TEST_DATA": Variable("", "folder of real test data", "tests", forms.path),
+    "SEQTRACK_GOLDENS": Variable("", "folder of reference outputs", "tests", forms.path),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from seqtrack.config import forms
 from seqtrack.config.environment import (
     Environment,
     configure,
@@ -149,6 +150,34 @@ def test_a_malformed_value_is_refused_and_a_good_one_is_not(name: str, bad: list
         read_environment({name: value})
 
 
+def test_what_is_read_is_what_was_written() -> None:
+    assert read_environment({"NPROC": "AUTO"}).nproc == "auto"
+    assert (forms.number(0, 10)("2.5"), forms.host_port("node-1:29500")) == (2.5, "node-1:29500")
+    for text in ("11", "-1", "1e1", "nan", "x", "1."):
+        with pytest.raises(ValueError, match="a number from 0 to 10"):
+            forms.number(0, 10)(text)
+    for text in ("node", ":1", "node:0", "node:65536", "node:x", "node:"):
+        with pytest.raises(ValueError, match="host:port"):
+            forms.host_port(text)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read_environment({"HF_TOKEN_PATH": "~/token"}).hf_token_path == Path("/home/me/token")
+    with pytest.raises(UserError, match="DATA_DIR: found '~nobody-by-this-name/x'"):
+        read_environment({"DATA_DIR": "~nobody-by-this-name/x"})
+
+
+def test_overrides_that_are_no_pairs_are_explained() -> None:
+    assert problems_of({"OVERRIDES": "TRAIN.LR 1 TRAIN.SEED"}) == [
+        "OVERRIDES: found 'TRAIN.LR 1 TRAIN.SEED', expected KEY VALUE KEY VALUE; 3 words are no pairs"
+    ]
+    assert problems_of({"OVERRIDES": "TRAIN.LR=1"}) == [
+        "OVERRIDES: found 'TRAIN.LR=1', expected KEY VALUE KEY VALUE with a blank between, not ="
+    ]
+    assert "a quotation mark is left open" in problems_of({"OVERRIDES": "TRAIN.LR '1"})[0]
+
+
 def test_a_misspelt_variable_of_ours_is_an_error_and_a_strangers_is_not() -> None:
     with pytest.raises(
         UserError, match="SEQTRACK_TEST_DATE: there is no such variable; did you mean SEQTRACK_TEST_DATA"
@@ -175,6 +204,11 @@ def test_a_resume_with_nothing_left_to_train_is_refused() -> None:
     assert problems_of({"EPOCHS": "1", "RESUME_EPOCH": "1"}) == [
         "RESUME_EPOCH 1: nothing of a run of 1 epochs is left to train; train more than one epoch"
     ]
+
+
+def test_resolving_alone_refuses_it_too() -> None:
+    with pytest.raises(UserError, match="nothing of a run of 10 epochs is left"):
+        resolve(read_environment({"RESUME_EPOCH": "10"}))
 
 
 def test_the_experiment_follows_the_data_set_unless_it_is_named() -> None:

@@ -83,14 +83,25 @@ def test_what_is_no_finite_number_is_refused(written: str) -> None:
     assert the_problem(f"TRAIN:\n  LR: {written}").startswith("TRAIN.LR (my.yaml line 2): found ")
 
 
+def test_a_number_without_an_upper_limit_is_still_finite() -> None:
+    assert "which is too large" in the_problem("TRAIN: {CE_WEIGHT: 1e999}")
+    assert config_from_text("TRAIN: {CE_WEIGHT: 1e300}", "my.yaml").TRAIN.CE_WEIGHT == 1e300
+
+
+def test_a_number_may_have_choices_too() -> None:
+    assert (
+        the_problem("DATA: {SEARCH: {NUMBER: 2}}") == "DATA.SEARCH.NUMBER (my.yaml line 1): found 2, expected one of 1"
+    )
+
+
 @pytest.mark.parametrize("written", ["010", "1.0", "1e3", "0x10", "1:30", "'16'", "0b1", "true", "9" * 5000])
 def test_a_whole_number_is_written_in_one_way_only(written: str) -> None:
     assert the_problem(f"TRAIN:\n  BATCH_SIZE: {written}").startswith("TRAIN.BATCH_SIZE (my.yaml line 2): found ")
 
 
 def test_a_switch_word_is_a_switch_only_where_the_key_is_one() -> None:
-    config = config_from_text("TRAIN: {AMP: off, COMPILE: on}\nTEST: {WINDOW: No}", "my.yaml")
-    assert (config.TRAIN.AMP, config.TRAIN.COMPILE, config.TEST.WINDOW) == ("off", True, False)
+    config = config_from_text("TRAIN: {AMP: off, COMPILE: on, DETERMINISTIC: No}", "my.yaml")
+    assert (config.TRAIN.AMP, config.TRAIN.COMPILE, config.TRAIN.DETERMINISTIC) == ("off", True, False)
     assert "expected true or false" in the_problem("TEST: {WINDOW: 1}")
 
 
@@ -158,6 +169,8 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     binary.write_bytes(b"TRAIN: {LR: \xff\xfe}")
     with pytest.raises(UserError, match="byte 12 is not UTF-8"):
         load_config(str(binary))
+    with pytest.raises(UserError, match="this is no path"):
+        load_config("a\x00b.yaml")
     with pytest.raises(UserError, match="no such experiment; did you mean seqtrack_b256"):
         load_config("seqtrack_b265")
 
