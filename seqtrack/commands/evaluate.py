@@ -122,6 +122,7 @@ def _tracked(
     args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: list[str]
 ) -> tuple[list["Subject"], list[Any], dict[str, Any]]:
     """Track with every wanted checkpoint; returns subjects, annotations, and the conditions for the records."""
+    from seqtrack.config.load import load_config
     from seqtrack.data.sources import describe
     from seqtrack.evaluation.annotations import choose, from_sequences
     from seqtrack.evaluation.gather import select_checkpoints
@@ -129,6 +130,8 @@ def _tracked(
 
     manifests = select_checkpoints(folder, wanted) if wanted else []
     config = checkpoint_config(manifests[-1]) if manifests else None
+    if config is None and (folder / "config.yaml").is_file():
+        config = load_config(str(folder / "config.yaml"))
     source = _open(args, environment, config)
     annotations = choose(from_sequences(source.sequences), names=names)
     kept = {one.name for one in annotations}
