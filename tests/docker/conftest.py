@@ -3,138 +3,15 @@
 Everything a test starts is taken down again: containers, networks, volumes; at the end the image too.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-CANARY = "hf_canaryThatMustNotBeInAnyLayer"
-# Enough steps to be stopped between two of them, few enough for a test.
-SMALL = {"EPOCHS": "3", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 320"}
-
-
-def command(words: Sequence[str | Path], *, timeout: float = 120, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command, its output kept."""
-    kwargs = {"capture_output": True, "text": True, **kwargs}
-    return subprocess.run([str(word) for word in words], timeout=timeout, check=False, **kwargs)
-
-
-def docker(*words: str, timeout: float = 120) -> str:
-    """Output of a docker command that has to succeed."""
-    answer = command(["docker", *words], timeout=timeout)
-    assert answer.returncode == 0, f"docker {' '.join(words)}:\n{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
-    return answer.stdout
-
-
-def copy_of_the_repository(folder: Path) -> Path:
-    """The files that a clone of the working tree would have, and no others."""
-    listing = command(["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "-z"]).stdout
-    for name in filter(None, listing.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
-
-
-@dataclass
-class Project:
-    """A clone with a compose project of its own."""
-
-    folder: Path
-    image: str
-    files: tuple[str, ...] = ("compose.yaml", "compose.cpu.yaml")
-    variables: dict[str, str] = field(default_factory=dict)
-    name: str = field(default_factory=lambda: f"seqtrack-test-{uuid.uuid4().hex[:8]}")
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "output"
-
-    def compose(self, *words: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`docker compose WORDS` in the clone."""
-        return command(
-            [*self._base(), *words],
-            cwd=self.folder,
-            env=self._environment(variables),
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """The same, not waited for."""
-        return subprocess.Popen(
-            [*self._base(), *words],
-            cwd=self.folder,
-            env=self._environment(variables),
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def up(self, service: str, *, timeout: float = 300, **variables: str) -> str:
-        """`docker compose up SERVICE`, as a user types it; returns what the screen showed."""
-        answer = self.compose("up", "--no-color", service, timeout=timeout, **variables)
-        return answer.stdout + answer.stderr
-
-    def container(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's container."""
-        name = self.compose("ps", "--all", "--quiet", service).stdout.strip()
-        assert name, f"no container of {service}: {self.compose('ps', '--all').stdout}"
-        details: dict[str, Any] = json.loads(docker("inspect", name))[0]
-        return details
-
-    def exit_code(self, service: str) -> int:
-        state = self.container(service)["State"]
-        assert state["Status"] == "exited", state
-        return int(state["ExitCode"])
-
-    def checkpoints(self, phase: int = 1, kind: str = "ep") -> list[str]:
-        return sorted(path.stem for path in (self.output / f"phase_{phase}/checkpoints").glob(f"SEQTRACK_{kind}*.json"))
-
-    def records(self, phase: int = 1) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl so far."""
-        path = self.output / f"phase_{phase}/logs/metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def down(self) -> None:
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
-
-    def _base(self) -> list[str]:
-        options = [word for file in self.files for word in ("-f", file)]
-        return [
-            "docker",
-            "compose",
-            "--project-directory",
-            ".",
-            "--project-name",
-            self.name,
-            "--ansi",
-            "never",
-            *options,
-        ]
-
-    def _environment(self, variables: dict[str, str]) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST", "TMPDIR") if name in os.environ}
-        return {**kept, "IMAGE": self.image, **self.variables, **variables}
-
-
-def wait_until(what: str, done: Callable[[], Any], *, seconds: float = 60) -> Any:
-    """Look again and again until `done()` answers with something."""
-    end = time.monotonic() + seconds
-    while not (answer := done()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
-    return answer
+from docker.containers import CANARY, SMALL, Project, command, copy_of_the_repository
 
 
 @pytest.fixture(scope="session")
@@ -154,11 +31,8 @@ def image(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         (folder / name).write_text(CANARY)
     tag = f"seqtrack-test:{uuid.uuid4().hex[:8]}"
     digest = command(["sha256sum", folder / "requirements.lock"]).stdout.split()[0]
-    answer = command(
-        ["docker", "build", "--target", "image", "-t", tag, "--build-arg", "COMMIT=0123abcd"]
-        + ["--build-arg", f"LOCK_DIGEST={digest}", folder],
-        timeout=900,
-    )
+    arguments = ["--build-arg", "COMMIT=0123abcd", "--build-arg", f"LOCK_DIGEST={digest}"]
+    answer = command(["docker", "build", "--target", "image", "-t", tag, *arguments, folder], timeout=900)
     assert answer.returncode == 0, answer.stderr[-5000:]
     shutil.rmtree(folder)
     yield tag

@@ -1,0 +1,176 @@
+"""Runs in containers, started as users start them: with compose, with a bare `docker run`, over two containers.
+
+Every claim of equality is judged by `seqtrack verify`, whose own tests show that it notices a single changed bit.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from docker.containers import SMALL, Project, command, docker, wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+MakeProject = Callable[..., Project]
+# Long enough an epoch to be stopped in the middle of: about five seconds.
+LONGER = {"EPOCHS": "3", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1600"}
+
+
+@pytest.fixture(scope="module")
+def uncut(image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
+    """Phase 1 of the run that other tests interrupt, uninterrupted."""
+    from docker.containers import copy_of_the_repository
+
+    project = Project(copy_of_the_repository(tmp_path_factory.mktemp("uncut")), image, variables=dict(LONGER))
+    request.addfinalizer(project.down)
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    return project
+
+
+def verdict(image: str, one: Path, other: Path) -> str:
+    """The last word of `seqtrack verify` on two phase folders."""
+    mounts = ["-v", f"{one}:/one:ro", "-v", f"{other}:/other:ro"]
+    answer = command(["docker", "run", "--rm", *mounts, image, "verify", "/one", "/other"])
+    word = answer.stdout.strip().splitlines()[-1]
+    assert answer.returncode == {"identical": 0, "differs": 1}[word], answer.stdout
+    return word
+
+
+def in_the_middle_of_epoch(project: Project, epoch: int) -> bool:
+    """Whether some of the epoch's steps are done and others are not."""
+    last = project.records()[-1:]
+    return bool(last) and last[0]["epoch"] == epoch and last[0]["type"] == "interval" and last[0]["sample"] >= 200
+
+
+def begin_and_wait(project: Project, epoch: int = 2) -> subprocess.Popen[str]:
+    """`up train-phase1` until it is in the middle of an epoch."""
+    up = project.start("up", "--no-color", "train-phase1")
+    wait_until("the middle of an epoch", lambda: in_the_middle_of_epoch(project, epoch), seconds=120)
+    return up
+
+
+def owners(folder: Path) -> set[tuple[int, int]]:
+    return {(path.lstat().st_uid, path.lstat().st_gid) for path in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.run
+def test_both_phases_on_a_fresh_clone_end_identical(make_project: MakeProject) -> None:
+    project = make_project()
+    screen = project.up("train-phase1", timeout=580)
+    assert project.exit_code("train-phase1") == 0, screen
+    assert project.exit_code("uploader") == 0, screen
+    assert "nothing is uploaded" in screen
+    assert project.checkpoints() == [f"SEQTRACK_ep{epoch:04d}" for epoch in range(1, 11)]
+    last = [record for record in project.records() if record["type"] == "epoch"][-1]
+    assert last["epoch"] == 10
+    assert last["iou"] >= 0.4
+    screen = project.up("train-phase2", timeout=580, RESUME_EPOCH="3")
+    assert project.exit_code("train-phase2") == 0, screen
+    assert project.checkpoints(2) == [f"SEQTRACK_ep{epoch:04d}" for epoch in range(4, 11)]
+    assert (project.output / "comparison/certificate.json").is_file()
+    assert [line for line in screen.splitlines() if "train-phase2" in line and "|" in line][-1].endswith("identical")
+    answer = project.compose("run", "--rm", "--no-deps", "verify")
+    assert answer.stdout.strip().splitlines()[-1] == "identical", answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("owner", [0, 1000, 12345])
+def test_files_belong_to_the_owner_of_the_folder_and_nothing_is_written_elsewhere(
+    make_project: MakeProject, owner: int
+) -> None:
+    project = make_project(variables=dict(SMALL))
+    before = set(project.folder.rglob("*"))
+    for folder in (project.output, project.folder / "data"):
+        os.chown(folder, owner, owner)
+        (folder / ".gitkeep").unlink()
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    assert owners(project.output) == {(owner, owner)}
+    assert owners(project.folder / "data") == {(owner, owner)}
+    new = {path.relative_to(project.folder).parts[0] for path in {*project.folder.rglob("*")} - before}
+    assert new == {"output", "data"}
+    container = project.container("train-phase1")
+    assert container["HostConfig"]["ReadonlyRootfs"]
+    assert docker("diff", container["Id"]) == ""
+
+
+def test_stop_saves_within_the_grace_and_up_goes_on_to_the_same_end(make_project: MakeProject, uncut: Project) -> None:
+    project = make_project(variables=dict(LONGER))
+    up = begin_and_wait(project)
+    asked = time.monotonic()
+    assert project.compose("stop").returncode == 0
+    took_s = time.monotonic() - asked
+    screen, _ = up.communicate(timeout=60)
+    assert project.exit_code("train-phase1") == 75, screen
+    assert took_s < 30
+    assert project.checkpoints(kind="step"), "nothing was saved in the middle of the epoch"
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    assert "resumes after step" in screen
+    assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"
+
+
+def test_a_killed_container_goes_on_to_the_same_end(make_project: MakeProject, uncut: Project) -> None:
+    project = make_project(variables=dict(LONGER))
+    up = begin_and_wait(project)
+    docker("kill", project.container("train-phase1")["Id"])
+    up.communicate(timeout=60)
+    assert project.exit_code("train-phase1") == 137
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"
+
+
+def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uncut: Project) -> None:
+    tool = os.environ.get("DOCKER_ENGINE_TOOL")
+    if not tool:
+        pytest.skip("DOCKER_ENGINE_TOOL does not name a command that stops and starts the engine")
+    project = make_project(variables=dict(LONGER))
+    up = begin_and_wait(project)
+    assert command([tool, "down"]).returncode == 0
+    up.communicate(timeout=60)
+    wait_until("the engine's end", lambda: command(["docker", "info"]).returncode != 0)
+    assert command([tool, "up"], timeout=120, capture_output=False, stdin=subprocess.DEVNULL).returncode == 0
+    assert len(project.checkpoints()) < 3, "the run was over before the engine was stopped"
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"
+
+
+def test_the_verdict_on_two_different_runs_is_that_they_differ(make_project: MakeProject, reference: Project) -> None:
+    project = make_project(variables={**SMALL, "SEED": "4"})
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    assert verdict(project.image, reference.output / "phase_1", project.output / "phase_1") == "differs"
+
+
+def test_two_containers_of_two_ranks_are_the_same_run_as_one_of_four(
+    make_project: MakeProject, reference: Project
+) -> None:
+    variables = {**SMALL, "DEVICE": "cpu"}
+    one = make_project(variables={**variables, "NPROC": "4"})
+    shutil.copytree(reference.folder / "data", one.folder / "data", dirs_exist_ok=True)
+    screen = one.up("train-phase1")
+    assert one.exit_code("train-phase1") == 0, screen
+    two = make_project(variables=variables, files=("docker/compose.multi.yaml",))
+    shutil.copytree(reference.folder / "data", two.folder / "data", dirs_exist_ok=True)
+    answer = two.compose("up", "--no-color")
+    assert (two.exit_code("node0"), two.exit_code("node1")) == (0, 0), answer.stdout + answer.stderr
+    assert verdict(one.image, one.output / "phase_1", two.output / "phase_1") == "identical"
+
+
+def test_without_a_gpu_the_engines_message_is_the_one_that_the_readme_explains(make_project: MakeProject) -> None:
+    project = make_project(files=("compose.yaml",), variables=dict(SMALL))
+    answer = project.compose("up", "train-phase1")
+    message = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
+    assert answer.returncode != 0
+    assert message in answer.stderr
+    readme = (project.folder / "README.md").read_text()
+    assert message in readme
+    assert "compose.cpu.yaml" in readme[readme.index(message) :]
+    said = command(["docker", "run", "--rm", project.image, "doctor"])
+    assert message in said.stdout + said.stderr

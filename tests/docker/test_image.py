@@ -1,0 +1,139 @@
+"""What is in the image, and what is not."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from docker.containers import CANARY, ROOT, command, docker
+
+pytestmark = pytest.mark.docker
+
+
+def in_image(image: str, *words: str, options: tuple[str, ...] = ()) -> str:
+    """What a program in the image prints, without the entrypoint."""
+    return docker("run", "--rm", *options, "--entrypoint", words[0], image, *words[1:])
+
+
+def test_the_labels_tell_the_commit_and_the_lock(image: str) -> None:
+    labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", image))
+    assert labels["org.opencontainers.image.revision"] == "0123abcd"
+    assert labels["seqtrack.lock.sha256"] == hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
+    assert labels["seqtrack.cuda"] == "cu121"
+
+
+def test_the_commit_is_found_without_an_argument(tmp_path: Path) -> None:
+    read = [ROOT / "docker/read-commit", tmp_path / ".git"]
+    assert command(read).stdout == "unknown\n"
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        assert command([*git, *words]).returncode == 0
+    head = command([*git, "rev-parse", "HEAD"]).stdout
+    assert command(read).stdout == head
+    assert command([*git, "pack-refs", "--all"]).returncode == 0
+    assert command(read).stdout == head
+    assert command([*git, "checkout", "-q", "--detach"]).returncode == 0
+    assert command(read).stdout == head
+
+
+def test_starting_and_stopping_are_declared(image: str) -> None:
+    config = json.loads(docker("inspect", "--format", "{{json .Config}}", image))
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Entrypoint"][0] == "/usr/bin/tini"
+    assert config["Cmd"] == ["train"]
+    assert config["Healthcheck"]["Test"][:1] == ["CMD"]
+
+
+def layers(image: str) -> list[str]:
+    """The folders in which the engine keeps an image's layers, with files that later layers removed."""
+    data = json.loads(docker("inspect", "--format", "{{json .GraphDriver}}", image))
+    assert data["Name"] == "overlay2", f"this test reads overlay2's folders, not {data['Name']}'s"
+    return [data["Data"]["UpperDir"], *data["Data"]["LowerDir"].split(":")]
+
+
+def holds_the_canary(folders: list[str]) -> bool:
+    answer = command(["grep", "--recursive", "--quiet", "--text", "--fixed-strings", CANARY, *folders], timeout=200)
+    assert answer.returncode in (0, 1), answer.stderr
+    return answer.returncode == 0
+
+
+def test_no_token_is_in_any_layer_label_or_setting(image: str, tmp_path: Path) -> None:
+    assert CANARY not in docker("inspect", image) + docker("history", "--no-trunc", image)
+    assert not holds_the_canary(layers(image))
+    # The same search finds one that a later layer removed again.
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY token /gone\nRUN rm /gone\n")
+    (tmp_path / "token").write_text(CANARY)
+    docker("build", "-q", "-t", f"{image}-leaky", str(tmp_path))
+    try:
+        added = [folder for folder in layers(f"{image}-leaky") if folder not in layers(image)]
+        assert holds_the_canary(added)
+    finally:
+        docker("image", "rm", "--force", f"{image}-leaky")
+
+
+def test_only_what_a_run_needs_was_copied(image: str) -> None:
+    files = in_image(image, "find", "/app", "-maxdepth", "1", "-printf", "%f\n").split()
+    assert {"seqtrack", "docker", "requirements.lock", "LICENSE", "README.md"} <= set(files)
+    assert not {".env", ".git", "tests", "output", "data", "hf_token", "secrets"} & set(files)
+
+
+def test_no_compiler_installer_or_download_stays_behind(image: str) -> None:
+    search = (
+        "for name in gcc cc g++ make pip pip3 uv git curl; do command -v $name; done; ls -A /root/.cache /uv /locks"
+    )
+    left = in_image(image, "sh", "-c", f"({search}; find /var/cache/apt /var/lib/apt/lists -type f) 2>/dev/null; true")
+    assert left.strip() == ""
+
+
+def test_no_library_is_there_twice(image: str) -> None:
+    search = "find / -xdev -name '*.so*' -type f -size +1M -printf '%f %s %p\\n'"
+    by_name: dict[str, list[str]] = {}
+    for line in in_image(image, "sh", "-c", search).splitlines():
+        name, _, path = line.split(" ", 2)
+        by_name.setdefault(re.sub(r"\.so.*", "", name), []).append(path)
+    assert len(by_name) > 50, "the search found too little to mean anything"
+    heavy = {
+        name: paths for name, paths in by_name.items() if name.startswith(("libcu", "libnccl", "libnv", "libtorch"))
+    }
+    assert heavy, by_name.keys()
+    # cuDNN and its kin are split over files of different names; the same name twice would be a second copy.
+    assert {name: paths for name, paths in by_name.items() if len(paths) > 1} == {}
+
+
+def test_the_packages_are_the_locks(image: str) -> None:
+    show = "import importlib.metadata as m; print(*sorted(f'{d.name.lower()}=={d.version}' for d in m.distributions()))"
+    installed = set(in_image(image, "python", "-c", show).replace("_", "-").split())
+    locked = set(re.findall(r"^([a-z0-9][\w.-]*==[^ ]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert installed <= locked, sorted(installed - locked)
+
+
+def test_without_a_mounted_folder_nobody_is_root(image: str) -> None:
+    assert docker("run", "--rm", image, "id", "-u").strip() == "1000"
+
+
+@pytest.mark.parametrize("owner", [0, 1000, 12345])
+def test_the_job_becomes_the_owner_of_the_mounted_folder(image: str, tmp_path: Path, owner: int) -> None:
+    os.chown(tmp_path, owner, owner)
+    said = docker("run", "--rm", "-v", f"{tmp_path}:/output", image, "sh", "-c", "id -u; id -g; id -G; touch /output/a")
+    assert said.split() == [str(owner)] * 3
+    assert (tmp_path / "a").stat().st_uid == owner
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(image: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    answer = command(["docker", "run", "--rm", "--user", "4321:4321", "-v", f"{tmp_path}:/output", image])
+    assert answer.returncode == 2
+    assert "user 4321 may not write to /output" in answer.stderr
+    answer = command(["docker", "run", "--rm", "-v", f"{tmp_path}:/output:ro", image])
+    assert answer.returncode == 2
+    assert "/output is read-only" in answer.stderr
+
+
+def test_nonsense_is_refused_with_exit_code_2(image: str) -> None:
+    answer = command(["docker", "run", "--rm", "-e", "PHASE=3", "-e", "SEED=x", image])
+    assert answer.returncode == 2
+    assert "error: PHASE: found '3'" in answer.stderr
+    assert "error: SEED: found 'x'" in answer.stderr
