@@ -167,7 +167,12 @@ def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[str]:
                 f"`seqtrack data download --classes {name}` fetches it"
             )
             continue
-        near = difflib.get_close_matches(name, sorted({*known, *layout.classes}), n=1, cutoff=0.5)
+        # What is on this disk first: "bus" is nearer to "buk" than "book", and of no use where there is only book.
+        near = [
+            match
+            for names in (layout.classes, known)
+            for match in difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        ]
         hint = f"; did you mean {near[0]!r}?" if near else ""
         problems.append(
             f"CLASSES: unknown class {name!r}; {layout.root.absolute()} has {', '.join(layout.classes)}{hint}"

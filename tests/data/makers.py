@@ -1,0 +1,50 @@
+"""Small data sets in LaSOT's layout, every frame and box of them different from every other."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def picture(seed: int, width: int = 96, height: int = 72) -> np.ndarray:
+    """A smooth picture (height, width, 3) that no other seed gives."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def jpeg(image: np.ndarray, *options: int) -> bytes:
+    written, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90, *options])
+    assert written
+    return data.tobytes()
+
+
+def write_sequence(
+    folder: Path, frames: int = 24, *, seed: int | None = None, width: int = 96, height: int = 72, empty: bool = False
+) -> Path:
+    """One sequence whose every frame and box differs from every other's."""
+    if seed is None:
+        seed = int(hashlib.sha256(folder.name.encode()).hexdigest()[:6], 16)
+    (folder / "img").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(1, frames + 1):
+        data = b"" if empty else jpeg(picture(seed + 1000 * number, width, height))
+        (folder / "img" / f"{number:08d}.jpg").write_bytes(data)
+        w, h = rng.integers(8, 30, size=2)
+        rows.append(f"{rng.integers(0, width - w)},{rng.integers(0, height - h)},{w},{h}")
+    (folder / "groundtruth.txt").write_text("\n".join(rows) + "\n")
+    for name in ("full_occlusion.txt", "out_of_view.txt"):
+        (folder / name).write_text(",".join("0" * frames))
+    return folder
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content, to see that nothing was changed."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder) / name
+            found[str(path.relative_to(root))] = path.read_bytes()
+    return found
