@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from uploads.hub_server import Hub
 from uploads.rig import checkpoint, put
 

@@ -105,6 +105,7 @@ class Hub:
         self.released = threading.Event()
         self.port = 0
         self.storage_host: str | None = None
+        self.refuse_path: str | None = None  # a commit that holds this path is too large
         self._server: ThreadingHTTPServer | None = None
 
     # ---- life
@@ -219,6 +220,8 @@ class Hub:
             deleted: list[str] = []
             for line in lines:
                 value = line["value"]
+                if self.refuse_path is not None and value.get("path") == self.refuse_path:
+                    raise Reply(413, {"error": "Payload too large"})
                 if line["key"] == "header" and value.get("parentCommit") not in (None, head):
                     raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
                 if line["key"] == "file":
