@@ -1,0 +1,230 @@
+"""Whole training runs as processes of their own, for the tests that kill, fill, starve and compare them.
+
+A run is started in one of two ways. `command` is what a user types, with an interpreter of its own (seconds, for torch
+has to be imported). `start` forks a process that has everything imported already and calls the same `main`: real
+signals, real exit codes, real files, a tenth of the time.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtrack.checkpoints.store import Manifest, list_checkpoints
+from seqtrack.config.variables import VARIABLES
+from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 120.0
+
+# Small enough that a whole run takes about a second, with dropout, so that the seed of each step matters.
+TINY = {
+    "MODEL.HIDDEN_DIM": "32",
+    "MODEL.ENCODER.EMBED_DIM": "32",
+    "MODEL.ENCODER.DEPTH": "1",
+    "MODEL.ENCODER.NUM_HEADS": "2",
+    "MODEL.DECODER.NHEADS": "2",
+    "MODEL.DECODER.DEC_LAYERS": "1",
+    "MODEL.DECODER.DIM_FEEDFORWARD": "64",
+    "MODEL.DECODER.DROPOUT": "0.1",
+    "TRAIN.NUM_WORKER": "0",
+    "TRAIN.SCHEDULER.WARMUP_STEPS": "4",
+    "TRAIN.PRINT_INTERVAL": "16",
+    "DATA.TRAIN.SAMPLE_PER_EPOCH": "88",
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and all that it said."""
+
+    code: int
+    said: str
+
+
+def environment(
+    output: Path, data: Path, keys: Mapping[str, object] | None = None, **variables: object
+) -> dict[str, str]:
+    """Environment of a run: TINY with `keys` laid over it, nothing of the caller's own settings, then `variables`."""
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES and name != "CI"}
+    overrides = {**TINY, **(keys or {})}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "OUTPUT_DIR": str(output),
+        "DATA_DIR": str(data),
+        "DATASET": "demo",
+        "DEVICE": "cpu",
+        "EPOCHS": "3",
+        "OVERRIDES": " ".join(f"{key} {value}" for key, value in overrides.items()),
+        **{name: str(value) for name, value in variables.items()},
+    }
+
+
+def command(*words: str, env: Mapping[str, str], cwd: Path | None = None, timeout: float = PATIENCE_S) -> Ended:
+    """Run `python -m seqtrack WORDS` as a user would."""
+    done = subprocess.run(
+        [sys.executable, "-m", "seqtrack", *words],
+        env=dict(env),
+        cwd=cwd or tempfile.gettempdir(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout)
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["seqtrack.train", "seqtrack.commands.train", "seqtrack.cli", "seqtrack.reports.plots"])
+
+
+def _become(words: list[str], env: dict[str, str], log: str) -> None:
+    from seqtrack.cli import main
+
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(tempfile.gettempdir())
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.exit(main(words))
+
+
+class Running:
+    """A run in progress."""
+
+    def __init__(self, process: BaseProcess, log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def signal(self, number: int) -> None:
+        if self.process.is_alive() and self.process.pid:
+            os.kill(self.process.pid, number)
+
+    def until(self, happened: Callable[[], bool], *, every_s: float = 0.002) -> bool:
+        """Watch for something; False if the run ended before it happened."""
+        end = time.monotonic() + PATIENCE_S
+        while not happened():
+            if not self.process.is_alive():
+                return happened()
+            if time.monotonic() > end:
+                raise AssertionError(f"it did not happen within {PATIENCE_S:.0f} s; the run said:\n{self.said()}")
+            time.sleep(every_s)
+        return True
+
+    def end(self, *, within_s: float = PATIENCE_S) -> Ended:
+        """Wait for the end."""
+        self.process.join(within_s)
+        code = self.process.exitcode
+        if code is None:
+            self.signal(signal.SIGKILL)
+            self.process.join()
+            raise AssertionError(f"the run did not end within {within_s:.0f} s; it said:\n{self.said()}")
+        return Ended(code, self.said())
+
+
+@contextmanager
+def start(env: Mapping[str, str], *words: str) -> Iterator[Running]:
+    """Fork a run; it is killed if the block leaves it behind."""
+    handle, log = tempfile.mkstemp(suffix=".log")
+    os.close(handle)
+    process = _FORKS.Process(target=_become, args=(list(words or ("train",)), dict(env), log))
+    process.start()
+    running = Running(process, Path(log))
+    try:
+        yield running
+    finally:
+        running.signal(signal.SIGKILL)
+        process.join()
+        Path(log).unlink(missing_ok=True)
+
+
+def train(env: Mapping[str, str]) -> Ended:
+    """A forked run to its end."""
+    with start(env) as running:
+        return running.end()
+
+
+def completed(env: Mapping[str, str]) -> Ended:
+    """A forked run that must end well."""
+    ended = train(env)
+    assert ended.code == 0, ended.said
+    return ended
+
+
+def epochs(folder: Path) -> dict[int, Manifest]:
+    """A run folder's checkpoints by epoch."""
+    return {item.epoch: item for item in list_checkpoints(folder / "checkpoints", kinds=("epoch",))}
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl` in their order, without what depends on the clock."""
+    return [
+        {key: value for key, value in record.items() if key not in WALL_CLOCK_FIELDS}
+        for record in read_metrics(folder / "logs" / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(ours: Path, uncut: Path) -> None:
+    """Every checkpoint's bytes, every manifest's fields but the date, every number of the log, in order."""
+    mine, theirs = epochs(ours), epochs(uncut)
+    assert sorted(mine) == sorted(theirs)
+    for epoch, manifest in mine.items():
+        assert manifest.path.read_bytes() == theirs[epoch].path.read_bytes(), f"epoch {epoch}"
+        for name, value in manifest.to_json().items():
+            if name not in ("created", "config"):  # the configuration may differ where it need not match
+                assert value == theirs[epoch].to_json()[name], (epoch, name)
+    assert numbers(ours) == numbers(uncut)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file and folder below `folder` with its time of change and its bytes: equal before and after means that
+    nothing was written."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+_data: list[Path] = []
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo data set, drawn once for all tests of a session, whichever folder they stand in."""
+    if not _data:
+        from seqtrack.data.demo import ensure_demo
+
+        folder = tmp_path_factory.mktemp("data")
+        ensure_demo(folder)
+        _data.append(folder)
+    return _data[0]
+
+
+_uncut: dict[str, Path] = {}
+
+
+@pytest.fixture(scope="session")
+def uncut(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run of TINY that nothing disturbed. Read it, change nothing in it."""
+    if "tiny" not in _uncut:
+        output = tmp_path_factory.mktemp("uncut")
+        completed(environment(output, demo_data))
+        _uncut["tiny"] = output
+    return _uncut["tiny"]
