@@ -6,8 +6,9 @@ The only place, beside `train.py`, that reads configuration keys for training.
 import logging
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from seqtrack.data.classes import draw_classes
 from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sampling import Mode
 from seqtrack.data.sources import Source, open_source
+from seqtrack.engine.loop import LoopPlan
 from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.step import StepSettings
@@ -29,6 +31,7 @@ from seqtrack.model.spec import model_spec
 logger = logging.getLogger(__name__)
 
 Sampling = Literal["stateless", "fixed_per_epoch"]
+Validation = Callable[[nn.Module], dict[str, float]]
 
 
 def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> list[Source]:
@@ -121,6 +124,20 @@ def schedule_settings(config: Config, steps_per_epoch: int) -> ScheduleSettings:
     )
 
 
+def loop_plan(config: Config, manifest_facts: dict[str, Any]) -> LoopPlan:
+    """The loop's numbers, and what every manifest of the run says alike."""
+    train = config.TRAIN
+    return LoopPlan(
+        epochs=train.EPOCH,
+        batch_size=train.BATCH_SIZE,
+        print_interval=train.PRINT_INTERVAL,
+        save_interval_s=train.SAVE_INTERVAL_S,
+        bins=config.MODEL.BINS,
+        validation_interval=train.VALIDATION_INTERVAL,
+        describe=manifest_facts,
+    )
+
+
 def set_kernels(config: Config, ranks: Ranks) -> None:
     """Threads, and kernels whose sums come out the same each time."""
     if config.TRAIN.NUM_THREADS:
@@ -160,3 +177,27 @@ def samples_per_epoch(config: Config, dataset: SampleDataset) -> int:
     """DATA.TRAIN.SAMPLE_PER_EPOCH, or as many samples as use each frame about once for "auto"."""
     asked = config.DATA.TRAIN.SAMPLE_PER_EPOCH
     return dataset.automatic_epoch() if isinstance(asked, str) else asked
+
+
+def make_validation(config: Config, data_dir: Path, trained_on: Sequence[Source], ranks: Ranks) -> Validation | None:
+    """What scores a model on held-out sequences of the same data sets; None where the configuration asks for none.
+
+    Raises:
+        UserError: a sequence that is trained on is among them, or they cannot be opened.
+    """
+    if config.TRAIN.VALIDATION_INTERVAL == 0 or not ranks.is_main:
+        return None
+    # Imported here: a run without validation needs no tracker.
+    from seqtrack.evaluation.run import refuse_leak, validate
+    from seqtrack.tracking.settings import tracker_settings
+
+    held_out = [one for source in open_sources(config, data_dir, split="test") for one in source.sequences]
+    held_out = held_out[: config.TRAIN.VALIDATION_SEQUENCES or None]
+    trained = [one for source in trained_on for one in source.sequences]
+    refuse_leak(held_out, trained)
+    settings = tracker_settings(config, dataset=config.DATA.TRAIN.DATASETS_NAME[0])
+
+    def score(model: nn.Module) -> dict[str, float]:
+        return validate(cast(SeqTrack, model), held_out, settings, trained_on=trained)
+
+    return score

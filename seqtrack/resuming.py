@@ -12,7 +12,7 @@ from typing import Any
 
 from seqtrack.checkpoints import start as starting
 from seqtrack.checkpoints.files import DamagedFileError
-from seqtrack.checkpoints.store import Manifest, load_tensors, read_values, verify_checkpoint
+from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_values, verify_checkpoint
 from seqtrack.config.environment import Environment
 from seqtrack.config.load import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
@@ -22,6 +22,9 @@ from seqtrack.engine.state import TrainState
 from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Checkpoints brought from the Hub to resume from; a hidden folder, so that the sidecar does not send them back.
+FETCHED = ".fetched"
 
 
 def phase_folder(environment: Environment, phase: int | None = None) -> Path:
@@ -40,17 +43,20 @@ def find_run(environment: Environment, config: Config, data_digest: str) -> star
         _refuse_another_experiment(folder, run, config, data_digest)
     others = [phase_folder(environment, phase) for phase in (1, 2) if phase != environment.phase]
 
-    def fetch(epoch: int) -> Manifest | None:
-        # Imported here: a run that finds its checkpoint on this disk need not load the Hub's client.
-        from seqtrack.uploads.fetch import fetch_epoch
+    fetched = environment.output_dir / FETCHED
 
-        return fetch_epoch(environment, epoch, environment.output_dir)
+    def fetch(epoch: int) -> Manifest:
+        # Imported here: a run that finds its checkpoint on this disk need not load the Hub's client.
+        from seqtrack.uploads.fetch import fetch_checkpoint
+
+        logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.hf_repo)
+        return manifest_of(fetch_checkpoint(environment, epoch, fetched / starting.CHECKPOINTS))
 
     start = starting.find_start(
         folder,
         resume_epoch=environment.resume_epoch,
-        elsewhere=others if environment.phase == 2 else [],
-        fetch=fetch if environment.hf_repo else None,
+        elsewhere=[*(others if environment.phase == 2 else []), fetched],
+        fetch=fetch if environment.hf_repo or environment.upload_target else None,
     )
     if start.manifest is not None:
         _refuse_another_checkpoint(start.manifest, config, data_digest)

@@ -20,7 +20,7 @@ from seqtrack.data.loader import BatchLoader
 from seqtrack.data.pairs import SampleDataset
 from seqtrack.data.sources import SOURCES, Source, describe
 from seqtrack.engine.log import EarlyLines, RunLog, logging_to
-from seqtrack.engine.loop import Loop, LoopPlan
+from seqtrack.engine.loop import Loop
 from seqtrack.engine.optimizer import NamedOptimizer, Schedule
 from seqtrack.engine.ranks import Ranks, join
 from seqtrack.engine.state import History, Meters, RandomStates, TrainState
@@ -58,13 +58,24 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
         with contextlib.closing(loader):
             state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
             load_state(state, start, ranks)
+            validate = prepare.make_validation(config, environment.data_dir, sources, ranks)
             log_path = records.log_path(folder, environment) if ranks.is_main else None
             with (
                 claim_folder(folder, start, ranks),
                 records.disk_trouble(folder),
                 logging_to(log_path, rank=ranks.rank, earlier=early.take()),
             ):
-                return _run(environment, config, ranks, stop, sources=sources, loader=loader, state=state, start=start)
+                return _run(
+                    environment,
+                    config,
+                    ranks,
+                    stop,
+                    sources=sources,
+                    loader=loader,
+                    state=state,
+                    start=start,
+                    validate=validate,
+                )
 
 
 def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLoader:
@@ -107,6 +118,7 @@ def _run(
     loader: BatchLoader,
     state: TrainState,
     start: Start,
+    validate: prepare.Validation | None,
 ) -> int:
     """From the first log line to the verdict."""
     folder: Path = phase_folder(environment)
@@ -127,15 +139,8 @@ def _run(
             log=log,
             ranks=ranks,
             stop=stop,
-            plan=LoopPlan(
-                epochs=config.TRAIN.EPOCH,
-                batch_size=config.TRAIN.BATCH_SIZE,
-                print_interval=config.TRAIN.PRINT_INTERVAL,
-                save_interval_s=config.TRAIN.SAVE_INTERVAL_S,
-                bins=config.MODEL.BINS,
-                validation_interval=config.TRAIN.VALIDATION_INTERVAL,
-                describe=records.manifest_facts(environment, config, ranks, data["digest"]),
-            ),
+            plan=prepare.loop_plan(config, records.manifest_facts(environment, config, ranks, data["digest"])),
+            validate=validate,
         ).run()
     if not ranks.is_main:
         return 0 if complete else STOPPED_EXIT_CODE

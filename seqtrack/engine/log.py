@@ -229,6 +229,15 @@ class RunLog:
         )
         self._board.flush()
 
+    def validation(self, epoch: int, step: int, scores: dict[str, float]) -> None:
+        """Say and keep the scores on held-out sequences."""
+        if not self.writes:
+            return
+        words = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, words)
+        self.record("validation", epoch=epoch, step=step, **scores)
+        self._scalars(epoch, {f"validation/{name}": value for name, value in scores.items()})
+
     def record(self, kind: str, **values: Any) -> None:
         """Append one record in a single write, so that a kill leaves a whole line or none."""
         if self._file is not None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from seqtrack.checkpoints.store import epoch_name, step_name
 from seqtrack.data.loader import Batch, BatchLoader
 from seqtrack.engine import plausibility
@@ -51,7 +53,7 @@ class Loop:
         ranks: Ranks,
         stop: StopRequest,
         plan: LoopPlan,
-        validate: Callable[[TrainState], dict[str, Any]] | None = None,
+        validate: Callable[[nn.Module], dict[str, float]] | None = None,
     ) -> None:
         self.state = state
         self.loader = loader
@@ -196,7 +198,7 @@ class Loop:
         if self.ranks.is_main:
             plausibility.warn(plausibility.check_history(state.history.epochs))
         if self.validate is not None and epoch % self.plan.validation_interval == 0:
-            self.log.record("validation", epoch=epoch, step=state.step, **self.validate(state))
+            self.log.validation(epoch, state.step, self.validate(state.model))
         state.sample, state.meters = 0, Meters()
         self._save("epoch", epoch_name(epoch), loss=record["loss"], iou=record["iou"])
 
