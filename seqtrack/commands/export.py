@@ -1,0 +1,32 @@
+"""`seqtrack export`: write a checkpoint as the authors' `.pth.tar`, for their tracker and tools."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and where to."""
+    parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth.tar", help="file to write")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file, whole or not at all."""
+    from seqtrack.checkpoints.files import write_atomic
+    from seqtrack.checkpoints.store import MODEL_PART, load_tensors, manifest_of
+    from seqtrack.errors import UserError
+    from seqtrack.model.authors import write_authors_file
+
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists already; name another file or say --force")
+    manifest = manifest_of(args.checkpoint)
+    weights = load_tensors(manifest, part=MODEL_PART)
+    data = write_authors_file(weights, epoch=manifest.epoch)
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.output, data)
+    except OSError as error:
+        raise UserError(f"{args.output}: {error.strerror or error}") from error
+    print(f"{args.output}: epoch {manifest.epoch}, {len(weights)} tensors, {len(data)} bytes")
+    return 0

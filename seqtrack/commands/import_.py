@@ -1,0 +1,63 @@
+"""`seqtrack import`: read the authors' `.pth.tar` into a checkpoint that `track` and `evaluate` take."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which file, which model it is of, and where to."""
+    parser.add_argument("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
+    parser.add_argument("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
+    parser.add_argument(
+        "--skip-objects", action="store_true", help="take weights from a pickle that names Python objects; runs none"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check that every name and shape fits, then write the checkpoint and its manifest."""
+    import datetime
+    import logging
+
+    import yaml
+
+    from seqtrack.checkpoints.store import manifest_path, write_weights
+    from seqtrack.config.load import config_digest, dump_config, load_config
+    from seqtrack.errors import UserError
+    from seqtrack.model.authors import read_authors_file
+    from seqtrack.model.build import build_empty
+    from seqtrack.model.spec import model_spec
+    from seqtrack.model.weights import compare_states
+
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors")
+    if not args.force and (args.output.exists() or manifest_path(args.output).exists()):
+        raise UserError(f"{args.output} or its .json exists already; name another file or say --force")
+    logging.getLogger(__name__).warning(
+        "%s is a pickle: it is read as data only, and nothing in it is run; only import what you trust", args.file
+    )
+    config = load_config(args.config)
+    weights, epoch = read_authors_file(args.file, skip_objects=args.skip_objects)
+    problems = compare_states(weights, build_empty(model_spec(config)).state_dict(), what=str(args.file))
+    if problems:
+        raise UserError([*problems, f"these weights are not of the model that {args.config} describes"])
+    describe = {
+        "epoch": epoch,
+        "step": 0,
+        "sample": 0,
+        "loss": None,
+        "iou": None,
+        "parent_sha256": None,
+        "config_digest": config_digest(config),
+        "data_digest": None,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "config": yaml.safe_load(dump_config(config)),
+    }
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        manifest = write_weights(args.output, weights, describe=describe)
+    except OSError as error:
+        raise UserError(f"{args.output}: {error.strerror or error}") from error
+    print(f"{manifest.path}: epoch {epoch}, {len(weights)} tensors, weights {manifest.weights_sha256[:16]}")
+    return 0

@@ -1,0 +1,153 @@
+"""Finding the reference sets of the model, and making their weights and inputs again from names.
+
+The rules are those of the goldens' README; nothing but numpy is needed. A set is found by its file's name, so a folder
+with other sizes or variants is tested by naming it in SEQTRACK_GOLDENS.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import ModelSpec
+
+Arrays = dict[str, np.ndarray]
+
+SIZES = {
+    "b256": ModelSpec(),
+    "b384": ModelSpec(search_size=384, template_size=384),
+    "l256": ModelSpec(encoder_type="vit_large_patch16"),
+    "l384": ModelSpec(encoder_type="vit_large_patch16", search_size=384, template_size=384),
+}
+
+# Distance of the authors' float32 from their float64 at B256, by rule: (largest, relative L2). For other sizes, whose
+# own floor may not lie in the folder, the relative one is the measure.
+NOISE_B256 = {
+    "A": {"enc": (3.731e-6, 7.165e-7), "logits": (3.104e-8, 2.032e-7)},
+    "B": {"enc": (3.138e-6, 5.732e-7), "logits": (6.395e-6, 4.926e-7)},
+}
+
+# What each small variant changes; read from tiny.json where the folder has it.
+TINY = {
+    "bins": 50, "batch": 3, "search": 64, "template": 32, "embed_dim": 48, "depth": 2, "heads": 3, "dec_heads": 4,
+    "dec_ff": 64, "fill_rule": "B", "input_prefix": "tiny",
+}  # fmt: skip
+TINY_PLAIN = {"hidden": 32, "num_template": 2, "feature_type": "x", "pre_norm": False, "dec_layers": 2}
+TINY_VARIANTS: dict[str, dict[str, Any]] = {
+    "x": {},
+    "xz": {"feature_type": "xz"},
+    "token": {"feature_type": "token"},
+    "prenorm": {"pre_norm": True},
+    "samedim": {"hidden": 48},
+    "onetemplate": {"num_template": 1},
+    "dec1": {"dec_layers": 1},
+}
+
+
+def folder() -> Path | None:
+    """The folder of reference sets, or None."""
+    value = os.environ.get("SEQTRACK_GOLDENS")
+    return Path(value).resolve() if value and Path(value).is_dir() else None
+
+
+def find(pattern: str) -> list[Any]:
+    """One pytest parameter for each file that fits, with the set's name as its id; one that skips if there is none."""
+    where = folder()
+    paths = sorted(where.glob(pattern)) if where else []
+    if paths:
+        return [pytest.param(path, id=path.stem) for path in paths]
+    why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
+    return [pytest.param(None, id=f"no-{pattern}", marks=pytest.mark.skip(reason=why))]
+
+
+def read(path: Path) -> Arrays:
+    """All arrays of an npz file."""
+    with np.load(path) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def read_json(name: str) -> Any:
+    """A JSON file of the folder, or None if it is not there."""
+    where = folder()
+    return json.loads((where / name).read_text()) if where and (where / name).is_file() else None
+
+
+def rng(name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)))
+
+
+def gauss(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return rng(name).standard_normal(shape).astype(np.float32)
+
+
+def weight(key: str, shape: tuple[int, ...], rule: str) -> np.ndarray:
+    """One parameter by its name: small everywhere (rule A), or such that the output depends on the input (rule B)."""
+    drawn = gauss(key, shape)
+    if len(shape) == 1:
+        drawn = drawn * np.float32(0.02)
+        return drawn + np.float32(1) if key.endswith("weight") else drawn
+    if rule == "A":
+        return drawn * np.float32(0.02)
+    if len(shape) == 3:
+        return drawn * np.float32(0.5)
+    if "embeddings.weight" in key:
+        return drawn
+    gain = 6.0 if key == "vocab_embed.layers.2.weight" else 1.0
+    return drawn * np.float32(gain / math.sqrt(int(np.prod(shape[1:]))))
+
+
+def fill(model: SeqTrack, rule: str) -> SeqTrack:
+    """Put the recipe's weights into a model of any device, and set it to eval."""
+    state = {
+        name: torch.from_numpy(weight(name, tuple(value.shape), rule)) for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(model.bottleneck_used or not name.startswith("bottleneck"))
+    return model.eval()
+
+
+def images(prefix: str, template: int, search: int, batch: int, count: int) -> tuple[Tensor, Tensor]:
+    """Normalised inputs: templates (B, T, 3, S, S) and search (B, 3, S', S')."""
+    parts = [
+        gauss(f"{prefix}/template{i}/{batch}x3x{template}x{template}", (batch, 3, template, template))
+        for i in range(count)
+    ]
+    region = gauss(f"{prefix}/search/{batch}x3x{search}x{search}", (batch, 3, search, search))
+    return torch.from_numpy(np.stack(parts, axis=1)), torch.from_numpy(region)
+
+
+def project(values: np.ndarray, count: int = 8) -> np.ndarray:
+    """The recipes' fixed random projection of the last dimension."""
+    width = values.shape[-1]
+    return values.astype(np.float64) @ gauss(f"proj/{width}x{count}", (width, count)).astype(np.float64)
+
+
+def stats(values: np.ndarray) -> np.ndarray:
+    """mean, deviation, sum of absolute values, least, largest."""
+    wide = values.astype(np.float64)
+    return np.array([wide.mean(), wide.std(), np.abs(wide).sum(), wide.min(), wide.max()])
+
+
+def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Largest difference, and L2 of the difference relative to theirs."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.abs(a - b).max()), float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@functools.cache
+def noise_floor(size: str, rule: str, what: str) -> float:
+    """Relative L2 distance of the authors' float32 from their float64, for `what` in enc, logits."""
+    told = read_json(f"noise_floor_{size}.json")
+    if told is not None:
+        return float(told[rule][f"{what} fp32 vs fp64" + (" (maxabs, rel-l2)" if what == "enc" else "")][1])
+    return NOISE_B256[rule][what][1]

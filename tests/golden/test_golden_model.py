@@ -1,0 +1,241 @@
+"""The whole model at its real size against the authors' outputs, on the same weights and inputs.
+
+Outputs must lie within ten times the noise floor (the authors' float32 against their float64), gradient norms within
+1e-4. Each set model_SIZE_RULE.npz of SEQTRACK_GOLDENS is one run of the model, and every test looks at a part of it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import model_sets as sets
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqtrack.boxes import xywh_to_cxcywh, xywh_to_xyxy
+from seqtrack.model.build import build_empty
+from seqtrack.model.loss import sequence_loss, teacher_forced_iou
+from seqtrack.model.seqtrack import Generated, SeqTrack
+from seqtrack.tokens import hann_window, start_token, target_sequences, target_sequences_from_corners, tokens_to_boxes
+
+TIMES_NOISE = 10
+
+
+@dataclass
+class Run:
+    """What our model gave for one set, and what the authors' gave."""
+
+    name: str
+    size: str
+    rule: str
+    theirs: sets.Arrays
+    told: dict[str, Any]
+    exact: sets.Arrays | None
+    model: SeqTrack
+    taps: dict[str, np.ndarray] = field(default_factory=dict)
+    encoded: np.ndarray = field(default_factory=lambda: np.empty(0))
+    logits: np.ndarray = field(default_factory=lambda: np.empty(0))
+    targets: np.ndarray = field(default_factory=lambda: np.empty(0))
+    loss: float = 0.0
+    iou: float = 0.0
+    gradients: dict[str, np.ndarray] = field(default_factory=dict)
+    generated: dict[str, tuple[Generated, np.ndarray]] = field(default_factory=dict)
+
+    def limit(self, what: str) -> float:
+        return TIMES_NOISE * sets.noise_floor(self.size, self.rule, what)
+
+    def assert_near(self, ours: np.ndarray, theirs: np.ndarray, *, what: str) -> None:
+        _, relative = sets.distance(ours, theirs)
+        assert relative <= self.limit(what), f"relative L2 distance {relative:.2e}, allowed {self.limit(what):.2e}"
+
+
+@pytest.fixture(scope="module", params=sets.find("model_*_[AB].npz"))
+def run(request: pytest.FixtureRequest) -> Run:
+    """One set: forward with taps, loss, backward, and six generations."""
+    path: Path = request.param
+    _, size, rule = path.stem.split("_")
+    if size not in sets.SIZES:
+        pytest.fail(f"{path.name} is of size {size}; known sizes are {', '.join(sets.SIZES)}")
+    told = sets.read_json(f"{path.stem}.json") or {}
+    exact = path.with_name(f"fp64_{size}_{rule}.npz")
+    model = sets.fill(build_empty(sets.SIZES[size]), rule)
+    found = Run(path.stem, size, rule, sets.read(path), told, sets.read(exact) if exact.is_file() else None, model)
+    _forward_and_backward(found)
+    for index in range(3):
+        _generate(found, index)
+    return found
+
+
+def _forward_and_backward(found: Run) -> None:
+    model, spec = found.model, found.model.spec
+    templates, search = sets.images("input", spec.template_size, spec.search_size, 2, spec.num_templates)
+    handles = _tap(found)
+    with torch.no_grad():
+        encoded = model.encoder(templates, search)
+    found.encoded = encoded.numpy()
+    for handle in handles[0]:
+        handle.remove()
+    memory = model.encode(templates, search)
+    found.taps["bottleneck"] = memory.detach().numpy()
+    anno = torch.from_numpy(found.theirs["anno"][0])
+    inputs, targets = target_sequences_from_corners(xywh_to_xyxy(anno), spec.bins, spec.seq_format)
+    logits = model.decode(memory, inputs)
+    for handle in handles[1]:
+        handle.remove()
+    loss = sequence_loss(logits, targets, spec.bins).mean()
+    loss.backward()
+    found.logits, found.targets = logits.detach().numpy(), targets.numpy()
+    found.loss = loss.item()
+    found.iou = teacher_forced_iou(logits, targets, spec.bins, spec.seq_format).mean().item()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        found.gradients[name] = parameter.grad.numpy()
+        parameter.grad = None
+
+
+def _tap(found: Run) -> tuple[list[Any], list[Any]]:
+    """Remember outputs of sub-modules: handles of the encoder's taps, and of the decoder's."""
+    body, decoder = found.model.encoder.body, found.model.decoder
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            value: Tensor = output[0] if isinstance(output, tuple) else output
+            found.taps.setdefault(name, value.detach().numpy().copy())
+
+        return hook
+
+    def keep_input(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        found.taps.setdefault("embed", arguments[0].detach().numpy().copy())
+
+    encoder = [body.blocks[0].register_forward_pre_hook(keep_input)]
+    for name, module in (
+        ("block0_attn", body.blocks[0].attn), ("block0_mlp", body.blocks[0].mlp), ("block0", body.blocks[0]),
+        ("block5", body.blocks[5]), ("blocklast", body.blocks[-1]),
+    ):  # fmt: skip
+        encoder.append(module.register_forward_hook(keep(name)))
+    layers = decoder.body.layers
+    rest = [
+        module.register_forward_hook(keep(name))
+        for name, module in (
+            ("embedding", decoder.embedding), ("layer0", layers[0]), ("layerlast", layers[-1]),
+            ("norm", decoder.body.norm),
+        )
+    ]  # fmt: skip
+    return encoder, rest
+
+
+def _generate(found: Run, index: int) -> None:
+    model, spec = found.model, found.model.spec
+    templates, search = sets.images(f"infer{index}", spec.template_size, spec.search_size, 1, spec.num_templates)
+    with torch.no_grad():
+        memory = model.encode(templates, search)
+        for mode, window in (("nowin", None), ("win", hann_window(spec.bins))):
+            out = model.generate(memory, window)
+            # The logits of each step, on the words that the authors chose: one flipped word must not spoil the next.
+            chosen = torch.from_numpy(found.theirs[f"inf{index}_{mode}_tokens"])
+            prefix = torch.cat((torch.tensor([[start_token(spec.bins)]]), chosen[:, :3]), dim=1)
+            found.generated[f"inf{index}_{mode}"] = (out, model.decode(memory, prefix)[0].numpy())
+
+
+def test_golden_names_and_shapes_are_the_authors(run: Run) -> None:
+    """Every set lists the sum of every parameter: ours come from the same names and shapes."""
+    for name, value in run.model.state_dict().items():
+        expected = run.told["weight_abssum"][name]
+        assert value.double().abs().sum().item() == pytest.approx(expected, rel=1e-6), name
+    assert set(run.model.state_dict()) == set(run.told["weight_abssum"])
+
+
+def test_golden_encoder_tokens(run: Run) -> None:
+    """The whole encoder: a slice of the tokens, and a projection of every token."""
+    assert list(run.encoded.shape) == run.theirs["enc_shape"].tolist()
+    part = run.encoded[:, run.theirs["tok_idx"]][..., run.theirs["ch_idx"]]
+    reference = run.theirs["enc_slice"] if run.exact is None else run.exact["enc64_slice"]
+    run.assert_near(part, reference, what="enc")
+    run.assert_near(sets.project(run.encoded), run.theirs["enc_proj8"], what="enc")
+    np.testing.assert_allclose(sets.stats(run.encoded)[1:], run.theirs["enc_stats"][1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("tap", ["embed", "block0_attn", "block0_mlp", "block0", "block5", "blocklast"])
+def test_golden_inside_the_encoder(run: Run, tap: str) -> None:
+    """Patches with positions, both halves of the first block, and the blocks' outputs."""
+    part = run.taps[tap][:, run.theirs["tok_idx"]][..., run.theirs["ch_idx"]]
+    run.assert_near(part, run.theirs[f"enc_{tap}_slice"], what="enc")
+    np.testing.assert_allclose(sets.stats(run.taps[tap])[1:], run.theirs[f"enc_{tap}_stats"][1:], rtol=1e-5)
+
+
+def test_golden_bottleneck(run: Run) -> None:
+    """The decoder's memory, computed the short way: the last block for search tokens only."""
+    rows = run.theirs["bottleneck_slice"].shape[1]
+    run.assert_near(run.taps["bottleneck"][:, :rows], run.theirs["bottleneck_slice"], what="enc")
+    np.testing.assert_allclose(sets.stats(run.taps["bottleneck"])[1:], run.theirs["bottleneck_stats"][1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("tap", ["embedding", "layer0", "layerlast", "norm"])
+def test_golden_inside_the_decoder(run: Run, tap: str) -> None:
+    """Embedded words, every layer, the last norm. The authors' layers are time-major."""
+    theirs = run.theirs[f"dec_{tap}"]
+    run.assert_near(run.taps[tap], theirs if tap == "embedding" else theirs.transpose(1, 0, 2), what="enc")
+
+
+def test_golden_target_words(run: Run) -> None:
+    """The words of the annotated boxes, from corners and from centres."""
+    assert run.targets.flatten().tolist() == run.theirs["target_seqs"].tolist()
+    anno = torch.from_numpy(run.theirs["anno"][0])
+    _, again = target_sequences(xywh_to_cxcywh(anno), run.model.spec.bins, run.model.spec.seq_format)
+    assert again.flatten().tolist() == run.theirs["target_seqs"].tolist()
+
+
+def test_golden_logits(run: Run) -> None:
+    """Every word's score at every position."""
+    reference = run.theirs["logits"][0] if run.exact is None else run.exact["logits64"]
+    run.assert_near(run.logits, reference, what="logits")
+
+
+def test_golden_loss_and_iou(run: Run) -> None:
+    """The objective, and the IoU logged beside it."""
+    assert run.loss == pytest.approx(float(run.theirs["loss"]), rel=2e-6)
+    if run.exact is not None:
+        assert run.loss == pytest.approx(float(run.exact["loss64"]), rel=2e-6)
+    assert run.iou == pytest.approx(float(run.theirs["iou_status"]), abs=1e-6)
+
+
+def test_golden_gradient_of_every_parameter(run: Run) -> None:
+    """Norm within 1e-4; and the direction: a fixed random projection, and the first entries."""
+    assert set(run.gradients) == set(run.told["grad_norm"])
+    wrong = []
+    for name, gradient in run.gradients.items():
+        wide = gradient.astype(np.float64)
+        expected = run.told["grad_norm"][name]
+        along = float((wide * sets.gauss(f"gradproj/{name}", gradient.shape)).sum())
+        head_error = np.abs(wide.flatten()[:4] - run.told["grad_head4"][name]).max()
+        if abs(np.linalg.norm(wide) - expected) > 1e-4 * expected:
+            wrong.append(f"{name}: norm {np.linalg.norm(wide):.6e}, theirs {expected:.6e}")
+        if abs(along - run.told["grad_dot"][name]) > 1e-4 * expected or head_error > 1e-4 * expected:
+            wrong.append(f"{name}: another direction")
+    assert not wrong
+
+
+def test_golden_gradient_norm_of_all(run: Run) -> None:
+    """The norm that clipping sees."""
+    total = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in run.gradients.values()))
+    assert total == pytest.approx(float(run.theirs["grad_total_norm"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["win", "nowin"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_golden_generated_words(run: Run, index: int, mode: str) -> None:
+    """Words and confidences, with and without the window, and the scores of all words at each step."""
+    key = f"inf{index}_{mode}"
+    generated, logits = run.generated[key]
+    run.assert_near(logits, run.theirs[f"{key}_logits"], what="logits")
+    # A choice that the authors' own float32 could not make surely is no measure of ours; the words behind it neither.
+    sure = int(np.cumprod(run.theirs[f"{key}_rel_margin"] > 1e-4).sum())
+    assert sure >= 1
+    assert generated.tokens[0, :sure].tolist() == run.theirs[f"{key}_tokens"][0, :sure].tolist()
+    np.testing.assert_allclose(generated.confidences[0, :sure], run.theirs[f"{key}_conf"][0, :sure], rtol=2e-4)
+    assert generated.confidences.dtype == torch.float64
+    if sure == 4:
+        boxes = tokens_to_boxes(generated.tokens, run.model.spec.bins, run.model.spec.seq_format)
+        np.testing.assert_allclose(boxes.numpy(), run.theirs[f"{key}_cxcywh"], rtol=1e-6)
