@@ -1,0 +1,216 @@
+"""The report that users hand in: one Markdown text from measured files only.
+
+Every number is read from a file of the run or counted over such numbers; what has no file was not run, and the report
+says so. Knows the files through `run_files` and writes prose and tables; measures nothing itself.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqtrack.checkpoints.files import write_atomic
+from seqtrack.config.load import compare_configs, config_digest, load_config
+from seqtrack.config.schema import Config
+from seqtrack.evaluation.tables import markdown_table, number
+from seqtrack.reports.requirements import find_places
+from seqtrack.reports.results import (
+    NOT_RUN,
+    checkpoints_section,
+    epochs_section,
+    evaluation_section,
+    proof_section,
+    time_section,
+    uploads_section,
+)
+from seqtrack.reports.run_files import OutputFiles, RunFiles, read_output
+from seqtrack.reports.team import Team
+
+AUTHORS = "seqtrack_b256"
+
+
+def write_report(output_dir: Path, team: Team) -> list[Path]:
+    """Write `report.md` into the output folder and, with its links adjusted, into each phase's folder.
+
+    Returns:
+        the files written, the output folder's first.
+
+    Raises:
+        UserError: nothing to report, or damaged files.
+    """
+    files = read_output(output_dir)
+    written = []
+    for folder in (output_dir, *(phase.folder for phase in files.phases)):
+        path = folder / "report.md"
+        write_atomic(path, report_text(files, team, place=folder).encode())
+        written.append(path)
+    return written
+
+
+def report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
+    """The whole report.
+
+    Args:
+        place: the folder it will stand in; links to plots and files are relative to it.
+    """
+    sections: list[tuple[str, Callable[[], str]]] = [
+        ("Team", lambda: _team(team)),
+        ("Environment", lambda: _environment(files)),
+        ("Data", lambda: _data(files)),
+        ("Configuration", lambda: _configuration(files)),
+        ("Functions behind each requirement", _functions),
+        ("Training, epoch by epoch", lambda: _each_phase(files, lambda phase: epochs_section(phase, place))),
+        ("Time", lambda: time_section(files)),
+        ("Is the resumed run the same run?", lambda: proof_section(files, place)),
+        (
+            "Evaluation on held-out sequences",
+            lambda: _each_phase(files, lambda phase: evaluation_section(phase, place)),
+        ),
+        ("Checkpoints", lambda: checkpoints_section(files)),
+        ("Uploaded files", lambda: uploads_section(files)),
+    ]
+    parts = [f"# {team.title or 'SeqTrack: training report'}\n", _opening(files)]
+    parts += [f"## {index}. {title}\n\n{write()}" for index, (title, write) in enumerate(sections, start=1)]
+    return "\n".join(parts)
+
+
+def _opening(files: OutputFiles) -> str:
+    synthetic = any(
+        source.get("synthetic") for phase in files.phases for source in (phase.dataset or {}).get("sources", ())
+    )
+    lines = []
+    for phase in files.phases:
+        run, last = phase.run or {}, phase.epochs[-1] if phase.epochs else None
+        state = run.get("state", "no run.json")
+        told = f", epoch {last['epoch']}: loss {last['loss']:.5f}, IoU {last['iou']:.5f}" if last else ""
+        lines.append(f"- **{phase.name}**: {state}{told}")
+    verdict = files.certificate.get("verdict") if files.certificate else None
+    lines.append(f"- **Comparison of the phases**: {verdict or 'not run'}")
+    lines.append(f"- **Evaluation**: {_best_line(files)}")
+    if synthetic:
+        lines.append("- **The data are synthetic**, drawn by code: numbers here show that the system works, no more.")
+    return "\n".join(lines) + "\n"
+
+
+def _best_line(files: OutputFiles) -> str:
+    for phase in files.phases:
+        for one in reversed((phase.evaluation or {}).get("trackers", ())):
+            if one["kind"] == "checkpoint":
+                return f"{phase.name}, {one['name']}: AUC {number(one['mean']['auc'])} on held-out sequences"
+    return "not run"
+
+
+def _each_phase(files: OutputFiles, write: Callable[[RunFiles], str]) -> str:
+    there = {phase.name: phase for phase in files.phases}
+    return "\n".join(
+        f"### {name}\n\n{write(there[name]) if name in there else NOT_RUN + chr(10)}" for name in ("phase_1", "phase_2")
+    )
+
+
+def _pairs(rows: Sequence[tuple[str, object]]) -> str:
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value not in (None, "", ())]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _team(team: Team) -> str:
+    rows = [
+        ("Team", team.team),
+        ("Number", team.number),
+        ("Course", team.course),
+        *((f"Member {index}", person) for index, person in enumerate(team.members, start=1)),
+        ("Repository", team.repository),
+        ("Hub", team.hub),
+        ("Notes", team.notes),
+    ]
+    given = [row for row in rows if row[1]]
+    return _pairs(given) if given else "Not given (`--team team.yaml`, or `--member`, `--course`, ...).\n"
+
+
+def _environment(files: OutputFiles) -> str:
+    """One column a phase, so that a difference between them is seen."""
+    records = {phase.name: phase.environment for phase in files.phases if phase.environment}
+    if not records:
+        return NOT_RUN + "\n"
+    rows: list[list[str]] = []
+
+    def add(name: str, value: Callable[[dict[str, Any]], object]) -> None:
+        values = [_cell(value(record)) for record in records.values()]
+        if any(one not in ("None", "") for one in values):
+            rows.append([name, *values])
+
+    add("commit", lambda record: record.get("commit"))
+    add("requirements.lock, sha256", lambda record: record.get("lock_sha256"))
+    add("system", lambda record: record.get("platform"))
+    add("CPU", lambda record: record.get("cpu"))
+    add("CPU cores", lambda record: record.get("cpu_count"))
+    add("memory (bytes)", lambda record: record.get("memory_bytes"))
+    add("GPU memory (bytes)", lambda record: record.get("gpu_memory_bytes"))
+    for key in sorted({key for record in records.values() for key in record.get("fingerprint", {})}):
+        add(key, lambda record, key=key: record.get("fingerprint", {}).get(key))  # type: ignore[misc]
+    for key in sorted({key for record in records.values() for key in record.get("versions", {})}):
+        add(f"package {key}", lambda record, key=key: record.get("versions", {}).get(key))  # type: ignore[misc]
+    return markdown_table(["", *records], rows)
+
+
+def _data(files: OutputFiles) -> str:
+    phase = next((one for one in files.phases if one.dataset), None)
+    if phase is None or phase.dataset is None:
+        return NOT_RUN + "\n"
+    keys = ("sequences", "frames", "visible", "absent", "missing")
+    rows = [
+        [source["name"], source["split"], name, *(str(counts.get(key, "")) for key in keys)]
+        for source in phase.dataset.get("sources", ())
+        for name, counts in source.get("classes", {}).items()
+    ]
+    parts = ["Trained on:\n", markdown_table(["data set", "split", "class", *keys], rows)]
+    digests = {one.name: one.dataset.get("digest") for one in files.phases if one.dataset}
+    parts.append("\n".join(f"- {name}: digest of lists and annotations `{digest}`" for name, digest in digests.items()))
+    evaluation = next((one.evaluation for one in files.phases if one.evaluation), None)
+    if evaluation is None:
+        return "\n".join(parts) + "\n\nHeld-out sequences: not evaluated.\n"
+    held_out = [[one["name"], one["class"], str(one["frames"]), str(one["absent"])] for one in evaluation["sequences"]]
+    parts += [f"\nEvaluated on ({evaluation['conditions'].get('dataset')}, {evaluation['conditions'].get('split')}):\n"]
+    parts.append(markdown_table(["sequence", "class", "frames", "absent"], held_out))
+    return "\n".join(parts)
+
+
+def _configuration(files: OutputFiles) -> str:
+    phase = next((one for one in files.phases if one.config), None)
+    if phase is None or phase.config is None:
+        return NOT_RUN + "\n"
+    name = (phase.run or {}).get("config", "?")
+    parts = [f"Experiment `{name}`, digest `{config_digest(phase.config)}`, whole in `{phase.name}/config.yaml`."]
+    for other in files.phases:
+        if other.config is not None and other is not phase:
+            parts.append(f"{other.name} against {phase.name}: {_config_difference(phase.config, other.config)}")
+    rows = [
+        [f"`{one.key}`", _cell(_listed(one.a)), _cell(_listed(one.b))]
+        for one in compare_configs(load_config(AUTHORS), phase.config)
+    ]
+    parts.append(f"Differences from the authors' `{AUTHORS}`:" if rows else f"Equal to the authors' `{AUTHORS}`.")
+    if rows:
+        parts.append(markdown_table(["key", "authors", "here"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _config_difference(a: Config, b: Config) -> str:
+    differences = [f"`{one}`" for one in compare_configs(a, b)]
+    return ", ".join(differences) if differences else "the same in every key"
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _functions() -> str:
+    rows = [
+        [requirement, f"`{place.function}`", f"`{place.file}:{place.line}`"]
+        for requirement, places in find_places().items()
+        for place in places
+    ]
+    lines = ["| requirement | function | file and line |", "|---|---|---|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"

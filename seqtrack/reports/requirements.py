@@ -1,0 +1,79 @@
+"""Which function answers which requirement, with file and line.
+
+The table names functions; file and line are looked up in the source each time, so that they cannot grow stale, and a
+function that was renamed is an error here rather than a wrong line in a report.
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+# requirement: functions as module:qualified name
+REQUIREMENTS: dict[str, tuple[str, ...]] = {
+    "The model: encoder, decoder, word head": (
+        "model.build:build_model",
+        "model.seqtrack:SeqTrack.encode",
+        "model.seqtrack:SeqTrack.decode",
+        "model.seqtrack:SeqTrack.generate",
+    ),
+    "Boxes as words, and the loss": (
+        "tokens:boxes_to_tokens",
+        "tokens:target_sequences",
+        "model.loss:sequence_loss",
+        "model.loss:teacher_forced_iou",
+    ),
+    "Data sets, classes and splits": (
+        "data.sources:open_source",
+        "data.lasot:open_lasot",
+        "data.classes:draw_classes",
+    ),
+    "Samples from a fixed seed": ("seeding:sample_generator", "data.pairs:SampleDataset.sample"),
+    "Randomness of a step from a fixed seed": ("seeding:step_seed", "engine.step:Stepper"),
+    "Log line every 50 samples": ("engine.log:interval_line", "engine.log:RunLog.interval"),
+    "Checkpoint after every epoch": ("engine.saving:Saver", "checkpoints.store:write_checkpoint"),
+    "Everything that is state is saved": ("engine.state:TrainState", "engine.state:RandomStates"),
+    "Resume from an epoch": ("resuming:find_run", "resuming:load_state", "checkpoints.start:find_start"),
+    "Phase 2 is phase 1": ("reports.compare:compare_runs", "reports.verdict:certificate"),
+    "Upload to the Hub": ("uploads.watch:Watch", "uploads.sync:Sync"),
+    "Tracking": ("tracking.tracker:BatchTracker.track", "evaluation.run:track_sequences"),
+    "Evaluation by LaSOT's protocol": ("evaluation.metrics:frame_errors", "evaluation.metrics:score"),
+    "This report": ("reports.report:write_report",),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a function stands: its name, its file relative to the repository, its line from 1."""
+
+    function: str
+    file: str
+    line: int
+
+
+def find_places() -> dict[str, list[Place]]:
+    """The table with every function found.
+
+    Raises:
+        LookupError: a function of the table does not exist.
+    """
+    return {requirement: [find(name) for name in names] for requirement, names in REQUIREMENTS.items()}
+
+
+def find(name: str) -> Place:
+    """The place of `module:qualified.name`, by reading the source without importing it."""
+    module, _, qualified = name.partition(":")
+    path = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    if not path.is_file():
+        raise LookupError(f"{name}: there is no {path}")
+    scope: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+    line = 0
+    for part in qualified.split("."):
+        for statement in scope:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == part:
+                scope, line = statement.body, statement.lineno
+                break
+        else:
+            raise LookupError(f"{name}: {path} has no {part}")
+    return Place(qualified, path.relative_to(_PACKAGE.parent).as_posix(), line)
