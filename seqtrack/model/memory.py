@@ -1,0 +1,83 @@
+"""How much memory a training step will take, reckoned from shapes.
+
+An estimate of what PyTorch keeps for the backward pass, held to a measured peak in the tests. Knows models and bytes,
+nothing of machines: `commands/plan.py` compares with what there is.
+"""
+
+from dataclasses import dataclass
+
+from seqtrack.model.build import build_empty
+from seqtrack.model.cost import cost_of
+from seqtrack.model.spec import ModelSpec
+from seqtrack.tokens import SEQUENCE_LENGTH, vocabulary_size
+
+# Values kept a token and block, in units of the encoder's width: what both norms take in, their outputs, q, k and v,
+# the attention's output, and the wide layer of the MLP before and after GELU.
+_RESIDUAL, _NARROW, _WIDE = 2, 6, 8
+# Gradients of the widest layer that live together while a block is run backwards, in the same units.
+_BACKWARD_WIDTHS = 10
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of one process, by what they are for.
+
+    Args:
+        weights, gradients, optimizer: float32; AdamW keeps two values a parameter.
+        casts: bf16 copies of the weights that live through a step.
+        activations: kept from the forward for the backward pass.
+        passing: lives only while one block is computed.
+        inputs: the batch, as floats.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    casts: int
+    activations: int
+    passing: int
+    inputs: int
+
+    @property
+    def total(self) -> int:
+        """The peak: all of them at once."""
+        return (
+            self.weights + self.gradients + self.optimizer + self.casts + self.activations + self.passing + self.inputs
+        )
+
+
+def training_memory(spec: ModelSpec, *, batch: int, bf16: bool, checkpointing: bool) -> TrainingMemory:
+    """Estimate the peak of a training step.
+
+    Args:
+        batch: samples that one process computes at a time.
+        bf16: under autocast to bf16; weights, gradients and optimizer stay float32.
+        checkpointing: activations of a block are computed again in the backward pass.
+    """
+    cost = cost_of(spec)
+    body = build_empty(spec).encoder.body
+    width, depth = body.pos_embed.shape[-1], len(body.blocks)
+    tokens = batch * spec.encoder_tokens
+    narrow = 2 if bf16 else 4
+    block = tokens * width * (_RESIDUAL * 4 + (_NARROW - _RESIDUAL + _WIDE) * narrow + (_RESIDUAL * narrow))
+    stream = tokens * width * 4
+    kept = depth * stream + block if checkpointing else depth * block
+    # The patches as rows of pixels, the encoder's last norm, the memory, and the words' scores with their softmax.
+    ends = 3 * stream + batch * spec.memory_tokens * spec.hidden_dim * 4 * (2 + 3 * spec.decoder_layers)
+    ends += batch * SEQUENCE_LENGTH * vocabulary_size(spec.bins) * 4 * 3
+    pixels = 3 * (spec.search_size**2 + spec.num_templates * spec.template_size**2)
+    return TrainingMemory(
+        weights=4 * cost.parameters,
+        gradients=4 * cost.trained_parameters,
+        optimizer=8 * cost.trained_parameters,
+        casts=2 * cost.trained_parameters if bf16 else 0,
+        activations=kept + ends,
+        passing=_BACKWARD_WIDTHS * tokens * width * narrow,
+        inputs=batch * pixels * 4,
+    )
+
+
+def checkpoint_bytes(spec: ModelSpec) -> int:
+    """Bytes of one checkpoint: weights and AdamW's two values a trained parameter; small state and names left out."""
+    cost = cost_of(spec)
+    return 4 * cost.parameters + 8 * cost.trained_parameters
