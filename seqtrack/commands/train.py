@@ -18,6 +18,7 @@ _USER_ERROR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Nearly nothing: a run is described by environment variables, the same in a container and without one."""
     parser.add_argument(
         "--max-restarts",
         metavar="N",
@@ -96,12 +97,14 @@ def _one_of_several() -> int:
     """One process of a run. A designed exit code other than 0 is left in a file: see `_EXIT_FOLDER`."""
     if os.environ["RANK"] != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
-    from seqtrack.engine.ranks import peers_needed
+    from seqtrack.engine.ranks import end_with_launcher, peers_needed
     from seqtrack.errors import UserError
     from seqtrack.train import train
 
     folder = os.environ.get(_EXIT_FOLDER)
     problems: list[str] = []
+    if folder is not None:
+        end_with_launcher()
     try:
         with peers_needed():
             code = train(os.environ)

@@ -272,6 +272,7 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Make the records durable and close both files."""
         if self._file is not None:
             os.fsync(self._file)
             os.close(self._file)

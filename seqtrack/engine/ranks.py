@@ -5,7 +5,9 @@ rank order, so that they come out the same each time for the same number of proc
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from seqtrack.errors import RunError, UserError
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 # A rank that waits longer than this for the others takes them for dead; a save of a large model must fit in.
 _PATIENCE = timedelta(minutes=15)
@@ -110,8 +114,16 @@ class Ranks:
         return received
 
     def close(self) -> None:
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        """Part from the other processes."""
+        if self.world == 1 or not dist.is_initialized():
+            return
+        if dist.get_backend() == "gloo":
+            # gloo's destructor waits for its threads with Python's lock held; a thread that lets go of its last tensor
+            # just then waits for that lock, and the process never ends (seen with torch 2.4.1). So the group is never
+            # taken apart: one reference more than there are holders. The kernel closes its sockets.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+            return
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -130,6 +142,11 @@ def peers_needed() -> Iterator[None]:
         raise RunError(
             f"another process of this run ended, so this one cannot go on ({str(error).splitlines()[0]:.150})"
         ) from error
+
+
+def end_with_launcher() -> None:
+    """Ask the kernel for SIGTERM, which is a request to stop and save, when the process that started this one dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)

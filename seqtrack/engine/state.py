@@ -33,6 +33,7 @@ class Meters:
     steps: int = 0
 
     def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float) -> None:
+        """One step: sums over its `count` samples of all ranks, and the norm of its gradient."""
         self.loss_sum += loss_sum
         self.iou_sum += iou_sum
         self.count += count

@@ -1,0 +1,240 @@
+"""A run on several processes: the same samples and steps as one process, and as hard to lose.
+
+Most of these runs are forked ranks that meet without a launcher; the tests at the end use the real one.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from runs import PATIENCE_S, Ended, Running, assert_same_run, completed, environment, numbers, start
+
+EXACT = {"MODEL.DECODER.DROPOUT": "0.0"}
+OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _ranks(env: dict[str, str], world: int) -> Iterator[list[Running]]:
+    """The processes of one run, started as a launcher would."""
+    meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(start({**env, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            for rank in range(world)
+        ]
+
+
+def _together(env: dict[str, str], world: int) -> list[Ended]:
+    with _ranks(env, world) as ranks:
+        ended = [rank.end() for rank in ranks]
+    assert [one.code for one in ended] == [0] * world, "\n".join(one.said for one in ended)
+    return ended
+
+
+@pytest.fixture(scope="module")
+def pair_uncut(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes that nothing disturbed."""
+    output = tmp_path_factory.mktemp("pair")
+    _together(environment(output, demo_data), 2)
+    return output / "phase_1"
+
+
+# 35 samples in batches of 16, 16 and 3: on four processes the last batch leaves one of them without a sample.
+UNEVEN = {**EXACT, "DATA.TRAIN.SAMPLE_PER_EPOCH": "35", "TRAIN.PRINT_INTERVAL": "1"}
+
+
+@pytest.fixture(scope="module")
+def uneven_alone(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("alone")
+    completed(environment(output, demo_data, UNEVEN, EPOCHS=2))
+    return output / "phase_1"
+
+
+def _assert_close(ours: Path, theirs: Path, *, within: float = 1e-5) -> None:
+    """The same samples and steps; losses and IoUs within `within`."""
+    mine, others = numbers(ours), numbers(theirs)
+    assert len(mine) == len(others) > 0
+    for one, other in zip(mine, others, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            if key in ("loss", "iou", "interval_loss", "interval_iou"):
+                assert value == pytest.approx(other[key], abs=within), (one["step"], key)
+            elif key == "grad_norm":
+                assert value == pytest.approx(other[key], rel=1e-3)
+            else:
+                assert value == other[key], (one["step"], key)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_train_on_the_same_samples_to_the_same_losses_as_one(
+    world: int, uneven_alone: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    ended = _together(environment(tmp_path, demo_data, UNEVEN, EPOCHS=2), world)
+    _assert_close(tmp_path / "phase_1", uneven_alone)
+    assert f"{world} processes" in ended[0].said
+    assert ended[1].said == "", "one process speaks for all"
+
+
+def test_other_samples_would_not_pass_for_the_same(uneven_alone: Path, demo_data: Path, tmp_path: Path) -> None:
+    completed(environment(tmp_path, demo_data, UNEVEN, EPOCHS=2, SEED=43))
+    with pytest.raises(AssertionError):
+        _assert_close(tmp_path / "phase_1", uneven_alone)
+
+
+def test_a_batch_computed_in_four_parts_gives_the_losses_of_the_whole(
+    uneven_alone: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    completed(environment(tmp_path, demo_data, {**UNEVEN, "TRAIN.ACCUMULATION_STEPS": "4"}, EPOCHS=2))
+    _assert_close(tmp_path / "phase_1", uneven_alone)
+
+
+def test_a_run_resumed_on_another_number_of_processes_says_which_promise_holds(
+    demo_data: Path, uneven_alone: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, demo_data, UNEVEN, EPOCHS=2)
+    with start(env) as running:
+        assert running.until(lambda: "Epoch 1 : 32" in running.said())
+        running.signal(signal.SIGTERM)
+        assert running.end().code == 75
+    said = _together(env, 2)[0].said
+    assert "promise that holds with that checkpoint: same samples and steps, last digits may differ" in said
+    assert "because world: 1 then, 2 now" in said
+    _assert_close(tmp_path / "phase_1", uneven_alone)
+
+
+def test_two_processes_promise_equal_bits_to_themselves(demo_data: Path, pair_uncut: Path, tmp_path: Path) -> None:
+    said = _together(environment(tmp_path, demo_data), 2)[0].said
+    assert "bit-equal" in said
+    assert_same_run(tmp_path / "phase_1", pair_uncut)
+
+
+@pytest.mark.parametrize("struck", [0, 1])
+def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uncut_pair(
+    struck: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, demo_data, OFTEN)
+    for seen in ("Epoch 1 : 32", "Epoch 3 : 16"):
+        with _ranks(env, 2) as ranks:
+            assert ranks[0].until(lambda seen=seen, main=ranks[0]: seen in main.said())  # type: ignore[misc]
+            ranks[struck].signal(signal.SIGKILL)
+            other = ranks[1 - struck].end()
+            assert other.code == 1
+            assert "another process of this run ended" in other.said
+            assert "Traceback" not in other.said
+    _together(env, 2)
+    assert_same_run(tmp_path / "phase_1", pair_uncut)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_asked_of_one_of_two_stops_and_saves_both(
+    asked: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, demo_data)
+    with _ranks(env, 2) as ranks:
+        assert ranks[0].until(lambda: "Epoch 2 : 16" in ranks[0].said())
+        ranks[asked].signal(signal.SIGTERM)
+        assert [rank.end(within_s=10).code for rank in ranks] == [75, 75]
+    _together(env, 2)
+    assert_same_run(tmp_path / "phase_1", pair_uncut)
+
+
+def _workers(launcher: Running) -> dict[int, int]:
+    """Process ids of the launcher's ranks."""
+    found = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                variables = (place / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended while we looked
+            ranks = [int(word[5:]) for word in variables if word.startswith(b"RANK=")]
+            if parent == launcher.process.pid and ranks:
+                found[ranks[0]] = int(place.name)
+    return found
+
+
+def test_the_launcher_hands_a_stop_on_and_ends_with_75(demo_data: Path, tmp_path: Path) -> None:
+    with start(environment(tmp_path, demo_data, EPOCHS=30, NPROC=2)) as launcher:
+        assert launcher.until(lambda: "Epoch 1 : 32" in launcher.said())
+        launcher.signal(signal.SIGTERM)
+        ended = launcher.end(within_s=15)
+    assert ended.code == 75, ended.said
+    assert "stopped on request" in ended.said
+    assert "Traceback" not in ended.said
+
+
+def test_when_the_launcher_is_killed_its_workers_save_and_end(demo_data: Path, tmp_path: Path) -> None:
+    with start(environment(tmp_path, demo_data, EPOCHS=3000, NPROC=2)) as launcher:
+        assert launcher.until(lambda: "Epoch 1 : 16" in launcher.said())
+        workers = _workers(launcher)
+        assert sorted(workers) == [0, 1]
+        launcher.signal(signal.SIGKILL)
+        launcher.end()
+        end = time.monotonic() + PATIENCE_S
+        while any(Path("/proc", str(worker)).exists() for worker in workers.values()):
+            assert time.monotonic() < end, "a worker outlives its launcher"
+            time.sleep(0.01)
+    assert list((tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_step*.json"))
+
+
+def test_after_the_death_of_a_worker_the_launcher_goes_on_from_the_newest_checkpoint(
+    demo_data: Path, pair_uncut: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, demo_data, OFTEN, NPROC=2)
+    with start(env, "train", "--max-restarts", "2") as launcher:
+        assert launcher.until(lambda: "Epoch 2 : 16" in launcher.said())
+        os.kill(_workers(launcher)[1], signal.SIGKILL)
+        ended = launcher.end(within_s=PATIENCE_S)
+    assert ended.code == 0, ended.said
+    assert "resumes after step" in ended.said
+    assert_same_run(tmp_path / "phase_1", pair_uncut)
+
+
+def test_without_restarts_the_death_of_a_worker_ends_the_run_with_1_and_a_reason(
+    demo_data: Path, tmp_path: Path
+) -> None:
+    with start(environment(tmp_path, demo_data, EPOCHS=30, NPROC=2)) as launcher:
+        assert launcher.until(lambda: "Epoch 1 : 16" in launcher.said())
+        os.kill(_workers(launcher)[1], signal.SIGKILL)
+        ended = launcher.end()
+    assert ended.code == 1
+    assert "a process of the run died" in ended.said
+    assert "exit code -9" in ended.said
+    assert "Traceback" not in ended.said
+
+
+def test_a_problem_that_only_one_process_meets_is_said_and_ends_with_2(demo_data: Path, tmp_path: Path) -> None:
+    """A cut frame is in the share of one process; the other sees a peer that went away."""
+    data = tmp_path / "data"
+    damaged = _with_one_sequence_damaged(demo_data, data)
+    env = environment(tmp_path / "out", data, EPOCHS=30, NPROC=2)
+    with start(env) as launcher:
+        ended = launcher.end()
+    assert ended.code == 2, ended.said
+    assert ended.said.count("error: ") >= 1
+    assert damaged in ended.said
+    assert "Traceback" not in ended.said
+
+
+def _with_one_sequence_damaged(source: Path, target: Path) -> str:
+    """The demo data set with every frame of one sequence cut in half; returns the sequence's name."""
+    shutil.copytree(source / "demo", target / "demo", copy_function=os.link)
+    name = "disk-3"
+    for frame in (target / "demo" / "disk" / name / "img").glob("*.jpg"):
+        whole = frame.read_bytes()
+        frame.unlink()
+        frame.write_bytes(whole[: len(whole) // 2])
+    return name
