@@ -99,6 +99,7 @@ def precision(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def optimizer_settings(config: Config) -> OptimizerSettings:
+    """What AdamW is made with."""
     train = config.TRAIN
     return OptimizerSettings(
         name=train.OPTIMIZER,
@@ -111,6 +112,7 @@ def optimizer_settings(config: Config) -> OptimizerSettings:
 
 
 def schedule_settings(config: Config, steps_per_epoch: int) -> ScheduleSettings:
+    """What the learning rate depends on; TYPE step takes its factor from DECAY_RATE, as the authors' files do."""
     train, scheduler = config.TRAIN, config.TRAIN.SCHEDULER
     return ScheduleSettings(
         kind=scheduler.TYPE,

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch.amp.grad_scaler import GradScaler
 
@@ -121,20 +120,19 @@ def _run(
     validate: prepare.Validation | None,
 ) -> int:
     """From the first log line to the verdict."""
-    folder: Path = phase_folder(environment)
+    folder = phase_folder(environment)
     data = describe(sources)
     records.say_what_runs(environment, config, ranks, sources, loader)
     began = say_start(start, ranks)
     record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
+    stepper = Stepper(state, prepare.wrap(config, ranks, state.model), ranks, prepare.step_settings(config, ranks))
     log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)
     saver = records.make_saver(folder, environment, config, start)
     with contextlib.closing(log), contextlib.closing(saver):
         complete = Loop(
             state,
             loader=loader,
-            stepper=Stepper(
-                state, prepare.wrap(config, ranks, state.model), ranks, prepare.step_settings(config, ranks)
-            ),
+            stepper=stepper,
             saver=saver,
             log=log,
             ranks=ranks,

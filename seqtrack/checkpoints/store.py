@@ -81,6 +81,7 @@ class Manifest:
         return manifest_path(self.path)
 
     def to_json(self) -> dict[str, Any]:
+        """The manifest as its file holds it: every field but where it lies."""
         values = asdict(self)
         del values["folder"]
         return values

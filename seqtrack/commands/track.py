@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to follow, with which weights, and where the video goes."""
     parser.add_argument("source", metavar="VIDEO|FOLDER|CAMERA", help="a video file, a folder of images, or 0, 1, ...")
     parser.add_argument("--box", metavar="X,Y,W,H", help="the object in the first frame, in pixels from the top left")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.mp4", help="default: OUTPUT_DIR/tracks/NAME.mp4")

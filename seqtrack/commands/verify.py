@@ -6,6 +6,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which runs, what is asked of them, and where the proof goes."""
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)"
     )

@@ -1,0 +1,1 @@
+"""A trained model at work on videos, folders of frames and cameras."""
