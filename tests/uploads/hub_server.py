@@ -414,7 +414,8 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- one method a stage: (names, fault) -> (body, headers)
     def on_whoami(self, names: dict[str, str], fault: Fault | None) -> Any:
-        return {"type": "user", "name": "me", "auth": {"accessToken": {"role": "write"}}}, {}
+        role = self.hub.tokens[(self.headers.get("Authorization") or "").removeprefix("Bearer ")]
+        return {"type": "user", "name": "me", "auth": {"accessToken": {"role": role}}}, {}
 
     def on_create(self, names: dict[str, str], fault: Fault | None) -> Any:
         order = self.json()
