@@ -27,7 +27,7 @@ class Variable:
 
 
 VARIABLES: dict[str, Variable] = {
-    "PHASE": Variable("1", "1 trains from the start, 2 resumes phase 1", "train", forms.one_of("1", "2")),
+    "PHASE": Variable("1", "1 trains from the start, 2 resumes phase 1", "train, track, evaluate, hub", forms.one_of("1", "2")),
     "RESUME_EPOCH": Variable(
         "",
         "epoch after which the run goes on; unset, phase 1 starts at the beginning and phase 2 at epoch 3",
@@ -70,12 +70,12 @@ VARIABLES: dict[str, Variable] = {
         "", "repository owner/name; unset, nothing is uploaded", "train, upload, hub", forms.repository
     ),
     "HF_TOKEN": Variable(
-        "", "access token; a file is safer, see HF_TOKEN_PATH", "upload, hub", forms.token, secret=True
+        "", "access token; a file is safer, see HF_TOKEN_PATH", "train, data, upload, hub", forms.token, secret=True
     ),
     "HF_TOKEN_PATH": Variable(
-        "", "file with the access token, read anew at each use; wins over HF_TOKEN", "upload, hub", forms.path
+        "", "file with the access token, read anew at each use; wins over HF_TOKEN", "train, data, upload, hub", forms.path
     ),
-    "HF_ENDPOINT": Variable("", "address of the Hub; unset, huggingface.co", "upload, hub", forms.address),
+    "HF_ENDPOINT": Variable("", "address of the Hub; unset, huggingface.co", "train, data, upload, hub", forms.address),
     "HF_PRIVATE": Variable("true", "whether a repository that is made is private", "upload, hub", forms.switch),
     "HF_HUB_DISABLE_XET": Variable(
         "",
@@ -83,7 +83,7 @@ VARIABLES: dict[str, Variable] = {
         "upload, hub",
         forms.switch,
     ),
-    "UPLOAD_TARGET": Variable("", "another target than HF_REPO, such as folder:/mnt/backup", "upload", forms.target),
+    "UPLOAD_TARGET": Variable("", "another target than HF_REPO, such as folder:/mnt/backup", "train, upload, hub", forms.target),
     "UPLOAD_MIN_COMMIT_INTERVAL_S": Variable(
         "30",
         "least seconds between two commits; the Hub allows about 128 an hour",

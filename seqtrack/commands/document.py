@@ -1,0 +1,108 @@
+"""The tables of `docs/commands.md`, made from the commands' own parsers and the table of variables.
+
+`python -m seqtrack.commands.document docs/commands.md` writes them anew between their markers; a test says when that
+was forgotten. Knows no prose.
+"""
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from seqtrack.cli import COMMANDS
+from seqtrack.config.variables import VARIABLES
+
+_START, _END = "<!-- commands: made by python -m seqtrack.commands.document -->", "<!-- end of commands -->"
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command, as `seqtrack COMMAND --help` has it."""
+    module_name, summary = COMMANDS[command]
+    parser = argparse.ArgumentParser(prog=f"seqtrack {command}", description=summary)
+    importlib.import_module(f"seqtrack.commands.{module_name}").add_arguments(parser)
+    return parser
+
+
+def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """Every command and sub-command: its words after `seqtrack`, what it does in a line, its parser."""
+    for command, (_, summary) in COMMANDS.items():
+        parser = parser_of(command)
+        yield command, summary, parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+                for name, below in action.choices.items():
+                    yield f"{command} {name}", helps[name], below
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
+    """Each argument but --help as (how it is written, what it means)."""
+    formatter = parser._get_formatter()
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        meaning = formatter._expand_help(action) if action.help else ""
+        if action.choices is not None and action.option_strings:
+            meaning = f"one of {', '.join(map(str, action.choices))}; {meaning}"
+        found.append((_written(action), meaning))
+    return found
+
+
+def _written(action: argparse.Action) -> str:
+    metavar = action.metavar if isinstance(action.metavar, str) else None
+    if not action.option_strings:
+        choices = "|".join(map(str, action.choices)) if action.choices is not None else None
+        name = metavar or choices or action.dest
+        return f"[{name}]" if action.nargs in ("?", "*") else name
+    takes_value = action.nargs != 0
+    value = f" {metavar or action.dest.upper()}" if takes_value else ""
+    return ", ".join(action.option_strings) + value
+
+
+def commands_text() -> str:
+    """One section a command, one row an argument, and the variables that it reads."""
+    parts: list[str] = []
+    for words, summary, parser in parsers():
+        level = "###" if " " not in words else "####"
+        parts += [f"{level} `seqtrack {words}`", "", summary[:1].upper() + summary[1:] + ".", ""]
+        rows = [f"| `{_cell(written)}` | {_cell(meaning)} |" for written, meaning in arguments_of(parser)]
+        if rows:
+            parts += ["| argument | meaning |", "|---|---|", *rows, ""]
+        readers = list(dict.fromkeys(_shown(name) for name, one in VARIABLES.items() if _reads(one.reader, words)))
+        if readers:
+            parts += [f"Variables: {', '.join(readers)}.", ""]
+    return "\n".join(parts).rstrip()
+
+
+def _reads(reader: str, command: str) -> bool:
+    return command in [word.strip() for word in reader.split(",")]
+
+
+def _shown(variable: str) -> str:
+    """The name; the sidecar's many settings are one word here and a table in docs/configuration.md."""
+    return "`UPLOAD_*`" if variable.startswith("UPLOAD_") and variable != "UPLOAD_TARGET" else f"`{variable}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def render(document: str) -> str:
+    """The document with its tables made anew; everything outside the markers stays.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    pattern = re.compile(re.escape(_START) + ".*?" + re.escape(_END), re.DOTALL)
+    if len(pattern.findall(document)) != 1:
+        raise ValueError(f"expected once in the document: {_START} ... {_END}")
+    text = commands_text()
+    return pattern.sub(lambda _: f"{_START}\n\n{text}\n\n{_END}", document)
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
