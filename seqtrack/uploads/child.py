@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
@@ -26,7 +26,6 @@ from seqtrack.uploads.target import Remote, Staged, Target
 from seqtrack.uploads.targets import open_target
 
 Emit = Callable[[dict[str, Any]], None]
-_Result = TypeVar("_Result")
 
 
 def perform(order: dict[str, Any], emit: Emit) -> None:
@@ -56,8 +55,8 @@ def _push(target: Target, order: dict[str, Any], emit: Emit) -> None:
     tries = int(order.get("tries", 3))
     for attempt in range(1, tries + 1):
         # The head first: what is committed after it was read makes our commit fail rather than come twice.
-        head = _again(target.head, tries)
-        missing = _missing(files, _look_at(target, files, tries))
+        head = target.head()
+        missing = _missing(files, _look_at(target, files))
         if attempt == 1:
             emit({"event": "already", "paths": [item.path for item in files if item not in missing]})
         if not missing:
@@ -74,7 +73,7 @@ def _push(target: Target, order: dict[str, Any], emit: Emit) -> None:
             if attempt == tries or not _worth_another(classify(error)):
                 raise
             time.sleep(0.2 * attempt)
-    remotes = _look_at(target, files, tries)
+    remotes = _look_at(target, files)
     wrong = {item.path for item in _missing(files, remotes)}
     emit({"event": "verified", "commit": commit, "paths": [item.path for item in files if item.path not in wrong]})
     if wrong:
@@ -83,25 +82,12 @@ def _push(target: Target, order: dict[str, Any], emit: Emit) -> None:
     emit({"event": "done", "commit": commit})
 
 
-def _look_at(target: Target, files: Sequence[Staged], tries: int) -> dict[str, Remote]:
-    paths = [item.path for item in files]
-    return _again(lambda: target.look(paths), tries)
+def _look_at(target: Target, files: Sequence[Staged]) -> dict[str, Remote]:
+    return target.look([item.path for item in files])
 
 
 def _worth_another(fault: Fault) -> bool:
     return fault.kind == "conflict" or (fault.kind in ("server", "network") and fault.path is None)
-
-
-def _again(call: Callable[[], _Result], tries: int) -> _Result:
-    """Repeat a call that only reads; the library does not."""
-    for attempt in range(1, tries):
-        try:
-            return call()
-        except Exception as error:
-            if classify(error).kind not in ("server", "network"):
-                raise
-            time.sleep(0.2 * attempt)
-    return call()
 
 
 def _missing(files: Sequence[Staged], remotes: dict[str, Remote]) -> list[Staged]:

@@ -4,6 +4,7 @@ Knows HTTP statuses and exceptions by their shape (`status_code`, `__cause__`), 
 its HTTP library is imported here; knows nothing of files or of the loop.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -114,7 +115,7 @@ def _fault_of(error: BaseException, path: str | None) -> Fault | None:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(status, int) and response is not None:
-        return _of_status(status, dict(response.headers), f"{error} {_body(response)}", path)
+        return _of_status(status, dict(response.headers), _body(response) or str(error), path)
     if isinstance(error, ChangedError):
         return Fault("changed", str(error), path=error.path)
     if isinstance(error, MismatchError):
@@ -147,10 +148,19 @@ def _body(response: Any) -> str:
         return ""
 
 
+def _error_in(text: str) -> str:
+    """The "error" of a JSON answer, else the text itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return str(value["error"]) if isinstance(value, dict) and "error" in value else text
+
+
 def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | None) -> Fault:
     headers = {name.lower(): value for name, value in headers.items()}
-    text = f"{headers.get('x-error-message', '')} {text}".strip()
-    said = f"HTTP {status}: {text[:300]}"
+    text = headers.get("x-error-message", "") or _error_in(text)
+    said = f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"
     if status == 429:
         wait = _asked_wait(headers)
         if re.search(r"rate limit for repository commits", text, re.IGNORECASE):

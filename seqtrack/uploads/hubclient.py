@@ -1,14 +1,16 @@
 """How the Hub's client is made safe: timeouts it does not have, and refusals it would hide.
 
 Imported by the child process only. The library sends every request through one client object, which this module
-makes. A status or a silence that is worth another try reaches us at once, with its headers, instead of after six
-tries without jitter; the library may repeat a single request `tries` times, because a part of a large file that
-failed once should not cost the whole file.
+makes. A status or a silence that is worth another try reaches us soon, with its headers, instead of after six tries
+without jitter; a single request is repeated `tries` times, because a part of a large file that failed once should not
+cost the whole file.
 """
 
+import random
 import threading
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -47,43 +49,83 @@ def stage_of(method: str, path: str) -> str:
     return next((name for part, name in _STAGES if part in path), "storage")
 
 
+@dataclass
+class Traffic:
+    """What went through the clients of this process; `stored` counts PUTs that arrived."""
+
+    stored: int = 0
+    failed_parts: Counter[str] = field(default_factory=Counter)
+    parts: set[str] = field(default_factory=set)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+
 class BoundedClient(httpx2.Client):
     """A client that gives up in time, and says why."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, traffic: Traffic) -> None:
         timeout = httpx2.Timeout(limits.read_s, connect=limits.connect_s)
         super().__init__(timeout=timeout, follow_redirects=True)
-        self._limits = limits
-        self._failures: Counter[tuple[str, str]] = Counter()
-        self._guard = threading.Lock()
+        self._limits, self._traffic = limits, traffic
 
     def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
-        """Send once; raise what must end the call rather than be repeated by the library."""
+        """Send, and repeat what is safe to repeat; raise what must end the call.
+
+        Raises:
+            HubRefusal: a status that another try may cure, after the last try; at once for 429, whose wait is the
+                parent's affair.
+            Unreachable: no answer. Silence is not repeated here: the next try must be more patient.
+        """
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
         stage = stage_of(request.method, request.url.path)
-        try:
-            response = super().send(request, **kwargs)
-        except httpx2.TransportError as error:
-            timed_out = isinstance(error, httpx2.TimeoutException)
-            # Silence is not repeated here: the next try must be more patient, which only the parent can arrange.
-            if timed_out or self._used_up(request):
-                reason = f"no answer for {self._limits.read_s:g} s" if timed_out else str(error) or type(error).__name__
-                raise Unreachable(stage, reason, timed_out=timed_out) from error
-            raise
-        if response.status_code in _RETRYABLE and (response.status_code == 429 or self._used_up(request)):
-            text = response.read().decode(errors="replace")[:2000]
-            response.close()
-            raise HubRefusal(response.status_code, stage, dict(response.headers), text)
-        return response
+        # A commit may have been made, and an object stored, though the reply was lost: who sends them asks first.
+        tries = 1 if stage == "commit" or request.method == "PUT" else self._limits.tries
+        for attempt in range(1, tries + 1):
+            last = attempt == tries
+            try:
+                response = super().send(request, **kwargs)
+            except httpx2.TransportError as error:
+                timed_out = isinstance(error, httpx2.TimeoutException)
+                if not timed_out and self._library_may_repeat(request):
+                    raise
+                if timed_out or last:
+                    reason = f"no answer for {self._limits.read_s:g} s" if timed_out else str(error) or "cut off"
+                    raise Unreachable(stage, reason, timed_out=timed_out) from error
+            else:
+                status = response.status_code
+                if status not in _RETRYABLE or (status != 429 and self._library_may_repeat(request)):
+                    self._note(request, response, stage)
+                    return response
+                if status == 429 or last:
+                    text = response.read().decode(errors="replace")[:2000]
+                    response.close()
+                    raise HubRefusal(status, stage, dict(response.headers), text)
+                response.close()
+            time.sleep(random.uniform(0.0, 0.3 * 2.0**attempt))
+        raise AssertionError("the last try returns or raises")
 
-    def _used_up(self, request: httpx2.Request) -> bool:
-        key = (request.method, str(request.url))
-        with self._guard:
-            self._failures[key] += 1
-            return self._failures[key] >= self._limits.tries
+    def _note(self, request: httpx2.Request, response: httpx2.Response, stage: str) -> None:
+        """Count what was stored, and learn from a batch's answer which addresses take parts of a file."""
+        if request.method == "PUT" and response.is_success:
+            with self._traffic.guard:
+                self._traffic.stored += 1
+        if stage == "batch" and response.is_success and b'"chunk_size"' in response.content:
+            for item in response.json().get("objects", []):
+                header = item.get("actions", {}).get("upload", {}).get("header") or {}
+                self._traffic.parts.update(str(httpx2.URL(v)) for k, v in header.items() if k.isdigit())
+
+    def _library_may_repeat(self, request: httpx2.Request) -> bool:
+        """Whether the library shall send a part of a large file again: it rewinds, and the other parts stay good."""
+        url = str(request.url)
+        if request.method != "PUT" or url not in self._traffic.parts:
+            return False
+        with self._traffic.guard:
+            self._traffic.failed_parts[url] += 1
+            return self._traffic.failed_parts[url] < self._limits.tries
 
 
-def bound_client(limits: Limits) -> None:
+def bound_client(limits: Limits) -> Traffic:
     """Make the library use `BoundedClient` from now on, in this process."""
-    set_client_factory(lambda: BoundedClient(limits))
+    traffic = Traffic()
+    set_client_factory(lambda: BoundedClient(limits, traffic))
+    return traffic

@@ -4,7 +4,9 @@ Imported by the child process only, since the client brings its own threads and 
 they were made on: a call whose reply was lost and that is applied late can then never become a second commit.
 """
 
+import random
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from seqtrack.errors import UserError
+from seqtrack.uploads.errors import classify
 from seqtrack.uploads.hubclient import Limits, bound_client
 from seqtrack.uploads.target import Account, Receipt, Remote, Staged, require_unchanged, safe_path
 
@@ -30,10 +33,15 @@ class HubTarget:
         token: None lets the client look where `hf auth login` puts it.
         endpoint: address of the Hub; None for the client's own default.
         private: whether a repo that is made here is private.
+        limits: of every request; the client of the whole process is bound to them.
     """
 
-    def __init__(self, repo: str, *, token: str | None, endpoint: str | None, private: bool) -> None:
+    def __init__(
+        self, repo: str, *, token: str | None, endpoint: str | None, private: bool, limits: Limits | None = None
+    ) -> None:
         self._repo, self._token, self._private = repo, token, private
+        self._limits = limits or Limits()
+        self._traffic = bound_client(self._limits)
         self._api = HfApi(endpoint=endpoint, token=token)
 
     def prepare(self) -> Account:
@@ -55,7 +63,7 @@ class HubTarget:
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> Receipt:
         operations = [_operation(staged) for staged in files]
-        self._api.preupload_lfs_files(self._repo, operations, revision=_BRANCH, num_threads=3)
+        self._store(operations)
         # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
         require_unchanged(files)
         chosen = _that_fit(operations)
@@ -67,6 +75,24 @@ class HubTarget:
             parent_commit=parent,
         )
         return Receipt(str(info.oid), tuple(operation.path_in_repo for operation in chosen))
+
+    def _store(self, operations: list[CommitOperationAdd]) -> None:
+        """Send the bytes of large files, without making them visible.
+
+        Repeated as long as something arrives: each time the server is asked first which objects it has, so that one
+        whose reply was lost is not sent again.
+        """
+        fruitless = 0
+        while True:
+            before = self._traffic.stored
+            try:
+                self._api.preupload_lfs_files(self._repo, operations, revision=_BRANCH, num_threads=3)
+                return
+            except Exception as error:
+                fruitless = fruitless + 1 if self._traffic.stored == before else 0
+                if classify(error).kind not in ("server", "network") or fruitless >= self._limits.tries:
+                    raise
+                time.sleep(random.uniform(0.0, 0.5 * 2.0**fruitless))
 
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
         try:
@@ -118,10 +144,10 @@ def _files(listed: Iterable[Any]) -> Iterable[Remote]:
 
 def open_hub(settings: dict[str, Any]) -> HubTarget:
     """A repo as a target; bounds the client of this process."""
-    bound_client(Limits(settings["connect_s"], settings["read_s"], int(settings["tries"])))
     return HubTarget(
         settings["place"],
         token=settings.get("token"),
         endpoint=settings.get("endpoint"),
         private=bool(settings.get("private", True)),
+        limits=Limits(settings["connect_s"], settings["read_s"], int(settings["tries"])),
     )

@@ -101,14 +101,12 @@ def choose_batch(
 ) -> list[Unit]:
     """The next batch: the newest checkpoint first, small files along with it.
 
-    A file that was set apart goes alone, so that it can spoil no other's commit.
+    Files that were set apart go only when there are no others, so that they can spoil no other's commit.
     """
     units = sorted(
         ready, key=lambda unit: (-unit.is_checkpoint, -max(f.mtime_ns for f in unit.files), unit.files[0].path)
     )
-    good = [unit for unit in units if unit.files[0].path not in is_apart]
-    if not good:
-        return units[:1]
+    good = [unit for unit in units if unit.files[0].path not in is_apart] or units
     batch: list[Unit] = []
     size, checkpoint_bytes = 0, 0
     for unit in good:

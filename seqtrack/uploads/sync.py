@@ -273,7 +273,9 @@ class Sync:
             return
         first = self.journal.rows[guilty[0].staged.path]
         first.attempts += 1
-        if first.attempts >= self._settings.tries_before_apart:
+        # A refusal is about the file; other trouble is more often the server's, which meets some file first.
+        tries = self._settings.tries_before_apart * (1 if fault.kind == "refused" else 3)
+        if first.attempts >= tries:
             logger.error("%s is set apart: %s", first.path, fault.line)
             self._mark([copy.found for copy in guilty], "apart", error=fault.line)
             soon = min(self._apart_s, self._settings.backoff_s * 2.0 ** min(first.attempts, 30))

@@ -271,7 +271,7 @@ def soak(tmp_path: Path, *, files: int, largest: int, kills: int, seconds: float
     assert writer.wait(120) == 0
     finish(output)
     with sidecar(env) as running:
-        assert running.wait(seconds) == 0
+        assert running.wait(seconds * 2) == 0
     hub.stop()
     assert len(files_of(output)) > files
     assert_arrived(hub, output)

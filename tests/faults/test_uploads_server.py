@@ -4,6 +4,7 @@ The sidecar runs as a process against a real server; the faults are the server's
 """
 
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -162,8 +163,7 @@ def test_a_wrong_token_is_unhealthy_in_one_line_and_its_mending_is_noticed(hub: 
     with sidecar(env) as running:
         until(lambda: status(output).get("fault"), what="the fault")
         health = subprocess.run(
-            ["python", "-m", "seqtrack", "upload", "status", "--health"],
-            executable=running.process.args[0],
+            [sys.executable, "-m", "seqtrack", "upload", "status", "--health"],
             env=env,
             capture_output=True,
             text=True,

@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
     back = time.now + 86_400.0
     time.alarms.append((back, lambda: hub.start(port) and None))
     # Small batches, so that the order of catching up can be seen.
-    settings = UploadSettings(batch_mb=0.06, poll_s=20.0, settle_s=30.0, start_grace_s=0.0)
+    settings = UploadSettings(batch_mb=0.06, poll_s=60.0, settle_s=120.0, start_grace_s=0.0, request_tries=1)
     with Watch(output, target, settings, clock=clock, runner=runner, rng=random.Random(7)) as watch:
         while time.now < back + 7200.0 and len(hub.repos.get(REPO, Repo()).commits) < 14:
             wait = watch.sync.step()

@@ -1,0 +1,86 @@
+"""The model card says what was measured, all of it, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from uploads.rig import put
+
+from seqtrack.checkpoints.store import FORMAT
+from seqtrack.errors import UserError
+from seqtrack.reports.card import model_card
+
+
+def manifest(output: Path, epoch: int, *, loss: float | None = 4.25, phase: int = 1) -> Path:
+    values = {
+        "format": FORMAT,
+        "kind": "epoch",
+        "epoch": epoch,
+        "step": epoch * 207,
+        "sample": 0,
+        "file": f"SEQTRACK_ep{epoch:04d}.safetensors",
+        "bytes": 12_300_000,
+        "sha256": f"{epoch}" * 64,
+        "weights_sha256": "ab" * 32,
+        "parts": {},
+        "loss": loss,
+        "iou": 0.1 * epoch,
+        "parent_sha256": None,
+        "config_digest": "cd" * 32,
+        "data_digest": "ef" * 32,
+        "created": "2026-01-01T00:00:00+00:00",
+        "versions": {"torch": "2.4.1"},
+        "device": "CPU",
+    }
+    return put(output / f"phase_{phase}" / "checkpoints" / f"SEQTRACK_ep{epoch:04d}.json", json.dumps(values).encode())
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    for epoch in (1, 2):
+        manifest(tmp_path, epoch)
+    lines = [{"type": "epoch", "epoch": 1, "samples_per_s": 321.5}, {"type": "interval", "epoch": 2}]
+    put(tmp_path / "phase_1" / "logs" / "metrics.jsonl", "\n".join(map(json.dumps, lines)).encode() + b'\n{"cut')
+    put(tmp_path / "phase_1" / "plots" / "phase_1_loss.png", b"png")
+    source = {"name": "DEMO", "synthetic": True, "sequences": 40, "frames": 2000, "classes": {"disc": {}, "ring": {}}}
+    put(tmp_path / "phase_1" / "dataset.json", json.dumps({"sources": [source]}).encode())
+    return tmp_path
+
+
+def test_it_holds_the_measured_numbers_plots_and_digests(measured: Path) -> None:
+    text = model_card(measured, repo="me/run")
+    assert "| 1 | 207 | 4.25000 | 0.10000 | 321.5 | 12.3 | `SEQTRACK_ep0001.safetensors` |" in text
+    assert "| 2 | 414 | 4.25000 | 0.20000 | – | 12.3 |" in text, "what was not measured is not made up"
+    assert "(phase_1/plots/phase_1_loss.png)" in text
+    assert "1" * 64 in text
+    assert "2" * 64 in text
+    assert "ab" * 32 in text
+    assert "cd" * 32 in text
+    assert 'hf_hub_download("me/run", "phase_1/checkpoints/SEQTRACK_ep0002.safetensors")' in text
+    assert "Verdict" not in text
+
+
+def test_its_head_is_yaml_and_says_that_synthetic_data_are_synthetic(measured: Path) -> None:
+    text = model_card(measured)
+    head = yaml.safe_load(text.split("---")[1])
+    assert "synthetic-data" in head["tags"]
+    assert "datasets" not in head
+    assert "synthetic**" in text
+    source = {"name": "LASOT", "synthetic": False, "classes": {"book": {}}}
+    put(measured / "phase_1" / "dataset.json", json.dumps({"sources": [source]}).encode())
+    text = model_card(measured)
+    assert yaml.safe_load(text.split("---")[1])["datasets"] == ["l-lt/LaSOT"]
+    assert "synthetic" not in text
+
+
+def test_a_verdict_is_quoted_once_there_is_one(measured: Path) -> None:
+    manifest(measured, 3, phase=2)
+    put(measured / "comparison" / "certificate.json", b'{"verdict": "identical"}')
+    assert "Verdict: **identical**" in model_card(measured)
+    assert "## Phase 2" in model_card(measured)
+
+
+def test_without_a_checkpoint_there_is_no_card(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        model_card(tmp_path)

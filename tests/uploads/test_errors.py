@@ -1,0 +1,106 @@
+"""What each failure is taken for: the words and statuses of the Hub, through the wrappers of its client."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from seqtrack.errors import UserError
+from seqtrack.uploads.errors import HubRefusal, Unreachable, classify, scrub
+from seqtrack.uploads.target import ChangedError
+
+
+@dataclass
+class Response:
+    status_code: int
+    text: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class HfHubHTTPError(OSError):
+    """The library's error in shape: it carries the response."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"Client error {response.status_code}")
+        self.response = response
+
+
+LIMIT = "You have exceeded the rate limit for repository commits (128 per hour). You can retry in about 1 hour."
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind", "permanent"),
+    [
+        *[(code, "", "server", False) for code in (408, 500, 502, 503, 504, 507, 524)],
+        (429, "Too many requests", "rate", False),
+        (429, LIMIT, "commits", False),
+        (409, "", "conflict", False),
+        (412, "A commit has happened since", "conflict", False),
+        (401, "", "token", True),
+        (403, "no right to write", "permission", True),
+        (403, "private storage limit reached", "quota", True),
+        (402, "payment required", "quota", True),
+        (404, "Repository not found", "repository", True),
+        (413, "Payload too large", "refused", True),
+        (400, "LFS object was never uploaded", "refused", True),
+        (422, "", "refused", True),
+    ],
+)
+@pytest.mark.parametrize("shape", ["ours", "library", "wrapped"])
+def test_a_status_has_one_meaning_in_every_wrapper(
+    status: int, text: str, kind: str, permanent: bool, shape: str
+) -> None:
+    error: BaseException = HubRefusal(status, "commit", {}, text)
+    if shape != "ours":
+        error = HfHubHTTPError(Response(status, text))
+    if shape == "wrapped":
+        inner, error = error, RuntimeError("Error while uploading 'phase_1/a b.bin' to the Hub.")
+        error.__cause__ = inner
+    fault = classify(error)
+    assert (fault.kind, fault.permanent, fault.status) == (kind, permanent, status)
+    assert fault.path == ("phase_1/a b.bin" if shape == "wrapped" else None)
+    assert "\n" not in fault.line
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "17"}, 17.0),
+        ({"retry-after": "99999"}, 3600.0),
+        ({"Retry-After": "Sat, 21 Nov 2026 07:00:30 GMT", "Date": "Sat, 21 Nov 2026 07:00:00 GMT"}, 30.0),
+        ({"Retry-After": "Sat, 21 Nov 2026 06:00:00 GMT", "Date": "Sat, 21 Nov 2026 07:00:00 GMT"}, 0.0),
+        ({"RateLimit": '"api";r=0;t=55'}, 56.0),
+        ({"RateLimit": '"api";r=949;t=55'}, 0.0),
+        ({"Retry-After": "soon"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_how_long_the_server_asks_us_to_wait(headers: dict[str, str], wait: float) -> None:
+    assert classify(HubRefusal(429, "commit", headers, "")).wait_s == wait
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Unreachable("commit", "cut off", timed_out=False), "network"),
+        (Unreachable("commit", "no answer for 3 s", timed_out=True), "deadline"),
+        (ConnectionError("CAS client error"), "xet"),
+        (ConnectionResetError(104, "reset"), "local"),
+        (OSError(28, "No space left on device", "/x"), "local"),
+        (ChangedError("phase_1/a"), "changed"),
+        (UserError("a name"), "refused"),
+        (ValueError("LFS batch API returned errors:\nno"), "refused"),
+        (KeyError("commitOid"), "server"),
+        (MemoryError(), "died"),
+    ],
+)
+def test_what_is_no_status_has_a_kind_as_well(error: Exception, kind: str) -> None:
+    assert classify(error).kind == kind
+
+
+def test_no_secret_stays_in_a_line() -> None:
+    token = "abcdef-not-in-the-usual-form"
+    text = f"at https://s/x?X-Amz-Signature=0123abc&a=1 with Bearer hf_ABCdef123456 or {token}"
+    for secret in ("0123abc", "hf_ABCdef123456", "ABCdef", token):
+        assert secret not in scrub(text, token)
+    assert "a=1" in scrub(text, token)
+    assert token not in classify(HubRefusal(400, "commit", {}, text), token=token).line
