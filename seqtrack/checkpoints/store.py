@@ -168,13 +168,13 @@ def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Mani
 
 
 def verify_checkpoint(manifest: Manifest) -> Header:
-    """Check that the container is the one the manifest describes, byte for byte.
+    """Check that the container is the one the manifest describes, byte for byte, and that both tell the same.
 
     Returns:
         the container's head.
 
     Raises:
-        DamagedFileError: it is missing, of another size, of another digest, or not a container.
+        DamagedFileError: it is missing, of another size, of another digest, not a container, or of another step.
     """
     path = manifest.path
     try:
@@ -184,9 +184,27 @@ def verify_checkpoint(manifest: Manifest) -> Header:
         digest = sha256_file(path)
         if digest != manifest.sha256:
             raise DamagedFileError(f"{path} has sha256 {digest}; its manifest says {manifest.sha256}")
-        return read_header(path)
+        header = read_header(path)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
+    for name, told in _facts(path, header).items():
+        if getattr(manifest, name) != told:
+            raise DamagedFileError(f"{manifest.manifest_path} says {name} {getattr(manifest, name)!r}; {path} {told!r}")
+    return header
+
+
+def _facts(path: Path, header: Header) -> dict[str, Any]:
+    """What the container itself tells of the manifest's fields; nothing where it holds weights only."""
+    values = read_values(path, header)
+    facts: dict[str, Any] = {name: values[name] for name in ("epoch", "step", "sample") if name in values}
+    if "sample" in facts:
+        facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
+    history = values.get("history")
+    epochs = history.get("epochs") if isinstance(history, dict) else None
+    last = epochs[-1] if isinstance(epochs, list) and epochs else None
+    if facts.get("kind") == "epoch" and isinstance(last, dict):
+        facts |= {name: last[name] for name in ("loss", "iou") if name in last}
+    return facts
 
 
 def newest_sound(manifests: Iterable[Manifest]) -> Manifest | None:

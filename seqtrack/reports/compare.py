@@ -11,7 +11,7 @@ from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, Header, digest_parts, read_header, sha256_file
 from seqtrack.checkpoints.start import CHECKPOINTS
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, part_digests
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, part_digests, verify_checkpoint
 from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
 from seqtrack.errors import UserError
 
@@ -64,8 +64,21 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     logs = tuple(_numbers(folder, common) for folder in (first, second))
     rows = [_compare_epoch(epoch, (sides[0][epoch], sides[1][epoch]), (logs[0], logs[1])) for epoch in common]
     remarks, unequal_end = _coverage((first, second), sides, common)
-    found = [_describe(row) for row in rows if not row.is_same] + unequal_end
-    return Comparison((first, second), rows, remarks, found[0] if found else None)
+    found = [(row.epoch, _describe(row)) for row in rows if not row.is_same]
+    for folder, side in zip((first, second), sides, strict=True):
+        found += _unusable(folder, side)
+    differences = [text for _, text in sorted(found)] + unequal_end
+    return Comparison((first, second), rows, remarks, differences[0] if differences else None)
+
+
+def _unusable(folder: Path, side: dict[int, Manifest]) -> list[tuple[int, str]]:
+    """Epochs whose manifest is there and cannot be used: they must not pass for epochs that were never saved."""
+    found = []
+    for path in sorted((folder / CHECKPOINTS).glob("SEQTRACK_ep*.json")):
+        number = path.stem.removeprefix("SEQTRACK_ep")
+        if number.isdigit() and int(number) not in side:
+            found.append((int(number), f"epoch {int(number)}: the manifest {path.name} of {folder.name} is unusable"))
+    return found
 
 
 def _epochs(folder: Path) -> dict[int, Manifest]:
@@ -178,21 +191,21 @@ def check_chain(folders: Iterable[Path]) -> list[str]:
     Returns:
         every missing, altered or foreign link in words; empty when the chain is whole.
     """
-    problems: list[str] = []
-    places = [_epochs(folder) for folder in folders]
-    own = places[0]
+    places = [(folder, _epochs(folder)) for folder in folders]
+    own = places[0][1]
     if not own:
         return ["there is no epoch's checkpoint to begin the chain with"]
-    digests = {}
-    for side in reversed(places):
+    problems: list[str] = []
+    digests: dict[int, str] = {}
+    for folder, side in reversed(places):
+        problems += [problem for _, problem in _unusable(folder, side)]
         for epoch, manifest in side.items():
             try:
                 digests[epoch] = sha256_file(manifest.path)
             except OSError as error:
                 problems.append(f"epoch {epoch}: {manifest.path} cannot be read ({error.strerror})")
                 continue
-            if digests[epoch] != manifest.sha256:
-                problems.append(f"epoch {epoch}: {manifest.path} was altered: its sha256 is not the manifest's")
+            problems += [f"epoch {epoch}: {problem}" for problem in _altered(manifest, digests[epoch])]
     for epoch, manifest in sorted(own.items()):
         if epoch == 1:
             if manifest.parent_sha256 is not None:
@@ -204,3 +217,16 @@ def check_chain(folders: Iterable[Path]) -> list[str]:
                 f"epoch {epoch}: was not trained on from this epoch {epoch - 1}: its parent's sha256 differs"
             )
     return problems
+
+
+def _altered(manifest: Manifest, digest: str) -> list[str]:
+    """What of a checkpoint is not as it was written: its bytes, or what its manifest says of them."""
+    if digest != manifest.sha256:
+        return [f"{manifest.path} was altered: its sha256 is not the manifest's"]
+    try:
+        parts = part_digests(manifest.path, verify_checkpoint(manifest))
+    except DamagedFileError as error:
+        return [str(error)]
+    if parts != manifest.parts or parts.get("model") != manifest.weights_sha256:
+        return [f"{manifest.manifest_path} was altered: the digests of its parts are not those of the file"]
+    return []

@@ -1,0 +1,271 @@
+"""A damaged checkpoint is refused or passed over: no traceback, no hang, and never a wrong load.
+
+Files are damaged in every way that disks, copies and editors have: bits flipped, ends cut, pieces missing, doubled or
+swapped, and values of the manifest edited so that it is still good JSON.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seqtrack.checkpoints.files import DamagedFileError
+from seqtrack.checkpoints.store import (
+    Manifest,
+    list_checkpoints,
+    load_tensors,
+    load_weights,
+    manifest_of,
+    newest_sound,
+    read_manifest,
+    read_values,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from seqtrack.checkpoints.tensors import tensor_bytes
+from seqtrack.errors import UserError
+
+DESCRIBE: dict[str, Any] = {
+    "created": "2024-01-01T00:00:00Z",
+    "parent_sha256": "ab" * 32,
+    "config_digest": "cd" * 32,
+    "data_digest": "ef" * 32,
+}
+FACTS = ("kind", "epoch", "step", "sample", "file", "bytes", "sha256", "loss", "iou")
+
+
+def write_small(folder: Path, epoch: int) -> Manifest:
+    """A checkpoint with every part, a few hundred bytes of tensors, whose contents depend on the epoch."""
+    draw = torch.Generator().manual_seed(epoch)
+    tensors = {
+        "model/weight": torch.randn(5, 7, generator=draw),
+        "model/bias": torch.randn(7, generator=draw).to(torch.bfloat16),
+        "optimizer/state/weight/exp_avg": torch.randn(5, 7, generator=draw),
+        "rng/0/torch": torch.arange(16, dtype=torch.uint8),
+        "empty/nothing": torch.zeros(0, 3),
+    }
+    loss, iou = 4.0 / epoch, 0.1 * epoch
+    values = {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "sample": 0,
+        "scheduler": {"step_count": 10 * epoch},
+        "history": {"epochs": [{"epoch": epoch, "loss": loss, "iou": iou}]},
+    }
+    facts = {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "sample": 0, "loss": loss, "iou": iou}
+    return write_checkpoint(
+        folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
+        {name: tensor_bytes(tensor) for name, tensor in tensors.items()},
+        values,
+        describe={**DESCRIBE, **facts},
+    )
+
+
+def _load(folder: Path) -> tuple[Manifest, dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What a start of a run would take from `folder`."""
+    newest = newest_sound(list_checkpoints(folder))
+    if newest is None:
+        return None
+    return newest, load_tensors(newest), read_values(newest.path, verify_checkpoint(newest))
+
+
+def _flip(data: bytearray, draw: random.Random) -> None:
+    for _ in range(draw.choice((1, 1, 1, 8))):
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+
+
+def _cut(data: bytearray, draw: random.Random) -> None:
+    del data[draw.randrange(len(data)) :]
+
+
+def _remove(data: bytearray, draw: random.Random) -> None:
+    start = draw.randrange(len(data))
+    del data[start : start + draw.randint(1, 40)]
+
+
+def _double(data: bytearray, draw: random.Random) -> None:
+    start = draw.randrange(len(data))
+    data[start:start] = data[start : start + draw.randint(1, 40)]
+
+
+def _zero(data: bytearray, draw: random.Random) -> None:
+    start = draw.randrange(len(data))
+    end = min(len(data), start + draw.randint(1, 512))
+    data[start:end] = bytes(end - start)
+
+
+def _length(data: bytearray, draw: random.Random) -> None:
+    data[:8] = draw.choice((0, 1, 7, 2**31, 2**63, 2**64 - 1, len(data), len(data) - 8)).to_bytes(8, "little")
+
+
+def _value(data: bytearray, draw: random.Random) -> None:
+    """Another value for one key, at any depth, in good JSON."""
+    try:
+        tree = json.loads(data)
+    except ValueError:
+        return
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key in list(node if isinstance(node, dict) else range(len(node))):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                walk(node[key])
+
+    walk(tree)
+    node, key = draw.choice(places)
+    old = node[key]
+    odd = [None, True, -1, 0, 10**30, 1e308, "", "../../etc/passwd", "\x00", [], {}, [[]], "a" * 64, {"a": {"b": 1}}]
+    choices = [value for value in odd if value != old or type(value) is not type(old)]
+    if isinstance(old, int | float) and not isinstance(old, bool):
+        choices += [old + 1, old * 2 + 1]
+    node[key] = draw.choice(choices)
+    if draw.random() < 0.15:
+        del node[key]
+    data[:] = json.dumps(tree).encode()
+
+
+def _deep(data: bytearray, draw: random.Random) -> None:
+    data[:] = b"[" * draw.choice((10, 100_000)) + bytes(data)
+
+
+WAYS: dict[str, list[Callable[[bytearray, random.Random], None]]] = {
+    "container": [_flip, _cut, _remove, _double, _zero, _length],
+    "manifest": [_flip, _cut, _remove, _double, _zero, _value, _value, _value, _deep],
+}
+
+
+def _damage_many(folder: Path, times: int, seed: int) -> tuple[int, int]:
+    """Damage the newer of two checkpoints `times` times. Returns how often it was passed over, and still good."""
+    write_small(folder, 1)
+    newer = write_small(folder, 2)
+    sound = _load(folder)
+    assert sound is not None and sound[0].epoch == 2
+    draw = random.Random(seed)
+    passed_over = harmless = 0
+    for _ in range(times):
+        what = draw.choice(("container", "manifest"))
+        path = newer.path if what == "container" else newer.manifest_path
+        good = path.read_bytes()
+        data = bytearray(good)
+        way = draw.choice(WAYS[what])
+        way(data, draw)
+        if bytes(data) == good:
+            continue
+        path.write_bytes(data)
+        manifest, tensors, values = _load(folder) or pytest.fail("the older checkpoint was lost")
+        if manifest.epoch == 1 and manifest.file == "SEQTRACK_ep0001.safetensors":
+            passed_over += 1
+        else:
+            # Only text that says nothing of the state may differ: a date, a version, who its parent is.
+            harmless += 1
+            for name in FACTS:
+                assert getattr(manifest, name) == getattr(sound[0], name), (way.__name__, name)
+            assert values == sound[2]
+            assert all(torch.equal(tensors[name], sound[1][name]) for name in {*tensors, *sound[1]})
+        try:
+            load_weights(newer.path)
+        except UserError as error:
+            assert str(newer.path.with_suffix("")) in str(error)
+        path.write_bytes(good)
+    return passed_over, harmless
+
+
+def test_a_hundred_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    passed_over, harmless = _damage_many(tmp_path, 120, seed=1)
+    assert passed_over > 60
+    assert passed_over + harmless > 100
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_two_thousand_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    passed_over, harmless = _damage_many(tmp_path, 2100, seed=2)
+    assert passed_over + harmless >= 2000
+    print(f"{passed_over + harmless} damaged files: {passed_over} passed over, {harmless} without effect on the load")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _gone(path: Path) -> None:
+    path.unlink()
+
+
+def _one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_empty, _gone, _one_bit, _cut_short, _a_folder])
+@pytest.mark.parametrize("what", ["container", "manifest"])
+def test_the_newest_when_damaged_is_passed_over_with_a_warning(
+    what: str, damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = write_small(tmp_path, 1), write_small(tmp_path, 2)
+    untouched = older.path.read_bytes(), older.manifest_path.read_bytes()
+    damage(newer.path if what == "container" else newer.manifest_path)
+    found = newest_sound(list_checkpoints(tmp_path))
+    assert found == older
+    if not (what == "manifest" and damage is _gone):  # without a manifest there is nothing to warn of
+        assert "passed over" in caplog.text
+        assert "SEQTRACK_ep0002" in caplog.text
+    assert (older.path.read_bytes(), older.manifest_path.read_bytes()) == untouched
+
+
+def test_a_manifest_that_tells_another_step_than_its_file_is_damage(tmp_path: Path) -> None:
+    manifest = write_small(tmp_path, 2)
+    told = json.loads(manifest.manifest_path.read_text())
+    manifest.manifest_path.write_text(json.dumps({**told, "step": told["step"] + 1}))
+    with pytest.raises(DamagedFileError, match="says step 21"):
+        verify_checkpoint(read_manifest(manifest.manifest_path))
+
+
+def test_a_manifest_may_not_point_elsewhere(tmp_path: Path) -> None:
+    manifest = write_small(tmp_path, 2)
+    told = json.loads(manifest.manifest_path.read_text())
+    manifest.manifest_path.write_text(json.dumps({**told, "file": "../other.safetensors"}))
+    with pytest.raises(UserError, match=r"expected SEQTRACK_ep0002\.safetensors"):
+        manifest_of(manifest.path)
+
+
+def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    manifest = write_small(tmp_path, 3)
+    weights = load_weights(manifest.manifest_path)
+    assert sorted(weights) == ["bias", "weight"]
+    assert weights["bias"].dtype == torch.bfloat16
+    draw = torch.Generator().manual_seed(3)
+    assert torch.equal(weights["weight"], torch.randn(5, 7, generator=draw))
+
+
+def test_equal_states_give_equal_files_and_another_state_another(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    one, same = write_small(tmp_path / "a", 1), write_small(tmp_path / "b", 1)
+    other = write_small(tmp_path / "a", 2)
+    assert (one.sha256, one.parts) == (same.sha256, same.parts)
+    assert one.sha256 != other.sha256
+    assert one.parts["model"] != other.parts["model"]
+    assert one.parts["rng"] == other.parts["rng"]
+
+
+def test_the_container_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    manifest = write_small(tmp_path, 1)
+    assert torch.equal(load_file(manifest.path)["model/weight"], load_weights(manifest.path)["weight"])

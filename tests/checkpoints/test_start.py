@@ -1,0 +1,206 @@
+"""Where a run starts is decided by what its folders hold, and nothing that stands there is overwritten."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from checkpoints.test_damage import DESCRIBE, write_small
+from seqtrack.checkpoints.retention import expendable
+from seqtrack.checkpoints.start import Start, find_start, hold_folder, prepare_folder, write_run
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, step_name, write_checkpoint
+from seqtrack.errors import UserError
+
+
+def _run(folder: Path, epochs: int, **record: object) -> list[Manifest]:
+    """A run's folder with that many epochs' checkpoints."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "logs").mkdir()
+    if record:
+        write_run(folder, {"epochs": 5}, **record)
+    return [write_small(folder / "checkpoints", epoch) for epoch in range(1, epochs + 1)]
+
+
+def _inside(folder: Path, epoch: int, step: int) -> Manifest:
+    """A checkpoint inside an epoch."""
+    facts = {"epoch": epoch, "step": step, "sample": 16}
+    return write_checkpoint(
+        folder / "checkpoints" / step_name(step),
+        {},
+        {**facts, "model": {}},
+        describe={**DESCRIBE, **facts, "kind": "step", "loss": 1.0, "iou": 0.5},
+    )
+
+
+def test_an_empty_place_starts_from_scratch(tmp_path: Path) -> None:
+    assert find_start(tmp_path / "phase_1", resume_epoch=None) == Start(None)
+    assert list(tmp_path.iterdir()) == [], "deciding changes nothing"
+
+
+def test_an_unfinished_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    _run(tmp_path, 2, state="running")
+    inside = _inside(tmp_path, 3, 25)
+    assert find_start(tmp_path, resume_epoch=None).manifest == inside
+
+
+def test_a_finished_run_is_finished(tmp_path: Path) -> None:
+    _run(tmp_path, 5, state="complete")
+    assert find_start(tmp_path, resume_epoch=None).finished
+
+
+def test_a_finished_run_whose_last_checkpoint_was_damaged_since_trains_its_end_again(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 5, state="complete")
+    manifests[-1].path.write_bytes(b"")
+    start = find_start(tmp_path, resume_epoch=None)
+    assert not start.finished
+    assert start.manifest == manifests[-2]
+
+
+def test_a_finished_run_whose_checkpoints_were_moved_away_stays_finished(tmp_path: Path) -> None:
+    for manifest in _run(tmp_path, 5, state="complete"):
+        manifest.path.unlink()
+        manifest.manifest_path.unlink()
+    assert find_start(tmp_path, resume_epoch=None).finished
+
+
+def test_checkpoints_that_no_run_explains_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    _run(tmp_path, 2)
+    with pytest.raises(UserError, match=r"run\.json is missing: set RESUME_EPOCH to one of epochs 1, 2"):
+        find_start(tmp_path, resume_epoch=None)
+    start = find_start(tmp_path, resume_epoch=2)
+    assert start.manifest is not None and start.manifest.epoch == 2
+
+
+def test_an_epoch_that_is_nowhere_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    _run(tmp_path / "phase_1", 2, state="complete")
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path / "phase_2", resume_epoch=4, elsewhere=[tmp_path / "phase_1"])
+    assert "no checkpoint after epoch 4" in str(refusal.value)
+    assert "phase_1/checkpoints holds epochs 1, 2" in str(refusal.value)
+    assert "phase_2/checkpoints holds no epochs" in str(refusal.value)
+
+
+def test_an_epoch_is_looked_for_here_then_there_then_far_away(tmp_path: Path) -> None:
+    here, there = _run(tmp_path / "phase_2", 1, state="running"), _run(tmp_path / "phase_1", 2, state="complete")
+    far = write_small(tmp_path, 3)
+    asked: list[int] = []
+
+    def fetch(epoch: int) -> Manifest | None:
+        asked.append(epoch)
+        return far if epoch == 3 else None
+
+    def find(epoch: int) -> Manifest | None:
+        places = [tmp_path / "phase_1"]
+        return find_start(tmp_path / "phase_2", resume_epoch=epoch, elsewhere=places, fetch=fetch).manifest
+
+    assert find(1) == here[0] and find(1).folder == here[0].folder  # type: ignore[union-attr]
+    assert find(2) == there[1]
+    assert asked == [], "what is on this disk is not asked for elsewhere"
+    assert find(3) == far
+    there[1].path.write_bytes(b"damaged")
+    with pytest.raises(UserError) as refusal:
+        find(2)
+    assert any("damaged" in problem for problem in refusal.value.problems)
+    assert asked == [3, 2], "and a damaged one is fetched, if it can be"
+
+
+def test_what_comes_after_the_start_is_moved_aside_and_nothing_of_it_is_lost(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 4, state="complete")
+    inside = _inside(tmp_path, 3, 25)
+    (tmp_path / "logs" / "metrics.jsonl").write_text('{"step": 40}\n')
+    kept = {manifest.path.name: manifest.path.read_bytes() for manifest in [*manifests, inside]}
+    start = find_start(tmp_path, resume_epoch=2)
+    assert start.manifest == manifests[1]
+    prepare_folder(tmp_path, start)
+    assert [item.epoch for item in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
+    (aside,) = (tmp_path / "checkpoints" / "superseded").iterdir()
+    assert {item.file for item in list_checkpoints(aside)} == {*list(kept)[2:4], inside.file}
+    assert all(path.read_bytes() == kept[path.name] for path in aside.glob("*.safetensors"))
+    assert (aside / "metrics.jsonl").read_text() == '{"step": 40}\n'
+    prepare_folder(tmp_path, start)
+    assert len(list((tmp_path / "checkpoints" / "superseded").iterdir())) == 1, "nothing left to move, no new folder"
+
+
+def test_a_damaged_newest_checkpoint_is_moved_aside_not_overwritten(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 3, state="running")
+    manifests[2].manifest_path.write_text("{")
+    bytes_before = manifests[2].path.read_bytes()
+    start = find_start(tmp_path, resume_epoch=None)
+    assert start.manifest == manifests[1]
+    prepare_folder(tmp_path, start)
+    (aside,) = (tmp_path / "checkpoints" / "superseded").iterdir()
+    assert (aside / manifests[2].file).read_bytes() == bytes_before
+    assert (aside / manifests[2].manifest_path.name).read_text() == "{"
+
+
+def test_a_start_inside_an_epoch_moves_that_epochs_own_end_aside(tmp_path: Path) -> None:
+    _run(tmp_path, 3, state="running")
+    inside = _inside(tmp_path, 3, 25)
+    prepare_folder(tmp_path, Start(inside))
+    assert [item.file for item in list_checkpoints(tmp_path / "checkpoints")] == [
+        "SEQTRACK_ep0001.safetensors",
+        "SEQTRACK_ep0002.safetensors",
+        inside.file,
+    ]
+
+
+def test_leftovers_of_a_kill_are_swept_and_other_files_are_not(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 1, state="running")
+    for name in (".SEQTRACK_ep0002.safetensors.77.tmp", ".SEQTRACK_ep0002.json.x.tmp", "SEQTRACK_ep0002.safetensors"):
+        (tmp_path / "checkpoints" / name).write_bytes(b"half")
+    (tmp_path / "logs" / ".metrics.jsonl.x.tmp").write_bytes(b"half")
+    notes = tmp_path / "checkpoints" / "notes.txt"
+    notes.write_text("mine")
+    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None))
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"run.json", manifests[0].file, manifests[0].manifest_path.name, "notes.txt"}
+
+
+def test_a_run_record_that_cannot_be_read_is_refused_not_ignored(tmp_path: Path) -> None:
+    _run(tmp_path, 1, state="running")
+    (tmp_path / "run.json").write_text('{"format": ')
+    with pytest.raises(UserError, match=r"run\.json is not readable JSON"):
+        find_start(tmp_path, resume_epoch=None)
+    (tmp_path / "run.json").write_text(json.dumps({"format": "another/9"}))
+    with pytest.raises(UserError, match="has format 'another/9'"):
+        find_start(tmp_path, resume_epoch=None)
+
+
+def test_a_folder_is_held_against_another_run_until_it_is_let_go(tmp_path: Path) -> None:
+    with hold_folder(tmp_path), pytest.raises(UserError, match="another process trains"), hold_folder(tmp_path):
+        pass
+    with hold_folder(tmp_path):
+        pass
+
+
+def _always(_: Manifest) -> bool:
+    return True
+
+
+def test_all_checkpoints_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    assert expendable(_run(tmp_path, 4), keep=0, is_safe=_always) == []
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 5)
+    best = min(manifests, key=lambda item: item.epoch)
+    assert [item.epoch for item in expendable(manifests, keep=2, is_safe=_always)] == [1, 2, 3]
+
+    manifests[0] = replace(best, iou=0.99)
+    assert [item.epoch for item in expendable(manifests, keep=2, is_safe=_always)] == [2, 3]
+
+
+def test_what_is_not_verified_elsewhere_is_kept(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 5)
+    safe = {manifests[1].sha256}
+    going = expendable(manifests, keep=2, is_safe=lambda item: item.sha256 in safe)
+    assert [item.epoch for item in going] == [2]
+
+
+def test_a_checkpoint_inside_an_epoch_goes_when_a_newer_one_stands(tmp_path: Path) -> None:
+    _run(tmp_path, 2)
+    old, newest = _inside(tmp_path, 3, 25), _inside(tmp_path, 3, 27)
+    present = list_checkpoints(tmp_path / "checkpoints")
+    assert expendable(present, keep=0, is_safe=lambda _: False) == [old]
+    assert newest not in expendable(present, keep=1, is_safe=_always)
