@@ -16,8 +16,10 @@ from docker.containers import SMALL, Project, command, docker, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 MakeProject = Callable[..., Project]
-# Long enough an epoch to be stopped in the middle of: about five seconds.
-LONGER = {"EPOCHS": "3", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1600"}
+# Long enough an epoch to be stopped in the middle of: about four seconds.
+LONGER = {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1200"}
+# The engine makes places for its mounts; these are all that may differ from the image.
+MOUNT_POINTS = {"C /run", "A /run/secrets", "A /run/secrets/hf_token"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_files_belong_to_the_owner_of_the_folder_and_nothing_is_written_elsewher
     assert new == {"output", "data"}
     container = project.container("train-phase1")
     assert container["HostConfig"]["ReadonlyRootfs"]
-    assert docker("diff", container["Id"]) == ""
+    assert set(docker("diff", container["Id"]).splitlines()) <= MOUNT_POINTS
 
 
 def test_stop_saves_within_the_grace_and_up_goes_on_to_the_same_end(make_project: MakeProject, uncut: Project) -> None:
@@ -135,7 +137,7 @@ def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uncut:
     up.communicate(timeout=60)
     wait_until("the engine's end", lambda: command(["docker", "info"]).returncode != 0)
     assert command([tool, "up"], timeout=120, capture_output=False, stdin=subprocess.DEVNULL).returncode == 0
-    assert len(project.checkpoints()) < 3, "the run was over before the engine was stopped"
+    assert len(project.checkpoints()) < 2, "the run was over before the engine was stopped"
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
     assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"

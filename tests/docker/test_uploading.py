@@ -1,0 +1,161 @@
+"""The uploader in containers, with the tests' Hub as another container on the same network."""
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docker.containers import SMALL, Project, command, docker, wait_until
+from seqtrack.checkpoints.files import sha256_file
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
+MakeProject = Callable[..., Project]
+TOKEN = "hf_thatMustBeSeenNowhere"
+HUB = """
+services:
+  hub:
+    image: ${IMAGE}
+    entrypoint: [python, /hub_server.py, --host, 0.0.0.0, --port, "8080", --storage-host, hub]
+    volumes: ["./tests/uploads/hub_server.py:/hub_server.py:ro"]
+    healthcheck: {disable: true}
+    stop_grace_period: 0s
+  uploader:
+    healthcheck: {interval: 1s, retries: 2, start_period: 0s}
+"""
+UPLOADING = {
+    **SMALL,
+    "HF_REPO": "me/tracker",
+    "HF_ENDPOINT": "http://hub:8080",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_TOKEN_PATH": "./my-token",
+    "UPLOAD_MIN_COMMIT_INTERVAL_S": "1",
+    "UPLOAD_SETTLE_S": "1",
+    "UPLOAD_LOG_INTERVAL_S": "1",
+    "UPLOAD_START_GRACE_S": "5",
+    "UPLOAD_LAG_LIMIT_S": "3",
+    "UPLOAD_BACKOFF_CAP_S": "2",
+    "UPLOAD_CONNECT_TIMEOUT_S": "3",
+}
+
+
+@pytest.fixture
+def project(make_project: MakeProject) -> Project:
+    """A clone that uploads to a Hub of its own, which is not started yet."""
+    project = make_project(variables=dict(UPLOADING), files=("compose.yaml", "compose.cpu.yaml", "hub.yaml"))
+    (project.folder / "hub.yaml").write_text(HUB)
+    (project.folder / "my-token").write_text(TOKEN + "\n")
+    return project
+
+
+def call(project: Project, path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask the Hub's container, or tell it something."""
+    networks = project.container("hub")["NetworkSettings"]["Networks"]
+    address = f"http://{next(iter(networks.values()))['IPAddress']}:8080{path}"
+    body = json.dumps(order).encode() if order is not None else None
+    with urllib.request.urlopen(urllib.request.Request(address, data=body), timeout=10) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def answers(project: Project) -> bool:
+    try:
+        return call(project, "/_control", {"tokens": {TOKEN: "write"}})["faults"] == 0
+    except OSError:
+        return False
+
+
+def start_hub(project: Project) -> None:
+    answer = project.compose("up", "--detach", "hub")
+    assert answer.returncode == 0, answer.stderr
+    wait_until("the Hub's answer", lambda: answers(project), seconds=30)
+
+
+def missing(project: Project) -> list[str]:
+    """Files of the run that the Hub does not list with the same bytes."""
+    repos = call(project, "/_state")["repos"]
+    listed = repos["me/tracker"]["files"] if "me/tracker" in repos else {}
+    local = [path for path in project.output.rglob("*") if path.is_file() and "/." not in str(path)]
+    assert any(path.suffix == ".safetensors" for path in local)
+    names = {path.relative_to(project.output).as_posix(): path for path in local}
+    return sorted(name for name, path in names.items() if listed.get(name, {}).get("sha256") != sha256_file(path))
+
+
+def uploader_state(project: Project) -> dict[str, Any]:
+    state: dict[str, Any] = project.container("uploader")["State"]
+    return state
+
+
+def everything_said(project: Project) -> str:
+    names = project.compose("ps", "--all", "--quiet", "train-phase1", "uploader", "prepare-data").stdout.split()
+    return project.compose("logs", "--no-color").stdout + "".join(docker("inspect", name) for name in names)
+
+
+def test_everything_is_on_the_hub_soon_after_training_and_the_token_nowhere(project: Project) -> None:
+    start_hub(project)
+    up = project.start("up", "--no-color", "train-phase1")
+    wait_until("the uploader", lambda: project.compose("ps", "--quiet", "uploader").stdout.strip(), seconds=60)
+    seen = ""
+    while up.poll() is None:
+        seen += command(["ps", "-ewwo", "args"]).stdout + project.compose("top").stdout
+    screen, _ = up.communicate()
+    assert project.exit_code("train-phase1") == 0, screen
+    assert "seqtrack upload" in seen
+    wait_until("the uploader's end", lambda: uploader_state(project)["Status"] == "exited", seconds=60)
+    assert project.exit_code("uploader") == 0, project.compose("logs", "uploader").stdout
+    assert missing(project) == []
+    assert call(project, "/_state")["violations"] == []
+    assert TOKEN not in seen
+    assert TOKEN not in screen + everything_said(project)
+    assert not [path for path in project.output.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_hub_that_is_down_stops_nothing_and_gets_everything_later(project: Project) -> None:
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    state = uploader_state(project)
+    assert state["Status"] == "running"
+    wait_until("an unhealthy uploader", lambda: uploader_state(project)["Health"]["Status"] == "unhealthy", seconds=60)
+    reasons = uploader_state(project)["Health"]["Log"][-1]["Output"]
+    assert reasons.strip() not in ("", "well")
+    assert project.compose("stop", "uploader").returncode == 0
+    assert project.exit_code("uploader") == 3  # not drained
+    start_hub(project)
+    screen = project.up("uploader")
+    assert project.exit_code("uploader") == 0, screen
+    assert missing(project) == []
+
+
+def lone_container(project: Project, *options: str) -> subprocess.CompletedProcess[str]:
+    """The line for a rented machine: `docker run`, no compose; only network and Hub are the test's."""
+    variables = [
+        word for name, value in UPLOADING.items() if name != "HF_TOKEN_PATH" for word in ("-e", f"{name}={value}")
+    ]
+    token = ["-v", f"{project.folder}/my-token:/run/secrets/hf_token:ro", "-e", "HF_TOKEN_PATH=/run/secrets/hf_token"]
+    mounts = ["-v", f"{project.output}:/output", "-v", f"{project.folder}/data:/data"]
+    network = ["--network", f"{project.name}_default"]
+    return command(
+        ["docker", "run", "--rm", *network, *mounts, *token, *variables, *options, project.image], timeout=200
+    )
+
+
+def test_a_lone_container_uploads_beside_training_and_ends_when_all_is_there(project: Project) -> None:
+    start_hub(project)
+    answer = lone_container(project, "-e", "PHASE=1")
+    assert answer.returncode == 0, answer.stderr
+    assert missing(project) == []
+    assert TOKEN not in answer.stdout + answer.stderr
+    # A new machine with nothing on it: phase 2 finds its beginning on the Hub.
+    other = project.folder / "elsewhere"
+    other.mkdir()
+    answer = lone_container(project, "-e", "PHASE=2", "-e", "RESUME_EPOCH=1", "-v", f"{other}:/output")
+    assert answer.returncode == 0, answer.stderr
+    assert (other / "phase_2/checkpoints/SEQTRACK_ep0002.json").is_file()
+    manifests = [
+        Path(folder, "checkpoints/SEQTRACK_ep0002.json") for folder in (project.output / "phase_1", other / "phase_2")
+    ]
+    one, two = (json.loads(path.read_text()) for path in manifests)
+    assert one["weights_sha256"] == two["weights_sha256"]
