@@ -38,6 +38,14 @@ ENCODERS: dict[str, tuple[int, int, int]] = {
     "vit_huge_patch14": (1280, 32, 16),
 }
 
+# The files of timm whose models may be plain ViTs.
+TIMM_MODULES = ("vision_transformer", "deit")
+
+_NOT_PLAIN = (
+    "MODEL.ENCODER.TYPE {name!r} is {what}: only plain ViTs, whose tokens come from one patch projection and carry "
+    "learned positions, can encode search and templates together"
+)
+
 
 def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
     """A freshly initialised model in float32 on the CPU.
@@ -130,17 +138,16 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
             f"MODEL.ENCODER.TYPE {name!r} is not known; expected one of {', '.join(ENCODERS)}, {CUSTOM_ENCODER}, "
             f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)"
         )
+    if not timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
+        raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"))
     _say_if_the_name_has_another_patch(spec)
     vit = timm.create_model(
         name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
         drop_path_rate=spec.drop_path,
     )  # fmt: skip
     if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
-        raise UserError(
-            f"MODEL.ENCODER.TYPE {name!r} is a {type(vit).__name__} with {type(vit.patch_embed).__name__}: only plain "
-            "ViTs, whose tokens come from one patch projection and carry learned positions, can encode search and "
-            "templates together"
-        )
+        what = f"a {type(vit).__name__} with {type(vit.patch_embed).__name__}"
+        raise UserError(_NOT_PLAIN.format(name=name, what=what))
     # Models that pool before their last norm keep that norm as fc_norm; the encoder needs it after the blocks.
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
     return EncoderBody(

@@ -1,0 +1,57 @@
+"""Small models for tests of behaviour: every variant, with weights that make the output depend on the input."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import ModelSpec
+
+SMALL = ModelSpec(
+    encoder_type="vit_custom", embed_dim=48, depth=2, num_heads=3, patch_size=16, search_size=64, template_size=32,
+    num_templates=2, hidden_dim=32, bins=50, decoder_layers=2, decoder_heads=4, decoder_feedforward=64, dropout=0.0,
+)  # fmt: skip
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "xz": {"feature_type": "xz"},
+    "token": {"feature_type": "token"},
+    "pre_norm": {"pre_norm": True},
+    "same_width": {"hidden_dim": 48},
+    "one_template": {"num_templates": 1},
+    "three_templates": {"num_templates": 3},
+    "one_layer": {"decoder_layers": 1},
+    "whxy": {"seq_format": "whxy"},
+    "corner": {"seq_format": "corner"},
+    "patch_8": {"patch_size": 8},
+    "equal_sizes": {"template_size": 64},
+}
+
+
+def spec_of(**changes: Any) -> ModelSpec:
+    return dataclasses.replace(SMALL, **changes)
+
+
+def lively(model: SeqTrack, *, seed: int = 5) -> SeqTrack:
+    """Random weights of a size at which words depend on the picture."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 2 / fan_in**0.5)
+    return model
+
+
+def pictures(spec: ModelSpec, batch: int, *, seed: int = 7) -> tuple[Tensor, Tensor]:
+    """Templates and search; every sample differs from every other."""
+    generator = torch.Generator().manual_seed(seed)
+    templates = torch.randn(batch, spec.num_templates, 3, spec.template_size, spec.template_size, generator=generator)
+    return templates, torch.randn(batch, 3, spec.search_size, spec.search_size, generator=generator)
+
+
+def some_boxes(count: int) -> Tensor:
+    """(count, 4) cxcywh inside the region, each another."""
+    return torch.rand(count, 4, generator=torch.Generator().manual_seed(count)) * 0.3 + 0.3
