@@ -100,9 +100,9 @@ def to_csv(evaluation: Evaluation) -> str:
     return stream.getvalue()
 
 
-def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
-    lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
+    """A Markdown table whose first `texts` columns are text and whose others are numbers."""
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * texts + "---:|" * (len(heading) - texts)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 

@@ -30,7 +30,8 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 tr:hover td { background: #fafcfe; }
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", Consolas, monospace; font-size: .85em; }
 td code { overflow-wrap: anywhere; }
-pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; overflow-x: auto; }
+pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; margin: 1rem 0; }
 .plots img { border: 1px solid var(--line); border-radius: 6px; width: 100%; }

@@ -143,17 +143,17 @@ def _environment(files: OutputFiles) -> str:
             rows.append([name, *values])
 
     add("commit", lambda record: record.get("commit"))
-    add("requirements.lock, sha256", lambda record: record.get("lock_sha256"))
+    add("requirements.lock, sha256", lambda record: f"`{record.get('lock_sha256')}`")
     add("system", lambda record: record.get("platform"))
     add("CPU", lambda record: record.get("cpu"))
     add("CPU cores", lambda record: record.get("cpu_count"))
     add("memory (bytes)", lambda record: record.get("memory_bytes"))
     add("GPU memory (bytes)", lambda record: record.get("gpu_memory_bytes"))
-    for key in sorted({key for record in records.values() for key in record.get("fingerprint", {})}):
+    for key in sorted({key for record in records.values() for key in record.get("fingerprint", {})} - {"cpu"}):
         add(key, lambda record, key=key: record.get("fingerprint", {}).get(key))  # type: ignore[misc]
     for key in sorted({key for record in records.values() for key in record.get("versions", {})}):
         add(f"package {key}", lambda record, key=key: record.get("versions", {}).get(key))  # type: ignore[misc]
-    return markdown_table(["", *records], rows)
+    return markdown_table(["", *records], rows, texts=1 + len(records))
 
 
 def _data(files: OutputFiles) -> str:
@@ -166,7 +166,7 @@ def _data(files: OutputFiles) -> str:
         for source in phase.dataset.get("sources", ())
         for name, counts in source.get("classes", {}).items()
     ]
-    parts = ["Trained on:\n", markdown_table(["data set", "split", "class", *keys], rows)]
+    parts = ["Trained on:\n", markdown_table(["data set", "split", "class", *keys], rows, texts=3)]
     digests = {one.name: one.dataset.get("digest") for one in files.phases if one.dataset}
     parts.append("\n".join(f"- {name}: digest of lists and annotations `{digest}`" for name, digest in digests.items()))
     evaluation = next((one.evaluation for one in files.phases if one.evaluation), None)
@@ -174,7 +174,7 @@ def _data(files: OutputFiles) -> str:
         return "\n".join(parts) + "\n\nHeld-out sequences: not evaluated.\n"
     held_out = [[one["name"], one["class"], str(one["frames"]), str(one["absent"])] for one in evaluation["sequences"]]
     parts += [f"\nEvaluated on ({evaluation['conditions'].get('dataset')}, {evaluation['conditions'].get('split')}):\n"]
-    parts.append(markdown_table(["sequence", "class", "frames", "absent"], held_out))
+    parts.append(markdown_table(["sequence", "class", "frames", "absent"], held_out, texts=2))
     return "\n".join(parts)
 
 
@@ -193,7 +193,7 @@ def _configuration(files: OutputFiles) -> str:
     ]
     parts.append(f"Differences from the authors' `{AUTHORS}`:" if rows else f"Equal to the authors' `{AUTHORS}`.")
     if rows:
-        parts.append(markdown_table(["key", "authors", "here"], rows))
+        parts.append(markdown_table(["key", "authors", "here"], rows, texts=3))
     return "\n\n".join(parts) + "\n"
 
 
@@ -208,9 +208,8 @@ def _listed(value: object) -> str:
 
 def _functions() -> str:
     rows = [
-        [requirement, f"`{place.function}`", f"`{place.file}:{place.line}`"]
+        [requirement if index == 0 else "", f"`{place.function}`", f"`{place.file}:{place.line}`"]
         for requirement, places in find_places().items()
-        for place in places
+        for index, place in enumerate(places)
     ]
-    lines = ["| requirement | function | file and line |", "|---|---|---|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+    return markdown_table(["requirement", "function", "file and line"], rows, texts=3)

@@ -22,6 +22,7 @@ _GROUPED = ("/evaluation/boxes/", "/logs/tensorboard/")
 
 
 def epochs_section(phase: RunFiles, place: Path) -> str:
+    """One row an epoch, with plots, and validation where it was asked for."""
     if not phase.epochs:
         return NOT_RUN + "\n"
     digests = {manifest.epoch: manifest.sha256 for manifest in phase.manifests}
@@ -61,6 +62,7 @@ def _link(path: Path, place: Path) -> str:
 
 
 def time_section(files: OutputFiles) -> str:
+    """How long the phases took, and how much of it went in waiting for data."""
     rows = []
     for phase in files.phases:
         if not phase.epochs:
@@ -82,6 +84,7 @@ def time_section(files: OutputFiles) -> str:
 
 
 def proof_section(files: OutputFiles, place: Path) -> str:
+    """The verdict with what it rests on, and what the logs say of cuts and resumes."""
     certificate = files.certificate
     if certificate is None:
         parts = [NOT_RUN + " (`seqtrack verify phase_1 phase_2`, after both phases)\n"]
@@ -93,7 +96,8 @@ def proof_section(files: OutputFiles, place: Path) -> str:
             f"Certificate: [`certificate.json`]({_link(file, place)}), sha256 `{sha256_file(file)}`.\n",
             _certificate_table(certificate),
             "\n".join(f"- {remark}" for remark in certificate.get("remarks", ())) + "\n",
-            _images(files.comparison_plots, place),
+            # The third plot there holds these two in one picture.
+            _images([path for path in files.comparison_plots if not path.stem.startswith("training")], place),
         ]
     parts.append("Resume, as the logs tell it:\n")
     for phase in files.phases:
@@ -124,6 +128,7 @@ def _quoted(phase: RunFiles, lines: Sequence[LogLine]) -> str:
 
 
 def evaluation_section(phase: RunFiles, place: Path) -> str:
+    """Scores on held-out sequences, as `evaluate` wrote them."""
     evaluation = phase.evaluation
     if evaluation is None:
         return f"{NOT_RUN} (`seqtrack evaluate --phase {phase.name[-1]}`)\n"
@@ -147,6 +152,7 @@ def evaluation_section(phase: RunFiles, place: Path) -> str:
 
 
 def checkpoints_section(files: OutputFiles) -> str:
+    """Every epoch's checkpoint with its digests."""
     rows = [
         f"| {phase.name} | {one.epoch} | {one.step} | {one.bytes} | `{one.sha256}` | `{one.weights_sha256}` |"
         for phase in files.phases
@@ -157,6 +163,7 @@ def checkpoints_section(files: OutputFiles) -> str:
 
 
 def uploads_section(files: OutputFiles) -> str:
+    """What the sidecar says is on the target."""
     if not files.uploads and files.upload_status is None:
         return f"{NOT_RUN} (nothing was uploaded from this folder)\n"
     status = files.upload_status or {}
