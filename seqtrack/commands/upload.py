@@ -9,6 +9,8 @@ from pathlib import Path
 
 from seqtrack.errors import UserError
 
+_NICE = 10  # hashing and copying give way to training; the sending process gives way still more
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     # The client's and our own lines tell when; training's log has its own clock.
     _with_time()
+    if not args.once:
+        os.nice(_NICE)
     stop = Stop()
     stop.listen()
     logger.info("watching %s for %s", environment.output_dir, target.shown)

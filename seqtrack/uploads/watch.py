@@ -180,14 +180,13 @@ class Watch:
     def _is_finished(self) -> bool:
         """Whether nothing more is to be expected: all runs complete, all files verified, and quiet for a while."""
         now, changed = self._clock.monotonic(), self.sync.observer.changed_at
-        if self.sync.agenda.units or self.sync.problems:
+        if self.sync.agenda.units or self.sync.problems or not _all_runs_complete(self._root):
             return False
-        if changed is None:
-            # A finished phase 1 says nothing of a phase 2 that is only just starting.
-            quiet = now - self._began >= self._settings.start_grace_s
-        else:
-            quiet = now - changed >= _QUIET * self._settings.settle_s
-        return quiet and _all_runs_complete(self._root)
+        if changed is None or _verdict_is_missing(self._root):
+            # A finished phase 1 says nothing of a phase 2 that is only just starting, and comparing two finished runs
+            # takes the time to read all their checkpoints.
+            return now - (changed or self._began) >= self._settings.start_grace_s
+        return now - changed >= _QUIET * self._settings.settle_s
 
     def _left_over(self) -> int:
         agenda = self.sync.look_around()
@@ -267,6 +266,11 @@ def _take_lock(folder: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _verdict_is_missing(root: Path) -> bool:
+    """Whether two runs are there and the verdict on them is not."""
+    return len(list(root.glob("phase_*/run.json"))) > 1 and not (root / "comparison" / "certificate.json").exists()
 
 
 def _all_runs_complete(root: Path) -> bool:
