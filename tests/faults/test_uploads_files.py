@@ -373,3 +373,46 @@ def test_it_waits_for_training_that_has_not_begun(hub: Hub, tmp_path: Path) -> N
         assert running.wait() == 0
     assert json.loads((output / ".uploads" / "status.json").read_text())["state"] == "done"
     assert_arrived(hub, output, commits_each=None)
+
+
+def test_a_finished_phase_1_does_not_end_it_while_phase_2_is_starting(hub: Hub, output: Path) -> None:
+    finish(output)
+    env = environ(hub, output, UPLOAD_START_GRACE_S="6")
+    with sidecar(env) as running:
+        until(lambda: status(output).get("queue") == 0 and len(on_hub(hub)) == len(files_of(output)))
+        time.sleep(1.0)
+        assert running.process.poll() is None, "phase 2 may be about to begin"
+        finish(output, phase=2, state="running")
+        checkpoint(output, 4, phase=2)
+        time.sleep(6.0)
+        assert running.process.poll() is None, "phase 2 is not complete"
+        finish(output, phase=2)
+        put(output / "comparison" / "certificate.json", b"{}")
+        assert running.wait() == 0
+    assert_arrived(hub, output, commits_each=None)
+
+
+def test_a_log_that_never_rests_is_sent_from_time_to_time_without_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    log = put(output / "phase_1" / "logs" / "train.log", b"line 0\n")
+    times = 0
+
+    def sent_twice() -> bool:
+        nonlocal times
+        times += 1
+        with log.open("a") as file:
+            file.write(f"line {times}\n")
+        return REPO in hub.repos and len(hub.commits_of("phase_1/logs/train.log")) >= 2
+
+    with sidecar(environ(hub, output, UPLOAD_SETTLE_S="60", UPLOAD_LOG_INTERVAL_S="0.5")):
+        until(sent_twice)
+
+
+def test_small_files_that_would_fill_the_memory_come_in_several_commits(hub: Hub, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    hub.lfs_above = 1 << 40
+    for number in range(4):
+        put(output / f"{number}.txt", f"{number:01023d}\n".encode() * 12_000)
+    assert once(environ(hub, output)) == 0
+    assert len(hub.repos[REPO].commits) == 3, "two of 12 MB in each, after the repo's own"
+    assert_arrived(hub, output)

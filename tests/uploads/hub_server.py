@@ -100,6 +100,7 @@ class Hub:
         self.multipart_bytes = multipart_bytes
         self.keep_bytes = keep_bytes
         self.page = page
+        self.lfs_above = 1_000_000  # a text larger than this does not travel inside a commit
         self.random = random.Random(seed)
         self.lock = threading.RLock()
         self.released = threading.Event()
@@ -471,7 +472,11 @@ class Handler(BaseHTTPRequestHandler):
         files = []
         for file in self.json()["files"]:
             path = file["path"]
-            lfs = path.endswith(LFS_SUFFIXES) or file["size"] > 1_000_000 or b"\0" in base64.b64decode(file["sample"])
+            lfs = (
+                path.endswith(LFS_SUFFIXES)
+                or file["size"] > self.hub.lfs_above
+                or b"\0" in base64.b64decode(file["sample"])
+            )
             line = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             if path in tree:
                 line["oid"] = tree[path].sha256 if tree[path].lfs else tree[path].git_sha1
