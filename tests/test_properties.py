@@ -1,0 +1,225 @@
+"""Properties of boxes, tokens, seeds and the journal over any input, not only the ones somebody thought of."""
+
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seqtrack import boxes as b
+from seqtrack import tokens as t
+from seqtrack.seeding import process_seed, sample_generator, step_seed
+from seqtrack.uploads.journal import STATE_FOLDER, STATES, Journal, Row, is_verified
+
+QUICK = settings(max_examples=60, deadline=None)
+FORMATS = st.sampled_from(t.SEQ_FORMATS)
+BINS = st.integers(2, 5000)
+# Multiples of 1/8 up to 2**20 are added and halved without rounding in float64, so equality can be exact.
+COORDINATE = st.integers(-(2**20), 2**20).map(lambda eighths: eighths / 8)
+SIZE = st.integers(0, 2**20).map(lambda eighths: eighths / 8)
+FRACTION = st.floats(0, 1, allow_nan=False, width=32)
+BOX_XYWH = st.tuples(COORDINATE, COORDINATE, SIZE, SIZE)
+SEED = st.integers(0, 2**32 - 1)
+
+
+def row(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def cut_boxes(number: int = 4) -> st.SearchStrategy[Tensor]:
+    """(N, 4) cxcywh, anywhere around the search region."""
+    value = st.floats(-1, 2, allow_nan=False, width=32)
+    size = st.floats(0, 2, allow_nan=False, width=32)
+    one = st.tuples(value, value, size, size)
+    return st.lists(one, min_size=1, max_size=number).map(lambda rows: torch.tensor(rows, dtype=torch.float64))
+
+
+CONVERSIONS = [
+    (b.xywh_to_xyxy, b.xyxy_to_xywh),
+    (b.xywh_to_cxcywh, b.cxcywh_to_xywh),
+    (lambda box: b.xyxy_to_cxcywh(b.xywh_to_xyxy(box)), lambda box: b.xyxy_to_xywh(b.cxcywh_to_xyxy(box))),
+]
+
+
+@QUICK
+@given(box=BOX_XYWH, which=st.sampled_from(range(len(CONVERSIONS))))
+def test_every_spelling_of_a_box_leads_back(box: tuple[float, ...], which: int) -> None:
+    there, back = CONVERSIONS[which]
+    assert torch.equal(back(there(row(box))), row(box))
+
+
+@QUICK
+@given(one=BOX_XYWH, other=BOX_XYWH)
+def test_overlap_is_symmetric_bounded_and_one_only_for_the_same_box(
+    one: tuple[float, ...], other: tuple[float, ...]
+) -> None:
+    a, c = b.xywh_to_xyxy(row(one)), b.xywh_to_xyxy(row(other))
+    overlap = float(b.iou(a, c))
+    assert overlap == float(b.iou(c, a))
+    assert 0 <= overlap <= 1
+    assert -1 <= float(b.giou(a, c)) <= overlap
+    if one[2] * one[3] > 0:
+        assert float(b.iou(a, a)) == 1
+        assert (overlap == 1) == (one == other)
+    else:
+        assert float(b.iou(a, a)) == 0  # never NaN
+
+
+@QUICK
+@given(box=BOX_XYWH, width=st.integers(21, 4000), height=st.integers(21, 4000))
+def test_a_clipped_box_keeps_its_margin_inside_the_image(box: tuple[float, ...], width: int, height: int) -> None:
+    clipped = b.clip_to_image(row(box), height_px=height, width_px=width, margin_px=10)
+    x, y, w, h = clipped[0].tolist()
+    assert w >= 10 and h >= 10
+    assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
+    assert torch.equal(b.clip_to_image(clipped, height_px=height, width_px=width, margin_px=10), clipped)
+
+
+@QUICK
+@given(
+    previous=st.tuples(COORDINATE, COORDINATE, SIZE, SIZE),
+    factor=st.floats(0.05, 20),
+    size=st.sampled_from([96, 256, 384]),
+)
+def test_the_middle_of_the_search_region_is_the_middle_of_the_box_before(
+    previous: tuple[float, ...], factor: float, size: int
+) -> None:
+    found = b.search_to_image(row((0.5, 0.5, 0.25, 0.5)), row(previous), resize_factor=factor, search_size_px=size)
+    centre = b.xywh_to_cxcywh(found)[0]
+    assert torch.allclose(centre[:2], b.xywh_to_cxcywh(row(previous))[0, :2], atol=1e-6, rtol=1e-12)
+    assert torch.allclose(centre[2:], torch.tensor([0.25, 0.5], dtype=torch.float64) * size / factor)
+
+
+@QUICK
+@given(values=st.tuples(FRACTION, FRACTION, FRACTION, FRACTION), bins=BINS)
+def test_a_word_is_the_integer_part_and_less_than_a_bin_below(values: tuple[float, ...], bins: int) -> None:
+    words = t.boxes_to_tokens(row(values), bins)
+    assert words.dtype == torch.int64
+    assert int(words.min()) >= 0 and int(words.max()) <= bins - 1
+    error = row(values) * (bins - 1) - words
+    assert float(error.min()) >= 0 and float(error.max()) < 1
+
+
+@QUICK
+@given(value=st.floats(allow_nan=True, allow_infinity=True).filter(lambda value: not 0 <= value <= 1), bins=BINS)
+def test_what_cannot_be_spelt_is_refused(value: float, bins: int) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        t.boxes_to_tokens(row((0.5, 0.5, value, 0.5)), bins)
+
+
+@QUICK
+@given(boxes=cut_boxes(), bins=st.integers(100, 5000), seq_format=FORMATS)
+def test_a_sequence_spells_the_cut_box_to_within_a_bin(boxes: Tensor, bins: int, seq_format: str) -> None:
+    inputs, targets = t.target_sequences(boxes, bins, seq_format)
+    assert (inputs[:, 0] == t.start_token(bins)).all() and (targets[:, -1] == t.end_token(bins)).all()
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert int(targets[:, :-1].min()) >= 0 and int(targets[:, :-1].max()) <= bins - 1
+    cut = b.cxcywh_to_xyxy(boxes).clamp(0, 1)
+    read = b.cxcywh_to_xyxy(t.tokens_to_boxes(targets[:, :-1], bins, seq_format))
+    # Centre and half a size are each less than a bin below.
+    assert float((read - cut).abs().max()) < 1.5 / (bins - 1) + 1e-9
+
+
+@QUICK
+@given(words=st.lists(st.integers(0, 99), min_size=4, max_size=4))
+def test_formats_are_orders_of_the_same_four_numbers(words: list[int]) -> None:
+    spelt = torch.tensor([words])
+    centre_first = t.tokens_to_boxes(spelt, 100, "xywh")
+    assert torch.equal(centre_first, t.tokens_to_boxes(spelt, 100, "cxcywh"))
+    assert torch.equal(centre_first[:, [2, 3, 0, 1]], t.tokens_to_boxes(spelt, 100, "whxy"))
+    assert torch.equal(b.xyxy_to_cxcywh(centre_first), t.tokens_to_boxes(spelt, 100, "corner"))
+
+
+@QUICK
+@given(bins=BINS)
+def test_the_window_is_symmetric_highest_in_the_middle_and_nothing_at_the_ends(bins: int) -> None:
+    window = t.hann_window(bins)
+    assert torch.allclose(window, window.flip(0), atol=1e-12)
+    assert float(window[0]) == 0 and float(window[-1]) == pytest.approx(0, abs=1e-12)
+    assert float(window.max()) <= 1
+    rising = window[: math.ceil(bins / 2)]
+    assert bool((rising.diff() >= 0).all())
+
+
+@QUICK
+@given(
+    one=st.tuples(SEED, st.integers(0, 1000), st.integers(0, 10**6)),
+    other=st.tuples(SEED, st.integers(0, 1000), st.integers(0, 10**6)),
+)
+def test_a_generator_is_a_function_of_seed_epoch_and_index_and_of_each_of_them(
+    one: tuple[int, int, int], other: tuple[int, int, int]
+) -> None:
+    first, again, different = (sample_generator(*place).integers(0, 2**63, size=4) for place in (one, one, other))
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, different) == (one == other)
+
+
+@QUICK
+@given(seed=SEED, step=st.integers(0, 10**7), rank=st.integers(0, 1024))
+def test_seeds_fit_every_generator_and_streams_do_not_meet(seed: int, step: int, rank: int) -> None:
+    word = step_seed(seed, step, rank)
+    assert 0 <= word < 2**63
+    assert word == step_seed(seed, step, rank)
+    assert word not in (
+        step_seed(seed, step + 1, rank),
+        step_seed(seed, step, rank + 1),
+        step_seed(seed + 1, step, rank),
+    )
+    assert word != process_seed(seed, rank)
+
+
+NAMES = st.text(min_size=1, max_size=30).filter(
+    lambda name: "\0" not in name and name.encode(errors="replace").decode() == name
+)
+ROWS = st.builds(
+    Row,
+    path=st.sampled_from(["phase_1/run.json", "phase_1/checkpoints/a.safetensors", "ä b'c\"d", "x"]) | NAMES,
+    key=st.text("0123456789-", min_size=1, max_size=40),
+    size=st.integers(0, 2**50),
+    sha256=st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
+    state=st.sampled_from(STATES),
+    attempts=st.integers(0, 1000),
+    next_try=st.floats(0, 1e12, allow_nan=False),
+    commit=st.none() | NAMES,
+    error=st.none() | NAMES,
+)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["write", "forget", "doubt", "open again"]), st.lists(ROWS, max_size=4)), max_size=8
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=STEPS)
+def test_the_journal_remembers_over_any_restart_what_it_was_told(steps: list[tuple[str, list[Row]]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, STATE_FOLDER)
+        folder.mkdir()
+        journal = Journal(folder, "folder::/a")
+        told: dict[str, Row] = {}
+        for action, rows in steps:
+            if action == "write":
+                journal.write(rows)
+                told.update({row.path: row for row in rows})
+            elif action == "forget":
+                journal.forget([row.path for row in rows])
+                told = {path: row for path, row in told.items() if path not in {row.path for row in rows}}
+            elif action == "doubt":
+                journal.doubt()
+                for row in told.values():
+                    row.state = "stable" if row.state in ("verified", "committed") else row.state
+            else:
+                journal.close()
+                journal = Journal(folder, "folder::/a")
+            assert journal.rows == told
+        journal.close()
+        assert Journal(folder, "folder::/a").rows == told
+        for path, row in told.items():
+            if row.sha256 is not None:
+                assert is_verified(Path(name), path, row.sha256) == (row.state == "verified")
+                assert not is_verified(Path(name), path, "0" * 63 + "g")
+        assert Journal(folder, "folder::/b").rows == {}
