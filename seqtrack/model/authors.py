@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 NET_KEY = "net"
 NET_TYPE = "SEQTRACK"
 _WRAPPER = "module."
+_OLD_FORMAT_PICKLES = 5
 
 
 def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +72,8 @@ def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[s
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as weights: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary with {NET_KEY!r}")
     net = content.get(NET_KEY, content)
@@ -98,7 +100,8 @@ def _foreign_objects(path: Path) -> list[str]:
     strings: list[str] = []
     data = _pickle_bytes(path)
     stream = io.BytesIO(data)
-    while stream.tell() < len(data):
+    # The old format is five pickles in a row (number, version, machine, content, storage keys), then raw storages.
+    for _ in range(1 if zipfile.is_zipfile(path) else _OLD_FORMAT_PICKLES):
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name in ("GLOBAL", "INST"):
                 found.add(str(argument).replace(" ", "."))
@@ -106,10 +109,7 @@ def _foreign_objects(path: Path) -> list[str]:
                 found.add(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
-        if zipfile.is_zipfile(path):
-            break
-        # The old format is several pickles in a row, then raw storages.
-        if stream.tell() >= len(data) or data[stream.tell() : stream.tell() + 1] != b"\x80":
+        if stream.tell() >= len(data):
             break
     return sorted(name for name in found if not _is_plain(name))
 

@@ -1,0 +1,178 @@
+"""Going to the authors' files and back: equal in every bit, and nothing in a file is ever run."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from seqtrack.checkpoints.store import load_weights, manifest_of, write_weights
+from seqtrack.cli import main
+from seqtrack.config.load import config_digest, dump_config, load_config
+from seqtrack.model.build import build_model
+from seqtrack.model.spec import model_spec
+
+CONFIG = "demo"
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return build_model(model_spec(load_config(CONFIG)), seed=1).state_dict()
+
+
+@pytest.fixture
+def checkpoint(state: dict[str, torch.Tensor], tmp_path: Path) -> Path:
+    config = load_config(CONFIG)
+    describe = {
+        "epoch": 7, "step": 70, "sample": 0, "loss": 1.0, "iou": 0.5, "parent_sha256": None, "data_digest": None,
+        "config_digest": config_digest(config), "created": "2026-01-01T00:00:00+00:00",
+        "config": yaml.safe_load(dump_config(config)),
+    }  # fmt: skip
+    return write_weights(tmp_path / "SEQTRACK_ep0007.safetensors", state, describe=describe).path
+
+
+def _import(file: Path, out: Path, *more: str) -> int:
+    return main(["import", str(file), "--config", CONFIG, "-o", str(out), *more])
+
+
+def test_export_then_import_gives_every_bit_back(
+    state: dict[str, torch.Tensor], checkpoint: Path, tmp_path: Path
+) -> None:
+    exported, back = tmp_path / "SEQTRACK_ep0007.pth.tar", tmp_path / "back" / "again.safetensors"
+    assert main(["export", str(checkpoint), "-o", str(exported)]) == 0
+    theirs = torch.load(exported, weights_only=True)
+    assert set(theirs["net"]) == set(state)
+    assert (theirs["epoch"], theirs["net_type"]) == (7, "SEQTRACK")
+    assert _import(exported, back) == 0
+    again = load_weights(back)
+    assert set(again) == set(state)
+    for name, value in state.items():
+        assert torch.equal(again[name], value), name
+        assert torch.equal(theirs["net"][name], value), name
+    before, after = manifest_of(checkpoint), manifest_of(back)
+    assert after.weights_sha256 == before.weights_sha256
+    assert (after.kind, after.epoch, after.config_digest) == ("imported", 7, before.config_digest)
+
+
+def test_a_changed_weight_comes_back_changed(state: dict[str, torch.Tensor], checkpoint: Path, tmp_path: Path) -> None:
+    changed = {**state, "pos_embed": state["pos_embed"] + 1e-6}
+    torch.save({"net": changed}, tmp_path / "x.pth.tar")
+    assert _import(tmp_path / "x.pth.tar", tmp_path / "x.safetensors") == 0
+    assert manifest_of(tmp_path / "x.safetensors").weights_sha256 != manifest_of(checkpoint).weights_sha256
+
+
+def test_a_wrapped_model_a_bare_state_dict_and_the_old_file_format_are_read(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    contents = {
+        "wrapped": ({"net": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, True),
+        "bare": (dict(state), True),
+        "old": ({"net": dict(state), "epoch": 3}, False),
+    }
+    for name, (content, as_zip) in contents.items():
+        torch.save(content, tmp_path / f"{name}.pth.tar", _use_new_zipfile_serialization=as_zip)
+        assert _import(tmp_path / f"{name}.pth.tar", tmp_path / f"{name}.safetensors") == 0, name
+        assert torch.equal(load_weights(tmp_path / f"{name}.safetensors")["pos_embed"], state["pos_embed"])
+        assert manifest_of(tmp_path / f"{name}.safetensors").epoch == (0 if name == "bare" else 3)
+
+
+def test_what_does_not_fit_is_refused_with_all_names(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = dict(state)
+    del net["vocab_embed.layers.0.bias"], net["bottleneck.bias"]
+    net["extra.weight"] = torch.ones(2)
+    net["pos_embed"] = torch.ones(1, 2, 3)
+    torch.save({"net": net}, tmp_path / "x.pth.tar")
+    assert _import(tmp_path / "x.pth.tar", tmp_path / "x.safetensors") == 2
+    said = capsys.readouterr().err
+    assert "2 missing: bottleneck.bias, vocab_embed.layers.0.bias" in said
+    assert "1 unexpected: extra.weight" in said
+    assert "pos_embed has shape [1, 2, 3], expected [1, 36, 128]" in said
+    assert not (tmp_path / "x.safetensors").exists()
+    assert not (tmp_path / "x.json").exists()
+
+
+class _Bomb:
+    """Runs a command when it is unpickled by a careless reader."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_nothing_runs(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str], as_zip: bool
+) -> None:
+    marker = tmp_path / "ran"
+    path = tmp_path / "bomb.pth.tar"
+    content = {"net": dict(state), "settings": _Bomb(marker)}
+    torch.save(content, path, _use_new_zipfile_serialization=as_zip)
+    assert _import(path, tmp_path / "x.safetensors") == 2
+    assert "system" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+    # With stand-ins the weights are taken, and still nothing is run.
+    assert _import(path, tmp_path / "x.safetensors", "--skip-objects") == 0
+    assert torch.equal(load_weights(tmp_path / "x.safetensors")["pos_embed"], state["pos_embed"])
+    assert not marker.exists()
+    # The opposite: it does go off where it is not guarded against.
+    torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+class Settings:
+    """Like the training settings that the authors pickle beside the weights."""
+
+    def __init__(self) -> None:
+        self.env = {"workspace_dir": "/somewhere"}
+
+
+def test_the_authors_full_checkpoint_is_read_with_stand_ins_for_its_objects(
+    state: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "SEQTRACK_ep0500.pth.tar"
+    torch.save({"epoch": 500, "net": dict(state), "settings": Settings(), "stats": {"loss": [Settings()]}}, path)
+    assert _import(path, tmp_path / "x.safetensors") == 2
+    assert _import(path, tmp_path / "x.safetensors", "--skip-objects") == 0
+    assert "Settings" in caplog.text
+    assert "is a pickle" in caplog.text
+    assert manifest_of(tmp_path / "x.safetensors").epoch == 500
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([1, 2, 3]), pickle.dumps({"net": 3}), b"PK\x03\x04"])
+def test_files_that_are_no_checkpoint_are_refused_in_words(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.pth.tar"
+    path.write_bytes(content)
+    assert _import(path, tmp_path / "x.safetensors") == 2
+    assert str(path) in capsys.readouterr().err
+    assert _import(tmp_path / "nowhere.pth.tar", tmp_path / "x.safetensors") == 2
+
+
+def test_nothing_is_overwritten_unless_asked(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.pth.tar"
+    out.write_text("precious")
+    assert main(["export", str(checkpoint), "-o", str(out)]) == 2
+    assert out.read_text() == "precious"
+    assert main(["export", str(checkpoint), "-o", str(out), "--force"]) == 0
+    written = tmp_path / "in.safetensors"
+    assert _import(out, written) == 0
+    assert _import(out, written) == 2
+    assert _import(out, written, "--force") == 0
+    assert _import(out, tmp_path / "in.bin") == 2
+
+
+def test_a_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = bytearray(checkpoint.read_bytes())
+    damaged[-1] ^= 1
+    checkpoint.write_bytes(damaged)
+    assert main(["export", str(checkpoint), "-o", str(tmp_path / "out.pth.tar")]) == 2
+    assert not (tmp_path / "out.pth.tar").exists()
+    assert json.loads(checkpoint.with_suffix(".json").read_text())["epoch"] == 7

@@ -1,0 +1,168 @@
+"""The plan: numbers that agree with the counted ones and with a measured peak, and refusals with the number."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtrack.cli import main
+from seqtrack.model.build import build_empty
+from seqtrack.model.cost import cost_of
+from seqtrack.model.memory import checkpoint_bytes, training_memory
+from seqtrack.model.spec import ModelSpec
+
+GIB = 2**30
+LARGE = "vit_large_patch16"
+
+
+@pytest.mark.parametrize(
+    ("spec", "parameters", "tokens", "gflop"),
+    [
+        (ModelSpec(), 90_596_002, 768, 153.1),
+        (ModelSpec(search_size=384, template_size=384), 91_169_442, 1728, 405.6),
+        (ModelSpec(encoder_type=LARGE), 308_244_898, 768, 523.0),
+        (ModelSpec(encoder_type=LARGE, search_size=384, template_size=384), 308_982_178, 1728, 1339.9),
+    ],
+    ids=["b256", "b384", "l256", "l384"],
+)
+def test_counts_are_those_of_the_authors_models(spec: ModelSpec, parameters: int, tokens: int, gflop: float) -> None:
+    cost = cost_of(spec)
+    assert (cost.parameters, cost.encoder_tokens) == (parameters, tokens)
+    assert cost.encoder_flops / 1e9 == pytest.approx(gflop, abs=0.05)
+
+
+def test_the_decoder_is_a_few_thousandths_of_the_work() -> None:
+    assert cost_of(ModelSpec()).decoder_flops / 1e9 == pytest.approx(0.27, abs=0.005)
+
+
+def test_smaller_patches_make_more_tokens_and_work_and_no_more_weights_in_the_blocks() -> None:
+    coarse, fine = cost_of(ModelSpec(patch_size=32)), cost_of(ModelSpec(patch_size=16))
+    assert fine.encoder_tokens == 4 * coarse.encoder_tokens
+    assert fine.encoder_flops > 4 * coarse.encoder_flops
+
+
+def test_a_checkpoint_holds_weights_and_two_values_a_trained_parameter() -> None:
+    assert checkpoint_bytes(ModelSpec()) == 12 * 90_596_002
+    same = ModelSpec(hidden_dim=768)
+    unused = sum(p.numel() for p in build_empty(same).bottleneck.parameters())
+    assert checkpoint_bytes(same) == 12 * cost_of(same).parameters - 8 * unused
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+from seqtrack.model.build import build_model
+from seqtrack.model.loss import sequence_loss
+from seqtrack.model.spec import ModelSpec
+from seqtrack.tokens import target_sequences
+
+def resident(key):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+
+torch.set_num_threads(2)
+torch.ones(64, 64) @ torch.ones(64, 64)
+base = resident("VmRSS")
+spec = ModelSpec(**json.loads(sys.argv[1]))
+batch = int(sys.argv[2])
+model = build_model(spec, seed=1).train()
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+inputs, targets = target_sequences(torch.full((batch, 4), 0.4), spec.bins)
+for _ in range(2):
+    templates = torch.ones(batch, spec.num_templates, 3, spec.template_size, spec.template_size)
+    search = torch.ones(batch, 3, spec.search_size, spec.search_size)
+    optimizer.zero_grad()
+    sequence_loss(model(templates, search, inputs), targets, spec.bins).mean().backward()
+    optimizer.step()
+print(resident("VmHWM") - base)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_is_near_a_measured_peak(checkpointing: bool) -> None:
+    """A narrow deep model whose activations outweigh its weights, so that it is they that are tested."""
+    sizes = {"encoder_type": "vit_custom", "embed_dim": 192, "depth": 8, "num_heads": 3}
+    spec = ModelSpec(**sizes, use_checkpoint=checkpointing)
+    batch = 2
+    estimate = training_memory(spec, batch=batch, bf16=False, checkpointing=checkpointing).total
+    told = json.dumps({**sizes, "use_checkpoint": checkpointing})
+    # A small threshold gives every freed activation back at once: what is measured is use, not the allocator's hoard.
+    environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, told, str(batch)], capture_output=True, text=True, check=True, env=environ
+    )
+    peak = int(done.stdout)
+    print(f"estimate {estimate / 1e6:.0f} MB, measured {peak / 1e6:.0f} MB")
+    assert estimate == pytest.approx(peak, rel=0.2), f"estimate {estimate / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB"
+
+
+Plan = tuple[int, dict[str, Any], str]
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Plan]:
+    """`seqtrack plan --json` on a machine of given size: exit code, plan, and what was said on stderr."""
+
+    def ask(config: str, *, memory_gib: float, disk_gib: float, **environ: str) -> Plan:
+        for name in ("CONFIG", "DATASET", "OVERRIDES", "BATCH_SIZE", "EPOCHS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"DEVICE": "cpu", "OUTPUT_DIR": str(tmp_path), **environ}.items():
+            monkeypatch.setenv(name, value)
+        machine = ["--memory-gib", str(memory_gib), "--disk-gib", str(disk_gib)]
+        code = main(["plan", "--json", "--config", config, *machine])
+        said = capsys.readouterr()
+        return code, json.loads(said.out), said.err
+
+    return ask
+
+
+def test_a_run_that_fits_is_planned_with_exit_code_0(plan: Callable[..., Plan]) -> None:
+    code, told, said = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10")
+    assert code == 0, said
+    assert told["parameters"] == 90_596_002
+    assert told["upload_bytes"] == 10 * 12 * 90_596_002
+    assert told["disk_bytes"] == 11 * 12 * 90_596_002
+    assert told["memory_with_checkpointing"] < told["memory_without_checkpointing"] / 2
+    assert told["problems"] == []
+
+
+def test_what_does_not_fit_is_refused_with_the_number_and_a_way_out(plan: Callable[..., Plan]) -> None:
+    code, told, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100")
+    assert code == 2
+    assert f"{told['memory_needed'] / GIB:.2f} GiB needed" in said
+    assert "USE_CHECKPOINT True" in said
+    assert f"{told['disk_bytes'] / GIB:.2f} GiB needed for checkpoints" in said
+    assert "KEEP_CHECKPOINTS to 28 or less" in said
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [
+        "MODEL.ENCODER.USE_CHECKPOINT True TRAIN.KEEP_CHECKPOINTS 28",
+        "TRAIN.ACCUMULATION_STEPS 3 TRAIN.KEEP_CHECKPOINTS 28",
+    ],
+)
+def test_following_the_advice_makes_it_fit(plan: Callable[..., Plan], advice: str) -> None:
+    code, _, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100", OVERRIDES=advice)
+    assert code == 0, said
+
+
+def test_a_card_too_small_for_any_batch_is_told_so(plan: Callable[..., Plan]) -> None:
+    code, _, said = plan("seqtrack_l384", memory_gib=4, disk_gib=9999)
+    assert code == 2
+    assert "one sample with activation checkpointing still needs" in said
+
+
+def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "--config", "demo", "--disk-gib", "10", "--memory-gib", "10"]) == 0
+    said = capsys.readouterr().out
+    for word in ("parameters", "tokens", "GFLOP", "memory", "checkpoint", "disk", "upload"):
+        assert word in said
