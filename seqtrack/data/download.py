@@ -9,15 +9,20 @@ import fcntl
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx2
 from huggingface_hub import HfApi, RepoFile, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 from seqtrack.data.lasot import class_of, find_layout, official_split
 from seqtrack.data.unpack import require_space, unpack_class
@@ -28,6 +33,11 @@ _log = logging.getLogger(__name__)
 REPO = "l-lt/LaSOT"
 _HASH_BYTES = 4 * 1024 * 1024
 _ROOM = 1.02
+_TIMEOUT_S = 60.0
+_REPORT_S = 10.0
+_TRIES = 5
+_PAUSE_S = 0.5
+_PARTIAL_CONTENT = 206
 
 
 @dataclass(frozen=True)
@@ -189,24 +199,53 @@ def _download(zip_: _Zip, part: Path, hub: Hub) -> None:
     url = hf_hub_url(hub.repo, zip_.path, repo_type="dataset", revision=hub.revision, endpoint=hub.endpoint)
     if part.exists() and part.stat().st_size > zip_.size:
         part.unlink()
+    failures = 0
     with part.open("ab") as file:
-        begun = file.tell()
-        if begun:
-            _log.info("%s: going on at %.1f of %.1f MB", zip_.path, begun / 1e6, zip_.size / 1e6)
-        try:
-            http_get(
-                url,
-                file,
-                resume_size=begun,
-                headers=build_hf_headers(token=hub.token or False),
-                expected_size=zip_.size,
-                displayed_filename=zip_.path,
-            )
-        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-            raise UserError(f"{zip_.path}: {_short(error)}; the same command goes on where this one stopped") from error
+        while (begun := file.tell()) < zip_.size:
+            if begun:
+                _log.info("%s: going on at %.1f of %.1f MB", zip_.path, begun / 1e6, zip_.size / 1e6)
+            try:
+                _receive(url, file, zip_, hub)
+            except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+                # A connection that brought something is no failure: over hours it breaks more often than five times.
+                failures = 0 if file.tell() > begun else failures + 1
+                if failures == _TRIES or not _is_passing(error):
+                    text = f"{zip_.path}: {_short(error)}; the same command goes on where this one stopped"
+                    raise UserError(text) from error
+                _log.warning("%s: %s", zip_.path, _short(error))
+                time.sleep(_PAUSE_S * 2**failures)
     if part.stat().st_size != zip_.size or _digest(part) != zip_.sha256:
         part.unlink()
         raise UserError(f"{zip_.path}: what arrived is not what the Hub lists (sha256 {zip_.sha256}); it was deleted")
+
+
+def _receive(url: str, file: BinaryIO, zip_: _Zip, hub: Hub) -> None:
+    """Append what one connection brings. The library's own download drops up to 10 MB when a connection breaks."""
+    headers = build_hf_headers(token=hub.token or False)
+    begun = file.tell()
+    if begun:
+        headers["Range"] = f"bytes={begun}-"
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S) as answer:
+        hf_raise_for_status(answer)
+        if begun and answer.status_code != _PARTIAL_CONTENT:
+            file.seek(0)
+            file.truncate()
+        said = time.monotonic()
+        for block in answer.iter_bytes():
+            if file.tell() + len(block) > zip_.size:
+                raise OSError(f"the server sends more than the {zip_.size} bytes that are listed")
+            file.write(block)
+            if time.monotonic() - said > _REPORT_S:
+                said = time.monotonic()
+                _log.info("%s: %.1f of %.1f MB", zip_.path, file.tell() / 1e6, zip_.size / 1e6)
+        file.flush()
+
+
+def _is_passing(error: Exception) -> bool:
+    """A broken connection or an overloaded server, which another try may find mended."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return isinstance(error, httpx2.TransportError)
 
 
 def _digest(path: Path) -> str:

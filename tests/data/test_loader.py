@@ -1,0 +1,318 @@
+"""The stream of batches is one and the same, whoever makes it; and workers die loudly, quickly and for good."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seqtrack.data.loader import Batch, BatchLoader, WorkerDied, share
+from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.sources import open_source
+from seqtrack.errors import UserError
+
+SPEC = SampleSpec(template_size=16, search_size=32, num_templates=2)
+SAMPLES, GLOBAL_BATCH = 22, 5
+
+
+@pytest.fixture
+def dataset(make_lasot) -> SampleDataset:  # type: ignore[no-untyped-def]
+    source = open_source("lasot", make_lasot("book-1", "coin-1"), classes=(), split="train")
+    return SampleDataset([source], [1.0], SPEC, seed=5)
+
+
+def _loader(dataset: SampleDataset, workers: int = 0, world: int = 1, rank: int = 0, **options: int) -> BatchLoader:
+    numbers = {"batch_size_global": GLOBAL_BATCH, "samples_per_epoch": SAMPLES, **options}
+    return BatchLoader(dataset, world=world, rank=rank, num_workers=workers, **numbers)  # type: ignore[arg-type]
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    return [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+
+
+def _bytes(batch: Batch) -> bytes:
+    return b"".join(tensor.contiguous().numpy().tobytes() for tensor in _tensors(batch))
+
+
+def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[bytes]:
+    return [_bytes(batch) for batch in loader.batches(epoch, start)]
+
+
+def test_a_batch_holds_what_its_samples_hold(dataset: SampleDataset) -> None:
+    batches = list(_loader(dataset).batches(2))
+    assert [batch.count for batch in batches] == [5, 5, 5, 5, 2] and _loader(dataset).steps_per_epoch == 5
+    assert [batch.global_count for batch in batches] == [5, 5, 5, 5, 2]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(SAMPLES))
+    batch = batches[1]
+    assert batch.templates.shape == (5, 2, 3, 16, 16) and batch.search.shape == (5, 3, 32, 32)
+    for place, index in enumerate(batch.indices.tolist()):
+        sample = dataset.sample(2, index)
+        np.testing.assert_array_equal(batch.templates[place], sample.templates)
+        np.testing.assert_array_equal(batch.search[place], sample.search)
+        np.testing.assert_array_equal(batch.boxes[place], sample.box)
+        np.testing.assert_array_equal(batch.template_brightness[place], sample.template_brightness)
+        assert batch.search_brightness[place] == sample.search_brightness
+    assert batch.search.dtype == torch.uint8 and batch.search_brightness.dtype == torch.float32
+    assert batch.template_brightness.dtype == torch.float32 and batch.boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_makes_the_same_bytes(dataset: SampleDataset, workers: int) -> None:
+    plain, loader = _loader(dataset), _loader(dataset, workers)
+    try:
+        for epoch in (0, 1, 2):
+            assert _stream(loader, epoch) == _stream(plain, epoch)
+        assert _stream(plain, 0) != _stream(plain, 1)
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_from_any_start_the_rest_is_the_same(dataset: SampleDataset, workers: int) -> None:
+    whole = _stream(_loader(dataset), 1)
+    loader = _loader(dataset, workers)
+    try:
+        for start in range(6):
+            assert _stream(loader, 1, start) == whole[start:]
+    finally:
+        loader.close()
+
+
+def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 2)
+    try:
+        for _ in range(3):
+            left = loader.batches(0)
+            next(left)
+            left.close()  # type: ignore[attr-defined]
+            assert _stream(loader, 1) == _stream(_loader(dataset), 1)
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_put_together_have_the_global_batches_of_one(dataset: SampleDataset, world: int) -> None:
+    whole = list(_loader(dataset).batches(3))
+    shares = [list(_loader(dataset, world=world, rank=rank).batches(3)) for rank in range(world)]
+    for step, expected in enumerate(whole):
+        parts = [ranks[step] for ranks in shares]
+        assert sum(part.count for part in parts) == expected.count == parts[0].global_count
+        for name in ("templates", "search", "template_brightness", "search_brightness", "boxes", "indices"):
+            joined = torch.cat([getattr(part, name)[: part.count] for part in parts])
+            assert torch.equal(joined, getattr(expected, name)), name
+
+
+def test_a_rank_without_a_share_gets_one_sample_that_counts_nothing(dataset: SampleDataset) -> None:
+    last = list(_loader(dataset, world=4, rank=3).batches(0))[-1]
+    assert last.count == 0 and len(last.indices) == 1 and last.global_count == 2
+
+
+@pytest.mark.parametrize(("samples", "world"), [(5, 1), (5, 2), (5, 4), (2, 4), (16, 3), (1, 8)])
+def test_shares_are_those_of_array_split(samples: int, world: int) -> None:
+    expected = [part.tolist() for part in np.array_split(np.arange(samples), world)]
+    assert [list(range(*share(samples, world, rank))) for rank in range(world)] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_random_states_are_left_alone(dataset: SampleDataset, workers: int) -> None:
+    torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    loader = _loader(dataset, workers)
+    try:
+        _stream(loader, 0)
+        _stream(loader, 1)
+    finally:
+        loader.close()
+    assert torch.equal(torch.random.get_rng_state(), torch_before)
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+
+
+def test_a_damaged_frame_met_by_a_worker_is_a_users_error_without_a_workers_traceback(
+    dataset: SampleDataset, tmp_path: Path
+) -> None:
+    for path in tmp_path.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError) as caught:
+        list(_loader(dataset, 2).batches(0))
+    assert len(caught.value.problems) == 1 and "truncated" in caught.value.problems[0]
+    assert "Traceback" not in str(caught.value)
+
+
+def _children(parent: int) -> list[int]:
+    """Living child processes, read from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(ppid) == parent and state != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _workers() -> list[int]:
+    return _children(os.getpid())
+
+
+def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 2, samples_per_epoch=4000)
+    batches = loader.batches(0)
+    next(batches)
+    started = time.monotonic()
+    os.kill(_workers()[0], signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="memory"):
+        for _ in batches:
+            pass
+    assert time.monotonic() - started < 10
+    assert not multiprocessing.active_children(), "the other worker was ended as well"
+
+
+def test_after_a_worker_died_the_loader_can_be_used_again(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 1, samples_per_epoch=400)
+    batches = loader.batches(0)
+    next(batches)
+    os.kill(_workers()[0], signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        list(batches)
+    try:
+        first = next(loader.batches(0))
+        assert _bytes(first) == _bytes(next(_loader(dataset, samples_per_epoch=400).batches(0)))
+    finally:
+        loader.close()
+
+
+def test_closing_ends_the_workers(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 2)
+    next(loader.batches(0))
+    assert len(_workers()) == 2
+    loader.close()
+    assert not _workers()
+    loader.close()
+
+
+_CHILD = """
+    import sys, time
+    from pathlib import Path
+    from seqtrack.data.loader import BatchLoader
+    from seqtrack.data.pairs import SampleDataset, SampleSpec
+    from seqtrack.data.sources import open_source
+    source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
+    dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=1)
+    loader = BatchLoader(dataset, batch_size_global=4, samples_per_epoch=10**6, num_workers=2)
+    for batch in loader.batches(0):
+        print("step", flush=True)
+"""
+
+
+def _start_child(root: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    command = [sys.executable, "-c", textwrap.dedent(_CHILD), str(root)]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "step\n"
+    return child, _children(child.pid)
+
+
+def _wait_gone(processes: list[int], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not all(_is_gone(pid) for pid in processes) and time.monotonic() < end:
+        time.sleep(0.02)
+    return all(_is_gone(pid) for pid in processes)
+
+
+def test_workers_leave_signals_to_the_parent(dataset: SampleDataset, tmp_path: Path) -> None:
+    """What compose sends on stop reaches the whole group: the workers must go on while the trainer saves."""
+    child, workers = _start_child(tmp_path / "data")
+    try:
+        for worker in workers:
+            os.kill(worker, signal.SIGTERM)
+            os.kill(worker, signal.SIGINT)
+        assert child.stdout is not None
+        for _ in range(200):
+            assert child.stdout.readline() == "step\n"
+        assert not any(_is_gone(worker) for worker in workers)
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_die_with_the_parent(dataset: SampleDataset, tmp_path: Path, sent: signal.Signals) -> None:
+    child, workers = _start_child(tmp_path / "data")
+    assert len(workers) == 2
+    child.send_signal(sent)
+    child.communicate(timeout=20)
+    assert _wait_gone(workers, 10)
+
+
+def _memory_mb(processes: list[int]) -> float:
+    """Memory of all processes, what they share with others left out."""
+    pages = 0
+    for pid in processes:
+        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+        pages += int(resident) - int(shared)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _soak(dataset: SampleDataset, epochs: int, samples: int) -> list[float]:
+    loader = _loader(dataset, 2, batch_size_global=16, samples_per_epoch=samples)
+    sizes = []
+    try:
+        for epoch in range(epochs):
+            for _ in loader.batches(epoch):
+                pass
+            sizes.append(_memory_mb([os.getpid(), *_workers()]))
+    finally:
+        loader.close()
+    return sizes
+
+
+def test_memory_does_not_grow_over_twenty_epochs(dataset: SampleDataset) -> None:
+    sizes = _soak(dataset, 20, 320)
+    assert sizes[-1] - sizes[4] < 10, sizes
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_over_twenty_long_epochs(dataset: SampleDataset) -> None:
+    sizes = _soak(dataset, 20, 8000)
+    assert sizes[-1] - sizes[2] < 10, sizes
+
+
+def test_the_sum_of_an_epoch_is_reproducible_in_another_process(dataset: SampleDataset, tmp_path: Path) -> None:
+    """Nothing of this process, such as its hash seed, enters a sample."""
+    code = """
+        import hashlib, sys
+        from pathlib import Path
+        from seqtrack.data.pairs import SampleDataset, SampleSpec
+        from seqtrack.data.sources import open_source
+        source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
+        dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=5)
+        print(hashlib.sha256(b"".join(dataset.sample(0, i).search.tobytes() for i in range(20))).hexdigest())
+    """
+    here = hashlib.sha256(b"".join(dataset.sample(0, i).search.tobytes() for i in range(20))).hexdigest()
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "data")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "PYTHONHASHSEED": "77"}
+    there = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    assert there.stdout.strip() == here
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size_global": 0}, {"samples_per_epoch": 0}, {"workers": -1}])
+def test_impossible_numbers_are_refused(dataset: SampleDataset, wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="at least"):
+        _loader(dataset, **wrong)
