@@ -141,7 +141,12 @@ def loop_plan(config: Config, manifest_facts: dict[str, Any]) -> LoopPlan:
 
 
 def set_kernels(config: Config, ranks: Ranks) -> None:
-    """Threads, and kernels whose sums come out the same each time."""
+    """Threads, and kernels whose sums come out the same each time.
+
+    Raises:
+        UserError: the device has none for the precision asked for.
+    """
+    precision(config.TRAIN.AMP, ranks.device)  # asked here so that it is refused before anything is written
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
     deterministic = config.TRAIN.DETERMINISTIC
