@@ -148,7 +148,8 @@ def _comparison(output_dir: Path) -> str:
 
 
 def _loading(repo: str, folder: Path, manifests: Sequence[Manifest]) -> str:
-    newest = manifests[-1]
+    first, newest = manifests[0], manifests[-1]
+    number = folder.name.removeprefix("phase_")
     path = f"{folder.name}/checkpoints/{newest.file}"
     return f"""## How to load
 
@@ -163,8 +164,9 @@ tensors = load_file(hf_hub_download("{repo}", "{path}"))
 weights = {{name[len("model/"):]: tensor for name, tensor in tensors.items() if name.startswith("model/")}}
 ```
 
-With the training system itself: `HF_REPO={repo} seqtrack hub download --epoch {newest.epoch}` brings a checkpoint and
-checks it against its manifest; `HF_REPO={repo} PHASE=2 RESUME_EPOCH={newest.epoch} seqtrack train` goes on from it."""
+With the training system itself: `HF_REPO={repo} seqtrack hub download --phase {number} --epoch {newest.epoch}` brings a
+checkpoint and checks it against its manifest; `HF_REPO={repo} PHASE=2 RESUME_EPOCH={first.epoch} seqtrack train` goes on
+from epoch {first.epoch}."""
 
 
 def _digests(runs: Sequence[tuple[Path, list[Manifest]]]) -> str:

@@ -97,9 +97,11 @@ def test_what_is_there_already_is_not_put_again(perform: Perform, files: list[di
 def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
     perform: Perform, files: list[dict[str, Any]]
 ) -> None:
-    Path(files[1]["source"]).write_text("something else")
+    with Path(files[1]["source"]).open("r+b") as file:
+        file.write(b"TEXT")  # as many bytes as before: only their digest can tell
     outcome = perform("push", files=files)
     assert outcome.fault is not None
+    assert outcome.fault.kind == "changed"
     assert listed(perform("look", paths=[item["path"] for item in files])) == {}
 
 

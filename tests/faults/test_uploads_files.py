@@ -37,11 +37,12 @@ __all__ = ["hub", "output"]
 def test_a_file_written_slowly_in_pieces_is_sent_when_it_is_whole(hub: Hub, output: Path) -> None:
     path = output / "phase_1" / "report.md"
     with sidecar(environ(hub, output, UPLOAD_SETTLE_S="1")) as running:
+        until(lambda: len(on_hub(hub)) >= 7, what="the files that are whole")
         with path.open("wb") as file:
-            for piece in range(8):
+            for piece in range(15):
                 file.write(content(500, piece))
                 file.flush()
-                time.sleep(0.15)
+                time.sleep(0.2)
         finish(output)
         assert running.wait() == 0
     assert_arrived(hub, output)
