@@ -165,8 +165,8 @@ weights = {{name[len("model/"):]: tensor for name, tensor in tensors.items() if 
 ```
 
 With the training system itself: `HF_REPO={repo} seqtrack hub download --phase {number} --epoch {newest.epoch}` brings a
-checkpoint and checks it against its manifest; `HF_REPO={repo} PHASE=2 RESUME_EPOCH={first.epoch} seqtrack train` goes on
-from epoch {first.epoch}."""
+checkpoint and checks it against its manifest; `HF_REPO={repo} PHASE=2 RESUME_EPOCH={first.epoch} seqtrack train` goes
+on from epoch {first.epoch}."""
 
 
 def _digests(runs: Sequence[tuple[Path, list[Manifest]]]) -> str:

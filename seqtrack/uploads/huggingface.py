@@ -50,14 +50,22 @@ class HubTarget:
         return Account(name=str(account.get("name", "?")), place=f"{self._api.endpoint}/{self._repo}")
 
     def head(self) -> str | None:
-        sha = self._api.repo_info(self._repo, revision=_BRANCH).sha
+        try:
+            sha = self._api.repo_info(self._repo, revision=_BRANCH).sha
+        except RevisionNotFoundError:  # a repo without any commit has no branch yet
+            return None
         return sha if sha and re.fullmatch(r"[0-9a-fA-F]{40}", sha) else None
 
     def look(self, paths: Sequence[str], revision: str | None = None) -> dict[str, Remote]:
         found: dict[str, Remote] = {}
         for start in range(0, len(paths), _ASK_AT_ONCE):
             asked = list(paths[start : start + _ASK_AT_ONCE])
-            listed = self._api.get_paths_info(self._repo, asked, revision=revision or _BRANCH)
+            try:
+                listed = self._api.get_paths_info(self._repo, asked, revision=revision or _BRANCH)
+            except RevisionNotFoundError:
+                if revision is not None:
+                    raise
+                return {}
             found.update((remote.path, remote) for remote in _files(listed))
         return found
 

@@ -148,8 +148,9 @@ def test_a_batch_that_outlives_its_deadline_is_ended_and_sent_again(hub: Hub, ou
 
 def test_a_line_so_slow_that_a_deadline_is_too_short_gets_there_in_the_end(hub: Hub, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    checkpoint(output, 1, size=100_000)
-    hub.fail("put", rate=25_000, times=None)  # 4 s for the file; the first deadline is 1.5 s
+    # More than the kernel's buffers take; 5 s for the file, and the first deadline is 1.5 s.
+    checkpoint(output, 1, size=20_000_000)
+    hub.fail("put", rate=4_000_000, times=None)
     env = environ(hub, output, UPLOAD_DEADLINE_S="1.5", UPLOAD_LEAST_RATE_KB_S="1000000")
     assert once(env) == 0
     assert_arrived(hub, output)
@@ -306,3 +307,12 @@ def test_a_large_file_in_parts_survives_the_failure_of_one(tmp_path: Path, stage
     assert hub.stages().count("part") >= 4
     assert_arrived(hub, output)
     hub.stop()
+
+
+def test_a_server_that_does_not_speak_xet_gets_its_files_over_lfs(hub: Hub, output: Path) -> None:
+    env = environ(hub, output)
+    del env["HF_HUB_DISABLE_XET"]
+    with sidecar(env, "--once") as running:
+        assert running.wait() == 0
+    assert running.said().count("over LFS from now on") == 1
+    assert_arrived(hub, output)
