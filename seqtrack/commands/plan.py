@@ -4,13 +4,21 @@ Reads the same environment variables as `train`. Exits with 2 and the number tha
 --memory-gib and --disk-gib say of another, cannot carry the run.
 """
 
+from __future__ import annotations
+
 import argparse
+import functools
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seqtrack.config.schema import Config
+    from seqtrack.model.spec import ModelSpec
 
 GIB = 2**30
 # Beside the tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
@@ -56,11 +64,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_plan(config: Any, *, device: str, processes: int, machine: Machine) -> dict[str, Any]:
+def make_plan(config: Config, *, device: str, processes: int, machine: Machine) -> dict[str, Any]:
     """All figures of a run, and under "problems" a sentence for each that does not fit.
 
     Args:
-        config: the whole configuration.
         device: "cpu" or "cuda".
         processes: ranks; on a CPU they share its memory, on GPUs each has its own.
     """
@@ -72,14 +79,7 @@ def make_plan(config: Any, *, device: str, processes: int, machine: Machine) -> 
     train = config.TRAIN
     share = math.ceil(train.BATCH_SIZE / processes / train.ACCUMULATION_STEPS)
     bf16 = train.AMP in ("bf16", "fp16") or (train.AMP == "auto" and device == "cuda")
-    sharing = processes if device == "cpu" else 1
-
-    def needed(batch: int, checkpointing: bool) -> int:
-        tensors = training_memory(spec, batch=batch, bf16=bf16, checkpointing=checkpointing).total
-        # The trainer keeps a copy of the state in host memory, so that a save does not hold up the next step.
-        copy = checkpoint_bytes(spec) if device == "cpu" else 0
-        return (tensors + _PROCESS_BYTES[device]) * sharing + copy
-
+    needed = functools.partial(_memory_needed, spec, bf16=bf16, device=device, processes=processes)
     cost = cost_of(spec)
     checkpoint = checkpoint_bytes(spec)
     kept = min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH)
@@ -97,10 +97,10 @@ def make_plan(config: Any, *, device: str, processes: int, machine: Machine) -> 
         "batch_at_a_time": share,
         "precision": "bf16" if bf16 else "fp32",
         "memory": asdict(training_memory(spec, batch=share, bf16=bf16, checkpointing=spec.use_checkpoint)),
-        "memory_without_checkpointing": needed(share, False),
-        "memory_with_checkpointing": needed(share, True),
+        "memory_without_checkpointing": needed(share, checkpointing=False),
+        "memory_with_checkpointing": needed(share, checkpointing=True),
         "use_checkpoint": spec.use_checkpoint,
-        "memory_needed": needed(share, spec.use_checkpoint),
+        "memory_needed": needed(share, checkpointing=spec.use_checkpoint),
         "memory_there": machine.memory,
         "memory_from": machine.memory_from,
         "checkpoint_bytes": checkpoint,
@@ -111,40 +111,50 @@ def make_plan(config: Any, *, device: str, processes: int, machine: Machine) -> 
         "disk_from": machine.disk_from,
         "upload_bytes": train.EPOCH * checkpoint,
     }
-    plan["problems"] = _problems(plan, needed)
+    plan["problems"] = [*_memory_problems(plan, needed), *_disk_problems(plan)]
     return plan
 
 
-def _problems(plan: dict[str, Any], needed: Any) -> list[str]:
-    found = []
-    there = plan["memory_there"]
-    if plan["memory_needed"] > there:
-        ways = []
-        if not plan["use_checkpoint"] and plan["memory_with_checkpointing"] <= there:
-            ways.append("set MODEL.ENCODER.USE_CHECKPOINT True")
-        fitting = max(
-            (b for b in range(1, plan["batch_at_a_time"]) if needed(b, plan["use_checkpoint"]) <= there), default=0
-        )
-        if fitting:
-            total = plan["batch_at_a_time"]
-            ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {math.ceil(total / fitting)} ({fitting} at a time)")
-        if not ways:
-            smallest = needed(1, True) / GIB
-            ways.append(
-                f"take a smaller model: one sample with activation checkpointing still needs {smallest:.2f} GiB"
-            )
-        found.append(
-            f"memory: {plan['memory_needed'] / GIB:.2f} GiB needed to train {plan['batch_at_a_time']} samples at a "
-            f"time, {there / GIB:.2f} GiB there ({plan['memory_from']}); {', or '.join(ways)}"
-        )
-    if plan["disk_bytes"] > plan["disk_there"]:
-        room = plan["disk_there"] // plan["checkpoint_bytes"] - 1
-        way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less" if room >= 1 else "one checkpoint does not fit"
-        found.append(
-            f"disk: {plan['disk_bytes'] / GIB:.2f} GiB needed for checkpoints of {plan['checkpoint_bytes'] / GIB:.2f} "
-            f"GiB, {plan['disk_there'] / GIB:.2f} GiB free ({plan['disk_from']}); {way}, or use another disk"
-        )
-    return found
+def _memory_needed(spec: ModelSpec, batch: int, *, checkpointing: bool, bf16: bool, device: str, processes: int) -> int:
+    """Bytes that a device needs for all processes that train on it."""
+    from seqtrack.model.memory import checkpoint_bytes, training_memory
+
+    tensors = training_memory(spec, batch=batch, bf16=bf16, checkpointing=checkpointing).total
+    if device == "cuda":
+        return tensors + _PROCESS_BYTES[device]
+    # The trainer keeps a copy of the state in host memory, so that a save does not hold up the next step.
+    return (tensors + _PROCESS_BYTES[device]) * processes + checkpoint_bytes(spec)
+
+
+def _memory_problems(plan: dict[str, Any], needed: Callable[..., int]) -> list[str]:
+    there, share = plan["memory_there"], plan["batch_at_a_time"]
+    if plan["memory_needed"] <= there:
+        return []
+    ways = []
+    if not plan["use_checkpoint"] and plan["memory_with_checkpointing"] <= there:
+        ways.append("set MODEL.ENCODER.USE_CHECKPOINT True")
+    fitting = [batch for batch in range(1, share) if needed(batch, checkpointing=plan["use_checkpoint"]) <= there]
+    if fitting:
+        parts = math.ceil(share / fitting[-1])
+        ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {parts} ({math.ceil(share / parts)} at a time)")
+    if not ways:
+        smallest = needed(1, checkpointing=True) / GIB
+        ways.append(f"take a smaller model: one sample with activation checkpointing still needs {smallest:.2f} GiB")
+    return [
+        f"memory: {plan['memory_needed'] / GIB:.2f} GiB needed to train {share} samples at a time, "
+        f"{there / GIB:.2f} GiB there ({plan['memory_from']}); {', or '.join(ways)}"
+    ]
+
+
+def _disk_problems(plan: dict[str, Any]) -> list[str]:
+    if plan["disk_bytes"] <= plan["disk_there"]:
+        return []
+    room = plan["disk_there"] // plan["checkpoint_bytes"] - 1
+    way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less" if room >= 1 else "not even two fit"
+    return [
+        f"disk: {plan['disk_bytes'] / GIB:.2f} GiB needed for checkpoints of {plan['checkpoint_bytes'] / GIB:.2f} GiB, "
+        f"{plan['disk_there'] / GIB:.2f} GiB free ({plan['disk_from']}); {way}, or use another disk"
+    ]
 
 
 def _device(name: str, nproc: str | int) -> tuple[str, int]:
