@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace, environment: "Environment") -> int:
     from seqtrack.uploads.scan import survey
     from seqtrack.uploads.target import Remote, digest_of, git_digest
 
-    done = _order(environment, {"operation": "prepare"})
+    done = _order(environment, {"operation": "prepare", "make": False})
     print(f"account: {done['name']}\nplace: {done['place']}")
     found = [item for unit in survey(environment.output_dir).units for item in unit.files]
     if not found:

@@ -45,7 +45,7 @@ def perform(order: dict[str, Any], emit: Emit) -> None:
 
 
 def _prepare(target: Target, order: dict[str, Any], emit: Emit) -> None:
-    emit({"event": "done", **asdict(target.prepare())})
+    emit({"event": "done", **asdict(target.prepare(make=bool(order.get("make", True))))})
 
 
 def _push(target: Target, order: dict[str, Any], emit: Emit) -> None:

@@ -37,10 +37,11 @@ class FolderTarget:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def prepare(self) -> Account:
+    def prepare(self, *, make: bool = True) -> Account:
         if not self.root.parent.is_dir():
             raise OSError(2, "no such folder; is the disk mounted?", str(self.root.parent))
-        self.root.mkdir(exist_ok=True)
+        if make:
+            self.root.mkdir(exist_ok=True)
         probe = self.root / f".seqtrack-probe{_TEMPORARY}"
         probe.write_bytes(b"")
         probe.unlink()

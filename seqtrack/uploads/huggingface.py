@@ -44,9 +44,12 @@ class HubTarget:
         self._traffic = bound_client(self._limits)
         self._api = HfApi(endpoint=endpoint, token=token)
 
-    def prepare(self) -> Account:
+    def prepare(self, *, make: bool = True) -> Account:
         account = self._api.whoami()
-        self._api.create_repo(self._repo, private=self._private, exist_ok=True, repo_type="model")
+        if make:
+            self._api.create_repo(self._repo, private=self._private, exist_ok=True, repo_type="model")
+        else:
+            self._api.repo_info(self._repo)
         return Account(name=str(account.get("name", "?")), place=f"{self._api.endpoint}/{self._repo}")
 
     def head(self) -> str | None:

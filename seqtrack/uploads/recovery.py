@@ -68,6 +68,8 @@ class Recovery:
             logger.info("the target answers again after %d failures", self.failures)
         self.fault, self.until = None, float("-inf")
         self.patience, self.failures, self.kind_failures = 1.0, 0, 0
+        if self.unit_limit is not None:
+            self.unit_limit *= 2  # what was refused or too much is not in what is left, or shows again
 
     def suffer(self, fault: Fault, *, num_units: int) -> None:
         """Take note of a failure of a batch of `num_units` and decide when to try again, and how."""

@@ -82,6 +82,9 @@ def illnesses(status: dict[str, Any] | None, settings: UploadSettings, now: floa
     fault = status.get("fault")
     if fault is not None and fault.get("permanent"):
         found.append(f"{fault['kind']}: {fault['line']}")
+    if status.get("problems"):
+        name, line = next(iter(status["problems"].items()))
+        found.append(f"{len(status['problems'])} files cannot be sent, such as {name}: {line}")
     if status.get("local_fault"):
         found.append(str(status["local_fault"]))
     return found

@@ -61,7 +61,8 @@ class Sync:
         self.last_success: float | None = None
         stored = journal.facts.get(_LAST_COMMIT)
         self._last_commit = None if stored is None else monotonic_of(float(stored), clock)
-        self._log_sent = {"": clock.monotonic()}
+        self._began = clock.monotonic()
+        self._log_sent: dict[str, float] = {}
         self._waiting_since: dict[str, float] = {}
         self.agenda = Agenda((), (), ())
 
@@ -154,7 +155,7 @@ class Sync:
         return {unit for unit in self.agenda.held if rows[unit.files[0].path].state in ("damaged", "apart")}
 
     def _log_is_due(self, unit: Unit) -> bool:
-        sent = self._log_sent.get(unit.files[0].path, self._log_sent[""])
+        sent = self._log_sent.get(unit.files[0].path, self._began)
         return self._clock.monotonic() - sent >= self._settings.log_interval_s
 
     def _prepare(self) -> bool:

@@ -78,8 +78,8 @@ class Receipt:
 class Target(Protocol):
     """A place for files. Every method may raise; `errors.classify` names the reason."""
 
-    def prepare(self) -> Account:
-        """Check that we may write, and make the place if it is not there. Safe to repeat."""
+    def prepare(self, *, make: bool = True) -> Account:
+        """Check who we are and that the place is there; make it if it is not and `make` is true. Safe to repeat."""
         ...
 
     def head(self) -> str | None:

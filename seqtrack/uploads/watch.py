@@ -135,7 +135,9 @@ class Watch:
                 progress, since = self.sync.num_arrived, self._clock.monotonic()
             fault = self.sync.recovery.fault
             hopeless = fault is not None and fault.permanent and fault.kind != "refused" and wait > 0.0
+            # One failure after an hour of sending is no reason to give up.
             late = self._clock.monotonic() + wait - since > self._settings.patience_s
+            late = late and self.sync.recovery.failures != 1
             if hopeless or late or not (set(left) - self.sync.out_of_reach()):
                 break
             self._clock.sleep(min(max(wait, 0.01), self._settings.poll_s))

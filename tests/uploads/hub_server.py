@@ -128,7 +128,7 @@ class Hub:
     @property
     def endpoint(self) -> str:
         """What HF_ENDPOINT must be."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.storage_host or '127.0.0.1'}:{self.port}"
 
     # ---- faults
     def fail(self, stage: str, **settings: Any) -> Fault:

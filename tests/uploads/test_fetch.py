@@ -153,6 +153,8 @@ def test_the_hand_tool_refuses_a_name_that_leaves_the_folder(
 
 def test_the_hand_tools_by_hand(hub: Hub, output: Path, tmp_path: Path) -> None:
     env = environ(hub, output)
+    assert run(env, "check").returncode == 2, "a check makes no repo"
+    assert REPO not in hub.repos
     assert "is there" in run(env, "create").stdout
     assert run(env, "check").returncode == 1, "nothing is there yet"
     sent = run(env, "upload", str(output / "phase_1" / "config.yaml"))

@@ -122,6 +122,8 @@ def test_a_refused_batch_is_halved_and_a_named_file_is_not() -> None:
     assert recovery.unit_limit is None
     recovery.suffer(Fault("refused", "no"), num_units=9)
     assert recovery.unit_limit == 5
+    recovery.arrived()
+    assert recovery.unit_limit == 10, "one batch that arrived may be followed by a larger one"
 
 
 def test_xet_that_fails_is_left_for_lfs() -> None:
@@ -175,6 +177,7 @@ WELL = {"state": "watching", "time": 1000.0, "oldest_age_s": 5.0, "fault": None,
         ({"fault": {"kind": "token", "line": "refused", "permanent": True}}, "token: refused"),
         ({"fault": {"kind": "server", "line": "503", "permanent": False}}, None),
         ({"local_fault": "no space"}, "no space"),
+        ({"problems": {"a.bin": "a.bin cannot be read"}}, "a.bin cannot be read"),
         ({"state": "done", "time": 1.0}, None),
         ({"state": "stopped", "time": 1.0}, "sign of life"),
     ],
