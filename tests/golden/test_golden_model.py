@@ -22,6 +22,9 @@ from seqtrack.tokens import hann_window, start_token, target_sequences, target_s
 
 TIMES_NOISE = 10
 
+# A set at another size takes several times as long, on a shared machine longer still.
+pytestmark = pytest.mark.timeout(1800)
+
 
 @dataclass
 class Run:
