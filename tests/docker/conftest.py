@@ -55,10 +55,10 @@ def make_project(image: str, tmp_path: Path) -> Iterator[Callable[..., Project]]
 
 
 @pytest.fixture(scope="session")
-def reference(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def reference(image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
     """Phase 1 of a short run that nothing interrupted."""
     project = Project(copy_of_the_repository(tmp_path_factory.mktemp("reference")), image, variables=dict(SMALL))
+    request.addfinalizer(project.down)
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
-    yield project
-    project.down()
+    return project
