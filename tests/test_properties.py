@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -193,7 +193,8 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+# Not shrunk: each example waits for the disk, and a failure would take minutes to tell.
+@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(steps=STEPS)
 def test_the_journal_remembers_over_any_restart_what_it_was_told(steps: list[tuple[str, list[Row]]]) -> None:
     with tempfile.TemporaryDirectory() as name:
