@@ -34,6 +34,19 @@ CUBE = 2048
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 GIB = 2**30
 SIZES = {
+    "demo": ModelSpec(
+        encoder_type="vit_custom",
+        embed_dim=128,
+        depth=2,
+        num_heads=8,
+        search_size=96,
+        template_size=48,
+        num_templates=1,
+        hidden_dim=128,
+        bins=64,
+        decoder_feedforward=512,
+        dropout=0.0,
+    ),
     "b256": ModelSpec(),
     "b384": ModelSpec(search_size=384, template_size=384),
     "l256": ModelSpec(encoder_type="vit_large_patch16"),

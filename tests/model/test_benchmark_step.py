@@ -1,0 +1,27 @@
+"""The step's benchmark prints what it promises; its numbers are looked at where a machine stands still."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
+
+
+@pytest.mark.parametrize("options", [["--dtype", "fp32"], ["--dtype", "bf16", "--checkpointing", "--plain-malloc"]])
+def test_one_object_with_the_promised_keys_in_the_last_line(options: list[str]) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
+    done = subprocess.run(
+        [sys.executable, str(BENCH), "step", "--json", "--size", "demo", "--steps", "3", "--batch", "3", *options],
+        capture_output=True, text=True, check=True, timeout=200, env=clean,
+    )  # fmt: skip
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert {"seconds", "gflops", "matmul_gflops", "ratio", "dtype", "batch", "peak_gib", "threads"} <= set(told)
+    assert (told["batch"], told["dtype"]) == (3, options[1])
+    assert told["checkpointing"] == ("--checkpointing" in options)
+    assert told["gflops"] == pytest.approx(told["gflop_a_sample"] * 3 / told["seconds"], rel=0.01)
+    assert bool(told["malloc"]) == ("--plain-malloc" not in options)
+    assert 0.1 < told["peak_gib"] < 4
