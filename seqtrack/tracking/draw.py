@@ -24,8 +24,8 @@ def draw_box(image: Image, box_xywh: Sequence[float], words: str) -> Image:
     x0, y0 = round(box_xywh[0]), round(box_xywh[1])
     x1, y1 = round(box_xywh[0] + box_xywh[2]), round(box_xywh[1] + box_xywh[3])
     # A dark line around the bright one: the box is seen on any background.
-    cv2.rectangle(canvas, (x0, y0), (x1, y1), _SHADE_RGB, line + 2, cv2.LINE_AA)
-    cv2.rectangle(canvas, (x0, y0), (x1, y1), COLOUR_RGB, line, cv2.LINE_AA)
+    cv2.rectangle(canvas, (x0, y0), (x1, y1), _SHADE_RGB, line + 2)
+    cv2.rectangle(canvas, (x0, y0), (x1, y1), COLOUR_RGB, line)
     (text_width, text_height), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     pad = max(2, round(4 * scale))
     left = int(np.clip(x0, 0, max(0, width - text_width - 2 * pad)))

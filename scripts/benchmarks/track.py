@@ -1,0 +1,92 @@
+"""Frames a second of the tracker: one sequence, one frame at a time, as a user of `seqtrack track` has it.
+
+Weights are drawn from a seed and the frames are noise around a moving block: the time does not depend on either. The
+first frames warm up and are not counted.
+"""
+
+import argparse
+import time
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="seqtrack_b256", help="experiment (default: seqtrack_b256)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
+    parser.add_argument("--frames", type=int, default=20, help="timed frames (default: 20)")
+    parser.add_argument("--warmup", type=int, default=3, help="frames before them (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="compute threads (default: 2)")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns fps, ms_a_frame, encoder_share and the conditions; on a CPU also the ratio to the authors' 1.06 fps."""
+    import numpy as np
+    import torch
+
+    from seqtrack.config.load import load_config
+    from seqtrack.engine.fingerprint import describe_device
+    from seqtrack.model.build import build_model
+    from seqtrack.model.spec import model_spec
+    from seqtrack.tracking.load import choose_device
+    from seqtrack.tracking.settings import tracker_settings
+    from seqtrack.tracking.tracker import Tracker
+
+    torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    config = load_config(args.config)
+    model = build_model(model_spec(config), seed=1).to(device).eval()
+    tracker = Tracker(model, tracker_settings(config, dataset=None, precision=args.precision))
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    spent = {"encoder": 0.0}
+    began: list[float] = []
+
+    def before(*_: object) -> None:
+        wait()
+        began.append(time.perf_counter())
+
+    def after(*_: object) -> None:
+        wait()
+        spent["encoder"] += time.perf_counter() - began.pop()
+
+    noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
+    tracker.start(noise, (290.0, 150.0, 60.0, 60.0))
+    # The tracker may run a copy of the model, so the encoder is watched wherever it is called.
+    handles = [
+        torch.nn.modules.module.register_module_forward_pre_hook(_only(type(model.encoder), before)),
+        torch.nn.modules.module.register_module_forward_hook(_only(type(model.encoder), after)),
+    ]
+    try:
+        for _ in range(args.warmup):
+            tracker.track(noise)
+        spent["encoder"] = 0.0
+        begun = time.perf_counter()
+        for _ in range(args.frames):
+            tracker.track(noise)
+        wait()
+        seconds = time.perf_counter() - begun
+    finally:
+        for handle in handles:
+            handle.remove()
+    result = {
+        "fps": round(args.frames / seconds, 3),
+        "ms_a_frame": round(1000 * seconds / args.frames, 2),
+        "encoder_share": round(spent["encoder"] / seconds, 4),
+        "precision": args.precision,
+        "config": args.config,
+        "frames": args.frames,
+        "threads": torch.get_num_threads(),
+        "device": describe_device(device),
+        "torch": torch.__version__,
+    }
+    if device.type == "cpu" and args.config == "seqtrack_b256":
+        result |= {"authors_fps": 1.06, "fps_ratio": round(args.frames / seconds / 1.06, 3)}
+    return result
+
+
+def _only(kind: type, act: Any) -> Any:
+    """A hook for every module that acts on modules of one kind."""
+    return lambda module, *_: act() if type(module) is kind else None
