@@ -1,10 +1,11 @@
 """The uploader in containers, with the tests' Hub as another container on the same network."""
 
 import json
-import subprocess
+import os
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,29 +131,36 @@ def test_a_hub_that_is_down_stops_nothing_and_gets_everything_later(project: Pro
     assert missing(project) == []
 
 
-def lone_container(project: Project, *options: str) -> subprocess.CompletedProcess[str]:
-    """The line for a rented machine: `docker run`, no compose; only network and Hub are the test's."""
-    variables = [
-        word for name, value in UPLOADING.items() if name != "HF_TOKEN_PATH" for word in ("-e", f"{name}={value}")
-    ]
-    token = ["-v", f"{project.folder}/my-token:/run/secrets/hf_token:ro", "-e", "HF_TOKEN_PATH=/run/secrets/hf_token"]
-    mounts = ["-v", f"{project.output}:/output", "-v", f"{project.folder}/data:/data"]
-    places = ["--network", f"{project.name}_default", *mounts, *token]
-    return command(["docker", "run", "--rm", *places, *variables, *options, project.image], timeout=200)
+def lone_container(project: Project, *, output: Path, **variables: str) -> str:
+    """Run `docker/cloud/run.sh` as on a rented machine, until its container ends; what the container said."""
+    name = f"{project.name}-lone"
+    place = {"IMAGE": project.image, "NETWORK": f"{project.name}_default", "NAME": name, "GPUS": ""}
+    folders = {"OUTPUT_DIR": str(output), "DATA_DIR": str(project.folder / "data")}
+    answer = command(
+        [project.folder / "docker/cloud/run.sh"],
+        cwd=project.folder,
+        env={"PATH": os.environ["PATH"], **UPLOADING, **place, **folders, **variables},
+    )
+    assert answer.returncode == 0, answer.stderr
+    try:
+        code = docker("wait", name, timeout=200).strip()
+        said = command(["docker", "logs", name])
+        assert code == "0", said.stdout + said.stderr
+        assert TOKEN not in docker("inspect", name)
+    finally:
+        command(["docker", "rm", "--force", name])
+        command(["docker", "volume", "rm", "--force", "seqtrack-cache"])
+    return said.stdout + said.stderr
 
 
 def test_a_lone_container_uploads_beside_training_and_ends_when_all_is_there(project: Project) -> None:
     start_hub(project)
-    answer = lone_container(project, "-e", "PHASE=1")
-    assert answer.returncode == 0, answer.stderr
+    said = lone_container(project, output=project.output, PHASE="1")
     assert missing(project) == []
-    assert TOKEN not in answer.stdout + answer.stderr
+    assert TOKEN not in said
     # A new machine with nothing on it: phase 2 finds its beginning on the Hub.
     other = project.folder / "elsewhere"
-    other.mkdir()
-    answer = lone_container(project, "-e", "PHASE=2", "-e", "RESUME_EPOCH=1", "-v", f"{other}:/output")
-    assert answer.returncode == 0, answer.stderr
-    assert (other / "phase_2/checkpoints/SEQTRACK_ep0002.json").is_file()
+    lone_container(project, output=other, PHASE="2", RESUME_EPOCH="1")
     folders = (project.output / "phase_1", other / "phase_2")
     manifests = [folder / "checkpoints/SEQTRACK_ep0002.json" for folder in folders]
     one, two = (json.loads(path.read_text()) for path in manifests)

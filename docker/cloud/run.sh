@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Start one phase on a machine that has Docker and an NVIDIA driver, without compose:
+#   PHASE=1 HF_REPO=me/seqtrack HF_TOKEN_PATH=~/hf_token docker/cloud/run.sh
+#
+# Settings are the usual variables (docs/configuration.md). The container goes on when the terminal closes; follow it with
+# `docker logs -f seqtrack-phase1`. It uploads while it trains, ends when everything is on the Hub, and after a reboot
+# goes on where it stopped. GPUS="" runs without a GPU.
+set -euo pipefail
+
+image=${IMAGE:-seqtrack}
+phase=${PHASE:-1}
+name=${NAME:-seqtrack-phase$phase}
+output=$(realpath -m "${OUTPUT_DIR:-output}")
+data=$(realpath -m "${DATA_DIR:-data}")
+mkdir -p "$output" "$data"
+
+# --stop-timeout: the trainer saves and the uploader drains before the machine goes; Docker alone would wait 10 s.
+options=(--detach --name "$name" --stop-timeout 150 --shm-size "${SHM_SIZE:-2g}" --restart on-failure:5
+  --read-only --tmpfs /tmp --volume "$output:/output" --volume "$data:/data" --volume seqtrack-cache:/cache
+  --env "PHASE=$phase")
+if [ -n "${GPUS-all}" ]; then options+=(--gpus "${GPUS-all}" --ulimit memlock=-1); fi
+if [ -n "${HF_TOKEN_PATH:-}" ]; then
+  # A mounted file: a value given with --env would stand in `docker inspect` for all to read.
+  options+=(--volume "$(realpath "$HF_TOKEN_PATH"):/run/secrets/hf_token:ro" --env HF_TOKEN_PATH=/run/secrets/hf_token)
+fi
+for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC HF_REPO HF_ENDPOINT \
+  HF_PRIVATE HF_HUB_DISABLE_XET $(compgen -e UPLOAD_); do
+  if [ -n "${!variable:-}" ]; then options+=(--env "$variable"); fi
+done
+if [ -n "${NETWORK:-}" ]; then options+=(--network "$NETWORK"); fi
+
+# What a finished container of this name wrote is in the output folder; the container itself is in the way.
+docker rm "$name" >/dev/null 2>&1 || true
+docker run "${options[@]}" "$image" train
+echo "follow it:  docker logs -f $name"
+echo "stop it:    docker stop $name    (saves first; starting again goes on from there)"

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Slurm with Apptainer: sbatch docker/cloud/slurm.sh
+#
+# Once, where Docker or the registry can be reached:  apptainer build seqtrack.sif docker-daemon://seqtrack:latest
+# The job is signalled two minutes before its time is up, saves, ends with 75, and puts itself in the queue again.
+#SBATCH --job-name=seqtrack
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=24G
+#SBATCH --time=08:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=seqtrack-%j.log
+set -uo pipefail
+
+folder=${SLURM_SUBMIT_DIR:-$PWD}
+mkdir -p "$folder/output" "$folder/data" "$folder/cache"
+export APPTAINERENV_PHASE=${PHASE:-1} APPTAINERENV_OUTPUT_DIR=/output APPTAINERENV_DATA_DIR=/data
+for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES NPROC HF_REPO; do
+  if [ -n "${!variable:-}" ]; then export "APPTAINERENV_$variable=${!variable}"; fi
+done
+binds="$folder/output:/output,$folder/data:/data,$folder/cache:/cache"
+if [ -n "${HF_TOKEN_PATH:-}" ]; then
+  binds="$binds,$HF_TOKEN_PATH:/run/hf_token:ro"
+  export APPTAINERENV_HF_TOKEN_PATH=/run/hf_token
+fi
+
+# Apptainer runs as the user who submitted, so the entrypoint has nobody to become and changes no owner.
+apptainer run --nv --containall --bind "$binds" "${SIF:-$folder/seqtrack.sif}" train &
+child=$!
+# bash runs a trap only between commands: the child has to be waited for, or the signal would arrive after it.
+trap 'kill -TERM $child' TERM INT
+wait "$child"
+code=$?
+while kill -0 "$child" 2>/dev/null; do
+  wait "$child"
+  code=$?
+done
+if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"
