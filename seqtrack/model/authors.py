@@ -10,6 +10,7 @@ import logging
 import pickle
 import pickletools
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,12 @@ def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[s
         foreign = _foreign_objects(path)
         if foreign and not skip_objects:
             raise UserError(
-                f"{path}: a pickle that names Python objects beside plain weights ({', '.join(foreign)}), which could "
+                f"{path}: a pickle that names Python objects beside plain weights ({_list(foreign)}), which could "
                 "run code when read. The authors' own full checkpoints do; read it with --skip-objects, which takes "
                 "the weights and puts empty stand-ins for the objects, and trust the file's source all the same"
             )
         if foreign:
-            log.warning("%s: skipped objects of %s; nothing of them was run", path.name, ", ".join(foreign))
+            log.warning("%s: skipped objects of %s; nothing of them was run", path.name, _list(foreign))
         content = _load(path, foreign)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
@@ -81,6 +82,10 @@ def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[s
         raise UserError(f"{path}: no weights under {NET_KEY!r}; found the keys {', '.join(map(str, content))[:200]}")
     epoch = content.get("epoch", 0)
     return from_authors(net), epoch if isinstance(epoch, int) and NET_KEY in content else 0
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(map(_name_of_today, names))
 
 
 def _pickle_bytes(path: Path) -> bytes:
@@ -114,6 +119,13 @@ def _foreign_objects(path: Path) -> list[str]:
     return sorted(name for name in found if not _is_plain(name))
 
 
+def _name_of_today(name: str) -> str:
+    """Old pickles call modules as Python 2 did: "__builtin__.set" is "builtins.set". Newer torch translates them."""
+    module, _, attribute = name.rpartition(".")
+    module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
+    return f"{module}.{attribute}"
+
+
 def _is_plain(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
     if module == "torch":
@@ -131,7 +143,7 @@ def _is_plain(name: str) -> bool:
 def _load(path: Path, foreign: list[str]) -> Any:
     """`torch.load` of data only; `foreign` names stand for empty classes made here."""
     stand_ins = []
-    for name in foreign:
+    for name in {*foreign, *map(_name_of_today, foreign)}:
         module, _, attribute = name.rpartition(".")
         stand_ins.append(type(attribute, (_StandIn,), {"__module__": module}))
     before = torch.serialization.get_safe_globals()
