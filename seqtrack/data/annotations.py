@@ -53,10 +53,10 @@ def read_annotation(folder: Path) -> tuple[Annotation | None, list[str]]:
         one, the line.
     """
     problems: list[str] = []
-    boxes = _read_boxes(folder / "groundtruth.txt", folder.name, problems)
+    boxes = read_boxes(folder / "groundtruth.txt", folder.name, problems)
     rows = None if boxes is None else len(boxes)
     hidden = [_read_flags(folder / name, rows, problems) for name in ("full_occlusion.txt", "out_of_view.txt")]
-    missing = _find_missing(folder / "img", rows, problems)
+    missing = find_missing(folder / "img", rows, problems)
     occluded, outside = hidden
     if problems or boxes is None or occluded is None or outside is None or missing is None:
         return None, problems
@@ -76,7 +76,7 @@ def _read_bytes(path: Path, problems: list[str]) -> bytes | None:
     return None
 
 
-def _read_boxes(path: Path, sequence: str, problems: list[str]) -> NDArray[np.float64] | None:
+def read_boxes(path: Path, sequence: str, problems: list[str]) -> NDArray[np.float64] | None:
     """Boxes (N, 4) float64, or None with the reasons appended."""
     data = _read_bytes(path, problems)
     if data is None:
@@ -148,7 +148,7 @@ def _read_flags(path: Path, rows: int | None, problems: list[str]) -> NDArray[np
     return flags
 
 
-def _find_missing(folder: Path, rows: int | None, problems: list[str]) -> NDArray[np.bool_] | None:
+def find_missing(folder: Path, rows: int | None, problems: list[str]) -> NDArray[np.bool_] | None:
     """Which frames 1..rows have no file, (N,) bool, or None with the reasons appended.
 
     A gap inside the sequence is a missing file, and the frame is left out of sampling. A last frame that is not the

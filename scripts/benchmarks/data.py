@@ -1,0 +1,211 @@
+"""Data pipeline: samples a second a core, and where the time goes, at B256 (two templates and a search region).
+
+Frames are 1280x720, drawn here at two file sizes: 225 KB at quality 90, which the authors' loader was measured on, and
+65 KB, LaSOT's average. With --data, the 1280x720 sequences of a folder of real video as well. Boxes have the sizes and
+places that LaSOT's have. The figures are of one process; time is the processor's, so that a busy machine does not
+enter. The plain pipeline beside it works in the authors' order (decode, mirror and grey the whole frame, then crop).
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as ListOf
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from seqtrack.data import augment, crop, jpeg
+from seqtrack.data.decode import FrameFile
+from seqtrack.data.loader import BatchLoader
+from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.sequence import Sequence, visible_frames
+from seqtrack.data.sources import Source, open_source
+from seqtrack.seeding import sample_generator
+
+_WIDTH, _HEIGHT = 1280, 720
+_SPEC = SampleSpec(template_size=256, search_size=256, num_templates=2)
+# The root of a box's area in LaSOT's training split: a log-normal with the split's quartiles (60, 130, 248 px).
+_LOG_MEDIAN_PX, _LOG_SPREAD = np.log(130.0), 1.05
+_QUALITY = {225: 90, 65: 60}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=300, help="samples of each measurement (default: 300)")
+    parser.add_argument("--repeats", type=int, default=3, help="the best of so many is taken (default: 3)")
+    parser.add_argument("--data", type=Path, help="folder of real video, such as lasot_mini")
+    parser.add_argument("--workers", type=int, default=0, help="measure the loader with so many workers as well")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every kind of frame; the headline figures are those of 225 KB."""
+    cv2.setNumThreads(1)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kilobytes in _QUALITY:
+            source = _drawn(Path(folder) / str(kilobytes), kilobytes)
+            results[f"{kilobytes}_kb"] = _measure(source, args.samples, args.repeats)
+            if args.workers:
+                results[f"{kilobytes}_kb"]["loader"] = _measure_loader(source, args.samples, args.workers)
+        if args.data is not None:
+            results["real_1280x720"] = _measure(_real(args.data), args.samples, args.repeats)
+    head = results["225_kb"]
+    return {
+        "samples_per_s_per_core": head["samples_per_s_per_core"],
+        "stages_ms": head["stages_ms"],
+        "samples_per_s_of_16_workers": round(16 * head["samples_per_s_per_core"]),
+        "cores": os.cpu_count(),
+        "opencv": cv2.__version__,
+        "region_decoding": jpeg._library() is not None,
+        **results,
+    }
+
+
+def _drawn(folder: Path, kilobytes: int) -> Source:
+    """One sequence of 1280x720 frames near this file size, with boxes like LaSOT's."""
+    (folder / "img").mkdir(parents=True)
+    rng = np.random.default_rng(kilobytes)
+    n, files = 2000, 10
+    sizes = []
+    for number in range(1, files + 1):
+        data = _frame_of(rng, kilobytes * 1000, _QUALITY[kilobytes])
+        sizes.append(len(data))
+        (folder / "img" / f"{number:08d}.jpg").write_bytes(data)
+    for number in range(files + 1, n + 1):
+        (folder / "img" / f"{number:08d}.jpg").symlink_to(f"{(number - 1) % files + 1:08d}.jpg")
+    side = np.clip(np.exp(rng.normal(_LOG_MEDIAN_PX, _LOG_SPREAD, n)), 8, 700)
+    ratio = np.exp(rng.normal(0, 0.4, n))
+    w, h = np.minimum(side * ratio, _WIDTH - 1), np.minimum(side / ratio, _HEIGHT - 1)
+    boxes = np.stack((rng.random(n) * (_WIDTH - w), rng.random(n) * (_HEIGHT - h), w, h), axis=1).round()
+    none = np.zeros(n, dtype=np.bool_)
+    clip = Sequence("drawn-1", "drawn", folder / "img", boxes, visible_frames(boxes, none, none), none, none)
+    return Source(f"drawn, {statistics.mean(sizes) / 1000:.0f} KB", [clip], "train", True)
+
+
+def _frame_of(rng: np.random.Generator, target_bytes: int, quality: int) -> bytes:
+    """A frame with edges and grain, the grain as strong as the file size asks for."""
+    cells = rng.integers(0, 256, (_HEIGHT // 40, _WIDTH // 40, 3), dtype=np.uint8)
+    smooth = cv2.resize(cells, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    grain = cv2.GaussianBlur(rng.standard_normal((_HEIGHT, _WIDTH, 3)).astype(np.float32), (0, 0), 0.8)
+    low, high, data = 0.0, 120.0, b""
+    for _ in range(12):
+        strength = (low + high) / 2
+        image = np.clip(smooth + strength * grain, 0, 255).astype(np.uint8)
+        data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        low, high = (strength, high) if len(data) < target_bytes else (low, strength)
+    return data
+
+
+def _real(folder: Path) -> Source:
+    source = open_source("lasot", folder, classes=(), split="train")
+    large = [clip for clip in source.sequences if FrameFile(clip.frame_path(0)).width == _WIDTH]
+    return Source("real", large, "train", False)
+
+
+def _best_ms(work: Callable[[int], object], samples: int, repeats: int) -> float:
+    """Processor time of one call, the best of several rounds."""
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.process_time()
+        for index in range(samples):
+            work(index)
+        best = min(best, (time.process_time() - started) / samples)
+    return best * 1000
+
+
+def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
+    dataset = SampleDataset([source], [1.0], _SPEC, seed=1)
+    dataset.sample(0, 0)
+    ours = _best_ms(lambda index: dataset.sample(0, index), samples, repeats)
+    plain = _best_ms(lambda index: _plain_sample(dataset, index), samples, repeats)
+    paths = [clip.frame_path(i) for clip in source.sequences for i in range(min(10, clip.num_frames))]
+    return {
+        "source": source.name,
+        "mean_file_kb": round(statistics.mean(path.stat().st_size for path in paths) / 1000, 1),
+        "samples_per_s_per_core": round(1000 / ours, 1),
+        "plain_samples_per_s_per_core": round(1000 / plain, 1),
+        "stages_ms": {**_stages(dataset, samples), "sample": round(ours, 3)},
+        "whole_decode_ms": round(_best_ms(lambda i: FrameFile(paths[i % len(paths)]).whole(), samples, repeats), 3),
+    }
+
+
+def _stages(dataset: SampleDataset, samples: int) -> dict[str, float]:
+    """Milliseconds a sample in each stage, measured by doing the stages one after the other."""
+    spent = dict.fromkeys(("draw", "read", "decode", "cut", "grey_and_mirror", "resize", "planes"), 0.0)
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.process_time()
+        result = work()
+        spent[name] += time.process_time() - started
+        return result
+
+    for index in range(samples):
+        generator = sample_generator(1, 0, index)
+        _, clip, frames = timed("draw", lambda g=generator: dataset.choose(g))
+        mirrored, grey = generator.random() < 0.5, generator.random() < 0.05
+        for place, number in enumerate(frames):
+            box = clip.boxes_xywh[number]
+            jitter = _SPEC.search_jitter if place == 2 else _SPEC.template_jitter
+            around = augment.jitter_box(box, jitter, normal=generator.standard_normal(2), uniform=generator.random(2))
+            window = crop.crop_window(around, 4.0)
+            path = clip.frame_path(int(number))
+            file = timed("read", lambda p=path: FrameFile(p))
+            left, right = crop.covered_span(window.left, window.side, file.width)
+            top, bottom = crop.covered_span(window.top, window.side, file.height)
+            patch = timed("decode", lambda f=file, r=(left, top, right, bottom): f.region(*r))
+            pixels = patch.pixels_bgr
+            if mirrored:
+                pixels = timed("grey_and_mirror", lambda p=pixels: augment.mirror(p))
+            place_of = {"patch_left": patch.left, "patch_top": patch.top}
+            size_of = {"frame_width": file.width, "frame_height": file.height}
+            square = timed("cut", lambda p=pixels, w=window, k=place_of, s=size_of: crop.cut(p, w, **k, **s))
+            if grey:
+                square = timed("grey_and_mirror", lambda s=square: augment.to_grey(s))
+            image = timed("resize", lambda s=square: crop.resize(s, 256))
+            timed("planes", lambda i=image: [np.empty((3, 256, 256), np.uint8), cv2.split(i)])
+    return {name: round(1000 * seconds / samples, 3) for name, seconds in spent.items()}
+
+
+def _plain_sample(dataset: SampleDataset, index: int) -> list[np.ndarray]:
+    """The authors' order of work on the same frames: everything on the whole frame, the crop last, floats made here."""
+    generator = sample_generator(1, 0, index)
+    _, clip, frames = dataset.choose(generator)
+    mirrored, grey = generator.random() < 0.5, generator.random() < 0.05
+    images = []
+    for place, number in enumerate(frames):
+        frame = cv2.cvtColor(cv2.imread(str(clip.frame_path(int(number)))), cv2.COLOR_BGR2RGB)
+        mask = np.zeros(frame.shape[:2], dtype=np.float32)
+        if grey:
+            frame = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        if mirrored:
+            frame, mask = np.fliplr(frame).copy(), np.fliplr(mask).copy()
+        jitter = _SPEC.search_jitter if place == 2 else _SPEC.template_jitter
+        box = clip.boxes_xywh[number]
+        around = augment.jitter_box(box, jitter, normal=generator.standard_normal(2), uniform=generator.random(2))
+        image, _ = crop.crop_frame(np.asarray(frame, dtype=np.uint8), around, factor=4.0, size=256)
+        plane, _ = crop.crop_frame(mask[..., None].astype(np.uint8), around, factor=4.0, size=256)
+        images += [image.transpose(2, 0, 1).astype(np.float32) / 255, plane]
+    return images
+
+
+def _measure_loader(source: Source, samples: int, workers: int) -> dict[str, float]:
+    """Wall time through the worker processes, and what handing a batch over costs the main process."""
+    dataset = SampleDataset([source], [1.0], _SPEC, seed=1)
+    loader = BatchLoader(dataset, batch_size_global=16, samples_per_epoch=max(64, samples), num_workers=workers)
+    try:
+        for _ in loader.batches(0):
+            pass
+        started, busy = time.perf_counter(), time.process_time()
+        steps: ListOf[int] = [batch.count for batch in loader.batches(1)]
+        wall = time.perf_counter() - started
+        return {
+            "workers": workers,
+            "samples_per_s": round(sum(steps) / wall, 1),
+            "hand_over_ms_a_batch_of_16": round(1000 * (time.process_time() - busy) / len(steps), 3),
+        }
+    finally:
+        loader.close()

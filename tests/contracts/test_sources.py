@@ -1,0 +1,136 @@
+"""What every data set of the registry promises, run against each."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.makers import write_sequence
+
+from seqtrack.data.demo import Plan, ensure_demo
+from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.sources import SOURCES, Source, describe, open_source
+from seqtrack.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def _make_lasot(data_dir: Path) -> None:
+    for name in ("book-1", "book-2", "book-3", "coin-1", "coin-3"):
+        folder = write_sequence(data_dir / "lasot" / name.rsplit("-", 1)[0] / name, 24)
+        (folder / "full_occlusion.txt").write_text(",".join("0" * 23 + "1"))
+
+
+def _make_demo(data_dir: Path) -> None:
+    ensure_demo(data_dir)
+
+
+def _make_got10k(data_dir: Path) -> None:
+    for split, first in (("train", 1), ("val", 9)):
+        root = data_dir / "got10k" / split
+        names = [f"GOT-10k_{split.capitalize()}_{number:06d}" for number in range(first, first + 3)]
+        for place, name in enumerate(names):
+            made = write_sequence(data_dir / "made" / name, 24)
+            shutil.move(made / "img", root / name)
+            shutil.move(made / "groundtruth.txt", root / name / "groundtruth.txt")
+            (root / name / "absence.label").write_text("0\n" * 23 + "1\n")
+            (root / name / "cover.label").write_text("8\n" * 22 + "0\n8\n")
+            (root / name / "meta_info.ini").write_text(f"[METAINFO]\nobject_class: {('bear', 'sloth')[place % 2]}\n")
+        (root / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    shutil.rmtree(data_dir / "made")
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "LASOT": _make_lasot,
+    "DEMO": _make_demo,
+    "GOT10K_TRAIN_FULL": _make_got10k,
+}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A data set's name, and a data folder in which a small one stands."""
+    data_dir = tmp_path_factory.mktemp(request.param)
+    MAKERS[request.param](data_dir)
+    return request.param, data_dir
+
+
+@pytest.fixture
+def source(place: tuple[str, Path]) -> Source:
+    name, data_dir = place
+    return open_source(name, data_dir, classes=(), split="train")
+
+
+def test_the_plan_of_the_demo_is_the_published_one() -> None:
+    assert vars(Plan()) == {"train_sequences": 20, "train_frames": 50, "test_sequences": 6, "test_frames": 100}
+
+
+def test_sequences_have_the_promised_forms(source: Source) -> None:
+    assert source.sequences and source.split == "train"
+    assert len({sequence.name for sequence in source.sequences}) == len(source.sequences)
+    for sequence in source.sequences:
+        n = sequence.num_frames
+        assert sequence.boxes_xywh.shape == (n, 4) and sequence.boxes_xywh.dtype == np.float64
+        for flags in (sequence.visible, sequence.absent, sequence.missing, sequence.has_box):
+            assert flags.shape == (n,) and flags.dtype == np.bool_
+        assert not (sequence.visible & sequence.absent).any() and not (sequence.visible & sequence.missing).any()
+        assert (sequence.boxes_xywh[sequence.visible][:, 2:] > 0).all()
+        assert sequence.class_name
+        for index in np.flatnonzero(~sequence.missing):
+            assert sequence.frame_path(int(index)).is_file()
+
+
+def test_some_frame_is_absent_and_left_out(source: Source) -> None:
+    assert any(sequence.absent.any() and not sequence.visible.all() for sequence in source.sequences)
+
+
+def test_opening_twice_gives_the_same_in_the_same_order(place: tuple[str, Path], source: Source) -> None:
+    again = open_source(place[0].lower(), place[1], classes=(), split="train")
+    assert [s.name for s in again.sequences] == [s.name for s in source.sequences]
+    assert describe([again]) == describe([source])
+
+
+def test_training_and_test_have_no_sequence_in_common(place: tuple[str, Path], source: Source) -> None:
+    test = open_source(place[0], place[1], classes=(), split="test")
+    assert test.sequences and not {s.name for s in test.sequences} & {s.name for s in source.sequences}
+    assert describe([test])["digest"] != describe([source])["digest"]
+
+
+def test_a_class_can_be_chosen_and_an_unknown_one_is_refused_with_those_that_exist(
+    place: tuple[str, Path], source: Source
+) -> None:
+    name, data_dir = place
+    wanted = source.sequences[-1].class_name
+    chosen = open_source(name, data_dir, classes=(wanted,), split="train").sequences
+    assert [s.name for s in chosen] == [s.name for s in source.sequences if s.class_name == wanted]
+    with pytest.raises(UserError) as caught:
+        open_source(name, data_dir, classes=("no such class",), split="train")
+    assert "no such class" in str(caught.value) and wanted in str(caught.value)
+
+
+def test_samples_can_be_drawn(source: Source) -> None:
+    spec = SampleSpec(template_size=16, search_size=32)
+    dataset = SampleDataset([source], [1.0], spec, seed=0)
+    assert len({dataset.sample(0, index).search.tobytes() for index in range(5)}) == 5
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "DEMO"])
+def test_a_folder_without_the_data_is_a_users_error(name: str, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=folder.name):
+            open_source(name, folder, classes=(), split="train")
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "DEMO"])
+def test_a_malformed_row_is_reported_with_file_and_line(name: str, tmp_path: Path) -> None:
+    MAKERS[name](tmp_path)
+    path = min(tmp_path.rglob("groundtruth.txt"))
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:4], "1,2,3", *rows[5:]]))
+    with pytest.raises(UserError, match=r"groundtruth\.txt, line 5"):
+        for split in ("train", "test"):
+            open_source(name, tmp_path, classes=(), split=split)
