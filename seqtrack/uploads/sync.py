@@ -250,8 +250,9 @@ class Sync:
         rows: list[Row] = []
         for copy in copies:
             row = self.journal.rows[copy.staged.path]
+            row.key = copy.key
             if copy.staged.path in confirmed:
-                row.key, row.state, row.attempts, row.error = copy.key, "verified", 0, None
+                row.state, row.attempts, row.error = "verified", 0, None
                 row.commit = commit or row.commit
                 self._log_sent[copy.staged.path] = self._clock.monotonic()
                 self.num_arrived += 1
@@ -278,7 +279,7 @@ class Sync:
         tries = self._settings.tries_before_apart * (1 if fault.kind == "refused" else 3)
         if first.attempts >= tries:
             logger.error("%s is set apart: %s", first.path, fault.line)
-            self._mark([copy.found for copy in guilty], "apart", error=fault.line)
+            self._mark([replace(copy.found, key=copy.key) for copy in guilty], "apart", error=fault.line)
             soon = min(self._apart_s, self._settings.backoff_s * 2.0 ** min(first.attempts, 30))
             first.next_try = self._clock.wall() + (self._apart_s if fault.kind == "refused" else soon)
             self.recovery.unit_limit = None

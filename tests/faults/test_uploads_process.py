@@ -81,6 +81,9 @@ def test_killed_at_a_state_and_started_again(hub: Hub, output: Path, state: str)
         hub.fail("paths-info", hang_s=60)
     with sidecar(environ(hub, output, **more)) as running:
         until(lambda: state in states(output), what=state)
+        name = "phase_1/checkpoints/SEQTRACK_ep0001.safetensors"
+        if state in ("uploading", "committed", "verified"):
+            assert is_verified(output, name, files_of(output)[name]) == (state == "verified")
         running.kill()
     hub.clear()
     finish(output)

@@ -73,6 +73,23 @@ def test_a_body_with_other_bytes_is_refused(hub: Hub, uploaded: Environment, tmp
     assert is_clean(tmp_path / "new")
 
 
+def test_a_manifest_with_other_bytes_than_listed_is_refused(hub: Hub, uploaded: Environment, tmp_path: Path) -> None:
+    hub.fail("resolve", corrupt="bytes", match=MANIFEST, times=None)
+    with pytest.raises(UserError, match="It is refused"):
+        fetch_checkpoint(uploaded, 2, tmp_path / "new")
+    assert is_clean(tmp_path / "new")
+
+
+def test_a_listing_that_hangs_is_given_up(
+    hub: Hub, uploaded: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPLOAD_READ_TIMEOUT_S", "1")
+    monkeypatch.setenv("UPLOAD_DEADLINE_S", "300")
+    hub.fail("tree", hang_s=300)
+    with pytest.raises(UserError, match="there are phase_1: 1, 2"):
+        fetch_checkpoint(uploaded, 7, tmp_path / "new")
+
+
 def test_a_pickle_in_place_of_a_checkpoint_is_refused_unopened(
     hub: Hub, uploaded: Environment, output: Path, tmp_path: Path
 ) -> None:
