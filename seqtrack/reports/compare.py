@@ -20,6 +20,10 @@ DIFFERS = "differs"
 # The order in which parts are named when several differ: what was trained first, what follows from it last.
 PART_ORDER = ("epoch", "step", "sample", "model", "optimizer", "scheduler", "scaler", "rng", "meters", "history")
 
+# Which keys decide how often such records are written. They may differ between a run and its resumption, and then the
+# records of that kind cannot be held against each other; checkpoints and means of epochs can.
+_RHYTHM = {"interval": ("PRINT_INTERVAL",), "validation": ("VALIDATION_INTERVAL", "VALIDATION_SEQUENCES")}
+
 
 @dataclass(frozen=True)
 class EpochRow:
@@ -64,6 +68,11 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     logs = tuple(_numbers(folder, common) for folder in (first, second))
     rows = [_compare_epoch(epoch, (sides[0][epoch], sides[1][epoch]), (logs[0], logs[1])) for epoch in common]
     remarks, unequal_end = _coverage((first, second), sides, common)
+    apart = {kind for row in rows for kind in _written_apart(row.manifests)}
+    remarks += [
+        f"{kind} records are not compared: the runs differ in TRAIN.{' and '.join(_RHYTHM[kind])}"
+        for kind in sorted(apart)
+    ]
     found = [(row.epoch, _describe(row)) for row in rows if not row.is_same]
     for folder, side in zip((first, second), sides, strict=True):
         found += _unusable(folder, side)
@@ -118,10 +127,18 @@ def _compare_epoch(
         digests.append(digest)
     if digests[0] != digests[1] and "unreadable" not in digests:
         differences = _different_parts(pair) + differences
-    step = _first_different_step(logs[0][epoch], logs[1][epoch])
+    apart = _written_apart(pair)
+    ours, theirs = ([record for record in log[epoch] if record.get("type") not in apart] for log in logs)
+    step = _first_different_step(ours, theirs)
     if step is not None:
         differences.append("log numbers")
     return EpochRow(epoch, pair, (digests[0], digests[1]), differences, step)
+
+
+def _written_apart(pair: tuple[Manifest, Manifest]) -> list[str]:
+    """Kinds of log records that the two runs were told to write at different times."""
+    sides = [(manifest.config or {}).get("TRAIN", {}) for manifest in pair]
+    return [kind for kind, keys in _RHYTHM.items() if any(sides[0].get(key) != sides[1].get(key) for key in keys)]
 
 
 def _different_parts(pair: tuple[Manifest, Manifest]) -> list[str]:
