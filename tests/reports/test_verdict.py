@@ -1,0 +1,69 @@
+"""What follows from a verdict: the words, the files, and the exit code of phase 2."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import demo_data, uncut
+
+from seqtrack.engine.fingerprint import BIT_EQUAL, LAST_DIGITS, promise
+from seqtrack.reports.compare import compare_runs
+from seqtrack.reports.verdict import conclude, table
+
+__all__ = ["demo_data", "uncut"]
+
+
+@pytest.fixture
+def output(uncut: Path, tmp_path: Path) -> Path:
+    """Two phases, the second a copy of the first."""
+    for phase in ("phase_1", "phase_2"):
+        shutil.copytree(uncut / "phase_1", tmp_path / phase)
+    return tmp_path
+
+
+def _spoil(output: Path) -> None:
+    path = output / "phase_2" / "checkpoints" / "SEQTRACK_ep0002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_equal_runs_end_well_and_the_last_word_is_the_verdict(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert conclude(output, phase=2, promise=BIT_EQUAL) == 0
+    assert caplog.messages[-1] == "identical"
+    assert "Verdict: **identical**" in (output / "comparison" / "comparison.md").read_text()
+
+
+def test_runs_that_were_promised_equal_and_differ_end_with_1(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    _spoil(output)
+    assert conclude(output, phase=2, promise=BIT_EQUAL) == 1
+    assert caplog.messages[-1] == "differs"
+    assert any(message.startswith("first difference: epoch 2: ") for message in caplog.messages)
+
+
+def test_without_that_promise_a_difference_is_said_and_is_no_failure(output: Path) -> None:
+    _spoil(output)
+    assert conclude(output, phase=2, promise=LAST_DIGITS) == 0
+
+
+def test_phase_1_and_a_phase_2_alone_are_compared_with_nothing(output: Path) -> None:
+    assert conclude(output, phase=1, promise=BIT_EQUAL) == 0
+    shutil.rmtree(output / "phase_1")
+    assert conclude(output, phase=2, promise=BIT_EQUAL) == 0
+    assert not (output / "comparison").exists()
+
+
+def test_the_table_has_a_line_an_epoch_with_both_sides(output: Path) -> None:
+    lines = table(compare_runs(output / "phase_1", output / "phase_2")).splitlines()
+    assert len(lines) == 2 + 3
+    assert all("same" in line for line in lines[2:])
+
+
+def test_equal_fingerprints_promise_equal_bits_and_others_say_why_not() -> None:
+    ours = {"torch": "2.4.1", "world": 1, "threads": 2}
+    assert promise(ours, dict(ours)) == (BIT_EQUAL, [])
+    held, why = promise({**ours, "world": 2}, ours)
+    assert held == LAST_DIGITS
+    assert why == ["world: 1 then, 2 now"]
