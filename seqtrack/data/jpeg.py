@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
-_TJINIT_DECOMPRESS, _TJPF_BGR, _TJPARAM_STOPONWARNING = 1, 1, 0
+_TJINIT_DECOMPRESS, _TJPF_BGR = 1, 1
 # A region must begin at a block of the colour planes; 32 px is a multiple of every block's width. The margin is more
 # than the interpolation of halved colour planes reaches, which is 2 px.
 _BLOCK_PX, _MARGIN_PX = 32, 16
@@ -44,7 +44,6 @@ def _library() -> ctypes.CDLL | None:
         handle, size, integer, data = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p
         for name, result, arguments in (
             ("tj3Init", handle, [integer]),
-            ("tj3Set", integer, [handle, integer, integer]),
             ("tj3DecompressHeader", integer, [handle, data, size]),
             ("tj3SetCroppingRegion", integer, [handle, _Region]),
             ("tj3Decompress8", integer, [handle, data, size, handle, integer, integer]),
@@ -68,8 +67,6 @@ def _decompressor(library: ctypes.CDLL) -> int:
         handle = library.tj3Init(_TJINIT_DECOMPRESS)
         if not handle:
             raise MemoryError("libjpeg-turbo has no memory for a decompressor")
-        # A warning means that data is missing or damaged, and that grey would be put in its place.
-        library.tj3Set(handle, _TJPARAM_STOPONWARNING, 1)
         _of_thread.handle = handle
     return handle
 
@@ -104,6 +101,7 @@ def decode_region(
         and library.tj3SetCroppingRegion(handle, _Region(x, y, right - x, bottom - y)) == 0
         and library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _TJPF_BGR) == 0
     )
+    # A warning counts as well: it means that data is missing or damaged, and that grey was put in its place.
     if not done:
         message: bytes = library.tj3GetErrorStr(handle)
         raise JpegError(message.decode("ascii", errors="replace"))

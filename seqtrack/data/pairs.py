@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from seqtrack.data import augment, crop
 from seqtrack.data.augment import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
 from seqtrack.data.crop import Image
-from seqtrack.data.decode import FrameFile
+from seqtrack.data.decode import FrameFile, check_end
 from seqtrack.data.sampling import FrameIndex, Mode, draw_frames, usable
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source
@@ -27,6 +27,9 @@ from seqtrack.seeding import sample_generator
 _log = logging.getLogger(__name__)
 # Every epoch of `fixed_per_epoch` is drawn as this one.
 _FIXED_EPOCH = 0
+# A hundred thousand files cost seconds; a whole LaSOT would cost minutes at each start.
+_VERIFY_UP_TO = 100_000
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,23 @@ class SampleDataset:
         ratios: how often each is drawn from, in any unit.
         spec: what a sample is made of.
         seed: non-negative.
+        verify_up_to: look at both ends of every frame file that may be drawn, if there are not more than this many, so
+            that a damaged copy is found now and not in the night.
 
     Raises:
-        UserError: a ratio is negative or none is positive, or a source has no sequence that can be sampled.
+        UserError: a ratio is negative or none is positive, a source has no sequence that can be sampled, or frame
+            files are empty, truncated or no JPEGs.
     """
 
-    def __init__(self, sources: ListOf[Source], ratios: ListOf[float], spec: SampleSpec, *, seed: int) -> None:
+    def __init__(
+        self,
+        sources: ListOf[Source],
+        ratios: ListOf[float],
+        spec: SampleSpec,
+        *,
+        seed: int,
+        verify_up_to: int = _VERIFY_UP_TO,
+    ) -> None:
         if len(sources) != len(ratios) or not sources or min(ratios) < 0 or not sum(ratios) > 0:
             raise UserError(
                 f"DATASETS_RATIO: {list(ratios)} for {len(sources)} data sets; one ratio each, above 0 in sum"
@@ -101,6 +115,24 @@ class SampleDataset:
                 raise UserError(f"{source.name}: none of its {len(source.sequences)} sequences can be sampled")
             self._sequences.append(kept)
             self._frames.append([FrameIndex(sequence) for sequence in kept])
+        self._verify(verify_up_to)
+
+    def _verify(self, at_most: int) -> None:
+        pairs = [
+            pair
+            for kept, frames in zip(self._sequences, self._frames, strict=True)
+            for pair in zip(kept, frames, strict=True)
+        ]
+        count = sum(len(frames.has_box) for _, frames in pairs)
+        if count > at_most:
+            _log.info("%d frame files are not looked at before training; `seqtrack data check --decode` does it", count)
+            return
+        found = (check_end(sequence.frame_path(int(index))) for sequence, frames in pairs for index in frames.has_box)
+        problems = [problem for problem in found if problem is not None]
+        if len(problems) > _SHOWN:
+            problems[_SHOWN:] = [f"{len(problems) - _SHOWN} more frame files like these"]
+        if problems:
+            raise UserError(problems)
 
     def _keep(self, source: Source, sequence: Sequence) -> bool:
         reason = usable(sequence, self.spec.frames_per_sample)
@@ -220,7 +252,7 @@ def _cut_from_file(file: FrameFile, window: crop.Window, *, mirrored: bool) -> I
         left, right = file.width - right, file.width - left
     patch = file.region(left, top, right, bottom)
     pixels, patch_left = patch.pixels_bgr, patch.left
-    if mirrored:
+    if mirrored and pixels.size:
         pixels = augment.mirror(pixels)
         patch_left = file.width - (patch.left + pixels.shape[1])
     return crop.cut(

@@ -117,6 +117,8 @@ def _judge(opened: zipfile.ZipFile, archive: Path, class_name: str) -> list[_Mem
         if info.is_dir():
             continue
         if place is None or place + 1 >= len(parts) or any(part in _IGNORED for part in parts):
+            # Opening compares the name with the member's own header: damage to a name must not hide a frame.
+            opened.open(info).close()
             ignored += 1
             continue
         members.append(_Member(info, parts[place], PurePosixPath(*parts[place + 1 :])))

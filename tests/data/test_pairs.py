@@ -221,3 +221,49 @@ def test_planes_are_split_in_the_order_red_green_blue() -> None:
     image = np.zeros((4, 4, 3), dtype=np.uint8)
     image[..., 0], image[..., 1], image[..., 2] = 10, 20, 30  # BGR
     assert [int(plane[0, 0]) for plane in pairs._planes_rgb(image)] == [30, 20, 10]
+
+
+def test_a_box_wholly_outside_the_frame_gives_a_black_crop_mirrored_or_not(root: Path) -> None:
+    for name in ("book/book-1", "book/book-2", "coin/coin-1"):
+        (root / name / "groundtruth.txt").write_text("900,900,9,9\n" * 24)
+    dataset = _dataset(open_source("lasot", root, classes=(), split="train"))
+    assert not any(dataset.sample(0, index).search.any() for index in range(20))
+
+
+def test_damaged_frames_are_found_before_training_all_at_once(root: Path) -> None:
+    images = root / "book" / "book-1" / "img"
+    whole = (images / "00000002.jpg").read_bytes()
+    (images / "00000002.jpg").write_bytes(whole[:-40])
+    (images / "00000003.jpg").write_bytes(b"")
+    (images / "00000004.jpg").write_bytes(b"GIF89a" + whole)
+    source = open_source("lasot", root, classes=(), split="train")
+    with pytest.raises(UserError) as caught:
+        _dataset(source)
+    first, second, third = caught.value.problems
+    assert "00000002.jpg: is a truncated JPEG" in first
+    assert "00000003.jpg: is empty" in second and "00000004.jpg: is not a JPEG" in third
+
+
+def test_a_damaged_frame_that_is_never_drawn_is_no_obstacle(root: Path) -> None:
+    folder = root / "book" / "book-1"
+    (folder / "groundtruth.txt").write_text("0,0,0,0\n" + "5,5,20,20\n" * 23)
+    (folder / "img" / "00000001.jpg").write_bytes(b"")
+    assert _dataset(open_source("lasot", root, classes=(), split="train")).num_frames == 72
+
+
+def test_of_very_many_damaged_frames_the_first_are_named_and_the_rest_counted(root: Path, source: Source) -> None:
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        _dataset(source)
+    assert len(caught.value.problems) == 21 and caught.value.problems[-1].startswith("52 more")
+
+
+def test_a_data_set_too_large_to_look_at_first_says_so(
+    root: Path, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    with caplog.at_level("INFO"):
+        SampleDataset([source], [1.0], SPEC, seed=0, verify_up_to=71)
+    assert "72 frame files are not looked at" in caplog.text
