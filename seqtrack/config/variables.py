@@ -27,10 +27,13 @@ class Variable:
 
 
 VARIABLES: dict[str, Variable] = {
-    "PHASE": Variable("1", "1 trains from the start, 2 resumes phase 1", "train, track, evaluate, hub", forms.one_of("1", "2")),
+    "PHASE": Variable(
+        "1", "1 trains from the start, 2 resumes phase 1", "train, track, evaluate, hub", forms.one_of("1", "2")
+    ),
     "RESUME_EPOCH": Variable(
         "",
-        "epoch after which the run goes on; unset, phase 1 starts at the beginning and phase 2 at epoch 3",
+        "epoch after which the run goes on; unset, phase 1 starts at the beginning and phase 2 at epoch 3; the "
+        "entrypoint takes `newest` as well: the last one on the Hub, or the beginning",
         "train",
         forms.whole(1),
     ),
@@ -73,7 +76,10 @@ VARIABLES: dict[str, Variable] = {
         "", "access token; a file is safer, see HF_TOKEN_PATH", "train, data, upload, hub", forms.token, secret=True
     ),
     "HF_TOKEN_PATH": Variable(
-        "", "file with the access token, read anew at each use; wins over HF_TOKEN", "train, data, upload, hub", forms.path
+        "",
+        "file with the access token, read anew at each use; wins over HF_TOKEN",
+        "train, data, upload, hub",
+        forms.path,
     ),
     "HF_ENDPOINT": Variable("", "address of the Hub; unset, huggingface.co", "train, data, upload, hub", forms.address),
     "HF_PRIVATE": Variable("true", "whether a repository that is made is private", "upload, hub", forms.switch),
@@ -83,7 +89,9 @@ VARIABLES: dict[str, Variable] = {
         "upload, hub",
         forms.switch,
     ),
-    "UPLOAD_TARGET": Variable("", "another target than HF_REPO, such as folder:/mnt/backup", "train, upload, hub", forms.target),
+    "UPLOAD_TARGET": Variable(
+        "", "another target than HF_REPO, such as folder:/mnt/backup", "train, upload, hub", forms.target
+    ),
     "UPLOAD_MIN_COMMIT_INTERVAL_S": Variable(
         "30",
         "least seconds between two commits; the Hub allows about 128 an hour",

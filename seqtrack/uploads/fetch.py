@@ -37,6 +37,10 @@ class Puller:
         self._target, self._settings = target, settings
         self._runner = ChildRunner(folder)
 
+    def prepare(self) -> None:
+        """Make the place if it is new, so that listing it can tell "nothing yet" from "no such place"."""
+        self._order({"operation": "prepare"}, 0)
+
     def look(self, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
         """(revision, what is listed under these paths at it)."""
         done = self._order({"operation": "look", "paths": list(paths)}, 0)
@@ -133,6 +137,26 @@ def fetch_checkpoint(
         got = puller.fetch(container, revision, folder)
         _require_container(got, container, promised)
         return _place(got, folder / "manifest.json", destination, container)
+
+
+def newest_epoch(environment: Environment) -> int | None:
+    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
+
+    Raises:
+        UserError: no target, or it cannot be asked. That is not the same as having nothing.
+    """
+    target = choose_target(environment)
+    if target is None:
+        raise UserError("RESUME_EPOCH=newest asks the Hub, and HF_REPO is not set")
+    with tempfile.TemporaryDirectory() as name:
+        puller = Puller(target, read_settings(os.environ), Path(name))
+        puller.prepare()
+        names = {remote.path for remote in puller.list()[1]}
+    start = f"phase_{environment.phase}/checkpoints/SEQTRACK_ep"
+    found = {path[len(start) :].removesuffix(".json") for path in names if path.startswith(start)}
+    epochs = {int(text) for text in found if text.isdigit()}
+    whole = [epoch for epoch in epochs if set(checkpoint_paths(environment.phase, epoch)) <= names]
+    return max(whole, default=None)
 
 
 def fetch_file(environment: Environment, path: str, root: Path) -> Path:

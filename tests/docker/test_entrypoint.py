@@ -220,3 +220,25 @@ def test_the_allocator_is_told_to_keep_memory_unless_it_was_told_otherwise(start
     kept, _ = start(sys.executable, "-c", show, MALLOC_TRIM_THRESHOLD_="5").process.communicate(timeout=30)
     assert int(kept.split()[0]) >= 1 << 30
     assert kept.split()[1] == "5"
+
+
+def test_newest_is_the_hubs_newest_or_the_beginning_or_what_the_run_here_began_with(
+    start: Start, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    variables = {"RESUME_EPOCH": "newest", "UPLOAD_TARGET": f"folder:{target}", "EPOCHS": "9"}
+    code, said = start("--no-sidecar", "train", **variables).finish()
+    assert code == 0, said
+    assert "nothing is there yet" in said
+    for name in ("ep0003.safetensors", "ep0003.json", "ep0004.json"):  # 4 came without its tensors
+        path = target / f"phase_1/checkpoints/SEQTRACK_{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    _, said = start("--no-sidecar", "train", **variables).finish()
+    assert "RESUME_EPOCH=newest: 3" in said
+    code, said = start("--no-sidecar", "train", **{**variables, "EPOCHS": "3"}).finish()
+    assert (code, "the run is complete there" in said) == (0, True)
+    code, said = start("--no-sidecar", "train", RESUME_EPOCH="newest").finish()
+    assert (code, "HF_REPO is not set" in said) == (2, True)
+    code, said = start("--no-sidecar", "train", **{**variables, "HF_REPO": "", "UPLOAD_TARGET": "folder:"}).finish()
+    assert code == 2

@@ -20,7 +20,8 @@ HUB = """
 services:
   hub:
     image: ${IMAGE}
-    entrypoint: [python, /hub_server.py, --host, 0.0.0.0, --port, "8080", --storage-host, hub]
+    entrypoint: [python, /hub_server.py, --host, 0.0.0.0, --port, "8080", --public-host, hub, --storage-host, storage]
+    networks: {default: {aliases: [storage]}}
     volumes: ["./tests/uploads/hub_server.py:/hub_server.py:ro"]
     healthcheck: {disable: true}
     stop_grace_period: 0s
@@ -165,3 +166,6 @@ def test_a_lone_container_uploads_beside_training_and_ends_when_all_is_there(pro
     manifests = [folder / "checkpoints/SEQTRACK_ep0002.json" for folder in folders]
     one, two = (json.loads(path.read_text()) for path in manifests)
     assert one["weights_sha256"] == two["weights_sha256"]
+    # Another one, which is told to take the newest, learns that there is nothing left to do.
+    said = lone_container(project, output=project.folder / "third", PHASE="1", RESUME_EPOCH="newest")
+    assert "the run is complete there" in said

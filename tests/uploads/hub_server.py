@@ -105,6 +105,7 @@ class Hub:
         self.lock = threading.RLock()
         self.released = threading.Event()
         self.port = 0
+        self.public_host = "127.0.0.1"
         self.storage_host: str | None = None
         self.refuse_path: str | None = None  # a commit that holds this path is too large
         self._server: ThreadingHTTPServer | None = None
@@ -128,7 +129,7 @@ class Hub:
     @property
     def endpoint(self) -> str:
         """What HF_ENDPOINT must be."""
-        return f"http://{self.storage_host or '127.0.0.1'}:{self.port}"
+        return f"http://{self.public_host}:{self.port}"
 
     # ---- faults
     def fail(self, stage: str, **settings: Any) -> Fault:
@@ -601,11 +602,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
+    parser.add_argument("--public-host", default="127.0.0.1", help="the name by which clients reach it")
     parser.add_argument("--storage-host", help="host name put into upload addresses; default: the other loopback name")
     parser.add_argument("--token", action="append", default=[], help="a token that may write")
     args = parser.parse_args()
     hub = Hub()
-    hub.storage_host = args.storage_host
+    hub.public_host, hub.storage_host = args.public_host, args.storage_host
     hub.tokens.update(dict.fromkeys(args.token, "write"))
     hub.start(args.port, args.host)
     print(f"listening on {args.host}:{hub.port}", flush=True)
