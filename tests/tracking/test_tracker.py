@@ -102,10 +102,13 @@ class TestTemplates:
         (state,) = batch.start([frames[0]], [FIRST_BOX])
         first, second = state.templates.clone()
         assert torch.equal(first, second)
-        batch.track([state], [frames[1]])
-        assert state.templates.shape[0] == 2
-        assert torch.equal(state.templates[0], first)
-        assert not torch.equal(state.templates[1], first)
+        seen = [second]
+        for frame in frames[1:4]:
+            batch.track([state], [frame])
+            assert state.templates.shape[0] == 2
+            assert torch.equal(state.templates[0], first)
+            assert not any(torch.equal(state.templates[1], older) for older in seen)
+            seen.append(state.templates[1].clone())
 
     def test_a_renewed_template_changes_what_is_found(self, model: SeqTrack, frames: list[np.ndarray]) -> None:
         renewed = follow(model, TrackerSettings(update_interval=1, update_threshold=0.0), frames)
@@ -125,6 +128,16 @@ def test_boxes_stay_in_the_image_and_keep_ten_pixels(model: SeqTrack, frames: li
     assert (found[:, 2:] >= 10 - 1e-9).all()
     assert (found[:, :2] >= 0).all()
     assert (found[:, 0] + 10 <= 128 + 1e-9).all() and (found[:, 1] + 10 <= 96 + 1e-9).all()
+
+
+def test_a_box_that_shrank_to_nothing_has_ten_pixels_again(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    """The crop around a box of one pixel is four pixels wide, so no box found in it can be wider."""
+    batch = BatchTracker(model, NEVER)
+    (state,) = batch.start([frames[0]], [FIRST_BOX])
+    state.box_xywh = np.array([126.0, 94.0, 1.0, 1.0])
+    found = batch.track([state], [frames[1]])[0].box_xywh
+    assert found[2:].tolist() == [10, 10]
+    assert found[0] <= 118 and found[1] <= 86
 
 
 def test_bfloat16_uses_a_copy_and_leaves_the_model_alone(model: SeqTrack, frames: list[np.ndarray]) -> None:

@@ -124,6 +124,38 @@ class TestWriting:
             assert (tmp_path / "out.mp4").read_text() == "older"
         assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
 
+    def test_a_disk_that_is_full_is_told_and_leaves_nothing(self, tmp_path: Path) -> None:
+        """OpenCV says nothing when a write fails: only reading the file back shows it."""
+        import subprocess
+        import sys
+
+        script = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from seqtrack.errors import UserError
+from seqtrack.tracking.video import Mp4Writer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+noise = np.random.default_rng(0)
+try:
+    with Mp4Writer(Path(sys.argv[1]), fps=10, size=(320, 240)) as video:
+        for _ in range(40):
+            video.write(noise.integers(0, 255, (240, 320, 3), dtype=np.uint8))
+except UserError as error:
+    print(error)
+"""
+        root = Path(__file__).resolve().parents[2]
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "out.mp4")],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "40 frames were written" in done.stdout and "disk full" in done.stdout, done.stderr
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_place_that_is_no_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be written"):
             Mp4Writer(tmp_path / "missing" / "out.mp4", fps=10, size=(128, 96))
