@@ -1,0 +1,112 @@
+"""The start files for rented machines: what can be checked of them without the machines."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seqtrack.config.variables import VARIABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+CLOUD = ROOT / "docker/cloud"
+
+
+def test_the_kubernetes_file_passes_the_schema_and_a_broken_one_does_not(tmp_path: Path) -> None:
+    check = [Path(sys.executable).with_name("kubernetes-validate"), "--strict"]
+    good = subprocess.run([*check, CLOUD / "kubernetes.yaml"], capture_output=True, text=True)
+    assert good.returncode == 0, good.stdout + good.stderr
+    broken = tmp_path / "broken.yaml"
+    broken.write_text((CLOUD / "kubernetes.yaml").read_text().replace("backoffLimit:", "backofLimit:"))
+    assert subprocess.run([*check, broken], capture_output=True).returncode != 0
+
+
+def test_the_kubernetes_sidecar_is_a_native_one_and_the_trainer_starts_none() -> None:
+    _, job = yaml.safe_load_all((CLOUD / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    uploader, prepare = pod["initContainers"]
+    assert (uploader["restartPolicy"], uploader["args"]) == ("Always", ["upload"])
+    assert "restartPolicy" not in prepare
+    assert pod["containers"][0]["args"] == ["--no-sidecar", "train"]
+    grace = next(int(item["value"]) for item in uploader["env"] if item["name"] == "UPLOAD_GRACE_S")
+    assert grace < pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "skypilot.yaml", "cloud-init.yaml"])
+def test_only_variables_that_exist_are_set(name: str) -> None:
+    text = (CLOUD / name).read_text()
+    documents = list(yaml.safe_load_all(text))
+    set_here: set[str] = set()
+    if name == "kubernetes.yaml":
+        pod = documents[1]["spec"]["template"]["spec"]
+        for container in pod["initContainers"] + pod["containers"]:
+            set_here |= {item["name"] for item in container["env"]}
+    elif name == "skypilot.yaml":
+        set_here = set(documents[0]["envs"]) | set(documents[0]["secrets"])
+    else:
+        assert text.startswith("#cloud-config\n")
+        (variables,) = [file for file in documents[0]["write_files"] if file["path"] == "/etc/seqtrack.env"]
+        set_here = {line.split("=")[0] for line in variables["content"].splitlines()}
+    assert set_here
+    assert set_here - {"PYTHONPATH"} <= set(VARIABLES)
+
+
+def test_compose_hands_on_every_variable() -> None:
+    settings = yaml.safe_load((ROOT / "compose.yaml").read_text())["x-settings"]
+    ours = {name for name in VARIABLES if not name.startswith("SEQTRACK_")}
+    assert set(settings) == ours
+
+
+@pytest.mark.parametrize(("code", "queued_again"), [(0, False), (75, True), (1, False)])
+def test_the_slurm_script_hands_the_signal_on_and_queues_itself_again_after_75_only(
+    tmp_path: Path, code: int, queued_again: bool
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    stand_ins = {
+        "apptainer": f"echo started $* >>{tmp_path}/log; env >>{tmp_path}/env\n"
+        f"trap 'sleep 0.5; echo saved >>{tmp_path}/log; exit {code}' TERM\nfor i in $(seq 600); do sleep 0.1; done",
+        "scontrol": f"echo $* >>{tmp_path}/log",
+    }
+    for name, text in stand_ins.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "PHASE": "2",
+        "RESUME_EPOCH": "3",
+    }
+    job = subprocess.Popen([CLOUD / "slurm.sh"], env=environment)
+    log = tmp_path / "log"
+    end = time.monotonic() + 30
+    while not (log.exists() and (tmp_path / "env").exists()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == code
+    lines = log.read_text().splitlines()
+    assert lines[0].endswith("train")
+    assert lines[1] == "saved"
+    assert (lines[2:] == ["requeue 7"]) is queued_again
+    assert {"APPTAINERENV_PHASE=2", "APPTAINERENV_RESUME_EPOCH=3"} <= set((tmp_path / "env").read_text().splitlines())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_skypilots_own_parser_takes_the_task_and_refuses_a_broken_one(tmp_path: Path) -> None:
+    venv.create(tmp_path / "sky", with_pip=True)
+    python = tmp_path / "sky/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "skypilot==0.14.1"], check=True, timeout=800)
+    read = [python, "-c", "import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); print(task.name)"]
+    answer = subprocess.run([*read, CLOUD / "skypilot.yaml"], capture_output=True, text=True)
+    assert answer.stdout.split()[-1:] == ["seqtrack"], answer.stderr
+    broken = tmp_path / "broken.yaml"
+    broken.write_text((CLOUD / "skypilot.yaml").read_text().replace("resources:", "resorces:"))
+    assert subprocess.run([*read, broken], capture_output=True).returncode != 0

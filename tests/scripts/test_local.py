@@ -1,0 +1,164 @@
+"""`scripts/local.sh` as a user on a fresh clone meets it: the environment it makes, and the two phases it runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def copy_of_the_repository(folder: Path) -> Path:
+    """The files that a clone of the working tree would have, and no others."""
+    words = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
+    listing = subprocess.run(words, capture_output=True, text=True, check=True)
+    for name in filter(None, listing.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def local(clone: Path, *words: str, cwd: Path | None = None, timeout: float = 300, **variables: str) -> tuple[int, str]:
+    """Run the clone's `scripts/local.sh`; its exit code and everything it said."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "SSL_CERT_FILE", "TMPDIR")}
+    kept |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
+    answer = subprocess.run(
+        [str(clone / "scripts/local.sh"), *words],
+        env={**kept, **variables},
+        cwd=cwd or clone,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return answer.returncode, answer.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone whose environment is made."""
+    folder = copy_of_the_repository(tmp_path_factory.mktemp("clone"))
+    code, said = local(folder, "doctor", timeout=600)
+    assert code == 0, said
+    assert ".venv is ready" in said
+    return folder
+
+
+@pytest.mark.run
+@pytest.mark.timeout(900)
+def test_the_environment_holds_the_locks_packages_and_the_clones_program(clone: Path) -> None:
+    show = (
+        "import importlib.metadata, seqtrack\n"
+        "print(seqtrack.__file__, *(f'{one.name}=={one.version}' for one in importlib.metadata.distributions()))"
+    )
+    words = [clone / ".venv/bin/python", "-c", show]
+    answer = subprocess.run(words, cwd="/", capture_output=True, text=True, check=True)
+    place, *installed = answer.stdout.split()
+    assert Path(place) == clone / "seqtrack/__init__.py"
+    locked = set(re.findall(r"^([a-z0-9][\w.-]*==[^ ]+)", (clone / "requirements.lock").read_text(), re.MULTILINE))
+    assert {one.lower().replace("_", "-") for one in installed} <= locked
+
+
+@pytest.mark.run
+def test_the_environment_is_kept_while_the_lock_is_unchanged_and_only_then(clone: Path) -> None:
+    before = (clone / ".venv").stat().st_ino
+    code, said = local(clone, "plan", "--help")
+    assert (code, ".venv is ready" in said) == (0, False)
+    assert (clone / ".venv").stat().st_ino == before
+    # Half an installation is none: without its last line the environment is made again.
+    digests = clone / ".venv/lock-digests"
+    digests.write_text(digests.read_text().replace("  requirements.lock", "  other.lock"))
+    code, said = local(clone, "plan", "--help")
+    assert (code, ".venv is ready" in said) == (0, True)
+    assert (clone / ".venv").stat().st_ino != before
+    assert not (clone / ".venv.new").exists()
+    assert not (clone / ".venv.old").exists()
+
+
+@pytest.mark.run
+@pytest.mark.timeout(900)
+def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path) -> None:
+    code, said = local(clone, "train-phase1", cwd=tmp_path, timeout=600)
+    assert code == 0, said
+    assert "SYNTHETIC" in said
+    phase = clone / "output/phase_1"
+    assert len(list((phase / "checkpoints").glob("SEQTRACK_ep*.json"))) == 10
+    assert list((phase / "logs/tensorboard").iterdir())
+    assert {path.name for path in (phase / "plots").iterdir()} >= {"phase_1_loss.png", "phase_1_iou.png"}
+    means = [float(found) for found in re.findall(r"finished : mean loss [\d.]+ , mean IoU ([\d.]+)", said)]
+    assert len(means) == 10
+    assert means[-1] >= 0.4
+    assert means[-1] >= 5 * means[0]
+    assert list(tmp_path.iterdir()) == [], "output belongs beside the script, wherever it was called from"
+    code, said = local(clone, "train-phase2", cwd=tmp_path, timeout=600, RESUME_EPOCH="3")
+    assert code == 0, said
+    assert said.strip().splitlines()[-1] == "identical"
+    assert (clone / "output/comparison/certificate.json").is_file()
+    code, said = local(clone, "verify", str(phase), str(clone / "output/phase_2"))
+    assert (code, said.strip().splitlines()[-1]) == (0, "identical")
+    code, said = local(clone, "report")
+    assert code == 0, said
+    code, said = local(clone, "upload", "--once")
+    assert code == 0, said
+    assert "nothing is uploaded" in said
+
+
+@pytest.mark.run
+@pytest.mark.timeout(900)
+def test_real_frames_are_learned_as_well(clone: Path, test_data: Path, tmp_path: Path) -> None:
+    real = {"DATASET": "lasot", "DATA_DIR": str(test_data / "lasot_mini"), "CLASSES": "person,car", "CONFIG": "demo"}
+    code, said = local(clone, "train-phase1", timeout=800, OUTPUT_DIR=str(tmp_path), **real)
+    assert code == 0, said
+    assert "SYNTHETIC" not in said
+    means = [float(found) for found in re.findall(r"finished : mean loss [\d.]+ , mean IoU ([\d.]+)", said)]
+    assert means[-1] >= 0.3, means
+
+
+@pytest.mark.run
+def test_nonsense_is_refused_with_exit_code_2(clone: Path) -> None:
+    code, said = local(clone, "train-phase1", EPOCHS="many", CONFIG="no_such")
+    assert code == 2
+    assert "error: EPOCHS" in said
+    code, said = local(clone, "no-such-job")
+    assert code == 2
+    assert "is neither a job" in said
+
+
+def test_no_job_is_a_mistake_and_help_is_none(tmp_path: Path) -> None:
+    assert local(ROOT)[0] == 2
+    code, said = local(ROOT, "--help")
+    assert code == 0
+    assert "train-phase1" in said
+
+
+@pytest.mark.parametrize("found", ["nothing", "a version manager's stub", "an old one", "one without venv"])
+def test_an_unfit_python_is_told_before_anything_is_made(tmp_path: Path, found: str) -> None:
+    clone = copy_of_the_repository(tmp_path / "clone")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    scripts = {
+        "a version manager's stub": "echo 'pyenv: python3: command not found' >&2; exit 127",
+        "an old one": "case $2 in *version_info*) exit 1;; esac",
+        "one without venv": f'case $2 in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"',
+    }
+    if found in scripts:
+        (tools / "python3").write_text(f"#!/bin/bash\n{scripts[found]}\n")
+        (tools / "python3").chmod(0o755)
+    answer = subprocess.run(
+        [tools / "bash", clone / "scripts/local.sh", "train"], env={"PATH": str(tools)}, capture_output=True, text=True
+    )
+    assert answer.returncode == 2
+    if found == "one without venv":
+        assert "sudo apt install python3-venv" in answer.stderr
+    else:
+        assert "no Python 3.10, 3.11 or 3.12 found" in answer.stderr
+    assert not (clone / ".venv").exists()
