@@ -3,10 +3,12 @@
 Every claim of equality is judged by `seqtrack verify`, whose own tests show that it notices a single changed bit.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +165,32 @@ def test_two_containers_of_two_ranks_are_the_same_run_as_one_of_four(
     answer = two.compose("up", "--no-color")
     assert (two.exit_code("node0"), two.exit_code("node1")) == (0, 0), answer.stdout + answer.stderr
     assert verdict(one.image, one.output / "phase_1", two.output / "phase_1") == "identical"
+
+
+def test_the_other_services_do_their_work(reference: Project) -> None:
+    for words, expected in {
+        ("prepare-data",): "the demo data set (synthetic) is there",
+        ("evaluate", "evaluate", "--checkpoint", "last"): "AUC",
+        ("verify", "report"): "report.md",
+        ("verify", "doctor"): "everything is in order",
+        ("verify", "plan"): "parameters",
+    }.items():
+        answer = reference.compose("run", "--rm", "--no-deps", *words, timeout=200)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert expected in answer.stdout + answer.stderr
+    assert reference.compose("up", "--detach", "tensorboard", TENSORBOARD_PORT="0").returncode == 0
+    port = reference.compose("port", "tensorboard", "6006").stdout.strip()
+    assert port.startswith("127.0.0.1:"), "TensorBoard has no password: this machine only"
+
+    def runs() -> list[str]:
+        try:
+            with urllib.request.urlopen(f"http://{port}/data/runs", timeout=5) as answer:
+                return list(json.load(answer))
+        except OSError:
+            return []
+
+    assert "phase_1/logs/tensorboard" in wait_until("TensorBoard's answer", runs)
+    assert reference.compose("rm", "--stop", "--force", "tensorboard").returncode == 0
 
 
 def test_without_a_gpu_the_engines_message_is_the_one_that_the_readme_explains(make_project: MakeProject) -> None:

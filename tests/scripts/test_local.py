@@ -105,6 +105,10 @@ def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path)
     assert (code, said.strip().splitlines()[-1]) == (0, "identical")
     code, said = local(clone, "report")
     assert code == 0, said
+    code, said = local(clone, "evaluate", "--checkpoint", "last", timeout=300)
+    assert code == 0, said
+    code, said = local(clone, "plan")
+    assert code == 0, said
     code, said = local(clone, "upload", "--once")
     assert code == 0, said
     assert "nothing is uploaded" in said
@@ -162,3 +166,11 @@ def test_an_unfit_python_is_told_before_anything_is_made(tmp_path: Path, found: 
     else:
         assert "no Python 3.10, 3.11 or 3.12 found" in answer.stderr
     assert not (clone / ".venv").exists()
+
+
+@pytest.mark.long
+def test_the_locks_are_what_lock_sh_makes_of_the_lists(tmp_path: Path) -> None:
+    clone = copy_of_the_repository(tmp_path)
+    subprocess.run([clone / "scripts/lock.sh"], check=True, timeout=600)
+    for lock in ROOT.glob("*.lock"):
+        assert (clone / lock.name).read_text() == lock.read_text()
