@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from seqtrack.config.load import load_config
     from seqtrack.engine.fingerprint import describe_device
+    from seqtrack.engine.ranks import choose_device
     from seqtrack.model.build import build_model
     from seqtrack.model.spec import model_spec
-    from seqtrack.tracking.load import choose_device
     from seqtrack.tracking.settings import tracker_settings
     from seqtrack.tracking.tracker import Tracker
 

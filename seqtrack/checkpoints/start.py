@@ -1,7 +1,7 @@
 """Where a run starts: from scratch, from the newest checkpoint of its own folder, or from an epoch of another.
 
 Decides by what the folders hold, changes nothing in them while deciding, and needs no torch. What stands there of later
-epochs and steps than the start is moved aside by `claim_folder`; no checkpoint is overwritten or deleted.
+epochs and steps than the start is moved aside by `prepare_folder`; no checkpoint is overwritten or deleted.
 """
 
 import contextlib

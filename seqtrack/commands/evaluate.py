@@ -201,8 +201,9 @@ def _track_checkpoints(
     from tqdm import tqdm
 
     from seqtrack.engine.fingerprint import describe_device
+    from seqtrack.engine.ranks import choose_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
-    from seqtrack.tracking.load import choose_device, load_model, set_threads
+    from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import tracker_settings
 
     device = choose_device(args.device or environment.device)

@@ -23,7 +23,7 @@ logger = logging.getLogger("seqtrack")
 
 # Fields that depend on the clock; two runs that are the same run differ in them.
 WALL_CLOCK_FIELDS = frozenset(
-    {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "save_stall_s", "fps"}
+    {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "fps"}
 )
 
 

@@ -20,8 +20,6 @@ from seqtrack.evaluation.metrics import Array, is_box
 
 logger = logging.getLogger(__name__)
 
-REPAIRS = ("strict", "official")
-
 
 @dataclass(frozen=True)
 class ResultSet:

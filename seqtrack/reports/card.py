@@ -4,7 +4,6 @@ Reads manifests, metrics, configuration and verdict of an output folder; needs n
 measured does not appear.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 
 from seqtrack.checkpoints.files import DamagedFileError, read_json_object
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
+from seqtrack.engine.log import read_metrics
 from seqtrack.errors import UserError
 
 _HUB_DATASETS = {"LASOT": "l-lt/LaSOT"}
@@ -117,19 +117,11 @@ def _phase(output_dir: Path, folder: Path, manifests: Sequence[Manifest]) -> str
 
 def _speeds(folder: Path) -> dict[int, float]:
     """Samples a second by epoch, from the run's own record."""
-    speeds: dict[int, float] = {}
-    try:
-        lines = (folder / "logs" / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return speeds
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a last line that a kill cut short
-        if record.get("type") == "epoch" and isinstance(record.get("samples_per_s"), (int, float)):
-            speeds[int(record["epoch"])] = float(record["samples_per_s"])
-    return speeds
+    return {
+        int(record["epoch"]): float(record["samples_per_s"])
+        for record in read_metrics(folder / "logs" / "metrics.jsonl")
+        if record.get("type") == "epoch" and isinstance(record.get("samples_per_s"), (int, float))
+    }
 
 
 def _number(value: float | None, form: str = ".5f") -> str:

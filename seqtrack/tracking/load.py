@@ -15,19 +15,6 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU if torch sees one, else the CPU.
-
-    Raises:
-        UserError: cuda was asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("DEVICE: cuda was asked for, but torch sees no GPU; use auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def checkpoint_config(manifest: Manifest) -> Config:
     """The configuration of a checkpoint: the one in its manifest, else the run's `config.yaml`.
 

@@ -10,10 +10,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, read_header, read_json_object, sync_folder
+from seqtrack.checkpoints.start import CHECKPOINTS
+from seqtrack.checkpoints.store import epoch_name
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.runner import ChildRunner
@@ -96,8 +98,8 @@ class Puller:
 
 def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
     """(container, manifest) of an epoch, as they are named in the repo."""
-    stem = f"phase_{phase}/checkpoints/SEQTRACK_ep{epoch:04d}"
-    return f"{stem}.safetensors", f"{stem}.json"
+    container = PurePosixPath(f"phase_{phase}", CHECKPOINTS, epoch_name(epoch))
+    return str(container), str(container.with_suffix(".json"))
 
 
 def fetch_checkpoint(
