@@ -211,7 +211,8 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not _data:
         from seqtrack.data.demo import ensure_demo
 
-        folder = tmp_path_factory.mktemp("data")
+        drawn = os.environ.get("TEST_DEMO_DATA")  # set where many sessions follow each other
+        folder = Path(drawn) if drawn else tmp_path_factory.mktemp("data")
         ensure_demo(folder)
         _data.append(folder)
     return _data[0]

@@ -1,0 +1,167 @@
+"""How long training stands for a checkpoint of B256, when it is durable, and how soon a restarted run takes a step.
+
+Beside it `torch.save` of the same state to the same disk, which is what a trainer without a background write waits for.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="seqtrack_b256", help="experiment whose state is saved")
+    parser.add_argument("--saves", type=int, default=4, help="how many saves are timed")
+    parser.add_argument("--folder", type=Path, help="where files go (default: a temporary folder)")
+    parser.add_argument("--no-resume", action="store_true", help="leave out the restart, which computes real steps")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Time saves, torch.save and a restart; returns the numbers."""
+    folder = Path(tempfile.mkdtemp(dir=args.folder, prefix="seqtrack-bench-"))
+    try:
+        result = _time_saves(folder, args.config, args.saves)
+        if not args.no_resume:
+            result |= _time_restart(folder, args.config)
+    finally:
+        shutil.rmtree(folder)
+    return result
+
+
+def _state(config_name: str) -> Any:
+    """The whole training state after one optimizer step (with drawn gradients: their values do not matter here)."""
+    import torch
+    from torch.amp.grad_scaler import GradScaler
+
+    from seqtrack import prepare
+    from seqtrack.config.load import load_config
+    from seqtrack.engine.optimizer import NamedOptimizer, Schedule
+    from seqtrack.engine.state import History, Meters, RandomStates, TrainState
+    from seqtrack.model.build import build_model
+    from seqtrack.model.spec import model_spec
+
+    config = load_config(config_name, overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "scratch")])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(model_spec(config), seed=1).to(device)
+    optimizer = NamedOptimizer(model, prepare.optimizer_settings(config))
+    state = TrainState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=Schedule(optimizer, prepare.schedule_settings(config, 100)),
+        scaler=GradScaler(device.type, enabled=False),
+        rng=RandomStates(0),
+        meters=Meters(),
+        history=History(),
+        epoch=1,
+    )
+    state.meters.add(4.0, 0.1, 1, 1.0)
+    return state
+
+
+def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
+    import torch
+
+    from seqtrack.checkpoints.store import step_name
+    from seqtrack.engine.saving import Saver
+
+    state = _state(config_name)
+    saver = Saver(folder, parent_sha256=None)
+    coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.coming_state().items()}
+    began = time.perf_counter()
+    saver.reserve({**coming, **state.capture()[0]})
+    reserve_s = time.perf_counter() - began
+    for parameter in state.optimizer.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    state.optimizer.inner.step()
+    describe = {"kind": "step", "epoch": 1, "sample": 1, "loss": 4.0, "iou": 0.1, "created": "", "config_digest": None}
+    stalls, durables, size = [], [], 0
+    for save in range(1, saves + 1):
+        state.step, state.sample = save, 1
+        began = time.perf_counter()
+        tensors, values = state.capture()
+        saver.save(step_name(save), tensors, values, describe={**describe, "step": save, "data_digest": None})
+        stalls.append(time.perf_counter() - began)
+        saver.wait()
+        durables.append(time.perf_counter() - began)
+        size = (folder / step_name(save)).stat().st_size
+        (folder / step_name(save)).unlink()
+    return {
+        "stall_s": statistics.median(stalls),
+        "first_stall_s": stalls[0],
+        "durable_s": statistics.median(durables),
+        "bytes": size,
+        "reserve_s": reserve_s,
+        **_time_torch_save(folder, state, saves),
+        "device": next(state.model.parameters()).device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _time_torch_save(folder: Path, state: Any, saves: int) -> dict[str, float]:
+    """torch.save of the same state, as the authors' trainer does it, and the same made durable."""
+    import torch
+
+    plain, durable = [], []
+    for _ in range(saves):
+        path = folder / "state.pth.tar"
+        began = time.perf_counter()
+        torch.save({"net": state.model.state_dict(), "optimizer": state.optimizer.inner.state_dict()}, path)
+        plain.append(time.perf_counter() - began)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        durable.append(time.perf_counter() - began)
+        path.unlink()
+    return {"torch_save_s": statistics.median(plain), "torch_save_durable_s": statistics.median(durable)}
+
+
+def _time_restart(folder: Path, config_name: str) -> dict[str, float]:
+    """Train one step, stop, start again: seconds from the start of that process to its first step done."""
+    overrides = {
+        "MODEL.ENCODER.PRETRAIN_TYPE": "scratch",
+        "TRAIN.PRINT_INTERVAL": "1",
+        "TRAIN.NUM_WORKER": "1",
+        "DATA.TRAIN.SAMPLE_PER_EPOCH": "100",
+    }
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PHASE": "1",
+        "CONFIG": config_name,
+        "DATASET": "demo",
+        "DATA_DIR": str(folder / "data"),
+        "OUTPUT_DIR": str(folder / "output"),
+        "BATCH_SIZE": "1",
+        "OVERRIDES": " ".join(f"{key} {value}" for key, value in overrides.items()),
+    }
+    _step_and_stop(environ, sample=1)
+    total_s = _step_and_stop(environ, sample=2)
+
+    return {"resume_s": total_s}
+
+
+def _step_and_stop(environ: dict[str, str], *, sample: int) -> float:
+    """Start a run and stop it once it has trained that many samples. Returns seconds until then."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "seqtrack", "train"], env=environ, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    seconds = float("nan")
+    for line in process.stderr:
+        lines.append(line.rstrip())
+        if f"Epoch 1 : {sample} /" in line:
+            seconds = time.perf_counter() - began
+            process.send_signal(signal.SIGTERM)
+    if process.wait() != 75:
+        raise RuntimeError("the run did not stop as asked:\n" + "\n".join(lines[-20:]))
+    return seconds

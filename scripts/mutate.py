@@ -1,0 +1,215 @@
+"""Plant faults of the kind that lose runs, one at a time, and report which ones the tests notice.
+
+    python scripts/mutate.py [--only WORD] [--list]
+
+Each fault is a replacement of source text in a scratch copy of the tree, followed by the few tests that should notice
+it. A fault that goes unnoticed, or whose text is no longer in the source, makes the exit code 1. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("seqtrack", "tests", "pyproject.toml", "requirements.lock")
+TIMEOUT_S = 600
+
+STATE = "tests/engine/test_state.py"
+LOGS = "tests/engine/test_steps_and_logs.py"
+START = "tests/checkpoints/test_start.py"
+DAMAGE = "tests/checkpoints/test_damage.py"
+DISK = "tests/checkpoints/test_full_disk.py"
+CUT = "tests/faults/test_cut_runs.py"
+SEVERAL = "tests/faults/test_several_processes.py"
+DISTURBED = "tests/faults/test_disturbed_runs.py"
+COMPARE = "tests/reports/test_compare_runs.py"
+
+
+class Fault(NamedTuple):
+    """`old` becomes `new` in `file` of the package; `tests` are what pytest is given."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+# One line of text a field, as short as it can be and still stand once in its file.
+# fmt: off
+FAULTS = [
+    Fault("the scheduler is not saved", "engine/state.py",
+          'if item.name != "model":', 'if item.name not in ("model", "scheduler"):', STATE),
+    Fault("the scheduler is saved and not put back", "engine/optimizer.py",
+          'self.step_count = int(state["step_count"])', "pass", STATE),
+    Fault("the optimizer's moments are not put back", "engine/optimizer.py",
+          'in state.get("state", {}).items():', 'in list(state.get("state", {}).items())[:0]:', STATE),
+    Fault("torch's generator is not put back", "engine/state.py",
+          'torch.set_rng_state(own["torch"])', "pass", STATE),
+    Fault("generator states follow the weights to another device", "engine/state.py",
+          'torch.set_rng_state(own["torch"])', 'torch.set_rng_state(own["torch"].to("meta"))', STATE),
+    Fault("Python's generator is not put back", "engine/state.py",
+          "random.setstate((python", "(lambda _: None)((python", STATE),
+    Fault("NumPy's generator is not put back", "engine/state.py",
+          "np.random.set_state(  # noqa", "(lambda _: None)(  # noqa", STATE),
+    Fault("generators start from the machine's entropy", "train.py",
+          "rng.seed(config.TRAIN.SEED)", "pass", f"{CUT} -k two_uncut_runs"),
+    Fault("the meters are not put back", "engine/state.py",
+          '_expect_keys("meters", set(state), {item.name for item in fields(self)})', "return", STATE),
+    Fault("the history is not put back", "engine/state.py",
+          'self.epochs = [dict(record) for record in state["epochs"]]', "pass", STATE),
+    Fault("the epoch's label is off by one after a resume", "engine/loop.py",
+          "state.epoch if state.sample else state.epoch + 1", "state.epoch if state.sample else max(state.epoch, 1)",
+          f"{CUT} -k phase_2_ends"),
+    Fault("samples are taken for batches", "engine/loop.py",
+          "start_step=state.sample // self.plan.batch_size", "start_step=state.sample", STATE),
+    Fault("the loader begins the epoch again after a resume", "engine/loop.py",
+          "start_step=state.sample // self.plan.batch_size", "start_step=0", STATE),
+    Fault("the last batch is shown as the epoch's value", "engine/state.py",
+          "return self.loss_sum / self.count", "return self.interval_loss_sum / max(1, self.interval_count)",
+          f"{STATE} {LOGS}"),
+    Fault("both phases write into one folder", "resuming.py",
+          'f"phase_{phase or environment.phase}"', '"phase_1"', f"{CUT} -k phase_2_ends"),
+    Fault("a run that broke ends with 0", "cli.py",
+          "        return 1\n", "        return 0\n", f"{DISTURBED} -k finite"),
+    Fault("a mistake of the user's ends with 0", "cli.py",
+          "        return 2\n", "        return 0\n", f"{DISTURBED} -k runs_record"),
+    Fault("a checkpoint is written straight onto its name", "checkpoints/files.py",
+          'temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")', "temporary = path",
+          f"{CUT} -k half_written"),
+    Fault("a small file is written straight onto its name", "checkpoints/files.py",
+          "    handle, name = tempfile.mkstemp(", "    path.write_bytes(data)\n    handle, name = tempfile.mkstemp(",
+          f"{DISK} -k small_file"),
+    Fault("half a file is left when the disk is full", "checkpoints/files.py",
+          "        temporary.unlink(missing_ok=True)\n", "        pass\n", DISK),
+    Fault("the rank goes into the sample", "data/loader.py",
+          "self._dataset.sample(epoch, index) for", "self._dataset.sample(epoch, index + 100 * self._rank) for",
+          f"{SEVERAL} -k same_samples"),
+    Fault("ranks weigh their own samples instead of the global batch's", "engine/step.py",
+          "* self.ranks.world / batch.global_count", "/ max(1, batch.count)", f"{SEVERAL} -k same_samples"),
+    Fault("an empty share counts its stand-in", "engine/step.py",
+          "< batch.count)", "< max(1, batch.count))", f"{SEVERAL} -k same_samples"),
+    Fault("the parts of a batch are not weighed alike", "engine/step.py",
+          "scale(weighted.sum() * scale)", "scale(weighted.sum() * scale * parts)", f"{SEVERAL} -k four_parts"),
+    Fault("dropout draws from wherever the generator stands", "engine/step.py",
+          "torch.manual_seed(step_seed(settings.seed, state.step, self.ranks.rank))", "pass", LOGS),
+    Fault("a loss that is not finite is trained on", "engine/step.py",
+          "if not (finite_loss and finite_norm):", "if False:", LOGS),
+    Fault("the gradient is not clipped", "engine/step.py",
+          "state.optimizer.parameters(), settings.clip_norm)", "state.optimizer.parameters(), float('inf'))", LOGS),
+    Fault("a stop is not voted on", "engine/loop.py",
+          "self.ranks.sum([float(self.stop.is_set), float(due and self.ranks.is_main)])",
+          "[float(self.stop.is_set), float(due and self.ranks.is_main)]", f"{SEVERAL} -k stop_asked"),
+    Fault("a stopped run ends with 0", "engine/stop.py",
+          "STOPPED_EXIT_CODE = 75", "STOPPED_EXIT_CODE = 0", f"{CUT} -k stopped_run_saves"),
+    Fault("a failed write goes unnoticed", "engine/saving.py",
+          "            self._failure = error\n", "            pass\n", DISK),
+    Fault("the state is written while training changes it", "engine/saving.py",
+          "return dict(self._buffers)", "return dict(tensors)", LOGS),
+    Fault("records after the resumption stay in the log", "engine/log.py",
+          ' if record.get("step", 0) <= resume_step]', "]", LOGS),
+    Fault("a file's digest is not checked", "checkpoints/store.py",
+          "if digest != manifest.sha256:", "if False:", DAMAGE),
+    Fault("a manifest may tell another step than its file", "checkpoints/store.py",
+          "if getattr(manifest, name) != told:", "if False:", DAMAGE),
+    Fault("the oldest checkpoint is taken for the newest", "checkpoints/store.py",
+          'item.kind == "epoch"), reverse=True):', 'item.kind == "epoch")):', START),
+    Fault("what is superseded is overwritten", "checkpoints/start.py",
+          '        _move_aside(checkpoints, start, metrics=logs / "metrics.jsonl")\n', "        pass\n", START),
+    Fault("a finished run trains again", "checkpoints/start.py",
+          'if run.get("state") == "complete" and', "if False and", START),
+    Fault("two runs may share a folder", "checkpoints/start.py",
+          "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", START),
+    Fault("a checkpoint goes that is nowhere else", "checkpoints/retention.py",
+          "if item is not best and is_safe(item)", "if item is not best", START),
+    Fault("another experiment's checkpoint is resumed", "resuming.py",
+          "if manifest.config_digest != config_digest(config):", "if False:", f"{DISTURBED} -k another_model"),
+    Fault("checkpoints name no parent", "engine/saving.py",
+          "            self.parent_sha256 = manifest.sha256\n", "            pass\n", f"{COMPARE} -k whole_chain"),
+    Fault("a foreign link passes", "reports/compare.py",
+          "elif manifest.parent_sha256 != digests[epoch - 1]:", "elif False:", f"{COMPARE} -k link"),
+    Fault("log numbers are not compared", "reports/compare.py",
+          'differences.append("log numbers")', "pass", f"{COMPARE} -k number_of_the_log"),
+    Fault("a run that ended earlier passes for the same", "reports/compare.py",
+          "    if ends[0] == ends[1]:\n", "    if True:\n", f"{COMPARE} -k ended_earlier"),
+    Fault("warnings before the start are not in the log file", "engine/log.py",
+          "            handlers[-1].handle(record)\n", "            pass\n", f"{DISTURBED} -k repeating_samples"),
+    Fault("a log that cannot be written is passed over", "engine/log.py",
+          "    def handleError(self, record: logging.LogRecord) -> None:\n        raise\n",
+          "    def handleError(self, record: logging.LogRecord) -> None:\n        pass\n", LOGS),
+]
+# fmt: on
+# Planted to know them; why no test can notice is said here.
+EXPLAINED: dict[str, str] = {}
+
+
+def _copy(target: Path) -> None:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target / name)
+
+
+def _run_tests(tree: Path, tests: str, data: Path) -> tuple[bool, str]:
+    """Whether the tests failed, and the name of the first that did."""
+    words, _, chosen = tests.partition(" -k ")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=no", *words.split()]
+    command += ["-k", chosen] if chosen else []
+    environ = {**os.environ, "TEST_DEMO_DATA": str(data), "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True, "no end within the time allowed"
+    first = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    return done.returncode == 1, first.partition(" - ")[0].split("::", 1)[-1]
+
+
+def _try(fault: Fault, tree: Path, data: Path) -> str:
+    path = tree / "seqtrack" / fault.file
+    good = path.read_text()
+    if good.count(fault.old) != 1:
+        return f"cannot be planted: its text is {good.count(fault.old)} times in {fault.file}"
+    began = time.monotonic()
+    path.write_text(good.replace(fault.old, fault.new))
+    noticed, by = _run_tests(tree, fault.tests, data)
+    path.write_text(good)
+    return f"{f'noticed by {by}' if noticed else 'NOT NOTICED'} ({time.monotonic() - began:.0f} s)"
+
+
+def main() -> int:
+    """Plant the chosen faults; 1 if one goes unnoticed without an explanation."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--only", default="", help="plant only faults whose name holds this")
+    parser.add_argument("--list", action="store_true", help="name the faults and plant none")
+    args = parser.parse_args()
+    chosen = [fault for fault in FAULTS if args.only in fault.name]
+    if args.list:
+        print("\n".join(fault.name for fault in chosen))
+        return 0
+    outcomes: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tree, data = Path(folder, "tree"), Path(folder, "data")
+        tree.mkdir()
+        _copy(tree)
+        for fault in chosen:
+            outcomes[fault.name] = _try(fault, tree, data)
+            print(f"{fault.name}: {outcomes[fault.name]}", flush=True)
+    missed = [name for name, outcome in outcomes.items() if not outcome.startswith("noticed")]
+    unexplained = [name for name in missed if name not in EXPLAINED]
+    print(json.dumps({"planted": len(outcomes), "noticed": len(outcomes) - len(missed), "unexplained": unexplained}))
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
