@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -171,6 +172,8 @@ class BatchLoader:
             # Without a generator of its own the loader would draw its workers' base seed from torch's global one.
             generator=torch.Generator(),
         )
+        # Also when nobody closes: at its exit Python sends workers a signal that they ignore, and waits for them.
+        weakref.finalize(self, _end_workers, self._loader)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches `start_step`, `start_step + 1`, ... of an epoch.
@@ -203,10 +206,20 @@ class BatchLoader:
 
     def close(self) -> None:
         """End the workers. A loader that was closed starts new ones when it is used again."""
-        iterator = self._loader._iterator
-        if iterator is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
-            self._loader._iterator = None
+        _end_workers(self._loader)
+
+
+def _end_workers(loader: "DataLoader[Batch | _Failure]") -> None:
+    iterator = loader._iterator
+    if iterator is None:
+        return
+    loader._iterator = None
+    workers = list(getattr(iterator, "_workers", ()))
+    iterator._shutdown_workers()  # type: ignore[attr-defined]
+    for worker in workers:
+        # One that stands in a read from a dead disk; it ignores the polite signal, and Python would wait for it.
+        if worker.is_alive():
+            worker.kill()
 
 
 def _as_it_is(made: Any) -> Any:

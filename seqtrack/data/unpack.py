@@ -15,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from seqtrack.data.annotations import read_annotation
 from seqtrack.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def unpack_class(archive: Path, class_name: str, root: Path, *, wanted: Collecti
 
     Args:
         archive: the zip; sequences stand at its top or in a folder of the class.
-        wanted: names of sequences. Those that are there already are left as they are.
+        wanted: names of sequences that are not there yet.
         strict: refuse a zip that lacks one of them, instead of saying so in the log.
 
     Returns:
@@ -49,7 +50,7 @@ def unpack_class(archive: Path, class_name: str, root: Path, *, wanted: Collecti
 
     Raises:
         UserError: the zip is damaged, holds a name that leaves the folder, would grow beyond reason, or lacks a wanted
-            sequence; or the disk is full.
+            sequence; or the disk is full; or a sequence in it is not whole, in which case the others are in place.
     """
     target = root / class_name
     temporary = root / f".unpack-{class_name}-{os.getpid()}"
@@ -62,7 +63,7 @@ def unpack_class(archive: Path, class_name: str, root: Path, *, wanted: Collecti
                 if strict:
                     raise UserError(text)
                 _log.warning("%s", text)
-            names = sorted(name for name in present.intersection(wanted) if not (target / name).exists())
+            names = sorted(present.intersection(wanted))
             chosen = [member for member in members if member.sequence in names]
             require_space(root, sum(member.info.file_size for member in chosen), f"unpack {archive.name}")
             for member in chosen:
@@ -76,11 +77,31 @@ def unpack_class(archive: Path, class_name: str, root: Path, *, wanted: Collecti
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    return _publish(temporary, names, target, archive)
+
+
+def _publish(temporary: Path, names: list[str], target: Path, archive: Path) -> list[str]:
+    """Move the sequences that are whole to their place; complain of the others, and keep them out."""
+    problems: list[str] = []
+    moved: list[str] = []
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
+        annotation, found = read_annotation(temporary / name)
+        if annotation is None:
+            problems += [
+                f"{archive.name}: {text.replace(f'{temporary}/', '')}; {name} was not unpacked" for text in found
+            ]
+            continue
+        if annotation.missing.any():
+            _log.warning(
+                "%s: %d frame files of %s are missing in the zip", archive.name, annotation.missing.sum(), name
+            )
         (temporary / name).rename(target / name)
+        moved.append(name)
     shutil.rmtree(temporary, ignore_errors=True)
-    return names
+    if problems:
+        raise UserError(problems)
+    return moved
 
 
 def require_space(folder: Path, needed_bytes: int, what: str) -> None:

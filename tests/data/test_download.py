@@ -270,6 +270,27 @@ def test_a_zip_that_lacks_a_named_sequence_is_refused_and_one_of_the_split_is_a_
     assert "book.zip does not hold book-10" in caplog.text
 
 
+def test_a_sequence_that_is_not_whole_in_the_zip_is_kept_out_and_the_others_come(
+    served: Served, tmp_path: Path
+) -> None:
+    members = _members(tmp_path, "book")
+    del members["book-2/img/00000022.jpg"]
+    served.files["book.zip"] = zip_of(members, tmp_path / "x.zip")
+    with pytest.raises(UserError, match=r"book-2: groundtruth.txt has 22 rows.*book-2 was not unpacked"):
+        _download(served, tmp_path / "data", "book")
+    root = tmp_path / "data" / "lasot"
+    assert sorted(path.name for path in (root / "book").iterdir()) == ["book-1", "book-3"]
+    assert not list(root.glob(".unpack*")) and (root / "book.zip").exists()
+
+
+def test_a_frame_missing_in_the_zip_is_said(served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = _members(tmp_path, "book")
+    del members["book-2/img/00000007.jpg"]
+    served.files["book.zip"] = zip_of(members, tmp_path / "x.zip")
+    assert len(_download(served, tmp_path / "data", "book")["book"]) == 3
+    assert "1 frame files of book-2 are missing in the zip" in caplog.text
+
+
 def test_sequences_that_are_there_are_left_as_they_are(served: Served, tmp_path: Path) -> None:
     mine = write_sequence(tmp_path / "data" / "lasot" / "book" / "book-1", 30, seed=99)
     before = tree(mine)

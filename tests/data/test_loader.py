@@ -258,7 +258,39 @@ def test_workers_die_with_the_parent(dataset: SampleDataset, tmp_path: Path, sen
     assert len(workers) == 2
     child.send_signal(sent)
     child.communicate(timeout=20)
-    assert _wait_gone(workers, 10)
+    # Without the kernel's help they would notice within five seconds, and hold memory and files until then.
+    assert _wait_gone(workers, 2)
+
+
+_CRASH = """
+    import sys
+    from pathlib import Path
+    from seqtrack.data.loader import BatchLoader
+    from seqtrack.data.pairs import SampleDataset, SampleSpec
+    from seqtrack.data.sources import open_source
+    source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
+    dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=1)
+    loader = BatchLoader(dataset, batch_size_global=4, samples_per_epoch=10**6, num_workers=2)
+    batches = loader.batches(0)
+    next(batches)
+    kept = [loader, batches]
+    raise SystemExit(3)
+"""
+
+
+def test_a_program_that_ends_without_closing_does_not_hang(dataset: SampleDataset, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(_CRASH), str(tmp_path / "data")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    assert subprocess.run(command, env=environment, timeout=45).returncode == 3
+
+
+def test_a_worker_that_stands_still_is_ended_as_well(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 1, samples_per_epoch=4000)
+    next(loader.batches(0))
+    (worker,) = _workers()
+    os.kill(worker, signal.SIGSTOP)
+    loader.close()
+    assert _wait_gone([worker], 5)
 
 
 def _memory_mb(processes: list[int]) -> float:
