@@ -68,6 +68,11 @@ def _start_several(processes: int) -> int:
         rendezvous=read_variable(os.environ, "RENDEZVOUS") or "",
         max_restarts=read_variable(os.environ, "MAX_RESTARTS"),
     )
+    if how.machines > 1 and not (how.rendezvous and how.machine < how.machines):
+        raise UserError(
+            f"NNODES is {how.machines}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
+            f"{how.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {how.machines - 1} (found {how.machine})"
+        )
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)  # it would print a page about every exit
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_EXIT_FOLDER] = folder

@@ -190,6 +190,28 @@ def test_when_the_launcher_is_killed_its_workers_save_and_end(demo_data: Path, t
     assert list((tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_step*.json"))
 
 
+def test_two_launchers_meet_as_two_machines_and_train_the_same_run(
+    demo_data: Path, pair_uncut: Path, tmp_path: Path
+) -> None:
+    env = {"NNODES": 2, "NPROC": 1, "RENDEZVOUS": f"127.0.0.1:{_free_port()}"}
+    with ExitStack() as stack:
+        machines = [
+            stack.enter_context(start(environment(tmp_path, demo_data, NODE_RANK=number, **env))) for number in (0, 1)
+        ]
+        ended = [machine.end() for machine in machines]
+    assert [one.code for one in ended] == [0, 0], "\n".join(one.said for one in ended)
+    assert_same_run(tmp_path / "phase_1", pair_uncut)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"RENDEZVOUS": "127.0.0.1:29500", "NODE_RANK": "2"}], ids=["nowhere", "nobody"])
+def test_machines_that_cannot_meet_are_refused(wrong: dict[str, str], demo_data: Path, tmp_path: Path) -> None:
+    with start(environment(tmp_path, demo_data, NNODES=2, **wrong)) as launcher:
+        ended = launcher.end()
+    assert ended.code == 2, ended.said
+    assert "every machine needs the same RENDEZVOUS" in ended.said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_after_the_death_of_a_worker_the_launcher_goes_on_from_the_newest_checkpoint(
     demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
