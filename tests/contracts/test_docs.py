@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.parent.suffix != ".d")
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 JOBS = ("train-phase1", "train-phase2", "prepare-data")
+# What the entrypoint takes beside a command: it turns the word into a number before anything else reads it.
+ENTRYPOINT_VALUES = {("RESUME_EPOCH", "newest")}
 # Variables that belong to Docker, compose or the shell and are explained where they stand.
 FOREIGN_VARIABLES = {
     "PYTHON", "CI", "CUDA", "IMAGE", "GPUS", "MEMLOCK", "SHM_SIZE", "TENSORBOARD_PORT", "COMMIT", "LOCK_DIGEST",
@@ -122,7 +124,7 @@ def refused_values(code: list[str]) -> list[str]:
     """`NAME=value` of a known variable with a value that the code does not take."""
     refused = []
     for name, value in re.findall(r"(?:^|\s)([A-Z][A-Z0-9_]{2,})=([\w.,:/@+-]+)", "\n".join(code)):
-        if name in VARIABLES and not value.startswith(("...", "/")):
+        if name in VARIABLES and not value.startswith(("...", "/")) and (name, value) not in ENTRYPOINT_VALUES:
             try:
                 VARIABLES[name].read(value)
             except ValueError as error:
