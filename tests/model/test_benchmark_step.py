@@ -15,7 +15,7 @@ BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 def test_one_object_with_the_promised_keys_in_the_last_line(options: list[str]) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
     done = subprocess.run(
-        [sys.executable, str(BENCH), "step", "--json", "--size", "demo", "--steps", "3", "--batch", "3", *options],
+        [sys.executable, str(BENCH), "step", "--json", "--size", "demo", "--steps", "1", "--batch", "3", *options],
         capture_output=True, text=True, check=True, timeout=200, env=clean,
     )  # fmt: skip
     told = json.loads(done.stdout.splitlines()[-1])
