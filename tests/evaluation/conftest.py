@@ -1,13 +1,14 @@
 """Real annotations and boxes of published trackers where the tester has them, and a small run with drawn videos."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 import yaml
 
 from seqtrack.checkpoints.store import FORMAT, epoch_name, write_checkpoint
@@ -20,6 +21,15 @@ from seqtrack.data.sequence import Sequence
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A model this small is slower on two threads, and many times slower where another process wants the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

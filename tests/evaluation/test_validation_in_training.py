@@ -1,0 +1,67 @@
+"""Validation as an option of training: it reports, and the run ends in the same bits as one without it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqtrack.evaluation.metrics import FIGURES
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = "DATA.TRAIN.SAMPLE_PER_EPOCH 24 DATA.MAX_SAMPLE_INTERVAL 20 TRAIN.BATCH_SIZE 8 TRAIN.NUM_WORKER 0"
+
+
+def train(output: Path, data: Path, overrides: str) -> subprocess.CompletedProcess[str]:
+    inherited = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    variables = {"OUTPUT_DIR": str(output), "DATA_DIR": str(data), "DATASET": "lasot", "CONFIG": "demo"}
+    return subprocess.run(
+        [sys.executable, "-m", "seqtrack", "train"],
+        env={**inherited, **variables, "EPOCHS": "2", "DEVICE": "cpu", "OVERRIDES": f"{SMALL} {overrides}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def digests(output: Path) -> list[str]:
+    manifests = sorted((output / "phase_1" / "checkpoints").glob("SEQTRACK_ep*.json"))
+    return [json.loads(path.read_text())["sha256"] for path in manifests]
+
+
+def test_a_run_with_validation_ends_in_the_bits_of_one_without(tmp_path: Path, data_dir: Path) -> None:
+    # Dropout draws from torch's global state: a validation that moved it would show in the weights.
+    dropout = "MODEL.DECODER.DROPOUT 0.2"
+    for name, overrides in (("without", ""), ("with", "TRAIN.VALIDATION_INTERVAL 1")):
+        done = train(tmp_path / name, data_dir, f"{dropout} {overrides}")
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert digests(tmp_path / "with") == digests(tmp_path / "without") and len(digests(tmp_path / "with")) == 2
+
+    lines = (tmp_path / "with" / "phase_1" / "logs" / "metrics.jsonl").read_text().splitlines()
+    found = [record for record in map(json.loads, lines) if record["type"] == "validation"]
+    assert [record["epoch"] for record in found] == [1, 2]
+    for record in found:
+        assert all(0 <= record[name] <= 100 for name in FIGURES) and record["sequences"] == 4
+    assert '"validation"' not in (tmp_path / "without" / "phase_1" / "logs" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("how", ["the lists", "a link"])
+def test_a_sequence_that_is_trained_on_and_held_out_stops_the_run_before_it_begins(
+    tmp_path: Path, data_dir: Path, how: str
+) -> None:
+    data = Path(shutil.copytree(data_dir, tmp_path / "lasot"))
+    if how == "the lists":
+        with (data / "testing_set.txt").open("a") as file:
+            file.write("disk-1\n")
+    else:
+        shutil.rmtree(data / "disk" / "disk-3" / "img")
+        (data / "disk" / "disk-3" / "img").symlink_to(data / "disk" / "disk-1" / "img")
+        for name in ("groundtruth.txt", "full_occlusion.txt", "out_of_view.txt"):
+            shutil.copy(data / "disk" / "disk-1" / name, data / "disk" / "disk-3" / name)
+    done = train(tmp_path / "output", data, "TRAIN.VALIDATION_INTERVAL 1")
+    assert done.returncode == 2 and "disk-" in done.stderr, done.stderr[-2000:]
+    assert not (tmp_path / "output" / "phase_1" / "checkpoints").exists()
