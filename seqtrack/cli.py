@@ -10,6 +10,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from seqtrack import __version__
 from seqtrack.errors import RunError, UserError
@@ -44,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _read_dotenv() -> None:
+    """Every command has the settings of `.env` in the current folder: one that trains and one that looks for what was
+    trained must not disagree about where that is."""
+    if Path(".env").is_file():
+        from seqtrack.config.environment import load_dotenv_file
+
+        load_dotenv_file(Path.cwd())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -56,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        _read_dotenv()
         return int(module.run(args))
     except UserError as error:
         for problem in error.problems:

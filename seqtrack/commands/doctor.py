@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(_args: argparse.Namespace) -> int:
     """Print every finding; 1 if one of them is an obstacle."""
     from seqtrack.commands.doctor_findings import Level
-    from seqtrack.config.environment import load_dotenv_file
 
-    load_dotenv_file(Path.cwd())
     obstacles = 0
     for finding in _findings():
         print(finding, flush=True)

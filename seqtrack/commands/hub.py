@@ -36,9 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Dispatch to one tool."""
-    from seqtrack.config.environment import load_dotenv_file, read_environment
+    from seqtrack.config.environment import read_environment
 
-    load_dotenv_file(Path.cwd())
     return {"create": _create, "check": _check, "upload": _upload, "download": _download, "card": _card}[args.action](
         args, read_environment(os.environ)
     )

@@ -9,6 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who hands it in; everything else is measured."""
     parser.add_argument("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
     parser.add_argument("--title", help="heading of the report")
     parser.add_argument("--name", dest="team_name", metavar="TEAM", help="name of the team")

@@ -32,9 +32,8 @@ def run(args: argparse.Namespace) -> int:
     # Importing torch takes seconds; a request to stop that comes before training listens ends it here.
     signal.signal(signal.SIGTERM, _stop_before_start)
     signal.signal(signal.SIGINT, _stop_before_start)
-    from seqtrack.config.environment import load_dotenv_file, read_variable
+    from seqtrack.config.environment import read_variable
 
-    load_dotenv_file(Path.cwd())
     if args.max_restarts is not None:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import time
-from pathlib import Path
 
 from seqtrack.errors import UserError
 
@@ -25,10 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch, make one pass, or print the status."""
-    from seqtrack.config.environment import load_dotenv_file, read_environment
+    from seqtrack.config.environment import read_environment
     from seqtrack.uploads.settings import choose_target, read_settings
 
-    load_dotenv_file(Path.cwd())
     environment = read_environment(os.environ)
     settings = read_settings(os.environ)
     if args.action == "status":
