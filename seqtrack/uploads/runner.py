@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from seqtrack.uploads.errors import Fault, scrub
 
@@ -56,7 +56,7 @@ class ChildRunner:
 
     def run(self, order: dict[str, Any], *, deadline_s: float, on_event: OnEvent, tick: Callable[[], bool]) -> Outcome:
         end = time.monotonic() + deadline_s
-        with (self._folder / "child.log").open("wb") as errors:
+        with self._open_log() as errors:
             child = subprocess.Popen(
                 [sys.executable, "-m", "seqtrack.uploads.child"],
                 stdin=subprocess.PIPE,
@@ -112,6 +112,12 @@ class ChildRunner:
                 return Outcome(fault=Fault("deadline", "ended because the sidecar was asked to stop"))
             if time.monotonic() > end:
                 return Outcome(fault=Fault("deadline", f"the batch did not end within {deadline_s:.0f} s"))
+
+    def _open_log(self) -> BinaryIO:
+        try:
+            return (self._folder / "child.log").open("wb")
+        except OSError:  # a full disk; its last words are the least of our worries
+            return Path(os.devnull).open("wb")
 
     def _last_words(self) -> str:
         try:
