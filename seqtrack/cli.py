@@ -8,6 +8,7 @@ them listed), 75 stopped on request, 1 anything else, with its traceback.
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,13 @@ def _read_dotenv() -> None:
         load_dotenv_file(Path.cwd())
 
 
+def _drop_empty_hub_settings() -> None:
+    """compose hands on variables that are set and empty; to us that means not set, but the Hub's client would take an
+    empty HF_ENDPOINT for an address."""
+    for name in [name for name, value in os.environ.items() if name.startswith("HF_") and not value.strip()]:
+        del os.environ[name]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -67,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         _read_dotenv()
+        _drop_empty_hub_settings()
         return int(module.run(args))
     except UserError as error:
         for problem in error.problems:

@@ -78,9 +78,8 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
 
 
 def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLoader:
-    dataset = SampleDataset(
-        sources, config.DATA.TRAIN.DATASETS_RATIO, prepare.sample_spec(config), seed=config.TRAIN.SEED
-    )
+    ratios, spec = config.DATA.TRAIN.DATASETS_RATIO, prepare.sample_spec(config)
+    dataset = SampleDataset(sources, ratios, spec, seed=config.TRAIN.SEED)
     return BatchLoader(
         dataset,
         batch_size_global=config.TRAIN.BATCH_SIZE,
@@ -143,8 +142,10 @@ def _run(
     if not ranks.is_main:
         return 0 if complete else STOPPED_EXIT_CODE
     plot_phase(folder)
-    write_run(folder, record, state="complete" if complete else "stopped")
     if not complete:
+        write_run(folder, record, state="stopped")
         return STOPPED_EXIT_CODE
     logger.info("[phase_%d] complete : %d epochs , %d steps", environment.phase, state.epoch, state.step)
-    return conclude(environment.output_dir, phase=environment.phase, promise=began["promise"])
+    code = conclude(environment.output_dir, phase=environment.phase, promise=began["promise"])
+    write_run(folder, record, state="complete")  # last: the sidecar takes this word for the end of all files
+    return code
