@@ -72,7 +72,7 @@ class AnnotationCache:
                 index = json.loads(file["index"].tobytes())
                 boxes, flags = file["boxes"].astype(np.float64), file["flags"]
             self._index = {key: (list(times), int(start), int(count)) for key, times, start, count in index}
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return False
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             _log.warning("annotation cache %s is damaged (%s); annotations are read again", path, error)
@@ -135,6 +135,7 @@ def _write(path: Path, arrays: dict[str, NDArray[np.generic]]) -> bool:
             try:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
                 file.flush()
+                temporary.chmod(0o644)  # made 0600, which another user of the same data could not read
                 temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ where it stopped; nothing is unpacked whose digest is not the one the Hub lists.
 
 import difflib
 import fcntl
-import hashlib
 import logging
 import re
 import time
@@ -24,6 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
+from seqtrack.checkpoints.files import sha256_file
 from seqtrack.data.lasot import class_of, find_layout, official_split
 from seqtrack.data.unpack import require_space, unpack_class
 from seqtrack.errors import UserError
@@ -31,7 +31,6 @@ from seqtrack.errors import UserError
 _log = logging.getLogger(__name__)
 
 REPO = "l-lt/LaSOT"
-_HASH_BYTES = 4 * 1024 * 1024
 _ROOM = 1.02
 _TIMEOUT_S = 60.0
 _REPORT_S = 10.0
@@ -150,7 +149,7 @@ def _fetch(
     added: dict[str, list[str]] = {}
     for zip_ in listed:
         archive = root / zip_.path
-        if not (archive.exists() and _digest(archive) == zip_.sha256):
+        if not (archive.exists() and sha256_file(archive) == zip_.sha256):
             _download(zip_, parts[zip_.class_name], hub)
             parts[zip_.class_name].replace(archive)
         added[zip_.class_name] = unpack_class(
@@ -214,7 +213,7 @@ def _download(zip_: _Zip, part: Path, hub: Hub) -> None:
                     raise UserError(text) from error
                 _log.warning("%s: %s", zip_.path, _short(error))
                 time.sleep(_PAUSE_S * 2**failures)
-    if part.stat().st_size != zip_.size or _digest(part) != zip_.sha256:
+    if part.stat().st_size != zip_.size or sha256_file(part) != zip_.sha256:
         part.unlink()
         raise UserError(f"{zip_.path}: what arrived is not what the Hub lists (sha256 {zip_.sha256}); it was deleted")
 
@@ -246,14 +245,6 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return isinstance(error, httpx2.TransportError)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _short(error: Exception) -> str:

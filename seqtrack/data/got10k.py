@@ -42,7 +42,8 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list
     found = [sequence for sequence in sequences if sequence is not None]
     known = sorted({sequence.class_name for sequence in found})
     problems += [
-        f"CLASSES: GOT-10k has no class {name!r} here; it has {', '.join(known)}" for name in set(classes) - set(known)
+        f"CLASSES: GOT-10k has no class {name!r} here; it has {', '.join(known)}"
+        for name in sorted(set(classes) - set(known))
     ]
     if classes:
         found = [sequence for sequence in found if sequence.class_name in classes]

@@ -118,3 +118,10 @@ def test_nowhere_to_write_is_no_error(make_lasot, monkeypatch: pytest.MonkeyPatc
         assert len(_open(root)) == 1
     finally:
         root.chmod(0o755)
+
+
+def test_other_users_of_the_same_data_can_read_the_cache(make_lasot) -> None:  # type: ignore[no-untyped-def]
+    root = make_lasot("book-1")
+    _age(root)
+    _open(root)
+    assert _cache(root).stat().st_mode & 0o777 == 0o644
