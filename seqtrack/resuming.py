@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints import start as starting
-from seqtrack.checkpoints.files import DamagedFileError
-from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_values, verify_checkpoint
+from seqtrack.checkpoints.files import DamagedFileError, read_header
+from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_values
 from seqtrack.config.environment import Environment
 from seqtrack.config.load import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
@@ -120,8 +120,8 @@ def load_state(state: TrainState, start: starting.Start, ranks: Ranks) -> None:
 
 def _values(manifest: Manifest) -> dict[str, Any]:
     try:
-        return read_values(manifest.path, verify_checkpoint(manifest))
-    except DamagedFileError as error:
+        return read_values(manifest.path, read_header(manifest.path))  # `load_tensors` checks every byte
+    except (DamagedFileError, OSError) as error:
         raise UserError(f"{error}; take another checkpoint, or fetch this one again") from error
 
 
