@@ -16,7 +16,7 @@ from seqtrack.uploads.settings import UploadSettings
 
 STATUS_NAME = "status.json"
 _ROOM = 128 * 1024  # what the journal needs at least
-_ENDED = ("done", "disabled")
+_ENDED = "done"
 
 
 def state_folder(output_dir: Path) -> Path:
@@ -71,7 +71,7 @@ def illnesses(status: dict[str, Any] | None, settings: UploadSettings, now: floa
     """
     if status is None:
         return ["there is no status file: the sidecar has not started"]
-    if status.get("state") in _ENDED:
+    if status.get("state") == _ENDED:
         return []
     found: list[str] = []
     age = abs(now - float(status["time"]))
