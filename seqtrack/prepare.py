@@ -24,9 +24,10 @@ from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.step import StepSettings
 from seqtrack.errors import UserError
-from seqtrack.model.build import build_model
+from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
+from seqtrack.model.weights import load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -160,16 +161,16 @@ def set_kernels(config: Config, ranks: Ranks) -> None:
 
 
 def make_model(config: Config, ranks: Ranks, *, fresh: bool) -> SeqTrack:
-    """The model on its device: with its pretrained weights for a fresh run, with drawn ones to be replaced otherwise.
+    """The model on its device: with its first weights for a fresh run, otherwise with none yet: a checkpoint has all.
 
     Raises:
         UserError: the pretrained weights cannot be had.
     """
     spec = model_spec(config)
+    if not fresh:
+        return build_empty(spec).to_empty(device=ranks.device)
     model = build_model(spec, seed=config.TRAIN.SEED)
-    if fresh and spec.pretrain_type != "scratch":
-        from seqtrack.model.weights import load_pretrained
-
+    if spec.pretrain_type != "scratch":
         load_pretrained(model, spec)
     return model.to(ranks.device)
 

@@ -1,7 +1,6 @@
 """One run, top to bottom; read this first.
 
-Settings, data, where to start, the state, the loop, the proof. Whatever can be refused is refused before anything is
-written.
+Settings, data, where to start, the state, the loop, the proof. What can be refused is refused before it writes.
 """
 
 import contextlib
