@@ -139,7 +139,7 @@ def evaluation_section(phase: RunFiles, place: Path) -> str:
     by_class = [
         [one["name"], *(number(one["classes"][name]["auc"]) for name in classes)] for one in evaluation["trackers"]
     ]
-    plots = sorted((phase.folder / "evaluation" / "plots").glob("*.png"))
+    plots = sorted((phase.folder / "evaluation" / "plots").glob("*.png"), key=_plot_order)
     return "\n".join(
         [
             f"{evaluation['protocol']} Measured with {told}.\n",
@@ -149,6 +149,12 @@ def evaluation_section(phase: RunFiles, place: Path) -> str:
             _images(plots, place),
         ]
     )
+
+
+def _plot_order(path: Path) -> tuple[int, str]:
+    """Epochs first, then the curves, then bars."""
+    first = ("epochs", "epochs_by_class", "success", "precision", "norm_precision")
+    return (first.index(path.stem) if path.stem in first else len(first), path.stem)
 
 
 def checkpoints_section(files: OutputFiles) -> str:
@@ -173,13 +179,16 @@ def uploads_section(files: OutputFiles) -> str:
         f"{verified} of {len(files.uploads)} files verified there by size and digest.\n"
     ]
     shown = [one for one in files.uploads if not any(word in one.path for word in _GROUPED)]
-    rows = [
-        f"| `{one.path}` | {one.size} | `{one.sha256 or 'none'}` | {one.state} | `{one.commit or 'none'}` |"
-        for one in shown
-    ]
+    rows = [f"| `{one.path}` | {one.size} | `{one.sha256 or 'none'}` | {one.state} | {_commit(one)} |" for one in shown]
     rows += _grouped([one for one in files.uploads if one not in shown])
     head = ["| file | bytes | sha256 | state | commit |", "|---|---:|---|---|---|"]
     return "\n".join([*parts, "\n".join(head + rows), ""])
+
+
+def _commit(upload: Upload) -> str:
+    """The commit's digest, shortened; a folder has none and names what it did instead."""
+    commit = upload.commit or ""
+    return f"`{commit[:12]}`" if len(commit) >= 12 and set(commit) <= set("0123456789abcdef") else "–"
 
 
 def _grouped(uploads: Sequence[Upload]) -> list[str]:
