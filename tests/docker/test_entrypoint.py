@@ -29,6 +29,8 @@ def stop(number, frame):
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 note(" ".join(["start", *sys.argv[1:]]))
+if "STAND_IN_TELLS" in os.environ:
+    note(os.environ[os.environ["STAND_IN_TELLS"]])
 steps = os.environ.get(f"{job}_does".upper(), "0").split()   # "SECONDS CODE", of each start in turn
 starts = log.read_text().splitlines().count(f"start {job}")
 seconds, code = steps[min(starts - 1, len(steps) - 1)].partition(":")[::2]
@@ -82,6 +84,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             [sys.executable, str(ROOT / "docker/entrypoint"), "--root", str(root or tmp_path), *words],
             env=environment,
             cwd=tmp_path,
+            start_new_session=True,
             text=True,
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -200,11 +203,21 @@ def test_any_other_program_runs_as_it_is(start: Start) -> None:
     assert run.finish()[0] == 7
 
 
-def test_the_jobs_name_sets_the_phase(start: Start) -> None:
-    run = start("train-phase2", PHASE="1", RESUME_EPOCH="10")
-    code, said = run.finish()
-    assert code == 2
-    assert "RESUME_EPOCH 10" in said
+@pytest.mark.parametrize("phase", ["1", "2"])
+def test_the_jobs_name_sets_the_phase(start: Start, phase: str) -> None:
+    run = start(f"train-phase{phase}", PHASE="1", STAND_IN_TELLS="PHASE")
+    assert run.finish()[0] == 0
+    assert run.notes()[1] == phase
+
+
+def test_ctrl_c_reaches_the_trainer_once_and_the_uploader_not_at_all(start: Start) -> None:
+    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60", TRAIN_SLOW_S="1")
+    run.wait_for("start upload")
+    run.wait_for("start train")
+    os.killpg(run.process.pid, signal.SIGINT)  # what a terminal does: to every process of the group
+    assert run.finish()[0] == 75
+    assert run.notes().count("train got SIGINT") == 1
+    assert "upload got SIGINT" not in run.notes()
 
 
 def test_settings_come_from_the_environment_first_and_from_the_file_second(start: Start, tmp_path: Path) -> None:
