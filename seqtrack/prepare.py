@@ -200,7 +200,8 @@ def make_validation(config: Config, data_dir: Path, trained_on: Sequence[Source]
     from seqtrack.tracking.settings import tracker_settings
 
     held_out = [one for source in open_sources(config, data_dir, split="test") for one in source.sequences]
-    held_out = held_out[: config.TRAIN.VALIDATION_SEQUENCES or None]
+    wanted = min(config.TRAIN.VALIDATION_SEQUENCES or len(held_out), len(held_out))
+    held_out = [held_out[i * len(held_out) // wanted] for i in range(wanted)]  # spread over the classes
     trained = [one for source in trained_on for one in source.sequences]
     refuse_leak(held_out, trained)
     settings = tracker_settings(config, dataset=config.DATA.TRAIN.DATASETS_NAME[0])
