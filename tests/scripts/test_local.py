@@ -59,7 +59,7 @@ def test_the_environment_holds_the_locks_packages_and_the_clones_program(clone: 
         "print(seqtrack.__file__, *(f'{one.name}=={one.version}' for one in importlib.metadata.distributions()))"
     )
     words = [clone / ".venv/bin/python", "-c", show]
-    answer = subprocess.run(words, cwd="/", capture_output=True, text=True, check=True)
+    answer = subprocess.run(words, cwd="/", env={}, capture_output=True, text=True, check=True)
     place, *installed = answer.stdout.split()
     assert Path(place) == clone / "seqtrack/__init__.py"
     locked = set(re.findall(r"^([a-z0-9][\w.-]*==[^ ]+)", (clone / "requirements.lock").read_text(), re.MULTILINE))
