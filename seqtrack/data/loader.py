@@ -186,19 +186,17 @@ class BatchLoader:
         if start_step >= self.steps_per_epoch:
             return
         iterator = iter(self._loader)
+        _watch_calmly(iterator)
         while True:
-            try:
-                made = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
+            made, trouble = _next(iterator)
+            if trouble is not None:
                 self.close()
                 raise WorkerDied(
-                    f"a data loader worker died ({str(error).splitlines()[0]}). Most often memory ran out: lower "
-                    "TRAIN.NUM_WORKER or the batch size, or give the container more shared memory (shm_size)"
-                ) from error
+                    f"a data loader worker died ({trouble}). Most often memory ran out: lower TRAIN.NUM_WORKER or the "
+                    "batch size, or give the container more shared memory (shm_size)"
+                )
+            if made is None:
+                return
             if isinstance(made, _Failure):
                 self.close()
                 raise UserError(made.problems)
@@ -207,6 +205,38 @@ class BatchLoader:
     def close(self) -> None:
         """End the workers. A loader that was closed starts new ones when it is used again."""
         _end_workers(self._loader)
+
+
+def _next(iterator: Any) -> tuple[Batch | _Failure | None, str | None]:
+    """The next batch, None after the last; or how a worker died.
+
+    The error is not chained: its frames hold temporary files of torch's, which new workers would inherit and delete.
+    """
+    try:
+        return next(iterator), None
+    except StopIteration:
+        return None, None
+    except (RuntimeError, OSError, EOFError) as error:
+        # A dead worker shows as a broken connection as well, when its last batch is taken over.
+        if not any(_is_dead(worker) for worker in getattr(iterator, "_workers", ())):
+            raise
+        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _is_dead(worker: Any) -> bool:
+    worker.join(0.5)
+    return not worker.is_alive()
+
+
+def _watch_calmly(iterator: Any) -> None:
+    """Let a dead worker be noticed when its batch is waited for, within five seconds, and nowhere else.
+
+    torch's handler of SIGCHLD raises wherever the program happens to be: in the middle of writing a checkpoint, or
+    where nobody can catch it.
+    """
+    if getattr(iterator, "_worker_pids_set", False):
+        torch._C._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
 
 
 def _end_workers(loader: "DataLoader[Batch | _Failure]") -> None:

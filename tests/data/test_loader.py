@@ -182,6 +182,19 @@ def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: SampleDataset) -
     assert not multiprocessing.active_children(), "the other worker was ended as well"
 
 
+def test_a_workers_death_disturbs_nothing_until_its_batch_is_waited_for(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 1, samples_per_epoch=4000)
+    batches = loader.batches(0)
+    next(batches)
+    (worker,) = _workers()
+    os.kill(worker, signal.SIGKILL)
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        sum(range(1000))  # work of the program, such as saving; nothing may be raised into it
+    with pytest.raises(WorkerDied):
+        list(batches)
+
+
 def test_after_a_worker_died_the_loader_can_be_used_again(dataset: SampleDataset) -> None:
     loader = _loader(dataset, 1, samples_per_epoch=400)
     batches = loader.batches(0)
