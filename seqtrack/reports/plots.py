@@ -74,7 +74,7 @@ def plot_phase(folder: Path) -> None:
 
 
 def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
-    """`loss_comparison.png`, `iou_comparison.png`, and both in `training_comparison.png`; the title says the verdict."""
+    """`loss_comparison.png`, `iou_comparison.png`, and both as `training_comparison.png`, titled with the verdict."""
     for names, file in ((("loss",), "loss"), (("iou",), "iou"), (("loss", "iou"), "training")):
         title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
         figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
