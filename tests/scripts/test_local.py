@@ -1,5 +1,6 @@
 """`scripts/local.sh` as a user on a fresh clone meets it: the environment it makes, and the two phases it runs."""
 
+import json
 import os
 import re
 import shutil
@@ -105,8 +106,14 @@ def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path)
     assert (code, said.strip().splitlines()[-1]) == (0, "identical")
     code, said = local(clone, "report")
     assert code == 0, said
-    code, said = local(clone, "evaluate", "--checkpoint", "last", timeout=300)
+    code, said = local(clone, "evaluate", timeout=300)
     assert code == 0, said
+    trackers = json.loads((phase / "evaluation/evaluation.json").read_text())["trackers"]
+    auc = {tracker["name"]: tracker["mean"]["auc"] for tracker in trackers}
+    assert auc["epoch 10"] >= 35, auc
+    assert max(auc["untrained"], auc["still box"]) < 10, auc
+    rising = [auc[f"epoch {epoch}"] for epoch in range(1, 11)]
+    assert sum(rising[-3:]) > sum(rising[:3]) + 60, rising
     code, said = local(clone, "plan")
     assert code == 0, said
     code, said = local(clone, "upload", "--once")
