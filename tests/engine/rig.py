@@ -51,6 +51,7 @@ class Run:
         *,
         state: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
         resume_step: int = 0,
+        parent: str | None = None,
         **hooks: Any,
     ) -> None:
         torch.set_num_threads(1)
@@ -67,12 +68,13 @@ class Run:
             self.state.restore(*state)
         self.stop = StopAfter(self.state)
         self.resume_step = resume_step
+        self.parent = parent
         self.hooks = hooks
 
     def until(self, step: int | None) -> bool:
         """Train until after `step`, or to the end. Returns whether the last epoch is done."""
         self.stop.step = step
-        saver = Saver(self.folder / "checkpoints", parent_sha256=None)
+        saver = Saver(self.folder / "checkpoints", parent_sha256=self.parent)
         log = RunLog(self.folder / "logs", phase=1, resume_step=max(self.resume_step, self.state.step), writes=True)
         plan = LoopPlan(
             epochs=self.config.TRAIN.EPOCH,
@@ -84,7 +86,7 @@ class Run:
             describe=DESCRIBE,
         )
         with closing(log), closing(saver):
-            return Loop(
+            done = Loop(
                 self.state,
                 loader=self.loader,
                 stepper=Stepper(self.state, self.state.model, RANKS, prepare.step_settings(self.config, RANKS)),
@@ -95,6 +97,8 @@ class Run:
                 plan=plan,
                 **self.hooks,
             ).run()
+        self.parent = saver.parent_sha256
+        return done
 
     def at(self, step: int) -> Manifest:
         """The checkpoint inside an epoch that was saved after `step`."""

@@ -27,11 +27,21 @@ def _draws(_state: TrainState) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def uncut(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was never stopped."""
+    run = Run(tmp_path_factory.mktemp("engine") / "whole", demo_data, validate=_draws)
+    assert run.until(None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def uncut(whole: Run, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, with its state after two steps inside an epoch saved on the way."""
     run = Run(tmp_path_factory.mktemp("engine") / "uncut", demo_data, validate=_draws)
     assert not run.until(CUT)
     assert not run.until(NEXT)
     assert run.until(None)
+    assert_same_run(run.folder, whole.folder)
     return run
 
 
@@ -49,7 +59,9 @@ def _resumed_without(part: str | None, uncut: Run, folder: Path, data: Path) -> 
         tensors |= {name: tensor for name, tensor in fresh_tensors.items() if name.split("/")[0] == part}
         if part in fresh_values:
             values[part] = fresh_values[part]
-    run = Run(folder, data, state=(tensors, values), resume_step=CUT, validate=_draws)
+    run = Run(
+        folder, data, state=(tensors, values), resume_step=CUT, parent=uncut.at(CUT).parent_sha256, validate=_draws
+    )
     run.until(max(run.state.step + 1, 1) if part == "step" else NEXT)
     run.until(None)
     return run

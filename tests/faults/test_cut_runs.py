@@ -41,7 +41,7 @@ def test_another_seed_is_another_run(uncut: Path, demo_data: Path, tmp_path: Pat
 
 
 def _half_written(checkpoints: Path) -> bool:
-    return any(checkpoints.glob(".*.tmp"))
+    return any(checkpoints.glob(".*.safetensors.*.tmp"))
 
 
 def _without_manifest(checkpoints: Path) -> bool:
