@@ -166,7 +166,9 @@ def _is_gone(pid: int) -> bool:
 
 
 def _workers() -> list[int]:
-    return _children(os.getpid())
+    """The loader's workers; other tests' helpers, such as a fork server, may be children of this process too."""
+    ours = {child.pid for child in multiprocessing.active_children()}
+    return [pid for pid in _children(os.getpid()) if pid in ours]
 
 
 def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: SampleDataset) -> None:
