@@ -129,7 +129,7 @@ def test_the_demo_is_the_recipe_that_was_tried() -> None:
     assert (encoder.TYPE, encoder.EMBED_DIM, encoder.DEPTH, encoder.NUM_HEADS) == ("vit_custom", 128, 2, 8)
     assert (encoder.PATCH_SIZE, encoder.POS_INIT, encoder.PRETRAIN_TYPE) == (16, "sincos2d", "scratch")
     assert (config.MODEL.HIDDEN_DIM, decoder.DEC_LAYERS, decoder.DROPOUT, config.MODEL.BINS) == (128, 2, 0.0, 64)
-    assert (train.LR, train.ENCODER_MULTIPLIER, train.BATCH_SIZE, train.EPOCH) == (6e-4, 1.0, 16, 10)
+    assert (train.LR, train.ENCODER_MULTIPLIER, train.BATCH_SIZE, train.EPOCH) == (8e-4, 1.0, 16, 10)
     schedule = train.SCHEDULER
     assert (schedule.TYPE, schedule.WARMUP_STEPS, schedule.FINAL_RATIO) == ("cosine", 50, 0.02)
     assert (train.NUM_THREADS, train.NUM_WORKER) == (1, 1)

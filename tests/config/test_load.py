@@ -184,7 +184,7 @@ def test_a_file_of_the_users_is_loaded_by_its_path(tmp_path: Path) -> None:
 def test_each_layer_wins_over_the_one_before() -> None:
     environment = [("SEED", ("TRAIN.SEED", "1")), ("EPOCHS", ("TRAIN.EPOCH", "2"))]
     config = load_config("demo", environment=environment, overrides=[("TRAIN.EPOCH", "3")])
-    assert (config.TRAIN.LR, config.TRAIN.SEED, config.TRAIN.EPOCH) == (6e-4, 1, 3)
+    assert (config.TRAIN.LR, config.TRAIN.SEED, config.TRAIN.EPOCH) == (8e-4, 1, 3)
 
 
 def test_a_wrong_value_is_reported_even_where_a_later_layer_covers_it(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_differences_name_the_key_both_values_and_whether_they_matter() -> None:
     a = load_config("demo")
     b = override(a, [("TRAIN.NUM_WORKER", "4"), ("TRAIN.LR", "2e-3"), ("DATA.CLASSES", "disc")])
     assert [(one.key, one.a, one.b, one.must_match) for one in compare_configs(a, b)] == [
-        ("TRAIN.LR", 6e-4, 2e-3, True),
+        ("TRAIN.LR", 8e-4, 2e-3, True),
         ("TRAIN.NUM_WORKER", 1, 4, False),
         ("DATA.CLASSES", (), ("disc",), True),
     ]
@@ -258,7 +258,7 @@ def test_differences_name_the_key_both_values_and_whether_they_matter() -> None:
 def test_the_digest_is_this_one_for_ever() -> None:
     # Checkpoints name it: a digest that moves with the code would refuse every resume after an update. A new key that
     # makes experiments differ changes it, knowingly.
-    assert config_digest(load_config("demo")) == "631c2578767e27a21fe2670edb14da82a8fc19dc1ff040be77b7b822f3a2489f"
+    assert config_digest(load_config("demo")) == "119488aa21ab6bbb420fc1190ebc142d16ac2473221ad005ee142e844ea2af00"
 
 
 def test_a_dump_names_every_key_and_is_yaml_that_other_readers_understand_alike() -> None:
