@@ -63,19 +63,28 @@ def owners(folder: Path) -> set[tuple[int, int]]:
 
 
 @pytest.mark.run
-def test_both_phases_on_a_fresh_clone_end_identical(make_project: MakeProject) -> None:
-    project = make_project()
+@pytest.mark.parametrize(
+    ("variables", "epochs", "least_iou"),
+    [
+        pytest.param({**SMALL, "EPOCHS": "4"}, 4, 0.0, id="short"),
+        pytest.param({}, 10, 0.4, id="whole", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
+    ],
+)
+def test_both_phases_on_a_fresh_clone_end_identical(
+    make_project: MakeProject, variables: dict[str, str], epochs: int, least_iou: float
+) -> None:
+    project = make_project(variables=dict(variables))
     screen = project.up("train-phase1", timeout=580)
     assert project.exit_code("train-phase1") == 0, screen
     assert project.exit_code("uploader") == 0, screen
     assert "nothing is uploaded" in screen
-    assert project.checkpoints() == [f"SEQTRACK_ep{epoch:04d}" for epoch in range(1, 11)]
+    assert project.checkpoints() == [f"SEQTRACK_ep{epoch:04d}" for epoch in range(1, epochs + 1)]
     last = [record for record in project.records() if record["type"] == "epoch"][-1]
-    assert last["epoch"] == 10
-    assert last["iou"] >= 0.4
+    assert last["epoch"] == epochs
+    assert last["iou"] >= least_iou
     screen = project.up("train-phase2", timeout=580, RESUME_EPOCH="3")
     assert project.exit_code("train-phase2") == 0, screen
-    assert project.checkpoints(2) == [f"SEQTRACK_ep{epoch:04d}" for epoch in range(4, 11)]
+    assert project.checkpoints(2) == [f"SEQTRACK_ep{epoch:04d}" for epoch in range(4, epochs + 1)]
     assert (project.output / "comparison/certificate.json").is_file()
     assert [line for line in screen.splitlines() if "train-phase2" in line and "|" in line][-1].endswith("identical")
     answer = project.compose("run", "--rm", "--no-deps", "verify")
