@@ -46,6 +46,9 @@ elif ! timeout 20 docker info >/dev/null 2>&1; then
   [ "${CI:-}" = true ] && { say "in CI that is a failure"; failed="$failed docker"; }
   markers="($markers) and not docker"
 fi
-check tests python -m pytest -m "$markers" --durations=15 "$@"
+# Two processes at most: some tests build the whole model, which takes gigabytes each.
+processes=$(($(nproc) > 1 ? 2 : 0))
+check tests python -m pytest -m "$markers" -n "${PROCESSES:-$processes}" --dist loadgroup --no-loadscope-reorder \
+  --durations=15 "$@"
 
 [ -z "$failed" ] || { say "failed:$failed"; exit 1; }

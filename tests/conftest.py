@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # So that a test's subprocesses and loader workers share two cores instead of fighting for them.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else "2")
 
 
 def _folder(variable: str) -> Path:
@@ -33,6 +33,24 @@ def test_data() -> Path:
 def goldens() -> Path:
     """The folder of reference outputs."""
     return _folder("SEQTRACK_GOLDENS")
+
+
+# Files that take minutes. They are started first, so that no process is left alone with one at the end.
+_LONG = ("test_local.py", "test_containers.py", "test_cut_runs.py", "test_uploads_process.py", "test_uploads_server.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests are dealt to several processes: keep a file in one, as its fixtures are made once a process.
+
+    Everything that needs Docker stays together too: it shares an image, and one test restarts the engine.
+    """
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
+    for item in items:
+        group = "docker" if item.get_closest_marker("docker") else str(item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
