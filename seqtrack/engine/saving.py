@@ -94,7 +94,7 @@ class Saver:
                 raise failure
             raise RunError(
                 f"a checkpoint could not be written into {self.folder}: {failure}; older checkpoints are untouched: "
-                "mend the disk or its space and start again, the run goes on from the newest of them"
+                "mend the disk or make room and start again, the run goes on from the newest of them"
             ) from failure
 
     def wait(self) -> None:

@@ -35,7 +35,8 @@ def test_kept_keys_give_the_words_of_the_plain_way(variant: SeqTrack, batch: int
     window = hann_window(variant.spec.bins) if windowed else None
     kept, plain = variant.generate(memory, window), _uncached(variant, memory, window)
     assert kept.tokens.tolist() == plain.tokens.tolist()
-    torch.testing.assert_close(kept.confidences, plain.confidences, rtol=1e-5, atol=1e-7)
+    # Matrix products over four words at once and over one round differently, and more so on some processors.
+    torch.testing.assert_close(kept.confidences, plain.confidences, rtol=1e-4, atol=1e-6)
     if batch > 1:
         assert len({tuple(row) for row in kept.tokens.tolist()}) > 1  # else the test would see nothing
 
