@@ -4,7 +4,6 @@ Epochs run from dark to bright in one colour scale, baselines are grey and dashe
 own, so that a plot of ten epochs and two trackers can still be read.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from seqtrack.checkpoints.files import write_atomic
 from seqtrack.evaluation.metrics import (
     NORM_PRECISION_THRESHOLDS,
     PRECISION_THRESHOLDS,
@@ -25,6 +23,7 @@ from seqtrack.evaluation.metrics import (
     Scores,
 )
 from seqtrack.evaluation.subjects import Evaluation, Subject
+from seqtrack.figures import new_axes, save_figure
 
 _OTHERS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
 _GREYS = {"untrained": ("#777777", "--"), "still": ("#777777", ":")}
@@ -67,10 +66,7 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> list[str]:
 
     def save(figure: Figure | None, name: str) -> None:
         if figure is not None:
-            buffer = io.BytesIO()
-            # No date and no version in the file: equal numbers give equal bytes.
-            figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-            write_atomic(folder / name, buffer.getvalue())
+            save_figure(figure, folder / name)
             drawn.append(name)
 
     save(_epochs(evaluation), "epochs.png")
@@ -80,15 +76,6 @@ def draw_plots(evaluation: Evaluation, folder: Path) -> list[str]:
     save(_classes(evaluation), "classes.png")
     save(_speed(evaluation), "fps.png")
     return drawn
-
-
-def _axes(title: str, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _subtitle(evaluation: Evaluation) -> str:
@@ -118,7 +105,7 @@ def _styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 
 def _curve(evaluation: Evaluation, curve: _Curve) -> Figure:
-    figure, axes = _axes(f"{curve.title}: {_subtitle(evaluation)}")
+    figure, (axes,) = new_axes(f"{curve.title}: {_subtitle(evaluation)}")
     styles = _styles(evaluation)
     means = {one.name: one.mean(evaluation.names) for one in evaluation.subjects}
     # The best first, as LaSOT's own plots sort their legends.
@@ -140,7 +127,7 @@ def _epochs(evaluation: Evaluation) -> Figure | None:
     epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
     if len(epochs) < 2:
         return None
-    figure, axes = _axes(f"Tracking by epoch: {_subtitle(evaluation)}")
+    figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(evaluation)}")
     x = [one.epoch or 0 for one in epochs]
     for (name, heading), colour in zip(_EPOCH_FIGURES, _FIGURE_COLOURS, strict=True):
         y = [one.mean(evaluation.names).figures()[name] for one in epochs]
@@ -153,12 +140,7 @@ def _epochs(evaluation: Evaluation) -> Figure | None:
             colour, dashes = _GREYS[one.kind]
             level = one.mean(evaluation.names).auc
             axes.axhline(level, color=colour, linestyle=dashes, linewidth=1.2, label=f"AUC, {one.name}")
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel("percent")
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+    return _over_epochs(figure, axes, "percent")
 
 
 def _epochs_by_class(evaluation: Evaluation) -> Figure | None:
@@ -167,12 +149,16 @@ def _epochs_by_class(evaluation: Evaluation) -> Figure | None:
     groups = evaluation.classes
     if len(epochs) < 2 or not 2 <= len(groups) <= len(_OTHERS):
         return None
-    figure, axes = _axes(f"AUC by class and epoch: {_subtitle(evaluation)}")
+    figure, (axes,) = new_axes(f"AUC by class and epoch: {_subtitle(evaluation)}")
     x = [one.epoch or 0 for one in epochs]
     for (name, members), colour in zip(groups.items(), _OTHERS, strict=False):
         axes.plot(x, [one.mean(members).auc for one in epochs], marker="o", color=colour, label=name)
+    return _over_epochs(figure, axes, "AUC (percent)")
+
+
+def _over_epochs(figure: Figure, axes: Axes, label: str) -> Figure:
     axes.set_xlabel("Epoch")
-    axes.set_ylabel("AUC (percent)")
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -197,7 +183,7 @@ def _classes(evaluation: Evaluation) -> Figure | None:
     names = names[:_MOST_BARS]
     height = 1.6 + 0.16 * len(names) * len(shown) + 0.12 * len(names)
     few = f", the {len(names)} lowest of {len(groups)}" if left_out > 0 else ""
-    figure, axes = _axes(f"AUC by class{few}\n{_subtitle(evaluation)}", (8.0, max(3.0, height)))
+    figure, (axes,) = new_axes(f"AUC by class{few}\n{_subtitle(evaluation)}", size=(8.0, max(3.0, height)))
     styles = _styles(evaluation)
     thickness = 0.8 / len(shown)
     rows = np.arange(len(names))
@@ -223,8 +209,8 @@ def _speed(evaluation: Evaluation) -> Figure | None:
     if not measured:
         return None
     device = evaluation.conditions.get("device") or ""
-    figure, axes = _axes(
-        f"Frames a second on {device}: {_subtitle(evaluation)}", (8.0, max(2.4, 1.2 + 0.3 * len(measured)))
+    figure, (axes,) = new_axes(
+        f"Frames a second on {device}: {_subtitle(evaluation)}", size=(8.0, max(2.4, 1.2 + 0.3 * len(measured)))
     )
     styles = _styles(evaluation)
     rows = np.arange(len(measured))

@@ -1,38 +1,17 @@
 """Training curves from what a run has measured: its `metrics.jsonl`. Needs no torch and no display."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from seqtrack.checkpoints.files import write_atomic
 from seqtrack.engine.log import read_metrics
+from seqtrack.figures import new_axes, save_figure
 
 COLOURS = ("#1f5fa8", "#d1602b")
 _LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    # No date and no version in the file: equal numbers give equal bytes.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_atomic(path, buffer.getvalue())
-
-
-def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, list[Axes]]:
-    """A figure in the project's look: light grid, no frame on top and right."""
-    figure = Figure(figsize=size, layout="constrained")
-    axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
-    figure.suptitle(title)
-    for one in axes:
-        one.grid(alpha=0.3)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _curves(folder: Path, name: str) -> tuple[list[float], list[float], list[int], list[float]]:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "seqtrack"
 FLOORS: list[tuple[str, ...]] = [
     ("__init__", "errors", "boxes", "tokens", "seeding"),
     ("config", "checkpoints"),
-    ("model", "data"),
+    ("model", "data", "figures"),
     ("engine", "tracking", "evaluation", "uploads"),
     ("reports",),
     ("train", "prepare", "records", "resuming", "commands", "cli", "__main__"),
