@@ -1,5 +1,6 @@
-"""What these tests share: the demo data and one undisturbed run, each made once a session."""
+"""What these tests share: demo data, one undisturbed run, each made once a session; a Hub and an output folder."""
 
 from runs import demo_data, uncut
+from uploads.fixtures import hub, output
 
-__all__ = ["demo_data", "uncut"]
+__all__ = ["demo_data", "hub", "output", "uncut"]

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from uploads.fixtures import hub, output
 from uploads.hub_server import Hub
 from uploads.rig import (
     REPO,
@@ -30,8 +29,6 @@ from uploads.rig import (
     status,
     until,
 )
-
-__all__ = ["hub", "output"]
 
 
 def test_a_file_written_slowly_in_pieces_is_sent_when_it_is_whole(hub: Hub, output: Path) -> None:

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from uploads.fixtures import hub, output
 from uploads.hub_server import Hub
 from uploads.rig import (
     REPO,
@@ -32,8 +31,6 @@ from uploads.rig import (
 )
 
 from seqtrack.uploads.journal import is_verified
-
-__all__ = ["hub", "output"]
 
 
 def states(output: Path) -> set[str]:

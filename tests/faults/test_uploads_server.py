@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from uploads.fixtures import hub, output
 from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub
 from uploads.rig import (
     REPO,
@@ -29,7 +28,6 @@ from uploads.rig import (
     until,
 )
 
-__all__ = ["hub", "output"]
 STAGES = ("whoami", "create", "info", "paths-info", "preupload", "batch", "put", "verify", "commit")
 FAILING = (500, 502, 503, 504)
 

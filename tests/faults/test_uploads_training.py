@@ -1,0 +1,90 @@
+"""Training that tidies its checkpoints while the sidecar sends them: nothing goes here before it is there.
+
+Real training, the real sidecar and a real server over HTTP; only the server's refusals are planned.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import Running, environment, epochs, start
+from uploads.hub_server import Hub
+from uploads.rig import REPO, environ, on_hub, sidecar, until
+
+from seqtrack.uploads.journal import is_verified
+
+LAST = 6
+
+
+def name(epoch: int) -> str:
+    """The checkpoint's path in the repo."""
+    return f"phase_1/checkpoints/SEQTRACK_ep{epoch:04d}.safetensors"
+
+
+@pytest.fixture
+def both(hub: Hub, demo_data: Path, tmp_path: Path) -> dict[str, str]:
+    """Environment of a training that keeps one checkpoint, and of its sidecar."""
+    output = tmp_path / "output"
+    keys = {"TRAIN.KEEP_CHECKPOINTS": "1", "TRAIN.SAVE_INTERVAL_S": "0"}
+    return {**environ(hub, output), **environment(output, demo_data, keys, EPOCHS=LAST)}
+
+
+@pytest.fixture
+def running(both: dict[str, str]) -> Iterator[Running]:
+    with start(both) as training:
+        yield training
+
+
+def digests(output: Path) -> dict[int, str]:
+    """sha256 of the checkpoints that lie here, by epoch."""
+    return {
+        epoch: hashlib.sha256(manifest.path.read_bytes()).hexdigest()
+        for epoch, manifest in epochs(output / "phase_1").items()
+    }
+
+
+def test_training_deletes_what_the_hub_holds_and_nothing_else(hub: Hub, both: dict[str, str], running: Running) -> None:
+    output = Path(both["OUTPUT_DIR"])
+    with sidecar({**environ(hub, output), "UPLOAD_REQUEST_TRIES": "1"}) as sending:
+        assert running.until(lambda: (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.json").exists())
+        running.signal(signal.SIGSTOP)
+        early = digests(output)
+        assert 2 <= len(early) < LAST, "the test stops the training in its middle"
+        until(lambda: all(is_verified(output, name(epoch), sha) for epoch, sha in early.items()), what="the first ones")
+        refused = hub.fail("commit", status=503, times=None)
+        running.signal(signal.SIGCONT)
+        ended = running.end()
+        assert ended.code == 0, ended.said
+        late = set(range(1, LAST + 1)) - set(early)
+        left = digests(output)
+        assert late <= set(left), "no checkpoint that the Hub refused has gone"
+        gone = set(early) - set(left)
+        assert gone, "those that the Hub holds may go, but for the best"
+        assert {name(epoch): early[epoch] for epoch in gone}.items() <= on_hub(hub).items()
+        hub.faults.remove(refused)
+        assert sending.wait() == 0
+    held = on_hub(hub)
+    assert {name(epoch): sha for epoch, sha in (early | left).items()}.items() <= held.items()
+    assert [path for path in sorted(held) if path.endswith(".safetensors")] == [name(n) for n in range(1, LAST + 1)]
+    assert hub.violations == []
+    assert {len(hub.commits_of(name(epoch), REPO)) for epoch in range(1, LAST + 1)} == {1}
+
+
+def test_training_without_a_sidecar_deletes_nothing_while_a_repo_is_named(
+    hub: Hub, both: dict[str, str], running: Running
+) -> None:
+    ended = running.end()
+    assert ended.code == 0, ended.said
+    assert sorted(digests(Path(both["OUTPUT_DIR"]))) == list(range(1, LAST + 1))
+    assert hub.calls == [], "training itself asks the Hub nothing"
+
+
+def test_training_without_a_repo_keeps_only_what_was_asked_for(both: dict[str, str]) -> None:
+    """The opposite: the same run, which tells that it was the repo's name that kept them."""
+    with start({**both, "HF_REPO": ""}) as alone:
+        ended = alone.end()
+    assert ended.code == 0, ended.said
+    left = sorted(digests(Path(both["OUTPUT_DIR"])))
+    assert LAST in left and len(left) <= 2, "the newest, and the best if that is another"
