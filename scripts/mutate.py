@@ -107,7 +107,7 @@ FAULTS = [
     Fault("a stop is not voted on", "engine/loop.py",
           "self.ranks.sum([float(self.stop.is_set), float(due and self.ranks.is_main)])",
           "[float(self.stop.is_set), float(due and self.ranks.is_main)]", f"{SEVERAL} -k stop_asked"),
-    Fault("a stopped run ends with 0", "engine/stop.py",
+    Fault("a stopped run ends with 0", "errors.py",
           "STOPPED_EXIT_CODE = 75", "STOPPED_EXIT_CODE = 0", f"{CUT} -k stopped_run_saves"),
     Fault("a failed write goes unnoticed", "engine/saving.py",
           "            self._failure = error\n", "            pass\n", DISK),

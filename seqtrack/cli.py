@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqtrack import __version__
-from seqtrack.errors import RunError, UserError
+from seqtrack.errors import USER_ERROR_EXIT_CODE, RunError, UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one phase; settings come from environment variables"),
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        return 2
+        return USER_ERROR_EXIT_CODE
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

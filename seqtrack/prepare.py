@@ -1,6 +1,8 @@
-"""The door: a checked configuration becomes the small dataclasses and objects that the parts take.
+"""The door: a checked configuration becomes the small dataclasses and objects that the parts of training take.
 
-The only place, beside `train.py`, that reads configuration keys for training.
+Beside this file, a run's keys are read by `train.py` and `records.py`, and by the two functions that translate them for
+training and tracking alike: `model.spec.model_spec` and `tracking.settings.tracker_settings`. Whatever lies below takes
+values and never the configuration.
 """
 
 import logging
@@ -69,6 +71,15 @@ def sample_spec(config: Config) -> SampleSpec:
         mode=cast(Mode, data.SAMPLER_MODE),  # the schema lists the same words
         sampling=cast(Sampling, config.TRAIN.SAMPLING),
     )
+
+
+def make_dataset(config: Config, sources: list[Source]) -> SampleDataset:
+    """What samples are drawn from.
+
+    Raises:
+        UserError: a source that cannot be sampled, or damaged frame files.
+    """
+    return SampleDataset(sources, config.DATA.TRAIN.DATASETS_RATIO, sample_spec(config), seed=config.TRAIN.SEED)
 
 
 def step_settings(config: Config, ranks: Ranks) -> StepSettings:

@@ -15,7 +15,6 @@ from seqtrack.checkpoints.start import Start, write_run
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
-from seqtrack.data.pairs import SampleDataset
 from seqtrack.data.sources import SOURCES, Source, describe
 from seqtrack.engine.log import EarlyLines, RunLog, logging_to
 from seqtrack.engine.loop import Loop
@@ -23,7 +22,8 @@ from seqtrack.engine.optimizer import NamedOptimizer, Schedule
 from seqtrack.engine.ranks import Ranks, join
 from seqtrack.engine.state import History, Meters, RandomStates, TrainState
 from seqtrack.engine.step import Stepper
-from seqtrack.engine.stop import STOPPED_EXIT_CODE, StopRequest
+from seqtrack.engine.stop import StopRequest
+from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.plots import plot_phase
 from seqtrack.reports.verdict import conclude
 from seqtrack.resuming import claim_folder, find_run, load_state, phase_folder, say_start
@@ -77,8 +77,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
 
 
 def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLoader:
-    ratios, spec = config.DATA.TRAIN.DATASETS_RATIO, prepare.sample_spec(config)
-    dataset = SampleDataset(sources, ratios, spec, seed=config.TRAIN.SEED)
+    dataset = prepare.make_dataset(config, sources)
     return BatchLoader(
         dataset,
         batch_size_global=config.TRAIN.BATCH_SIZE,

@@ -170,17 +170,14 @@ def _show(args: argparse.Namespace) -> int:
     import cv2
 
     from seqtrack.config.environment import configure
-    from seqtrack.data.pairs import SampleDataset
     from seqtrack.data.sheet import sample_sheet
     from seqtrack.errors import UserError
-    from seqtrack.prepare import open_sources, sample_spec
+    from seqtrack.prepare import make_dataset, open_sources
 
     if args.count < 1 or args.first < 0 or args.epoch < 0:
         raise UserError("--count must be at least 1, --first and --epoch at least 0")
     environment, config = configure(os.environ)
-    sources = open_sources(config, environment.data_dir)
-    ratios = config.DATA.TRAIN.DATASETS_RATIO
-    dataset = SampleDataset(sources, ratios, sample_spec(config), seed=config.TRAIN.SEED)
+    dataset = make_dataset(config, open_sources(config, environment.data_dir))
     samples = [dataset.sample(args.epoch, args.first + number) for number in range(args.count)]
     written, data = cv2.imencode(".png", sample_sheet(samples))
     if not written:

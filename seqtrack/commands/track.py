@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Track, write OUT.mp4 and OUT.txt, and print where they are. A stop on request keeps what was tracked."""
     from seqtrack.config.environment import read_environment
-    from seqtrack.engine.stop import STOPPED_EXIT_CODE, StopRequest
-    from seqtrack.errors import UserError
+    from seqtrack.engine.stop import StopRequest
+    from seqtrack.errors import STOPPED_EXIT_CODE, UserError
     from seqtrack.evaluation.boxfiles import write_boxes
     from seqtrack.tracking.video import open_source
 

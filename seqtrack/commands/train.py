@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
+
 # Where the processes of one run leave the exit code that the run as a whole should have: the launcher that starts
 # them knows success and failure only, and would start a run again that was asked to stop.
 _EXIT_FOLDER = "_SEQTRACK_EXIT_FOLDER"
-_STOPPED = 75
-_USER_ERROR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,13 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
     # Not `sys.exit`: this may come in the middle of an import, whose handlers must not take it for an error.
-    os._exit(_STOPPED)
+    os._exit(STOPPED_EXIT_CODE)
 
 
 def _start_several(processes: int) -> int:
     from seqtrack.config.environment import read_variable
     from seqtrack.engine.ranks import Launch, launch
-    from seqtrack.errors import RunError, UserError
 
     how = Launch(
         processes,
@@ -83,11 +82,11 @@ def _start_several(processes: int) -> int:
         except RunError as error:
             ended, died = False, error
         codes, problems = _endings(Path(folder))
-    if _USER_ERROR in codes:  # of one process, after which the others could not go on
+    if USER_ERROR_EXIT_CODE in codes:  # of one process, after which the others could not go on
         raise UserError(problems)
     if died is not None:
         raise died
-    return _STOPPED if codes or not ended else 0
+    return STOPPED_EXIT_CODE if codes or not ended else 0
 
 
 def _endings(folder: Path) -> tuple[set[int], list[str]]:
@@ -102,7 +101,6 @@ def _one_of_several() -> int:
     if os.environ["RANK"] != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
     from seqtrack.engine.ranks import end_with_launcher, peers_needed
-    from seqtrack.errors import UserError
     from seqtrack.train import train
 
     folder = os.environ.get(_EXIT_FOLDER)
@@ -115,8 +113,8 @@ def _one_of_several() -> int:
     except UserError as error:
         if folder is None:
             raise
-        code, problems = _USER_ERROR, error.problems
-    if folder is None or code not in (_USER_ERROR, _STOPPED):
+        code, problems = USER_ERROR_EXIT_CODE, error.problems
+    if folder is None or code not in (USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE):
         return code
     Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": problems}))
     return 0

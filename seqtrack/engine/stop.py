@@ -3,7 +3,6 @@
 import signal
 from types import FrameType
 
-STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "try again", which is what a restart policy should do
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

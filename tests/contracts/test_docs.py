@@ -11,7 +11,7 @@ import pytest
 from seqtrack.cli import COMMANDS
 from seqtrack.commands.document import parser_of, parsers, render
 from seqtrack.config.variables import VARIABLES
-from seqtrack.engine.stop import STOPPED_EXIT_CODE
+from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from seqtrack.uploads.watch import LEFT_OVER
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_a_new_option_makes_the_page_stale(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_exit_code_is_on_the_page_and_no_other() -> None:
     table = COMMANDS_PAGE.split("## Exit codes")[1].split("\n## ")[0]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert listed == sorted({0, 1, 2, STOPPED_EXIT_CODE, LEFT_OVER})
+    assert listed == sorted({0, 1, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, LEFT_OVER})
 
 
 def test_every_reader_of_a_variable_exists() -> None:
