@@ -85,7 +85,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path` so that a reader, now or after a power cut, finds the old file or the new one, never a part.
 
     Raises:

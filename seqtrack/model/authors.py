@@ -26,6 +26,11 @@ NET_KEY = "net"
 NET_TYPE = "SEQTRACK"
 _WRAPPER = "module."
 _OLD_FORMAT_PICKLES = 5
+# What reading gives where a file is cut, is something else, or does with an object what no stand-in can do.
+_UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, LookupError, TypeError,
+    AttributeError,
+)  # fmt: skip
 
 
 def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,11 +44,11 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(_WRAPPER) :] if wrapped else name: tensor for name, tensor in state.items()}
 
 
-def write_authors_file(state: Mapping[str, Tensor], *, epoch: int) -> bytes:
+def write_authors_file(state: Mapping[str, Tensor], *, epoch: int) -> memoryview:
     """The bytes of a `.pth.tar` that the authors' tracker reads with `torch.load(...)["net"]`; plain data only."""
     buffer = io.BytesIO()
     torch.save({"epoch": epoch, "net_type": NET_TYPE, NET_KEY: to_authors(state)}, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()  # not another copy: the weights fill the memory twice already
 
 
 def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[str, Tensor], int]:
@@ -72,9 +77,9 @@ def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[s
         content = _load(path, foreign)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as weights: {reason}") from error
+    except _UNREADABLE as error:
+        way = "; where it was made, save its 'net' alone: torch.save({'net': ...})" if skip_objects else ""
+        raise UserError(f"{path}: cannot be read as weights: {_reason(error)}{way}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary with {NET_KEY!r}")
     net = content.get(NET_KEY, content)
@@ -82,6 +87,12 @@ def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[s
         raise UserError(f"{path}: no weights under {NET_KEY!r}; found the keys {', '.join(map(str, content))[:200]}")
     epoch = content.get("epoch", 0)
     return from_authors(net), epoch if isinstance(epoch, int) and NET_KEY in content else 0
+
+
+def _reason(error: Exception) -> str:
+    """The cause in one line. Torch says it last, behind the advice to let the file run its code, which is no way out."""
+    _, _, cause = str(error).partition("WeightsUnpickler error: ")
+    return next(iter((cause or str(error)).strip().splitlines()), type(error).__name__)
 
 
 def _list(names: list[str]) -> str:
@@ -161,3 +172,5 @@ class _StandIn:
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...  # a dictionary of another class; newer torch refuses those

@@ -3,6 +3,7 @@
 import json
 import pickle
 import subprocess
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,50 @@ def test_the_authors_full_checkpoint_is_read_with_stand_ins_for_its_objects(
     assert "Settings" in caplog.text
     assert "is a pickle" in caplog.text
     assert manifest_of(tmp_path / "x.safetensors").epoch == 500
+
+
+class ListOfTheirs(list[int]):
+    """No stand-in can be appended to: torch lets only plain lists grow."""
+
+
+def test_plain_entries_beside_the_weights_are_passed_over_without_a_question(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Whoever saves optimizer, generators, rates and settings as numbers and texts need not say --skip-objects."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    others = {
+        "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "stats": OrderedDict(loss=[1.0, None]),
+        "settings": {"lr": 1e-4, "names": ["a"], "size": torch.Size([2]), "device": torch.device("cpu")},
+    }  # fmt: skip
+    for name, as_zip in (("new", True), ("old", False)):
+        path = tmp_path / f"{name}.pth.tar"
+        content = {"epoch": 12, "net": dict(state), **others}
+        torch.save(content, path, _use_new_zipfile_serialization=as_zip)
+        assert _import(path, tmp_path / f"{name}.safetensors") == 0
+        assert manifest_of(tmp_path / f"{name}.safetensors").epoch == 12
+        again = load_weights(tmp_path / f"{name}.safetensors")
+        assert set(again) == set(state)
+        assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+def test_an_object_that_no_stand_in_can_replace_is_refused_with_a_way_out(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"net": dict(state), "seen": ListOfTheirs([1, 2])}, tmp_path / "list.pth.tar")
+    assert _import(tmp_path / "list.pth.tar", tmp_path / "x.safetensors", "--skip-objects") == 2
+    said = capsys.readouterr().err
+    assert "ListOfTheirs" in said
+    assert "save its 'net' alone" in said
+    assert "weights_only" not in said, "torch's own advice, to let the file run its code"
+    # A dictionary of another class can be replaced in torch 2.4, and not in newer ones; neither gives a traceback.
+    torch.save({"net": dict(state), "n": defaultdict(list, {1: [2]})}, tmp_path / "dict.pth.tar")
+    if _import(tmp_path / "dict.pth.tar", tmp_path / "x.safetensors", "--skip-objects") == 2:
+        assert "save its 'net' alone" in capsys.readouterr().err
+    else:
+        assert torch.equal(load_weights(tmp_path / "x.safetensors")["pos_embed"], state["pos_embed"])
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([1, 2, 3]), pickle.dumps({"net": 3}), b"PK\x03\x04"])
