@@ -90,7 +90,7 @@ def read_authors_file(path: Path, *, skip_objects: bool = False) -> tuple[dict[s
 
 
 def _reason(error: Exception) -> str:
-    """The cause in one line. Torch says it last, behind the advice to let the file run its code, which is no way out."""
+    """The cause in one line. Torch says it last, behind the advice to let the file run its code: that is no way out."""
     _, _, cause = str(error).partition("WeightsUnpickler error: ")
     return next(iter((cause or str(error)).strip().splitlines()), type(error).__name__)
 
