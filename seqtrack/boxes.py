@@ -75,6 +75,9 @@ def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 def giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Generalised IoU (Rezatofighi et al. 2019), box by box.
 
+    SeqTrack's loss has no such term and nothing here calls it: it belongs to the authors' vocabulary of boxes, and
+    their reference values hold the arithmetic above to theirs also where boxes do not meet.
+
     Returns:
         (...) in [-1, 1]: IoU less the share of the smallest enclosing box that neither box covers.
     """

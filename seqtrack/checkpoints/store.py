@@ -313,13 +313,13 @@ def manifest_of(path: Path) -> Manifest:
         raise UserError(str(error)) from error
 
 
-def load_weights(path: Path) -> dict[str, "Tensor"]:
-    """The model's state dict from a checkpoint, checked against its manifest.
+def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
+    """The model's state dict from a verified checkpoint, on the CPU.
 
     Raises:
-        UserError: no such checkpoint, or a damaged one.
+        UserError: the file is not the one its manifest describes.
     """
-    return load_tensors(manifest_of(path), part=MODEL_PART)
+    return load_tensors(manifest, part=MODEL_PART)
 
 
 def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapping[str, Any]) -> Manifest:

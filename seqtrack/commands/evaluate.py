@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "toolkit does (default: strict; rows of size 0 are always repeated)",
     )
     parser.add_argument(
+        "--convention",
+        choices=("toolkit", "pytracking"),
+        default="toolkit",
+        help="how a visible frame whose annotation is no box counts: as in LaSOT's toolkit, or as in pytracking and "
+        "the authors' evaluator (default: toolkit)",
+    )
+    parser.add_argument(
         "--untrained",
         action=argparse.BooleanOptionalAction,
         help="track with the untrained model as well (default: with all checkpoints)",
@@ -70,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from seqtrack.errors import UserError
     from seqtrack.evaluation.annotations import choose, read_annotations
     from seqtrack.evaluation.gather import result_subjects, still_subject
+    from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.evaluation.plots import draw_plots
     from seqtrack.evaluation.results import read_results
     from seqtrack.evaluation.subjects import Evaluation
@@ -96,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
     others = [one for place in args.results or () for one in read_results(place, annotations, repair=args.repair)]
     if others:
         conditions["repair"] = args.repair
-    subjects += [*result_subjects(others, annotations), still_subject(annotations)]
+    conditions["convention"], convention = args.convention, CONVENTIONS[args.convention]
+    subjects += result_subjects(others, annotations, convention=convention)
+    subjects.append(still_subject(annotations, convention=convention))
 
     evaluation = Evaluation(annotations, subjects, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
     target = args.output or (folder if wanted else environment.output_dir) / "evaluation"
@@ -158,7 +168,7 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
     name, classes = args.dataset, tuple(_words(args.classes))
     if name is None and config is not None and "DATASET" not in environment.given:
         # Of several training sets the first whose test split is known here.
-        name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one in SOURCES), None)
+        name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
         if not classes and "CLASSES" not in environment.given:
             classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
     name = name or environment.dataset.split(",")[0]
@@ -203,6 +213,7 @@ def _track_checkpoints(
     from seqtrack.engine.fingerprint import describe_device
     from seqtrack.engine.ranks import choose_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
+    from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import tracker_settings
 
@@ -218,7 +229,8 @@ def _track_checkpoints(
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             subject = model_subject(
                 name, kind, model, sequences, settings,
-                epoch=epoch, source=source, concurrent=args.concurrent, on_frames=bar.update,
+                epoch=epoch, source=source, convention=CONVENTIONS[args.convention],
+                concurrent=args.concurrent, on_frames=bar.update,
             )  # fmt: skip
         subjects.append(subject)
         figures = subject.mean(list(subject.scores)).figures()

@@ -14,14 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the file, whole or not at all."""
     from seqtrack.checkpoints.files import write_atomic
-    from seqtrack.checkpoints.store import MODEL_PART, load_tensors, manifest_of
+    from seqtrack.checkpoints.store import load_weights, manifest_of
     from seqtrack.errors import UserError
     from seqtrack.model.authors import write_authors_file
 
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists already; name another file or say --force")
     manifest = manifest_of(args.checkpoint)
-    weights = load_tensors(manifest, part=MODEL_PART)
+    weights = load_weights(manifest)
     data = write_authors_file(weights, epoch=manifest.epoch)
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -85,15 +85,6 @@ def config_from_text(text: str, name: str) -> Config:
     return _build([read_yaml(text, name)])
 
 
-def override(config: Config, pairs: Sequence[tuple[str, str]]) -> Config:
-    """The same experiment with some keys set anew, checked whole again.
-
-    Raises:
-        UserError: as `load_config`.
-    """
-    return _build([read_yaml(dump_config(config), "configuration"), read_pairs(pairs, "KEY VALUE pairs")])
-
-
 def dump_config(config: Config) -> str:
     """Every key as YAML, in the schema's order; equal configurations give equal text."""
     return yaml.safe_dump(_tree(config), sort_keys=False, default_flow_style=None, width=120)

@@ -33,14 +33,12 @@ class Layout:
         root: the folder that holds classes or sequences, and possibly lists of its own.
         folders: sequence name -> its folder, in the order of class and number.
         lists: "train" and "test" -> names in the split.
-        own_lists: the lists came from the root and not from the official split.
         problems: what is wrong with the layout or the lists.
     """
 
     root: Path
     folders: dict[str, Path]
     lists: dict[str, tuple[str, ...]]
-    own_lists: bool
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -90,8 +88,8 @@ def find_layout(data_dir: Path, *, lists: dict[str, Path] | None = None) -> Layo
     for root in (*(data_dir / name for name in _ROOT_NAMES), data_dir):
         folders, problems = _find_sequences(root)
         if folders:
-            names, own, more = _read_lists(root, folders, lists)
-            return Layout(root, folders, names, own, problems + more)
+            names, more = _read_lists(root, folders, lists)
+            return Layout(root, folders, names, problems + more)
     raise UserError(
         f"no sequence in {data_dir.absolute()}: expected <class>/<class>-<n>/groundtruth.txt and img/00000001.jpg; "
         "`seqtrack data download --classes book,coin` fetches classes of LaSOT"
@@ -129,8 +127,8 @@ def _find_sequences(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _read_lists(
     root: Path, folders: dict[str, Path], custom: dict[str, Path] | None
-) -> tuple[dict[str, tuple[str, ...]], bool, list[str]]:
-    """Names by split, whether they are the folder's own, and what is wrong with them."""
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Names by split, and what is wrong with the lists."""
     official = official_split()
     paths = {split: root / name for split, name in LIST_FILES.items() if (root / name).is_file()}
     if custom is not None:
@@ -141,7 +139,6 @@ def _read_lists(
             names[split] = tuple(path.read_text("utf-8-sig").split())
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path}: cannot be read as a list of sequence names ({error})")
-    own = len(paths) == len(SPLITS) or (custom is not None and bool(custom))
     if len(paths) == 1 and custom is None:
         # One list alone: harmless where it says the same as the official split, else it would mix two splits.
         (split, path), on_disk = next(iter(paths.items())), set(folders)
@@ -150,7 +147,7 @@ def _read_lists(
             problems.append(f"{path} differs from the official split and {root / other} is missing; give both lists")
     both = set(names["train"]) & set(names["test"])
     problems += [f"sequence {name} is in the training list and in the test list" for name in sorted(both, key=_order)]
-    return names, own, problems
+    return names, problems
 
 
 def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[str]:

@@ -13,7 +13,7 @@ from seqtrack.checkpoints.store import Manifest, list_checkpoints, manifest_of
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import Annotation, from_sequences
-from seqtrack.evaluation.metrics import score
+from seqtrack.evaluation.metrics import TOOLKIT, Convention, score
 from seqtrack.evaluation.results import ResultSet
 from seqtrack.evaluation.run import CONCURRENT, score_tracks, still_boxes, track_sequences
 from seqtrack.evaluation.subjects import Subject
@@ -81,12 +81,14 @@ def model_subject(
     *,
     epoch: int | None = None,
     source: dict[str, object],
+    convention: Convention = TOOLKIT,
     concurrent: int = CONCURRENT,
     on_frames: Callable[[int], object] | None = None,
 ) -> Subject:
-    """Track every sequence with a model and score it; arguments as `track_sequences`."""
+    """Track every sequence with a model and score it; arguments as `track_sequences` and `score_tracks`."""
     tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=on_frames)
-    return Subject(name, kind, epoch, source, score_tracks(tracks, from_sequences(sequences)), tracks)
+    scores = score_tracks(tracks, from_sequences(sequences), convention=convention)
+    return Subject(name, kind, epoch, source, scores, tracks)
 
 
 def checkpoint_source(manifest: Manifest) -> dict[str, object]:
@@ -104,19 +106,24 @@ def untrained_model(spec: ModelSpec, *, seed: int, device: torch.device) -> SeqT
     return build_model(spec, seed=seed).to(device).eval()
 
 
-def still_subject(annotations: Sequence[Annotation]) -> Subject:
+def still_subject(annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT) -> Subject:
     """The box that stands still."""
     tracks = {one.name: still_boxes(one) for one in annotations}
-    return Subject("still box", "still", None, {}, score_tracks(tracks, annotations), tracks)
+    return Subject("still box", "still", None, {}, score_tracks(tracks, annotations, convention=convention), tracks)
 
 
-def result_subjects(sets: Iterable[ResultSet], annotations: Sequence[Annotation]) -> list[Subject]:
+def result_subjects(
+    sets: Iterable[ResultSet], annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT
+) -> list[Subject]:
     """Other trackers' boxes, scored. Names that two of them share are told apart by their folders."""
     found = list(sets)
     names = [one.name for one in found]
     subjects = []
     for one in found:
         name = one.name if names.count(one.name) == 1 else f"{one.source.parent.name}/{one.name}"
-        scores = {each.name: score(one.boxes[each.name], each.boxes_xywh, each.visible) for each in annotations}
+        scores = {
+            each.name: score(one.boxes[each.name], each.boxes_xywh, each.visible, convention=convention)
+            for each in annotations
+        }
         subjects.append(Subject(name, "results", None, {"results": one.source.name}, scores, None, one.notes))
     return subjects

@@ -38,7 +38,8 @@ class Convention:
 
 
 TOOLKIT = Convention(corner_too=True, invalid_center=-1.0)
-PYTHON = Convention(corner_too=False, invalid_center=float("inf"))  # pytracking and its children, SeqTrack's among them
+PYTRACKING = Convention(corner_too=False, invalid_center=float("inf"))  # and its children, the authors' among them
+CONVENTIONS = {"toolkit": TOOLKIT, "pytracking": PYTRACKING}
 
 
 class FrameErrors(NamedTuple):

@@ -21,7 +21,7 @@ from seqtrack.data.decode import FrameFile
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import Annotation, from_sequences
-from seqtrack.evaluation.metrics import Array, Scores, mean_scores, score
+from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, Scores, mean_scores, score
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker, Image, TrackState
@@ -144,9 +144,14 @@ def still_boxes(annotation: Annotation) -> Tracks:
     return Tracks(np.repeat(annotation.boxes_xywh[:1], annotation.num_frames, axis=0), 0.0)
 
 
-def score_tracks(tracks: dict[str, Tracks], annotations: Iterable[Annotation]) -> dict[str, Scores]:
+def score_tracks(
+    tracks: dict[str, Tracks], annotations: Iterable[Annotation], *, convention: Convention = TOOLKIT
+) -> dict[str, Scores]:
     """Scores by sequence, in the annotations' order."""
-    return {one.name: score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible) for one in annotations}
+    return {
+        one.name: score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible, convention=convention)
+        for one in annotations
+    }
 
 
 def refuse_leak(held_out: Iterable[VideoSequence], trained_on: Iterable[VideoSequence]) -> None:

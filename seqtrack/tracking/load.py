@@ -6,7 +6,7 @@ Knows checkpoints, configurations and models; knows no video.
 import torch
 import yaml
 
-from seqtrack.checkpoints.store import MODEL_PART, Manifest, load_tensors
+from seqtrack.checkpoints.store import Manifest, load_weights
 from seqtrack.config.load import config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
@@ -39,7 +39,7 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
         UserError: a damaged file, or weights that do not fit the configuration.
     """
     config = checkpoint_config(manifest)
-    weights = load_tensors(manifest, part=MODEL_PART)
+    weights = load_weights(manifest)
     model = build_empty(model_spec(config))
     try:
         model.load_state_dict(weights, assign=True)

@@ -168,7 +168,7 @@ def _damage_many(folder: Path, times: int, seed: int) -> tuple[int, int]:
             assert values == sound[2]
             assert all(torch.equal(tensors[name], sound[1][name]) for name in {*tensors, *sound[1]})
         try:
-            load_weights(newer.path)
+            load_weights(manifest_of(newer.path))
         except UserError as error:
             assert str(newer.path.with_suffix("")) in str(error)
         path.write_bytes(good)
@@ -246,7 +246,7 @@ def test_a_manifest_may_not_point_elsewhere(tmp_path: Path) -> None:
 
 def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 3)
-    weights = load_weights(manifest.manifest_path)
+    weights = load_weights(manifest)
     assert sorted(weights) == ["bias", "weight"]
     assert weights["bias"].dtype == torch.bfloat16
     draw = torch.Generator().manual_seed(3)
@@ -268,4 +268,4 @@ def test_the_container_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     manifest = write_small(tmp_path, 1)
-    assert torch.equal(load_file(manifest.path)["model/weight"], load_weights(manifest.path)["weight"])
+    assert torch.equal(load_file(manifest.path)["model/weight"], load_weights(manifest)["weight"])

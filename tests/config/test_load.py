@@ -12,7 +12,6 @@ from seqtrack.config.load import (
     config_from_text,
     dump_config,
     load_config,
-    override,
 )
 from seqtrack.config.schema import KEYS, Config
 from seqtrack.errors import UserError
@@ -245,7 +244,7 @@ def test_samples_of_an_epoch_are_a_number_or_auto() -> None:
 
 def test_differences_name_the_key_both_values_and_whether_they_matter() -> None:
     a = load_config("demo")
-    b = override(a, [("TRAIN.NUM_WORKER", "4"), ("TRAIN.LR", "2e-3"), ("DATA.CLASSES", "disc")])
+    b = load_config("demo", overrides=[("TRAIN.NUM_WORKER", "4"), ("TRAIN.LR", "2e-3"), ("DATA.CLASSES", "disc")])
     assert [(one.key, one.a, one.b, one.must_match) for one in compare_configs(a, b)] == [
         ("TRAIN.LR", 8e-4, 2e-3, True),
         ("TRAIN.NUM_WORKER", 1, 4, False),
@@ -264,7 +263,7 @@ def test_the_digest_is_this_one_for_ever() -> None:
 def test_a_dump_names_every_key_and_is_yaml_that_other_readers_understand_alike() -> None:
     import yaml
 
-    config = override(load_config("demo"), [("TRAIN.AMP", "off"), ("DATA.CLASSES", "[on, 'null', 1e3, book]")])
+    config = load_config("demo", overrides=[("TRAIN.AMP", "off"), ("DATA.CLASSES", "[on, 'null', 1e3, book]")])
     tree = yaml.safe_load(dump_config(config))
     assert tree["TRAIN"]["AMP"] == "off"
     assert tree["DATA"]["CLASSES"] == ["on", "null", "1e3", "book"]

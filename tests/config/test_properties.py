@@ -17,7 +17,6 @@ from seqtrack.config.load import (
     dump_config,
     experiment_names,
     load_config,
-    override,
 )
 from seqtrack.config.schema import KEYS, Config
 from seqtrack.config.variables import VARIABLES
@@ -66,9 +65,11 @@ PAIRS = st.lists(
 def changed(name: str, pairs: list[tuple[str, str]]) -> Config:
     """An experiment with as many of the pairs as go together."""
     config = EXPERIMENTS[name]
+    kept: list[tuple[str, str]] = []
     for pair in pairs:
         try:
-            config = override(config, [pair])
+            config = load_config(name, overrides=[*kept, pair])
+            kept.append(pair)
         except UserError as error:
             # A single good value may only be refused by a rule between keys, which names no layer.
             assert not any("(KEY VALUE pairs)" in problem for problem in error.problems), error.problems

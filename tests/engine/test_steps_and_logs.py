@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.rig import RANKS, Run
 from seqtrack import prepare
-from seqtrack.checkpoints.store import load_weights
+from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.engine import plausibility
 from seqtrack.engine.log import Interval, RunLog, interval_line, logging_to, read_metrics
 from seqtrack.engine.optimizer import ScheduleSettings, learning_rate_factor
@@ -141,7 +141,7 @@ def test_a_save_keeps_the_state_of_its_moment_while_training_goes_on(tmp_path: P
     saver.save("SEQTRACK_ep0001.safetensors", {"model/w": weight}, {}, describe=describe)
     weight.fill_(1.0)
     saver.wait()
-    assert not load_weights(tmp_path / "SEQTRACK_ep0001.json")["w"].any()
+    assert not load_weights(manifest_of(tmp_path / "SEQTRACK_ep0001.json"))["w"].any()
 
 
 def test_memory_found_at_the_start_is_what_the_saves_use(tmp_path: Path) -> None:

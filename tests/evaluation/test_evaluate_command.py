@@ -240,6 +240,25 @@ class TestRefusals:
         assert evaluate(output, "--results", str(boxes), "--repair", "official", "-o", str(output / "e")) == 0
         assert "disk-4" in trackers(output / "e")["epoch_1"]["notes"][0]
 
+    def test_a_frame_without_an_annotated_box_counts_as_the_convention_says(
+        self, make_run: MakeRun, evaluate: Callable[..., int], tmp_path: Path
+    ) -> None:
+        output = make_run(1)
+        for place in (tmp_path / "gt" / "cup" / "cup-1", tmp_path / "boxes"):
+            place.mkdir(parents=True)
+        folder = tmp_path / "gt" / "cup" / "cup-1"
+        (folder / "groundtruth.txt").write_text("5,5,10,10\n0,5,10,10\n")
+        (folder / "full_occlusion.txt").write_text("0,0")
+        (folder / "out_of_view.txt").write_text("0,0")
+        (tmp_path / "boxes" / "cup-1.txt").write_text("5,5,10,10\n300,5,10,10\n")
+        arguments = ["--results", str(tmp_path / "boxes"), "--annotations", str(tmp_path / "gt"), "-o"]
+        for convention, p20 in (("toolkit", 100.0), ("pytracking", 50.0)):
+            assert evaluate(output, *arguments, str(tmp_path / convention), "--convention", convention) == 0
+            assert trackers(tmp_path / convention)["boxes"]["mean"]["p20"] == p20
+            assert read(tmp_path / convention)["conditions"]["convention"] == convention
+        assert evaluate(output, *arguments, str(tmp_path / "default")) == 0
+        assert trackers(tmp_path / "default") == trackers(tmp_path / "toolkit")
+
     def test_annotations_without_frames_cannot_be_tracked(
         self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], data_dir: Path
     ) -> None:

@@ -44,7 +44,7 @@ def test_the_python_evaluators_convention_costs_what_it_is_known_to(lasot_eval: 
                 boxes[span],
                 lasot_eval.boxes[span],
                 lasot_eval.visible[span],
-                convention=metrics.PYTHON,
+                convention=metrics.PYTRACKING,
             )
             for span in lasot_eval.spans()
         ]

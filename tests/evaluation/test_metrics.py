@@ -121,7 +121,7 @@ def test_a_visible_frame_without_a_usable_annotation_is_a_failure_and_a_hit(anno
     annotated = frames(BOX, annotation)
     toolkit = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2)).figures()
     assert (toolkit["op50"], toolkit["p20"], toolkit["p_norm"]) == (50, 100, 100)
-    python = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2), convention=metrics.PYTHON).figures()
+    python = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2), convention=metrics.PYTRACKING).figures()
     if min(annotation[2:]) > 0:  # they ask for a width and a height only
         assert (python["p20"], python["p_norm"]) == (50, 50)
     else:

@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_spoils_no_chec
     from seqtrack.checkpoints.store import list_checkpoints, load_weights
 
     for manifest in list_checkpoints(tmp_path / "phase_1" / "checkpoints"):
-        assert all(bool(weight.isfinite().all()) for weight in load_weights(manifest.path).values()), manifest.file
+        assert all(bool(weight.isfinite().all()) for weight in load_weights(manifest).values()), manifest.file
 
 
 def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_goes_on(

@@ -48,7 +48,7 @@ def test_export_then_import_gives_every_bit_back(
     assert set(theirs["net"]) == set(state)
     assert (theirs["epoch"], theirs["net_type"]) == (7, "SEQTRACK")
     assert _import(exported, back) == 0
-    again = load_weights(back)
+    again = load_weights(manifest_of(back))
     assert set(again) == set(state)
     for name, value in state.items():
         assert torch.equal(again[name], value), name
@@ -76,7 +76,7 @@ def test_a_wrapped_model_a_bare_state_dict_and_the_old_file_format_are_read(
     for name, (content, as_zip) in contents.items():
         torch.save(content, tmp_path / f"{name}.pth.tar", _use_new_zipfile_serialization=as_zip)
         assert _import(tmp_path / f"{name}.pth.tar", tmp_path / f"{name}.safetensors") == 0, name
-        assert torch.equal(load_weights(tmp_path / f"{name}.safetensors")["pos_embed"], state["pos_embed"])
+        assert torch.equal(load_weights(manifest_of(tmp_path / f"{name}.safetensors"))["pos_embed"], state["pos_embed"])
         assert manifest_of(tmp_path / f"{name}.safetensors").epoch == (0 if name == "bare" else 3)
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(
     assert not (tmp_path / "x.safetensors").exists()
     # With stand-ins the weights are taken, and still nothing is run.
     assert _import(path, tmp_path / "x.safetensors", "--skip-objects") == 0
-    assert torch.equal(load_weights(tmp_path / "x.safetensors")["pos_embed"], state["pos_embed"])
+    assert torch.equal(load_weights(manifest_of(tmp_path / "x.safetensors"))["pos_embed"], state["pos_embed"])
     assert not marker.exists()
     # The opposite: it does go off where it is not guarded against.
     torch.load(path, weights_only=False)
@@ -168,7 +168,7 @@ def test_plain_entries_beside_the_weights_are_passed_over_without_a_question(
         torch.save(content, path, _use_new_zipfile_serialization=as_zip)
         assert _import(path, tmp_path / f"{name}.safetensors") == 0
         assert manifest_of(tmp_path / f"{name}.safetensors").epoch == 12
-        again = load_weights(tmp_path / f"{name}.safetensors")
+        again = load_weights(manifest_of(tmp_path / f"{name}.safetensors"))
         assert set(again) == set(state)
         assert all(torch.equal(again[key], value) for key, value in state.items())
 
@@ -187,7 +187,7 @@ def test_an_object_that_no_stand_in_can_replace_is_refused_with_a_way_out(
     if _import(tmp_path / "dict.pth.tar", tmp_path / "x.safetensors", "--skip-objects") == 2:
         assert "save its 'net' alone" in capsys.readouterr().err
     else:
-        assert torch.equal(load_weights(tmp_path / "x.safetensors")["pos_embed"], state["pos_embed"])
+        assert torch.equal(load_weights(manifest_of(tmp_path / "x.safetensors"))["pos_embed"], state["pos_embed"])
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([1, 2, 3]), pickle.dumps({"net": 3}), b"PK\x03\x04"])
