@@ -29,8 +29,8 @@ SIZES = {
     "l384": ModelSpec(encoder_type="vit_large_patch16", search_size=384, template_size=384),
 }
 
-# Distance of the authors' float32 from their float64 at B256, by rule: (largest, relative L2). For other sizes, whose
-# own floor may not lie in the folder, the relative one is the measure.
+# Distance of the authors' float32 from their float64 at B256, by rule: (largest, relative L2). The measure for other
+# sizes too, whose own floor may not lie in the folder.
 NOISE_B256 = {
     "A": {"enc": (3.731e-6, 7.165e-7), "logits": (3.104e-8, 2.032e-7)},
     "B": {"enc": (3.138e-6, 5.732e-7), "logits": (6.395e-6, 4.926e-7)},
@@ -59,14 +59,31 @@ def folder() -> Path | None:
     return Path(value).resolve() if value and Path(value).is_dir() else None
 
 
-def find(pattern: str) -> list[Any]:
-    """One pytest parameter for each file that fits, with the set's name as its id; one that skips if there is none."""
+def find(pattern: str, *, beside: str | None = None) -> list[Any]:
+    """One pytest parameter for each file that fits, with the set's name as its id; one that skips if there is none.
+
+    Args:
+        beside: suffix of the set's other file. A set that lacks it is skipped: half a set proves nothing.
+    """
     where = folder()
     paths = sorted(where.glob(pattern)) if where else []
-    if paths:
-        return [pytest.param(path, id=path.stem) for path in paths]
-    why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
-    return [pytest.param(None, id=f"no-{pattern}", marks=pytest.mark.skip(reason=why))]
+    if not paths:
+        why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
+        return [pytest.param(None, id=f"no-{pattern}", marks=pytest.mark.skip(reason=why))]
+    return [pytest.param(path, id=path.stem, marks=_incomplete(path, beside)) for path in paths]
+
+
+def _incomplete(path: Path, beside: str | None) -> list[pytest.MarkDecorator]:
+    if beside is None or path.with_suffix(beside).is_file():
+        return []
+    return [pytest.mark.skip(reason=f"{path.name} without {path.stem}{beside}")]
+
+
+def spec_of_size(size: str) -> ModelSpec:
+    """The model of a set's name; skips where nothing says what that size is."""
+    if size not in SIZES:
+        pytest.skip(f"nothing says what the size {size} is; known are {', '.join(SIZES)}")
+    return SIZES[size]
 
 
 def read(path: Path) -> Arrays:
@@ -87,6 +104,24 @@ def rng(name: str) -> np.random.Generator:
 
 def gauss(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return rng(name).standard_normal(shape).astype(np.float32)
+
+
+def uint8_image(name: str, height: int, width: int) -> np.ndarray:
+    """A picture of noise."""
+    return rng(name).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def video(count: int) -> tuple[list[np.ndarray], list[float]]:
+    """Frames of 640 x 360 px, RGB, in which a block of noise moves over another noise; and its first box, xywh."""
+    background = np.kron(rng("video/bg").integers(0, 256, (45, 80, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    block = np.kron(rng("video/obj").integers(0, 256, (12, 15, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+    frames = []
+    for index in range(count):
+        x, y = 200 + 5 * index, 120 + 3 * index
+        frame = background.copy()
+        frame[y : y + 48, x : x + 60] = block
+        frames.append(frame)
+    return frames, [200.0, 120.0, 60.0, 48.0]
 
 
 def weight(key: str, shape: tuple[int, ...], rule: str) -> np.ndarray:
@@ -145,9 +180,14 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 @functools.cache
-def noise_floor(size: str, rule: str, what: str) -> float:
-    """Relative L2 distance of the authors' float32 from their float64, for `what` in enc, logits."""
-    told = read_json(f"noise_floor_{size}.json")
-    if told is not None:
-        return float(told[rule][f"{what} fp32 vs fp64" + (" (maxabs, rel-l2)" if what == "enc" else "")][1])
-    return NOISE_B256[rule][what][1]
+def noise_floor(size: str, rule: str, what: str) -> tuple[float, float]:
+    """Distance of the authors' float32 from their float64 for `what` in enc, logits: largest, relative L2.
+
+    Of the set's own size where the folder tells it; else that of B256.
+    """
+    key = f"{what} fp32 vs fp64" + (" (maxabs, rel-l2)" if what == "enc" else "")
+    for told in (read_json(f"noise_floor_{size}.json"), read_json("noise_floor_b256.json")):
+        if told is not None and key in told.get(rule, {}):
+            largest, relative = told[rule][key]
+            return float(largest), float(relative)
+    return NOISE_B256[rule][what]

@@ -1,20 +1,15 @@
 """The authors' crops and ours agree pixel by pixel, and their boxes in the crop to float32's last digit."""
 
 import hashlib
-import importlib.util
 import json
-import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import model_sets as sets
 import numpy as np
 import pytest
 
 from seqtrack.data.crop import box_in_crop, crop_frame, crop_window, cut
-
-_FOLDER = os.environ.get("SEQTRACK_GOLDENS")
-_SETS = sorted(Path(_FOLDER).glob("pure*.npz")) if _FOLDER else []
 
 
 class Golden:
@@ -24,27 +19,16 @@ class Golden:
         with np.load(path) as stored:
             self.arrays = {key: stored[key] for key in stored.files}
         self.numbers: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        self.recipes = _recipes(path.parent / "recipes.py")
 
 
-def _recipes(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipes", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(params=_SETS or [None], ids=lambda path: path.stem if path else "no-goldens")
+@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
 def golden(request: pytest.FixtureRequest) -> Golden:
-    if request.param is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set pure*.npz")
     return Golden(request.param)
 
 
 @pytest.fixture
 def frame(golden: Golden) -> np.ndarray:
-    image = golden.recipes.uint8_image("image/360x640", 360, 640)
+    image = sets.uint8_image("image/360x640", 360, 640)
     assert hashlib.sha256(image.tobytes()).hexdigest() == golden.numbers["image_sha256"]
     return image
 

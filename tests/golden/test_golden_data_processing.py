@@ -1,11 +1,9 @@
 """The whole processing of a sample, with all randomness off, gives the authors' images and boxes."""
 
-import importlib.util
 import json
-import os
-from pathlib import Path
 from typing import Any
 
+import model_sets as sets
 import numpy as np
 import pytest
 import torch
@@ -13,24 +11,16 @@ import torch
 from seqtrack.data.crop import box_in_crop, crop_frame
 from seqtrack.model.images import normalise
 
-_FOLDER = os.environ.get("SEQTRACK_GOLDENS")
-_SETS = sorted(Path(_FOLDER).glob("pure*.npz")) if _FOLDER else []
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@pytest.fixture(params=_SETS or [None], ids=lambda path: path.stem if path else "no-goldens")
+@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
 def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Reference arrays, the three frames (RGB), and their boxes."""
-    if request.param is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set pure*.npz")
     with np.load(request.param) as stored:
         arrays = {key: stored[key] for key in stored.files if key.startswith("proc_")}
     numbers: dict[str, Any] = json.loads(request.param.with_suffix(".json").read_text())
-    spec = importlib.util.spec_from_file_location("recipes", request.param.parent / "recipes.py")
-    assert spec is not None and spec.loader is not None
-    recipes = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipes)
-    frames = [recipes.uint8_image(f"proc/{i}/120x160", 120, 160) for i in range(3)]
+    frames = [sets.uint8_image(f"proc/{i}/120x160", 120, 160) for i in range(3)]
     return arrays, frames, [np.array(box, dtype=np.float64) for box in numbers["proc_boxes"]]
 
 

@@ -1,10 +1,10 @@
 """Drawing frames in the mode `order` has the statistics of the authors' sampler over the same visible frames."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+import model_sets as sets
 import numpy as np
 import pytest
 
@@ -12,14 +12,9 @@ from seqtrack.data.sampling import FrameIndex, draw_frames
 from seqtrack.data.sequence import Sequence
 from seqtrack.seeding import sample_generator
 
-_FOLDER = os.environ.get("SEQTRACK_GOLDENS")
-_SETS = sorted(Path(_FOLDER).glob("pure*.npz")) if _FOLDER else []
 
-
-@pytest.fixture(params=_SETS or [None], ids=lambda path: path.stem if path else "no-goldens")
+@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
 def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    if request.param is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set pure*.npz")
     with np.load(request.param) as stored:
         arrays = {key: stored[key] for key in ("order_ids", "order_visible")}
     return arrays, json.loads(request.param.with_suffix(".json").read_text())["order_stats"]

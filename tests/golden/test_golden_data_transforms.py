@@ -1,10 +1,9 @@
 """The authors' jitter, grey, mirror image and brightness and ours agree."""
 
 import json
-import os
-from pathlib import Path
 
 import cv2
+import model_sets as sets
 import numpy as np
 import pytest
 import torch
@@ -13,14 +12,9 @@ from seqtrack.data import augment
 from seqtrack.data.augment import AUTHORS_SEARCH_JITTER, NO_JITTER
 from seqtrack.model.images import normalise
 
-_FOLDER = os.environ.get("SEQTRACK_GOLDENS")
-_SETS = sorted(Path(_FOLDER).glob("pure*.npz")) if _FOLDER else []
 
-
-@pytest.fixture(params=_SETS or [None], ids=lambda path: path.stem if path else "no-goldens")
+@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
 def golden(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
-    if request.param is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set pure*.npz")
     assert "pixel flip" in json.loads(request.param.with_suffix(".json").read_text())["flip_note"]
     with np.load(request.param) as stored:
         return {key: stored[key] for key in stored.files}

@@ -1,22 +1,16 @@
 """The authors' evaluator and ours agree frame by frame on the same boxes."""
 
 import json
-import os
-from pathlib import Path
 
+import model_sets as sets
 import numpy as np
 import pytest
 
 from seqtrack.evaluation import metrics
 
-_FOLDER = os.environ.get("SEQTRACK_GOLDENS")
-_SETS = sorted(Path(_FOLDER).glob("pure*.npz")) if _FOLDER else []
 
-
-@pytest.fixture(params=_SETS or [None], ids=lambda path: path.stem if path else "no-goldens")
+@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
 def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    if request.param is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set pure*.npz")
     with np.load(request.param) as stored:
         arrays = {key: stored[key] for key in stored.files if key.startswith("ev_")}
     if not arrays:
@@ -29,7 +23,7 @@ def test_frame_errors_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[
     """`otb` scores absent frames, `lasot` does not; both count a frame without annotation as infinitely far."""
     arrays, _ = golden
     visible = arrays["ev_visible"].astype(bool) if kind == "lasot" else np.ones(len(arrays["ev_anno"]), dtype=bool)
-    errors = metrics.frame_errors(arrays["ev_pred"], arrays["ev_anno"], visible, convention=metrics.PYTHON)
+    errors = metrics.frame_errors(arrays["ev_pred"], arrays["ev_anno"], visible, convention=metrics.PYTRACKING)
     np.testing.assert_allclose(errors.iou, arrays[f"ev_{kind}_overlap"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(errors.center, arrays[f"ev_{kind}_center"], rtol=1e-12)
     np.testing.assert_allclose(errors.norm_center, arrays[f"ev_{kind}_center_norm"], rtol=1e-12, atol=1e-15)
@@ -39,7 +33,7 @@ def test_frame_errors_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[
 def test_curves_and_figures_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]], kind: str) -> None:
     arrays, numbers = golden
     visible = arrays["ev_visible"].astype(bool) if kind == "lasot" else np.ones(len(arrays["ev_anno"]), dtype=bool)
-    scores = metrics.score(arrays["ev_pred"], arrays["ev_anno"], visible, convention=metrics.PYTHON)
+    scores = metrics.score(arrays["ev_pred"], arrays["ev_anno"], visible, convention=metrics.PYTRACKING)
     np.testing.assert_array_equal(scores.success.astype(np.float32), arrays[f"ev_{kind}_success"])
     np.testing.assert_array_equal(scores.precision.astype(np.float32), arrays[f"ev_{kind}_precision"])
     np.testing.assert_array_equal(scores.norm_precision.astype(np.float32), arrays[f"ev_{kind}_norm_precision"])

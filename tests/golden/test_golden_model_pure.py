@@ -15,7 +15,7 @@ from seqtrack.model.positions import sinusoid_1d
 from seqtrack.tokens import hann_window, target_sequences, target_sequences_from_corners, tokens_to_boxes
 
 
-@pytest.fixture(scope="module", params=sets.find("pure.npz"))
+@pytest.fixture(scope="module", params=sets.find("pure*.npz"))
 def pure(request: pytest.FixtureRequest) -> dict[str, Tensor]:
     """All numeric arrays as tensors."""
     arrays = sets.read(request.param)
@@ -108,7 +108,7 @@ def test_golden_names_shapes_and_order_of_the_state_dict(path: Path) -> None:
     """The authors' keys are ours: same names, same shapes, no buffers."""
     told = json.loads(path.read_text())
     size = path.stem.removeprefix("keys_")
-    model = build_empty(sets.SIZES[size])
+    model = build_empty(sets.spec_of_size(size))
     assert {name: [*value.shape] for name, value in model.state_dict().items()} == told["keys"]
     assert sum(p.numel() for p in model.parameters()) == told["total_params"]
     assert not list(model.buffers())

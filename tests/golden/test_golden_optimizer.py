@@ -1,26 +1,30 @@
 """The optimizer's groups and the learning rate of every epoch are the authors'."""
 
 import json
-import os
 from pathlib import Path
 
+import model_sets as sets
 import pytest
 
 from seqtrack import prepare
 from seqtrack.config.load import load_config
+from seqtrack.config.schema import Config
 from seqtrack.engine.optimizer import NamedOptimizer, learning_rate_factor, parameter_groups
 from seqtrack.model.build import build_empty
 from seqtrack.model.spec import model_spec
 
-_FOLDER = os.environ.get("SEQTRACK_GOLDENS")
-_GROUPS = sorted(Path(_FOLDER).glob("param_groups_*.json")) if _FOLDER else []
+_GROUPS = sets.find("param_groups_*.json")
 
 
-@pytest.mark.parametrize("path", _GROUPS or [None], ids=lambda path: path.stem if path else "no-goldens")
-def test_the_groups_hold_the_authors_parameters_in_their_order_with_their_rates(path: Path | None) -> None:
-    if path is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set param_groups_*.json")
-    config = load_config(f"seqtrack_{path.stem.removeprefix('param_groups_')}")
+def _config_of(path: Path) -> Config:
+    size = path.stem.removeprefix("param_groups_")
+    sets.spec_of_size(size)
+    return load_config(f"seqtrack_{size}")
+
+
+@pytest.mark.parametrize("path", _GROUPS)
+def test_the_groups_hold_the_authors_parameters_in_their_order_with_their_rates(path: Path) -> None:
+    config = _config_of(path)
     model = build_empty(model_spec(config))
     ours = parameter_groups(model, prepare.optimizer_settings(config))
     theirs = json.loads(path.read_text())
@@ -32,11 +36,9 @@ def test_the_groups_hold_the_authors_parameters_in_their_order_with_their_rates(
         assert sum(parameter.numel() for parameter in mine["params"]) == other["numel"]
 
 
-@pytest.mark.parametrize("path", _GROUPS[:1] or [None], ids=lambda path: path.stem if path else "no-goldens")
-def test_adamw_has_the_authors_constants(path: Path | None) -> None:
-    if path is None:
-        pytest.skip("SEQTRACK_GOLDENS names no folder with a set param_groups_*.json")
-    config = load_config(f"seqtrack_{path.stem.removeprefix('param_groups_')}")
+@pytest.mark.parametrize("path", _GROUPS[:1])
+def test_adamw_has_the_authors_constants(path: Path) -> None:
+    config = _config_of(path)
     optimizer = NamedOptimizer(
         build_empty(model_spec(config)).to_empty(device="cpu"), prepare.optimizer_settings(config)
     )
