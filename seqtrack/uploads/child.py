@@ -87,6 +87,8 @@ def _look_at(target: Target, files: Sequence[Staged]) -> dict[str, Remote]:
 
 
 def _worth_another(fault: Fault) -> bool:
+    if fault.wait_s > 0.0:
+        return False  # to wait as long as asked is the parent's affair
     return fault.kind == "conflict" or (fault.kind in ("server", "network") and fault.path is None)
 
 

@@ -21,6 +21,8 @@ WAITS = ("commits",)
 _TRANSIENT_STATUS = (408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 _NETWORK_NAMES = ("TransportError", "TimeoutException", "NetworkError", "Unreachable")
 _TIMEOUT_NAMES = ("ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout", "TimeoutException")
+_QUOTA = re.compile(r"quota|storage limit|billing|payment", re.IGNORECASE)
+_GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag", re.IGNORECASE)
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 
 
@@ -74,6 +76,14 @@ class MismatchError(Exception):
         super().__init__(f"{path}: the target lists {found}, which is not what was sent")
 
 
+class IgnoredError(Exception):
+    """The target says that a file is to be left out of the repo."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: the target wants it ignored; look at the .gitignore of the repo")
+
+
 def scrub(text: str, token: str | None = None) -> str:
     """Text without tokens and signatures, fit for a log."""
     if token:
@@ -103,14 +113,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _path_in(error: BaseException) -> str | None:
-    if isinstance(error, (ChangedError, MismatchError)):
+    if isinstance(error, (ChangedError, MismatchError, IgnoredError)):
         return error.path
+    if isinstance(error, ValueError) and str(error).startswith("Invalid metadata in README.md"):
+        return "README.md"
     found = re.match(r"Error while uploading '(.+)' to the Hub", str(error))
     return found[1] if found else None
 
 
 def _fault_of(error: BaseException, path: str | None) -> Fault | None:
     if isinstance(error, HubRefusal):
+        if error.stage == "storage":
+            return _of_storage(error, path)
         return _of_status(error.status, error.headers, error.text, path)
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
@@ -120,11 +134,15 @@ def _fault_of(error: BaseException, path: str | None) -> Fault | None:
         return Fault("changed", str(error), path=error.path)
     if isinstance(error, MismatchError):
         return Fault("mismatch", str(error), path=error.path)
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, IgnoredError)):
         return Fault("refused", str(error), path=path)
     names = {kind.__name__ for kind in type(error).__mro__}
     if "LocalTokenNotFoundError" in names:
         return Fault("token", "there is no token: put one into a file and name it in HF_TOKEN_PATH, or set HF_TOKEN")
+    if "LocalEntryNotFoundError" in names and error.__cause__ is not None:
+        return None  # what the library says when a question failed, whatever the reason was
+    if "FileMetadataError" in names:
+        return Fault("server", f"the answer is not a Hub's: {error}", path=path)
     if isinstance(error, Unreachable):
         return Fault("deadline" if error.timed_out else "network", str(error), path=path)
     if names & set(_NETWORK_NAMES):
@@ -136,9 +154,21 @@ def _fault_of(error: BaseException, path: str | None) -> Fault | None:
         return Fault("died", "out of memory")
     if isinstance(error, OSError):
         return Fault("local", f"{error.strerror or error} ({error.filename or 'this machine'})", path=path)
-    if "LFS batch API returned errors" in str(error):
-        return Fault("refused", str(error), path=path)
+    if (
+        isinstance(error, ValueError)
+        and not isinstance(error, json.JSONDecodeError)
+        and not _GARBLED.search(str(error))
+    ):
+        return Fault("refused", str(error), path=path)  # the library's own word for a file or a name it will not send
     return None
+
+
+def _of_storage(error: HubRefusal, path: str | None) -> Fault | None:
+    """A refusal by the host that takes the bytes, which knows no token: only the address it gave can be too old."""
+    if error.status in (401, 403, 404, 410) and not _QUOTA.search(error.text):
+        said = f"HTTP {error.status}: {_error_in(error.text)[:300]}"
+        return Fault("server", f"the storage refused the address it was sent to ({said})", error.status, path=path)
+    return _of_status(error.status, error.headers, error.text, path)
 
 
 def _body(response: Any) -> str:
@@ -159,11 +189,11 @@ def _error_in(text: str) -> str:
 
 def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | None) -> Fault:
     headers = {name.lower(): value for name, value in headers.items()}
-    text = headers.get("x-error-message", "") or _error_in(text)
+    body, text = text, headers.get("x-error-message", "") or _error_in(text)
     said = f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"
     if status == 429:
         wait = _asked_wait(headers)
-        if re.search(r"rate limit for repository commits", text, re.IGNORECASE):
+        if re.search(r"rate limit for repository commits", f"{text} {body}", re.IGNORECASE):
             return Fault("commits", f"the hourly limit of commits is reached ({said})", status, wait, path)
         return Fault("rate", f"asked to slow down ({said})", status, wait, path)
     if status in _TRANSIENT_STATUS:
@@ -173,11 +203,14 @@ def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | N
     if status == 401 or headers.get("x-error-message") == "Invalid credentials in Authorization header":
         todo = "make a new one with write access and put it where HF_TOKEN_PATH or HF_TOKEN says; no restart is needed"
         return Fault("token", f"the token was refused ({said}): {todo} if it is a file", status, 0.0, path)
-    if status == 402 or (status in (403, 413) and re.search(r"quota|storage limit|billing|payment", text, re.I)):
+    if status == 402 or (status in (403, 413) and _QUOTA.search(f"{text} {body}")):
         return Fault("quota", f"the account's storage is full or unpaid ({said}): free space or pay", status, 0.0, path)
     if status == 403:
         todo = "make a token with write access to this repo"
         return Fault("permission", f"the token may not write here ({said}): {todo}", status, 0.0, path)
+    lost = headers.get("x-error-code") != "RepoNotFound" and "repository" not in text.lower()
+    if status == 404 and path is not None and lost:
+        return Fault("server", f"the server lost the file it was sent ({said})", status, 0.0, path)
     if status == 404:
         todo = "check HF_REPO; `seqtrack hub create` makes it"
         return Fault("repository", f"the repo is not there ({said}): {todo}", status, 0.0, path)
@@ -188,9 +221,10 @@ def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | N
 
 def _asked_wait(headers: Mapping[str, str]) -> float:
     """Seconds that Retry-After (number or HTTP date) or an exhausted RateLimit asks for; at most an hour."""
-    limit = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
-    if limit:
-        return min(3600.0, float(limit[1]) + 1.0)
+    for limit in headers.get("ratelimit", "").split(","):
+        values = dict(re.findall(r";\s*([rt])\s*=\s*(\d+)", limit))
+        if values.get("r") == "0" and "t" in values:
+            return min(3600.0, float(values["t"]) + 1.0)
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return min(3600.0, float(value))

@@ -19,6 +19,7 @@ from huggingface_hub import set_client_factory
 from seqtrack.uploads.errors import HubRefusal, Unreachable
 
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
+_REFUSED_ADDRESS = (401, 403, 404, 410)
 _STAGES = (
     ("/api/whoami", "whoami"),
     ("/api/repos/create", "create"),
@@ -71,8 +72,8 @@ class BoundedClient(httpx2.Client):
         """Send, and repeat what is safe to repeat; raise what must end the call.
 
         Raises:
-            HubRefusal: a status that another try may cure, after the last try; at once for 429, whose wait is the
-                parent's affair.
+            HubRefusal: a status that another try may cure, after the last try; at once for one that asks to wait,
+                which is the parent's affair, and for a storage address that is refused.
             Unreachable: no answer. Silence is not repeated here: the next try must be more patient.
         """
         # The library passes timeout=None here and there, which would undo the bound.
@@ -93,10 +94,12 @@ class BoundedClient(httpx2.Client):
                     raise Unreachable(stage, reason, timed_out=timed_out) from error
             else:
                 status = response.status_code
-                if status not in _RETRYABLE or (status != 429 and self._library_may_repeat(request)):
+                # An address to store at is good for some minutes; only the Hub can give a new one.
+                expired = request.method == "PUT" and status in _REFUSED_ADDRESS
+                if not expired and (status not in _RETRYABLE or (status != 429 and self._library_may_repeat(request))):
                     self._note(request, response, stage)
                     return response
-                if status == 429 or last:
+                if expired or last or status == 429 or "retry-after" in response.headers:
                     text = response.read().decode(errors="replace")[:2000]
                     response.close()
                     raise HubRefusal(status, stage, dict(response.headers), text)
@@ -111,7 +114,7 @@ class BoundedClient(httpx2.Client):
                 self._traffic.stored += 1
         if stage == "batch" and response.is_success and b'"chunk_size"' in response.content:
             for item in response.json().get("objects", []):
-                header = item.get("actions", {}).get("upload", {}).get("header") or {}
+                header = ((item.get("actions") or {}).get("upload") or {}).get("header") or {}
                 self._traffic.parts.update(str(httpx2.URL(v)) for k, v in header.items() if k.isdigit())
 
     def _library_may_repeat(self, request: httpx2.Request) -> bool:

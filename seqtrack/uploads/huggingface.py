@@ -5,23 +5,26 @@ they were made on: a call whose reply was lost and that is applied late can then
 """
 
 import random
-import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.constants import REGEX_COMMIT_OID
+from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import classify
+from seqtrack.uploads.errors import IgnoredError, classify
 from seqtrack.uploads.hubclient import Limits, bound_client
 from seqtrack.uploads.target import Account, Receipt, Remote, Staged, require_unchanged, safe_path
 
 _ASK_AT_ONCE = 200  # paths in one listing call; the form that carries them has a limit
 _BRANCH = "main"
+# Sent along with every question which files to take. Without it the repo's own .gitignore would keep files back, and
+# the library would leave them out of the commit without a word.
+_IGNORE_NOTHING = "# every file is wanted\n"
 _INLINE_LIMIT = 32 * 1024 * 1024
 
 
@@ -57,7 +60,7 @@ class HubTarget:
             sha = self._api.repo_info(self._repo, revision=_BRANCH).sha
         except RevisionNotFoundError:  # a repo without any commit has no branch yet
             return None
-        return sha if sha and re.fullmatch(r"[0-9a-fA-F]{40}", sha) else None
+        return sha if sha and REGEX_COMMIT_OID.fullmatch(sha) else None
 
     def look(self, paths: Sequence[str], revision: str | None = None) -> dict[str, Remote]:
         found: dict[str, Remote] = {}
@@ -74,7 +77,9 @@ class HubTarget:
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> Receipt:
         operations = [_operation(staged) for staged in files]
-        self._store(operations)
+        for share in _without_twins(operations):
+            self._store(share)
+        _require_wanted(operations)
         # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
         require_unchanged(files)
         chosen = _that_fit(operations)
@@ -97,11 +102,15 @@ class HubTarget:
         while True:
             before = self._traffic.stored
             try:
-                self._api.preupload_lfs_files(self._repo, operations, revision=_BRANCH, num_threads=3)
+                self._api.preupload_lfs_files(
+                    self._repo, operations, revision=_BRANCH, num_threads=3, gitignore_content=_IGNORE_NOTHING
+                )
                 return
             except Exception as error:
                 fruitless = fruitless + 1 if self._traffic.stored == before else 0
-                if classify(error).kind not in ("server", "network") or fruitless >= self._limits.tries:
+                fault = classify(error)
+                passing = fault.kind in ("server", "network") and fault.wait_s == 0.0
+                if not passing or fruitless >= self._limits.tries:
                     raise
                 time.sleep(random.uniform(0.0, 0.5 * 2.0**fruitless))
 
@@ -115,7 +124,7 @@ class HubTarget:
                 token=self._token,
                 endpoint=self._api.endpoint,
             )
-        except (EntryNotFoundError, RevisionNotFoundError) as error:
+        except (RemoteEntryNotFoundError, RevisionNotFoundError) as error:
             raise UserError(f"{self._repo} has no {path} at revision {revision or _BRANCH}") from error
         return Path(place)
 
@@ -131,16 +140,42 @@ def _operation(staged: Staged) -> CommitOperationAdd:
     return operation
 
 
+def _without_twins(operations: Sequence[CommitOperationAdd]) -> list[list[CommitOperationAdd]]:
+    """First one file of each content, then those with the same bytes: by then the server has them.
+
+    Asked for both at once, it would be sent the same object twice.
+    """
+    first: dict[bytes, CommitOperationAdd] = {}
+    for operation in operations:
+        first.setdefault(operation.upload_info.sha256, operation)
+    chosen = list(first.values())
+    twins = [operation for operation in operations if first[operation.upload_info.sha256] is not operation]
+    return [chosen, twins] if twins else [chosen]
+
+
+def _require_wanted(operations: Sequence[CommitOperationAdd]) -> None:
+    """Raise for a file that the server wants ignored all the same, before a commit that holds nothing is made of it.
+
+    Raises:
+        IgnoredError: naming the first.
+    """
+    for operation in operations:
+        if getattr(operation, "_should_ignore", False):
+            raise IgnoredError(operation.path_in_repo)
+
+
 def _that_fit(operations: Sequence[CommitOperationAdd]) -> list[CommitOperationAdd]:
     """All large files, and small ones up to a limit.
 
     Small files travel inside the commit call, which the library builds in memory several times over. After
     `preupload_lfs_files` a large file's source is empty, as its documentation says; what is left is a small one.
+    Once a small one does not fit, none after it goes: it could be the manifest of a checkpoint that did not fit.
     """
-    chosen, inline = [], 0
+    chosen, inline, full = [], 0, False
     for operation in operations:
         size = 0 if operation.path_or_fileobj == b"" else operation.upload_info.size
-        if inline and inline + size > _INLINE_LIMIT:
+        full = full or bool(inline and inline + size > _INLINE_LIMIT)
+        if full and size:
             continue
         inline += size
         chosen.append(operation)
@@ -150,7 +185,9 @@ def _that_fit(operations: Sequence[CommitOperationAdd]) -> list[CommitOperationA
 def _files(listed: Iterable[Any]) -> Iterable[Remote]:
     for item in listed:
         if isinstance(item, RepoFile):
-            yield Remote(item.path, item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
+            digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
+            # Two sizes of one file that differ: something is wrong there, and no file of ours has -1 bytes.
+            yield Remote(item.path, item.size if size == item.size else -1, digest, item.blob_id)
 
 
 def open_hub(settings: dict[str, Any]) -> HubTarget:

@@ -58,6 +58,7 @@ class Sync:
         self.unpaced = False  # at the end: do not wait for the next commit's turn
         self.with_logs = False  # one pass, or the end: send logs as they are now
         self.num_arrived = 0
+        self._stumbling: set[str] = set()  # named in failure after failure: sent when there is nothing else
         self.last_success: float | None = None
         stored = journal.facts.get(_LAST_COMMIT)
         self._last_commit = None if stored is None else monotonic_of(float(stored), clock)
@@ -133,7 +134,7 @@ class Sync:
             riders,
             most_bytes=self._settings.batch_mb * 2**20,
             unit_limit=self.recovery.unit_limit,
-            is_apart=apart,
+            is_apart=apart | self._stumbling,
         )
         copies = self._stage(batch)
         if not copies:
@@ -255,6 +256,7 @@ class Sync:
                 row.state, row.attempts, row.error = "verified", 0, None
                 row.commit = commit or row.commit
                 self._log_sent[copy.staged.path] = self._clock.monotonic()
+                self._stumbling.discard(copy.staged.path)
                 self.num_arrived += 1
             elif row.state != "apart":
                 row.state = "stable"
@@ -271,10 +273,15 @@ class Sync:
         guilty = next((unit for unit in units if fault.path in [copy.staged.path for copy in unit]), None)
         if guilty is None and len(units) == 1 and fault.kind in ("refused", "died"):
             guilty = units[0]
-        if guilty is None or fault.kind not in ("refused", "died", "server", "mismatch"):
+        if guilty is None:
             return
         first = self.journal.rows[guilty[0].staged.path]
         first.attempts += 1
+        if first.attempts >= self._settings.tries_before_apart:
+            self._stumbling.add(first.path)
+        if fault.kind not in ("refused", "died", "server", "mismatch"):
+            self.journal.write([first])
+            return
         # A refusal is about the file; other trouble is more often the server's, which meets some file first.
         tries = self._settings.tries_before_apart * (1 if fault.kind == "refused" else 3)
         if first.attempts >= tries:

@@ -45,7 +45,7 @@ def test_errors_and_a_reset_at_a_stage_pass(hub: Hub, output: Path, stage: str) 
     assert_arrived(hub, output)
 
 
-@pytest.mark.parametrize("stage", ["preupload", "put", "commit"])
+@pytest.mark.parametrize("stage", ["preupload", "batch", "put", "commit"])
 def test_a_stage_that_fails_for_ever_leaves_nothing_half_done(hub: Hub, output: Path, stage: str) -> None:
     fault = hub.fail(stage, status=503, times=None)
     env = environ(hub, output, UPLOAD_PATIENCE_S="1.5", UPLOAD_TRIES_BEFORE_APART="1000")
@@ -53,6 +53,14 @@ def test_a_stage_that_fails_for_ever_leaves_nothing_half_done(hub: Hub, output: 
     assert on_hub(hub) == {}
     hub.faults.remove(fault)
     assert once(env) == 0
+    assert_arrived(hub, output)
+
+
+def test_a_verification_that_fails_for_ever_keeps_nothing_back(hub: Hub, output: Path) -> None:
+    """The object is stored by then, and what the commit holds is asked of the listing, not of this call."""
+    hub.fail("verify", status=503, times=None)
+    assert once(environ(hub, output)) == 0
+    assert set(hub.puts.values()) == {1}
     assert_arrived(hub, output)
 
 
@@ -65,14 +73,16 @@ def test_a_stage_that_fails_for_ever_leaves_nothing_half_done(hub: Hub, output: 
     ],
     ids=["seconds", "date", "ratelimit"],
 )
-@pytest.mark.parametrize("stage", ["preupload", "commit"])
+@pytest.mark.parametrize(("stage", "code"), [("preupload", 429), ("commit", 429), ("batch", 503)])
 def test_a_wait_that_is_asked_for_is_kept(
-    hub: Hub, output: Path, stage: str, headers: dict[str, str], least: float
+    hub: Hub, output: Path, stage: str, code: int, headers: dict[str, str], least: float
 ) -> None:
     from email.utils import formatdate
 
     headers = {k: formatdate(time.time() + 3, usegmt=True) if v == "DATE" else v for k, v in headers.items()}
-    hub.fail(stage, status=429, headers=headers)
+    if code == 503 and "RateLimit" in headers:
+        headers = {"Retry-After": "2"} | headers  # the rate limit is only spoken of with 429
+    hub.fail(stage, status=code, headers=headers)
     assert once(environ(hub, output, UPLOAD_REQUEST_TRIES="3")) == 0
     times = [call["time"] for call in hub.calls if call["stage"] == stage]
     assert times[1] - times[0] >= least
@@ -130,7 +140,7 @@ def test_a_commit_that_is_applied_long_after_we_gave_it_up_is_not_made_twice(hub
 
 
 @pytest.mark.parametrize(
-    "stages", [("whoami", "create", "info", "paths-info"), ("preupload", "batch"), ("put", "commit")]
+    "stages", [("whoami", "create"), ("info", "paths-info"), ("preupload", "batch"), ("put", "verify", "commit")]
 )
 def test_a_call_that_hangs_is_given_up(hub: Hub, output: Path, stages: tuple[str, ...]) -> None:
     for stage in stages:
@@ -277,6 +287,49 @@ def test_one_file_that_is_too_large_does_not_keep_the_others_back(hub: Hub, outp
     bad.unlink()
     if stage == "put of a checkpoint":
         manifest.unlink()
+    assert_arrived(hub, output)
+
+
+def test_an_answer_before_the_body_was_read_is_heard(hub: Hub, output: Path) -> None:
+    bad = put(output / "phase_1" / "huge.bin", content(3_000_000, "huge"))
+    digest = hashlib.sha256(bad.read_bytes()).hexdigest()
+    hub.fail("put", status=413, early=True, message="too large", times=None, match=digest)
+    with sidecar(environ(hub, output, UPLOAD_SLOW_RETRY_S="600"), "--once") as running:
+        assert running.wait() == 3
+    bad.unlink()
+    assert_arrived(hub, output)
+
+
+def test_one_file_at_which_the_line_breaks_each_time_does_not_keep_the_others_back(hub: Hub, output: Path) -> None:
+    bad = put(output / "phase_1" / "cursed.bin", content(50_000, "cursed"))
+    digest = hashlib.sha256(bad.read_bytes()).hexdigest()
+    hub.fail("put", reset="middle", times=None, match=digest)
+    with sidecar(environ(hub, output)) as running:
+        until(lambda: len(on_hub(hub)) == 7, what="the others")
+        assert "phase_1/cursed.bin" not in on_hub(hub)
+        hub.clear()
+        finish(output)
+        assert running.wait() == 0
+    assert_arrived(hub, output)
+
+
+@pytest.mark.parametrize("data", [b"---\nlicense: [\n---\n", b"\xff\xfe no text"], ids=["metadata", "bytes"])
+def test_a_readme_that_is_not_accepted_does_not_keep_the_others_back(hub: Hub, output: Path, data: bytes) -> None:
+    readme = put(output / "README.md", data)
+    hub.fail("yaml", status=400, message="bad metadata", times=None)
+    with sidecar(environ(hub, output, UPLOAD_SLOW_RETRY_S="600"), "--once") as running:
+        assert running.wait() == 3
+    assert "README.md is set apart" in running.said()
+    readme.unlink()
+    assert_arrived(hub, output)
+
+
+def test_a_storage_address_that_is_too_old_is_exchanged_for_a_new_one(hub: Hub, output: Path) -> None:
+    hub.fail("put", status=403, message="Request has expired", times=3)
+    env = environ(hub, output, UPLOAD_SLOW_RETRY_S="600")
+    with sidecar(env, "--once") as running:
+        assert running.wait() == 0
+    assert "write access" not in running.said()
     assert_arrived(hub, output)
 
 

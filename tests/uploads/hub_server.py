@@ -41,6 +41,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "planned failure"
+    early: bool = False  # the answer comes before the body was read, and the connection ends
     reset: str | None = None  # "before" headers, "middle" of the body, "after" the call was applied
     hang_s: float = 0.0
     rate: float | None = None  # bytes/s at which a body is read
@@ -67,7 +68,6 @@ class Repo:
 
     private: bool = True
     commits: list[tuple[str, tuple[str, ...], dict[str, Entry]]] = field(default_factory=list)
-    next_git_oid: int = 0
 
 
 def git_sha1(data: bytes) -> str:
@@ -114,7 +114,7 @@ class Hub:
     def start(self, port: int = 0, host: str = "127.0.0.1") -> "Hub":
         """Listen; with port 0 any free port, which is kept over a restart."""
         server_class = type("Server", (ThreadingHTTPServer,), {"daemon_threads": True, "request_queue_size": 128})
-        self._server = server_class((host, port or self.port), type("Bound", (Handler,), {"hub": self}))
+        self._server = server_class((host, port or self.port), type("Bound", (self.handler,), {"hub": self}))
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
@@ -125,6 +125,11 @@ class Hub:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    @property
+    def handler(self) -> "type[Handler]":
+        """What answers a connection; a server that speaks otherwise has another."""
+        return Handler
 
     @property
     def endpoint(self) -> str:
@@ -209,9 +214,13 @@ class Hub:
         for path in tree:
             if path.endswith(".json") and "/checkpoints/" in path and path[:-5] + ".safetensors" not in tree:
                 self.violations.append(f"{path} visible before its checkpoint")
-        oid = uuid.uuid4().hex + "00000000"
+        oid = self.new_oid()
         repo.commits.append((oid, (*files, *deleted), tree))
         return oid
+
+    def new_oid(self) -> str:
+        """Name of a new commit."""
+        return uuid.uuid4().hex + "00000000"
 
     def commit(self, name: str, revision: str, lines: list[dict[str, Any]]) -> dict[str, str]:
         """The NDJSON commit call."""
@@ -371,6 +380,8 @@ class Handler(BaseHTTPRequestHandler):
             self.cut()
         if fault.status is not None:
             headers = {"X-Error-Message": fault.message.replace("\n", " "), **fault.headers}
+            if fault.early:
+                self.left, self.chunked, self.close_connection = 0, False, True
             raise Reply(fault.status, {"error": fault.message}, headers)
 
     def cut(self) -> None:

@@ -1,11 +1,12 @@
 """What each failure is taken for: the words and statuses of the Hub, through the wrappers of its client."""
 
+import json
 from dataclasses import dataclass, field
 
 import pytest
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import HubRefusal, Unreachable, classify, scrub
+from seqtrack.uploads.errors import HubRefusal, IgnoredError, Unreachable, classify, scrub
 from seqtrack.uploads.target import ChangedError
 
 
@@ -70,6 +71,8 @@ def test_a_status_has_one_meaning_in_every_wrapper(
         ({"Retry-After": "Sat, 21 Nov 2026 06:00:00 GMT", "Date": "Sat, 21 Nov 2026 07:00:00 GMT"}, 0.0),
         ({"RateLimit": '"api";r=0;t=55'}, 56.0),
         ({"RateLimit": '"api";r=949;t=55'}, 0.0),
+        ({"RateLimit": '"api";t=55;r=0'}, 56.0),
+        ({"ratelimit": '"api"; r=3; t=7, "resolvers"; r=0; t=9'}, 10.0),
         ({"Retry-After": "soon"}, 0.0),
         ({}, 0.0),
     ],
@@ -89,12 +92,38 @@ def test_how_long_the_server_asks_us_to_wait(headers: dict[str, str], wait: floa
         (ChangedError("phase_1/a"), "changed"),
         (UserError("a name"), "refused"),
         (ValueError("LFS batch API returned errors:\nno"), "refused"),
+        (ValueError("Invalid metadata in README.md.\n- no"), "refused"),
+        (ValueError("preupload_info is improperly formatted"), "server"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "server"),
+        (IgnoredError("phase_1/a"), "refused"),
         (KeyError("commitOid"), "server"),
         (MemoryError(), "died"),
     ],
 )
 def test_what_is_no_status_has_a_kind_as_well(error: Exception, kind: str) -> None:
     assert classify(error).kind == kind
+
+
+def test_the_limit_of_commits_is_told_from_the_body_where_the_header_says_less() -> None:
+    headers = {"X-Error-Message": "Too Many Requests", "RateLimit": '"api";r=949;t=200'}
+    assert classify(HubRefusal(429, "commit", headers, f'{{"error": "{LIMIT}"}}')).kind == "commits"
+    assert classify(HubRefusal(429, "commit", headers, '{"error": "slowly"}')).kind == "rate"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_refusal_by_the_storage_host_is_no_fault_of_the_token(status: int) -> None:
+    fault = classify(HubRefusal(status, "storage", {}, "<Error><Message>Request has expired</Message></Error>"))
+    assert (fault.kind, fault.permanent) == ("server", False)
+    assert classify(HubRefusal(status, "commit", {}, "no")).permanent
+    assert classify(HubRefusal(403, "storage", {}, "over your quota")).kind == "quota"
+
+
+def test_an_object_that_is_not_there_is_not_a_repo_that_is_not_there() -> None:
+    lost = RuntimeError("Error while uploading 'a.bin' to the Hub.")
+    lost.__cause__ = HfHubHTTPError(Response(404, "object not found"))
+    assert classify(lost).kind == "server"
+    lost.__cause__ = HfHubHTTPError(Response(404, "", {"X-Error-Code": "RepoNotFound"}))
+    assert classify(lost).kind == "repository"
 
 
 def test_no_secret_stays_in_a_line() -> None:

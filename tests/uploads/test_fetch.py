@@ -148,6 +148,17 @@ def test_a_short_failure_passes_and_a_dead_server_is_an_error(hub: Hub, uploaded
     assert is_clean(tmp_path / "other")
 
 
+def test_a_refusal_is_not_taken_for_a_file_that_is_not_there(hub: Hub, uploaded: Environment, tmp_path: Path) -> None:
+    hub.fail("resolve", status=403, message="not for your eyes", times=None)
+    with pytest.raises(UserError, match="not for your eyes"):
+        fetch_checkpoint(uploaded, 2, tmp_path / "new")
+    hub.clear()
+    hub.fail("resolve", status=200, times=None)  # a page of somebody else's, without the Hub's headers
+    with pytest.raises(UserError, match="not a Hub's"):
+        fetch_checkpoint(uploaded, 2, tmp_path / "new")
+    assert is_clean(tmp_path / "new")
+
+
 def test_without_a_target_it_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="HF_REPO"):
         fetch_checkpoint(Environment(), 3, tmp_path)
