@@ -191,15 +191,16 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    """Draw the demo data set, or download the classes of which nothing is there."""
+    """Draw the demo data set, download the classes of LaSOT of which nothing is there, and open any other data set."""
     from seqtrack.config.environment import configure
     from seqtrack.data.classes import draw_classes
     from seqtrack.data.demo import ensure_demo
     from seqtrack.data.download import download_classes
+    from seqtrack.data.sources import open_source
     from seqtrack.errors import UserError
 
     environment, config = configure(os.environ)
-    for name in config.DATA.TRAIN.DATASETS_NAME:
+    for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
         if name == "DEMO":
             print(f"{ensure_demo(environment.data_dir)}: the demo data set (synthetic) is there")
         elif name == "LASOT":
@@ -207,10 +208,13 @@ def _prepare(args: argparse.Namespace) -> int:
             there = _classes_there(environment.data_dir)
             if not chosen and not there:
                 raise UserError("CLASSES: name the classes to download, such as book,coin; all 70 together are 248 GB")
-            missing = tuple(name for name in chosen if name not in there)
+            missing = tuple(one for one in chosen if one not in there)
             if missing:
                 download_classes(environment.data_dir, missing, hub=_hub())
             print(f"LaSOT: {', '.join(chosen or there)} in {environment.data_dir}")
+        else:
+            found = open_source(name, environment.data_dir, classes=config.DATA.CLASSES, split="train").sequences
+            print(f"{name}: {len(found)} training sequences in {environment.data_dir}")
     return 0
 
 

@@ -45,8 +45,8 @@ VARIABLES: dict[str, Variable] = {
     ),
     "DATASET": Variable(
         "demo",
-        "data sets, separated by commas: demo, lasot, got10k_train_full, ...; unset with a CONFIG file of your "
-        "own, those that the file names",
+        "data sets, separated by commas: demo, lasot, got10k_train_full, got10k_vottrain; unset with a CONFIG file of "
+        "your own, those that the file names",
         "train, data, evaluate",
         forms.names,
     ),

@@ -1,6 +1,7 @@
 """GOT-10k's layout: `<sequence>/00000001.jpg`, `groundtruth.txt`, `absence.label`, `cover.label`, and a `list.txt`.
 
-Knows that layout only. Its test split has no published boxes beyond the first frame, so "test" is the folder `val`.
+Knows that layout only, and the two training sets that the authors' experiments make of it. The official test split has
+no published boxes beyond the first frame, so "test" is the folder `val`.
 """
 
 import re
@@ -14,6 +15,8 @@ from seqtrack.data.sequence import Sequence, visible_frames
 from seqtrack.errors import UserError
 
 _FOLDERS = {"train": "train", "test": "val"}
+# The authors' list of what VOT's challenge does not hold: places in `train/list.txt`, counted from 0.
+VOT_LIST = "got10k_vot_train_split.txt"
 _NUMBERS = re.compile(rb"[0-9]{1,3}(?:\r?\n[0-9]{1,3})*\r?\n?")
 # Classes are named by a line of each sequence's meta file; without one the data set is one class.
 _CLASS = re.compile(r"^object_class:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
@@ -23,9 +26,28 @@ _NO_CLASS = "object"
 def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
     """Sequences of `data_dir/got10k/<split>` (or of `data_dir/<split>`) in the order of their list.
 
+    Args:
+        classes: empty for all.
+        split: "train" (the folder `train`, 9,335 sequences) or "test" (the folder `val`, 180).
+
     Raises:
         UserError: everything that is wrong with the folder, the list, the classes and the annotations, at once.
     """
+    return _open(data_dir, classes, split, chosen=None)
+
+
+def open_got10k_without_vot(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
+    """As `open_got10k`, without the training sequences that VOT's challenge holds: 7,086 stay.
+
+    They are the ones that the authors' list names, which has to stand beside the folder `train`.
+
+    Raises:
+        UserError: as `open_got10k`; and the list is missing or names no place of `train/list.txt`.
+    """
+    return _open(data_dir, classes, split, chosen=VOT_LIST if split == "train" else None)
+
+
+def _open(data_dir: Path, classes: tuple[str, ...], split: str, *, chosen: str | None) -> list[Sequence]:
     root = next((p for p in (data_dir / "got10k", data_dir) if (p / _FOLDERS[split] / "list.txt").is_file()), None)
     if root is None:
         raise UserError(
@@ -38,6 +60,8 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / 'list.txt'}: cannot be read ({error})") from error
     problems: list[str] = []
+    if chosen is not None:
+        names = _pick(names, root / chosen, problems)
     sequences = [_read(folder / name, problems) for name in names if _is_plain(name, folder, problems)]
     found = [sequence for sequence in sequences if sequence is not None]
     known = sorted({sequence.class_name for sequence in found})
@@ -52,6 +76,24 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list
     if problems:
         raise UserError(problems)
     return found
+
+
+def _pick(names: list[str], path: Path, problems: list[str]) -> list[str]:
+    """The names at the places that a file lists, one a line from 0; none of them if it cannot be used."""
+    try:
+        words = path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(
+            f"{path}: cannot be read ({error}); it comes with the authors' code (lib/train/data_specs) and with "
+            "pytracking, and names the sequences to train on by their places in train/list.txt"
+        )
+        return []
+    wrong = [word for word in words if not word.isascii() or not word.isdigit() or int(word) >= len(names)]
+    if wrong or len(set(words)) != len(words) or not words:
+        found = f"{wrong[0][:20]!a}" if wrong else "a place twice" if words else "nothing"
+        problems.append(f"{path}: expected different places from 0 to {len(names) - 1}, one a line, found {found}")
+        return []
+    return [names[int(word)] for word in words]
 
 
 def _is_plain(name: str, folder: Path, problems: list[str]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.data.demo import open_demo
-from seqtrack.data.got10k import open_got10k
+from seqtrack.data.got10k import open_got10k, open_got10k_without_vot
 from seqtrack.data.lasot import SPLITS, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
@@ -44,6 +44,7 @@ class _Kind:
 SOURCES: dict[str, _Kind] = {
     "LASOT": _Kind(open_lasot),
     "GOT10K_TRAIN_FULL": _Kind(open_got10k),
+    "GOT10K_VOTTRAIN": _Kind(open_got10k_without_vot),
     "DEMO": _Kind(open_demo, synthetic=True),
 }
 

@@ -1,12 +1,11 @@
 """What every data set of the registry promises, run against each."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data.makers import write_sequence
+from data.makers import make_got10k, write_sequence
 
 from seqtrack.data.demo import Plan, ensure_demo
 from seqtrack.data.pairs import SampleDataset, SampleSpec
@@ -29,25 +28,11 @@ def _make_demo(data_dir: Path) -> None:
     ensure_demo(data_dir)
 
 
-def _make_got10k(data_dir: Path) -> None:
-    for split, first in (("train", 1), ("val", 9)):
-        root = data_dir / "got10k" / split
-        names = [f"GOT-10k_{split.capitalize()}_{number:06d}" for number in range(first, first + 3)]
-        for place, name in enumerate(names):
-            made = write_sequence(data_dir / "made" / name, 24)
-            shutil.move(made / "img", root / name)
-            shutil.move(made / "groundtruth.txt", root / name / "groundtruth.txt")
-            (root / name / "absence.label").write_text("0\n" * 23 + "1\n")
-            (root / name / "cover.label").write_text("8\n" * 22 + "0\n8\n")
-            (root / name / "meta_info.ini").write_text(f"[METAINFO]\nobject_class: {('bear', 'sloth')[place % 2]}\n")
-        (root / "list.txt").write_text("".join(f"{name}\n" for name in names))
-    shutil.rmtree(data_dir / "made")
-
-
 MAKERS: dict[str, Callable[[Path], None]] = {
     "LASOT": _make_lasot,
     "DEMO": _make_demo,
-    "GOT10K_TRAIN_FULL": _make_got10k,
+    "GOT10K_TRAIN_FULL": make_got10k,
+    "GOT10K_VOTTRAIN": make_got10k,
 }
 
 

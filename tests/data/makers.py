@@ -1,7 +1,8 @@
-"""Small data sets in LaSOT's layout, every frame and box of them different from every other."""
+"""Small data sets in LaSOT's and GOT-10k's layout, every frame and box of them different from every other."""
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -38,6 +39,23 @@ def write_sequence(
     for name in ("full_occlusion.txt", "out_of_view.txt"):
         (folder / name).write_text(",".join("0" * frames))
     return folder
+
+
+def make_got10k(data_dir: Path) -> None:
+    """GOT-10k with three sequences in `train` and three in `val`, and a list that leaves the second of `train` out."""
+    for split, first in (("train", 1), ("val", 9)):
+        root = data_dir / "got10k" / split
+        names = [f"GOT-10k_{split.capitalize()}_{number:06d}" for number in range(first, first + 3)]
+        for place, name in enumerate(names):
+            made = write_sequence(data_dir / "made" / name, 24)
+            shutil.move(made / "img", root / name)
+            shutil.move(made / "groundtruth.txt", root / name / "groundtruth.txt")
+            (root / name / "absence.label").write_text("0\n" * 23 + "1\n")
+            (root / name / "cover.label").write_text("8\n" * 22 + "0\n8\n")
+            (root / name / "meta_info.ini").write_text(f"[METAINFO]\nobject_class: {('bear', 'sloth')[place % 2]}\n")
+        (root / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text("0\n2\n")
+    shutil.rmtree(data_dir / "made")
 
 
 def tree(root: Path) -> dict[str, bytes]:

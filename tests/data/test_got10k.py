@@ -1,0 +1,50 @@
+"""GOT-10k's two training sets: all of it, and what VOT's challenge does not hold."""
+
+from pathlib import Path
+
+import pytest
+
+from seqtrack.data.sources import describe, open_source
+from seqtrack.errors import UserError
+
+from .makers import make_got10k
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    make_got10k(tmp_path)
+    return tmp_path
+
+
+def names(data_dir: Path, dataset: str, split: str) -> list[str]:
+    return [one.name[-6:] for one in open_source(dataset, data_dir, classes=(), split=split).sequences]
+
+
+def test_the_list_chooses_training_sequences_by_their_place_and_leaves_the_test_split_alone(data_dir: Path) -> None:
+    assert names(data_dir, "GOT10K_train_full", "train") == ["000001", "000002", "000003"]
+    assert names(data_dir, "GOT10K_vottrain", "train") == ["000001", "000003"]
+    assert names(data_dir, "GOT10K_vottrain", "test") == names(data_dir, "GOT10K_train_full", "test")
+    (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text("1\n")
+    assert names(data_dir, "GOT10K_vottrain", "train") == ["000002"]
+
+
+def test_the_two_sets_are_two_data_sets_even_where_they_hold_the_same(data_dir: Path) -> None:
+    (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text("0\n1\n2\n")
+    sets = [open_source(name, data_dir, classes=(), split="train") for name in ("GOT10K_vottrain", "GOT10K_train_full")]
+    assert describe(sets[:1])["digest"] != describe(sets[1:])["digest"]
+
+
+def test_without_the_list_only_the_whole_set_is_served(data_dir: Path) -> None:
+    (data_dir / "got10k" / "got10k_vot_train_split.txt").unlink()
+    assert names(data_dir, "GOT10K_train_full", "train")
+    with pytest.raises(UserError, match=r"got10k_vot_train_split\.txt: cannot be read .*train/list\.txt"):
+        names(data_dir, "GOT10K_vottrain", "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("0\n3\n", "'3'"), ("-1\n", "'-1'"), ("0\n0\n", "twice"), ("\n", "nothing")]
+)
+def test_a_list_that_names_no_place_is_refused(data_dir: Path, text: str, found: str) -> None:
+    (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text(text)
+    with pytest.raises(UserError, match=rf"from 0 to 2, one a line, found .*{found}"):
+        names(data_dir, "GOT10K_vottrain", "train")
