@@ -48,7 +48,7 @@ def _findings() -> Iterator["Finding"]:
     if environment is not None and config is not None:
         yield project.check_folder("output folder", environment.output_dir, write=True)
         yield machine.check_disk("disk", environment.output_dir, project.bytes_needed(config))
-        yield project.check_folder("data folder", environment.data_dir, write="DEMO" in config.DATA.TRAIN.DATASETS_NAME)
+        yield project.check_folder("data folder", environment.data_dir, write=project.draws_demo(config))
         yield from project.check_data(environment, config)
         yield from project.check_token(environment, os.environ)
     date = project.hub_date(environment) if environment is not None else None

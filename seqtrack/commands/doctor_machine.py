@@ -122,13 +122,18 @@ def check_memory(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("
     """Memory this process may still take: the machine's, or what the container's limit leaves."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _number(cgroup / "memory.max")
+    limit = container_limit(cgroup)
     if limit is not None:
         available = min(available, limit - (_number(cgroup / "memory.current") or 0))
     found = f"{available / GIB:.1f} GiB available" + (f", container limit {limit / GIB:.1f} GiB" if limit else "")
     if available >= _MEMORY_WANTED:
         return good("memory", found)
     return bad("memory", found, f"At least {_MEMORY_WANTED // GIB} GiB are wanted: end other programs, raise the limit")
+
+
+def container_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that this container may have, None without a limit (or without a container)."""
+    return _number(cgroup / "memory.max")
 
 
 def _number(path: Path) -> int | None:
@@ -157,15 +162,17 @@ def check_cores() -> Finding:
 
 def check_disk(about: str, folder: Path, needed: int) -> Finding:
     """Whether `needed` bytes fit where `folder` is, or will be made."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest_folder(folder)).free
     found = f"{free / GIB:.1f} GiB free at {folder}, about {needed / GIB:.1f} GiB needed"
     if free >= needed:
         return good(about, found)
     advice = "Free some, use another disk, or keep fewer checkpoints: TRAIN.KEEP_CHECKPOINTS 3 in OVERRIDES"
     return bad(about, found, advice)
+
+
+def nearest_folder(place: Path) -> Path:
+    """The place itself, or the nearest one above it that exists: where it would be made."""
+    return next(one for one in (place, *place.absolute().parents) if one.exists())
 
 
 def check_clock(now: float, *, server_date: str | None, known_past: float) -> Finding:

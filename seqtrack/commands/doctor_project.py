@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqtrack.commands.doctor_findings import Finding, bad, good, note
+from seqtrack.commands.doctor_machine import nearest_folder
 from seqtrack.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from seqtrack.config.schema import Config
 
 HUB = "https://huggingface.co"
-# What a checkpoint holds for each parameter: the weight and AdamW's two averages, four bytes each.
-_BYTES_PER_PARAMETER = 12
+# Beside checkpoints: logs, plots, an evaluation with its boxes, the sidecar's copies.
 _OTHER_FILES = 2**30
 
 
@@ -64,19 +64,20 @@ def check_settings(environ: Mapping[str, str]) -> tuple[list[Finding], "Environm
 
 
 def bytes_needed(config: "Config") -> int:
-    """Disk that a whole run's checkpoints take, reckoned from the model's shapes."""
-    from seqtrack.model.cost import cost_of
-    from seqtrack.model.spec import model_spec
+    """Disk that a whole run takes, in bytes: what `plan` reckons for its checkpoints, and room for the rest."""
+    from seqtrack.commands.plan import disk_bytes
 
-    kept = config.TRAIN.KEEP_CHECKPOINTS or config.TRAIN.EPOCH
-    return cost_of(model_spec(config)).parameters * _BYTES_PER_PARAMETER * (kept + 1) + _OTHER_FILES
+    return disk_bytes(config) + _OTHER_FILES
+
+
+def draws_demo(config: "Config") -> bool:
+    """Whether the run trains on the data set that draws itself into the data folder."""
+    return "DEMO" in (name.upper() for name in config.DATA.TRAIN.DATASETS_NAME)
 
 
 def check_folder(about: str, folder: Path, *, write: bool) -> Finding:
     """Whether this user may use a folder, or make it."""
-    place = folder
-    while not place.exists():
-        place = place.parent
+    place = nearest_folder(folder)
     who = f"user {os.geteuid()}"
     mode = os.R_OK | os.X_OK | (os.W_OK if write or place != folder else 0)
     if not place.is_dir():
@@ -98,7 +99,7 @@ def check_data(environment: "Environment", config: "Config") -> list[Finding]:
     from seqtrack.prepare import open_sources
 
     demo = environment.data_dir / "demo"
-    if "DEMO" in config.DATA.TRAIN.DATASETS_NAME and not demo.is_dir():
+    if draws_demo(config) and not demo.is_dir():
         return [note("data", f"demo: synthetic, drawn at first use into {demo} (45 MB)")]
     quiet = logging.getLogger("seqtrack.data")
     before, quiet.disabled = quiet.disabled, True

@@ -82,7 +82,6 @@ def make_plan(config: Config, *, device: str, processes: int, machine: Machine) 
     needed = functools.partial(_memory_needed, spec, bf16=bf16, device=device, processes=processes)
     cost = cost_of(spec)
     checkpoint = checkpoint_bytes(spec)
-    kept = min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH)
     plan: dict[str, Any] = {
         "encoder": spec.encoder_type,
         "patch_px": spec.patch_size,
@@ -105,14 +104,23 @@ def make_plan(config: Config, *, device: str, processes: int, machine: Machine) 
         "memory_from": machine.memory_from,
         "checkpoint_bytes": checkpoint,
         "epochs": train.EPOCH,
-        # One more than is kept: the newest is whole before the oldest goes, or stands inside an epoch.
-        "disk_bytes": (kept + 1) * checkpoint,
+        "disk_bytes": disk_bytes(config),
         "disk_there": machine.disk,
         "disk_from": machine.disk_from,
         "upload_bytes": train.EPOCH * checkpoint,
     }
     plan["problems"] = [*_memory_problems(plan, needed), *_disk_problems(plan)]
     return plan
+
+
+def disk_bytes(config: Config) -> int:
+    """Bytes of all checkpoints of a run that stand on the disk at once."""
+    from seqtrack.model.memory import checkpoint_bytes
+    from seqtrack.model.spec import model_spec
+
+    kept = min(config.TRAIN.KEEP_CHECKPOINTS or config.TRAIN.EPOCH, config.TRAIN.EPOCH)
+    # One more than is kept: the newest is whole before the oldest goes, or stands inside an epoch.
+    return (kept + 1) * checkpoint_bytes(model_spec(config))
 
 
 def _memory_needed(spec: ModelSpec, batch: int, *, checkpointing: bool, bf16: bool, device: str, processes: int) -> int:
@@ -169,6 +177,8 @@ def _device(name: str, nproc: str | int) -> tuple[str, int]:
 def _machine(args: argparse.Namespace, device: str, output_dir: Path) -> Machine:
     import shutil
 
+    from seqtrack.commands.doctor_machine import nearest_folder
+
     if args.memory_gib is not None:
         memory, memory_from = int(args.memory_gib * GIB), "--memory-gib"
     elif device == "cuda":
@@ -177,9 +187,7 @@ def _machine(args: argparse.Namespace, device: str, output_dir: Path) -> Machine
         memory, memory_from = _cpu_memory()
     if args.disk_gib is not None:
         return Machine(memory, memory_from, int(args.disk_gib * GIB), "--disk-gib")
-    place = output_dir.resolve()
-    while not place.exists():
-        place = place.parent
+    place = nearest_folder(output_dir.resolve())
     return Machine(memory, memory_from, shutil.disk_usage(place).free, str(place))
 
 
@@ -197,11 +205,12 @@ def _gpu_memory() -> tuple[int, str]:
 
 def _cpu_memory() -> tuple[int, str]:
     """Installed memory, or less where a container's limit says so."""
+    from seqtrack.commands.doctor_machine import container_limit
+
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    if text.isdigit() and int(text) < installed:
-        return int(text), "limit of this container"
+    limit = container_limit()
+    if limit is not None and limit < installed:
+        return limit, "limit of this container"
     return installed, "this machine"
 
 
