@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("create", help="make the repo of HF_REPO, private unless HF_PRIVATE=false")
     actions.add_parser("check", help="check token, repo and right to write; compare OUTPUT_DIR with what is listed")
     upload = actions.add_parser("upload", help="send files now")
-    upload.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    upload.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="files to send, each checked on the target afterwards"
+    )
     upload.add_argument(
         "--to", metavar="PATH", help="name in the repo (one file only); default: relative to OUTPUT_DIR"
     )
@@ -49,26 +51,15 @@ def _order(environment: "Environment", order: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: no target is set, or what the target said.
     """
-    from dataclasses import asdict
-
-    from seqtrack.uploads.runner import ChildRunner
+    from seqtrack.uploads.orders import Orders
     from seqtrack.uploads.settings import choose_target, read_settings
 
-    target, settings = choose_target(environment), read_settings(os.environ)
+    target = choose_target(environment)
     if target is None:
         raise UserError("HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)")
-    limits = {"connect_s": settings.connect_timeout_s, "read_s": settings.read_timeout_s, "tries": 3}
-    size = sum(item["size"] for item in order.get("files", []))
     with tempfile.TemporaryDirectory() as folder:
-        outcome = ChildRunner(Path(folder)).run(
-            {**order, "target": {**asdict(target), **limits}},
-            deadline_s=settings.deadline_s + size / (settings.least_rate_kb_s * 1024.0),
-            on_event=lambda event: None,
-            tick=lambda: False,
-        )
-    if outcome.done is None:
-        raise UserError(f"{target.shown}: {outcome.fault.line if outcome.fault else 'no answer'}")
-    return outcome.done
+        orders = Orders(target, read_settings(os.environ), Path(folder))
+        return orders.carry_out(order, sum(item["size"] for item in order.get("files", [])))
 
 
 def _create(args: argparse.Namespace, environment: "Environment") -> int:

@@ -9,7 +9,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,13 +17,12 @@ from seqtrack.checkpoints.start import CHECKPOINTS
 from seqtrack.checkpoints.store import epoch_name
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
-from seqtrack.uploads.runner import ChildRunner
+from seqtrack.uploads.orders import Orders
 from seqtrack.uploads.settings import TargetSettings, UploadSettings, choose_target, read_settings
 from seqtrack.uploads.target import Remote, digest_of, git_digest, safe_path
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 4
 _LARGEST_MANIFEST = 16 * 1024 * 1024
 
 
@@ -36,21 +34,20 @@ class Puller:
     """
 
     def __init__(self, target: TargetSettings, settings: UploadSettings, folder: Path) -> None:
-        self._target, self._settings = target, settings
-        self._runner = ChildRunner(folder)
+        self._orders = Orders(target, settings, folder)
 
     def prepare(self) -> None:
         """Make the place if it is new, so that listing it can tell "nothing yet" from "no such place"."""
-        self._order({"operation": "prepare"}, 0)
+        self._orders.carry_out({"operation": "prepare"})
 
     def look(self, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
         """(revision, what is listed under these paths at it)."""
-        done = self._order({"operation": "look", "paths": list(paths)}, 0)
+        done = self._orders.carry_out({"operation": "look", "paths": list(paths)})
         return done["revision"], {item["path"]: Remote(**item) for item in done["remotes"]}
 
     def list(self) -> tuple[str | None, list[Remote]]:
         """(revision, everything listed at it)."""
-        done = self._order({"operation": "list"}, 0)
+        done = self._orders.carry_out({"operation": "list"})
         return done["revision"], [Remote(**item) for item in done["remotes"]]
 
     def fetch(self, remote: Remote, revision: str | None, folder: Path) -> Path:
@@ -61,39 +58,17 @@ class Puller:
         """
         safe_path(remote.path)
         order = {"operation": "fetch", "path": remote.path, "revision": revision, "folder": str(folder)}
-        place = Path(self._order(order, remote.size)["place"])
+        place = Path(self._orders.carry_out(order, remote.size)["place"])
         size = place.stat().st_size
         sha256 = digest_of(place)
         same = sha256 == remote.sha256 if remote.sha256 else git_digest(place, size) == remote.git_sha1
         if size != remote.size or not same:
             raise UserError(
-                f"{remote.path} came with {size} bytes of sha256 {sha256}; {self._target.shown} lists {remote.size} "
-                f"bytes of {remote.sha256 or remote.git_sha1}. It is refused; try again, and if it comes again, the "
-                "copy there is damaged"
+                f"{remote.path} came with {size} bytes of sha256 {sha256}; {self._orders.target.shown} lists "
+                f"{remote.size} bytes of {remote.sha256 or remote.git_sha1}. It is refused; try again, and if it comes "
+                "again, the copy there is damaged"
             )
         return place
-
-    def _order(self, order: dict[str, Any], num_bytes: int) -> dict[str, Any]:
-        """One order, tried again while the fault may pass by itself."""
-        settings = self._settings
-        fault = None
-        for attempt in range(_TRIES):
-            patience = 2.0**attempt
-            target = {**asdict(self._target), "connect_s": settings.connect_timeout_s}
-            target |= {"read_s": settings.read_timeout_s * patience, "tries": settings.request_tries}
-            outcome = self._runner.run(
-                {**order, "target": target, "nice": 0, "use_xet": fault is None or fault.kind != "xet"},
-                deadline_s=(settings.deadline_s + num_bytes / (settings.least_rate_kb_s * 1024.0)) * patience,
-                on_event=lambda event: None,
-                tick=lambda: False,
-            )
-            if outcome.done is not None:
-                return outcome.done
-            fault = outcome.fault
-            if fault is None or fault.permanent:
-                break
-            logger.warning("%s: %s", fault.kind, fault.line)
-        raise UserError(f"{self._target.shown}: {fault.line if fault is not None else 'no answer'}")
 
 
 def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from seqtrack.uploads.backoff import Clock, monotonic_of, pace
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.journal import Journal, Row
+from seqtrack.uploads.orders import bounded
 from seqtrack.uploads.plan import Agenda, Observer, choose_batch, make_agenda
 from seqtrack.uploads.recovery import Recovery
 from seqtrack.uploads.runner import Outcome, Runner
@@ -232,16 +233,14 @@ class Sync:
             logger.info("%d files (%.1f MB) are on the target and verified", len(confirmed), num_bytes / 1e6)
 
     def _order(self, order: dict[str, Any], num_bytes: int, hear: Callable[[dict[str, Any]], None]) -> Outcome:
-        settings, patience = self._settings, self.recovery.patience
-        target = {
-            **asdict(self._target),
-            "connect_s": settings.connect_timeout_s,
-            "read_s": settings.read_timeout_s * patience,
-            "tries": settings.request_tries,
-        }
-        deadline = (settings.deadline_s + num_bytes / (settings.least_rate_kb_s * 1024.0)) * patience
-        order = {**order, "target": target, "tries": settings.request_tries, "use_xet": self.recovery.use_xet}
-        return self._runner.run(order, deadline_s=deadline, on_event=hear, tick=self._tick)
+        whole, deadline_s = bounded(
+            {**order, "use_xet": self.recovery.use_xet},
+            self._target,
+            self._settings,
+            num_bytes=num_bytes,
+            patience=self.recovery.patience,
+        )
+        return self._runner.run(whole, deadline_s=deadline_s, on_event=hear, tick=self._tick)
 
     def _note_commit(self) -> None:
         self._last_commit = self._clock.monotonic()
