@@ -22,7 +22,6 @@ from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.saving import Saver
 from seqtrack.errors import RunError
-from seqtrack.reports.plots import plot_phase
 from seqtrack.resuming import phase_folder
 
 logger = logging.getLogger(__name__)
@@ -51,8 +50,10 @@ def disk_trouble(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def log_path(folder: Path, environment: Environment) -> Path:
-    """The human log of a run."""
+def log_path(folder: Path, environment: Environment, ranks: Ranks) -> Path | None:
+    """The human log of a run; None in a process that writes none."""
+    if not ranks.is_main:
+        return None
     return folder / "logs" / f"seqtrack-{Path(environment.config).stem}.log"
 
 
@@ -135,6 +136,23 @@ def manifest_facts(environment: Environment, config: Config, ranks: Ranks, data_
     }
 
 
+def draw(folder: Path) -> None:
+    """The plots of a run."""
+    from seqtrack.reports.plots import plot_phase  # here: a first step need not wait until matplotlib is loaded
+
+    plot_phase(folder)
+
+
+def conclude(environment: Environment, record: dict[str, Any], *, promise: str) -> int:
+    """The verdict over both phases, where both are there, and the word that the run is complete; the exit code."""
+    from seqtrack.reports import verdict  # here: as above
+
+    code = verdict.conclude(environment.output_dir, phase=environment.phase, promise=promise)
+    # Last: the sidecar takes this word for the end of all files.
+    starting.write_run(phase_folder(environment), record, state="complete")
+    return code
+
+
 def make_saver(folder: Path, environment: Environment, config: Config, start: starting.Start) -> Saver:
     """The saver of a run, which tidies the folder and redraws the plots after each durable checkpoint."""
     checkpoints = folder / starting.CHECKPOINTS
@@ -152,7 +170,7 @@ def make_saver(folder: Path, environment: Environment, config: Config, start: st
         for old in expendable(present, keep=config.TRAIN.KEEP_CHECKPOINTS, is_safe=is_safe):
             remove_checkpoint(old)
         if manifest.kind == "epoch":
-            plot_phase(folder)
+            draw(folder)
 
     parent = None
     if start.manifest is not None:

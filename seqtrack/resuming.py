@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from seqtrack.checkpoints import start as starting
 from seqtrack.checkpoints.files import DamagedFileError, read_header
-from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_values
+from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_tensors, read_values
 from seqtrack.config.environment import Environment
 from seqtrack.config.load import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
@@ -31,7 +33,35 @@ def phase_folder(environment: Environment, phase: int | None = None) -> Path:
     return environment.output_dir / f"phase_{phase or environment.phase}"
 
 
-def find_run(environment: Environment, config: Config, data_digest: str) -> starting.Start:
+class Reading:
+    """Keeps the tensors of the checkpoint that was verified last: it is not read a second time to be loaded."""
+
+    def __init__(self) -> None:
+        self._manifest: Manifest | None = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read a checkpoint.
+
+        Raises:
+            DamagedFileError: it is not what its manifest says.
+        """
+        self._manifest, self._tensors = None, {}  # a damaged one must not stand in memory beside the next
+        self._tensors = read_tensors(manifest)
+        self._manifest = manifest
+
+    def take(self, manifest: Manifest) -> dict[str, Tensor]:
+        """The tensors of that checkpoint, read now if it was not the last; they are the caller's from now on.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        known, tensors = self._manifest, self._tensors
+        self._manifest, self._tensors = None, {}
+        return tensors if known == manifest else load_tensors(manifest)
+
+
+def find_run(environment: Environment, config: Config, data_digest: str, reading: Reading) -> starting.Start:
     """Where this run starts, after checking that it is the run of this folder and of that checkpoint.
 
     Raises:
@@ -57,6 +87,7 @@ def find_run(environment: Environment, config: Config, data_digest: str) -> star
         resume_epoch=environment.resume_epoch,
         elsewhere=[*(others if environment.phase == 2 else []), fetched],
         fetch=fetch if environment.hf_repo or environment.upload_target else None,
+        verify=reading.verify,
     )
     if start.manifest is not None:
         _refuse_another_checkpoint(start.manifest, config, data_digest)
@@ -104,23 +135,27 @@ def _refuse_another_checkpoint(manifest: Manifest, config: Config, data_digest: 
         raise UserError([f"{manifest.path} is of another experiment and cannot be resumed by this one:", *problems])
 
 
-def load_state(state: TrainState, start: starting.Start, ranks: Ranks) -> None:
+def load_state(state: TrainState, start: starting.Start, ranks: Ranks, reading: Reading) -> dict[str, Tensor]:
     """Put the checkpoint's state into `state`, on every rank.
+
+    Returns:
+        on rank 0 the tensors that were read, whose memory is free for other use.
 
     Raises:
         UserError: the checkpoint does not fit.
     """
     manifest = start.manifest
     if manifest is None:
-        return
+        return {}
     values = ranks.agree(lambda: _values(manifest))
-    tensors = ranks.broadcast(load_tensors(manifest) if ranks.is_main else {})
+    tensors = ranks.broadcast(reading.take(manifest) if ranks.is_main else {})
     state.restore(tensors, values)
+    return tensors if ranks.is_main else {}
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
     try:
-        return read_values(manifest.path, read_header(manifest.path))  # `load_tensors` checks every byte
+        return read_values(manifest.path, read_header(manifest.path))  # `Reading` checks every byte
     except (DamagedFileError, OSError) as error:
         raise UserError(f"{error}; take another checkpoint, or fetch this one again") from error
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from torch.amp.grad_scaler import GradScaler
 
@@ -20,13 +21,12 @@ from seqtrack.engine.log import EarlyLines, RunLog, logging_to
 from seqtrack.engine.loop import Loop
 from seqtrack.engine.optimizer import NamedOptimizer, Schedule
 from seqtrack.engine.ranks import Ranks, join
+from seqtrack.engine.saving import Saver
 from seqtrack.engine.state import History, Meters, RandomStates, TrainState
 from seqtrack.engine.step import Stepper
 from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import STOPPED_EXIT_CODE
-from seqtrack.reports.plots import plot_phase
-from seqtrack.reports.verdict import conclude
-from seqtrack.resuming import claim_folder, find_run, load_state, phase_folder, say_start
+from seqtrack.resuming import Reading, claim_folder, find_run, load_state, phase_folder, say_start
 
 logger = logging.getLogger(__name__)
 
@@ -47,31 +47,33 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
     with contextlib.closing(join(environment.device)) as ranks:
         prepare.set_kernels(config, ranks)
         sources = prepare.open_sources(config, environment.data_dir)
-        start = ranks.agree(lambda: find_run(environment, config, describe(sources)["digest"]))
-        folder = phase_folder(environment)
-        if start.finished:
-            logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
-            return 0
-        loader = _make_loader(config, sources, ranks)
-        with contextlib.closing(loader):
+        data, reading, folder = describe(sources), Reading(), phase_folder(environment)
+        with contextlib.closing(_make_loader(config, sources, ranks)) as loader:
+            loader.start_workers()
+            start = ranks.agree(lambda: find_run(environment, config, data["digest"], reading))
+            if start.finished:
+                logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
+                return 0
             state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
-            load_state(state, start, ranks)
+            saver = records.make_saver(folder, environment, config, start)
+            saver.adopt(load_state(state, start, ranks, reading))
             validate = prepare.make_validation(config, environment.data_dir, sources, ranks)
-            log_path = records.log_path(folder, environment) if ranks.is_main else None
             with (
                 claim_folder(folder, start, ranks),
                 records.disk_trouble(folder),
-                logging_to(log_path, rank=ranks.rank, earlier=early.take()),
+                logging_to(records.log_path(folder, environment, ranks), rank=ranks.rank, earlier=early.take()),
             ):
+                records.say_what_runs(environment, config, ranks, sources, loader)
                 return _run(
                     environment,
                     config,
                     ranks,
                     stop,
-                    sources=sources,
+                    data=data,
                     loader=loader,
                     state=state,
                     start=start,
+                    saver=saver,
                     validate=validate,
                 )
 
@@ -110,21 +112,19 @@ def _run(
     ranks: Ranks,
     stop: StopRequest,
     *,
-    sources: list[Source],
+    data: dict[str, Any],
     loader: BatchLoader,
     state: TrainState,
     start: Start,
+    saver: Saver,
     validate: prepare.Validation | None,
 ) -> int:
-    """From the first log line to the verdict."""
+    """From where the run starts to the verdict."""
     folder = phase_folder(environment)
-    data = describe(sources)
-    records.say_what_runs(environment, config, ranks, sources, loader)
     began = say_start(start, ranks)
     record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
     stepper = Stepper(state, prepare.wrap(config, ranks, state.model), ranks, prepare.step_settings(config, ranks))
     log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)
-    saver = records.make_saver(folder, environment, config, start)
     with contextlib.closing(log), contextlib.closing(saver):
         complete = Loop(
             state,
@@ -139,11 +139,9 @@ def _run(
         ).run()
     if not ranks.is_main:
         return 0 if complete else STOPPED_EXIT_CODE
-    plot_phase(folder)
+    records.draw(folder)
     if not complete:
         write_run(folder, record, state="stopped")
         return STOPPED_EXIT_CODE
     logger.info("[phase_%d] complete : %d epochs , %d steps", environment.phase, state.epoch, state.step)
-    code = conclude(environment.output_dir, phase=environment.phase, promise=began["promise"])
-    write_run(folder, record, state="complete")  # last: the sidecar takes this word for the end of all files
-    return code
+    return records.conclude(environment, record, promise=began["promise"])

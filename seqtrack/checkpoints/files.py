@@ -7,15 +7,17 @@ safetensors file that the library reads (format: github.com/huggingface/safetens
 """
 
 import hashlib
+import io
 import json
 import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CHUNK = 8 * 1024 * 1024
 _MAX_HEADER = 64 * 1024 * 1024
@@ -205,14 +207,68 @@ def read_header(path: Path) -> Header:
     Raises:
         DamagedFileError: the head is cut, is not JSON, or its offsets do not tile the file exactly.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise DamagedFileError(f"{path} ({size} bytes) is not a safetensors file: its head claims {length} bytes")
-        text = file.read(length)
+        return _parse_head(path, _read_head(path, file), os.fstat(file.fileno()).st_size)
+
+
+def read_container(path: Path, place: Callable[[Header], Mapping[str, memoryview]] | None = None) -> tuple[Header, str]:
+    """Read a container once, from its first byte to its last, so that what was digested is what was loaded.
+
+    The digest is taken in a second thread while the next piece is read.
+
+    Args:
+        place: given the head, the memory into which the bytes of the wanted tensors go, by name; none are wanted
+            without it.
+
+    Returns:
+        (the head, hex sha256 of the whole file).
+
+    Raises:
+        DamagedFileError: as for `read_header`, or the file changed its size meanwhile.
+    """
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        text = _read_head(path, file)
+        header = _parse_head(path, text, os.fstat(file.fileno()).st_size)
+        wanted = place(header) if place is not None else {}
+        digest = hashlib.sha256(text)
+        digested: Future[None] | None = None
+        for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            for start in range(entry.begin, entry.end, CHUNK):
+                end = min(start + CHUNK, entry.end)
+                inside = slice(start - entry.begin, end - entry.begin)
+                piece = wanted[name][inside] if name in wanted else memoryview(bytearray(end - start))
+                _read_into(path, file, piece)
+                if digested is not None:
+                    digested.result()  # one piece ahead and no more: pieces that nobody wants must not pile up
+                digested = thread.submit(digest.update, piece)
+        if file.read(1):
+            raise DamagedFileError(f"{path} grew while it was read")
+    return header, digest.hexdigest()
+
+
+def _read_into(path: Path, file: io.FileIO, piece: memoryview) -> None:
+    read = 0
+    while read < piece.nbytes:  # one call may read less than there is room for
+        count = file.readinto(piece[read:])
+        if not count:
+            raise DamagedFileError(f"{path} became shorter while it was read")
+        read += count
+
+
+def _read_head(path: Path, file: BinaryIO | io.FileIO) -> bytes:
+    """The bytes before the first tensor: eight of length, and the head's text."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8) or b""
+    length = int.from_bytes(prefix, "little")
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
+        raise DamagedFileError(f"{path} ({size} bytes) is not a safetensors file: its head claims {length} bytes")
+    return prefix + (file.read(length) or b"")
+
+
+def _parse_head(path: Path, raw: bytes, size: int) -> Header:
+    length = len(raw) - 8
     try:
-        head = json.loads(text)
+        head = json.loads(raw[8:])
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: the head is not JSON ({error})") from error
     if not isinstance(head, dict):

@@ -77,6 +77,7 @@ def find_start(
     resume_epoch: int | None,
     elsewhere: Sequence[Path] = (),
     fetch: Callable[[int], Manifest | None] | None = None,
+    verify: Callable[[Manifest], object] = verify_checkpoint,
 ) -> Start:
     """Decide where the run in `folder` starts.
 
@@ -85,6 +86,7 @@ def find_start(
         resume_epoch: the epoch after which to go on, or None for a run from scratch.
         elsewhere: other phases' folders to look in for that epoch.
         fetch: brings an epoch's checkpoint from a remote store, or returns None; asked last.
+        verify: raises DamagedFileError for a checkpoint that is not what its manifest says.
 
     Raises:
         UserError: the epoch is nowhere to be found (the message lists those that are), or the folder holds
@@ -93,7 +95,7 @@ def find_start(
     run = read_run(folder)
     own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.get("resume_epoch")):
-        newest = newest_sound(own)
+        newest = newest_sound(own, verify=verify)
         if run.get("state") == "complete" and (not own or _is_end(newest, run)):
             return Start(newest, finished=True)
         if newest is not None:
@@ -106,7 +108,7 @@ def find_start(
         )
     if resume_epoch is None:
         return Start(None)
-    return Start(_find_epoch(resume_epoch, folder, elsewhere, fetch))
+    return Start(_find_epoch(resume_epoch, [folder, *elsewhere], fetch, verify))
 
 
 def _is_end(newest: Manifest | None, run: dict[str, Any]) -> bool:
@@ -115,17 +117,20 @@ def _is_end(newest: Manifest | None, run: dict[str, Any]) -> bool:
 
 
 def _find_epoch(
-    epoch: int, folder: Path, elsewhere: Sequence[Path], fetch: Callable[[int], Manifest | None] | None
+    epoch: int,
+    places: Sequence[Path],
+    fetch: Callable[[int], Manifest | None] | None,
+    verify: Callable[[Manifest], object],
 ) -> Manifest:
     seen: list[str] = []
     problems: list[str] = []
-    for place in (folder, *elsewhere):
+    for place in places:
         manifests = list_checkpoints(place / CHECKPOINTS, kinds=("epoch",))
         seen.append(f"{place / CHECKPOINTS} holds {_epochs(manifests)}")
         for manifest in manifests:
             if manifest.epoch == epoch:
                 try:
-                    verify_checkpoint(manifest)
+                    verify(manifest)
                 except DamagedFileError as error:
                     logger.warning("passed over a damaged checkpoint: %s", error)
                     problems.append(f"damaged: {error}")

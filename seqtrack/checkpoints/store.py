@@ -7,7 +7,7 @@ need no torch; `load_weights` and `write_weights` bring it in themselves.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from seqtrack.checkpoints.files import (
     TensorBytes,
     canonical_json,
     digest_parts,
+    read_container,
     read_header,
     read_json_object,
-    sha256_file,
     sync_folder,
     write_container,
     write_json,
@@ -167,8 +167,11 @@ def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Mani
     return sorted(found, key=lambda manifest: (manifest.step, manifest.kind == "epoch"))
 
 
-def verify_checkpoint(manifest: Manifest) -> Header:
+def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], tuple[Header, str]] = read_container) -> Header:
     """Check that the container is the one the manifest describes, byte for byte, and that both tell the same.
+
+    Args:
+        read: reads the whole container, and returns its head and its sha256.
 
     Returns:
         the container's head.
@@ -181,10 +184,9 @@ def verify_checkpoint(manifest: Manifest) -> Header:
         size = path.stat().st_size
         if size != manifest.bytes:
             raise DamagedFileError(f"{path} has {size} bytes; its manifest says {manifest.bytes}")
-        digest = sha256_file(path)
+        header, digest = read(path)
         if digest != manifest.sha256:
             raise DamagedFileError(f"{path} has sha256 {digest}; its manifest says {manifest.sha256}")
-        header = read_header(path)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
     for name, told in _facts(path, header).items():
@@ -207,11 +209,13 @@ def _facts(path: Path, header: Header) -> dict[str, Any]:
     return facts
 
 
-def newest_sound(manifests: Iterable[Manifest]) -> Manifest | None:
-    """The newest of these checkpoints whose bytes are right; damaged ones are passed over with a warning."""
+def newest_sound(
+    manifests: Iterable[Manifest], *, verify: Callable[[Manifest], object] = verify_checkpoint
+) -> Manifest | None:
+    """The newest of these checkpoints that `verify` finds sound; damaged ones are passed over with a warning."""
     for manifest in sorted(manifests, key=lambda item: (item.step, item.kind == "epoch"), reverse=True):
         try:
-            verify_checkpoint(manifest)
+            verify(manifest)
         except DamagedFileError as error:
             logger.warning("passed over a damaged checkpoint: %s", error)
             continue
@@ -284,16 +288,32 @@ def load_tensors(manifest: Manifest, *, part: str | None = None) -> dict[str, "T
     Raises:
         UserError: the file is not the one its manifest describes.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        verify_checkpoint(manifest)
-        with safe_open(str(manifest.path), framework="pt", device="cpu") as file:
-            names = [name for name in file.keys() if part is None or name.startswith(f"{part}/")]  # noqa: SIM118
-            skip = 0 if part is None else len(part) + 1
-            return {name[skip:]: file.get_tensor(name) for name in names}
-    except (DamagedFileError, SafetensorError) as error:
+        tensors = read_tensors(manifest, part=part)
+    except DamagedFileError as error:
         raise UserError(f"{error}; take another checkpoint, or fetch this one again") from error
+    skip = 0 if part is None else len(part) + 1
+    return {name[skip:]: tensor for name, tensor in tensors.items()}
+
+
+def read_tensors(manifest: Manifest, *, part: str | None = None) -> dict[str, "Tensor"]:
+    """Verify a checkpoint as `verify_checkpoint` does and keep what was read for it, all or one part, by full names.
+
+    Raises:
+        DamagedFileError: as for `verify_checkpoint`.
+    """
+    from seqtrack.checkpoints.tensors import new_tensor, writable_bytes
+
+    tensors: dict[str, Tensor] = {}
+
+    def place(header: Header) -> dict[str, memoryview]:
+        for name, entry in header.entries.items():
+            if part is None or name.startswith(f"{part}/"):
+                tensors[name] = new_tensor(f"{manifest.path}: {name}", entry)
+        return {name: writable_bytes(tensor) for name, tensor in tensors.items()}
+
+    verify_checkpoint(manifest, read=lambda path: read_container(path, place))
+    return tensors
 
 
 def manifest_of(path: Path) -> Manifest:

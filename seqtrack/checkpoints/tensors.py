@@ -2,7 +2,7 @@
 
 import torch
 
-from seqtrack.checkpoints.files import TensorBytes
+from seqtrack.checkpoints.files import DamagedFileError, Entry, TensorBytes
 
 _NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -16,6 +16,7 @@ _NAMES: dict[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def tensor_bytes(tensor: torch.Tensor) -> TensorBytes:
@@ -29,3 +30,24 @@ def tensor_bytes(tensor: torch.Tensor) -> TensorBytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     data = memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
     return TensorBytes(_NAMES[tensor.dtype], tuple(tensor.shape), data)
+
+
+def new_tensor(what: str, entry: Entry) -> torch.Tensor:
+    """Memory of torch's own for a tensor of a container, its values not set.
+
+    Args:
+        what: file and tensor, for the message.
+
+    Raises:
+        DamagedFileError: an element type that is never stored here.
+    """
+    if entry.dtype not in _TYPES:
+        raise DamagedFileError(
+            f"{what}: tensors of type {entry.dtype} are never stored here; known are {', '.join(_TYPES)}"
+        )
+    return torch.empty(entry.shape, dtype=_TYPES[entry.dtype])
+
+
+def writable_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(bytearray())

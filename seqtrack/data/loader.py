@@ -9,9 +9,9 @@ import logging
 import os
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from seqtrack.errors import RunError, UserError
 
 _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,16 @@ class BatchLoader:
         # Also when nobody closes: at its exit Python sends workers a signal that they ignore, and waits for them.
         weakref.finalize(self, _end_workers, self._loader)
 
+    def start_workers(self) -> None:
+        """Start the workers now, with nothing to do yet; `batches` would do it otherwise.
+
+        Best before a model is made. They are forks: of every page that this process writes to afterwards, it first
+        makes a copy, and the old one stays in memory for as long as they live.
+        """
+        if self._loader.num_workers and self._loader._iterator is None:
+            self._steps.start = self._steps.stop = 0
+            _watch_calmly(iter(self._loader))
+
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches `start_step`, `start_step + 1`, ... of an epoch.
 
@@ -185,16 +196,10 @@ class BatchLoader:
         self._steps.epoch, self._steps.start, self._steps.stop = epoch, start_step, self.steps_per_epoch
         if start_step >= self.steps_per_epoch:
             return
-        iterator = iter(self._loader)
+        iterator = self._ask(lambda: iter(self._loader))
         _watch_calmly(iterator)
         while True:
-            made, trouble = _next(iterator)
-            if trouble is not None:
-                self.close()
-                raise WorkerDied(
-                    f"a data loader worker died ({trouble}). Most often memory ran out: lower TRAIN.NUM_WORKER or the "
-                    "batch size, or give the container more shared memory (shm_size)"
-                )
+            made = self._ask(lambda: next(iterator, None))
             if made is None:
                 return
             if isinstance(made, _Failure):
@@ -202,23 +207,31 @@ class BatchLoader:
                 raise UserError(made.problems)
             yield made
 
+    def _ask(self, ask: Callable[[], T]) -> T:
+        answer, trouble = _answer(ask, self._loader)
+        if trouble is not None:
+            self.close()
+            raise WorkerDied(
+                f"a data loader worker died ({trouble}). Most often memory ran out: lower TRAIN.NUM_WORKER or the "
+                "batch size, or give the container more shared memory (shm_size)"
+            )
+        return cast(T, answer)
+
     def close(self) -> None:
         """End the workers. A loader that was closed starts new ones when it is used again."""
         _end_workers(self._loader)
 
 
-def _next(iterator: Any) -> tuple[Batch | _Failure | None, str | None]:
-    """The next batch, None after the last; or how a worker died.
+def _answer(ask: Callable[[], T], loader: "DataLoader[Batch | _Failure]") -> tuple[T | None, str | None]:
+    """What `ask` returns; or how a worker died, on whom it waited.
 
     The error is not chained: its frames hold temporary files of torch's, which new workers would inherit and delete.
     """
     try:
-        return next(iterator), None
-    except StopIteration:
-        return None, None
+        return ask(), None
     except (RuntimeError, OSError, EOFError) as error:
         # A dead worker shows as a broken connection as well, when its last batch is taken over.
-        if not any(_is_dead(worker) for worker in getattr(iterator, "_workers", ())):
+        if not any(_is_dead(worker) for worker in getattr(loader._iterator, "_workers", ())):
             raise
         return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 

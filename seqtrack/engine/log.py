@@ -5,6 +5,7 @@ so that the files read as if the run had never been cut. Only rank 0 writes.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -172,7 +173,7 @@ class RunLog:
         self.writes = writes
         self.elapsed_before_s = 0.0
         self._file: int | None = None
-        self._board: Any = None
+        self._board_folder, self._resume_step = folder / "tensorboard", resume_step
         if not writes:
             return
         path = folder / "metrics.jsonl"
@@ -180,10 +181,13 @@ class RunLog:
         write_atomic(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
         self.elapsed_before_s = max((record.get("elapsed_s", 0.0) for record in kept), default=0.0)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        # Imported here: ranks that do not write need not pay for it.
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        # Opened with the first record: ranks that do not write need not load it, and no first step waits for it.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(self._board_folder), purge_step=self._resume_step + 1)  # type: ignore[no-untyped-call]
 
     def interval(self, record: Interval) -> None:
         """Say and keep one interval."""
@@ -263,13 +267,12 @@ class RunLog:
 
     def images(self, step: int, name: str, images: Any) -> None:
         """Show (N, 3, H, W) uint8 images in TensorBoard."""
-        if self._board is not None:
+        if self.writes:
             self._board.add_images(name, images, step)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Make the records durable and close both files."""
@@ -277,6 +280,5 @@ class RunLog:
             os.fsync(self._file)
             os.close(self._file)
             self._file = None
-        if self._board is not None:
+        if "_board" in self.__dict__:  # nothing is opened only to be closed
             self._board.close()
-            self._board = None

@@ -67,6 +67,10 @@ class Saver:
         )
         self._thread.start()
 
+    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use these tensors' memory for the copies to come: the caller has read what was in it."""
+        self._buffers.update(tensors)
+
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Find the memory for copies of such tensors now: the first save would stand for it otherwise.
 
@@ -75,7 +79,8 @@ class Saver:
         """
         self._check_space(_num_bytes(tensors.values()))
         for name, tensor in tensors.items():
-            self._buffer(name, tensor).zero_()
+            if not _holds(self._buffers.get(name), tensor):
+                self._buffer(name, tensor).zero_()
 
     @property
     def is_busy(self) -> bool:
@@ -140,7 +145,7 @@ class Saver:
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+        if buffer is None or not _holds(buffer, tensor):
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[name] = buffer
         return buffer
@@ -173,6 +178,13 @@ class Saver:
         )
         if self.on_durable is not None:
             self.on_durable(manifest)
+
+
+def _holds(buffer: Tensor | None, tensor: Tensor) -> bool:
+    """Whether a copy of `tensor` fits into `buffer`, and from a GPU at full speed."""
+    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+        return False
+    return buffer.is_pinned() if tensor.is_cuda else True
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqtrack.checkpoints.files import DamagedFileError
+from seqtrack.checkpoints.files import CHUNK, DamagedFileError, TensorBytes
 from seqtrack.checkpoints.store import (
     Manifest,
     list_checkpoints,
@@ -22,12 +22,14 @@ from seqtrack.checkpoints.store import (
     manifest_of,
     newest_sound,
     read_manifest,
+    read_tensors,
     read_values,
     verify_checkpoint,
     write_checkpoint,
 )
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.errors import UserError
+from seqtrack.resuming import Reading
 
 DESCRIBE: dict[str, Any] = {
     "created": "2024-01-01T00:00:00Z",
@@ -269,3 +271,70 @@ def test_the_container_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
 
     manifest = write_small(tmp_path, 1)
     assert torch.equal(load_file(manifest.path)["model/weight"], load_weights(manifest)["weight"])
+
+
+def test_what_is_loaded_is_what_was_verified_whatever_the_disk_says_later(tmp_path: Path) -> None:
+    manifest = write_small(tmp_path, 1)
+    sound = load_tensors(manifest)
+    reading = Reading()
+    reading.verify(manifest)
+    _one_bit(manifest.path)
+    loaded = reading.take(manifest)
+    assert loaded.keys() == sound.keys()
+    assert all(torch.equal(loaded[name], sound[name]) for name in sound)
+    with pytest.raises(UserError, match="its manifest says"):
+        reading.take(manifest)
+
+
+def test_a_checkpoint_that_was_not_the_last_to_be_verified_is_read_again(tmp_path: Path) -> None:
+    first, second = write_small(tmp_path, 1), write_small(tmp_path, 2)
+    reading = Reading()
+    reading.verify(second)
+    assert torch.equal(reading.take(first)["model/weight"], load_tensors(first)["model/weight"])
+    reading.verify(second)
+    _one_bit(first.path)
+    with pytest.raises(DamagedFileError):
+        reading.verify(first)
+    with pytest.raises(UserError):
+        reading.take(first)
+
+
+def test_a_file_larger_than_a_piece_is_digested_whole(tmp_path: Path) -> None:
+    weights = torch.arange(3 * CHUNK // 4 + 5, dtype=torch.float32)
+    manifest = write_checkpoint(
+        tmp_path / "SEQTRACK_ep0001.safetensors",
+        {"model/weight": tensor_bytes(weights), "optimizer/step": tensor_bytes(torch.tensor(7.0))},
+        {},
+        describe={**DESCRIBE, "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5},
+    )
+    for part in (None, "model", "optimizer"):
+        read = read_tensors(manifest, part=part)
+        assert all(torch.equal(read[name], weights if "weight" in name else torch.tensor(7.0)) for name in read)
+        assert len(read) == (1 if part else 2)
+    for place in (CHUNK, 2 * CHUNK, manifest.bytes - 1):
+        _flip_at(manifest.path, place)
+        for part in (None, "model", "optimizer"):
+            with pytest.raises(DamagedFileError, match="has sha256"):
+                read_tensors(manifest, part=part)
+        _flip_at(manifest.path, place)
+    verify_checkpoint(manifest)
+
+
+def _flip_at(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_an_element_type_that_is_never_stored_is_refused_by_its_name(tmp_path: Path) -> None:
+    raw = TensorBytes("U32", (2,), memoryview(bytes(8)))
+    manifest = write_checkpoint(
+        tmp_path / "SEQTRACK_ep0001.safetensors",
+        {"model/odd": raw},
+        {},
+        describe={**DESCRIBE, "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5},
+    )
+    with pytest.raises(UserError, match=r"SEQTRACK_ep0001.*tensors of type U32 are never stored"):
+        load_tensors(manifest)

@@ -197,6 +197,37 @@ def test_a_workers_death_disturbs_nothing_until_its_batch_is_waited_for(dataset:
         list(batches)
 
 
+@pytest.mark.parametrize("epochs", [0, 1], ids=["before the first epoch", "between two"])
+def test_a_worker_that_died_while_it_had_nothing_to_do_is_the_same_clear_error(
+    epochs: int, dataset: SampleDataset
+) -> None:
+    loader = _loader(dataset, 1)
+    loader.start_workers()
+    for epoch in range(epochs):
+        list(loader.batches(epoch))
+    (worker,) = _workers()
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="memory"):
+        list(loader.batches(epochs))
+    assert not multiprocessing.active_children()
+
+
+def test_workers_that_were_started_ahead_make_the_same_batches_and_no_others_are_started(
+    dataset: SampleDataset,
+) -> None:
+    expected = [_stream(_loader(dataset), epoch, start) for epoch, start in ((3, 2), (4, 0))]
+    loader = _loader(dataset, 2)
+    assert _workers() == [], "none until they are needed or asked for"
+    loader.start_workers()
+    ahead = _workers()
+    assert len(ahead) == 2
+    loader.start_workers()
+    assert [_stream(loader, 3, 2), _stream(loader, 4, 0)] == expected
+    assert _workers() == ahead
+    loader.close()
+    assert _workers() == []
+
+
 def test_after_a_worker_died_the_loader_can_be_used_again(dataset: SampleDataset) -> None:
     loader = _loader(dataset, 1, samples_per_epoch=400)
     batches = loader.batches(0)

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,34 @@ def test_memory_found_at_the_start_is_what_the_saves_use(tmp_path: Path) -> None
     place = saver._buffers["model/w"].data_ptr()
     saver._copy({"model/w": torch.ones(10)})
     assert saver._buffers["model/w"].data_ptr() == place
+
+
+def test_the_memory_into_which_a_checkpoint_was_read_is_what_the_saves_use(tmp_path: Path) -> None:
+    read = {"model/w": torch.full((10,), 7.0), "model/other": torch.full((10,), 7.0)}
+    place = read["model/w"].data_ptr()
+    saver = Saver(tmp_path, parent_sha256=None)
+    saver.adopt(read)
+    saver.reserve({"model/w": torch.zeros(10), "model/other": torch.zeros(11)})
+    copied = saver._copy({"model/w": torch.ones(10), "model/other": torch.ones(11)})
+    assert copied["model/w"].data_ptr() == place and bool((copied["model/w"] == 1).all())
+    assert copied["model/other"].shape == (11,), "what does not fit is not used"
+
+
+def test_a_state_that_was_put_back_shares_no_memory_with_what_was_read(
+    run: Run, demo_data: Path, tmp_path: Path
+) -> None:
+    run.until(2)
+    tensors, values = run.state.capture()
+    twin = Run(tmp_path / "twin", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"}, state=(tensors, values))
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    ours = [tensor for name, tensor in twin.state.capture()[0].items() if name.startswith(("model/", "optimizer/"))]
+    assert ours and not theirs & {tensor.untyped_storage().data_ptr() for tensor in ours}
+
+
+def test_what_no_step_needs_is_not_loaded_before_the_first() -> None:
+    code = "import sys, seqtrack.train; print([name for name in ('matplotlib', 'tensorboard') if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.strip() == "[]"
 
 
 class _Tiny(nn.Module):
