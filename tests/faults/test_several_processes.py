@@ -6,48 +6,24 @@ Most of these runs are forked ranks that meet without a launcher; the tests at t
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Ended, Running, assert_same_run, completed, environment, numbers, start
+from runs import PATIENCE_S, Running, assert_same_run, completed, environment, numbers, start
+
+from faults.pairs import free_port, ranks_of, together
 
 EXACT = {"MODEL.DECODER.DROPOUT": "0.0"}
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _ranks(env: dict[str, str], world: int) -> Iterator[list[Running]]:
-    """The processes of one run, started as a launcher would."""
-    meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(start({**env, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
-            for rank in range(world)
-        ]
-
-
-def _together(env: dict[str, str], world: int) -> list[Ended]:
-    with _ranks(env, world) as ranks:
-        ended = [rank.end() for rank in ranks]
-    assert [one.code for one in ended] == [0] * world, "\n".join(one.said for one in ended)
-    return ended
 
 
 @pytest.fixture(scope="module")
 def pair_uncut(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two processes that nothing disturbed."""
     output = tmp_path_factory.mktemp("pair")
-    _together(environment(output, demo_data), 2)
+    together(environment(output, demo_data), 2)
     return output / "phase_1"
 
 
@@ -81,7 +57,7 @@ def _assert_close(ours: Path, theirs: Path, *, within: float = 1e-5) -> None:
 def test_several_processes_train_on_the_same_samples_to_the_same_losses_as_one(
     world: int, uneven_alone: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    ended = _together(environment(tmp_path, demo_data, UNEVEN, EPOCHS=2), world)
+    ended = together(environment(tmp_path, demo_data, UNEVEN, EPOCHS=2), world)
     _assert_close(tmp_path / "phase_1", uneven_alone)
     assert f"{world} processes" in ended[0].said
     assert ended[1].said == "", "one process speaks for all"
@@ -108,14 +84,14 @@ def test_a_run_resumed_on_another_number_of_processes_says_which_promise_holds(
         assert running.until(lambda: "Epoch 1 : 32" in running.said())
         running.signal(signal.SIGTERM)
         assert running.end().code == 75
-    said = _together(env, 2)[0].said
+    said = together(env, 2)[0].said
     assert "promise that holds with that checkpoint: same samples and steps, last digits may differ" in said
     assert "because world: 1 then, 2 now" in said
     _assert_close(tmp_path / "phase_1", uneven_alone)
 
 
 def test_two_processes_promise_equal_bits_to_themselves(demo_data: Path, pair_uncut: Path, tmp_path: Path) -> None:
-    said = _together(environment(tmp_path, demo_data), 2)[0].said
+    said = together(environment(tmp_path, demo_data), 2)[0].said
     assert "bit-equal" in said
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
@@ -126,14 +102,14 @@ def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uncut_pair(
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN)
     for seen in ("Epoch 1 : 32", "Epoch 3 : 16"):
-        with _ranks(env, 2) as ranks:
+        with ranks_of(env, 2) as ranks:
             assert ranks[0].until(lambda seen=seen, main=ranks[0]: seen in main.said())  # type: ignore[misc]
             ranks[struck].signal(signal.SIGKILL)
             other = ranks[1 - struck].end()
             assert other.code == 1
             assert "another process of this run ended" in other.said
             assert "Traceback" not in other.said
-    _together(env, 2)
+    together(env, 2)
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
 
@@ -142,11 +118,11 @@ def test_a_stop_asked_of_one_of_two_stops_and_saves_both(
     asked: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data)
-    with _ranks(env, 2) as ranks:
+    with ranks_of(env, 2) as ranks:
         assert ranks[0].until(lambda: "Epoch 2 : 16" in ranks[0].said())
         ranks[asked].signal(signal.SIGTERM)
         assert [rank.end(within_s=10).code for rank in ranks] == [75, 75]
-    _together(env, 2)
+    together(env, 2)
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
 
@@ -193,7 +169,7 @@ def test_when_the_launcher_is_killed_its_workers_save_and_end(demo_data: Path, t
 def test_two_launchers_meet_as_two_machines_and_train_the_same_run(
     demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
-    env = {"NNODES": 2, "NPROC": 1, "RENDEZVOUS": f"127.0.0.1:{_free_port()}"}
+    env = {"NNODES": 2, "NPROC": 1, "RENDEZVOUS": f"127.0.0.1:{free_port()}"}
     with ExitStack() as stack:
         machines = [
             stack.enter_context(start(environment(tmp_path, demo_data, NODE_RANK=number, **env))) for number in (0, 1)

@@ -1,0 +1,32 @@
+"""Processes of one run without a launcher: forked ranks that meet on a free port."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from runs import Ended, Running, start
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def ranks_of(env: dict[str, str], world: int) -> Iterator[list[Running]]:
+    """The processes of one run, started as a launcher would."""
+    meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(start({**env, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            for rank in range(world)
+        ]
+
+
+def together(env: dict[str, str], world: int) -> list[Ended]:
+    """A run on `world` processes that must end well."""
+    with ranks_of(env, world) as ranks:
+        ended = [rank.end() for rank in ranks]
+    assert [one.code for one in ended] == [0] * world, "\n".join(one.said for one in ended)
+    return ended
