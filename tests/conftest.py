@@ -35,22 +35,34 @@ def goldens() -> Path:
     return _folder("SEQTRACK_GOLDENS")
 
 
-# Files that take minutes. They are started first, so that no process is left alone with one at the end.
-_LONG = ("test_local.py", "test_containers.py", "test_cut_runs.py", "test_uploads_process.py", "test_uploads_server.py")
+# Files that take longest. They are started first, so that no process is left alone with one at the end.
+_LONGEST = [
+    "test_local.py",
+    "test_containers.py",
+    "test_uploads_server.py",
+    "test_bad_input.py",
+    "test_golden_model.py",
+    "test_golden_tracker.py",
+    "test_several_processes.py",
+    "test_uploads_files.py",
+    "test_uploads_process.py",
+    "test_fetch.py",
+    "test_cut_runs.py",
+]
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests are dealt to several processes: keep a file in one, as its fixtures are made once a process.
 
     Everything that needs Docker stays together too: it shares an image, and one test restarts the engine.
     """
-    if not config.pluginmanager.has_plugin("xdist"):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     for item in items:
         group = "docker" if item.get_closest_marker("docker") else str(item.path.name)
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
