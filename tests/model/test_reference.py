@@ -50,7 +50,7 @@ def _encode(model: SeqTrack, state: State, templates: Tensor, search: Tensor) ->
 
 
 def _attend(state: State, name: str, heads: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    stock = nn.MultiheadAttention(q.shape[-1], heads)
+    stock = nn.MultiheadAttention(q.shape[-1], heads, dtype=q.dtype)
     own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
     stock.load_state_dict(own)
     out: Tensor = stock(q, k, v, attn_mask=mask, need_weights=False)[0]
@@ -63,7 +63,7 @@ def _decode(model: SeqTrack, state: State, memory: Tensor, words: Tensor) -> Ten
     x, memory = x.transpose(0, 1), memory.transpose(0, 1)
     query_positions = state["decoder.embedding.position_embeddings.weight"][: len(x), None]
     keys = memory + state["pos_embed"].transpose(0, 1)
-    mask = torch.full((len(x), len(x)), float("-inf")).triu(1)
+    mask = torch.full((len(x), len(x)), float("-inf"), dtype=x.dtype).triu(1)
     for index in range(spec.decoder_layers):
         name = f"decoder.body.layers.{index}"
 
@@ -89,16 +89,17 @@ def _decode(model: SeqTrack, state: State, memory: Tensor, words: Tensor) -> Ten
 
 @torch.no_grad()
 def test_every_variant_agrees_with_the_plain_description(variant: SeqTrack) -> None:
-    spec, state = variant.spec, dict(variant.state_dict())
-    templates, search = pictures(spec, 3)
+    # In float64: what two ways of reckoning round differently is a billionth of what a wrong one changes.
+    spec, state = variant.double().spec, dict(variant.state_dict())
+    templates, search = (images.double() for images in pictures(spec, 3))
     encoded = _encode(variant, state, templates, search)
-    torch.testing.assert_close(variant.encoder(templates, search), encoded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(variant.encoder(templates, search), encoded, rtol=1e-9, atol=1e-9)
     memory = {"x": encoded[:, : spec.search_tokens], "xz": encoded, "token": encoded.mean(1, keepdim=True)}[
         spec.feature_type
     ]
     if spec.hidden_dim != spec.embed_dim:
         memory = _linear(state, "bottleneck", memory)
-    torch.testing.assert_close(variant.encode(templates, search), memory, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(variant.encode(templates, search), memory, rtol=1e-9, atol=1e-9)
     words, _ = target_sequences(some_boxes(3), spec.bins, spec.seq_format)
     ours, theirs = variant.decode(memory, words), _decode(variant, state, memory, words)
-    assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+    assert (ours - theirs).norm() < 1e-9 * theirs.norm()
