@@ -38,9 +38,7 @@ def check_driver(device: str, *, nvidia_smi: str = "nvidia-smi") -> Finding:
         return good("driver", found)
     reason = failure[0] if failure else "nvidia-smi lists no GPU"
     advice = (
-        "In a container, start it with --gpus all; should the engine then say '"
-        + NO_RUNTIME
-        + "', the NVIDIA Container "
+        f"In a container, start it with --gpus all; should the engine then say '{NO_RUNTIME}', the NVIDIA Container "
         "Toolkit is missing on the host (install nvidia-container-toolkit, then restart Docker). Without a GPU, add "
         "'-f compose.yaml -f compose.cpu.yaml' and train on the CPU"
     )

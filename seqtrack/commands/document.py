@@ -6,12 +6,12 @@ was forgotten. Knows no prose.
 
 import argparse
 import importlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from seqtrack.cli import COMMANDS
+from seqtrack.config.document import cell, replace_between
 from seqtrack.config.variables import VARIABLES
 
 _START, _END = "<!-- commands: made by python -m seqtrack.commands.document -->", "<!-- end of commands -->"
@@ -68,7 +68,7 @@ def commands_text() -> str:
     for words, summary, parser in parsers():
         level = "###" if " " not in words else "####"
         parts += [f"{level} `seqtrack {words}`", "", summary[:1].upper() + summary[1:] + ".", ""]
-        rows = [f"| `{_cell(written)}` | {_cell(meaning)} |" for written, meaning in arguments_of(parser)]
+        rows = [f"| `{cell(written)}` | {cell(meaning)} |" for written, meaning in arguments_of(parser)]
         if rows:
             parts += ["| argument | meaning |", "|---|---|", *rows, ""]
         readers = list(dict.fromkeys(_shown(name) for name, one in VARIABLES.items() if _reads(one.reader, words)))
@@ -86,21 +86,13 @@ def _shown(variable: str) -> str:
     return "`UPLOAD_*`" if variable.startswith("UPLOAD_") and variable != "UPLOAD_TARGET" else f"`{variable}`"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def render(document: str) -> str:
     """The document with its tables made anew; everything outside the markers stays.
 
     Raises:
         ValueError: a marker is missing.
     """
-    pattern = re.compile(re.escape(_START) + ".*?" + re.escape(_END), re.DOTALL)
-    if len(pattern.findall(document)) != 1:
-        raise ValueError(f"expected once in the document: {_START} ... {_END}")
-    text = commands_text()
-    return pattern.sub(lambda _: f"{_START}\n\n{text}\n\n{_END}", document)
+    return replace_between(document, _START, _END, commands_text())
 
 
 if __name__ == "__main__":

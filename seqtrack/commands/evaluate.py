@@ -177,14 +177,16 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
 
 def _refuse_trained_sequences(folder: Path, dataset: str, names: list[str]) -> None:
     """Refuse a test split that holds sequences which the run's own records name as training sequences."""
-    import json
-
+    from seqtrack.checkpoints.files import DamagedFileError, read_json_object
     from seqtrack.errors import UserError
 
     place = folder / "dataset.json"
-    if not place.is_file():
+    try:
+        recorded = read_json_object(place)
+    except FileNotFoundError:
         return
-    recorded = json.loads(place.read_text(encoding="utf-8"))
+    except DamagedFileError as error:
+        raise UserError(f"{error}; without it nobody can say that the test split was not trained on") from error
     trained = {
         name
         for source in recorded.get("sources", ())

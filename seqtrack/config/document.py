@@ -18,7 +18,7 @@ def variables_table() -> str:
     rows = ["| variable | default | meaning | read by |", "|---|---|---|---|"]
     for name, variable in VARIABLES.items():
         default = f"`{variable.default}`" if variable.default else "-"
-        rows.append(f"| `{name}` | {default} | {_cell(variable.meaning)} | {variable.reader} |")
+        rows.append(f"| `{name}` | {default} | {cell(variable.meaning)} | {variable.reader} |")
     return "\n".join(rows)
 
 
@@ -45,16 +45,25 @@ def render(document: str) -> str:
     """
     for name, table in (("variables", variables_table()), ("keys", keys_tables())):
         start, end = f"<!-- {name}: made by python -m seqtrack.config.document -->", f"<!-- end of {name} -->"
-        pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
-        if len(pattern.findall(document)) != 1:
-            raise ValueError(f"expected once in the document: {start} ... {end}")
-        document = pattern.sub(lambda _, new=f"{start}\n\n{table}\n\n{end}": new, document)  # type: ignore[misc]
+        document = replace_between(document, start, end, table)
     return document
+
+
+def replace_between(document: str, start: str, end: str, text: str) -> str:
+    """The document with other text between two markers, which stay.
+
+    Raises:
+        ValueError: the markers do not stand there once.
+    """
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(document)) != 1:
+        raise ValueError(f"expected once in the document: {start} ... {end}")
+    return pattern.sub(lambda _: f"{start}\n\n{text}\n\n{end}", document)
 
 
 def _row(key: Key) -> str:
     resume = "equal" if key.must_match else "may differ"
-    return f"| `{key.name}` | `{_written(key.default)}` | {_cell(key.expected)} | {_cell(key.meaning)} | {resume} |"
+    return f"| `{key.name}` | `{_written(key.default)}` | {cell(key.expected)} | {cell(key.meaning)} | {resume} |"
 
 
 def _written(value: Value) -> str:
@@ -63,7 +72,8 @@ def _written(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Text as it may stand in a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 

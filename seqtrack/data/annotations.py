@@ -30,7 +30,7 @@ _NUMBER = rb"-?[0-9]{1,9}(?:\.[0-9]{1,17})?(?:[eE][+-]?[0-9]{1,2})?"
 _ROW = re.compile(rb"%(n)s,%(n)s,%(n)s,%(n)s" % {b"n": _NUMBER})
 _ROWS = re.compile(rb"(?:%(n)s,%(n)s,%(n)s,%(n)s\n)*(?:%(n)s,%(n)s,%(n)s,%(n)s)?" % {b"n": _NUMBER})
 _FLAGS = re.compile(rb"[01](?:[,\n][01])*\n?")
-_FRAME = re.compile(r"[0-9]{8}\.jpg")
+FRAME_NAME = re.compile(r"[0-9]{8}\.jpg")
 _BOM = b"\xef\xbb\xbf"
 _LARGEST_ANNOTATION_BYTES = 64 * 1024 * 1024
 _SHOWN_PER_FILE = 20
@@ -158,7 +158,7 @@ def find_missing(folder: Path, rows: int | None, problems: list[str]) -> NDArray
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _FRAME.fullmatch(entry.name):
+                if FRAME_NAME.fullmatch(entry.name):
                     if entry.is_file():
                         numbers.append(int(entry.name[:8]))
                     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seqtrack.data.annotations import Annotation, read_annotation
+from seqtrack.data.annotations import FRAME_NAME, Annotation, read_annotation
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.lasot import SPLITS, Layout, check_classes, class_of
 from seqtrack.errors import UserError
@@ -151,14 +151,7 @@ def _frame_files(folder: Path) -> tuple[dict[str, int], list[str], list[str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                stem, dot, ending = entry.name.partition(".")
-                if (
-                    len(stem) == 8
-                    and stem.isascii()
-                    and stem.isdigit()
-                    and (dot, ending) == (".", "jpg")
-                    and entry.is_file()
-                ):
+                if FRAME_NAME.fullmatch(entry.name) and entry.is_file():
                     frames[entry.name] = entry.stat().st_size
                 else:
                     odd.append(entry.name)

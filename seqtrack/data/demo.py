@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data.lasot import LIST_FILES, open_lasot
+from seqtrack.data.lasot import LIST_FILES, class_of, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
 
@@ -284,7 +284,7 @@ def check_demo(folder: Path) -> list[str]:
         for split in ("train", "test"):
             names += (folder / LIST_FILES[split]).read_text("utf-8").split()
         for name in names:
-            place = folder / name.rsplit("-", 1)[0] / name
+            place = folder / class_of(name) / name
             for path in (*sorted((place / "img").iterdir()), *(place / text for text in _TEXTS)):
                 digest.update(path.read_bytes())
         if digest.hexdigest() == marker["digest"]:

@@ -49,7 +49,7 @@ class Layout:
     def names(self, split: str, classes: Iterable[str]) -> list[str]:
         """Names in the split of these classes, on the disk or not, by class and number."""
         wanted = set(classes)
-        return sorted((name for name in self.lists[split] if class_of(name) in wanted), key=_order)
+        return sorted((name for name in self.lists[split] if class_of(name) in wanted), key=sequence_order)
 
 
 def class_of(name: str) -> str:
@@ -58,7 +58,8 @@ def class_of(name: str) -> str:
     return match.group(1) if match else name
 
 
-def _order(name: str) -> tuple[str, int]:
+def sequence_order(name: str) -> tuple[str, int]:
+    """What names are sorted by: class, then number, so that "coin-2" stands before "coin-10"."""
     match = _SEQUENCE_NAME.fullmatch(name)
     return (match.group(1), int(match.group(2))) if match else (name, 0)
 
@@ -122,7 +123,7 @@ def _find_sequences(root: Path) -> tuple[dict[str, Path], list[str]]:
             pending += [(child, 1) for child in _subfolders(folder)]
         elif depth == 1 and folder.name == folder.parent.name:
             pending += [(child, 2) for child in _subfolders(folder)]
-    return dict(sorted(found.items(), key=lambda item: _order(item[0]))), problems
+    return dict(sorted(found.items(), key=lambda item: sequence_order(item[0]))), problems
 
 
 def _read_lists(
@@ -146,7 +147,9 @@ def _read_lists(
             other = next(name for key, name in LIST_FILES.items() if key != split)
             problems.append(f"{path} differs from the official split and {root / other} is missing; give both lists")
     both = set(names["train"]) & set(names["test"])
-    problems += [f"sequence {name} is in the training list and in the test list" for name in sorted(both, key=_order)]
+    problems += [
+        f"sequence {name} is in the training list and in the test list" for name in sorted(both, key=sequence_order)
+    ]
     return names, problems
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from seqtrack.data.lasot import class_of, sequence_order
 from seqtrack.errors import UserError
 from seqtrack.evaluation.boxfiles import read_archive, read_box_archive, read_boxes, read_flags
 from seqtrack.evaluation.metrics import Array, Mask
@@ -66,13 +67,13 @@ def read_annotations(place: Path) -> list[Annotation]:
     for folder in (place, place / "annos"):
         if (folder / "absent").is_dir():
             return _from_toolkit_folder(folder)
-    found = sorted({*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt")})
+    found = {path.parent for path in (*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt"))}
     if not found:
         raise UserError(
             f"{place}: no annotations found; expected an .npz file, a folder annos with absent/ in it, "
             "or folders with groundtruth.txt"
         )
-    return _collect([path.parent for path in found], _from_sequence_folder)
+    return _collect(sorted(found, key=lambda folder: (sequence_order(folder.name), folder)), _from_sequence_folder)
 
 
 def choose(
@@ -101,10 +102,6 @@ def choose(
     ]
 
 
-def _class_of(name: str) -> str:
-    return name.rsplit("-", 1)[0]
-
-
 def _from_archive(path: Path) -> list[Annotation]:
     boxes = read_box_archive(path)
     stored = read_archive(path, ("absent", "n"))
@@ -115,13 +112,13 @@ def _from_archive(path: Path) -> list[Annotation]:
     annotations: list[Annotation] = []
     begin = 0
     for name, one in boxes.items():
-        annotations.append(Annotation(name, _class_of(name), one, ~absent[begin : begin + len(one)]))
+        annotations.append(Annotation(name, class_of(name), one, ~absent[begin : begin + len(one)]))
         begin += len(one)
     return annotations
 
 
 def _from_toolkit_folder(folder: Path) -> list[Annotation]:
-    paths = sorted(folder.glob("*.txt"), key=_natural)
+    paths = sorted(folder.glob("*.txt"), key=lambda path: sequence_order(path.stem))
     if not paths:
         raise UserError(f"{folder}: holds no <sequence>.txt")
     return _collect(paths, lambda path: _annotation(path.stem, path, (folder / "absent" / path.name,)))
@@ -147,12 +144,7 @@ def _annotation(name: str, boxes_file: Path, flag_files: Sequence[Path]) -> Anno
             problems.append(f"{path}: {len(flags)} flags, but {boxes_file.name} has {len(boxes)} boxes")
     if problems:
         raise UserError(problems)
-    return Annotation(name, _class_of(name), boxes, ~absent)
-
-
-def _natural(path: Path) -> tuple[str, int]:
-    head, _, number = path.stem.rpartition("-")
-    return (head, int(number)) if number.isdigit() else (path.stem, 0)
+    return Annotation(name, class_of(name), boxes, ~absent)
 
 
 class _Reader(Protocol):

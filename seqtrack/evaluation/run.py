@@ -22,6 +22,7 @@ from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import Annotation, from_sequences
 from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, Scores, mean_scores, score
+from seqtrack.evaluation.subjects import Tracks
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker, Image, TrackState
@@ -30,25 +31,6 @@ logger = logging.getLogger(__name__)
 
 CONCURRENT = 16  # sequences followed at once; a small model's time is mostly calls, which a batch shares
 _READERS = 2
-
-
-@dataclass(frozen=True)
-class Tracks:
-    """What a tracker did with one sequence.
-
-    Attributes:
-        boxes_xywh: (N, 4) pixels; the first is the annotation it was given.
-        seconds: time of the tracker for the N - 1 frames after the first, image reading left out; of a step that
-            followed several sequences at once, each frame has an equal share. 0 where nothing was measured.
-    """
-
-    boxes_xywh: Array
-    seconds: float
-
-    @property
-    def fps(self) -> float | None:
-        """Tracked frames a second, None where nothing was measured."""
-        return (len(self.boxes_xywh) - 1) / self.seconds if self.seconds > 0 and len(self.boxes_xywh) > 1 else None
 
 
 @dataclass

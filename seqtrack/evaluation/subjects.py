@@ -1,6 +1,7 @@
 """Who is evaluated, and the whole of what came out: epochs of a run, baselines, other trackers, side by side.
 
-Knows how one entry of a table is made of scores and times; knows no file format.
+Knows how one entry of a table is made of scores and times; knows no file format and no tracker, so that reading an
+evaluation again needs no torch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,10 +9,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seqtrack.evaluation.annotations import Annotation
-from seqtrack.evaluation.metrics import Scores, mean_scores
-from seqtrack.evaluation.run import Tracks
+from seqtrack.evaluation.metrics import Array, Scores, mean_scores
 
 KINDS = ("checkpoint", "untrained", "still", "results")
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """What a tracker did with one sequence.
+
+    Attributes:
+        boxes_xywh: (N, 4) pixels; the first is the annotation it was given.
+        seconds: time of the tracker for the N - 1 frames after the first, image reading left out; of a step that
+            followed several sequences at once, each frame has an equal share. 0 where nothing was measured.
+    """
+
+    boxes_xywh: Array
+    seconds: float
+
+    @property
+    def fps(self) -> float | None:
+        """Tracked frames a second, None where nothing was measured."""
+        return (len(self.boxes_xywh) - 1) / self.seconds if self.seconds > 0 and len(self.boxes_xywh) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The verdict in words and files: the table, the certificate, the comparison folder."""
+"""The verdict in words and files: the table, the certificate, the comparison folder.
+
+Knows a `Comparison` and how to tell it; compares nothing itself. Needs no torch.
+"""
 
 import logging
 import time
@@ -6,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, read_json_object, write_atomic, write_json
-from seqtrack.engine.fingerprint import BIT_EQUAL
 from seqtrack.errors import UserError
 from seqtrack.reports.compare import IDENTICAL, Comparison, compare_runs
 from seqtrack.reports.plots import plot_comparison
@@ -138,6 +140,9 @@ def conclude(output_dir: Path, *, phase: int, promise: str) -> int:
     Returns:
         1 when equal bits were promised and the runs differ, otherwise 0.
     """
+    # Imported here: only training asks for this, and `verify` needs no torch.
+    from seqtrack.engine.fingerprint import BIT_EQUAL
+
     folders = (output_dir / "phase_1", output_dir / "phase_2")
     if phase != 2 or not folders[0].is_dir():
         return 0

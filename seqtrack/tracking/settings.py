@@ -8,12 +8,11 @@ import logging
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from seqtrack.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config
 from seqtrack.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-    from seqtrack.config.schema import Config
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ class TrackerSettings:
     window: bool = True
     update_interval: int = 9999
     update_threshold: float = 0.6
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -50,7 +49,7 @@ class TrackerSettings:
             raise UserError(f"a tracker needs an update interval of at least 1 and factors above 0, found {self}")
 
 
-def tracker_settings(config: "Config", *, dataset: str | None, precision: str = "fp32") -> TrackerSettings:
+def tracker_settings(config: Config, *, dataset: str | None, precision: str = "fp32") -> TrackerSettings:
     """The settings that a configuration asks for on a data set.
 
     Args:

@@ -213,6 +213,8 @@ def test_a_good_import_is_not_complained_of(module: str, source: str) -> None:
         ("seqtrack.checkpoints.files", ["torch"]),
         ("seqtrack.config.environment", ["torch", "numpy"]),
         ("seqtrack.seeding", ["torch"]),
+        ("seqtrack.reports.report", ["torch", "cv2", "timm"]),
+        ("seqtrack.reports.verdict", ["torch", "cv2", "timm"]),
     ],
 )
 def test_what_is_read_without_torch_loads_none_through_others_either(module: str, unwanted: list[str]) -> None:
