@@ -18,6 +18,7 @@ from seqtrack.uploads.settings import UploadSettings
 logger = logging.getLogger(__name__)
 
 _MOST_PATIENT = 64.0
+_SILENCES_OF_XET = 3  # its client can be busy with trouble of its own for longer than any deadline
 
 
 def token_fingerprint() -> str:
@@ -80,7 +81,8 @@ class Recovery:
         self._token = token_fingerprint()
         if fault.kind == "deadline":
             self.patience = min(_MOST_PATIENT, self.patience * 2.0)
-        if fault.kind == "xet" and self.use_xet:
+        silent = fault.kind == "deadline" and self.kind_failures >= _SILENCES_OF_XET
+        if self.use_xet and (fault.kind == "xet" or silent):
             self.use_xet = False
             logger.warning("Xet storage does not work here; large files go over LFS from now on")
         if num_units > 1 and fault.path is None and fault.kind in ("refused", "died"):

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from uploads.hub_server import Hub
 from uploads.rig import (
     REPO,
     ROOT,
+    Sidecar,
     assert_arrived,
     checkpoint,
     content,
@@ -251,6 +253,49 @@ def test_a_folder_that_cannot_be_written_to_is_uploaded_all_the_same(hub: Hub, o
     assert_arrived(hub, output)
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_volume_that_can_only_be_read_is_uploaded_all_the_same(hub: Hub, disk: Path, tmp_path: Path) -> None:
+    output = disk / "output"
+    checkpoint(output, 1)
+    put(output / "phase_1" / "config.yaml", b"TRAIN: {}\n")
+    env = environ(hub, output, TMPDIR=str(tmp_path), HF_HOME=str(tmp_path / "hf"))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with Sidecar(env, "--once", log=tmp_path / "log") as running:
+        assert running.wait() == 0, running.said()
+    assert "nothing can be written" in running.said()
+    assert_arrived(hub, output)
+
+
+def test_a_disk_that_is_full_to_the_last_byte_stops_no_checkpoint(hub: Hub, disk: Path, tmp_path: Path) -> None:
+    output = disk / "output"
+    checkpoint(output, 1, size=500_000)
+    put(output / "phase_1" / "config.yaml", b"TRAIN: {}\n")
+    env = environ(hub, output, TMPDIR=str(disk), HF_HOME=str(tmp_path / "hf"), UPLOAD_PATIENCE_S="3")
+    state = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(state.f_bavail * state.f_bsize))
+    with Sidecar(env, "--once", log=tmp_path / "log") as running:
+        assert running.wait() in (0, 3), running.said()
+    assert "phase_1/checkpoints/SEQTRACK_ep0001.safetensors" in on_hub(hub), running.said()
+    (disk / "filler").unlink()
+    assert once(env) == 0
+    assert_arrived(hub, output)
+
+
 def test_a_damaged_manifest_is_named_and_not_sent(hub: Hub, output: Path) -> None:
     _, manifest = checkpoint(output, 3)
     put(manifest, b"{ not json")
@@ -293,6 +338,7 @@ def test_memory_stays_small_idle_and_while_a_gigabyte_is_sent(tmp_path: Path) ->
 
         until(sent, 120)
     hub.stop()
+    hub.discard()
     assert 30 < peak < 300, f"{peak:.0f} MB"
 
 
@@ -310,6 +356,7 @@ def test_over_five_gigabytes_with_bounded_memory(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert running.wait() == 0
     hub.stop()
+    hub.discard()
     assert peak < 300, f"{peak:.0f} MB"
     assert hub.tree(REPO)["phase_1/big.bin"].size == 5_500_000_000
 

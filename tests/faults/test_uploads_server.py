@@ -333,7 +333,7 @@ def test_a_storage_address_that_is_too_old_is_exchanged_for_a_new_one(hub: Hub, 
     assert_arrived(hub, output)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "size"])
+@pytest.mark.parametrize("kind", ["bytes", "size", "one of two sizes"])
 def test_other_bytes_than_were_sent_are_noticed(hub: Hub, output: Path, kind: str) -> None:
     """The listing after the commit is wrong once: nothing counts as verified until it is right."""
     hub.fail("paths-info", status=None, times=1)  # the question before: answered as it is
@@ -362,6 +362,7 @@ def test_a_large_file_in_parts_survives_the_failure_of_one(tmp_path: Path, stage
     assert hub.stages().count("part") >= 4
     assert_arrived(hub, output)
     hub.stop()
+    hub.discard()
 
 
 def test_a_server_that_does_not_speak_xet_gets_its_files_over_lfs(hub: Hub, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""A day without the Hub, by a clock of our own: run by a test as a process, prints what happened as JSON.
+"""A day without the Hub, by a clock of our own whose wall time jumps: run as a process, prints what happened as JSON.
 
 The real client, the real server, the real journal; only the clock and the process boundary are replaced, because a day
 of waiting and hundreds of processes would take as long as they take.
@@ -24,11 +24,14 @@ from seqtrack.uploads.watch import Watch
 
 
 class DayClock:
-    """Sleeping moves it; nothing else does."""
+    """Sleeping moves it; nothing else does. `skew` is how far the wall clock was set by hand, in seconds."""
 
     def __init__(self) -> None:
-        self.now = 1_000_000.0
+        self.now, self.skew = 1_000_000.0, 0.0
         self.alarms: list[tuple[float, Callable[[], None]]] = []
+
+    def set_wall(self, skew: float) -> None:
+        self.skew = skew
 
     def sleep(self, seconds: float) -> None:
         self.now += max(seconds, 0.001)
@@ -60,13 +63,16 @@ def main(folder: Path) -> None:
     port, output, time = hub.port, folder / "output", DayClock()
     os.environ |= {"HF_TOKEN": "hf_writewritewritewrite"}
     hub.stop()
-    clock = Clock(monotonic=lambda: time.now, wall=lambda: time.now, sleep=time.sleep)
+    clock = Clock(monotonic=lambda: time.now, wall=lambda: time.now + time.skew, sleep=time.sleep)
     runner = InlineRunner(time)
     target = TargetSettings("huggingface", REPO, hub.endpoint)
     for hour in range(24):
         time.alarms.append((time.now + 3600.0 * hour, lambda e=hour + 1: checkpoint(output, e) and None))
+    for hour, skew in ((6.5, -900_000.0), (12.5, 5_000_000.0), (23.9, 0.0)):
+        time.alarms.append((time.now + 3600.0 * hour, lambda s=skew: time.set_wall(s)))
     back = time.now + 86_400.0
     time.alarms.append((back, lambda: hub.start(port) and None))
+    time.alarms.sort(key=lambda alarm: alarm[0])
     # Small batches, so that the order of catching up can be seen.
     settings = UploadSettings(batch_mb=0.06, poll_s=60.0, settle_s=120.0, start_grace_s=0.0, request_tries=1)
     with Watch(output, target, settings, clock=clock, runner=runner, rng=random.Random(7)) as watch:

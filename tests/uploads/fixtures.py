@@ -15,6 +15,7 @@ def hub() -> Iterator[Hub]:
     yield server
     server.clear()
     server.stop()
+    server.discard()
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import socket
 import struct
 import tempfile
 import threading
 import time
 import uuid
+import weakref
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +92,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, int] = {}  # LFS oid -> stored size
         self.folder = Path(tempfile.mkdtemp(prefix="hub-"))
+        self.discard = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.tokens: dict[str, str] = {"hf_writewritewritewrite": "write", "hf_readreadreadreadread": "read"}
         self.faults: list[Fault] = []
         self.calls: list[dict[str, Any]] = []
@@ -471,7 +474,10 @@ class Handler(BaseHTTPRequestHandler):
         form = parse_qs(b"".join(self.chunks()).decode(), keep_blank_values=True)
         _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
         lines = [describe(path, tree[path]) for path in form.get("paths", []) if path in tree]
-        if fault is not None and fault.corrupt:
+        if fault is not None and fault.corrupt == "one of two sizes":
+            for line in lines:
+                line.get("lfs", {})["size"] = line["size"] + 1
+        elif fault is not None and fault.corrupt:
             for line in lines:
                 line["oid"] = "0" * 40
                 line["size"] = line["size"] + (fault.corrupt == "size")

@@ -27,6 +27,7 @@ WAYS = {
     "short": "commits have names of 32 digits",
     "plain": "the parts of a large file are numbered 1, 2, 3, their size is a number",
     "empty": "a new repo has no commit and therefore no branch",
+    "stubborn": "*.jsonl is ignored, whatever the client sends",
     "ignoring": "the repo's .gitignore holds *.jsonl, unless the client sends its own",
 }
 
@@ -165,8 +166,8 @@ class OtherHandler(Handler):
                 line.pop("oid", None)
             if "inline" in self.hub.ways:
                 line["uploadMode"] = "regular"
-            ignored = "ignoring" in self.hub.ways and file["path"].endswith(".jsonl")
-            line["shouldIgnore"] = ignored and not order.get("gitIgnore")
+            ignoring = ("ignoring" in self.hub.ways and not order.get("gitIgnore")) or "stubborn" in self.hub.ways
+            line["shouldIgnore"] = ignoring and file["path"].endswith(".jsonl")
         del self.json  # the next call on this connection reads its own
         return self.own(body), headers
 

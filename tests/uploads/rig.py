@@ -101,6 +101,12 @@ class Sidecar:
             command = [sys.executable, "-m", "seqtrack", "upload", *arguments]
             self.process = subprocess.Popen(command, env=env, stdout=lines, stderr=lines, cwd=log.parent)
 
+    def __enter__(self) -> "Sidecar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
     def wait(self, timeout: float = 40.0) -> int:
         return self.process.wait(timeout)
 
@@ -120,11 +126,8 @@ class Sidecar:
 @contextlib.contextmanager
 def sidecar(env: dict[str, str], *arguments: str) -> Iterator[Sidecar]:
     """A running sidecar, ended at the end."""
-    running = Sidecar(env, *arguments, log=Path(env["OUTPUT_DIR"]).parent / "sidecar.log")
-    try:
+    with Sidecar(env, *arguments, log=Path(env["OUTPUT_DIR"]).parent / "sidecar.log") as running:
         yield running
-    finally:
-        running.kill()
 
 
 def once(env: dict[str, str], timeout: float = 60.0) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from uploads.other_server import WAYS, OtherHub
-from uploads.rig import REPO, assert_arrived, environ, once, put
+from uploads.rig import REPO, assert_arrived, checkpoint, environ, once, put, sidecar
 
 from seqtrack.config.environment import read_environment
 from seqtrack.uploads.fetch import fetch_checkpoint, newest_epoch
@@ -18,9 +18,13 @@ def other(request: pytest.FixtureRequest) -> Iterator[OtherHub]:
     server.start()
     yield server
     server.stop()
+    server.discard()
 
 
-EACH = [*({way} for way in WAYS), {"closing", "packed", "lower", "chatty", "created", "moved", "once", "plain"}]
+EACH = [
+    *({way} for way in WAYS if way != "stubborn"),
+    {"closing", "packed", "lower", "chatty", "created", "moved", "once", "plain"},
+]
 
 
 @pytest.mark.parametrize("other", EACH, indirect=True, ids=lambda ways: "+".join(sorted(ways)))
@@ -43,3 +47,25 @@ def test_every_way_to_speak_the_protocol_is_understood(
     assert newest_epoch(here) == 2
     place = fetch_checkpoint(here, 2, tmp_path / "new")
     assert place.read_bytes() == (output / "phase_1" / "checkpoints" / place.name).read_bytes()
+
+
+@pytest.mark.parametrize("other", [{"stubborn"}], indirect=True)
+def test_a_file_that_the_server_will_have_ignored_is_named_and_makes_no_empty_commit(
+    other: OtherHub, output: Path
+) -> None:
+    with sidecar(environ(other, output, UPLOAD_SLOW_RETRY_S="600"), "--once") as running:
+        assert running.wait() == 3
+    assert "metrics.jsonl is set apart" in running.said()
+    assert ".gitignore" in running.said()
+    assert len(other.repos[REPO].commits) == 2, "the repo's own first commit, and ours"
+    (output / "phase_1" / "logs" / "metrics.jsonl").unlink()
+    assert_arrived(other, output)
+
+
+@pytest.mark.parametrize("other", [{"inline"}], indirect=True)
+def test_a_checkpoint_that_does_not_fit_into_a_commit_keeps_its_manifest_back(other: OtherHub, output: Path) -> None:
+    for epoch in range(3, 7):
+        checkpoint(output, epoch, size=9_000_000)
+    assert once(environ(other, output)) == 0
+    assert len(other.repos[REPO].commits) > 2, "they did not fit into one"
+    assert_arrived(other, output)

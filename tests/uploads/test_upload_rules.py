@@ -132,6 +132,12 @@ def test_xet_that_fails_is_left_for_lfs() -> None:
     assert recovery.use_xet
     recovery.suffer(Fault("xet", "CAS"), num_units=1)
     assert not recovery.use_xet
+    silent = Recovery(UploadSettings(), Ticking().clock(), random.Random(0))
+    tried = []
+    for _ in range(3):
+        tried.append(silent.use_xet)
+        silent.suffer(Fault("deadline", "the batch did not end"), num_units=1)
+    assert tried == [True, True, True] and not silent.use_xet, "silence may be the line's; the third time it is not"
     state = Path("/state")
     assert child_environment({}, use_xet=False, state=state)["HF_HUB_DISABLE_XET"] == "1"
     assert "HF_HUB_DISABLE_XET" not in child_environment({"HF_ENDPOINT": ""}, use_xet=True, state=state)
