@@ -30,6 +30,7 @@ CUT = "tests/faults/test_cut_runs.py"
 SEVERAL = "tests/faults/test_several_processes.py"
 DISTURBED = "tests/faults/test_disturbed_runs.py"
 COMPARE = "tests/reports/test_compare_runs.py"
+LOADER = "tests/data/test_loader.py"
 
 
 class Fault(NamedTuple):
@@ -80,7 +81,7 @@ FAULTS = [
     Fault("a run that broke ends with 0", "cli.py",
           "        return 1\n", "        return 0\n", f"{DISTURBED} -k finite"),
     Fault("a mistake of the user's ends with 0", "cli.py",
-          "        return 2\n", "        return 0\n", f"{DISTURBED} -k runs_record"),
+          "return USER_ERROR_EXIT_CODE", "return 0", f"{DISTURBED} -k runs_record"),
     Fault("a checkpoint is written straight onto its name", "checkpoints/files.py",
           'temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")', "temporary = path",
           f"{CUT} -k half_written"),
@@ -117,6 +118,19 @@ FAULTS = [
           ' if record.get("step", 0) <= resume_step]', "]", LOGS),
     Fault("a file's digest is not checked", "checkpoints/store.py",
           "if digest != manifest.sha256:", "if False:", DAMAGE),
+    Fault("what nobody wants of a file is not digested", "checkpoints/files.py",
+          "digested = thread.submit(digest.update, piece)",
+          "digested = thread.submit(digest.update, piece) if name in wanted else None", f"{DAMAGE} -k larger_than"),
+    Fault("what was read for one checkpoint is loaded for another", "resuming.py",
+          "tensors if known == manifest else", "tensors if known else", f"{DAMAGE} -k not_the_last"),
+    Fault("a checkpoint is read again after it was verified", "resuming.py",
+          "tensors if known == manifest else load_tensors(manifest)", "load_tensors(manifest)",
+          f"{DAMAGE} -k whatever_the_disk"),
+    Fault("the state lives in the memory that saves are copied to", "engine/optimizer.py",
+          "copy=True) for key", "copy=False) for key", f"{LOGS} -k shares_no_memory"),
+    Fault("a worker that died idle is nobody's concern", "data/loader.py",
+          "iterator = self._ask(lambda: iter(self._loader))", "iterator = iter(self._loader)",
+          f"{LOADER} -k nothing_to_do"),
     Fault("a manifest may tell another step than its file", "checkpoints/store.py",
           "if getattr(manifest, name) != told:", "if False:", DAMAGE),
     Fault("the oldest checkpoint is taken for the newest", "checkpoints/store.py",
