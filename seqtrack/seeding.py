@@ -30,6 +30,12 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed for dropout and drop path of one optimizer step on one rank, in [0, 2**63).
 
     Seeding anew before each step means that nothing that happened between two steps can shift what they draw.
+
+    Args:
+        seed, step, rank: non-negative; `step` counts optimizer steps of the whole run.
+
+    Raises:
+        ValueError: a number is negative.
     """
     return _word(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]))
 

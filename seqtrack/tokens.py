@@ -39,6 +39,9 @@ def centre_positions(seq_format: str) -> tuple[int, ...]:
 
     "corner" has none. The authors window its first two words, which pulls the top-left corner, not the box, to the
     middle; no published model uses that format, so here it has no window.
+
+    Raises:
+        ValueError: an unknown format.
     """
     _check_format(seq_format)
     return {"xywh": (0, 1), "cxcywh": (0, 1), "whxy": (2, 3), "corner": ()}[seq_format]
@@ -76,6 +79,9 @@ def tokens_to_boxes(tokens: Tensor, bins: int, seq_format: str = "xywh") -> Tens
 
     Returns:
         (..., 4) float64 cxcywh in fractions of the search region's side.
+
+    Raises:
+        ValueError: an unknown format.
     """
     _check_format(seq_format)
     values = tokens.to(torch.float64) / (bins - 1)
@@ -96,7 +102,7 @@ def target_sequences(boxes_cxcywh: Tensor, bins: int, seq_format: str = "xywh") 
         input tokens (B, 5) int64: START and four coordinates; target tokens (B, 5) int64: four coordinates and END.
 
     Raises:
-        ValueError: a coordinate is not a number.
+        ValueError: a coordinate is not a number, or an unknown format.
     """
     return target_sequences_from_corners(cxcywh_to_xyxy(boxes_cxcywh), bins, seq_format)
 

@@ -5,6 +5,7 @@ everything is there: a skip then would be a test that silently stopped testing, 
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,20 @@ def test_data() -> Path:
 def goldens() -> Path:
     """The folder of reference outputs."""
     return _folder("SEQTRACK_GOLDENS")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One compute thread while a test runs.
+
+    A model as small as the tests' is slower on two, and many times slower where another process wants the cores.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # Files that take longest. They are started first, so that no process is left alone with one at the end.

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from seqtrack.config.environment import Environment
     from seqtrack.config.schema import Config
     from seqtrack.data.sources import Source
@@ -156,7 +158,7 @@ def _tracked(
         return [], annotations, conditions
     if args.split == "test":
         _refuse_trained_sequences(folder, source.name, [sequence.name for sequence in sequences])
-    subjects, more = _track_checkpoints(args, environment, manifests, sequences, source.name, "all" in wanted)
+    subjects, more = _track_checkpoints(args, environment, manifests, sequences, source.name, untrained="all" in wanted)
     return subjects, annotations, {**conditions, "run": folder.name, **more}
 
 
@@ -207,12 +209,12 @@ def _track_checkpoints(
     manifests: list[Any],
     sequences: list[Any],
     dataset: str,
-    every: bool,
+    *,
+    untrained: bool,
 ) -> tuple[list["Subject"], dict[str, Any]]:
-    import torch
+    """Track with each checkpoint in turn, and with the untrained model if the flag or else `untrained` says so."""
     from tqdm import tqdm
 
-    from seqtrack.engine.fingerprint import describe_device
     from seqtrack.engine.ranks import choose_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
     from seqtrack.evaluation.metrics import CONVENTIONS
@@ -247,16 +249,24 @@ def _track_checkpoints(
         set_threads(config)
         source = {**checkpoint_source(manifest), "step": manifest.step}
         track(checkpoint_name(manifest, manifests), "checkpoint", model, config, manifest.epoch, source)
-    if args.untrained if args.untrained is not None else every:
+    if args.untrained if args.untrained is not None else untrained:
         spec = model.spec
         model = untrained_model(spec, seed=config.TRAIN.SEED, device=device)
         track("untrained", "untrained", model, config, None, {"seed": config.TRAIN.SEED})
-    return subjects, {
+    return subjects, {**_measured_with(args, device), **conditions}
+
+
+def _measured_with(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
+    """What times and last digits depend on, for the records."""
+    import torch
+
+    from seqtrack.engine.fingerprint import describe_device
+
+    return {
         "device": describe_device(device),
         "precision": args.precision,
         "concurrent": args.concurrent,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        **conditions,
     }

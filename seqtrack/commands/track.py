@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
     from seqtrack.engine.stop import StopRequest
     from seqtrack.errors import STOPPED_EXIT_CODE, UserError
     from seqtrack.evaluation.boxfiles import write_boxes
-    from seqtrack.tracking.video import open_source
+    from seqtrack.tracking.video import open_frames
 
     environment = read_environment(os.environ)
     box = _read_box(args.box) if args.box else None
     if (args.frames is not None and args.frames < 1) or (args.fps is not None and not 0 < args.fps < 1000):
         raise UserError("--frames must be at least 1 and --fps above 0")
-    source = open_source(args.source, fps=args.fps)
+    source = open_frames(args.source, fps=args.fps)
     manifest = _checkpoint(args, environment)
     target = args.output or environment.output_dir / "tracks" / f"{source.name}.mp4"
     if target.suffix.lower() != ".mp4":

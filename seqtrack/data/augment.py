@@ -39,6 +39,9 @@ def jitter_box(
             `center` times the root of the new area.
         normal: (2,) standard normal numbers, for width and height.
         uniform: (2,) numbers in [0, 1), for x and y.
+
+    Returns:
+        (4,) xywh in pixels; may leave the frame.
     """
     size = box_xywh[2:] * np.exp(normal * jitter.scale)
     reach = np.sqrt(size[0] * size[1]) * jitter.center
@@ -47,22 +50,22 @@ def jitter_box(
 
 
 def mirror_box(box_xywh: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """The box in the mirror image of a frame `width` pixels wide."""
+    """The box, (4,) xywh in pixels, in the mirror image of a frame `width` pixels wide."""
     x, y, w, h = box_xywh
     return np.array([width - x - w, y, w, h])
 
 
 def to_grey(image_bgr: Image) -> Image:
-    """Luma in all three channels."""
+    """(H, W, 3) with the luma (ITU-R BT.601, as OpenCV reckons it) in all three channels."""
     grey = cv2.cvtColor(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     return np.asarray(grey, dtype=np.uint8)
 
 
 def mirror(image: Image) -> Image:
-    """Left and right exchanged."""
+    """(H, W, 3) with left and right exchanged."""
     return np.asarray(cv2.flip(image, 1), dtype=np.uint8)
 
 
 def draw_brightness(generator: np.random.Generator) -> np.float32:
-    """Factor for the pixels of one crop; the device multiplies and clamps."""
+    """Factor in [0.8, 1.2) for the pixels of one crop; the device multiplies and clamps."""
     return np.float32(generator.uniform(1 - BRIGHTNESS_JITTER, 1 + BRIGHTNESS_JITTER))

@@ -67,7 +67,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
         raise UserError(f"{first} and {second} have no epoch in common: they hold {held}")
     logs = tuple(_numbers(folder, common) for folder in (first, second))
     rows = [_compare_epoch(epoch, (sides[0][epoch], sides[1][epoch]), (logs[0], logs[1])) for epoch in common]
-    remarks, unequal_end = _coverage((first, second), sides, common)
+    remarks, unequal_end = _coverage((first, second), sides)
     apart = {kind for row in rows for kind in _written_apart(row.manifests)}
     remarks += [
         f"{kind} records are not compared: the runs differ in TRAIN.{' and '.join(_RHYTHM[kind])}"
@@ -179,9 +179,7 @@ def _first_different_step(ours: list[dict[str, Any]], theirs: list[dict[str, Any
     return None
 
 
-def _coverage(
-    folders: tuple[Path, Path], sides: tuple[dict[int, Manifest], ...], common: list[int]
-) -> tuple[list[str], list[str]]:
+def _coverage(folders: tuple[Path, Path], sides: tuple[dict[int, Manifest], ...]) -> tuple[list[str], list[str]]:
     """What was not compared, and whether the runs end at different epochs, which makes them different runs."""
     remarks = []
     for folder, mine, other in ((folders[0], sides[0], sides[1]), (folders[1], sides[1], sides[0])):

@@ -13,7 +13,8 @@ from seqtrack.config.load import compare_configs, config_digest, load_config
 from seqtrack.config.schema import Config
 from seqtrack.evaluation.tables import markdown_table, number
 from seqtrack.reports.requirements import find_places
-from seqtrack.reports.results import (
+from seqtrack.reports.run_files import OutputFiles, RunFiles, read_output
+from seqtrack.reports.sections import (
     NOT_RUN,
     checkpoints_section,
     epochs_section,
@@ -22,7 +23,6 @@ from seqtrack.reports.results import (
     time_section,
     uploads_section,
 )
-from seqtrack.reports.run_files import OutputFiles, RunFiles, read_output
 from seqtrack.reports.team import Team
 
 AUTHORS = "seqtrack_b256"

@@ -68,7 +68,7 @@ class FrameSource:
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def open_source(place: str, *, fps: float | None = None) -> FrameSource:
+def open_frames(place: str, *, fps: float | None = None) -> FrameSource:
     """Find out what `place` is and whether it can be read.
 
     Args:

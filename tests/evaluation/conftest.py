@@ -1,14 +1,13 @@
 """Real annotations and boxes of published trackers where the tester has them, and a small run with drawn videos."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 import yaml
 
 from seqtrack.checkpoints.store import FORMAT, epoch_name, write_checkpoint
@@ -24,12 +23,8 @@ from seqtrack.model.spec import model_spec
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A model this small is slower on two threads, and many times slower where another process wants the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _on_one_thread(one_thread: None) -> None:
+    """Every test here runs a model."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """A small model and a small drawn video."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from seqtrack.config.load import load_config
 from seqtrack.config.schema import Config
@@ -15,12 +13,8 @@ from seqtrack.model.spec import model_spec
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A model this small is slower on two threads, and many times slower where another process wants the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _on_one_thread(one_thread: None) -> None:
+    """Every test here runs a model."""
 
 
 @pytest.fixture(scope="session")

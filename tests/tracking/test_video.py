@@ -8,7 +8,7 @@ import pytest
 
 from seqtrack.errors import UserError
 from seqtrack.tracking.draw import COLOUR_RGB, draw_box
-from seqtrack.tracking.video import Mp4Writer, ask_for_box, open_source
+from seqtrack.tracking.video import Mp4Writer, ask_for_box, open_frames
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float = 12.0) -> Path:
@@ -23,30 +23,30 @@ class TestReading:
         for index in (10, 2, 1):
             cv2.imwrite(str(tmp_path / f"frame{index}.png"), np.full((20, 30, 3), 10 * index, dtype=np.uint8))
         (tmp_path / "notes.txt").write_text("no image")
-        source = open_source(str(tmp_path))
+        source = open_frames(str(tmp_path))
         assert (source.kind, source.count, source.fps) == ("folder", 3, 30.0)
         assert [int(frame[0, 0, 0]) for frame in source.frames()] == [10, 20, 100]
 
     def test_lasots_layout_is_a_folder_too(self, tmp_path: Path, video_folder: Path) -> None:
         (tmp_path / "person-1").mkdir()
         video_folder.rename(tmp_path / "person-1" / "img")
-        source = open_source(str(tmp_path / "person-1"))
+        source = open_frames(str(tmp_path / "person-1"))
         assert source.count == 10 and source.name == "person-1"
 
     def test_frames_are_rgb(self, tmp_path: Path) -> None:
         image = np.zeros((20, 30, 3), dtype=np.uint8)
         image[:, :, 2] = 200  # red, as OpenCV stores it
         cv2.imwrite(str(tmp_path / "a.png"), image)
-        (frame,) = open_source(str(tmp_path)).frames()
+        (frame,) = open_frames(str(tmp_path)).frames()
         assert frame[0, 0].tolist() == [200, 0, 0]
 
     def test_a_video_gives_its_frames_and_says_how_fast(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
-        source = open_source(str(write_video(tmp_path / "in.mp4", frames)))
+        source = open_frames(str(write_video(tmp_path / "in.mp4", frames)))
         assert (source.kind, source.count, source.fps) == ("video", 10, 12.0)
         found = list(source.frames())
         assert len(found) == 10 and found[0].shape == (96, 128, 3)
         assert np.abs(found[3].astype(int) - frames[3]).mean() < 25
-        assert open_source(str(tmp_path / "in.mp4"), fps=5).fps == 5
+        assert open_frames(str(tmp_path / "in.mp4"), fps=5).fps == 5
 
     def test_a_video_that_is_cut_off_gives_what_it_has_and_says_so(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -59,7 +59,7 @@ class TestReading:
         writer.release()
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) * 2 // 3])
-        source = open_source(str(path))
+        source = open_frames(str(path))
         assert 0 < len(list(source.frames())) < 30
         if source.count == 30:  # the announced number survives in some containers only
             assert "cut off" in caplog.text
@@ -76,21 +76,21 @@ class TestReading:
     def test_what_is_no_source_is_refused(self, tmp_path: Path, make: object, said: str) -> None:
         make(tmp_path / "source.mp4")  # type: ignore[operator]
         with pytest.raises(UserError, match=said):
-            open_source(str(tmp_path / "source.mp4"))
+            open_frames(str(tmp_path / "source.mp4"))
 
     def test_a_camera_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(UserError, match="camera 97"):
-            open_source("97")
+            open_frames("97")
 
     def test_a_broken_image_names_its_file(self, video_folder: Path) -> None:
         (video_folder / "00000004.jpg").write_text("no image")
         with pytest.raises(UserError, match=r"00000004\.jpg"):
-            list(open_source(str(video_folder)).frames())
+            list(open_frames(str(video_folder)).frames())
 
     def test_an_image_of_another_size_names_its_file(self, video_folder: Path) -> None:
         cv2.imwrite(str(video_folder / "00000004.jpg"), np.zeros((50, 60, 3), dtype=np.uint8))
         with pytest.raises(UserError, match=r"00000004\.jpg.*60x50.*128x96"):
-            list(open_source(str(video_folder)).frames())
+            list(open_frames(str(video_folder)).frames())
 
 
 class TestWriting:
