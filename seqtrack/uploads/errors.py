@@ -22,6 +22,7 @@ _TRANSIENT_STATUS = (408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 _NETWORK_NAMES = ("TransportError", "TimeoutException", "NetworkError", "Unreachable")
 _TIMEOUT_NAMES = ("ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout", "TimeoutException")
 _QUOTA = re.compile(r"quota|storage limit|billing|payment", re.IGNORECASE)
+_FULL = re.compile(r"storage|exceeded|limit reached|your plan", re.IGNORECASE)
 _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag", re.IGNORECASE)
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 
@@ -200,23 +201,29 @@ def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | N
         return Fault("server", f"the server failed ({said})", status, _asked_wait(headers), path)
     if status in (409, 412):
         return Fault("conflict", f"somebody else committed first ({said})", status, 0.0, path)
+    if headers.get("x-error-code") == "RepoNotFound":
+        return _no_repo(said, status, path)
     if status == 401 or headers.get("x-error-message") == "Invalid credentials in Authorization header":
         todo = "make a new one with write access and put it where HF_TOKEN_PATH or HF_TOKEN says; no restart is needed"
         return Fault("token", f"the token was refused ({said}): {todo} if it is a file", status, 0.0, path)
-    if status == 402 or (status in (403, 413) and _QUOTA.search(f"{text} {body}")):
+    full = _QUOTA.search(f"{text} {body}") or (status == 403 and _FULL.search(f"{text} {body}"))
+    if status == 402 or (status in (403, 413) and full):
         return Fault("quota", f"the account's storage is full or unpaid ({said}): free space or pay", status, 0.0, path)
     if status == 403:
         todo = "make a token with write access to this repo"
         return Fault("permission", f"the token may not write here ({said}): {todo}", status, 0.0, path)
-    lost = headers.get("x-error-code") != "RepoNotFound" and "repository" not in text.lower()
-    if status == 404 and path is not None and lost:
+    if status == 404 and path is not None and "repository" not in text.lower():
         return Fault("server", f"the server lost the file it was sent ({said})", status, 0.0, path)
     if status == 404:
-        todo = "check HF_REPO; `seqtrack hub create` makes it"
-        return Fault("repository", f"the repo is not there ({said}): {todo}", status, 0.0, path)
+        return _no_repo(said, status, path)
     if 500 <= status < 600:
         return Fault("server", f"the server failed ({said})", status, _asked_wait(headers), path)
     return Fault("refused", f"the target refuses this file or batch ({said})", status, 0.0, path)
+
+
+def _no_repo(said: str, status: int, path: str | None) -> Fault:
+    todo = "check HF_REPO; `seqtrack hub create` makes it"
+    return Fault("repository", f"the repo is not there ({said}): {todo}", status, 0.0, path)
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:

@@ -108,12 +108,23 @@ class BoundedClient(httpx2.Client):
         raise AssertionError("the last try returns or raises")
 
     def _note(self, request: httpx2.Request, response: httpx2.Response, stage: str) -> None:
-        """Count what was stored, and learn from a batch's answer which addresses take parts of a file."""
+        """Count what was stored, and learn from a batch's answer which addresses take parts of a file.
+
+        Raises:
+            HubRefusal: the server had trouble with one object of the batch; the library would drop its status.
+        """
         if request.method == "PUT" and response.is_success:
             with self._traffic.guard:
                 self._traffic.stored += 1
-        if stage == "batch" and response.is_success and b'"chunk_size"' in response.content:
+        if (
+            stage == "batch"
+            and response.is_success
+            and (b'"chunk_size"' in response.content or b'"error"' in response.content)
+        ):
             for item in response.json().get("objects", []):
+                error = item.get("error") or {}
+                if error.get("code") in _RETRYABLE:
+                    raise HubRefusal(error["code"], stage, dict(response.headers), str(error.get("message", "")))
                 header = ((item.get("actions") or {}).get("upload") or {}).get("header") or {}
                 self._traffic.parts.update(str(httpx2.URL(v)) for k, v in header.items() if k.isdigit())
 

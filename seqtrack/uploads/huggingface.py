@@ -53,6 +53,9 @@ class HubTarget:
             self._api.create_repo(self._repo, private=self._private, exist_ok=True, repo_type="model")
         else:
             self._api.repo_info(self._repo)
+            # Only who may write is told how a file would be taken; nothing is stored by asking.
+            question = CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=b"?")
+            self._api.preupload_lfs_files(self._repo, [question], revision=_BRANCH)
         return Account(name=str(account.get("name", "?")), place=f"{self._api.endpoint}/{self._repo}")
 
     def head(self) -> str | None:

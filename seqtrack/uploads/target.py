@@ -79,7 +79,11 @@ class Target(Protocol):
     """A place for files. Every method may raise; `errors.classify` names the reason."""
 
     def prepare(self, *, make: bool = True) -> Account:
-        """Check who we are and that the place is there; make it if it is not and `make` is true. Safe to repeat."""
+        """Check who we are and that the place is there. Safe to repeat.
+
+        Args:
+            make: make the place if it is not there; without, check instead that we may write to it.
+        """
         ...
 
     def head(self) -> str | None:

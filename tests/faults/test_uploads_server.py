@@ -324,6 +324,21 @@ def test_a_readme_that_is_not_accepted_does_not_keep_the_others_back(hub: Hub, o
     assert_arrived(hub, output)
 
 
+@pytest.mark.parametrize(("code", "times"), [(503, 4), (422, None)], ids=["passing", "for ever"])
+def test_trouble_with_one_object_of_a_batch_passes_or_sets_it_apart(
+    hub: Hub, output: Path, code: int, times: int | None
+) -> None:
+    bad = put(output / "phase_1" / "bad.bin", content(50_000, "bad"))
+    digest = hashlib.sha256(bad.read_bytes()).hexdigest()
+    hub.fail("batch", object_error=(digest, code), times=times)
+    with sidecar(environ(hub, output, UPLOAD_SLOW_RETRY_S="600"), "--once") as running:
+        assert running.wait() == (0 if code == 503 else 3)
+    assert ("bad.bin is set apart" in running.said()) == (code == 422)
+    if code == 422:
+        bad.unlink()
+    assert_arrived(hub, output)
+
+
 def test_a_storage_address_that_is_too_old_is_exchanged_for_a_new_one(hub: Hub, output: Path) -> None:
     hub.fail("put", status=403, message="Request has expired", times=3)
     env = environ(hub, output, UPLOAD_SLOW_RETRY_S="600")

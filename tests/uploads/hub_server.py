@@ -48,6 +48,7 @@ class Fault:
     hang_s: float = 0.0
     rate: float | None = None  # bytes/s at which a body is read
     corrupt: str | None = None  # "bytes" or "size": what is stored or served differs from what was sent
+    object_error: tuple[str, int] | None = None  # the code that a batch gives for the object of this oid
     times: int | None = 1
     chance: float = 1.0
     match: str = ""  # only calls whose path, or whose object's expected path, holds this text
@@ -97,6 +98,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.calls: list[dict[str, Any]] = []
         self.violations: list[str] = []
+        self.parents: list[str | None] = []  # the head that each commit call named
         self.puts: dict[str, int] = {}  # oid -> times its bytes were stored whole
         self.parts: dict[str, dict[int, bytes]] = {}
         self.expected: dict[str, int] = {}
@@ -236,6 +238,8 @@ class Hub:
                 value = line["value"]
                 if self.refuse_path is not None and value.get("path") == self.refuse_path:
                     raise Reply(413, {"error": "Payload too large"})
+                if line["key"] == "header":
+                    self.parents.append(value.get("parentCommit"))
                 if line["key"] == "header" and value.get("parentCommit") not in (None, head):
                     raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
                 if line["key"] == "file":
@@ -523,6 +527,12 @@ class Handler(BaseHTTPRequestHandler):
                     }
                 line["actions"] = {"upload": upload, "verify": {"href": f"{api}/{names['repo']}/lfs-verify"}}
             objects.append(line)
+        if fault is not None and fault.object_error:
+            oid, code = fault.object_error
+            error = {"code": code, "message": fault.message}
+            objects = [
+                {"oid": oid, "size": item["size"], "error": error} if item["oid"] == oid else item for item in objects
+            ]
         return {"transfer": "multipart" if multipart else "basic", "objects": objects}, {}
 
     def on_put(self, names: dict[str, str], fault: Fault | None) -> Any:

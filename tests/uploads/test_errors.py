@@ -39,6 +39,7 @@ LIMIT = "You have exceeded the rate limit for repository commits (128 per hour).
         (401, "", "token", True),
         (403, "no right to write", "permission", True),
         (403, "private storage limit reached", "quota", True),
+        (403, "You have exceeded your storage", "quota", True),
         (402, "payment required", "quota", True),
         (404, "Repository not found", "repository", True),
         (413, "Payload too large", "refused", True),
@@ -116,6 +117,12 @@ def test_a_refusal_by_the_storage_host_is_no_fault_of_the_token(status: int) -> 
     assert (fault.kind, fault.permanent) == ("server", False)
     assert classify(HubRefusal(status, "commit", {}, "no")).permanent
     assert classify(HubRefusal(403, "storage", {}, "over your quota")).kind == "quota"
+
+
+def test_a_repo_that_is_not_there_is_told_by_its_code_whatever_the_status() -> None:
+    gone = HubRefusal(401, "listing", {"X-Error-Code": "RepoNotFound"}, "")
+    assert classify(gone).kind == "repository"
+    assert classify(HubRefusal(401, "listing", {"X-Error-Code": "GatedRepo"}, "")).kind == "token"
 
 
 def test_an_object_that_is_not_there_is_not_a_repo_that_is_not_there() -> None:

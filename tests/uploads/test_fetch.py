@@ -190,6 +190,9 @@ def test_the_hand_tools_by_hand(hub: Hub, output: Path, tmp_path: Path) -> None:
     assert hub.tree(REPO)["phase_1/config.yaml"].data == (output / "phase_1" / "config.yaml").read_bytes()
     assert once(env) == 0
     assert run(env, "check").returncode == 0
+    reader = put(tmp_path / "reader", b"hf_readreadreadreadread")
+    refused = run({**env, "HF_TOKEN_PATH": str(reader)}, "check")
+    assert (refused.returncode, "write access" in refused.stderr) == (2, True)
     other = environ(hub, tmp_path / "elsewhere", HF_TOKEN_PATH=env["HF_TOKEN_PATH"])
     assert run(other, "download", "--epoch", "1").returncode == 0
     got = tmp_path / "elsewhere" / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors"

@@ -35,6 +35,7 @@ def test_every_way_to_speak_the_protocol_is_understood(
     env = environ(other, output)
     assert once(env) == 0
     assert_arrived(other, output)
+    assert None not in other.parents[1 if "empty" in other.ways else 0 :], "a commit names the head it was made on"
     assert set(other.puts.values()) <= {1}, "an object that two files share is sent once"
     commits = len(other.repos[REPO].commits)
     for path in (output / ".uploads").glob("journal*"):
