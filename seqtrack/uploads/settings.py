@@ -74,9 +74,11 @@ def choose_target(environment: Environment) -> TargetSettings | None:
     Raises:
         UserError: UPLOAD_TARGET names a kind that does not exist.
     """
+    # Paths are put behind it with a slash of their own, and a server need not know "//api".
+    endpoint = environment.hf_endpoint.rstrip("/") if environment.hf_endpoint else None
     if environment.upload_target is not None:
         kind, _, place = environment.upload_target.partition(":")
-        return TargetSettings(target_kind(kind), place, environment.hf_endpoint, environment.hf_private)
+        return TargetSettings(target_kind(kind), place, endpoint, environment.hf_private)
     if environment.hf_repo is not None:
-        return TargetSettings("huggingface", environment.hf_repo, environment.hf_endpoint, environment.hf_private)
+        return TargetSettings("huggingface", environment.hf_repo, endpoint, environment.hf_private)
     return None

@@ -21,13 +21,24 @@ def other(request: pytest.FixtureRequest) -> Iterator[OtherHub]:
     server.discard()
 
 
-EACH = [
-    *({way} for way in WAYS if way != "stubborn"),
-    {"closing", "packed", "lower", "chatty", "created", "moved", "once", "plain"},
+# Some together, so that all of them take half a minute.
+TOGETHER = [
+    {"closing", "lower", "created"},
+    {"packed", "chatty"},
+    {"sparse", "once"},
+    {"moved", "bare"},
+    {"short", "plain"},
+    {"inline"},
+    {"empty"},
+    {"ignoring"},
 ]
 
 
-@pytest.mark.parametrize("other", EACH, indirect=True, ids=lambda ways: "+".join(sorted(ways)))
+def test_every_way_is_tried() -> None:
+    assert set().union(*TOGETHER) == set(WAYS) - {"stubborn"}
+
+
+@pytest.mark.parametrize("other", TOGETHER, indirect=True, ids=lambda ways: "+".join(sorted(ways)))
 def test_every_way_to_speak_the_protocol_is_understood(
     other: OtherHub, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

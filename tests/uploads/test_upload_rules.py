@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from uploads.rig import checkpoint, put
 
+from seqtrack.config.environment import Environment
 from seqtrack.uploads.backoff import Clock, commit_limit_wait, jittered, monotonic_of, pace
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.journal import Journal, Row
@@ -14,7 +15,7 @@ from seqtrack.uploads.plan import Observer, choose_batch, make_agenda
 from seqtrack.uploads.recovery import Recovery
 from seqtrack.uploads.runner import child_environment
 from seqtrack.uploads.scan import Found, Survey, Unit, survey
-from seqtrack.uploads.settings import UploadSettings
+from seqtrack.uploads.settings import UploadSettings, choose_target
 from seqtrack.uploads.status import illnesses
 
 MB = 1024 * 1024
@@ -169,6 +170,15 @@ def test_the_journal_is_of_one_target_and_survives_a_restart(tmp_path: Path) -> 
     other = Journal(tmp_path, "huggingface::me/another")
     assert other.rows == {}
     other.close()
+
+
+def test_an_address_that_ends_with_a_slash_is_the_same_target() -> None:
+    def key(endpoint: str | None) -> str | None:
+        target = choose_target(Environment(hf_repo="me/run", hf_endpoint=endpoint))
+        return target and target.key
+
+    assert key("http://hub:80/") == key("http://hub:80") != key(None)
+    assert choose_target(Environment()) is None
 
 
 WELL = {"state": "watching", "time": 1000.0, "oldest_age_s": 5.0, "fault": None, "local_fault": None}
