@@ -61,9 +61,7 @@ def say_what_runs(
     environment: Environment, config: Config, ranks: Ranks, sources: list[Source], loader: BatchLoader
 ) -> None:
     """The first lines of a log: code, lock, machine, configuration, data, sizes, and where output goes."""
-    uploads = (
-        "the sidecar uploads new files" if environment.hf_repo or environment.upload_target else "nothing is uploaded"
-    )
+    uploads = "the sidecar uploads new files" if environment.target else "nothing is uploaded"
     logger.info("commit %s , lock sha256 %s", prints.source_commit(), prints.lock_digest()[:16])
     logger.info(
         "torch %s , %s , %d processes", prints.versions()["torch"], prints.describe_device(ranks.device), ranks.world
@@ -158,7 +156,7 @@ def make_saver(folder: Path, environment: Environment, config: Config, start: st
     checkpoints = folder / starting.CHECKPOINTS
 
     def is_safe(manifest: Manifest) -> bool:
-        if not (environment.hf_repo or environment.upload_target):
+        if environment.target is None:
             return True
         from seqtrack.uploads.journal import is_verified
 

@@ -79,14 +79,14 @@ def find_run(environment: Environment, config: Config, data_digest: str, reading
         # Imported here: a run that finds its checkpoint on this disk need not load the Hub's client.
         from seqtrack.uploads.fetch import fetch_checkpoint
 
-        logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.hf_repo)
+        logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.target)
         return manifest_of(fetch_checkpoint(environment, epoch, fetched / starting.CHECKPOINTS))
 
     start = starting.find_start(
         folder,
         resume_epoch=environment.resume_epoch,
         elsewhere=[*(others if environment.phase == 2 else []), fetched],
-        fetch=fetch if environment.hf_repo or environment.upload_target else None,
+        fetch=fetch if environment.target else None,
         verify=reading.verify,
     )
     if start.manifest is not None:

@@ -58,8 +58,8 @@ def check_settings(environ: Mapping[str, str]) -> tuple[list[Finding], "Environm
         environment, config = configure(environ)
     except UserError as error:
         return [bad("settings", problem, "See docs/configuration.md") for problem in error.problems], None, None
-    target = environment.hf_repo or environment.upload_target or "nowhere"
-    found = f"CONFIG={environment.config} DATASET={environment.dataset or '(as the file says)'}, uploads to {target}"
+    dataset, target = environment.dataset or "(as the file says)", environment.target or "nowhere"
+    found = f"CONFIG={environment.config} DATASET={dataset}, uploads to {target}"
     return [good("settings", found)], environment, config
 
 

@@ -47,6 +47,11 @@ class Environment:
     # Which of the above the user wrote: a default may not win over a file of the user's.
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
+    @property
+    def target(self) -> str | None:
+        """Where files are sent to, as the user wrote it: UPLOAD_TARGET, else HF_REPO; None sends nothing."""
+        return self.upload_target or self.hf_repo
+
 
 def read_environment(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> Environment:
     """Read every variable of the table.

@@ -6,6 +6,7 @@ that. A rule that returns text refuses the configuration; a caution is logged an
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from operator import attrgetter
 
 from seqtrack.config.schema import Config
 
@@ -24,46 +25,28 @@ def broken_rules(rules: Collection[Rule], config: Config, wrong: Collection[str]
     return [answer for answer in answers if answer is not None]
 
 
-def _template_counts(config: Config) -> str | None:
-    trained, tested = config.DATA.TEMPLATE.NUMBER, config.TEST.NUM_TEMPLATES
-    if trained == tested:
-        return None
-    return f"DATA.TEMPLATE.NUMBER is {trained} and TEST.NUM_TEMPLATES is {tested}; the encoder takes one number of them"
+def _equal(trained: str, tested: str, otherwise: str) -> Rule:
+    """What a model is trained with and what it is tested with must be the same; `otherwise` says why."""
+
+    def check(config: Config) -> str | None:
+        a, b = attrgetter(trained, tested)(config)
+        return None if a == b else f"{trained} is {a:g} and {tested} is {b:g}{otherwise}"
+
+    return Rule((trained, tested), check)
 
 
-def _search_sizes(config: Config) -> str | None:
-    trained, tested = config.DATA.SEARCH.SIZE, config.TEST.SEARCH_SIZE
-    if trained == tested:
-        return None
-    return (
-        f"DATA.SEARCH.SIZE is {trained} and TEST.SEARCH_SIZE is {tested}; positions are learned for one size: set both"
-    )
+def _filled_with_patches(size_key: str) -> Rule:
+    patch_key = "MODEL.ENCODER.PATCH_SIZE"
 
+    def check(config: Config) -> str | None:
+        size, patch = attrgetter(size_key, patch_key)(config)
+        if size % patch == 0:
+            return None
+        down, up = size // patch * patch, (size // patch + 1) * patch
+        near = f"{down} or {up}" if down else f"{up}"
+        return f"{size_key} is {size}, which patches of {patch} ({patch_key}) do not fill; use {near}"
 
-def _template_sizes(config: Config) -> str | None:
-    trained, tested = config.DATA.TEMPLATE.SIZE, config.TEST.TEMPLATE_SIZE
-    if trained == tested:
-        return None
-    return (
-        f"DATA.TEMPLATE.SIZE is {trained} and TEST.TEMPLATE_SIZE is {tested}; "
-        "positions are learned for one size: set both"
-    )
-
-
-def _patches(name: str, size: int, patch: int) -> str | None:
-    if size % patch == 0:
-        return None
-    down, up = size // patch * patch, (size // patch + 1) * patch
-    near = f"{down} or {up}" if down else f"{up}"
-    return f"{name} is {size}, which patches of {patch} (MODEL.ENCODER.PATCH_SIZE) do not fill; use {near}"
-
-
-def _search_patches(config: Config) -> str | None:
-    return _patches("DATA.SEARCH.SIZE", config.DATA.SEARCH.SIZE, config.MODEL.ENCODER.PATCH_SIZE)
-
-
-def _template_patches(config: Config) -> str | None:
-    return _patches("DATA.TEMPLATE.SIZE", config.DATA.TEMPLATE.SIZE, config.MODEL.ENCODER.PATCH_SIZE)
+    return Rule((size_key, patch_key), check)
 
 
 def _custom_encoder(config: Config) -> str | None:
@@ -151,25 +134,6 @@ def _accumulation(config: Config) -> str | None:
     return f"TRAIN.ACCUMULATION_STEPS is {parts}, but a batch has only {batch} samples (TRAIN.BATCH_SIZE)"
 
 
-def _search_factors(config: Config) -> str | None:
-    trained, tested = config.DATA.SEARCH.FACTOR, config.TEST.SEARCH_FACTOR
-    if trained == tested:
-        return None
-    return (
-        f"DATA.SEARCH.FACTOR is {trained:g} and TEST.SEARCH_FACTOR is {tested:g}: objects will look larger or smaller"
-    )
-
-
-def _template_factors(config: Config) -> str | None:
-    trained, tested = config.DATA.TEMPLATE.FACTOR, config.TEST.TEMPLATE_FACTOR
-    if trained == tested:
-        return None
-    return (
-        f"DATA.TEMPLATE.FACTOR is {trained:g} and TEST.TEMPLATE_FACTOR is {tested:g}: "
-        "objects will look larger or smaller"
-    )
-
-
 def _jitter(config: Config) -> str | None:
     search = config.DATA.SEARCH
     if search.CENTER_JITTER <= search.FACTOR:
@@ -187,11 +151,11 @@ def _repeated_samples(config: Config) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(("DATA.TEMPLATE.NUMBER", "TEST.NUM_TEMPLATES"), _template_counts),
-    Rule(("DATA.SEARCH.SIZE", "TEST.SEARCH_SIZE"), _search_sizes),
-    Rule(("DATA.TEMPLATE.SIZE", "TEST.TEMPLATE_SIZE"), _template_sizes),
-    Rule(("DATA.SEARCH.SIZE", "MODEL.ENCODER.PATCH_SIZE"), _search_patches),
-    Rule(("DATA.TEMPLATE.SIZE", "MODEL.ENCODER.PATCH_SIZE"), _template_patches),
+    _equal("DATA.TEMPLATE.NUMBER", "TEST.NUM_TEMPLATES", "; the encoder takes one number of them"),
+    _equal("DATA.SEARCH.SIZE", "TEST.SEARCH_SIZE", "; positions are learned for one size: set both"),
+    _equal("DATA.TEMPLATE.SIZE", "TEST.TEMPLATE_SIZE", "; positions are learned for one size: set both"),
+    _filled_with_patches("DATA.SEARCH.SIZE"),
+    _filled_with_patches("DATA.TEMPLATE.SIZE"),
     Rule(
         ("MODEL.ENCODER.TYPE", "MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.DEPTH", "MODEL.ENCODER.NUM_HEADS"),
         _custom_encoder,
@@ -207,8 +171,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 CAUTIONS: tuple[Rule, ...] = (
-    Rule(("DATA.SEARCH.FACTOR", "TEST.SEARCH_FACTOR"), _search_factors),
-    Rule(("DATA.TEMPLATE.FACTOR", "TEST.TEMPLATE_FACTOR"), _template_factors),
+    _equal("DATA.SEARCH.FACTOR", "TEST.SEARCH_FACTOR", ": objects will look larger or smaller"),
+    _equal("DATA.TEMPLATE.FACTOR", "TEST.TEMPLATE_FACTOR", ": objects will look larger or smaller"),
     Rule(("DATA.SEARCH.CENTER_JITTER", "DATA.SEARCH.FACTOR"), _jitter),
     Rule(("TRAIN.SAMPLING",), _repeated_samples),
 )

@@ -56,22 +56,8 @@ def tracker_settings(config: Config, *, dataset: str | None, precision: str = "f
         dataset: its name, in any case; keys of TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD are upper-case names of
             data sets. One without an interval of its own takes DEFAULT, and the log says so. None (a user's own video)
             takes DEFAULT as a matter of course.
-
-    Raises:
-        UserError: TEST and DATA disagree about sizes or the number of templates: the model could not be used so.
     """
     test, data = config.TEST, config.DATA
-    problems = [
-        f"TEST.{name} is {value}, but the model was trained with {expected} (DATA.{key}); make them equal"
-        for name, value, key, expected in (
-            ("SEARCH_SIZE", test.SEARCH_SIZE, "SEARCH.SIZE", data.SEARCH.SIZE),
-            ("TEMPLATE_SIZE", test.TEMPLATE_SIZE, "TEMPLATE.SIZE", data.TEMPLATE.SIZE),
-            ("NUM_TEMPLATES", test.NUM_TEMPLATES, "TEMPLATE.NUMBER", data.TEMPLATE.NUMBER),
-        )
-        if value != expected
-    ]
-    if problems:
-        raise UserError(problems)
     intervals, thresholds = _keys(test.UPDATE_INTERVALS), _keys(test.UPDATE_THRESHOLD)
     key = "DEFAULT" if dataset is None else dataset.upper()
     if key not in intervals and test.NUM_TEMPLATES > 1:

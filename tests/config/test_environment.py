@@ -35,7 +35,7 @@ def test_with_nothing_set_the_demo_is_trained_and_nothing_uploaded() -> None:
     environment, config = configure({"PATH": "/bin", "HF_HOME": "/cache"})
     assert environment == Environment()
     assert config.DATA.TRAIN.DATASETS_NAME == ("DEMO",)
-    assert (environment.hf_repo, environment.upload_target, environment.resume_epoch) == (None, None, None)
+    assert (environment.hf_repo, environment.upload_target, environment.target, environment.resume_epoch) == (None,) * 4
 
 
 def test_every_variable_reaches_its_place() -> None:
