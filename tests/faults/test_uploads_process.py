@@ -30,7 +30,7 @@ from uploads.rig import (
     until,
 )
 
-from seqtrack.uploads.journal import is_verified
+from seqtrack.uploads.journal import STATES, is_verified
 
 
 def states(output: Path) -> set[str]:
@@ -61,7 +61,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("state", ["seen", "stable", "uploading", "committed", "verified"])
+@pytest.mark.parametrize("state", STATES)
 def test_killed_at_a_state_and_started_again(hub: Hub, output: Path, state: str) -> None:
     """Nothing is lost, no commit is made twice, no stored object is sent again."""
     more: dict[str, str] = {"UPLOAD_READ_TIMEOUT_S": "60", "UPLOAD_DEADLINE_S": "60"}
@@ -76,6 +76,10 @@ def test_killed_at_a_state_and_started_again(hub: Hub, output: Path, state: str)
     elif state == "committed":
         hub.fail("paths-info", status=None)  # the question before the commit is answered
         hub.fail("paths-info", hang_s=60)
+    elif state == "apart":
+        hub.refuse_path = "phase_1/config.yaml"
+    elif state == "damaged":
+        os.truncate(checkpoint(output, 3)[0], 100)
     with sidecar(environ(hub, output, **more)) as running:
         until(lambda: state in states(output), what=state)
         name = "phase_1/checkpoints/SEQTRACK_ep0001.safetensors"
@@ -83,6 +87,9 @@ def test_killed_at_a_state_and_started_again(hub: Hub, output: Path, state: str)
             assert is_verified(output, name, files_of(output)[name]) == (state == "verified")
         running.kill()
     hub.clear()
+    hub.refuse_path = None
+    if state == "damaged":
+        checkpoint(output, 3)
     finish(output)
     with sidecar(environ(hub, output)) as running:
         assert running.wait() == 0

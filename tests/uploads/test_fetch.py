@@ -80,6 +80,18 @@ def test_a_manifest_with_other_bytes_than_listed_is_refused(hub: Hub, uploaded: 
     assert is_clean(tmp_path / "new")
 
 
+@pytest.mark.parametrize("stage", ["info", "paths-info", "resolve", "storage-get"])
+def test_a_pull_that_hangs_is_given_up_and_tried_again(
+    hub: Hub, uploaded: Environment, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setenv("UPLOAD_READ_TIMEOUT_S", "1")
+    monkeypatch.setenv("UPLOAD_DEADLINE_S", "300")
+    fault = hub.fail(stage, hang_s=300)
+    place = fetch_checkpoint(uploaded, 2, tmp_path / "new")
+    assert fault.times == 0
+    assert place.read_bytes() == (output / CONTAINER).read_bytes()
+
+
 def test_a_listing_that_hangs_is_given_up(
     hub: Hub, uploaded: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
