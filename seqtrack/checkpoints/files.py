@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class Header:
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
+
+
+def utc_now() -> str:
+    """The time as every file of a run spells it: UTC, ISO 8601, whole seconds, `2026-01-31T12:00:00Z`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def canonical_json(value: Any) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, read_json_object, sync_folder, write_json
+from seqtrack.checkpoints.files import DamagedFileError, read_json_object, sync_folder, utc_now, write_json
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, newest_sound, verify_checkpoint
 from seqtrack.errors import UserError
 
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def write_run(folder: Path, record: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Store `record` with `changes`, whole; returns it."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    now = utc_now()
     record = {**record, **changes, "format": RUN_FORMAT, "updated": now}
     record.setdefault("started", now)
     write_json(folder / RUN_FILE, record)

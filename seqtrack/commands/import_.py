@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check that every name and shape fits, then write the checkpoint and its manifest."""
-    import datetime
     import logging
 
     import yaml
 
+    from seqtrack.checkpoints.files import utc_now
     from seqtrack.checkpoints.store import manifest_path, write_weights
     from seqtrack.config.load import config_digest, dump_config, load_config
     from seqtrack.errors import UserError
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         "parent_sha256": None,
         "config_digest": config_digest(config),
         "data_digest": None,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": utc_now(),
         "config": yaml.safe_load(dump_config(config)),
     }
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from seqtrack.checkpoints.files import utc_now
 from seqtrack.checkpoints.store import epoch_name, step_name
 from seqtrack.data.loader import Batch, BatchLoader
 from seqtrack.engine import plausibility
@@ -215,7 +216,7 @@ class Loop:
                 "sample": state.sample,
                 "loss": loss if loss is not None else state.meters.loss,
                 "iou": iou if iou is not None else state.meters.iou,
-                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "created": utc_now(),
                 **self.plan.describe,
             }
             self.saver.save(name, tensors, values, describe=describe)

@@ -4,11 +4,10 @@ Knows a `Comparison` and how to tell it; compares nothing itself. Needs no torch
 """
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, read_json_object, write_atomic, write_json
+from seqtrack.checkpoints.files import DamagedFileError, read_json_object, utc_now, write_atomic, write_json
 from seqtrack.errors import UserError
 from seqtrack.reports.compare import IDENTICAL, Comparison, compare_runs
 from seqtrack.reports.plots import plot_comparison
@@ -57,7 +56,7 @@ def certificate(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "first_difference": comparison.first_difference,
         "remarks": comparison.remarks,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created": utc_now(),
         "runs": [_run_facts(folder) for folder in comparison.folders],
         "epochs": [
             {

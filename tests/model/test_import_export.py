@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_export_then_import_gives_every_bit_back(
     before, after = manifest_of(checkpoint), manifest_of(back)
     assert after.weights_sha256 == before.weights_sha256
     assert (after.kind, after.epoch, after.config_digest) == ("imported", 7, before.config_digest)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", after.created), "as every file spells a time"
 
 
 def test_a_changed_weight_comes_back_changed(state: dict[str, torch.Tensor], checkpoint: Path, tmp_path: Path) -> None:
