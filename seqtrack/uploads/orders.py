@@ -53,14 +53,14 @@ class Orders:
         Raises:
             UserError: what the target said, or that it said nothing.
         """
-        settings, fault = self._settings, None
+        settings, fault, use_xet = self._settings, None, True
         for attempt in range(_TRIES):
             if fault is not None:
                 wait = jittered(attempt, base_s=settings.backoff_s, cap_s=settings.backoff_cap_s, rng=random.Random())
                 wait = max(wait, fault.wait_s)
                 logger.warning("%s: %s; trying again in %.0f s", fault.kind, fault.line, wait)
                 time.sleep(wait)
-            use_xet = fault is None or fault.kind != "xet"
+                use_xet = use_xet and fault.kind != "xet"
             whole, deadline_s = bounded(
                 {**order, "nice": 0, "use_xet": use_xet},
                 self.target,

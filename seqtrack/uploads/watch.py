@@ -84,7 +84,7 @@ class Watch:
                 journal=Journal(self._folder, target.key),
                 staging=Staging(root, self._folder / "staging"),
                 runner=runner or ChildRunner(self._folder, self._lock),
-                recovery=Recovery(settings, self._clock, rng or random.Random()),
+                recovery=Recovery(settings, self._clock, rng or random.Random(), use_xet=_may_use_xet(target)),
                 clock=self._clock,
                 tick=self._tick,
             )
@@ -249,6 +249,11 @@ class Watch:
             "local_fault": sync.local_fault or sync.journal.failing,
             "problems": dict(sorted(sync.problems.items())[:20]),
         }
+
+
+def _may_use_xet(target: TargetSettings) -> bool:
+    switched_off = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE")
+    return target.kind == "huggingface" and not switched_off
 
 
 def void(_: object) -> None:

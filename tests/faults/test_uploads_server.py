@@ -161,7 +161,9 @@ def test_a_line_so_slow_that_a_deadline_is_too_short_gets_there_in_the_end(hub: 
     checkpoint(output, 1, size=14_000_000)
     hub.fail("put", rate=4_000_000, times=None)
     env = environ(hub, output, UPLOAD_DEADLINE_S="1.3", UPLOAD_LEAST_RATE_KB_S="1000000")
-    assert once(env) == 0
+    with sidecar(env, "--once") as running:
+        assert running.wait() == 0
+    assert "Xet" not in running.said(), "where it is switched off it is not to blame"
     assert_arrived(hub, output)
 
 
