@@ -3,13 +3,17 @@
 Knows matplotlib and nothing of what is drawn. Needs no display and no torch.
 """
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from seqtrack.checkpoints.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, list[Axes]]:
@@ -19,6 +23,8 @@ def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8
         title: above the axes, or above all of them where there are several.
         size: width and height in inches, of 110 pixels each once it is saved.
     """
+    from matplotlib.figure import Figure  # here: a training run's first step need not wait until it is loaded
+
     figure = Figure(figsize=size, layout="constrained")
     axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
     for one in axes:

@@ -22,6 +22,8 @@ from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.saving import Saver
 from seqtrack.errors import RunError
+from seqtrack.reports import verdict
+from seqtrack.reports.plots import plot_phase
 from seqtrack.resuming import phase_folder
 
 logger = logging.getLogger(__name__)
@@ -134,17 +136,8 @@ def manifest_facts(environment: Environment, config: Config, ranks: Ranks, data_
     }
 
 
-def draw(folder: Path) -> None:
-    """The plots of a run."""
-    from seqtrack.reports.plots import plot_phase  # here: a first step need not wait until matplotlib is loaded
-
-    plot_phase(folder)
-
-
 def conclude(environment: Environment, record: dict[str, Any], *, promise: str) -> int:
     """The verdict over both phases, where both are there, and the word that the run is complete; the exit code."""
-    from seqtrack.reports import verdict  # here: as above
-
     code = verdict.conclude(environment.output_dir, phase=environment.phase, promise=promise)
     # Last: the sidecar takes this word for the end of all files.
     starting.write_run(phase_folder(environment), record, state="complete")
@@ -168,7 +161,7 @@ def make_saver(folder: Path, environment: Environment, config: Config, start: st
         for old in expendable(present, keep=config.TRAIN.KEEP_CHECKPOINTS, is_safe=is_safe):
             remove_checkpoint(old)
         if manifest.kind == "epoch":
-            draw(folder)
+            plot_phase(folder)
 
     parent = None
     if start.manifest is not None:

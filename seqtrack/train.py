@@ -26,6 +26,7 @@ from seqtrack.engine.state import History, Meters, RandomStates, TrainState
 from seqtrack.engine.step import Stepper
 from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import STOPPED_EXIT_CODE
+from seqtrack.reports.plots import plot_phase
 from seqtrack.resuming import Reading, claim_folder, find_run, load_state, phase_folder, say_start
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _run(
         ).run()
     if not ranks.is_main:
         return 0 if complete else STOPPED_EXIT_CODE
-    records.draw(folder)
+    plot_phase(folder)
     if not complete:
         write_run(folder, record, state="stopped")
         return STOPPED_EXIT_CODE

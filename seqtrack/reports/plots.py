@@ -1,14 +1,16 @@
 """Training curves from what a run has measured: its `metrics.jsonl`. Needs no torch and no display."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from seqtrack.engine.log import read_metrics
 from seqtrack.figures import new_axes, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#1f5fa8", "#d1602b")
 _LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
@@ -29,6 +31,8 @@ def _curves(folder: Path, name: str) -> tuple[list[float], list[float], list[int
 
 
 def _draw(axes: Axes, folder: Path, name: str, colour: str, *, label: str, dashed: bool = False) -> None:
+    from matplotlib.ticker import MaxNLocator  # here: as in `seqtrack.figures`
+
     position, values, epochs, means = _curves(folder, name)
     axes.plot(position, values, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
     style: dict[str, Any] = {"linestyle": "--", "marker": "x"} if dashed else {"linestyle": "-", "marker": "o"}
