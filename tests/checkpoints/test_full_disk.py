@@ -112,7 +112,7 @@ def test_a_write_that_fails_in_the_background_stops_the_run_at_its_next_step(dis
 
 
 def test_too_little_room_is_said_before_the_write(disk: Path) -> None:
-    _leave(disk, 512)
+    _leave(disk, 2 * 1024 * 1024 // PAGE)
     saver = Saver(disk, parent_sha256=None)
     with pytest.raises(RunError, match=r"has 2 MB free; the next checkpoint needs 4 MB .* make room"):
         saver.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(10**6)}, {}, describe=_describe(1))

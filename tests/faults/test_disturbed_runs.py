@@ -5,6 +5,7 @@ A run that broke ends with exit code 1 and its cause, without a traceback, and l
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import Running, assert_same_run, completed, environment, epochs, start, train, tree
+from runs import Ended, Running, assert_same_run, completed, environment, epochs, start, train, tree
 
 
 def _sums(folder: Path) -> dict[str, bytes]:
@@ -41,17 +42,28 @@ def _fill(disk: Path, *, leave: int) -> None:
         file.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize - leave))
 
 
+def _run_and_fill(env: dict[str, str], disk: Path, *, leave: int) -> Ended:
+    """Start a run and fill its disk once it has a checkpoint; anew where the run was over before that."""
+    for _ in range(5):
+        with start(env) as running:
+            assert running.until(lambda: (disk / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json").exists())
+            running.signal(signal.SIGSTOP)  # it writes too, and the last free page must be the filler's
+            _fill(disk, leave=leave)
+            running.signal(signal.SIGCONT)
+            ended = running.end()
+        if ended.code != 0:
+            break
+        (disk / "filler").unlink()
+        shutil.rmtree(disk / "phase_1")
+    return ended
+
+
 @pytest.mark.parametrize("leave", [0, 400_000, 9_000_000], ids=["nothing left", "half a checkpoint", "one more only"])
 def test_a_disk_that_fills_up_ends_the_run_with_its_cause_and_older_checkpoints_stay(
     leave: int, disk: Path, uncut: Path, demo_data: Path
 ) -> None:
     env = environment(disk, demo_data, EPOCHS=3 if leave == 0 else 20)
-    with start(env) as running:
-        assert running.until(lambda: (disk / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json").exists())
-        running.signal(signal.SIGSTOP)  # it writes too, and the last free page must be the filler's
-        _fill(disk, leave=leave)
-        running.signal(signal.SIGCONT)
-        ended = running.end()
+    ended = _run_and_fill(env, disk, leave=leave)
     assert ended.code == 1, ended.said
     assert "Traceback" not in ended.said and "Logging error" not in ended.said
     assert "No space left" in ended.said or "MB free" in ended.said
@@ -178,7 +190,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_spoils_no_chec
     }
     ended = train(environment(tmp_path, demo_data, keys, EPOCHS=30))
     assert ended.code == 1, ended.said
-    assert "at step" in ended.said and "(epoch 1, samples" in ended.said
+    assert re.search(r"at step \d+ \(epoch \d+, samples \d+\.\.\d+ of this rank\)", ended.said), ended.said
     assert "lower TRAIN.LR" in ended.said
     assert "Traceback" not in ended.said
     from seqtrack.checkpoints.store import list_checkpoints, load_weights

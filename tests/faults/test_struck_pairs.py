@@ -25,9 +25,15 @@ def _has_met(main: Running) -> bool:
 
 
 def _strike(env: dict[str, str], moments: random.Random, number: int, longest_s: float) -> str:
-    """Start two, wait a drawn time, send one of them a signal. Returns how that ended."""
+    """Start two, wait a drawn time, send one of them a signal. Returns how that ended.
+
+    The time counts from when they have met, for most of their life on such small data is the start; every fifth time it
+    counts from the start.
+    """
     with ranks_of(env, 2) as pair:
         struck, other = moments.sample(pair, 2)
+        if moments.random() < 0.8:
+            pair[0].until(lambda: _has_met(pair[0]))
         pair[0].process.join(moments.uniform(0, longest_s))
         struck.signal(number)
         if number == signal.SIGKILL or not _has_met(pair[0]):
@@ -55,8 +61,10 @@ def _strike(env: dict[str, str], moments: random.Random, number: int, longest_s:
 def test_a_pair_of_which_one_is_struck_at_a_hundred_random_moments_ends_as_an_uncut_pair(
     number: signal.Signals, demo_data: Path, tmp_path: Path
 ) -> None:
-    began = time.monotonic()
-    together(environment(tmp_path / "uncut", demo_data, KEYS), 2)
+    with ranks_of(environment(tmp_path / "uncut", demo_data, KEYS), 2) as pair:
+        assert pair[0].until(lambda: _has_met(pair[0]))
+        began = time.monotonic()
+        assert [rank.end().code for rank in pair] == [0, 0]
     longest_s = 0.5 * (time.monotonic() - began)
     moments, outcomes, runs, strikes = random.Random(int(number)), Counter[str](), 0, 0
     while strikes < STRIKES:
