@@ -5,7 +5,7 @@ where the Python evaluators of the field part from it (a visible frame whose ann
 argument.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,18 +76,26 @@ class Scores:
         return float(self.success.mean() * 100)
 
     def figures(self) -> dict[str, float]:
-        """The figures of tables, in percent: auc, op50, op75, p20, p_norm, mean_iou."""
-        return {
-            "auc": self.auc,
-            "op50": float(self.success[_OP50] * 100),
-            "op75": float(self.success[_OP75] * 100),
-            "p20": float(self.precision[_P20] * 100),
-            "p_norm": float(self.norm_precision[_P_NORM] * 100),
-            "mean_iou": self.mean_iou,
-        }
+        """Every figure of `FIGURES`, in percent."""
+        return {name: float(figure.read(self)) for name, figure in FIGURES.items()}
 
 
-FIGURES = ("auc", "op50", "op75", "p20", "p_norm", "mean_iou")
+class Figure(NamedTuple):
+    """A number of the tables: the heading of its column, and how it is read from scores, in percent."""
+
+    heading: str
+    read: Callable[[Scores], float]
+
+
+# Tables, JSON, CSV, plots and the report take from here what they show, in this order.
+FIGURES: dict[str, Figure] = {
+    "auc": Figure("AUC", lambda one: one.auc),
+    "op50": Figure("OP50", lambda one: one.success[_OP50] * 100),
+    "op75": Figure("OP75", lambda one: one.success[_OP75] * 100),
+    "p20": Figure("P20", lambda one: one.precision[_P20] * 100),
+    "p_norm": Figure("P_norm", lambda one: one.norm_precision[_P_NORM] * 100),
+    "mean_iou": Figure("mean IoU", lambda one: one.mean_iou),
+}
 
 
 def is_box(boxes_xywh: Array) -> Mask:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from seqtrack.evaluation.metrics import (
+    FIGURES,
     NORM_PRECISION_THRESHOLDS,
     PRECISION_THRESHOLDS,
     SUCCESS_THRESHOLDS,
@@ -28,7 +29,7 @@ from seqtrack.figures import new_axes, save_figure
 _OTHERS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
 _GREYS = {"untrained": ("#777777", "--"), "still": ("#777777", ":")}
 _MOST_BARS = 24  # classes beyond this many are left to the tables
-_EPOCH_FIGURES = (("auc", "AUC"), ("op50", "OP50"), ("op75", "OP75"), ("p20", "P20"), ("p_norm", "P_norm"))
+_EPOCH_FIGURES = ("auc", "op50", "op75", "p20", "p_norm")
 _FIGURE_COLOURS = ("#1f5fa8", "#2a8f5d", "#8e4fb0", "#d1602b", "#b0334f")
 
 
@@ -116,9 +117,7 @@ def _curve(evaluation: Evaluation, curve: _Curve) -> Figure:
     axes.set_ylabel("share of frames")
     axes.set_xlim(float(curve.thresholds[0]), float(curve.thresholds[-1]))
     axes.set_ylim(bottom=0)
-    figure.legend(
-        loc="outside right upper", frameon=False, fontsize=8, title=curve.figure.upper().replace("_NORM", "_norm")
-    )
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=FIGURES[curve.figure].heading)
     return figure
 
 
@@ -129,11 +128,17 @@ def _epochs(evaluation: Evaluation) -> Figure | None:
         return None
     figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(evaluation)}")
     x = [one.epoch or 0 for one in epochs]
-    for (name, heading), colour in zip(_EPOCH_FIGURES, _FIGURE_COLOURS, strict=True):
+    for name, colour in zip(_EPOCH_FIGURES, _FIGURE_COLOURS, strict=True):
         y = [one.mean(evaluation.names).figures()[name] for one in epochs]
         main = name == "auc"
         axes.plot(
-            x, y, marker="o", label=heading, color=colour, linewidth=2.4 if main else 1.2, markersize=5 if main else 3
+            x,
+            y,
+            marker="o",
+            label=FIGURES[name].heading,
+            color=colour,
+            linewidth=2.4 if main else 1.2,
+            markersize=5 if main else 3,
         )
     for one in evaluation.subjects:
         if one.kind in _GREYS:

@@ -21,17 +21,8 @@ from seqtrack.evaluation.metrics import (
 from seqtrack.evaluation.subjects import Evaluation, Subject
 
 FORMAT = "seqtrack-evaluation/1"
-HEADINGS = {
-    "auc": "AUC",
-    "op50": "OP50",
-    "op75": "OP75",
-    "p20": "P20",
-    "p_norm": "P_norm",
-    "mean_iou": "mean IoU",
-    "fps": "FPS",
-    "ms_a_frame": "ms a frame",
-}
-COLUMNS = (*FIGURES, "fps", "ms_a_frame")
+HEADINGS = {name: figure.heading for name, figure in FIGURES.items()} | {"fps": "FPS", "ms_a_frame": "ms a frame"}
+COLUMNS = tuple(HEADINGS)
 PROTOCOL = (
     "LaSOT's protocol: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
     "20 px, P_norm up to 0.2 of the annotation's width and height; absent frames count as failures, all sequences "

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seqtrack.evaluation.metrics import FIGURES, Scores, mean_scores, score
+from seqtrack.evaluation.metrics import FIGURES, Figure, Scores, mean_scores, score
 from seqtrack.evaluation.tables import COLUMNS, HEADINGS
 
 ANNOTATED = np.array([[10.0 + 3 * i, 20.0 + 2 * i, 30.0, 40.0] for i in range(20)])
@@ -15,9 +15,17 @@ def figures(predicted: np.ndarray, visible: np.ndarray = VISIBLE) -> dict[str, f
 
 
 def test_every_figure_is_a_column_with_a_heading_and_no_other() -> None:
-    assert tuple(figures(ANNOTATED)) == FIGURES
+    assert tuple(figures(ANNOTATED)) == tuple(FIGURES)
     assert set(FIGURES) < set(COLUMNS)
-    assert tuple(HEADINGS) == COLUMNS
+    assert [HEADINGS[name] for name in FIGURES] == [figure.heading for figure in FIGURES.values()]
+    assert len(set(HEADINGS.values())) == len(COLUMNS)
+
+
+def test_one_line_of_the_table_is_a_new_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "op90" not in figures(ANNOTATED)
+    monkeypatch.setitem(FIGURES, "op90", Figure("OP90", lambda one: one.success[18] * 100))
+    assert figures(ANNOTATED)["op90"] == 100
+    assert figures(ANNOTATED + np.array([4.0, 0, 0, 0]))["op90"] < 100
 
 
 @pytest.mark.parametrize("name", FIGURES)
