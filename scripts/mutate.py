@@ -3,7 +3,8 @@
     python scripts/mutate.py [--only WORD] [--list]
 
 Each fault is a replacement of source text in a scratch copy of the tree, followed by the few tests that should notice
-it. A fault that goes unnoticed, or whose text is no longer in the source, makes the exit code 1. The last line is JSON.
+it. They run without a fault first, for what fails then notices nothing. A fault that goes unnoticed, or whose text is
+no longer in the source, makes the exit code 1. The last line is JSON.
 """
 
 import argparse
@@ -189,6 +190,21 @@ def _run_tests(tree: Path, tests: str, data: Path) -> tuple[bool, str]:
     return done.returncode == 1, first.partition(" - ")[0].split("::", 1)[-1]
 
 
+def _fails_without_a_fault(chosen: list[Fault], tree: Path, data: Path) -> str:
+    """The first of the chosen faults' tests that fails in the tree as it is, or nothing."""
+    wanted: dict[str, set[str]] = {}
+    for fault in chosen:
+        words, _, some = fault.tests.partition(" -k ")
+        for file in words.split():
+            wanted.setdefault(file, set()).add(some)
+    for file, words_of_file in wanted.items():
+        tests = file if "" in words_of_file else f"{file} -k {' or '.join(sorted(words_of_file))}"
+        failed, first = _run_tests(tree, tests, data)
+        if failed:
+            return f"{file}: {first}"
+    return ""
+
+
 def _try(fault: Fault, tree: Path, data: Path) -> str:
     path = tree / "seqtrack" / fault.file
     good = path.read_text()
@@ -216,6 +232,9 @@ def main() -> int:
         tree, data = Path(folder, "tree"), Path(folder, "data")
         tree.mkdir()
         _copy(tree)
+        if failing := _fails_without_a_fault(chosen, tree, data):
+            print(f"{failing} fails without any fault: mend that first")
+            return 1
         for fault in chosen:
             outcomes[fault.name] = _try(fault, tree, data)
             print(f"{fault.name}: {outcomes[fault.name]}", flush=True)
