@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from seqtrack.cli import main
 from seqtrack.data.sources import describe, open_source
-from seqtrack.errors import UserError
+from seqtrack.errors import USER_ERROR_EXIT_CODE, UserError
 
 from .makers import make_got10k
 
@@ -48,3 +49,16 @@ def test_a_list_that_names_no_place_is_refused(data_dir: Path, text: str, found:
     (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text(text)
     with pytest.raises(UserError, match=rf"from 0 to 2, one a line, found .*{found}"):
         names(data_dir, "GOT10K_vottrain", "train")
+
+
+def test_prepare_says_what_is_there_and_refuses_what_cannot_be_downloaded(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(data_dir))
+    monkeypatch.setenv("DATASET", "got10k_vottrain")
+    monkeypatch.setenv("CONFIG", "seqtrack_b256_got")
+    assert main(["data", "prepare"]) == 0
+    assert "GOT10K_VOTTRAIN: 2 training sequences" in capsys.readouterr().out
+    monkeypatch.setenv("DATA_DIR", str(data_dir / "elsewhere"))
+    assert main(["data", "prepare"]) == USER_ERROR_EXIT_CODE
+    assert "holds no GOT-10k" in capsys.readouterr().err
