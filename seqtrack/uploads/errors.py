@@ -213,7 +213,7 @@ def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | N
         todo = "make a token with write access to this repo"
         return Fault("permission", f"the token may not write here ({said}): {todo}", status, 0.0, path)
     if status == 404 and path is not None and "repository" not in text.lower():
-        return Fault("server", f"the server lost the file it was sent ({said})", status, 0.0, path)
+        return Fault("mismatch", f"the server does not find the file it was sent ({said})", status, 0.0, path)
     if status == 404:
         return _no_repo(said, status, path)
     if 500 <= status < 600:

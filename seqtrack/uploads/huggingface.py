@@ -99,10 +99,11 @@ class HubTarget:
         """Send the bytes of large files, without making them visible.
 
         Repeated as long as something arrives: each time the server is asked first which objects it has, so that one
-        whose reply was lost is not sent again.
+        whose reply was lost is not sent again. A server that takes a file and has it no longer when asked again must
+        not keep us here for ever.
         """
-        fruitless = 0
-        while True:
+        fruitless, most = 0, self._limits.tries + len(operations)
+        for attempt in range(1, most + 1):
             before = self._traffic.stored
             try:
                 self._api.preupload_lfs_files(
@@ -113,7 +114,7 @@ class HubTarget:
                 fruitless = fruitless + 1 if self._traffic.stored == before else 0
                 fault = classify(error)
                 passing = fault.kind in ("server", "network") and fault.wait_s == 0.0
-                if not passing or fruitless >= self._limits.tries:
+                if not passing or fruitless >= self._limits.tries or attempt == most:
                     raise
                 time.sleep(random.uniform(0.0, 0.5 * 2.0**fruitless))
 

@@ -128,7 +128,7 @@ def test_a_repo_that_is_not_there_is_told_by_its_code_whatever_the_status() -> N
 def test_an_object_that_is_not_there_is_not_a_repo_that_is_not_there() -> None:
     lost = RuntimeError("Error while uploading 'a.bin' to the Hub.")
     lost.__cause__ = HfHubHTTPError(Response(404, "object not found"))
-    assert classify(lost).kind == "server"
+    assert classify(lost).kind == "mismatch"
     lost.__cause__ = HfHubHTTPError(Response(404, "", {"X-Error-Code": "RepoNotFound"}))
     assert classify(lost).kind == "repository"
 
