@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_restarts is not None:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
-        return _one_of_several()
+        _one_of_several()
     processes = read_variable(os.environ, "NPROC")
     if processes == "auto":
         import torch
@@ -96,11 +97,11 @@ def _endings(folder: Path) -> tuple[set[int], list[str]]:
     return {ending["code"] for ending in endings}, list(dict.fromkeys(problems))
 
 
-def _one_of_several() -> int:
+def _one_of_several() -> NoReturn:
     """One process of a run. A designed exit code other than 0 is left in a file: see `_EXIT_FOLDER`."""
     if os.environ["RANK"] != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
-    from seqtrack.engine.ranks import end_with_launcher, peers_needed
+    from seqtrack.engine.ranks import end_process, end_with_launcher, peers_needed
     from seqtrack.train import train
 
     folder = os.environ.get(_EXIT_FOLDER)
@@ -114,7 +115,7 @@ def _one_of_several() -> int:
         if folder is None:
             raise
         code, problems = USER_ERROR_EXIT_CODE, error.problems
-    if folder is None or code not in (USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE):
-        return code
-    Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": problems}))
-    return 0
+    if folder is not None and code in (USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE):
+        Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": problems}))
+        code = 0
+    end_process(code)
