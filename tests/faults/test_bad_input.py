@@ -1,6 +1,7 @@
 """What a user can get wrong: one clear message, exit code 2, and the output folder as it was.
 
-Each is tried as the command a user types. The commands run two at a time, once for all tests of this file.
+One mistake and the settings without any are tried as the command a user types, in an interpreter of its own; the other
+mistakes through the same `main` in a forked process, two at a time, once for all tests of this file.
 """
 
 import os
@@ -75,7 +76,8 @@ def answers(
         else:
             shutil.copytree(uncut, output)
         before = tree(output)
-        ended = command("train", env=environment(output, demo_data, bad.keys, **bad.variables))
+        env = environment(output, demo_data, bad.keys, **bad.variables)
+        ended = command("train", env=env) if name == "an unknown key" else train(env)
         return ended, before, tree(output)
 
     with ThreadPoolExecutor(2) as pool:
