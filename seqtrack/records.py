@@ -24,7 +24,6 @@ from seqtrack.engine.saving import Saver
 from seqtrack.errors import RunError
 from seqtrack.reports import verdict
 from seqtrack.reports.plots import plot_phase
-from seqtrack.resuming import phase_folder
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def say_what_runs(
         interval,
         true_interval,
     )
-    logger.info("output %s , %s", phase_folder(environment), uploads)
+    logger.info("output %s , %s", environment.phase_folder(), uploads)
 
 
 def open_run(
@@ -140,7 +139,7 @@ def conclude(environment: Environment, record: dict[str, Any], *, promise: str) 
     """The verdict over both phases, where both are there, and the word that the run is complete; the exit code."""
     code = verdict.conclude(environment.output_dir, phase=environment.phase, promise=promise)
     # Last: the sidecar takes this word for the end of all files.
-    starting.write_run(phase_folder(environment), record, state="complete")
+    starting.write_run(environment.phase_folder(), record, state="complete")
     return code
 
 

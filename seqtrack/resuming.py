@@ -29,10 +29,6 @@ logger = logging.getLogger(__name__)
 FETCHED = ".fetched"
 
 
-def phase_folder(environment: Environment, phase: int | None = None) -> Path:
-    return environment.output_dir / f"phase_{phase or environment.phase}"
-
-
 class Reading:
     """Keeps the tensors of the checkpoint that was verified last: it is not read a second time to be loaded."""
 
@@ -67,11 +63,11 @@ def find_run(environment: Environment, config: Config, data_digest: str, reading
     Raises:
         UserError: another configuration or other data (all differences are listed), or no such checkpoint.
     """
-    folder = phase_folder(environment)
+    folder = environment.phase_folder()
     run = starting.read_run(folder)
     if run is not None:
         _refuse_another_experiment(folder, run, config, data_digest)
-    others = [phase_folder(environment, phase) for phase in (1, 2) if phase != environment.phase]
+    others = [environment.phase_folder(phase) for phase in (1, 2) if phase != environment.phase]
 
     fetched = environment.output_dir / FETCHED
 

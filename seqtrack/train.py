@@ -27,7 +27,7 @@ from seqtrack.engine.step import Stepper
 from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.plots import plot_phase
-from seqtrack.resuming import Reading, claim_folder, find_run, load_state, phase_folder, say_start
+from seqtrack.resuming import Reading, claim_folder, find_run, load_state, say_start
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
     with contextlib.closing(join(environment.device)) as ranks:
         prepare.set_kernels(config, ranks)
         sources = prepare.open_sources(config, environment.data_dir)
-        data, reading, folder = describe(sources), Reading(), phase_folder(environment)
+        data, reading, folder = describe(sources), Reading(), environment.phase_folder()
         with contextlib.closing(_make_loader(config, sources, ranks)) as loader:
             loader.start_workers()
             start = ranks.agree(lambda: find_run(environment, config, data["digest"], reading))
@@ -121,7 +121,7 @@ def _run(
     validate: prepare.Validation | None,
 ) -> int:
     """From where the run starts to the verdict."""
-    folder = phase_folder(environment)
+    folder = environment.phase_folder()
     began = say_start(start, ranks)
     record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
     stepper = Stepper(state, prepare.wrap(config, ranks, state.model), ranks, prepare.step_settings(config, ranks))

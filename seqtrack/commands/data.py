@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seqtrack.config.forms import words
+
 if TYPE_CHECKING:
     from seqtrack.config.environment import Environment
     from seqtrack.data.check import Report
@@ -64,14 +66,10 @@ def _environment() -> "Environment":
     return read_environment(os.environ)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
-
-
 def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
     """Data folder and classes, from the options or the environment."""
     environment = _environment()
-    classes = environment.classes if args.classes is None else _names(args.classes)
+    classes = environment.classes if args.classes is None else words(args.classes)
     return args.data_dir or environment.data_dir, classes
 
 
@@ -94,7 +92,7 @@ def _download(args: argparse.Namespace) -> int:
         classes,
         hub=_hub(args.repo),
         split=args.split,
-        sequences=_names(args.sequences),
+        sequences=words(args.sequences),
         keep_zip=args.keep_zip,
     )
     for name, sequences in added.items():

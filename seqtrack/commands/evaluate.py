@@ -6,8 +6,11 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from seqtrack.config.forms import words
 
 if TYPE_CHECKING:
     import torch
@@ -87,19 +90,18 @@ def run(args: argparse.Namespace) -> int:
 
     environment = read_environment(os.environ)
     begun = time.monotonic()
-    phase = args.phase or environment.phase
-    folder = environment.output_dir / f"phase_{phase}"
+    folder = environment.phase_folder(args.phase)
     wanted = args.checkpoint or ([] if args.results else ["all"])
     if args.annotations is not None and (wanted or not args.results):
         raise UserError("--annotations has no frames: it goes with --results and without --checkpoint")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; at least one sequence is tracked at a time")
 
-    names = _words(args.sequences)
+    names = words(args.sequences)
     conditions: dict[str, Any] = {}
     subjects: list[Subject] = []
     if args.annotations is not None:
-        annotations = choose(read_annotations(args.annotations), classes=_words(args.classes), names=names)
+        annotations = choose(read_annotations(args.annotations), classes=words(args.classes), names=names)
         conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
         subjects, annotations, conditions = _tracked(args, environment, folder, wanted, names)
@@ -126,12 +128,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
 def _tracked(
-    args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: list[str]
+    args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: tuple[str, ...]
 ) -> tuple[list["Subject"], list[Any], dict[str, Any]]:
     """Track with every wanted checkpoint; returns subjects, annotations, and the conditions for the records."""
     from seqtrack.config.load import load_config
@@ -167,7 +165,7 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
     from seqtrack.data.classes import draw_classes
     from seqtrack.data.sources import SOURCES, open_source
 
-    name, classes = args.dataset, tuple(_words(args.classes))
+    name, classes = args.dataset, words(args.classes)
     if name is None and config is not None and "DATASET" not in environment.given:
         # Of several training sets the first whose test split is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
@@ -177,7 +175,7 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
     return open_source(name, environment.data_dir, classes=classes or environment.classes, split=args.split)
 
 
-def _refuse_trained_sequences(folder: Path, dataset: str, names: list[str]) -> None:
+def _refuse_trained_sequences(folder: Path, dataset: str, names: Sequence[str]) -> None:
     """Refuse a test split that holds sequences which the run's own records name as training sequences."""
     from seqtrack.checkpoints.files import DamagedFileError, read_json_object
     from seqtrack.errors import UserError

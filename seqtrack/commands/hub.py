@@ -143,7 +143,7 @@ def _download(args: argparse.Namespace, environment: "Environment") -> int:
     phases = [args.phase] if args.phase is not None else list(dict.fromkeys([environment.phase, 1]))
     problems: list[str] = []
     for phase in phases:
-        into = args.into or environment.output_dir / f"phase_{phase}" / "checkpoints"
+        into = args.into or environment.phase_folder(phase) / "checkpoints"
         try:
             print(fetch_checkpoint(environment, args.epoch, into, phases=[phase]))
             return 0

@@ -89,7 +89,7 @@ def _checkpoint(args: argparse.Namespace, environment: "Environment") -> "Manife
     from seqtrack.errors import UserError
     from seqtrack.evaluation.gather import select_checkpoints
 
-    found = select_checkpoints(environment.output_dir / f"phase_{args.phase or environment.phase}", [args.checkpoint])
+    found = select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
     if len(found) != 1:
         raise UserError(f"--checkpoint {args.checkpoint}: one checkpoint tracks, {len(found)} were named")
     return found[0]

@@ -101,13 +101,14 @@ def _one_of_several() -> NoReturn:
     """One process of a run. A designed exit code other than 0 is left in a file: see `_EXIT_FOLDER`."""
     if os.environ["RANK"] != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
-    from seqtrack.engine.ranks import end_process, end_with_launcher, peers_needed
+    from seqtrack.engine.ranks import end_process, peers_needed
+    from seqtrack.processes import end_with_parent
     from seqtrack.train import train
 
     folder = os.environ.get(_EXIT_FOLDER)
     problems: list[str] = []
     if folder is not None:
-        end_with_launcher()
+        end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
         with peers_needed():
             code = train(os.environ)

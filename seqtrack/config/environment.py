@@ -52,6 +52,10 @@ class Environment:
         """Where files are sent to, as the user wrote it: UPLOAD_TARGET, else HF_REPO; None sends nothing."""
         return self.upload_target or self.hf_repo
 
+    def phase_folder(self, phase: int | None = None) -> Path:
+        """Where everything of one phase's run is written; this one's unless another is named."""
+        return self.output_dir / f"phase_{phase or self.phase}"
+
 
 def read_environment(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> Environment:
     """Read every variable of the table.

@@ -98,6 +98,11 @@ def names(value: str) -> tuple[str, ...]:
     return found
 
 
+def words(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas of a command's option; nothing for none."""
+    return tuple(word for word in (part.strip() for part in (text or "").split(",")) if word)
+
+
 def pairs(value: str) -> tuple[tuple[str, str], ...]:
     """`KEY VALUE KEY VALUE`, with a shell's quotes."""
     try:

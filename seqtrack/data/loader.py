@@ -4,7 +4,6 @@ Knows how samples are dealt to global batches and ranks. It must not know of dev
 a batch changes nothing in it, so the stream is the same for any number of workers and from any start.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -21,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from seqtrack.data.pairs import SampleDataset
 from seqtrack.errors import RunError, UserError
+from seqtrack.processes import end_with_parent
 
 _log = logging.getLogger(__name__)
-_PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 
 
@@ -273,7 +272,7 @@ def _start_worker(worker: int) -> None:
     """Runs first in a worker: leave signals to the parent, but never outlive it, and take one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if os.getppid() == 1:
         os._exit(1)  # the parent died before the line above could ask to be told
     cv2.setNumThreads(0)

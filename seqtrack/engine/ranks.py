@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from seqtrack.errors import RunError, UserError
 
 T = TypeVar("T")
-
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 # A rank that waits longer than this for the others takes them for dead; a save of a large model must fit in.
 _PATIENCE = timedelta(minutes=15)
@@ -156,11 +153,6 @@ def end_process(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def end_with_launcher() -> None:
-    """Ask the kernel for SIGTERM, which is a request to stop and save, when the process that started this one dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)

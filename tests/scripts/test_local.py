@@ -68,12 +68,17 @@ def test_the_environment_holds_the_locks_packages_and_the_clones_program(clone: 
 
 
 @pytest.mark.run
-def test_the_environment_is_kept_while_the_lock_is_unchanged_and_only_then(clone: Path) -> None:
+def test_the_environment_is_kept_while_the_lock_is_unchanged(clone: Path) -> None:
     before = (clone / ".venv").stat().st_ino
     code, said = local(clone, "plan", "--help")
     assert (code, ".venv is ready" in said) == (0, False)
     assert (clone / ".venv").stat().st_ino == before
-    # Half an installation is none: without its last line the environment is made again.
+
+
+@pytest.mark.long
+@pytest.mark.run
+def test_half_an_installation_is_none_and_is_made_again(clone: Path) -> None:
+    before = (clone / ".venv").stat().st_ino
     digests = clone / ".venv/lock-digests"
     digests.write_text(digests.read_text().replace("  requirements.lock", "  other.lock"))
     code, said = local(clone, "plan", "--help")
@@ -85,7 +90,9 @@ def test_the_environment_is_kept_while_the_lock_is_unchanged_and_only_then(clone
 
 @pytest.mark.run
 @pytest.mark.timeout(900)
-def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [pytest.param(3, marks=pytest.mark.long), 8])
+def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path, resume: int) -> None:
+    shutil.rmtree(clone / "output", ignore_errors=True)
     code, said = local(clone, "train-phase1", cwd=tmp_path, timeout=600)
     assert code == 0, said
     assert "SYNTHETIC" in said
@@ -98,7 +105,7 @@ def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path)
     assert means[-1] >= 0.4
     assert means[-1] >= 5 * means[0]
     assert list(tmp_path.iterdir()) == [], "output belongs beside the script, wherever it was called from"
-    code, said = local(clone, "train-phase2", cwd=tmp_path, timeout=600, RESUME_EPOCH="3")
+    code, said = local(clone, "train-phase2", cwd=tmp_path, timeout=600, RESUME_EPOCH=str(resume))
     assert code == 0, said
     assert said.strip().splitlines()[-1] == "identical"
     assert (clone / "output/comparison/certificate.json").is_file()
