@@ -88,7 +88,7 @@ def _pick(names: list[str], path: Path, problems: list[str]) -> list[str]:
             "pytracking, and names the sequences to train on by their places in train/list.txt"
         )
         return []
-    wrong = [word for word in words if not word.isascii() or not word.isdigit() or int(word) >= len(names)]
+    wrong = [word for word in words if re.fullmatch(r"[0-9]{1,9}", word) is None or int(word) >= len(names)]
     if wrong or len(set(words)) != len(words) or not words:
         found = f"{wrong[0][:20]!a}" if wrong else "a place twice" if words else "nothing"
         problems.append(f"{path}: expected different places from 0 to {len(names) - 1}, one a line, found {found}")

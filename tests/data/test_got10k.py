@@ -1,5 +1,6 @@
 """GOT-10k's two training sets: all of it, and what VOT's challenge does not hold."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,16 @@ from seqtrack.errors import USER_ERROR_EXIT_CODE, UserError
 from .makers import make_got10k
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_got10k(folder)
+    return folder
+
+
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    make_got10k(tmp_path)
-    return tmp_path
+def data_dir(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "data")
 
 
 def names(data_dir: Path, dataset: str, split: str) -> list[str]:
@@ -43,12 +50,45 @@ def test_without_the_list_only_the_whole_set_is_served(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("0\n3\n", "'3'"), ("-1\n", "'-1'"), ("0\n0\n", "twice"), ("\n", "nothing")]
+    ("text", "found"),
+    [("0\n3\n", "'3'"), ("9" * 5000, "'9999"), ("-1\n", "'-1'"), ("0\n0\n", "twice"), ("\n", "nothing")],
 )
 def test_a_list_that_names_no_place_is_refused(data_dir: Path, text: str, found: str) -> None:
     (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text(text)
     with pytest.raises(UserError, match=rf"from 0 to 2, one a line, found .*{found}"):
         names(data_dir, "GOT10K_vottrain", "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("list.txt", b"\xff\xfe", r"list\.txt: cannot be read"),
+        ("list.txt", b"", r"list\.txt names no sequence"),
+        ("list.txt", b"../val\n", r"'\.\./val' is not the name of a sequence"),
+        ("GOT-10k_Train_000002/absence.label", None, r"absence\.label: cannot be read \(No such file"),
+        ("GOT-10k_Train_000002/cover.label", b"8\n" * 23, r"cover\.label: 23 lines, but groundtruth\.txt has 24 rows"),
+        ("GOT-10k_Train_000002/absence.label", b"0\nno\n", r"absence\.label: expected one number from 0 a line"),
+        ("GOT-10k_Train_000002/groundtruth.txt", b"1,2\n" * 24, r"GOT-10k_Train_000002"),
+    ],
+)
+def test_a_malformed_file_is_named_and_no_sequence_is_served(
+    data_dir: Path, file: str, content: bytes | None, found: str
+) -> None:
+    path = data_dir / "got10k" / "train" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=found):
+        names(data_dir, "GOT10K_train_full", "train")
+
+
+def test_a_sequence_without_its_description_is_of_a_class_of_its_own(data_dir: Path) -> None:
+    (data_dir / "got10k" / "train" / "GOT-10k_Train_000002" / "meta_info.ini").unlink()
+    classes = [
+        one.class_name for one in open_source("GOT10K_train_full", data_dir, classes=(), split="train").sequences
+    ]
+    assert classes[0] == classes[2] == "bear"
+    assert classes[1] not in ("bear", "sloth")
 
 
 def test_prepare_says_what_is_there_and_refuses_what_cannot_be_downloaded(

@@ -16,7 +16,7 @@ import yaml
 from seqtrack.checkpoints.store import epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.cli import main
-from seqtrack.config.load import dump_config
+from seqtrack.config.load import dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.evaluation.boxfiles import read_boxes
 from seqtrack.model.seqtrack import SeqTrack
@@ -27,17 +27,22 @@ BOX = ",".join(f"{value:g}" for value in FIRST_BOX)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def output(tmp_path: Path, model: SeqTrack, config: Config) -> Path:
-    folder = tmp_path / "output" / "phase_1" / "checkpoints"
-    folder.mkdir(parents=True)
+def save(output: Path, epoch: int, model: SeqTrack, config: Config | None) -> None:
+    """A checkpoint of phase 1 as training leaves it, with its configuration or without."""
+    folder = output / "phase_1" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
     described = {
-        "kind": "epoch", "epoch": 4, "step": 40, "sample": 0, "loss": None, "iou": None, "parent_sha256": None,
+        "kind": "epoch", "epoch": epoch, "step": 40, "sample": 0, "loss": None, "iou": None, "parent_sha256": None,
         "config_digest": None, "data_digest": None, "created": "2026-01-01T00:00:00Z",
-        "config": yaml.safe_load(dump_config(config)),
+        "config": None if config is None else yaml.safe_load(dump_config(config)),
     }  # fmt: skip
     tensors = {f"model/{name}": tensor_bytes(value) for name, value in model.state_dict().items()}
-    write_checkpoint(folder / epoch_name(4), tensors, {}, describe=described)
+    write_checkpoint(folder / epoch_name(epoch), tensors, {}, describe=described)
+
+
+@pytest.fixture
+def output(tmp_path: Path, model: SeqTrack, config: Config) -> Path:
+    save(tmp_path / "output", 4, model, config)
     return tmp_path / "output"
 
 
@@ -118,6 +123,29 @@ def test_what_cannot_be_done_is_told_with_exit_code_2(
     assert track(video_folder, *arguments) == 2
     assert said in capsys.readouterr().err
     assert not list(output.glob("tracks/*")), "nothing is left behind"
+
+
+def test_without_its_own_a_checkpoint_takes_the_configuration_beside_it_and_there_must_be_one(
+    track: Callable[..., int],
+    output: Path,
+    video_folder: Path,
+    model: SeqTrack,
+    config: Config,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save(output, 5, model, None)
+    assert track(video_folder, "--box", BOX, "--checkpoint", "5") == 2
+    assert "holds no configuration and there is no" in capsys.readouterr().err
+    (output / "phase_1" / "config.yaml").write_text(dump_config(config))
+    assert track(video_folder, "--box", BOX, "--checkpoint", "5") == 0
+
+
+def test_weights_of_another_size_than_the_configuration_says_are_refused(
+    track: Callable[..., int], output: Path, video_folder: Path, model: SeqTrack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(output, 6, model, load_config("demo", overrides=[("MODEL.DECODER.DIM_FEEDFORWARD", "64")]))
+    assert track(video_folder, "--box", BOX, "--checkpoint", "6") == 2
+    assert "its weights do not fit its configuration" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "said"), [("empty", "no images"), ("video.mp4", "cannot be read as a video")])
