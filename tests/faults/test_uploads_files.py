@@ -422,14 +422,13 @@ def test_it_waits_for_training_that_has_not_begun(hub: Hub, tmp_path: Path) -> N
 
 def test_a_finished_phase_1_does_not_end_it_while_phase_2_is_starting(hub: Hub, output: Path) -> None:
     finish(output)
-    env = environ(hub, output, UPLOAD_START_GRACE_S="6")
+    env = environ(hub, output, UPLOAD_START_GRACE_S="12")
     with sidecar(env) as running:
         until(lambda: status(output).get("queue") == 0 and len(on_hub(hub)) == len(files_of(output)))
-        time.sleep(1.0)
         assert running.process.poll() is None, "phase 2 may be about to begin"
         finish(output, phase=2, state="running")
         checkpoint(output, 4, phase=2)
-        time.sleep(6.0)
+        time.sleep(12.0)
         assert running.process.poll() is None, "phase 2 is not complete"
         finish(output, phase=2)
         put(output / "comparison" / "certificate.json", b"{}")
