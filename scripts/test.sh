@@ -46,9 +46,9 @@ elif ! timeout 20 docker info >/dev/null 2>&1; then
   [ "${CI:-}" = true ] && { say "in CI that is a failure"; failed="$failed docker"; }
   markers="($markers) and not docker"
 fi
-# Two processes at most: some tests build the whole model, which takes gigabytes each, and others wait for what a busy
-# machine does late.
-processes=$(($(nproc) > 1 ? 2 : 0))
+# One process more than cores, for one of them mostly waits; three at most: some tests build the whole model, which takes
+# gigabytes each.
+processes=$(($(nproc) > 1 ? 3 : 0))
 check tests python -m pytest -m "$markers" -n "${PROCESSES:-$processes}" --dist loadgroup --no-loadscope-reorder \
   --durations=15 "$@"
 

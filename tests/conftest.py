@@ -50,34 +50,44 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# Files that take longest. They are started first, so that no process is left alone with one at the end.
+# What takes longest, in the order in which it is begun, so that no process is left alone with one at the end.
 _LONGEST = [
+    "uploads",
+    "docker",
     "test_local.py",
-    "test_containers.py",
-    "test_uploads_server.py",
-    "test_bad_input.py",
+    "test_several_processes.py",
     "test_golden_model.py",
     "test_golden_tracker.py",
-    "test_several_processes.py",
-    "test_uploads_files.py",
-    "test_uploads_process.py",
-    "test_fetch.py",
     "test_cut_runs.py",
+    "test_weights.py",
+    "reports",
+    "test_bad_input.py",
 ]
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of one group run in one process.
+
+    A file's fixtures are made once a process; so are those that the reports' tests share. Everything that needs Docker
+    shares an image, and one test restarts the engine. Uploads mostly wait: they fill the pauses of the others.
+    """
+    if item.get_closest_marker("docker"):
+        return "docker"
+    if item.path.parent.name in ("uploads", "reports"):
+        return item.path.parent.name
+    return "uploads" if item.path.name.startswith("test_uploads_") else item.path.name
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests are dealt to several processes: keep a file in one, as its fixtures are made once a process.
-
-    Everything that needs Docker stays together too: it shares an image, and one test restarts the engine.
-    """
+    """Where tests are dealt to several processes: keep groups together, the longest first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    for item in items:
-        group = "docker" if item.get_closest_marker("docker") else str(item.path.name)
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(groups[item], len(places)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

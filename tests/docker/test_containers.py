@@ -91,7 +91,7 @@ def test_both_phases_on_a_fresh_clone_end_identical(
     assert answer.stdout.strip().splitlines()[-1] == "identical", answer.stdout + answer.stderr
 
 
-@pytest.mark.parametrize("owner", [0, 1000, 12345])
+@pytest.mark.parametrize("owner", [0, pytest.param(1000, marks=pytest.mark.long), 12345])
 def test_files_belong_to_the_owner_of_the_folder_and_nothing_is_written_elsewhere(
     make_project: MakeProject, owner: int
 ) -> None:
@@ -165,11 +165,12 @@ def test_the_verdict_on_two_different_runs_is_that_they_differ(make_project: Mak
     assert verdict(project.image, reference.output / "phase_1", project.output / "phase_1") == "differs"
 
 
-def test_two_containers_of_two_ranks_are_the_same_run_as_one_of_four(
-    make_project: MakeProject, reference: Project
+@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_two_containers_are_the_same_run_as_one_of_as_many_ranks(
+    make_project: MakeProject, reference: Project, each: int
 ) -> None:
-    variables = {**SMALL, "DEVICE": "cpu"}
-    one = make_project(variables={**variables, "NPROC": "4"})
+    variables = {**SMALL, "DEVICE": "cpu", "NPROC": str(each)}
+    one = make_project(variables={**variables, "NPROC": str(2 * each)})
     shutil.copytree(reference.folder / "data", one.folder / "data", dirs_exist_ok=True)
     screen = one.up("train-phase1")
     assert one.exit_code("train-phase1") == 0, screen

@@ -34,7 +34,7 @@ RUN_BY = {
     "docker kill": (CONTAINERS, "test_a_killed_container_goes_on_to_the_same_end"),
     "docker compose --project-directory . -f docker/compose.multi.yaml up": (
         CONTAINERS,
-        "test_two_containers_of_two_ranks_are_the_same_run_as_one_of_four",
+        "test_two_containers_are_the_same_run_as_one_of_as_many_ranks",
     ),
     "HF_REPO=me/seqtrack HF_TOKEN_PATH=~/hf_token docker/cloud/run.sh": (
         UPLOADING,
