@@ -1,4 +1,4 @@
-"""Tests that are dealt to several processes: those of one file stay together, and so do all that need Docker and all uploads."""
+"""Tests dealt to several processes: a file's tests stay together, and so do all that need Docker, and all uploads."""
 
 import os
 import re
