@@ -175,15 +175,18 @@ def launch(command: Sequence[str], how: Launch) -> bool:
     Raises:
         RunError: a process died more often than allowed.
     """
-    alone = how.machines == 1
+    # The processes of one machine meet at a port that is held from now on. Left to itself, torch 2.4's launcher looks
+    # for a free one and lets it go again, for a process to take it seconds later, when it may be somebody else's.
+    here = how.machines == 1
+    held = dist.TCPStore("127.0.0.1", 0, is_master=True, multi_tenant=True) if here else None  # type: ignore[attr-defined]
     settings = LaunchConfig(
         min_nodes=how.machines,
         max_nodes=how.machines,
         nproc_per_node=how.processes,
         run_id="seqtrack",
-        rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint="localhost:0" if alone else how.rendezvous,
-        rdzv_configs={} if alone else {"rank": how.machine, "timeout": int(_PATIENCE.total_seconds())},
+        rdzv_backend="static",
+        rdzv_endpoint=how.rendezvous if held is None else f"127.0.0.1:{held.port}",
+        rdzv_configs={"rank": how.machine, "timeout": int(_PATIENCE.total_seconds())},
         max_restarts=how.max_restarts,
         monitor_interval=0.2,
     )

@@ -6,6 +6,7 @@ Most of these runs are forked ranks that meet without a launcher; the tests at t
 import os
 import shutil
 import signal
+import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -140,6 +141,15 @@ def _workers(launcher: Running) -> dict[int, int]:
             if parent == launcher.process.pid and ranks:
                 found[ranks[0]] = int(place.name)
     return found
+
+
+def test_the_port_where_processes_meet_is_held_while_they_start(demo_data: Path, tmp_path: Path) -> None:
+    with start(environment(tmp_path, demo_data, NPROC=2)) as launcher:
+        assert launcher.until(lambda: len(_workers(launcher)) == 2)
+        variables = Path("/proc", str(_workers(launcher)[0]), "environ").read_bytes().split(b"\0")
+        port = next(int(word[12:]) for word in variables if word.startswith(b"MASTER_PORT="))
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("", port))
 
 
 def test_the_launcher_hands_a_stop_on_and_ends_with_75(demo_data: Path, tmp_path: Path) -> None:
