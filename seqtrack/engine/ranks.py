@@ -236,5 +236,21 @@ def join(device_name: str) -> Ranks:
         torch.cuda.set_device(device)
     if world == 1:
         return Ranks(0, 1, device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = _launchers_store()
+        dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=int(os.environ["RANK"]), world_size=world)
+    else:
+        dist.init_process_group(backend, timeout=_PATIENCE)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _launchers_store() -> dist.PrefixStore:  # type: ignore[name-defined]
+    """The place where the processes of one run find each other, held by their launcher.
+
+    Each start after a death has names of its own in it: torch 2.11 leaves that out, and the new processes would wait
+    for the dead ones whose addresses still stand there.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    held = dist.TCPStore(host, port, is_master=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", held)  # type: ignore[attr-defined]
