@@ -31,6 +31,7 @@ CUT = "tests/faults/test_cut_runs.py"
 SEVERAL = "tests/faults/test_several_processes.py"
 DISTURBED = "tests/faults/test_disturbed_runs.py"
 COMPARE = "tests/reports/test_compare_runs.py"
+RANKS = "tests/engine/test_ranks.py"
 LOADER = "tests/data/test_loader.py"
 
 
@@ -106,6 +107,8 @@ FAULTS = [
           "if not (finite_loss and finite_norm):", "if False:", LOGS),
     Fault("the gradient is not clipped", "engine/step.py",
           "state.optimizer.parameters(), settings.clip_norm)", "state.optimizer.parameters(), float('inf'))", LOGS),
+    Fault("a start after a death calls the dead processes", "engine/ranks.py",
+          "f\"start {os.environ['TORCHELASTIC_RESTART_COUNT']}\"", '"start"', RANKS),
     Fault("a stop is not voted on", "engine/loop.py",
           "self.ranks.sum([float(self.stop.is_set), float(due and self.ranks.is_main)])",
           "[float(self.stop.is_set), float(due and self.ranks.is_main)]", f"{SEVERAL} -k stop_asked"),

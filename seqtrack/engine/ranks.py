@@ -238,14 +238,14 @@ def join(device_name: str) -> Ranks:
         return Ranks(0, 1, device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = _launchers_store()
+        store = launchers_store()
         dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=int(os.environ["RANK"]), world_size=world)
     else:
         dist.init_process_group(backend, timeout=_PATIENCE)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _launchers_store() -> dist.PrefixStore:  # type: ignore[name-defined]
+def launchers_store() -> dist.PrefixStore:  # type: ignore[name-defined]
     """The place where the processes of one run find each other, held by their launcher.
 
     Each start after a death has names of its own in it: torch 2.11 leaves that out, and the new processes would wait
