@@ -5,7 +5,7 @@
 # environment is kept as it is. It is built beside its place under another name and renamed when complete, so a build
 # that was cut off leaves nothing that looks finished.
 
-# Where this is set, as in many container images, every start would compile torch's sources again: 2 to 8 seconds.
+# Where this is set, as in many container images, every start would compile torch's sources again, for four seconds.
 unset PYTHONDONTWRITEBYTECODE
 
 say() { printf '%s\n' "$*" >&2; }

@@ -14,20 +14,30 @@ def test_a_file_all_that_needs_docker_and_all_uploads_stay_in_one_process(tmp_pa
     shutil.copy(ROOT / "tests/conftest.py", tmp_path / "conftest.py")
     plain = "import pytest\n@pytest.mark.parametrize('number', range(8))\ndef test_it(number): pass\n"
     marked = plain.replace("@pytest", "pytestmark = pytest.mark.docker\n@pytest", 1)
-    (tmp_path / "uploads").mkdir()
-    files = {"a": plain, "b": plain, "c": plain, "d": marked, "e": marked, "uploads_f": plain, "uploads/test_g": plain}
-    for name, text in files.items():
-        (tmp_path / (f"{name}.py" if "/" in name else f"test_{name}.py")).write_text(text)
+    expected = {
+        "test_a.py": "test_a.py",
+        "test_b.py": "test_b.py",
+        "test_c.py": "docker",
+        "test_d.py": "docker",
+        "test_uploads_e.py": "uploads",
+        "uploads/test_f.py": "uploads",
+        "reports/test_g.py": "reports",
+        "reports/test_h.py": "reports",
+    }
+    for name, group in expected.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(marked if group == "docker" else plain)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = docker: any\n")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
     words = ["-m", "pytest", "-v", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
     answer = subprocess.run(
         [sys.executable, *words], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True
     )
+    passed = re.findall(r"\[(gw\d)\].* PASSED (\S+?)::\S+@(\S+)", answer.stdout)
+    assert len(passed) == 8 * len(expected)
+    assert {name: group for _, name, group in passed} == expected
     places: dict[str, set[str]] = {}
-    together = {"d": "docker", "e": "docker", "f": "uploads", "g": "uploads"}
-    for process, name in re.findall(r"\[(gw\d)\].* PASSED .*test_(?:uploads_)?([a-g])\.py", answer.stdout):
-        places.setdefault(together.get(name, name), set()).add(process)
-    assert sorted(places) == ["a", "b", "c", "docker", "uploads"]
+    for process, _, group in passed:
+        places.setdefault(group, set()).add(process)
     assert all(len(processes) == 1 for processes in places.values()), places
     assert len(set.union(*places.values())) == 2

@@ -75,6 +75,14 @@ def test_the_environment_is_kept_while_the_lock_is_unchanged(clone: Path) -> Non
     assert (clone / ".venv").stat().st_ino == before
 
 
+@pytest.mark.run
+def test_bytecode_is_kept_even_where_python_is_told_not_to(clone: Path) -> None:
+    kept = clone / "seqtrack/__pycache__"
+    shutil.rmtree(kept, ignore_errors=True)
+    assert local(clone, "plan", "--help", PYTHONDONTWRITEBYTECODE="1")[0] == 0
+    assert kept.is_dir(), "every start compiles everything again"
+
+
 @pytest.mark.long
 @pytest.mark.run
 def test_half_an_installation_is_none_and_is_made_again(clone: Path) -> None:
