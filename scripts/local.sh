@@ -19,10 +19,7 @@ case "${1:-}" in
     ;;
 esac
 
-(
-  cd "$here"
-  # shellcheck source=scripts/environment.sh
-  . scripts/environment.sh
-  make_environment requirements.lock
-)
+# shellcheck source=scripts/environment.sh
+. "$here/scripts/environment.sh"
+(cd "$here" && make_environment requirements.lock)
 exec "$here/.venv/bin/python" "$here/docker/entrypoint" --root "$here" "$@"
