@@ -79,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(module.run(args))
     except UserError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(problem.line, file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.problem.line, file=sys.stderr)
         return 1
 
 

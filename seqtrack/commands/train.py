@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
+from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 
 # Where the processes of one run leave the exit code that the run as a whole should have: the launcher that starts
 # them knows success and failure only, and would start a run again that was asked to stop.
@@ -90,10 +90,10 @@ def _start_several(processes: int) -> int:
     return STOPPED_EXIT_CODE if codes or not ended else 0
 
 
-def _endings(folder: Path) -> tuple[set[int], list[str]]:
+def _endings(folder: Path) -> tuple[set[int], list[Problem]]:
     """The designed exit codes that the processes left, and their problems, each once."""
     endings = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
-    problems = [problem for ending in endings for problem in ending["problems"]]
+    problems = [Problem(text, code) for ending in endings for text, code in ending["problems"]]
     return {ending["code"] for ending in endings}, list(dict.fromkeys(problems))
 
 
@@ -106,7 +106,7 @@ def _one_of_several() -> NoReturn:
     from seqtrack.train import train
 
     folder = os.environ.get(_EXIT_FOLDER)
-    problems: list[str] = []
+    problems: list[Problem] = []
     if folder is not None:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
@@ -117,6 +117,6 @@ def _one_of_several() -> NoReturn:
             raise
         code, problems = USER_ERROR_EXIT_CODE, error.problems
     if folder is not None and code in (USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE):
-        Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": problems}))
+        Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": [(problem, problem.code) for problem in problems]}))
         code = 0
     end_process(code)

@@ -225,7 +225,7 @@ def _resolve(environment: Environment) -> tuple[Config | None, list[str]]:
             environment.config, environment=layer, overrides=environment.overrides, overrides_from="OVERRIDES"
         )
     except UserError as error:
-        return None, error.problems
+        return None, [*error.problems]
     epoch, last = environment.resume_epoch, config.TRAIN.EPOCH
     if epoch is None or epoch < last:
         return config, []

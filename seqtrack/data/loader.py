@@ -110,7 +110,7 @@ class _Batches(Dataset[Batch | _Failure]):
         try:
             return self._collate(epoch, indices, global_count=size, count=stop - start)
         except UserError as error:
-            return _Failure(error.problems)
+            return _Failure([*error.problems])
 
     def _collate(self, epoch: int, indices: list[int], *, global_count: int, count: int) -> Batch:
         samples = [self._dataset.sample(epoch, index) for index in indices]

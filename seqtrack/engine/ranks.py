@@ -93,7 +93,7 @@ class Ranks:
             try:
                 answer = (decide(), [])
             except UserError as error:
-                answer = (None, error.problems)
+                answer = (None, [*error.problems])
         value, problems = self.from_main(answer)
         if problems:
             raise UserError(problems)

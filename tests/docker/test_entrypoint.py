@@ -188,7 +188,7 @@ def test_nonsense_is_refused_whole_before_anything_starts(start: Start) -> None:
     assert code == 2
     assert run.notes() == []
     for name in ("PHASE", "EPOCHS", "HF_REPO", "SEQTRACK_TYPO"):
-        assert f"error: {name}" in said
+        assert f"]: {name}" in said
 
 
 def test_an_unknown_job_is_refused_with_the_known_ones(start: Start) -> None:

@@ -135,5 +135,5 @@ def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(image: str, 
 def test_nonsense_is_refused_with_exit_code_2(image: str) -> None:
     answer = command(["docker", "run", "--rm", "-e", "PHASE=3", "-e", "SEED=x", image])
     assert answer.returncode == 2
-    assert "error: PHASE: found '3'" in answer.stderr
-    assert "error: SEED: found 'x'" in answer.stderr
+    assert "]: PHASE: found '3'" in answer.stderr
+    assert "]: SEED: found 'x'" in answer.stderr

@@ -91,7 +91,7 @@ def test_a_mistake_ends_with_2_one_message_and_nothing_written(name: str, answer
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said
     assert after == before
-    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    errors = [line for line in ended.said.splitlines() if line.startswith("error [")]
     for words in bad.says:
         assert any(words in line for line in errors), (words, errors)
     assert len(errors) == bad.problems, errors
@@ -139,7 +139,7 @@ def test_a_cut_frame_ends_the_run_with_2_and_its_name_and_overwrites_no_checkpoi
     assert ended.code == 2, ended.said
     assert "disk-5/img/" in ended.said
     assert "Traceback" not in ended.said
-    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    errors = [line for line in ended.said.splitlines() if line.startswith("error [")]
     assert errors and all("disk-5" in line or "more" in line for line in errors)
     before = tree(tmp_path / "out" / "phase_1" / "checkpoints")
     again = train(env)

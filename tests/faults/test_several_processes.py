@@ -233,7 +233,7 @@ def test_a_problem_that_only_one_process_meets_is_said_and_ends_with_2(demo_data
     with start(env) as launcher:
         ended = launcher.end()
     assert ended.code == 2, ended.said
-    assert ended.said.count("error: ") >= 1
+    assert ended.said.count("error [") >= 1
     assert damaged in ended.said
     assert "Traceback" not in ended.said
 

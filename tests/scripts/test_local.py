@@ -176,7 +176,7 @@ def test_real_frames_are_learned_as_well(clone: Path, test_data: Path, tmp_path:
 def test_nonsense_is_refused_with_exit_code_2(clone: Path) -> None:
     code, said = local(clone, "train-phase1", EPOCHS="many", CONFIG="no_such")
     assert code == 2
-    assert "error: EPOCHS" in said
+    assert "]: EPOCHS" in said
     code, said = local(clone, "no-such-job")
     assert code == 2
     assert "is neither a job" in said
