@@ -117,6 +117,8 @@ def _one_of_several() -> NoReturn:
             raise
         code, problems = USER_ERROR_EXIT_CODE, error.problems
     if folder is not None and code in (USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE):
-        Path(folder, os.environ["RANK"]).write_text(json.dumps({"code": code, "problems": [(problem, problem.code) for problem in problems]}))
+        Path(folder, os.environ["RANK"]).write_text(
+            json.dumps({"code": code, "problems": [(problem, problem.code) for problem in problems]})
+        )
         code = 0
     end_process(code)
