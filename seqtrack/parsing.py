@@ -51,6 +51,11 @@ def parse_float(text: str) -> float:
     return value
 
 
+def split_commas(text: str | None) -> tuple[str, ...]:
+    """The parts between the commas of a command's option; nothing for None."""
+    return tuple(part for part in (item.strip() for item in (text or "").split(",")) if part)
+
+
 def decode_text(data: bytes) -> str:
     """The text of a file: UTF-8, a byte order mark ignored, every kind of line end turned into a line feed.
 

@@ -19,7 +19,6 @@ from seqtrack.config.schema import Config
 from seqtrack.data.augment import Jitter
 from seqtrack.data.classes import draw_classes
 from seqtrack.data.pairs import SampleDataset, SampleSpec
-from seqtrack.data.sampling import Mode
 from seqtrack.data.sources import Source, open_source
 from seqtrack.engine.loop import LoopPlan
 from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
@@ -68,8 +67,8 @@ def sample_spec(config: Config) -> SampleSpec:
         template_jitter=Jitter(center=data.TEMPLATE.CENTER_JITTER, scale=data.TEMPLATE.SCALE_JITTER),
         search_jitter=Jitter(center=data.SEARCH.CENTER_JITTER, scale=data.SEARCH.SCALE_JITTER),
         interval=data.MAX_SAMPLE_INTERVAL,
-        mode=cast(Mode, data.SAMPLER_MODE),  # the schema lists the same words
-        sampling=cast(Sampling, config.TRAIN.SAMPLING),
+        mode=data.SAMPLER_MODE,
+        sampling=config.TRAIN.SAMPLING,
     )
 
 

@@ -14,7 +14,7 @@ from seqtrack.checkpoints.files import write_atomic, write_json
 from seqtrack.checkpoints.retention import expendable
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, remove_checkpoint
 from seqtrack.config.environment import Environment
-from seqtrack.config.load import config_digest, dump_config
+from seqtrack.config.loader import config_digest, dump_config
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import Source

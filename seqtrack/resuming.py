@@ -16,7 +16,7 @@ from seqtrack.checkpoints import start as starting
 from seqtrack.checkpoints.files import DamagedFileError, read_header
 from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_tensors, read_values
 from seqtrack.config.environment import Environment
-from seqtrack.config.load import compare_configs, config_digest, config_from_text
+from seqtrack.config.loader import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
-from seqtrack.config.variables import VARIABLES
+from seqtrack.config.environment import VARIABLES
 from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent

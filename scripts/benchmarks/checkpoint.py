@@ -51,7 +51,7 @@ def _state(config_name: str) -> Any:
     from torch.amp.grad_scaler import GradScaler
 
     from seqtrack import prepare
-    from seqtrack.config.load import load_config
+    from seqtrack.config.loader import load_config
     from seqtrack.engine.optimizer import NamedOptimizer, Schedule
     from seqtrack.engine.state import History, Meters, RandomStates, TrainState
     from seqtrack.model.build import build_model

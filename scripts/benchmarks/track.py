@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from seqtrack.config.load import load_config
+    from seqtrack.config.loader import load_config
     from seqtrack.engine.fingerprint import describe_device
     from seqtrack.engine.ranks import choose_device
     from seqtrack.model.build import build_model

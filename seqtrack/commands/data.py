@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqtrack.config.forms import words
+from seqtrack.parsing import split_commas
 
 if TYPE_CHECKING:
     from seqtrack.config.environment import Environment
@@ -69,7 +69,7 @@ def _environment() -> "Environment":
 def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
     """Data folder and classes, from the options or the environment."""
     environment = _environment()
-    classes = environment.classes if args.classes is None else words(args.classes)
+    classes = environment.classes if args.classes is None else split_commas(args.classes)
     return args.data_dir or environment.data_dir, classes
 
 
@@ -92,7 +92,7 @@ def _download(args: argparse.Namespace) -> int:
         classes,
         hub=_hub(args.repo),
         split=args.split,
-        sequences=words(args.sequences),
+        sequences=split_commas(args.sequences),
         keep_zip=args.keep_zip,
     )
     for name, sequences in added.items():
@@ -120,7 +120,7 @@ def _layout(args: argparse.Namespace, data_dir: Path) -> "Layout":
     from seqtrack.data.lasot import find_layout
     from seqtrack.errors import UserError
 
-    name = (args.dataset or _environment().dataset).lower()
+    name = (args.dataset or ",".join(_environment().dataset)).lower()
     if name not in ("lasot", "demo"):
         raise UserError(f"--dataset: {name!r} cannot be examined; known are demo, lasot")
     if args.list is not None and not args.list.is_file():

@@ -58,7 +58,7 @@ def check_settings(environ: Mapping[str, str]) -> tuple[list[Finding], "Environm
         environment, config = configure(environ)
     except UserError as error:
         return [bad("settings", problem, "See docs/configuration.md") for problem in error.problems], None, None
-    dataset, target = environment.dataset or "(as the file says)", environment.target or "nowhere"
+    dataset, target = ", ".join(environment.dataset) or "(as the file says)", environment.target or "nowhere"
     found = f"CONFIG={environment.config} DATASET={dataset}, uploads to {target}"
     return [good("settings", found)], environment, config
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqtrack.config.forms import words
+from seqtrack.parsing import split_commas
 
 if TYPE_CHECKING:
     import torch
@@ -97,11 +97,11 @@ def run(args: argparse.Namespace) -> int:
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; at least one sequence is tracked at a time")
 
-    names = words(args.sequences)
+    names = split_commas(args.sequences)
     conditions: dict[str, Any] = {}
     subjects: list[Subject] = []
     if args.annotations is not None:
-        annotations = choose(read_annotations(args.annotations), classes=words(args.classes), names=names)
+        annotations = choose(read_annotations(args.annotations), classes=split_commas(args.classes), names=names)
         conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
         subjects, annotations, conditions = _tracked(args, environment, folder, wanted, names)
@@ -132,7 +132,7 @@ def _tracked(
     args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: tuple[str, ...]
 ) -> tuple[list["Subject"], list[Any], dict[str, Any]]:
     """Track with every wanted checkpoint; returns subjects, annotations, and the conditions for the records."""
-    from seqtrack.config.load import load_config
+    from seqtrack.config.loader import load_config
     from seqtrack.data.sources import describe
     from seqtrack.evaluation.annotations import choose, from_sequences
     from seqtrack.evaluation.gather import select_checkpoints
@@ -165,13 +165,13 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
     from seqtrack.data.classes import draw_classes
     from seqtrack.data.sources import SOURCES, open_source
 
-    name, classes = args.dataset, words(args.classes)
-    if name is None and config is not None and "DATASET" not in environment.given:
+    name, classes = args.dataset, split_commas(args.classes)
+    if name is None and config is not None and not environment.given("DATASET"):
         # Of several training sets the first whose test split is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
-        if not classes and "CLASSES" not in environment.given:
+        if not classes and not environment.given("CLASSES"):
             classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
-    name = name or environment.dataset.split(",")[0]
+    name = name or next(iter(environment.dataset), "")
     return open_source(name, environment.data_dir, classes=classes or environment.classes, split=args.split)
 
 

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     from seqtrack.checkpoints.files import utc_now
     from seqtrack.checkpoints.store import manifest_path, write_weights
-    from seqtrack.config.load import config_digest, dump_config, load_config
+    from seqtrack.config.loader import config_digest, dump_config, load_config
     from seqtrack.errors import UserError
     from seqtrack.model.authors import read_authors_file
     from seqtrack.model.build import build_empty

@@ -1,51 +1,263 @@
-"""What the environment variables of a run say together, and the configuration that follows.
+"""The environment variables: each with its type, default and meaning, what they say together, and the configuration
+that follows.
 
 A variable that is empty counts as not set, because compose hands on empty ones. Everything malformed is reported at
 once. Knows the form of a value only: whether a folder, a class or a repository exists is asked by those who use it.
-The token itself is never kept here, so it can stand in no log and no report.
+The token itself is never kept here, so it can be in no log and no report.
 """
 
 import os
+import re
+import shlex
 from collections.abc import Collection, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from seqtrack.config import forms
-from seqtrack.config.load import is_file_name, load_config
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
+
+from seqtrack.config.fields import Expected, Name, Settings, did_you_mean, expected, setting
+from seqtrack.config.loader import is_file_name, load_config
 from seqtrack.config.schema import Config
-from seqtrack.config.text import nearest, shown
-from seqtrack.config.variables import VARIABLES
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
+from seqtrack.parsing import short_repr
 
-# Phase 2 shows that a run which was cut after this epoch ends as the uncut one did.
+# Phase 2 shows that a run which was interrupted after this epoch ends as the uninterrupted one did.
 DEFAULT_RESUME_EPOCH = 3
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
+_SECRET = frozenset({"HF_TOKEN"})
 
-@dataclass(frozen=True)
-class Environment:
-    """What the environment asks for. `None` and empty: not asked, the configuration decides."""
 
-    phase: int = 1
-    resume_epoch: int | None = None
-    seed: int | None = None
-    config: str = "demo"
-    dataset: str = "demo"
-    classes: tuple[str, ...] = ()
-    data_dir: Path = Path("./data")
-    output_dir: Path = Path("./output")
-    epochs: int | None = None
-    batch_size: int | None = None
-    overrides: tuple[tuple[str, str], ...] = ()
-    device: str = "auto"
-    nproc: str | int = 1
-    hf_repo: str | None = None
-    hf_token_path: Path | None = None
-    hf_endpoint: str | None = None
-    hf_private: bool = True
-    upload_target: str | None = None
-    # Which of the above the user wrote: a default may not win over a file of the user's.
-    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+def _require(good: Any) -> None:
+    if not good:
+        raise ValueError("malformed")
+
+
+def _line(value: str) -> str:
+    _require(value.isprintable())
+    return value
+
+
+def _host_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    _require(host and port.isascii() and port.isdigit() and 0 < int(port) < 65536)
+    return value
+
+
+def _different(value: tuple[str, ...]) -> tuple[str, ...]:
+    _require(len(set(value)) == len(value))
+    return value
+
+
+def _pairs(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    parts = shlex.split(value)
+    _require(len(parts) % 2 == 0)
+    return tuple(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _repository(value: str) -> str:
+    _require(_REPOSITORY.fullmatch(value) and "--" not in value and ".." not in value)
+    _require(not value.endswith((".git", "-", ".")) and "./" not in value and "-/" not in value)
+    return value
+
+
+def _token(value: str) -> str:
+    _require(value and value.isascii() and value.isprintable() and " " not in value)
+    return value
+
+
+def _address(value: str) -> str:
+    parts = urlsplit(value)
+    _require(parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc)
+    _require((parts.port is None or parts.port > 0) and not parts.query and not parts.fragment)
+    _require(value.isprintable() and " " not in value)
+    return value.rstrip("/")
+
+
+def _target(value: str) -> str:
+    _require(re.fullmatch(r"[a-z][a-z0-9_]*:.+", value) and value.isprintable())
+    return value
+
+
+Text = Annotated[str, AfterValidator(_line), Expected("text on one line")]
+HostPort = Annotated[str, AfterValidator(_host_port), Expected("host:port with a port from 1 to 65535")]
+Names = Annotated[tuple[Name, ...], AfterValidator(_different), Expected("different names separated by commas")]
+Pairs = Annotated[
+    tuple[tuple[str, str], ...],
+    BeforeValidator(_pairs),
+    Expected("KEY VALUE KEY VALUE with a blank between, and every quotation mark closed"),
+]
+Repository = Annotated[str, AfterValidator(_repository), Expected("owner/name, as in the repository's address")]
+Token = Annotated[str, AfterValidator(_token), Expected("one word of ASCII letters")]
+Address = Annotated[
+    str, AfterValidator(_address), Expected("http:// or https:// and a host, without a user name or password")
+]
+Target = Annotated[str, AfterValidator(_target), Expected("kind:place, such as folder:/mnt/backup")]
+
+
+class Environment(Settings):
+    """Every environment variable; a field is the variable of the same name in capitals.
+
+    None and empty: not set, the configuration decides.
+    """
+
+    model_config = ConfigDict(extra="ignore", validate_default=False)
+
+    phase: Literal[1, 2] = setting(
+        1, "1 trains from the start, 2 resumes phase 1", reader="train, track, evaluate, hub"
+    )
+    resume_epoch: int | None = setting(
+        None,
+        "epoch after which the run goes on; unset, phase 1 starts at the beginning and phase 2 at epoch 3; the "
+        "entrypoint takes `latest` as well: the last one on the Hub, or the beginning",
+        reader="train",
+        ge=1,
+    )
+    config: Text = setting(
+        "",
+        "experiment, or a path that ends in .yaml; unset, demo for the demo data set, else seqtrack_b256",
+        reader="train",
+    )
+    dataset: Names = setting(
+        ("demo",),
+        "data sets, separated by commas: demo, lasot, got10k_train_full, got10k_vottrain; unset with a CONFIG file of "
+        "your own, those that the file names",
+        reader="train, data, evaluate",
+    )
+    classes: Names = setting((), "classes, separated by commas; unset, those of CONFIG", reader="train, data, evaluate")
+    data_dir: Path = setting(Path("./data"), "folder of the data sets", reader="train, data, evaluate")
+    output_dir: Path = setting(
+        Path("./output"), "folder that holds phase_1, phase_2 and comparison", reader="every command"
+    )
+    seed: int | None = setting(None, "TRAIN.SEED", reader="train", ge=0, le=2**32 - 1)
+    epochs: int | None = setting(None, "TRAIN.EPOCH", reader="train", ge=1)
+    batch_size: int | None = setting(
+        None, "TRAIN.BATCH_SIZE: samples per step over all processes", reader="train", ge=1
+    )
+    overrides: Pairs = setting((), "`KEY VALUE KEY VALUE` for any key, quoted as in a shell", reader="train")
+    device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto, cuda or cpu", reader="train, track, evaluate")
+    nproc: Annotated[int, Ge(1), Le(4096)] | Literal["auto"] = setting(
+        1, "processes of a run; auto starts one per GPU", reader="train"
+    )
+    nnodes: int = setting(1, "machines of a run", reader="train", ge=1, le=1024)
+    node_rank: int = setting(0, "number of this machine, from 0", reader="train", ge=0, le=1023)
+    rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", reader="train")
+    max_restarts: int = setting(
+        0, "how often a run of several processes is restarted when one dies", reader="train", ge=0, le=1000
+    )
+    hf_repo: Repository | None = setting(
+        None, "repository owner/name; unset, nothing is uploaded", reader="train, upload, hub"
+    )
+    hf_token: Token | None = setting(
+        None, "access token; a file is safer, see HF_TOKEN_PATH", reader="train, data, upload, hub"
+    )
+    hf_token_path: Path | None = setting(
+        None,
+        "file with the access token, read again at each use; wins over HF_TOKEN",
+        reader="train, data, upload, hub",
+    )
+    hf_endpoint: Address | None = setting(
+        None, "address of the Hub; unset, huggingface.co", reader="train, data, upload, hub"
+    )
+    hf_private: bool = setting(True, "whether a repository that is created is private", reader="upload, hub")
+    hf_hub_disable_xet: bool | None = setting(
+        None,
+        "1 uploads over LFS alone, for a server that does not speak Xet; read by the Hub's client",
+        reader="upload, hub",
+    )
+    upload_target: Target | None = setting(
+        None, "another target than HF_REPO, such as folder:/mnt/backup", reader="train, upload, hub"
+    )
+    upload_min_commit_interval_s: float = setting(
+        30.0, "least seconds between two commits; the Hub allows about 128 an hour", reader="upload", ge=0, le=3600
+    )
+    upload_batch_mb: float = setting(
+        1024.0, "bytes in a commit, in MiB; a larger checkpoint goes alone", reader="upload", ge=0.001, le=1e6
+    )
+    upload_poll_s: float = setting(
+        2.0, "seconds between two scans of the output folder", reader="upload", ge=0.01, le=3600
+    )
+    upload_settle_s: float = setting(
+        5.0, "seconds for which a file without a manifest must stay unchanged", reader="upload", ge=0, le=3600
+    )
+    upload_log_interval_s: float = setting(
+        600.0, "longest wait of a growing log when no checkpoint takes it along", reader="upload", ge=0, le=1e6
+    )
+    upload_start_grace_s: float = setting(
+        60.0, "least life of a watching sidecar, so that training can begin", reader="upload", ge=0, le=1e6
+    )
+    upload_grace_s: float = setting(
+        60.0, "seconds after SIGTERM for the last files; below the container's grace", reader="upload", ge=0, le=1e6
+    )
+    upload_patience_s: float = setting(
+        120.0, "seconds without progress after which `upload --once` gives up", reader="upload", ge=0, le=1e6
+    )
+    upload_deadline_s: float = setting(
+        180.0, "seconds for a batch, in addition to those for its bytes", reader="upload", ge=0.1, le=1e6
+    )
+    upload_least_rate_kb_s: float = setting(
+        50.0, "slowest rate that a deadline counts with, in KiB/s", reader="upload", ge=0.01, le=1e9
+    )
+    upload_connect_timeout_s: float = setting(
+        10.0, "seconds to wait for a connection", reader="upload", ge=0.01, le=3600
+    )
+    upload_read_timeout_s: float = setting(
+        45.0,
+        "seconds of silence after which a call is given up; doubles while that happens",
+        reader="upload",
+        ge=0.01,
+        le=3600,
+    )
+    upload_request_tries: int = setting(3, "tries of one request within a batch", reader="upload", ge=1, le=6)
+    upload_backoff_s: float = setting(
+        2.0, "first wait after a failure; doubles, with full jitter", reader="upload", ge=0, le=3600
+    )
+    upload_backoff_cap_s: float = setting(
+        600.0, "longest wait after a failure that may pass by itself", reader="upload", ge=0, le=1e6
+    )
+    upload_slow_retry_s: float = setting(
+        300.0, "wait after a failure that needs manual action", reader="upload", ge=0, le=1e6
+    )
+    upload_commit_limit_wait_s: float = setting(
+        3600.0, "longest wait once the hourly limit of commits is reached", reader="upload", ge=0, le=1e6
+    )
+    upload_tries_before_apart: int = setting(
+        3, "failures of one file alone, after which the others go without it", reader="upload", ge=1, le=1000
+    )
+    upload_lag_limit_s: float = setting(
+        3600.0,
+        "age of the oldest file not yet uploaded at which the sidecar counts as unhealthy",
+        reader="upload",
+        ge=0,
+        le=1e9,
+    )
+    upload_heartbeat_s: float = setting(
+        60.0, "age of the status file at which the sidecar counts as dead", reader="upload", ge=0.1, le=1e6
+    )
+    upload_drain_s: float = setting(
+        3600.0,
+        "seconds that a container without compose waits for its uploader after training",
+        reader="entrypoint",
+        ge=0,
+        le=1e7,
+    )
+    health_stale_s: float = setting(
+        1800.0,
+        "seconds without a log line after which the container of a training run is unhealthy",
+        reader="healthcheck",
+        ge=1,
+        le=1e7,
+    )
+    seqtrack_test_data: Path | None = setting(None, "folder of real test data", reader="tests")
+    seqtrack_goldens: Path | None = setting(None, "folder of reference outputs", reader="tests")
+
+    def given(self, name: str) -> bool:
+        """Whether the user set this variable: a default may not win over a file of the user's."""
+        return name.lower() in self.model_fields_set
 
     @property
     def target(self) -> str | None:
@@ -57,8 +269,11 @@ class Environment:
         return self.output_dir / f"phase_{phase or self.phase}"
 
 
+VARIABLES = {name.upper(): field for name, field in Environment.model_fields.items()}
+
+
 def read_environment(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> Environment:
-    """Read every variable of the table.
+    """Read every variable.
 
     Args:
         environ: usually `os.environ`.
@@ -79,48 +294,74 @@ def resolve(environment: Environment) -> Config:
     Raises:
         UserError: every problem of the configuration.
     """
-    config, problems = _resolve(environment)
-    if config is None or problems:
-        raise UserError(problems)
+    layer: list[tuple[str, tuple[str, str]]] = []
+    if environment.dataset:
+        names = [_dataset_key(one) for one in environment.dataset]
+        layer.append(("DATASET", ("DATA.TRAIN.DATASETS_NAME", ",".join(names))))
+        layer.append(("DATASET", ("DATA.TRAIN.DATASETS_RATIO", ",".join("1" for _ in names))))
+    if environment.classes:
+        layer.append(("CLASSES", ("DATA.CLASSES", ",".join(environment.classes))))
+    for variable, key in (("SEED", "TRAIN.SEED"), ("EPOCHS", "TRAIN.EPOCH"), ("BATCH_SIZE", "TRAIN.BATCH_SIZE")):
+        value = getattr(environment, variable.lower())
+        if value is not None:
+            layer.append((variable, (key, str(value))))
+    config = load_config(
+        environment.config, environment=layer, overrides=environment.overrides, overrides_from="OVERRIDES"
+    )
+    epoch, last = environment.resume_epoch, config.TRAIN.EPOCH
+    if epoch is not None and epoch >= last:
+        origin = "RESUME_EPOCH" if environment.given("RESUME_EPOCH") else "RESUME_EPOCH, unset and so"
+        remedy = f"use at most {last - 1}" if last > 1 else "train more than one epoch"
+        raise UserError(
+            f"{origin} {epoch}: nothing of a run of {last} epochs is left to train; {remedy}",
+            code="config.resume_epoch",
+        )
     return config
 
 
 def configure(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> tuple[Environment, Config]:
     """`read_environment` and `resolve` in one, so that the problems of both are reported together."""
     environment, problems = _read(environ, known_datasets)
-    config, more = _resolve(environment)
-    if config is None or problems or more:
-        raise UserError([*problems, *more])
+    try:
+        config = resolve(environment)
+    except UserError as error:
+        raise UserError([*problems, *error.problems]) from None
+    if problems:
+        raise UserError(problems)
     return environment, config
 
 
 def read_variable(environ: Mapping[str, str], name: str) -> Any:
-    """One variable of the table as its value, its default where it is not set, None where it has none.
+    """The value of one variable, its default where it is not set.
 
     Raises:
         UserError: it is malformed.
     """
-    value, problem = _value(environ, name)
-    if problem is not None:
-        raise UserError(problem)
-    return value
+    environment, problems = _read({name: environ.get(name, "")}, ())
+    if problems:
+        raise UserError(problems)
+    return getattr(environment, name.lower())
 
 
 def read_token(environ: Mapping[str, str]) -> str | None:
-    """The access token: the file's if HF_TOKEN_PATH is set, read anew so that it can be exchanged; else HF_TOKEN.
+    """The access token: the file's if HF_TOKEN_PATH is set, read again each time so that it can be exchanged; else
+    HF_TOKEN.
 
     Raises:
         UserError: the file cannot be read or holds no token. The message names the file, never what is in it.
     """
     path = read_variable(environ, "HF_TOKEN_PATH")
     if path is None:
-        return cast("str | None", read_variable(environ, "HF_TOKEN"))
+        _check_only({"HF_TOKEN": environ.get("HF_TOKEN", "")})
+        return environ.get("HF_TOKEN", "").strip() or None
     try:
-        return forms.token(path.read_text(encoding="utf-8").strip())
+        return _token(path.read_text(encoding="utf-8").strip())
     except OSError as error:
-        raise UserError(f"HF_TOKEN_PATH: {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"HF_TOKEN_PATH: {path} cannot be read: {error.strerror}", "token.unreadable") from None
     except ValueError:
-        raise UserError(f"HF_TOKEN_PATH: {path} holds no token; expected one line and nothing else") from None
+        raise UserError(
+            f"HF_TOKEN_PATH: {path} holds no token; expected one line and nothing else", "token.malformed"
+        ) from None
 
 
 def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = None) -> Path | None:
@@ -130,7 +371,7 @@ def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = No
         The file, or None if there is none.
 
     Raises:
-        UserError: a line that is no `NAME=value`. python-dotenv alone would pass over it.
+        UserError: a line that is no `NAME=value`. python-dotenv alone would skip it.
     """
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
@@ -143,97 +384,60 @@ def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = No
         with path.open(encoding="utf-8") as stream:
             bad = [binding.original.line for binding in parse_stream(stream) if binding.error]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}", "dotenv.unreadable") from None
     if bad:
         # The line itself is not shown: it may hold the token.
-        raise UserError([f"{path} line {line}: expected NAME=value" for line in bad])
+        raise UserError([f"{path} line {line}: expected NAME=value" for line in bad], "dotenv.malformed")
     for name, value in dotenv_values(path, encoding="utf-8").items():
         if value is not None:
             target.setdefault(name, value)
     return path
 
 
-def _value(environ: Mapping[str, str], name: str) -> tuple[Any, str | None]:
-    """A variable's value and no problem, or None and the problem."""
-    variable = VARIABLES[name]
-    text = environ.get(name, "").strip() or variable.default
-    if not text:
-        return None, None
+def _check_only(environ: Mapping[str, str]) -> None:
+    _, problems = _read(environ, ())
+    if problems:
+        raise UserError(problems)
+
+
+def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[Environment, list[Problem]]:
+    given = {name.lower(): environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
+    problems: dict[str, Problem] = {}
     try:
-        return variable.read(text), None
-    except ValueError as error:
-        # A name before an @ may be a user's, with the password after it.
-        found = "a value that is not shown" if variable.secret or "@" in text else shown(text)
-        return None, f"{name}: found {found}, expected {error}"
-
-
-def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[Environment, list[str]]:
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for name in VARIABLES:
-        values[name], problem = _value(environ, name)
-        if problem is not None:
-            problems.append(problem)
+        Environment.model_validate(given)
+    except ValidationError as error:
+        for item in error.errors(include_url=False, include_context=False):
+            name = str(item["loc"][0]).upper()
+            text = given.pop(name.lower(), None)
+            if text is not None:
+                # A name before an @ may be a user's, with the password after it.
+                found = "a value that is not shown" if name in _SECRET or "@" in text else short_repr(text)
+                wanted = expected(VARIABLES[name])
+                problems[name] = Problem(f"{name}: found {found}, expected {wanted}", "variable.invalid_value")
+    given.pop("hf_token", None)
     for name in sorted(set(environ) - set(VARIABLES)):
         if name.startswith("SEQTRACK_"):
             ours = [one for one in VARIABLES if one.startswith("SEQTRACK_")]
-            problems.append(f"{name}: there is no such variable{nearest(name, ours)}")
-    given = frozenset(name for name in VARIABLES if environ.get(name, "").strip())
-    datasets = values["DATASET"] or ()
-    if known_datasets:
-        known = {one.upper(): one for one in known_datasets}
-        problems += [f"DATASET: there is no {one}{nearest(one, known)}" for one in datasets if one.upper() not in known]
-    phase = int(values["PHASE"] or 1)
-    resume_epoch = values["RESUME_EPOCH"]
-    if phase == 2 and "RESUME_EPOCH" not in given:
-        resume_epoch = DEFAULT_RESUME_EPOCH
-    dataset = ",".join(datasets)
-    config = values["CONFIG"] or ("demo" if dataset.lower() == "demo" else "seqtrack_b256")
-    if "DATASET" not in given and is_file_name(config):
-        dataset = ""
-    direct = {"DATA_DIR", "OUTPUT_DIR", "SEED", "EPOCHS", "BATCH_SIZE", "DEVICE", "NPROC", "HF_REPO"}
-    direct |= {"HF_TOKEN_PATH", "HF_ENDPOINT", "HF_PRIVATE", "UPLOAD_TARGET"}
-    environment = Environment(
-        phase=phase,
-        resume_epoch=resume_epoch,
-        config=config,
-        dataset=dataset,
-        classes=values["CLASSES"] or (),
-        overrides=values["OVERRIDES"] or (),
-        given=given,
-        **{name.lower(): values[name] for name in sorted(direct)},
-    )
-    return environment, problems
-
-
-def _resolve(environment: Environment) -> tuple[Config | None, list[str]]:
-    layer: list[tuple[str, tuple[str, str]]] = []
-    if environment.dataset:
-        names = [_dataset_key(one) for one in environment.dataset.split(",")]
-        layer.append(("DATASET", ("DATA.TRAIN.DATASETS_NAME", ",".join(names))))
-        layer.append(("DATASET", ("DATA.TRAIN.DATASETS_RATIO", ",".join("1" for _ in names))))
-    if environment.classes:
-        layer.append(("CLASSES", ("DATA.CLASSES", ",".join(environment.classes))))
-    if environment.seed is not None:
-        layer.append(("SEED", ("TRAIN.SEED", str(environment.seed))))
-    if environment.epochs is not None:
-        layer += [("EPOCHS", (key, str(environment.epochs))) for key in ("TRAIN.EPOCH", "TEST.EPOCH")]
-    if environment.batch_size is not None:
-        layer.append(("BATCH_SIZE", ("TRAIN.BATCH_SIZE", str(environment.batch_size))))
-    try:
-        config = load_config(
-            environment.config, environment=layer, overrides=environment.overrides, overrides_from="OVERRIDES"
-        )
-    except UserError as error:
-        return None, [*error.problems]
-    epoch, last = environment.resume_epoch, config.TRAIN.EPOCH
-    if epoch is None or epoch < last:
-        return config, []
-    origin = "RESUME_EPOCH" if "RESUME_EPOCH" in environment.given else "RESUME_EPOCH, unset and so"
-    remedy = f"use at most {last - 1}" if last > 1 else "train more than one epoch"
-    return config, [f"{origin} {epoch}: nothing of a run of {last} epochs is left to train; {remedy}"]
+            problems[name] = Problem(f"{name}: there is no such variable{did_you_mean(name, ours)}", "variable.unknown")
+    environment = Environment.model_validate(given)
+    known = {one.upper(): one for one in known_datasets}
+    for one in environment.dataset:
+        if known and one.upper() not in known:
+            problems[one] = Problem(f"DATASET: there is no {one}{did_you_mean(one, known)}", "variable.unknown_dataset")
+    derived: dict[str, Any] = {}
+    if environment.phase == 2 and environment.resume_epoch is None:
+        derived["resume_epoch"] = DEFAULT_RESUME_EPOCH
+    if not environment.config:
+        derived["config"] = "demo" if tuple(map(str.lower, environment.dataset)) == ("demo",) else "seqtrack_b256"
+    if not environment.given("DATASET") and is_file_name(environment.config):
+        derived["dataset"] = ()
+    set_by_user = environment.model_fields_set
+    environment = environment.model_copy(update=derived)
+    environment.__pydantic_fields_set__.clear()
+    environment.__pydantic_fields_set__.update(set_by_user)
+    return environment, list(problems.values())
 
 
 def _dataset_key(name: str) -> str:
-    """`lasot` as the authors spell it, LASOT; a name with capitals, such as GOT10K_vottrain, stays as it is."""
+    """`lasot` as the authors write it, LASOT; a name with capitals, such as GOT10K_vottrain, stays as it is."""
     return name.upper() if name == name.lower() else name

@@ -1,6 +1,6 @@
-"""Rules between keys: what each value allows by itself and the whole does not.
+"""Rules between keys: what each value allows by itself and the combination does not.
 
-Each rule names the keys it reads, and is not asked when one of them is wrong already: its message would only repeat
+Each rule names the keys it reads, and is skipped when one of them is invalid already: its message would only repeat
 that. A rule that returns text refuses the configuration; a caution is logged and the run goes on.
 """
 
@@ -19,68 +19,91 @@ class Rule:
     check: Callable[[Config], str | None]
 
 
-def broken_rules(rules: Collection[Rule], config: Config, wrong: Collection[str]) -> list[str]:
-    """What the rules say of a configuration, leaving out those that read a key in `wrong`."""
-    answers = [rule.check(config) for rule in rules if not set(rule.keys) & set(wrong)]
+RULES: list[Rule] = []
+CAUTIONS: list[Rule] = []
+Check = Callable[[Config], str | None]
+
+
+def broken_rules(rules: Collection[Rule], config: Config, invalid: Collection[str]) -> list[str]:
+    """The problems that rules find in a configuration, without those rules that read a key in `invalid`."""
+    answers = [rule.check(config) for rule in rules if not set(rule.keys) & set(invalid)]
     return [answer for answer in answers if answer is not None]
 
 
-def _equal(trained: str, tested: str, otherwise: str) -> Rule:
+def _rule(*keys: str, table: list[Rule] = RULES) -> Callable[[Check], Check]:
+    def add(check: Check) -> Check:
+        table.append(Rule(keys, check))
+        return check
+
+    return add
+
+
+def _equal(trained: str, tested: str, otherwise: str, table: list[Rule] = RULES) -> None:
     """What a model is trained with and what it is tested with must be the same; `otherwise` says why."""
 
-    def check(config: Config) -> str | None:
+    def equal(config: Config) -> str | None:
         a, b = attrgetter(trained, tested)(config)
         return None if a == b else f"{trained} is {a:g} and {tested} is {b:g}{otherwise}"
 
-    return Rule((trained, tested), check)
+    table.append(Rule((trained, tested), equal))
 
 
-def _filled_with_patches(size_key: str) -> Rule:
+def _filled_with_patches(size_key: str) -> None:
     patch_key = "MODEL.ENCODER.PATCH_SIZE"
 
-    def check(config: Config) -> str | None:
+    def filled_with_patches(config: Config) -> str | None:
         size, patch = attrgetter(size_key, patch_key)(config)
         if size % patch == 0:
             return None
         down, up = size // patch * patch, (size // patch + 1) * patch
         near = f"{down} or {up}" if down else f"{up}"
-        return f"{size_key} is {size}, which patches of {patch} ({patch_key}) do not fill; use {near}"
+        return f"{size_key} is {size}, which is not a multiple of the patch size {patch} ({patch_key}); use {near}"
 
-    return Rule((size_key, patch_key), check)
+    RULES.append(Rule((size_key, patch_key), filled_with_patches))
 
 
+_equal("DATA.TEMPLATE.NUMBER", "TEST.NUM_TEMPLATES", "; the encoder takes a fixed number of templates")
+_equal("DATA.SEARCH.SIZE", "TEST.SEARCH_SIZE", "; position embeddings are learned for one size: set both")
+_equal("DATA.TEMPLATE.SIZE", "TEST.TEMPLATE_SIZE", "; position embeddings are learned for one size: set both")
+_equal("DATA.SEARCH.FACTOR", "TEST.SEARCH_FACTOR", ": objects will look larger or smaller", CAUTIONS)
+_equal("DATA.TEMPLATE.FACTOR", "TEST.TEMPLATE_FACTOR", ": objects will look larger or smaller", CAUTIONS)
+_filled_with_patches("DATA.SEARCH.SIZE")
+_filled_with_patches("DATA.TEMPLATE.SIZE")
+
+
+@_rule("MODEL.ENCODER.TYPE", "MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.DEPTH", "MODEL.ENCODER.NUM_HEADS")
 def _custom_encoder(config: Config) -> str | None:
     encoder = config.MODEL.ENCODER
+    custom = encoder.TYPE == "vit_custom"
     sizes = {"EMBED_DIM": encoder.EMBED_DIM, "DEPTH": encoder.DEPTH, "NUM_HEADS": encoder.NUM_HEADS}
-    if encoder.TYPE == "vit_custom":
-        missing = [f"MODEL.ENCODER.{name}" for name, value in sizes.items() if value == 0]
-        return f"{', '.join(missing)}: vit_custom has no size of its own; give a number above 0" if missing else None
-    given = [f"MODEL.ENCODER.{name}" for name, value in sizes.items() if value != 0]
-    if not given:
+    wrong = ", ".join(f"MODEL.ENCODER.{name}" for name, value in sizes.items() if (value == 0) == custom)
+    if not wrong:
         return None
-    return f"{', '.join(given)}: MODEL.ENCODER.TYPE {encoder.TYPE} has its own size; use vit_custom or leave 0"
+    if custom:
+        return f"{wrong}: vit_custom has no size of its own; give a number above 0"
+    return f"{wrong}: MODEL.ENCODER.TYPE {encoder.TYPE} has its own size; use vit_custom or leave 0"
 
 
+@_rule("MODEL.ENCODER.TYPE", "MODEL.ENCODER.PRETRAIN_TYPE")
 def _custom_weights(config: Config) -> str | None:
     encoder = config.MODEL.ENCODER
     if encoder.TYPE != "vit_custom" or encoder.PRETRAIN_TYPE == "scratch":
         return None
     return (
-        f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}, but nobody has weights for vit_custom; "
-        "ask for scratch by name"
+        f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}, but there are no published weights for vit_custom; "
+        "use scratch"
     )
 
 
+@_rule("MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.NUM_HEADS")
 def _encoder_heads(config: Config) -> str | None:
-    encoder = config.MODEL.ENCODER
-    if encoder.NUM_HEADS == 0 or encoder.EMBED_DIM % encoder.NUM_HEADS == 0:
+    width, heads = config.MODEL.ENCODER.EMBED_DIM, config.MODEL.ENCODER.NUM_HEADS
+    if heads == 0 or width % heads == 0:
         return None
-    return (
-        f"MODEL.ENCODER.EMBED_DIM {encoder.EMBED_DIM} cannot be dealt to MODEL.ENCODER.NUM_HEADS {encoder.NUM_HEADS}; "
-        "use a multiple"
-    )
+    return f"MODEL.ENCODER.EMBED_DIM {width} is not a multiple of MODEL.ENCODER.NUM_HEADS {heads}"
 
 
+@_rule("MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.POS_INIT")
 def _encoder_sinusoid(config: Config) -> str | None:
     encoder = config.MODEL.ENCODER
     if encoder.POS_INIT != "sincos2d" or encoder.EMBED_DIM % 4 == 0:
@@ -88,6 +111,7 @@ def _encoder_sinusoid(config: Config) -> str | None:
     return f"MODEL.ENCODER.EMBED_DIM is {encoder.EMBED_DIM}; POS_INIT sincos2d needs a multiple of 4"
 
 
+@_rule("MODEL.HIDDEN_DIM", "MODEL.DECODER.NHEADS")
 def _decoder_heads(config: Config) -> str | None:
     width, heads = config.MODEL.HIDDEN_DIM, config.MODEL.DECODER.NHEADS
     if width % heads == 0 and width % 2 == 0:
@@ -95,29 +119,30 @@ def _decoder_heads(config: Config) -> str | None:
     return f"MODEL.HIDDEN_DIM is {width}; it must be even and a multiple of MODEL.DECODER.NHEADS ({heads})"
 
 
+@_rule("DATA.TRAIN.DATASETS_NAME", "DATA.TRAIN.DATASETS_RATIO")
 def _ratios(config: Config) -> str | None:
     names, ratios = config.DATA.TRAIN.DATASETS_NAME, config.DATA.TRAIN.DATASETS_RATIO
     if not names:
         return "DATA.TRAIN.DATASETS_NAME is empty; name at least one data set"
     if len(names) != len(ratios):
-        return (
-            f"DATA.TRAIN.DATASETS_NAME has {len(names)} names and DATASETS_RATIO {len(ratios)} numbers; give one each"
-        )
+        return f"DATA.TRAIN.DATASETS_NAME has {len(names)} names and DATASETS_RATIO {len(ratios)} numbers"
     if len(set(names)) != len(names):
         return f"DATA.TRAIN.DATASETS_NAME names a data set twice: {', '.join(names)}"
-    return None if sum(ratios) > 0 else "DATA.TRAIN.DATASETS_RATIO is 0 for every data set; nothing would be drawn"
+    return None if sum(ratios) > 0 else "DATA.TRAIN.DATASETS_RATIO is 0 for every data set"
 
 
+@_rule("DATA.CLASSES", "DATA.RANDOM_CLASSES")
 def _classes(config: Config) -> str | None:
     classes = config.DATA.CLASSES
     twice = sorted({one for one in classes if classes.count(one) > 1})
     if twice:
         return f"DATA.CLASSES names {', '.join(twice)} more than once"
     if config.DATA.RANDOM_CLASSES and not classes:
-        return "DATA.RANDOM_CLASSES draws further classes, but DATA.CLASSES is empty, which takes all of them already"
+        return "DATA.RANDOM_CLASSES adds classes at random, but DATA.CLASSES is empty, which takes all of them already"
     return None
 
 
+@_rule("TRAIN.SCHEDULER.TYPE", "TRAIN.SCHEDULER.MILESTONES")
 def _milestones(config: Config) -> str | None:
     schedule = config.TRAIN.SCHEDULER
     if any(a >= b for a, b in zip(schedule.MILESTONES, schedule.MILESTONES[1:], strict=False)):
@@ -127,6 +152,7 @@ def _milestones(config: Config) -> str | None:
     return None
 
 
+@_rule("TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS")
 def _accumulation(config: Config) -> str | None:
     batch, parts = config.TRAIN.BATCH_SIZE, config.TRAIN.ACCUMULATION_STEPS
     if parts <= batch:
@@ -134,6 +160,7 @@ def _accumulation(config: Config) -> str | None:
     return f"TRAIN.ACCUMULATION_STEPS is {parts}, but a batch has only {batch} samples (TRAIN.BATCH_SIZE)"
 
 
+@_rule("DATA.SEARCH.CENTER_JITTER", "DATA.SEARCH.FACTOR", table=CAUTIONS)
 def _jitter(config: Config) -> str | None:
     search = config.DATA.SEARCH
     if search.CENTER_JITTER <= search.FACTOR:
@@ -144,35 +171,8 @@ def _jitter(config: Config) -> str | None:
     )
 
 
+@_rule("TRAIN.SAMPLING", table=CAUTIONS)
 def _repeated_samples(config: Config) -> str | None:
     if config.TRAIN.SAMPLING != "fixed_per_epoch":
         return None
-    return "TRAIN.SAMPLING is fixed_per_epoch: every epoch repeats the very samples of the first"
-
-
-RULES: tuple[Rule, ...] = (
-    _equal("DATA.TEMPLATE.NUMBER", "TEST.NUM_TEMPLATES", "; the encoder takes one number of them"),
-    _equal("DATA.SEARCH.SIZE", "TEST.SEARCH_SIZE", "; positions are learned for one size: set both"),
-    _equal("DATA.TEMPLATE.SIZE", "TEST.TEMPLATE_SIZE", "; positions are learned for one size: set both"),
-    _filled_with_patches("DATA.SEARCH.SIZE"),
-    _filled_with_patches("DATA.TEMPLATE.SIZE"),
-    Rule(
-        ("MODEL.ENCODER.TYPE", "MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.DEPTH", "MODEL.ENCODER.NUM_HEADS"),
-        _custom_encoder,
-    ),
-    Rule(("MODEL.ENCODER.TYPE", "MODEL.ENCODER.PRETRAIN_TYPE"), _custom_weights),
-    Rule(("MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.NUM_HEADS"), _encoder_heads),
-    Rule(("MODEL.ENCODER.EMBED_DIM", "MODEL.ENCODER.POS_INIT"), _encoder_sinusoid),
-    Rule(("MODEL.HIDDEN_DIM", "MODEL.DECODER.NHEADS"), _decoder_heads),
-    Rule(("DATA.TRAIN.DATASETS_NAME", "DATA.TRAIN.DATASETS_RATIO"), _ratios),
-    Rule(("DATA.CLASSES", "DATA.RANDOM_CLASSES"), _classes),
-    Rule(("TRAIN.SCHEDULER.TYPE", "TRAIN.SCHEDULER.MILESTONES"), _milestones),
-    Rule(("TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS"), _accumulation),
-)
-
-CAUTIONS: tuple[Rule, ...] = (
-    _equal("DATA.SEARCH.FACTOR", "TEST.SEARCH_FACTOR", ": objects will look larger or smaller"),
-    _equal("DATA.TEMPLATE.FACTOR", "TEST.TEMPLATE_FACTOR", ": objects will look larger or smaller"),
-    Rule(("DATA.SEARCH.CENTER_JITTER", "DATA.SEARCH.FACTOR"), _jitter),
-    Rule(("TRAIN.SAMPLING",), _repeated_samples),
-)
+    return "TRAIN.SAMPLING is fixed_per_epoch: every epoch repeats the samples of the first"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints.files import write_atomic
-from seqtrack.config.load import compare_configs, config_digest, load_config
+from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.config.schema import Config
 from seqtrack.evaluation.tables import markdown_table, number
 from seqtrack.reports.requirements import find_places

@@ -10,7 +10,7 @@ from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, read_json_object
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
-from seqtrack.config.load import load_config
+from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.engine.log import read_metrics
 from seqtrack.errors import UserError

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from seqtrack.checkpoints.store import Manifest, load_weights
-from seqtrack.config.load import config_from_text, load_config
+from seqtrack.config.loader import config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.model.build import build_empty

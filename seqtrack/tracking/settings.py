@@ -5,14 +5,10 @@ configuration.
 """
 
 import logging
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from seqtrack.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config
 from seqtrack.errors import UserError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +54,7 @@ def tracker_settings(config: Config, *, dataset: str | None, precision: str = "f
             takes DEFAULT as a matter of course.
     """
     test, data = config.TEST, config.DATA
-    intervals, thresholds = _keys(test.UPDATE_INTERVALS), _keys(test.UPDATE_THRESHOLD)
+    intervals, thresholds = test.UPDATE_INTERVALS.model_dump(), test.UPDATE_THRESHOLD.model_dump()
     key = "DEFAULT" if dataset is None else dataset.upper()
     if key not in intervals and test.NUM_TEMPLATES > 1:
         # With one template there is nothing to renew, and nothing to say.
@@ -76,7 +72,3 @@ def tracker_settings(config: Config, *, dataset: str | None, precision: str = "f
         std=data.STD,
         precision=precision,
     )
-
-
-def _keys(section: "DataclassInstance") -> dict[str, float]:
-    return {field.name: getattr(section, field.name) for field in fields(section)}

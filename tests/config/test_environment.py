@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.config import forms
 from seqtrack.config.environment import (
+    VARIABLES,
     Environment,
     configure,
     load_dotenv_file,
@@ -16,14 +16,13 @@ from seqtrack.config.environment import (
     read_variable,
     resolve,
 )
-from seqtrack.config.variables import VARIABLES
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 
 REPOSITORY = Path(__file__).parents[2]
 TOKEN = "hf_NotARealTokenButItLooksLikeOne"
 
 
-def problems_of(environ: dict[str, str]) -> list[str]:
+def problems_of(environ: dict[str, str]) -> list[Problem]:
     try:
         configure(environ)
     except UserError as error:
@@ -33,7 +32,7 @@ def problems_of(environ: dict[str, str]) -> list[str]:
 
 def test_with_nothing_set_the_demo_is_trained_and_nothing_uploaded() -> None:
     environment, config = configure({"PATH": "/bin", "HF_HOME": "/cache"})
-    assert environment == Environment()
+    assert environment == Environment(config="demo")
     assert config.DATA.TRAIN.DATASETS_NAME == ("DEMO",)
     assert (environment.hf_repo, environment.upload_target, environment.target, environment.resume_epoch) == (None,) * 4
 
@@ -64,7 +63,7 @@ def test_every_variable_reaches_its_place() -> None:
         phase=2,
         resume_epoch=4,
         config="seqtrack_l256",
-        dataset="lasot",
+        dataset=("lasot",),
         classes=("book", "coin"),
         data_dir=Path("/mnt/data"),
         output_dir=Path("out"),
@@ -80,7 +79,7 @@ def test_every_variable_reaches_its_place() -> None:
         hf_private=False,
         upload_target="folder:/mnt/backup",
     )
-    assert (config.TRAIN.SEED, config.TRAIN.EPOCH, config.TEST.EPOCH, config.TRAIN.BATCH_SIZE) == (7, 6, 6, 3)
+    assert (config.TRAIN.SEED, config.TRAIN.EPOCH, config.TRAIN.BATCH_SIZE) == (7, 6, 3)
     assert (config.DATA.CLASSES, config.DATA.TRAIN.DATASETS_NAME) == (("book", "coin"), ("LASOT",))
     assert config.DATA.TRAIN.DATASETS_RATIO == (1.0,)
     assert (config.TRAIN.LR, config.DATA.MEAN) == (2e-4, (0.0, 0.5, 1.0))
@@ -96,28 +95,28 @@ def test_all_problems_of_environment_and_configuration_are_reported_at_once() ->
         "OVERRIDES": "LR 1 TRAIN.SEED x",
         "EPOCHS": "5",
     }
-    assert problems_of(environ) == [
-        "PHASE: found '3', expected one of 1, 2",
-        "SEED: found '-1', expected a whole number from 0 to 4294967295",
-        "NPROC: found 'all', expected auto or a whole number from 1 to 4096",
-        "HF_REPO: found 'seqtrack', expected owner/name, as in the repository's address",
-        "SEQTRACK_GOLDEN: there is no such variable; did you mean SEQTRACK_GOLDENS?",
-        "LR (OVERRIDES): there is no such key; did you mean TRAIN.LR?",
-        "TRAIN.SEED (OVERRIDES): found 'x', expected a whole number, at least 0 and at most 4294967295",
+    assert [(problem.split(" ")[0].rstrip(":"), problem.code) for problem in problems_of(environ)] == [
+        ("PHASE", "variable.invalid_value"),
+        ("SEED", "variable.invalid_value"),
+        ("NPROC", "variable.invalid_value"),
+        ("HF_REPO", "variable.invalid_value"),
+        ("SEQTRACK_GOLDEN", "variable.unknown"),
+        ("LR", "config.unknown_key"),
+        ("TRAIN.SEED", "config.invalid_value"),
     ]
 
 
 @pytest.mark.parametrize("name", sorted(VARIABLES))
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_variable_counts_as_not_set(name: str, empty: str) -> None:
-    assert read_environment({name: empty}) == Environment()
+    assert read_environment({name: empty}) == read_environment({})
 
 
 @pytest.mark.parametrize(
     ("name", "bad", "good"),
     [
         ("PHASE", ["0", "one", "1.0", "12"], ["1", " 2 "]),
-        ("RESUME_EPOCH", ["0", "-1", "3.0", "last", "１"], ["1", "03"]),
+        ("RESUME_EPOCH", ["0", "-1", "3.0", "last", "１", "03"], ["1", " 3"]),
         ("EPOCHS", ["0", "ten"], ["1"]),
         ("BATCH_SIZE", ["0", "1e1", "9" * 50], ["1"]),
         ("SEED", ["4294967296", "0x1"], ["0", "4294967295"]),
@@ -137,52 +136,47 @@ def test_an_empty_variable_counts_as_not_set(name: str, empty: str) -> None:
         ),
         ("HF_PRIVATE", ["maybe", "2"], ["true", "0", "Yes"]),
         ("UPLOAD_TARGET", ["/mnt/backup", "folder:", ":x"], ["folder:/mnt/backup"]),
-        ("OVERRIDES", ["TRAIN.LR", "TRAIN.LR=1", "TRAIN.LR '1"], ["TRAIN.LR 1", "TRAIN.LR '1'"]),
+        (
+            "OVERRIDES",
+            ["TRAIN.LR", "TRAIN.LR=1", "TRAIN.LR '1", "A 1 B"],
+            ["TRAIN.LR 1", "TRAIN.LR '1'"],
+        ),
         ("CONFIG", ["a\nb"], ["demo"]),
         ("HF_TOKEN", ["two words", "naïve"], [TOKEN]),
     ],
 )
 def test_a_malformed_value_is_refused_and_a_good_one_is_not(name: str, bad: list[str], good: list[str]) -> None:
     for value in bad:
-        with pytest.raises(UserError, match=f"^{name}: found "):
+        with pytest.raises(UserError) as caught:
             read_environment({name: value})
+        assert [problem.code for problem in caught.value.problems] == ["variable.invalid_value"]
     for value in good:
         read_environment({name: value})
 
 
-def test_what_is_read_is_what_was_written() -> None:
+def test_numbers_and_addresses_of_machines_are_read() -> None:
     assert read_environment({"NPROC": "AUTO"}).nproc == "auto"
-    assert (forms.number(0, 10)("2.5"), forms.host_port("node-1:29500")) == (2.5, "node-1:29500")
-    for text in ("11", "-1", "1e1", "nan", "x", "1."):
-        with pytest.raises(ValueError, match="a number from 0 to 10"):
-            forms.number(0, 10)(text)
+    assert read_environment({"RENDEZVOUS": "node-1:29500"}).rendezvous == "node-1:29500"
+    assert read_environment({"HEALTH_STALE_S": "2.5"}).health_stale_s == 2.5
     for text in ("node", ":1", "node:0", "node:65536", "node:x", "node:"):
-        with pytest.raises(ValueError, match="host:port"):
-            forms.host_port(text)
+        with pytest.raises(UserError):
+            read_environment({"RENDEZVOUS": text})
+    for text in ("0.5", "-1", "nan", "x", "1e8", "1_0"):
+        with pytest.raises(UserError):
+            read_environment({"HEALTH_STALE_S": text})
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert read_environment({"HF_TOKEN_PATH": "~/token"}).hf_token_path == Path("/home/me/token")
-    with pytest.raises(UserError, match="DATA_DIR: found '~nobody-by-this-name/x'"):
+    with pytest.raises(UserError):
         read_environment({"DATA_DIR": "~nobody-by-this-name/x"})
 
 
-def test_overrides_that_are_no_pairs_are_explained() -> None:
-    assert problems_of({"OVERRIDES": "TRAIN.LR 1 TRAIN.SEED"}) == [
-        "OVERRIDES: found 'TRAIN.LR 1 TRAIN.SEED', expected KEY VALUE KEY VALUE; 3 words are no pairs"
-    ]
-    assert problems_of({"OVERRIDES": "TRAIN.LR=1"}) == [
-        "OVERRIDES: found 'TRAIN.LR=1', expected KEY VALUE KEY VALUE with a blank between, not ="
-    ]
-    assert "a quotation mark is left open" in problems_of({"OVERRIDES": "TRAIN.LR '1"})[0]
-
-
 def test_a_misspelt_variable_of_ours_is_an_error_and_a_strangers_is_not() -> None:
-    with pytest.raises(
-        UserError, match="SEQTRACK_TEST_DATE: there is no such variable; did you mean SEQTRACK_TEST_DATA"
-    ):
+    with pytest.raises(UserError) as caught:
         read_environment({"SEQTRACK_TEST_DATE": "x"})
+    assert (caught.value.code, caught.value.problems[0].endswith("SEQTRACK_TEST_DATA?")) == ("variable.unknown", True)
     read_environment({"SEQTRACK_TEST_DATA": "x", "SEQTRACKER": "x", "TORCH_HOME": "x"})
 
 
@@ -195,19 +189,13 @@ def test_phase_two_resumes_epoch_three_unless_told_otherwise() -> None:
 
 def test_a_resume_with_nothing_left_to_train_is_refused() -> None:
     assert problems_of({"RESUME_EPOCH": "9"}) == []
-    assert problems_of({"RESUME_EPOCH": "10"}) == [
-        "RESUME_EPOCH 10: nothing of a run of 10 epochs is left to train; use at most 9"
-    ]
-    assert problems_of({"PHASE": "2", "EPOCHS": "2"}) == [
-        "RESUME_EPOCH, unset and so 3: nothing of a run of 2 epochs is left to train; use at most 1"
-    ]
-    assert problems_of({"EPOCHS": "1", "RESUME_EPOCH": "1"}) == [
-        "RESUME_EPOCH 1: nothing of a run of 1 epochs is left to train; train more than one epoch"
-    ]
-
-
-def test_resolving_alone_refuses_it_too() -> None:
-    with pytest.raises(UserError, match="nothing of a run of 10 epochs is left"):
+    for environ in (
+        {"RESUME_EPOCH": "10"},
+        {"PHASE": "2", "EPOCHS": "2"},
+        {"EPOCHS": "1", "RESUME_EPOCH": "1"},
+    ):
+        assert [problem.code for problem in problems_of(environ)] == ["config.resume_epoch"]
+    with pytest.raises(UserError):
         resolve(read_environment({"RESUME_EPOCH": "10"}))
 
 
@@ -234,11 +222,11 @@ def test_names_of_data_sets_keep_their_capitals_and_several_share_equally() -> N
 
 def test_a_data_set_can_be_held_against_those_that_are_known() -> None:
     known = ("LASOT", "DEMO", "GOT10K_vottrain")
-    with pytest.raises(UserError, match="DATASET: there is no lassot; did you mean LASOT"):
+    with pytest.raises(UserError) as caught:
         read_environment({"DATASET": "lassot,demo"}, known_datasets=known)
-    assert (
-        read_environment({"DATASET": "lasot,got10k_vottrain"}, known_datasets=known).dataset == "lasot,got10k_vottrain"
-    )
+    assert (caught.value.code, caught.value.problems[0].endswith("LASOT?")) == ("variable.unknown_dataset", True)
+    good = read_environment({"DATASET": "lasot,got10k_vottrain"}, known_datasets=known)
+    assert good.dataset == ("lasot", "got10k_vottrain")
 
 
 def test_overrides_win_over_the_other_variables() -> None:
@@ -247,19 +235,20 @@ def test_overrides_win_over_the_other_variables() -> None:
 
 
 def test_a_wrong_experiment_is_named() -> None:
-    assert "no such experiment; did you mean seqtrack_b384" in problems_of({"CONFIG": "seqtrack-b384"})[0]
+    assert problems_of({"CONFIG": "seqtrack-b384"})[0].code == "config.unknown_experiment"
 
 
 def test_the_token_is_in_no_text_that_we_make() -> None:
     environment, config = configure({"HF_TOKEN": TOKEN, "HF_REPO": "me/x"})
     assert TOKEN not in repr(environment) + str(environment) + repr(config)
     broken = problems_of({"HF_TOKEN": f"{TOKEN} {TOKEN}"})
-    assert broken == ["HF_TOKEN: found a value that is not shown, expected one word of ASCII letters"]
+    assert len(broken) == 1
+    assert TOKEN not in broken[0]
     with_credentials = problems_of({"HF_ENDPOINT": f"https://user:{TOKEN}@host"})
     assert TOKEN not in with_credentials[0]
 
 
-def test_the_token_file_wins_and_is_read_anew_each_time(tmp_path: Path) -> None:
+def test_the_token_file_wins_and_is_read_again_each_time(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("hf_first\n")
     environ = {"HF_TOKEN_PATH": str(path), "HF_TOKEN": "hf_other"}
@@ -276,18 +265,19 @@ def test_the_token_file_wins_and_is_read_anew_each_time(tmp_path: Path) -> None:
 def test_a_token_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="holds no token") as caught:
+    with pytest.raises(UserError) as caught:
         read_token({"HF_TOKEN_PATH": str(path)})
-    assert TOKEN not in str(caught.value)
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    assert (caught.value.code, TOKEN in str(caught.value)) == ("token.malformed", False)
+    with pytest.raises(UserError) as caught:
         read_token({"HF_TOKEN_PATH": str(tmp_path / "nothing")})
+    assert caught.value.code == "token.unreadable"
 
 
 def test_one_variable_can_be_read_by_itself() -> None:
     assert read_variable({}, "DEVICE") == "auto"
     assert read_variable({"HF_PRIVATE": "off"}, "HF_PRIVATE") is False
     assert read_variable({}, "HF_REPO") is None
-    with pytest.raises(UserError, match="HF_REPO"):
+    with pytest.raises(UserError):
         read_variable({"HF_REPO": "x"}, "HF_REPO")
 
 
@@ -303,12 +293,13 @@ def test_no_dotenv_file_is_no_error_and_a_broken_one_is(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
     assert load_dotenv_file(tmp_path, environ) is None
     (tmp_path / ".env").write_text(f"SEED=7\nHF_TOKEN='{TOKEN}\n")
-    with pytest.raises(UserError, match=r"\.env line 2: expected NAME=value") as caught:
+    with pytest.raises(UserError) as caught:
         load_dotenv_file(tmp_path, environ)
-    assert (environ, TOKEN in str(caught.value)) == ({}, False)
+    assert (environ, caught.value.code, TOKEN in str(caught.value)) == ({}, "dotenv.malformed", False)
     (tmp_path / ".env").write_bytes(b"SEED=\xff\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError) as caught:
         load_dotenv_file(tmp_path, environ)
+    assert caught.value.code == "dotenv.unreadable"
 
 
 def test_dotenv_goes_into_the_process_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +315,7 @@ def test_the_example_file_is_a_real_run_that_only_lacks_a_repository(tmp_path: P
     environ: dict[str, str] = {}
     load_dotenv_file(tmp_path, environ)
     environment, config = configure(environ)
-    assert (environment.dataset, environment.epochs, environment.hf_repo) == ("lasot", 10, None)
+    assert (environment.dataset, environment.epochs, environment.hf_repo) == (("lasot",), 10, None)
     assert config.DATA.TRAIN.DATASETS_NAME == ("LASOT",)
     assert config.DATA.CLASSES == ("book", "coin")
     assert re.search(r"hf_[A-Za-z0-9]{8}", text) is None

@@ -4,7 +4,14 @@ import logging
 
 import pytest
 
-from seqtrack.config.load import config_from_text, dump_config, experiment_names, flat_values, load_config
+from seqtrack.config.loader import (
+    config_digest,
+    config_from_text,
+    dump_config,
+    experiment_names,
+    flat_values,
+    load_config,
+)
 from seqtrack.config.schema import KEYS, Config
 
 AUTHORS = [f"seqtrack_{size}{variant}" for size in ("b256", "b384", "l256", "l384") for variant in ("", "_got")]
@@ -191,3 +198,28 @@ def test_the_demo_is_the_recipe_that_was_tried() -> None:
 def test_a_study_differs_from_the_defaults_as_published(name: str, expected: dict[str, object]) -> None:
     assert expected.items() <= changed(name).items()
     assert load_config(name).DATA.TRAIN.DATASETS_NAME == ("LASOT",)
+
+
+# Checkpoints name the digest: one that moves with the code would refuse every resume after an update. A new key that
+# makes experiments differ changes it, knowingly.
+DIGESTS = {
+    "airplane_bicycle_p8": "e27533ff5c319a765160999667560be4358a5c0c248ab8f2564ba9f01fac0db7",
+    "airplane_random_5": "82ea163f0d80ae90e1b88383987747967f1355b7d04740e3954f300701517e07",
+    "book_coin_192": "a12f49c080e96222a440434a2f29a702fea1ccac53b13bcbdad7a156127c16ba",
+    "coin_kite_256": "a8d3097d8cd105dda34c4d08b6f3e167ee04fd1e089616dcfc3fef0056762cc6",
+    "demo": "119488aa21ab6bbb420fc1190ebc142d16ac2473221ad005ee142e844ea2af00",
+    "seqtrack_b256": "2533fd949fa9b6ff52fa4439b9aaade05aebe0f8b53c623200f75745eb999969",
+    "seqtrack_b256_got": "4b9dc4dcbb29ffad37d70434e4eb4cf65f0fec6a371c591ea31021b08e1eb521",
+    "seqtrack_b384": "7bfdf276c34a87b42ecb56fc60be3cfe42952cae712e0b6e266433603a3f76a1",
+    "seqtrack_b384_got": "a218f3d9f5e1e60c3799c76643477181a5178d3b5c14692e0f3cd0598261f0e3",
+    "seqtrack_l256": "95abfaada42e24ba1fd56321b30e7c6a29199ca6078dd78a73b7a4782a8116ee",
+    "seqtrack_l256_got": "316578c95d855026f7ef0646ddf229685bc4b5a643617fedb682b8bc091df333",
+    "seqtrack_l384": "a0623fb18c6192a8db373e628da62894260ee13d1202ff01239e6a7e6c6cc39a",
+    "seqtrack_l384_got": "3ec32425897b0270d3b18b23dc562b04c6febef51db37dbce51331df88c9c8d1",
+}
+
+
+@pytest.mark.parametrize("name", sorted(DIGESTS))
+def test_the_digest_of_an_experiment_stays(name: str) -> None:
+    assert sorted(DIGESTS) == experiment_names()
+    assert config_digest(load_config(name)) == DIGESTS[name]

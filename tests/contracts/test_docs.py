@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from seqtrack.cli import COMMANDS
-from seqtrack.commands.document import parser_of, parsers, render
-from seqtrack.config.variables import VARIABLES
-from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE
+from seqtrack.commands.docs import parser_of, parsers, render
+from seqtrack.config.environment import VARIABLES, read_variable
+from seqtrack.config.fields import reader
+from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from seqtrack.uploads.watch import LEFT_OVER
 
 ROOT = Path(__file__).parents[2]
@@ -126,8 +127,8 @@ def refused_values(code: list[str]) -> list[str]:
     for name, value in re.findall(r"(?:^|\s)([A-Z][A-Z0-9_]{2,})=([\w.,:/@+-]+)", "\n".join(code)):
         if name in VARIABLES and not value.startswith(("...", "/")) and (name, value) not in ENTRYPOINT_VALUES:
             try:
-                VARIABLES[name].read(value)
-            except ValueError as error:
+                read_variable({name: value}, name)
+            except UserError as error:
                 refused.append(f"{name}={value}: {error}")
     return refused
 
@@ -150,7 +151,7 @@ def test_every_page_can_be_reached() -> None:
 
 
 def test_the_tables_of_commands_are_those_of_the_code() -> None:
-    assert render(COMMANDS_PAGE) == COMMANDS_PAGE, "run: python -m seqtrack.commands.document docs/commands.md"
+    assert render(COMMANDS_PAGE) == COMMANDS_PAGE, "run: python -m seqtrack.commands.docs docs/commands.md"
     with pytest.raises(ValueError, match="expected once"):
         render(COMMANDS_PAGE.replace("<!-- end of commands -->", ""))
 
@@ -178,7 +179,7 @@ def test_every_exit_code_is_on_the_page_and_no_other() -> None:
 
 def test_every_reader_of_a_variable_exists() -> None:
     others = {"every command", "entrypoint", "healthcheck", "tests"}
-    readers = {word.strip() for one in VARIABLES.values() for word in one.reader.split(",")}
+    readers = {word.strip() for one in VARIABLES.values() for word in reader(one).split(",")}
     assert sorted(readers - set(COMMANDS) - others) == []
 
 

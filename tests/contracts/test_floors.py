@@ -162,7 +162,7 @@ def test_every_module_stands_on_a_floor_and_every_floor_has_its_modules() -> Non
     [
         ("seqtrack.data.crop", "from seqtrack.model.images import x", "data and model are siblings"),
         ("seqtrack.model.build", "import seqtrack.data.crop", "model and data are siblings"),
-        ("seqtrack.config.load", "from seqtrack.engine import state", "goes up, from floor 1 to floor 3"),
+        ("seqtrack.config.loader", "from seqtrack.engine import state", "goes up, from floor 1 to floor 3"),
         ("seqtrack.boxes", "def f():\n    from seqtrack.config import load", "goes up, from floor 0 to floor 1"),
         ("seqtrack.engine.loop", "from torch import distributed", "only seqtrack.engine.ranks may"),
         ("seqtrack.engine.loop", "import torch.distributed as dist", "only seqtrack.engine.ranks may"),
@@ -183,7 +183,7 @@ def test_an_import_that_goes_up_or_sideways_is_named(module: str, source: str, m
         ("seqtrack.uploads.watch", "import torch"),
         ("seqtrack.uploads.watch", "def f():\n    from torch.nn import Module"),
         ("seqtrack.model.build", "from seqtrack.config.schema import Config"),
-        ("seqtrack.config.load", "import numpy as np"),
+        ("seqtrack.config.loader", "import numpy as np"),
     ],
 )
 def test_forbidden_knowledge_is_named(module: str, source: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from seqtrack.checkpoints.store import FORMAT, epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
-from seqtrack.config.load import config_digest, dump_config, load_config
+from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.demo import Plan, draw_demo
 from seqtrack.data.lasot import open_lasot

@@ -7,7 +7,7 @@ import model_sets as sets
 import pytest
 
 from seqtrack import prepare
-from seqtrack.config.load import load_config
+from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.engine.optimizer import NamedOptimizer, learning_rate_factor, parameter_groups
 from seqtrack.model.build import build_empty

@@ -9,7 +9,7 @@ import model_sets as sets
 import numpy as np
 import pytest
 
-from seqtrack.config.load import load_config
+from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
 from seqtrack.evaluation.metrics import iou_xywh
 from seqtrack.model.build import build_empty

@@ -13,7 +13,7 @@ import yaml
 
 from seqtrack.checkpoints.store import load_weights, manifest_of, write_weights
 from seqtrack.cli import main
-from seqtrack.config.load import config_digest, dump_config, load_config
+from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.model.build import build_model
 from seqtrack.model.spec import model_spec
 

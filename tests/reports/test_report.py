@@ -260,7 +260,7 @@ class TestWhatWasNotRun:
 
 
 def test_configuration_shows_every_difference_from_the_authors(finished_run: Path) -> None:
-    from seqtrack.config.load import compare_configs, load_config
+    from seqtrack.config.loader import compare_configs, load_config
 
     text = section(written(finished_run), "Configuration")
     mine = load_config(str(finished_run / "phase_1" / "config.yaml"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seqtrack.config.variables import VARIABLES
+from seqtrack.config.environment import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOUD = ROOT / "docker/cloud"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqtrack.config.load import load_config
+from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack

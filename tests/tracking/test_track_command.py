@@ -16,7 +16,7 @@ import yaml
 from seqtrack.checkpoints.store import epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.cli import main
-from seqtrack.config.load import dump_config, load_config
+from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.evaluation.boxfiles import read_boxes
 from seqtrack.model.seqtrack import SeqTrack

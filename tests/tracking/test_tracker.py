@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqtrack.config.load import load_config
+from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.model.build import build_model

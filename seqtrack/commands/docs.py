@@ -1,6 +1,6 @@
 """The tables of `docs/commands.md`, made from the commands' own parsers and the table of variables.
 
-`python -m seqtrack.commands.document docs/commands.md` writes them anew between their markers; a test says when that
+`python -m seqtrack.commands.docs docs/commands.md` writes them anew between their markers; a test says when that
 was forgotten. Knows no prose.
 """
 
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seqtrack.cli import COMMANDS
-from seqtrack.config.document import cell, replace_between
-from seqtrack.config.variables import VARIABLES
+from seqtrack.config.docs import cell, replace_between
+from seqtrack.config.environment import VARIABLES
+from seqtrack.config.fields import reader
 
-_START, _END = "<!-- commands: made by python -m seqtrack.commands.document -->", "<!-- end of commands -->"
+_START, _END = "<!-- commands: made by python -m seqtrack.commands.docs -->", "<!-- end of commands -->"
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
@@ -71,7 +72,7 @@ def commands_text() -> str:
         rows = [f"| `{cell(written)}` | {cell(meaning)} |" for written, meaning in arguments_of(parser)]
         if rows:
             parts += ["| argument | meaning |", "|---|---|", *rows, ""]
-        readers = list(dict.fromkeys(_shown(name) for name, one in VARIABLES.items() if _reads(one.reader, words)))
+        readers = list(dict.fromkeys(_shown(name) for name, one in VARIABLES.items() if _reads(reader(one), words)))
         if readers:
             parts += [f"Variables: {', '.join(readers)}.", ""]
     return "\n".join(parts).rstrip()

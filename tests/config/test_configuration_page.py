@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.config.document import render
-from seqtrack.config.load import experiment_names
+from seqtrack.config.docs import render
+from seqtrack.config.environment import VARIABLES
+from seqtrack.config.loader import experiment_names
 from seqtrack.config.rules import RULES
 from seqtrack.config.schema import KEYS
-from seqtrack.config.variables import VARIABLES
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def first_cells(after: str, before: str) -> list[str]:
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    assert render(DOCUMENT) == DOCUMENT, "run: python -m seqtrack.config.document docs/configuration.md"
+    assert render(DOCUMENT) == DOCUMENT, "run: python -m seqtrack.config.docs docs/configuration.md"
 
 
 def test_every_key_and_variable_is_documented_and_no_other() -> None:
@@ -55,5 +55,5 @@ def test_every_variable_in_the_files_for_users_is_in_the_table() -> None:
 
 
 def test_every_meaning_is_one_line() -> None:
-    texts = [key.meaning for key in KEYS.values()] + [variable.meaning for variable in VARIABLES.values()]
-    assert [text for text in texts if "\n" in text or not text] == []
+    texts = [field.description for field in (*KEYS.values(), *VARIABLES.values())]
+    assert [text for text in texts if not text or "\n" in text] == []

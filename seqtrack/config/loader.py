@@ -1,0 +1,327 @@
+"""Experiments in and out: load one from its layers, write it, digest it, compare two.
+
+A layer (a YAML file, a variable of the environment, `KEY VALUE` pairs) is read as text with the place of each key, and
+checked by itself, so that every problem names its place; a yacs node collects the layers, each over the one before.
+Knows files of text; knows no environment variable by name.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+from yacs.config import CfgNode
+
+from seqtrack.config.fields import did_you_mean, expected, must_match
+from seqtrack.config.rules import CAUTIONS, RULES, broken_rules
+from seqtrack.config.schema import IGNORED_KEYS, KEYS, SECTIONS, Config
+from seqtrack.errors import Problem, UserError
+from seqtrack.parsing import ParseError, read_text, short_repr
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+# Larger than any configuration; a checkpoint given by mistake should not be parsed for a minute.
+MAX_CHARACTERS = 1_000_000
+_MAX_DEPTH = 6
+Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key in which two configurations differ; `must_match` if that makes them two experiments."""
+
+    key: str
+    a: Value
+    b: Value
+    must_match: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_plain(self.a)} / {_plain(self.b)}"
+
+
+@dataclass
+class _Layer:
+    """One source of values: a tree of texts and lists, where each key was written, and what was wrong on the way."""
+
+    name: str
+    tree: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def refuse(self, code: str, text: str) -> None:
+        self.problems.append(Problem(text, f"config.{code}"))
+
+
+def experiment_names() -> list[str]:
+    """The experiments that come with the package, by name."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def is_file_name(name_or_path: str) -> bool:
+    """Whether CONFIG names a file of the user's rather than an experiment of the package."""
+    return "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+
+
+def load_config(
+    name_or_path: str,
+    *,
+    overrides: Sequence[tuple[str, str]] = (),
+    environment: Sequence[tuple[str, tuple[str, str]]] = (),
+    overrides_from: str = "KEY VALUE pairs",
+) -> Config:
+    """Load an experiment and check all of it.
+
+    Args:
+        name_or_path: `seqtrack_b256` and the like, or a path that ends in .yaml.
+        overrides: `(key, text)` pairs; they win over everything else.
+        environment: `(variable, (key, text))`; they win over the file. The variable is named in messages.
+        overrides_from: what messages call the origin of `overrides`.
+
+    Raises:
+        UserError: every problem of every layer, and every rule between keys that is broken.
+    """
+    layers = [_read_file(name_or_path)]
+    layers += [_read_pairs([pair], f"environment variable {variable}") for variable, pair in environment]
+    return _merge([*layers, _read_pairs(overrides, overrides_from)])
+
+
+def config_from_text(text: str, name: str) -> Config:
+    """A configuration from YAML text, such as one stored with a run; `name` appears in the messages.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return _merge([_read_yaml(text, name)])
+
+
+def dump_config(config: Config) -> str:
+    """Every key as YAML, in the schema's order; equal configurations give equal text."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+
+def flat_values(config: Config) -> dict[str, Value]:
+    """Full key to value, in the schema's order."""
+    return {key: _get(config, key) for key in KEYS}
+
+
+def config_digest(config: Config) -> str:
+    """sha256, as hex, over the keys that make the experiment; workers, log interval and the like do not enter."""
+    values = {key: value for key, value in flat_values(config).items() if must_match(KEYS[key])}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def compare_configs(a: Config, b: Config) -> list[Difference]:
+    """Every key in which two configurations differ, in the schema's order."""
+    left, right = flat_values(a), flat_values(b)
+    return [
+        Difference(key, left[key], right[key], must_match(field))
+        for key, field in KEYS.items()
+        if left[key] != right[key]
+    ]
+
+
+def _get(config: Any, key: str) -> Value:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return cast(Value, config)
+
+
+def _plain(value: Value) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_file(name_or_path: str) -> _Layer:
+    if is_file_name(name_or_path):
+        path, name = Path(name_or_path), name_or_path
+    else:
+        path, name = EXPERIMENTS / f"{name_or_path}.yaml", f"{name_or_path}.yaml"
+        if name_or_path not in experiment_names():
+            known = experiment_names()
+            hint = (
+                did_you_mean(name_or_path, known) or f"; there are {', '.join(known)}, or give a path ending in .yaml"
+            )
+            layer = _Layer(name)
+            layer.refuse("unknown_experiment", f"{short_repr(name_or_path)}: there is no such experiment{hint}")
+            return layer
+    try:
+        return _read_yaml(read_text(path), name)
+    except (OSError, ParseError, ValueError) as error:  # ValueError: a NUL character in the path
+        layer = _Layer(name)
+        layer.refuse("unreadable", f"{name!r}: cannot be read: {getattr(error, 'strerror', None) or error}")
+        return layer
+
+
+def _read_yaml(text: str, name: str) -> _Layer:
+    """Read a YAML document of nested mappings as texts, each with its line."""
+    layer = _Layer(name)
+    if len(text) > MAX_CHARACTERS:
+        layer.refuse("not_yaml", f"{name}: {len(text)} characters; this is no configuration file")
+        return layer
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # Besides its own errors the parser raises ValueError and OverflowError for a broken \U escape, and
+        # RecursionError for a thousand brackets.
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).split("\n")[0] or repr(error)
+        layer.refuse("not_yaml", f"{name}{line}: this is not YAML: {reason}")
+        return layer
+    if isinstance(root, yaml.MappingNode):
+        layer.tree = _read_node(root, "", layer, 0)
+    else:
+        found = "an empty file" if root is None else "no mapping"
+        layer.refuse(
+            "not_a_mapping", f"{name}: found {found}, expected `KEY: value` lines below MODEL, TRAIN, DATA, TEST"
+        )
+    return layer
+
+
+def _read_node(node: yaml.Node, key: str, layer: _Layer, depth: int) -> Any:
+    """Texts, lists and dictionaries of a node. Goes no deeper than a configuration, so a document that refers to
+    itself ends too."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.style is None and node.value.lower() in ("", "~", "null"):
+            return None
+        # A tag such as !!python/object is not obeyed; it makes the text one that no number or name can be.
+        standard = node.tag.startswith("tag:yaml.org,2002:") and ":python/" not in node.tag
+        return node.value if standard else f"{node.tag} {node.value}"
+    if depth > _MAX_DEPTH:
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        return [_read_node(element, key, layer, depth + 1) for element in node.value]
+    tree: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            layer.refuse("unknown_key", f"{layer.name} line {line}: expected a key, found a list or a mapping")
+            continue
+        full = f"{key}.{key_node.value}".lstrip(".")
+        if key_node.value in tree:
+            layer.refuse(
+                "duplicate_key", f"{_shown(full)} ({layer.name} line {line}): given twice, first at {layer.where[full]}"
+            )
+            continue
+        layer.where[full] = f"{layer.name} line {line}"
+        value = _read_node(value_node, full, layer, depth + 1)
+        if full not in IGNORED_KEYS:
+            tree[key_node.value] = value
+    return tree
+
+
+def _read_pairs(pairs: Sequence[tuple[str, str]], name: str) -> _Layer:
+    layer = _Layer(name)
+    for key, text in pairs:
+        if key in layer.where:
+            layer.refuse("duplicate_key", f"{key} ({name}): given twice; leave one of them out")
+        elif key in SECTIONS:
+            layer.refuse("not_a_section", f"{key} ({name}): this is a section; name one of its keys")
+        elif key not in KEYS:
+            if key not in IGNORED_KEYS:
+                layer.refuse("unknown_key", f"{_shown(key)} ({name}): there is no such key{_nearest(key)}")
+        else:
+            layer.where[key] = name
+            _set(layer.tree, key, text.strip())
+    return layer
+
+
+def _merge(layers: Sequence[_Layer]) -> Config:
+    node = CfgNode(Config().model_dump())
+    problems: list[Problem] = []
+    invalid: set[str] = set()
+    for layer in layers:
+        found, keys = _check(layer)
+        problems += [*layer.problems, *found]
+        invalid |= keys
+        for key in layer.where:
+            if key in KEYS and key not in keys:
+                _set(node, key, _lookup(layer.tree, key))
+    node.freeze()
+    config = Config.model_validate(node)
+    problems += [Problem(text, "config.rule") for text in broken_rules(RULES, config, invalid)]
+    if problems:
+        raise UserError(problems)
+    for caution in broken_rules(CAUTIONS, config, ()):
+        _log.warning("%s", caution)
+    return config
+
+
+def _check(layer: _Layer) -> tuple[list[Problem], set[str]]:
+    """What is wrong with a layer by itself, and the known keys among it."""
+    try:
+        Config.model_validate(layer.tree)
+    except ValidationError as error:
+        found = {}
+        # The elements of a list last.
+        for item in sorted(error.errors(include_url=False, include_context=False), key=lambda item: len(item["loc"])):
+            key, index = _split(item["loc"])
+            place = f"{_shown(key)}{'' if index is None else f'[{index}]'}"
+            where = layer.where.get(key, layer.name)
+            if item["type"] == "extra_forbidden":
+                code, text = "unknown_key", f"there is no such key{_nearest(key)}"
+            elif key in SECTIONS:
+                code, text = "not_a_section", f"found {_found(item['input'])}, expected a section with keys below it"
+            else:
+                hint = did_you_mean(item["input"], _choices(key)) if isinstance(item["input"], str) else ""
+                code, text = "invalid_value", f"found {_found(item['input'])}, expected {expected(KEYS[key])}{hint}"
+            found[place] = (key, Problem(f"{place} ({where}): {text}", f"config.{code}"))
+            if index is not None:
+                found.pop(key, None)  # a list without its invalid elements is too short as well
+        return [problem for _, problem in found.values()], {key for key, _ in found.values()} & set(KEYS)
+    return [], set()
+
+
+def _split(loc: tuple[int | str, ...]) -> tuple[str, int | None]:
+    """The key of an error's place, and the element of a list; what pydantic adds about unions is dropped."""
+    key = ""
+    for depth, part in enumerate(loc):
+        if isinstance(part, int):
+            return key, part
+        key = f"{key}.{part}".lstrip(".")
+        if key in KEYS:
+            following = loc[depth + 1 :]
+            return key, next((item for item in following if isinstance(item, int)), None)
+    return key, None
+
+
+def _choices(key: str) -> list[str]:
+    text = expected(KEYS[key])
+    return text.removeprefix("one of ").split(", ") if text.startswith("one of ") else []
+
+
+def _nearest(key: str) -> str:
+    return did_you_mean(key, [*KEYS, *SECTIONS])
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() and 0 < len(key) <= 60 else short_repr(key)
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return short_repr(value)
+
+
+def _set(tree: Any, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for part in sections:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
+
+
+def _lookup(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
