@@ -34,16 +34,16 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _stop_before_start)
     signal.signal(signal.SIGINT, _stop_before_start)
     from seqtrack.config.environment import read_variable
+    from seqtrack.engine.devices import device_plan
 
     if args.max_restarts is not None:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
         _one_of_several()
     processes = read_variable(os.environ, "NPROC")
-    if processes == "auto":
-        import torch
-
-        processes = max(1, torch.cuda.device_count())
+    if processes != 1:
+        plan = device_plan(read_variable(os.environ, "DEVICE"), processes)
+        processes, os.environ["DEVICE"] = plan.processes, plan.device
     if processes == 1 and read_variable(os.environ, "NNODES") == 1 and read_variable(os.environ, "MAX_RESTARTS") == 0:
         from seqtrack.train import train
 

@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
+from seqtrack.engine.devices import choose_device as choose_device
 from seqtrack.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -207,26 +208,6 @@ def launch(command: Sequence[str], how: Launch) -> bool:
     except SignalException:
         return False
     return True
-
-
-def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
-    """The device that `name` (auto, cpu, cuda) means on this machine.
-
-    Raises:
-        UserError: cuda was asked for and there is none that this torch can use.
-    """
-    if name == "cpu":
-        return torch.device("cpu")
-    usable = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda", local_rank) if usable else torch.device("cpu")
-    if not usable:
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise UserError(
-            f"DEVICE=cuda, but process {local_rank} finds {found} usable GPUs (torch {torch.__version__} with CUDA "
-            f"{torch.version.cuda}); use DEVICE=cpu, or run `seqtrack doctor` to see what is wrong"
-        )
-    return torch.device("cuda", local_rank)
 
 
 def join(device_name: str) -> Ranks:
