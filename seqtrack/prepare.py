@@ -8,7 +8,7 @@ values and never the configuration.
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,10 +21,11 @@ from seqtrack.data.classes import draw_classes
 from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sources import Source, open_source
 from seqtrack.device import DTYPES, capability_of, choose_precision
-from seqtrack.engine.loop import LoopPlan
+from seqtrack.engine.loop import LoopPlan, Validation
 from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.step import StepSettings
+from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import UserError
 from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.seqtrack import SeqTrack
@@ -34,7 +35,6 @@ from seqtrack.model.weights import load_pretrained
 logger = logging.getLogger(__name__)
 
 Sampling = Literal["stateless", "fixed_per_epoch"]
-Validation = Callable[[nn.Module], dict[str, float]]
 
 
 def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> list[Source]:
@@ -165,18 +165,25 @@ def make_model(config: Config, ranks: Ranks, *, fresh: bool) -> SeqTrack:
         UserError: the pretrained weights cannot be had.
     """
     spec = model_spec(config)
+
+    def initialise() -> SeqTrack:
+        model = build_model(spec, seed=config.TRAIN.SEED)
+        if spec.pretrain_type != "scratch":
+            load_pretrained(model, spec)
+        return model.to(ranks.device)
+
     if not fresh:
         return build_empty(spec).to_empty(device=ranks.device)
-    model = build_model(spec, seed=config.TRAIN.SEED)
-    if spec.pretrain_type != "scratch":
-        load_pretrained(model, spec)
-    return model.to(ranks.device)
+    made: list[SeqTrack] = []
+    ranks.agree(lambda: made.append(initialise()))  # rank 0 alone: what is downloaded is downloaded once
+    model = made[0] if made else build_empty(spec).to_empty(device=ranks.device)
+    ranks.share(model)
+    return model
 
 
-def wrap(config: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
-    """The form of the model that a step calls: gradients averaged over ranks, compiled if asked for."""
-    wrapped = ranks.wrap(model)
-    return cast(nn.Module, torch.compile(wrapped)) if config.TRAIN.COMPILE else wrapped
+def callable_form(config: Config, model: nn.Module) -> nn.Module:
+    """The form of the model that a step calls: compiled if asked for."""
+    return cast(nn.Module, torch.compile(model)) if config.TRAIN.COMPILE else model
 
 
 def samples_per_epoch(config: Config, dataset: SampleDataset) -> int:
@@ -204,7 +211,7 @@ def make_validation(config: Config, data_dir: Path, trained_on: Sequence[Source]
     refuse_leak(held_out, trained)
     settings = tracker_settings(config, dataset=config.DATA.TRAIN.DATASETS_NAME[0])
 
-    def score(model: nn.Module) -> dict[str, float]:
-        return validate(cast(SeqTrack, model), held_out, settings, trained_on=trained)
+    def score(model: nn.Module, stop: StopRequest) -> dict[str, float] | None:
+        return validate(cast(SeqTrack, model), held_out, settings, trained_on=trained, stopped=lambda: stop.is_set)
 
     return score

@@ -19,7 +19,7 @@ from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import SOURCES, Source, describe
 from seqtrack.engine.log import EarlyLines, RunLog, logging_to
-from seqtrack.engine.loop import Loop
+from seqtrack.engine.loop import Loop, Validation
 from seqtrack.engine.optimizer import NamedOptimizer, Schedule
 from seqtrack.engine.ranks import Ranks, join
 from seqtrack.engine.saving import Saver
@@ -46,7 +46,7 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _train(environment: Environment, config: Config, stop: StopRequest, early: EarlyLines) -> int:
-    with contextlib.closing(join(environment.device)) as ranks:
+    with join(environment.device) as ranks:
         prepare.set_kernels(config, ranks)
         sources = prepare.open_sources(config, environment.data_dir)
         data, reading, folder = describe(sources), Reading(), environment.phase_folder()
@@ -119,13 +119,13 @@ def _run(
     state: TrainState,
     start: Start,
     saver: Saver,
-    validate: prepare.Validation | None,
+    validate: Validation | None,
 ) -> int:
     """From where the run starts to the verdict."""
     folder = environment.phase_folder()
     began = say_start(start, ranks)
     record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
-    stepper = Stepper(state, prepare.wrap(config, ranks, state.model), ranks, prepare.step_settings(config, ranks))
+    stepper = Stepper(state, prepare.callable_form(config, state.model), ranks, prepare.step_settings(config, ranks))
     log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)
     with contextlib.closing(log), contextlib.closing(saver):
         complete = Loop(

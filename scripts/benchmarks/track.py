@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from seqtrack.config.loader import load_config
+    from seqtrack.engine.devices import choose_device
     from seqtrack.engine.fingerprint import describe_device
-    from seqtrack.engine.ranks import choose_device
     from seqtrack.model.build import build_model
     from seqtrack.model.spec import model_spec
     from seqtrack.tracking.settings import tracker_settings

@@ -213,7 +213,7 @@ def _track_checkpoints(
     """Track with each checkpoint in turn, and with the untrained model if the flag or else `untrained` says so."""
     from tqdm import tqdm
 
-    from seqtrack.engine.ranks import choose_device
+    from seqtrack.engine.devices import choose_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
     from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.tracking.load import load_model, set_threads

@@ -96,8 +96,8 @@ def _checkpoint(args: argparse.Namespace, environment: "Environment") -> "Manife
 
 
 def _tracker(args: argparse.Namespace, environment: "Environment", manifest: "Manifest") -> "Tracker":
+    from seqtrack.engine.devices import choose_device
     from seqtrack.engine.fingerprint import describe_device
-    from seqtrack.engine.ranks import choose_device
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import tracker_settings
     from seqtrack.tracking.tracker import Tracker

@@ -1,21 +1,15 @@
 """`seqtrack train`: one phase, in one process or several."""
 
 import argparse
-import json
 import logging
 import os
 import signal
 import sys
-import tempfile
-from pathlib import Path
+import traceback
 from types import FrameType
 from typing import NoReturn
 
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
-
-# Where the processes of one run leave the exit code that the run as a whole should have: the launcher that starts
-# them knows success and failure only, and would start a run again that was asked to stop.
-_EXIT_FOLDER = "_SEQTRACK_EXIT_FOLDER"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +52,7 @@ def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
 
 def _start_several(processes: int) -> int:
     from seqtrack.config.environment import read_variable
-    from seqtrack.engine.ranks import Launch, launch
+    from seqtrack.engine.launcher import Launch, launch
 
     how = Launch(
         processes,
@@ -70,55 +64,36 @@ def _start_several(processes: int) -> int:
     if how.machines > 1 and not (how.rendezvous and how.machine < how.machines):
         raise UserError(
             f"NNODES is {how.machines}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
-            f"{how.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {how.machines - 1} (found {how.machine})"
+            f"{how.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {how.machines - 1} (found {how.machine})",
+            code="launch.no_meeting_place",
         )
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)  # it would print a page about every exit
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[_EXIT_FOLDER] = folder
-        # The launcher gives every process one thread unless told; the configuration decides that here.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        died: RunError | None = None
-        try:
-            ended = launch([sys.executable, "-m", "seqtrack", "train"], how)
-        except RunError as error:
-            ended, died = False, error
-        codes, problems = _endings(Path(folder))
-    if USER_ERROR_EXIT_CODE in codes:  # of one process, after which the others could not go on
-        raise UserError(problems)
-    if died is not None:
-        raise died
-    return STOPPED_EXIT_CODE if codes or not ended else 0
-
-
-def _endings(folder: Path) -> tuple[set[int], list[Problem]]:
-    """The designed exit codes that the processes left, and their problems, each once."""
-    endings = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
-    problems = [Problem(text, code) for ending in endings for text, code in ending["problems"]]
-    return {ending["code"] for ending in endings}, list(dict.fromkeys(problems))
+    return launch([sys.executable, "-m", "seqtrack", "train"], how)
 
 
 def _one_of_several() -> NoReturn:
-    """One process of a run. A designed exit code other than 0 is left in a file: see `_EXIT_FOLDER`."""
-    if os.environ["RANK"] != "0":
+    """One process of a run: its launcher, or the screen where there is none, is told how it ended."""
+    rank = os.environ["RANK"]
+    if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
-    from seqtrack.engine.ranks import end_process, peers_needed
+    from seqtrack.engine.launcher import LAUNCH_FOLDER, Ending, leave_ending
+    from seqtrack.engine.ranks import PeerLostError, end_process, peers_needed
     from seqtrack.processes import end_with_parent
     from seqtrack.train import train
 
-    folder = os.environ.get(_EXIT_FOLDER)
-    problems: list[Problem] = []
-    if folder is not None:
+    if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
         with peers_needed():
-            code = train(os.environ)
+            ending = Ending(train(os.environ), designed=True)
     except UserError as error:
-        if folder is None:
-            raise
-        code, problems = USER_ERROR_EXIT_CODE, error.problems
-    if folder is not None and code in (USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE):
-        Path(folder, os.environ["RANK"]).write_text(
-            json.dumps({"code": code, "problems": [(problem, problem.code) for problem in problems]})
-        )
-        code = 0
-    end_process(code)
+        ending = Ending(USER_ERROR_EXIT_CODE, error.problems, designed=True)
+    except RunError as error:
+        ending = Ending(1, [error.problem], lost_peer=isinstance(error, PeerLostError))
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed: it is shown here and ends the run
+        traceback.print_exc()
+        text = f"process {rank}: {type(error).__name__}: {error}"
+        ending = Ending(1, [Problem(text, "run.unexpected_error")])
+    if not leave_ending(ending):
+        for problem in ending.problems:
+            print(problem.line, file=sys.stderr)
+    end_process(ending.code)

@@ -1,7 +1,7 @@
 """Which device a process computes on, and how many processes a run has on this machine.
 
-The one place that decides it: training, tracking, evaluation, `plan` and `doctor` ask here. torch is imported inside the
-functions, because the process that launches a run on CPUs needs none.
+The one place that decides it: training, tracking, evaluation, `plan` and `doctor` ask here. torch is imported inside
+the functions, because the process that launches a run on CPUs needs none.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from seqtrack.checkpoints.files import utc_now
@@ -27,6 +28,9 @@ from seqtrack.engine.step import LaunchedStep, Stepper, StepResult
 from seqtrack.engine.stop import StopRequest
 
 logger = logging.getLogger(__name__)
+
+# Scores a model on held-out sequences; None when it was told to stop before it had them.
+Validation = Callable[[nn.Module, StopRequest], dict[str, float] | None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Loop:
         ranks: Ranks,
         stop: StopRequest,
         plan: LoopPlan,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
+        validate: Validation | None = None,
     ) -> None:
         self.state = state
         self.loader = loader
@@ -82,6 +86,8 @@ class Loop:
         if self.ranks.is_main:
             coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.coming_state().items()}
             self.saver.reserve({**coming, **state.capture()[0]})
+        if state.epoch and not state.sample and not self._after_epoch(state.epoch):
+            return False
         first = state.epoch if state.sample else state.epoch + 1
         for epoch in range(first, self.plan.epochs + 1):
             if state.sample == 0:
@@ -121,7 +127,21 @@ class Loop:
                 if stop:
                     return self._stopped()
         self._finish_epoch(epoch, timer)
-        if self.ranks.any(self.stop.is_set) and epoch < self.plan.epochs:
+        return self._after_epoch(epoch)
+
+    def _after_epoch(self, epoch: int) -> bool:
+        """Validate the epoch whose checkpoint was saved, unless its scores are known. Returns False when stopped."""
+        finished = True
+        if self.validate is not None and epoch % self.plan.validation_interval == 0 and not self.log.has_scores(epoch):
+            self.saver.wait()  # a validation may take hours, and a death in it must not cost the epoch
+            scores = self.validate(self.state.model, self.stop)
+            finished = scores is not None
+            if scores is not None:
+                self.log.validation(epoch, self.state.step, scores)
+        # Only rank 0 validates; the others wait for it here.
+        votes = torch.tensor([not finished, self.stop.is_set], dtype=torch.float64, device=self.ranks.device)
+        unfinished, stop = self.ranks.sum_in_place(votes).tolist()
+        if unfinished or (stop and epoch < self.plan.epochs):
             return self._stopped()
         return True
 
@@ -220,8 +240,6 @@ class Loop:
         )
         if self.ranks.is_main:
             plausibility.warn(plausibility.check_history(state.history.epochs))
-        if self.validate is not None and epoch % self.plan.validation_interval == 0:
-            self.log.validation(epoch, state.step, self.validate(state.model))
         state.sample, state.meters = 0, Meters()
         self._save("epoch", epoch_name(epoch), loss=record["loss"], iou=record["iou"])
 

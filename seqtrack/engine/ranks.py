@@ -1,34 +1,41 @@
 """The processes of one run. The only file that imports torch.distributed.
 
-A run of one process goes through the same calls; they then do nothing. Sums over ranks are taken in float64 and in
-rank order, so that they come out the same each time for the same number of processes.
+A run of one process goes through the same calls; they then do nothing. Everything that is summed over processes is
+summed by one all-reduce over a buffer whose layout never changes, so that it comes out the same each time for the same
+number of processes.
 """
 
 import contextlib
-import ctypes
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
-from seqtrack.engine.devices import choose_device as choose_device
-from seqtrack.errors import RunError, UserError
+from seqtrack.engine.devices import choose_device
+from seqtrack.engine.launcher import LAUNCH_FOLDER, MEETING, tell_joined
+from seqtrack.errors import Problem, RunError, UserError
 
 T = TypeVar("T")
 
-# A rank that waits longer than this for the others takes them for dead; a save of a large model must fit in.
-_PATIENCE = timedelta(minutes=15)
+# How long the processes wait for each other to start.
+_MEETING_LIMIT = timedelta(minutes=15)
+# Once they have met they wait without a limit: one of them may validate, download or write to a slow disk for hours.
+# A process that dies closes its connections, and its launcher ends the others.
+_NO_LIMIT = timedelta(days=365)
+
+
+class PeerLostError(RunError):
+    """Another process of the run ended; this one cannot go on, and has nothing of its own to report."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +51,11 @@ class Ranks:
         """Whether this process writes files and the log."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are averaged over ranks in the backward pass."""
-        if self.world == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        # Static buckets and no unused-parameter search: every parameter takes part in every step, and the order of
-        # the sums must not depend on what happened in an earlier process.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """The sums over all ranks of each value, in float64."""
-        if self.world == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return [float(value) for value in total]
-
-    def sum_in_place(self, numbers: torch.Tensor) -> torch.Tensor:
+    def sum_in_place(self, numbers: Tensor) -> Tensor:
         """The sums over all ranks of each element, on the device and without waiting for it."""
         if self.world > 1:
             dist.all_reduce(numbers)
         return numbers
-
-    def any(self, flag: bool) -> bool:
-        """Whether any rank raised its flag: the vote at a step's end."""
-        return self.sum([1.0 if flag else 0.0])[0] > 0
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
@@ -95,12 +81,12 @@ class Ranks:
         """
         if self.world == 1:
             return decide()
-        answer: tuple[T | None, list[str]] = (None, [])
+        answer: tuple[T | None, list[Problem]] = (None, [])
         if self.is_main:
             try:
                 answer = (decide(), [])
             except UserError as error:
-                answer = (None, [*error.problems])
+                answer = (None, error.problems)
         value, problems = self.from_main(answer)
         if problems:
             raise UserError(problems)
@@ -119,17 +105,57 @@ class Ranks:
             received[name] = there.cpu()
         return received
 
-    def close(self) -> None:
-        """Part from the other processes."""
-        if self.world == 1 or not dist.is_initialized():
+    def share(self, model: nn.Module) -> None:
+        """Give every rank rank 0's weights, in place."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        # After a failure the others may stand in a collective, and taking the group apart would wait for them. gloo's
+        # is never taken apart: its threads may need Python's lock while the destructor, which holds it, waits for
+        # them (seen with torch 2.4.1). `end_process` leaves both to the kernel.
+        if failure is None and self.world > 1 and self.device.type == "cuda":
+            dist.destroy_process_group()
+
+
+class Gradients:
+    """The gradients of a model's trainable parameters, and their sum over the ranks.
+
+    With several ranks each gradient is a view into one flat buffer per element type, made once, in the order of the
+    parameters, and summed whole. An element's place in what is summed decides in which order the ranks' addends come;
+    here it is the same in the first step of a process and in every other. (DistributedDataParallel lays its buffers out
+    again after the first step, so that with three ranks a resumed run differs from an uninterrupted one.)
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._flat: list[Tensor] = []
+        if ranks.world == 1:
             return
-        if dist.get_backend() == "gloo":
-            # gloo's destructor waits for its threads with Python's lock held; a thread that lets go of its last tensor
-            # just then waits for that lock, and the process never ends (seen with torch 2.4.1). So the group is never
-            # taken apart: one reference more than there are holders. The kernel closes its sockets.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
-            return
-        dist.destroy_process_group()
+        for dtype in dict.fromkeys(parameter.dtype for parameter in self._parameters):
+            alike = [parameter for parameter in self._parameters if parameter.dtype == dtype]
+            flat = torch.zeros(sum(one.numel() for one in alike), dtype=dtype, device=ranks.device)
+            for parameter, part in zip(alike, torch.split(flat, [one.numel() for one in alike]), strict=True):
+                parameter.grad = part.view_as(parameter)
+            self._flat.append(flat)
+
+    def clear(self) -> None:
+        """Begin a step. One process gives the memory back: its gradients need not lie next to each other."""
+        if self._ranks.world == 1:
+            for parameter in self._parameters:
+                parameter.grad = None
+        for flat in self._flat:
+            flat.zero_()
+
+    def sum_over_ranks(self) -> None:
+        """Replace every gradient by its sum over the ranks: once per step, after the last part of the batch."""
+        for flat in self._flat:
+            self._ranks.sum_in_place(flat)
 
 
 @contextlib.contextmanager
@@ -137,7 +163,7 @@ def peers_needed() -> Iterator[None]:
     """Say in words that another process of the run went away in the middle of an exchange.
 
     Raises:
-        RunError: instead of the backend's own exception.
+        PeerLostError: instead of the backend's own exception.
     """
     try:
         yield
@@ -145,8 +171,9 @@ def peers_needed() -> Iterator[None]:
         # gloo has no exception of its own, only its file's name in the message.
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise RunError(
-            f"another process of this run ended, so this one cannot go on ({str(error).splitlines()[0]:.150})"
+        raise PeerLostError(
+            f"another process of this run ended, so this one cannot go on ({str(error).splitlines()[0]:.150})",
+            code="run.peer_lost",
         ) from error
 
 
@@ -162,82 +189,77 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How many processes to start here, and where they meet those of other machines ("host:port", or "")."""
-
-    processes: int
-    machines: int = 1
-    machine: int = 0
-    rendezvous: str = ""
-    max_restarts: int = 0
-
-
-def launch(command: Sequence[str], how: Launch) -> bool:
-    """Run `command` as the processes of one run, and start all of them again when one dies.
-
-    Returns:
-        True when every process ended with 0; False when this process was told to stop, and has stopped them.
-
-    Raises:
-        RunError: a process died more often than allowed.
-    """
-    # The processes of one machine meet at a port that is held from now on. Left to itself, torch 2.4's launcher looks
-    # for a free one and lets it go again, for a process to take it seconds later, when it may be somebody else's.
-    here = how.machines == 1
-    held = dist.TCPStore("127.0.0.1", 0, is_master=True, multi_tenant=True) if here else None  # type: ignore[attr-defined]
-    settings = LaunchConfig(
-        min_nodes=how.machines,
-        max_nodes=how.machines,
-        nproc_per_node=how.processes,
-        run_id="seqtrack",
-        rdzv_backend="static",
-        rdzv_endpoint=how.rendezvous if held is None else f"127.0.0.1:{held.port}",
-        rdzv_configs={"rank": how.machine, "timeout": int(_PATIENCE.total_seconds())},
-        max_restarts=how.max_restarts,
-        monitor_interval=0.2,
-    )
-    try:
-        elastic_launch(settings, command[0])(*command[1:])
-    except ChildFailedError as error:
-        codes = ", ".join(f"rank {rank}: exit code {failure.exitcode}" for rank, failure in error.failures.items())
-        raise RunError(
-            f"a process of the run died ({codes}); its own message stands above. The checkpoints are sound: start "
-            "again to go on, or set MAX_RESTARTS"
-        ) from error
-    except SignalException:
-        return False
-    return True
-
-
 def join(device_name: str) -> Ranks:
-    """Meet the other processes, as torchrun's environment variables say; alone without them.
+    """Meet the other processes, as the launcher's or torchrun's environment variables say; alone without them.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device asked for is not there, for this process or another.
+        RunError: `run.not_met`, the others did not come.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = choose_device(device_name, local_rank=local_rank)
+    if world == 1:
+        device = choose_device(device_name, local_rank=local_rank)
+    else:
+        try:
+            store = meeting_place(world)
+            device = _common_device(store, device_name, rank, world, local_rank)
+        except RuntimeError as error:
+            raise RunError(f"the {world} processes of the run did not meet: {error}", code="run.not_met") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world == 1:
-        return Ranks(0, 1, device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = launchers_store()
-        dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=int(os.environ["RANK"]), world_size=world)
-    else:
-        dist.init_process_group(backend, timeout=_PATIENCE)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    if world > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_NO_LIMIT, store=store, rank=rank, world_size=world)
+    tell_joined()
+    return Ranks(rank, world, device)
 
 
-def launchers_store() -> dist.PrefixStore:  # type: ignore[name-defined]
-    """The place where the processes of one run find each other, held by their launcher.
+def meeting_place(world: int) -> Store:
+    """Where the processes of one start of a run find each other; a start after a death reads nothing of the dead."""
+    meeting, folder = os.environ.get(MEETING), os.environ.get(LAUNCH_FOLDER)
+    if meeting:
+        address, start = meeting.split()
+        return PrefixStore(f"start {start}", _tcp_store(address, hold=False))
+    if folder:
+        # All on this machine: nothing listens beyond it. The launcher makes a folder for each start.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        store = FileStore(str(Path(folder, "store")), world)
+        store.set_timeout(_MEETING_LIMIT)
+        return store
+    found, _, _ = next(rendezvous("env://", timeout=_MEETING_LIMIT))
+    return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
 
-    Each start after a death has names of its own in it: torch 2.11 leaves that out, and the new processes would wait
-    for the dead ones whose addresses still stand there.
-    """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    held = dist.TCPStore(host, port, is_master=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
-    return dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", held)  # type: ignore[attr-defined]
+
+def hold_store(address: str) -> Store:
+    """Hold the place at `address` ("host:port", of this machine) where machines meet, as long as the result lives."""
+    return _tcp_store(address, hold=True)
+
+
+def _tcp_store(address: str, *, hold: bool) -> Store:
+    host, _, port = address.rpartition(":")
+    return TCPStore(host.strip("[]"), int(port), is_master=hold, timeout=_MEETING_LIMIT, wait_for_workers=False)
+
+
+def _common_device(store: Store, name: str, rank: int, world: int, local_rank: int) -> torch.device:
+    """This rank's device, of the type that rank 0 takes. Every rank sees every rank's answer, so all decide alike."""
+    try:
+        mine: dict[str, Any] = {"device": choose_device(name, local_rank=local_rank).type, "problems": []}
+    except UserError as error:
+        mine = {"device": None, "problems": [(problem, problem.code) for problem in error.problems]}
+    keys = [f"device of {other}" for other in range(world)]
+    store.set(keys[rank], json.dumps(mine))
+    store.wait(keys, _MEETING_LIMIT)
+    answers = [json.loads(store.get(key)) for key in keys]
+    problems = [Problem(text, code) for answer in answers for text, code in answer["problems"]]
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    kind = answers[0]["device"]
+    if kind == "cuda" and (without := [other for other in range(world) if answers[other]["device"] != kind]):
+        raise UserError(
+            f"process 0 computes on a GPU, and processes {without} have none; set DEVICE=cpu on every machine, or use "
+            "only machines with GPUs",
+            code="device.ranks_differ",
+        )
+    return torch.device("cpu") if kind == "cpu" else torch.device(kind, local_rank)

@@ -6,7 +6,6 @@ the device except `Stepper.read`, which is called for a step when the next one h
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from seqtrack.data.loader import Batch
 from seqtrack.device import LESS_MEMORY, explain_out_of_memory
-from seqtrack.engine.ranks import Ranks
+from seqtrack.engine.ranks import Gradients, Ranks
 from seqtrack.engine.state import TrainState
 from seqtrack.errors import RunError
 from seqtrack.model.images import normalise
@@ -108,6 +107,7 @@ class Stepper:
         self.model = callable_model
         self.ranks = ranks
         self.settings = settings
+        self.gradients = Gradients(state.model, ranks)
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = no_votes) -> LaunchedStep:
@@ -122,10 +122,11 @@ class Stepper:
         state, settings = self.state, self.settings
         # Seeded from the step, so that nothing between two steps can shift what dropout draws.
         torch.manual_seed(step_seed(settings.seed, state.step, self.ranks.rank))
-        state.optimizer.inner.zero_grad(set_to_none=True)
+        self.gradients.clear()
         size = batch.search.shape[0]
         with explain_out_of_memory(f"at step {state.step + 1} with {size} samples per process", LESS_MEMORY):
             loss_sum, iou_sum = self._backward(self._send(batch), batch.global_count)
+            self.gradients.sum_over_ranks()
             state.scaler.unscale_(state.optimizer.inner)
             grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), settings.clip_norm)
             state.scaler.step(state.optimizer.inner)
@@ -193,16 +194,15 @@ class Stepper:
         settings, real = self.settings, batch.real
         size = len(real)
         parts = min(settings.accumulation, size)
-        # Ranks may hold unequal shares: each weighs its samples by the global count, and DDP's mean is undone.
-        scale = settings.loss_weight * self.ranks.world / global_count
+        # Ranks may hold unequal shares: each weighs its samples by the global count, and gradients are summed.
+        scale = settings.loss_weight / global_count
         loss_sum = torch.zeros((), dtype=torch.float64, device=real.device)
         iou_sum = torch.zeros_like(loss_sum)
         for part in range(parts):
             rows = slice(part * size // parts, (part + 1) * size // parts)
-            with self._sync_only_after(part == parts - 1):
-                losses, ious = self._losses(batch, rows)
-                weighted = losses * real[rows]
-                self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
+            losses, ious = self._losses(batch, rows)
+            weighted = losses * real[rows]
+            self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
             loss_sum += weighted.detach().double().sum()
             iou_sum += (ious * real[rows]).double().sum()
         return loss_sum, iou_sum
@@ -220,8 +220,3 @@ class Stepper:
         with torch.no_grad():
             ious = teacher_forced_iou(logits, targets, settings.bins, settings.seq_format)
         return losses, ious
-
-    def _sync_only_after(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once a step, with the last part of the batch."""
-        no_sync = getattr(self.model, "no_sync", None)
-        return nullcontext() if last or no_sync is None else no_sync()

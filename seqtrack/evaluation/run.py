@@ -33,6 +33,10 @@ CONCURRENT = 16  # sequences followed at once; a small model's time is mostly ca
 _READERS = 2
 
 
+class _StoppedError(Exception):
+    """Validation was told to stop."""
+
+
 @dataclass
 class _Follower:
     """A sequence on its way: its state, the frame that is being read, and the boxes so far."""
@@ -161,7 +165,8 @@ def validate(
     *,
     trained_on: Iterable[VideoSequence],
     concurrent: int = CONCURRENT,
-) -> dict[str, float]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Score a model that is being trained on held-out sequences.
 
     The model comes back in the mode it came in, and no random state is read or moved: a run with validation and a run
@@ -169,13 +174,22 @@ def validate(
 
     Returns:
         auc, op50, op75, p20, p_norm, mean_iou in percent; sequences, frames; fps, the only one that a clock decides.
+        None when `stopped`, which is asked after every frame, said so.
 
     Raises:
         UserError: a sequence was trained on, or cannot be read.
     """
     refuse_leak(sequences, trained_on)
-    with _eval_mode(model):
-        tracks = track_sequences(model, sequences, settings, concurrent=concurrent)
+
+    def look(_frames: int) -> None:
+        if stopped():
+            raise _StoppedError
+
+    try:
+        with _eval_mode(model):
+            tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=look)
+    except _StoppedError:
+        return None
     mean = mean_scores(list(score_tracks(tracks, from_sequences(sequences)).values()))
     seconds = sum(one.seconds for one in tracks.values())
     frames = sum(len(one.boxes_xywh) - 1 for one in tracks.values())
