@@ -176,13 +176,14 @@ class RunLog:
         self.writes = writes
         self.elapsed_before_s = 0.0
         self._file: int | None = None
-        self._validated: set[Any] = set()
+        self._unscored: set[int] = set()
         self._board_folder, self._resume_step = folder / "tensorboard", resume_step
         if not writes:
             return
         path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record.get("step", 0) <= resume_step]
-        self._validated = {record.get("epoch") for record in kept if record.get("type") == "validation"}
+        for record in kept:
+            self._note(record.get("type"), record.get("epoch"))
         write_atomic(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
         self.elapsed_before_s = max((record.get("elapsed_s", 0.0) for record in kept), default=0.0)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -247,12 +248,17 @@ class RunLog:
         words = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
         logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, words)
         self.record("validation", epoch=epoch, step=step, **scores)
-        self._validated.add(epoch)
         self._scalars(epoch, {f"validation/{name}": value for name, value in scores.items()})
 
-    def has_scores(self, epoch: int) -> bool:
-        """Whether the validation after `epoch` was recorded, by this process or one before it."""
-        return epoch in self._validated
+    def lacks_scores(self, epoch: int) -> bool:
+        """Whether `epoch` is recorded, by this process or one before it in this folder, and no validation of it."""
+        return epoch in self._unscored
+
+    def _note(self, kind: Any, epoch: Any) -> None:
+        if kind == "epoch":
+            self._unscored.add(epoch)
+        elif kind == "validation":
+            self._unscored.discard(epoch)
 
     def record(self, kind: str, **values: Any) -> None:
         """Append one record in a single write, so that a kill leaves a whole line or none.
@@ -263,6 +269,7 @@ class RunLog:
             values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
             line = json.dumps({"type": kind, "phase": self.phase, **values}, allow_nan=False) + "\n"
             os.write(self._file, line.encode())
+            self._note(kind, values["epoch"])
 
     def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
         """A bar below the lines, where a person looks at a terminal."""

@@ -132,7 +132,7 @@ class Loop:
     def _after_epoch(self, epoch: int) -> bool:
         """Validate the epoch whose checkpoint was saved, unless its scores are known. Returns False when stopped."""
         finished = True
-        if self.validate is not None and epoch % self.plan.validation_interval == 0 and not self.log.has_scores(epoch):
+        if self.validate is not None and epoch % self.plan.validation_interval == 0 and self.log.lacks_scores(epoch):
             self.saver.wait()  # a validation may take hours, and a death in it must not cost the epoch
             scores = self.validate(self.state.model, self.stop)
             finished = scores is not None
