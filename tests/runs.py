@@ -92,7 +92,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["seqtrack.train", "seqtrack.commands.train", "seqtrack.cli", "seqtrack.reports.plots"])
 
 
-def _become(words: list[str], env: dict[str, str], log: str) -> None:
+def _become(words: list[str], env: dict[str, str], log: str, prepare: Callable[[], None] | None) -> None:
     from seqtrack.cli import main
 
     os.environ.clear()
@@ -101,6 +101,8 @@ def _become(words: list[str], env: dict[str, str], log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    if prepare is not None:
+        prepare()
     sys.exit(main(words))
 
 
@@ -141,11 +143,11 @@ class Running:
 
 
 @contextmanager
-def start(env: Mapping[str, str], *words: str) -> Iterator[Running]:
-    """Fork a run; it is killed if the block leaves it behind."""
+def start(env: Mapping[str, str], *words: str, prepare: Callable[[], None] | None = None) -> Iterator[Running]:
+    """Fork a run; it is killed if the block leaves it behind. `prepare` is called in it first, to plant a fault."""
     handle, log = tempfile.mkstemp(suffix=".log")
     os.close(handle)
-    process = _FORKS.Process(target=_become, args=(list(words or ("train",)), dict(env), log))
+    process = _FORKS.Process(target=_become, args=(list(words or ("train",)), dict(env), log, prepare))
     process.start()
     running = Running(process, Path(log))
     try:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from runs import assert_same_run
+from torch import nn
 
 from engine.rig import Run, saved
 from seqtrack.checkpoints.store import part_digests, read_header
 from seqtrack.engine.state import History, Meters, TrainState
+from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import UserError
 from seqtrack.reports.compare import compare_runs
 
@@ -21,7 +23,7 @@ PARTS = [field.name for field in fields(TrainState)]
 CUT, NEXT = 8, 9  # inside epoch 2 of 6 steps each
 
 
-def _draws(_state: TrainState) -> dict[str, Any]:
+def _draws(_model: nn.Module, _stop: StopRequest) -> dict[str, Any]:
     """Something beside training that uses the global generators, as a user's own evaluation might."""
     return {"drawn": random.random() + float(np.random.rand()) + float(torch.rand(()))}  # noqa: NPY002
 

@@ -2,7 +2,7 @@
 
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from runs import Ended, Running, start
@@ -21,19 +21,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def ranks_of(env: dict[str, str], world: int) -> Iterator[list[Running]]:
-    """The processes of one run, started as a launcher would."""
+def ranks_of(env: dict[str, str], world: int, prepare: Callable[[], None] | None = None) -> Iterator[list[Running]]:
+    """The processes of one run, started as torchrun would."""
     meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with ExitStack() as stack:
         yield [
-            stack.enter_context(start({**env, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            stack.enter_context(start({**env, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}, prepare=prepare))
             for rank in range(world)
         ]
 
 
-def together(env: dict[str, str], world: int) -> list[Ended]:
+def together(env: dict[str, str], world: int, prepare: Callable[[], None] | None = None) -> list[Ended]:
     """A run on `world` processes that must end well."""
-    with ranks_of(env, world) as ranks:
+    with ranks_of(env, world, prepare) as ranks:
         ended = [rank.end() for rank in ranks]
     assert [one.code for one in ended] == [0] * world, "\n".join(one.said for one in ended)
     return ended

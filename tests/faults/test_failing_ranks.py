@@ -1,0 +1,187 @@
+"""One process of several fails, is stopped or takes long, at each stage of a run; the others must not wait in vain, and
+must wait as long as they have to."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import ROOT, assert_same_run, environment, numbers, start
+
+from faults.pairs import ranks_of, together
+
+VALIDATES = {"TRAIN.VALIDATION_INTERVAL": "1", "TRAIN.VALIDATION_SEQUENCES": "1"}
+
+
+def _patch(owner: object, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    setattr(owner, name, around(getattr(owner, name)))
+
+
+def _raise(error: Exception, *, call: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function raise at its `call`-th call."""
+
+    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
+        calls = 0
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise error
+            return inner(*args, **kwargs)
+
+        return failing
+
+    return around
+
+
+def _fail(stage: str, rank: int) -> None:
+    if os.environ["RANK"] != str(rank):
+        return
+    from seqtrack import train
+    from seqtrack.data.pairs import SampleDataset
+    from seqtrack.engine import saving
+    from seqtrack.engine.state import RandomStates
+    from seqtrack.evaluation import run
+    from seqtrack.model.seqtrack import SeqTrack
+
+    {
+        "start": lambda: _patch(train, "load_state", _raise(KeyError("planted"), call=1)),
+        "data": lambda: _patch(SampleDataset, "sample", _raise(ValueError("planted"), call=20)),
+        "forward": lambda: _patch(SeqTrack, "forward", _raise(torch.OutOfMemoryError("planted"), call=3)),
+        "optimizer": lambda: _patch(torch.optim.AdamW, "step", _raise(RuntimeError("planted"), call=3)),
+        "random states": lambda: _patch(RandomStates, "of_this_rank", _raise(ValueError("planted"), call=2)),
+        "save": lambda: _patch(saving, "write_checkpoint", _raise(OSError(errno.ENOSPC, "planted"), call=1)),
+        "validation": lambda: _patch(run, "track_sequences", _raise(ValueError("planted"), call=1)),
+    }[stage]()
+
+
+@pytest.mark.parametrize(
+    ("stage", "rank", "last"),
+    [
+        ("start", 0, "error [run.unexpected_error]: process 0: KeyError: 'planted'"),
+        ("data", 1, "error [run.unexpected_error]: process 1: ValueError: planted"),
+        ("forward", 1, "error [device.out_of_memory]: "),
+        ("optimizer", 1, "error [run.unexpected_error]: process 1: RuntimeError: planted"),
+        ("random states", 1, "error [run.unexpected_error]: process 1: ValueError: planted"),
+        ("save", 0, "error ["),
+        ("validation", 0, "error [run.unexpected_error]: process 0: ValueError: planted"),
+    ],
+)
+def test_a_failure_of_one_rank_at_any_stage_ends_all(
+    stage: str, rank: int, last: str, demo_data: Path, tmp_path: Path
+) -> None:
+    with ranks_of(environment(tmp_path, demo_data, VALIDATES, EPOCHS=30), 3, partial(_fail, stage, rank)) as ranks:
+        ended = [one.end() for one in ranks]
+    assert [one.code for one in ended] == [1, 1, 1]
+    for number, one in enumerate(ended):
+        expected = last if number == rank else "error [run.peer_lost]: "
+        assert one.said.splitlines()[-1].startswith(expected), one.said
+
+
+def test_the_launcher_ends_with_the_error_of_the_rank_that_failed(demo_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from faults.test_failing_ranks import _fail\n"
+        "    _fail('forward', 1)\n"
+    )
+    env = environment(tmp_path / "out", demo_data, EPOCHS=30, NPROC=2)
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    with start(env) as launcher:
+        ended = launcher.end()
+    assert ended.code == 1
+    assert ended.said.splitlines()[-1].startswith("error [device.out_of_memory]: ")
+    assert "peer_lost" not in ended.said
+
+
+def _gate(folder: Path) -> None:
+    """Hold the validation of rank 0 from its first frame on, until a file lets it go on."""
+    from seqtrack.evaluation import run
+
+    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def gated(path: Path) -> Any:
+            (folder / "validating").touch()
+            while not (folder / "go on").exists():
+                time.sleep(0.002)
+            return inner(path)
+
+        return gated
+
+    _patch(run, "read_frame", around)
+
+
+@pytest.fixture(scope="module")
+def validated(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes with validations, that nothing disturbed."""
+    output = tmp_path_factory.mktemp("validated")
+    together(environment(output, demo_data, VALIDATES, EPOCHS=2), 2)
+    return output / "phase_1"
+
+
+def _scored(folder: Path) -> list[int]:
+    return [record["epoch"] for record in numbers(folder) if record["type"] == "validation"]
+
+
+@pytest.mark.parametrize(
+    ("struck", "number", "codes", "scored"),
+    [
+        (0, signal.SIGTERM, [75, 75], []),
+        (1, signal.SIGTERM, [75, 75], [1]),
+        (0, signal.SIGKILL, [-signal.SIGKILL, 1], []),
+        (1, signal.SIGKILL, [1, -signal.SIGKILL], [1]),
+    ],
+)
+def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_validation_up(
+    struck: int, number: int, codes: list[int], scored: list[int], validated: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    assert _scored(validated) == [1, 2]
+    env, folder = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=2), tmp_path / "out" / "phase_1"
+    with ranks_of(env, 2, partial(_gate, tmp_path)) as ranks:
+        assert ranks[0].until((tmp_path / "validating").exists)
+        assert (folder / "checkpoints" / "SEQTRACK_ep0001.json").exists()
+        ranks[struck].signal(number)
+        if number == signal.SIGKILL:
+            ranks[struck].end()
+        (tmp_path / "go on").touch()
+        assert [one.end().code for one in ranks] == codes
+    assert _scored(folder) == scored
+    together(env, 2)
+    assert_same_run(folder, validated)
+
+
+def _slow(folder: Path, work_s: float) -> None:
+    """Rank 0 takes `work_s` for what it does alone; that is longer than the processes wait to meet."""
+    from seqtrack import train
+    from seqtrack.engine import ranks, saving
+    from seqtrack.evaluation import run
+
+    ranks._MEETING_LIMIT = timedelta(seconds=0.8 * work_s)
+
+    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(work_s)
+            return inner(*args, **kwargs)
+
+        return slow
+
+    _patch(train, "find_run", around)
+    _patch(saving, "write_checkpoint", around)
+    _patch(run, "track_sequences", around)
+    # Meet at once: the limit is for that.
+    (folder / f"ready {os.environ['RANK']}").touch()
+    while len(list(folder.glob("ready *"))) < 2:
+        time.sleep(0.002)
+
+
+def test_what_rank_0_does_alone_may_take_longer_than_any_limit(demo_data: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=1)
+    together(env, 2, partial(_slow, tmp_path, 5.0))
+    assert _scored(tmp_path / "out" / "phase_1") == [1]
