@@ -132,8 +132,8 @@ def _watch(running: dict[int, "subprocess.Popen[bytes]"], folder: Path, stop: St
     endings: list[Ending] = []
     failed_at, told = 0.0, False
     while running:
-        joined = (folder / _JOINED).exists()
         ended = [rank for rank, process in running.items() if process.poll() is not None]
+        joined = (folder / _JOINED).exists()  # asked after: one that ended well had joined before
         for rank in ended:
             endings.append(_ending(folder, rank, running.pop(rank).returncode))
         failed = any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings)
