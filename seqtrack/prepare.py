@@ -20,6 +20,7 @@ from seqtrack.data.augment import Jitter
 from seqtrack.data.classes import draw_classes
 from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sources import Source, open_source
+from seqtrack.device import DTYPES, capability_of, choose_precision
 from seqtrack.engine.loop import LoopPlan
 from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
 from seqtrack.engine.ranks import Ranks
@@ -92,21 +93,8 @@ def step_settings(config: Config, ranks: Ranks) -> StepSettings:
         loss_weight=config.TRAIN.CE_WEIGHT,
         clip_norm=config.TRAIN.GRAD_CLIP_NORM or math.inf,
         accumulation=config.TRAIN.ACCUMULATION_STEPS,
-        amp=precision(config.TRAIN.AMP, ranks.device),
+        amp=DTYPES[choose_precision(config.TRAIN.AMP, capability_of(ranks.device))],
     )
-
-
-def precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The element type of autocast for TRAIN.AMP, None for plain float32.
-
-    Raises:
-        UserError: fp16 on a CPU, whose kernels for it are missing.
-    """
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    if name == "fp16" and device.type != "cuda":
-        raise UserError("TRAIN.AMP fp16 needs a GPU; use bf16 or off on a CPU")
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def optimizer_settings(config: Config) -> OptimizerSettings:
@@ -157,7 +145,7 @@ def set_kernels(config: Config, ranks: Ranks) -> None:
     Raises:
         UserError: the device has none for the precision asked for.
     """
-    precision(config.TRAIN.AMP, ranks.device)  # asked here so that it is refused before anything is written
+    choose_precision(config.TRAIN.AMP, capability_of(ranks.device))  # refused here, before anything is written
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
     deterministic = config.TRAIN.DETERMINISTIC

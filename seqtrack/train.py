@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.amp.grad_scaler import GradScaler
 
 from seqtrack import prepare, records
@@ -100,7 +101,7 @@ def _make_state(config: Config, ranks: Ranks, steps_per_epoch: int, *, fresh: bo
         model=model,
         optimizer=optimizer,
         scheduler=Schedule(optimizer, prepare.schedule_settings(config, steps_per_epoch)),
-        scaler=GradScaler(ranks.device.type, enabled=config.TRAIN.AMP == "fp16"),
+        scaler=GradScaler(ranks.device.type, enabled=prepare.step_settings(config, ranks).amp is torch.float16),
         rng=rng,
         meters=Meters(),
         history=History(),
