@@ -3,15 +3,37 @@
 The answers are functions of a compute capability, so that they hold for a GPU that is not in this machine as well.
 """
 
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
 import torch
 
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Capability = tuple[int, int]
 # Ampere: the first generation whose matrix units take bf16 and TF32. torch emulates bf16 on older ones, slower than
 # float32, and calls that supported.
 _AMPERE: Capability = (8, 0)
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Texts of the errors that torch has no type for; the last is its allocator's on a CPU.
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA error: out of memory|CUDA out of memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|'out of memory'"
+    r"|can't allocate memory|not enough memory"
+)
+LESS_MEMORY = (
+    "raise TRAIN.ACCUMULATION_STEPS, set MODEL.ENCODER.USE_CHECKPOINT True, or lower BATCH_SIZE; `seqtrack plan` says "
+    "what each needs"
+)
+_not_pinned: set[str] = set()
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def capability_of(device: torch.device) -> Capability | None:
@@ -53,3 +75,81 @@ def stores_attention_scores(precision: str, capability: Capability | None) -> bo
     form because its backward pass is faster.
     """
     return precision == "bf16" if capability is None else is_emulated(precision, capability)
+
+
+def compiler_problem(device: torch.device) -> str | None:
+    """Why `torch.compile` cannot work here, or None where it can."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "torch.compile needs the package triton for a GPU, which is not installed"
+    names = ("CXX", "g++", "c++", "clang++") if device.type == "cpu" else ("CC", "gcc", "cc", "clang")
+    if any(shutil.which(os.environ.get(name, name)) for name in names):
+        return None
+    return f"torch.compile needs a compiler, and none of {', '.join(names[1:])} is on the PATH, nor is {names[0]} set"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a device or the host had no memory left.
+
+    torch has a type of its own for its allocator only. The driver's, cuBLAS's and NCCL's refusals are a RuntimeError,
+    from 2.8 on an AcceleratorError, which is a kind of it: only the text says so.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(doing: str, advice: str) -> Iterator[None]:
+    """End with one sentence where memory runs out in the block.
+
+    Args:
+        doing: continues "out of memory ...": where, and with how much.
+        advice: what to change.
+
+    Raises:
+        RunError: `device.out_of_memory`.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"out of memory {doing} ({reason}); {advice}", code="device.out_of_memory") from error
+
+
+def pin_or_none(pin: Callable[[], T], what: str, num_bytes: int) -> T | None:
+    """What `pin` puts into page-locked memory; None where that is refused, as it is under WSL2 beyond a small limit.
+
+    Page-locked memory only makes copies faster. The refusal is logged once for each `what`.
+    """
+    try:
+        return pin()
+    except RuntimeError as error:
+        if what not in _not_pinned:
+            _not_pinned.add(what)
+            logger.warning(
+                "%s : copied through ordinary memory, which is slower, because %.1f MB could not be page-locked (%s)",
+                what,
+                num_bytes / 1e6,
+                str(error).splitlines()[0],
+            )
+        return None
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """The most bytes that tensors took, and that torch held for them, since the last call; None on a CPU."""
+    if device.type != "cuda":
+        return {"max_memory_allocated": None, "max_memory_reserved": None}
+    reserved, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    if reserved > total:
+        logger.warning(
+            "%.2f GiB of memory were reserved on a GPU of %.2f GiB: the driver keeps the rest in host memory, which is "
+            "many times slower; %s",
+            reserved / 2**30,
+            total / 2**30,
+            LESS_MEMORY,
+        )
+    allocated = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"max_memory_allocated": allocated, "max_memory_reserved": reserved}

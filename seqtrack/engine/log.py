@@ -8,9 +8,10 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,9 +23,10 @@ from seqtrack.checkpoints.files import write_atomic
 
 logger = logging.getLogger("seqtrack")
 
-# Fields that depend on the clock; two runs that are the same run differ in them.
+# Fields that depend on the clock or on what else the process allocated; two runs that are the same run differ in them.
 WALL_CLOCK_FIELDS = frozenset(
     {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "fps"}
+    | {"max_memory_allocated", "max_memory_reserved"}
 )
 
 
@@ -124,7 +126,8 @@ class Interval:
     interval_loss: float
     interval_iou: float
     lr: list[float]
-    grad_norm: float
+    grad_norm: float | None
+    skipped_steps: int
     time_s: float
     elapsed_s: float
     eta_s: float
@@ -211,9 +214,10 @@ class RunLog:
         """Say and keep one epoch: `values` is its history record with its wall-clock fields."""
         if not self.writes:
             return
+        peak = values["max_memory_reserved"]
         logger.info(
             "[phase_%d] Epoch %d finished : mean loss %.5f , mean IoU %.5f , time %s hours , %.1f samples/s , "
-            "%.1f %% of it waiting for data , learning rates %s",
+            "%.1f %% of it waiting for data , learning rates %s%s",
             self.phase,
             values["epoch"],
             values["loss"],
@@ -222,6 +226,7 @@ class RunLog:
             values["samples_per_s"],
             100 * values["data_wait_share"],
             " ".join(f"{rate:.3g}" for rate in values["lr"]),
+            "" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory",
         )
         self.record("epoch", **values)
         self._scalars(
@@ -243,8 +248,12 @@ class RunLog:
         self._scalars(epoch, {f"validation/{name}": value for name, value in scores.items()})
 
     def record(self, kind: str, **values: Any) -> None:
-        """Append one record in a single write, so that a kill leaves a whole line or none."""
+        """Append one record in a single write, so that a kill leaves a whole line or none.
+
+        A number that is not finite, such as the mean of nothing, becomes null: JSON has no word for it.
+        """
         if self._file is not None:
+            values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
             line = json.dumps({"type": kind, "phase": self.phase, **values}, allow_nan=False) + "\n"
             os.write(self._file, line.encode())
 
@@ -270,9 +279,10 @@ class RunLog:
         if self.writes:
             self._board.add_images(name, images, step)
 
-    def _scalars(self, step: int, values: dict[str, float]) -> None:
+    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if value is not None and not _is_not_finite(value):
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Make the records durable and close both files."""
@@ -282,3 +292,7 @@ class RunLog:
             self._file = None
         if "_board" in self.__dict__:  # nothing is opened only to be closed
             self._board.close()
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -7,6 +7,7 @@ from.
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +17,13 @@ from torch import nn
 from seqtrack.checkpoints.files import utc_now
 from seqtrack.checkpoints.store import epoch_name, step_name
 from seqtrack.data.loader import Batch, BatchLoader
+from seqtrack.device import peak_memory
 from seqtrack.engine import plausibility
 from seqtrack.engine.log import Interval, RunLog
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.saving import Saver
 from seqtrack.engine.state import Meters, TrainState
-from seqtrack.engine.step import Stepper, StepResult
+from seqtrack.engine.step import LaunchedStep, Stepper, StepResult
 from seqtrack.engine.stop import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,10 @@ class Loop:
         self.stop = stop
         self.plan = plan
         self.validate = validate
+        # On a GPU a step's numbers are read when the next step has been launched, so that the GPU never waits for this
+        # process. What a step did is therefore counted, logged and checked one step late, but before any save.
+        self.reads_late = ranks.device.type == "cuda"
+        self._unread: deque[tuple[LaunchedStep, int]] = deque()
         saver.before_write = log.sync
         self._started = time.perf_counter()
         self._last_save = self._started
@@ -72,6 +78,7 @@ class Loop:
     def run(self) -> bool:
         """Train. Returns True when the last epoch is done, False when stopped on request (the state is saved)."""
         state = self.state
+        self._gather_generators()
         if self.ranks.is_main:
             coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.coming_state().items()}
             self.saver.reserve({**coming, **state.capture()[0]})
@@ -94,20 +101,22 @@ class Loop:
         with self.log.progress(epoch, samples, done=state.sample) as bar:
             while state.sample < samples:
                 waited = time.perf_counter()
-                batch = next(batches).to(self.ranks.device)
+                batch = next(batches)
                 timer.waited(time.perf_counter() - waited)
-                result = self.stepper(batch)
-                self._count(result, batch)
-                bar.update(result.count)
+                launched = self.stepper(batch, self._votes)
+                state.sample += launched.count
+                bar.update(launched.count)
+                self._unread.append((launched, state.sample))
                 last = state.sample >= samples
-                interval = self.plan.print_interval
-                if last or state.sample // interval > (state.sample - result.count) // interval:
-                    self._log_interval(samples, timer, result)
+                late = self.reads_late and not last and state.step > 1
                 # Only between two steps is the state whole: all ranks vote, then all save or all go on.
-                stop, save_due = self._vote()
+                stop, save = self._read(timer, leave=int(late))
+                if state.step == 1:
+                    self._look_at_first(batch)
                 if last:
                     break
-                if stop or save_due:
+                if stop or save:
+                    stop |= self._read(timer)[0]
                     self._save("step", step_name(state.step))
                 if stop:
                     return self._stopped()
@@ -116,22 +125,32 @@ class Loop:
             return self._stopped()
         return True
 
-    def _count(self, result: StepResult, batch: Batch) -> None:
-        state = self.state
-        state.sample += result.count
-        state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
-        if state.step == 1 and self.ranks.is_main:
-            plausibility.warn(plausibility.check_first_loss(result.loss_sum / result.count, self.plan.bins))
-            plausibility.warn(plausibility.check_encoder_gradient(state.model))
-            self.log.images(1, "samples/search", batch.search[:8].cpu())
-            self.log.images(1, "samples/template", batch.templates[:8, 0].cpu())
+    def _read(self, timer: "_Timer", *, leave: int = 0) -> tuple[bool, bool]:
+        """Count and log the steps that were launched, except the last `leave`; whether they voted to stop, to save."""
+        results = []
+        while len(self._unread) > leave:
+            launched, sample = self._unread.popleft()
+            result = self.stepper.read(launched)
+            results.append(result)
+            self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
+            interval, samples = self.plan.print_interval, self.loader.samples_per_epoch
+            if sample >= samples or sample // interval > (sample - result.count) // interval:
+                self._log_interval(launched, sample, timer, result)
+        return any(result.stop for result in results), any(result.save for result in results)
 
-    def _vote(self) -> tuple[bool, bool]:
+    def _look_at_first(self, batch: Batch) -> None:
+        if self.ranks.is_main:
+            plausibility.warn(plausibility.check_first_loss(self.state.meters.loss, self.plan.bins))
+            plausibility.warn(plausibility.check_encoder_gradient(self.state.model))
+            self.log.images(1, "samples/search", batch.search[:8])
+            self.log.images(1, "samples/template", batch.templates[:8, 0])
+
+    def _votes(self) -> tuple[bool, bool]:
+        """Whether this process wants to stop, and whether a save is due."""
         self.saver.check()
         # A disk slower than the interval puts saves off; waiting for it would hold training up.
         due = 0 < self.plan.save_interval_s <= time.perf_counter() - self._last_save and not self.saver.is_busy
-        stop, save_due = self.ranks.sum([float(self.stop.is_set), float(due and self.ranks.is_main)])
-        return stop > 0, save_due > 0
+        return self.stop.is_set, due and self.ranks.is_main
 
     def _stopped(self) -> bool:
         logger.info(
@@ -142,26 +161,27 @@ class Loop:
         )
         return False
 
-    def _log_interval(self, samples: int, timer: "_Timer", result: StepResult) -> None:
-        state, meters = self.state, self.state.meters
+    def _log_interval(self, launched: LaunchedStep, sample: int, timer: "_Timer", result: StepResult) -> None:
+        meters, samples = self.state.meters, self.loader.samples_per_epoch
         interval_s, wait_s = timer.interval()
         rate = meters.interval_count / interval_s
         self.log.interval(
             Interval(
-                epoch=state.epoch,
-                step=state.step,
-                sample=state.sample,
+                epoch=self.state.epoch,
+                step=launched.step,
+                sample=sample,
                 samples=samples,
                 interval_samples=meters.interval_count,
                 loss=meters.loss,
                 iou=meters.iou,
                 interval_loss=meters.interval_loss_sum / meters.interval_count,
                 interval_iou=meters.interval_iou_sum / meters.interval_count,
-                lr=state.scheduler.rates(),
+                lr=launched.rates,
                 grad_norm=result.grad_norm,
+                skipped_steps=meters.interval_skipped,
                 time_s=interval_s,
                 elapsed_s=self._elapsed(),
-                eta_s=(samples - state.sample) / rate,
+                eta_s=(samples - sample) / rate,
                 samples_per_s=rate,
                 data_wait_s=wait_s,
                 data_wait_share=wait_s / interval_s,
@@ -181,7 +201,8 @@ class Loop:
             "samples": meters.count,
             "steps": meters.steps,
             "lr": state.scheduler.rates(),
-            "grad_norm": meters.grad_norm_sum / meters.steps,
+            "grad_norm": meters.grad_norm,
+            "skipped_steps": meters.skipped,
         }
         state.history.epochs.append(record)
         total_s, wait_s, trained = timer.epoch(state.sample)
@@ -194,6 +215,7 @@ class Loop:
                 "samples_per_s": trained / total_s,
                 "data_wait_s": wait_s,
                 "data_wait_share": wait_s / total_s,
+                **peak_memory(self.ranks.device),
             }
         )
         if self.ranks.is_main:
@@ -205,8 +227,7 @@ class Loop:
 
     def _save(self, kind: str, name: str, *, loss: float | None = None, iou: float | None = None) -> None:
         state = self.state
-        of_ranks = self.ranks.gather(state.rng.of_this_rank())
-        state.rng.of_ranks = {str(rank): states for rank, states in enumerate(of_ranks)}
+        self._gather_generators()
         if self.ranks.is_main:
             tensors, values = state.capture()
             describe = {
@@ -221,6 +242,10 @@ class Loop:
             }
             self.saver.save(name, tensors, values, describe=describe)
         self._last_save = time.perf_counter()
+
+    def _gather_generators(self) -> None:
+        of_ranks = self.ranks.gather(self.state.rng.of_this_rank())
+        self.state.rng.of_ranks = {str(rank): states for rank, states in enumerate(of_ranks)}
 
 
 class _Timer:

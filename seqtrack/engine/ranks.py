@@ -60,6 +60,12 @@ class Ranks:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def sum_in_place(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sums over all ranks of each element, on the device and without waiting for it."""
+        if self.world > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
     def any(self, flag: bool) -> bool:
         """Whether any rank raised its flag: the vote at a step's end."""
         return self.sum([1.0 if flag else 0.0])[0] > 0

@@ -29,22 +29,28 @@ class Meters:
     interval_loss_sum: float = 0.0
     interval_iou_sum: float = 0.0
     interval_count: int = 0
+    interval_skipped: int = 0
     grad_norm_sum: float = 0.0
     steps: int = 0
+    skipped: int = 0
 
-    def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float) -> None:
-        """One step: sums over its `count` samples of all ranks, and the norm of its gradient."""
+    def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float | None) -> None:
+        """One step: sums over its `count` samples of all ranks, and its gradient's norm, None if fp16 skipped it."""
         self.loss_sum += loss_sum
         self.iou_sum += iou_sum
         self.count += count
         self.interval_loss_sum += loss_sum
         self.interval_iou_sum += iou_sum
         self.interval_count += count
-        self.grad_norm_sum += grad_norm
         self.steps += 1
+        if grad_norm is None:
+            self.skipped += 1
+            self.interval_skipped += 1
+        else:
+            self.grad_norm_sum += grad_norm
 
     def start_interval(self) -> None:
-        self.interval_loss_sum, self.interval_iou_sum, self.interval_count = 0.0, 0.0, 0
+        self.interval_loss_sum, self.interval_iou_sum, self.interval_count, self.interval_skipped = 0.0, 0.0, 0, 0
 
     @property
     def loss(self) -> float:
@@ -54,6 +60,12 @@ class Meters:
     @property
     def iou(self) -> float:
         return self.iou_sum / self.count
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Mean gradient norm of the steps that were not skipped; None without any."""
+        taken = self.steps - self.skipped
+        return self.grad_norm_sum / taken if taken else None
 
     def state_dict(self) -> dict[str, Any]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -66,8 +78,8 @@ class Meters:
 
 @dataclass
 class History:
-    """One record for every finished epoch: epoch, loss, iou, samples, steps, lr, grad_norm. No wall-clock time: the
-    history of a resumed run must equal the uncut one's."""
+    """One record for every finished epoch: epoch, loss, iou, samples, steps, lr, grad_norm, skipped_steps. No
+    wall-clock time: the history of a resumed run must equal the uncut one's."""
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
 

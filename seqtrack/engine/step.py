@@ -1,8 +1,11 @@
 """One optimizer step: forward, loss, backward, clip, update.
 
-Knows the model, one batch and the numbers of the recipe; knows nothing of epochs, files or time.
+Knows the model, one batch and the numbers of the recipe; knows nothing of epochs, files or time. Nothing here waits for
+the device except `Stepper.read`, which is called for a step when the next one has been launched.
 """
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seqtrack.data.loader import Batch
+from seqtrack.device import LESS_MEMORY, explain_out_of_memory
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.state import TrainState
 from seqtrack.errors import RunError
@@ -39,13 +43,61 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
+class SentBatch:
+    """What the device needs of a batch, on its way there or arrived.
+
+    Args:
+        images: templates, search regions, and the brightness of both, as in `Batch`.
+        input_tokens, targets: (B, 5) int64.
+        real: (B,) float32, 0 for a sample that stands in for an empty share.
+    """
+
+    images: tuple[Tensor, Tensor, Tensor, Tensor]
+    input_tokens: Tensor
+    targets: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
 class StepResult:
-    """Sums over the whole global batch, and the gradient's L2 norm before clipping."""
+    """Sums over the whole global batch, and what the ranks voted.
+
+    Args:
+        grad_norm: the gradient's L2 norm before clipping; None where fp16 overflowed and the step was skipped.
+        stop, save: whether any rank voted so.
+    """
 
     loss_sum: float
     iou_sum: float
     count: int
-    grad_norm: float
+    grad_norm: float | None
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device may still be computing; `Stepper.read` waits for it.
+
+    Args:
+        step: its number in the run, from 1.
+        where: epoch and samples, for a message.
+        rates: learning rates of the coming step.
+        numbers: float64, on its way to the host: loss, IoU, votes to stop and to save, gradient's norm.
+        arrived: after which `numbers` can be read; None on a CPU.
+    """
+
+    step: int
+    where: str
+    count: int
+    rates: list[float]
+    numbers: Tensor
+    arrived: "torch.cuda.Event | None"
+
+
+def no_votes() -> tuple[bool, bool]:
+    """Neither to stop nor to save."""
+    return False, False
 
 
 class Stepper:
@@ -56,45 +108,95 @@ class Stepper:
         self.model = callable_model
         self.ranks = ranks
         self.settings = settings
+        self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __call__(self, batch: Batch) -> StepResult:
+    def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = no_votes) -> LaunchedStep:
         """Train on this rank's share of one global batch.
 
+        Args:
+            votes: asked at the end whether this rank wants to stop and to save.
+
         Raises:
-            NotFiniteError: the loss or the gradient is not finite; the weights may be spoilt and must not be saved.
             RunError: the batch does not fit into the device's memory.
         """
         state, settings = self.state, self.settings
         # Seeded from the step, so that nothing between two steps can shift what dropout draws.
         torch.manual_seed(step_seed(settings.seed, state.step, self.ranks.rank))
         state.optimizer.inner.zero_grad(set_to_none=True)
-        try:
-            loss_sum, iou_sum = self._backward(batch)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"out of GPU memory at step {state.step + 1} with {batch.search.shape[0]} samples a process ({error}); "
-                "raise TRAIN.ACCUMULATION_STEPS, set MODEL.ENCODER.USE_CHECKPOINT True, or lower BATCH_SIZE"
-            ) from error
-        state.scaler.unscale_(state.optimizer.inner)
-        grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), settings.clip_norm)
-        state.scaler.step(state.optimizer.inner)
-        state.scaler.update()
-        state.scheduler.advance()
-        result = self._over_ranks(batch, loss_sum, iou_sum, grad_norm)
-        state.step += 1
-        return result
-
-    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device."""
-        settings = self.settings
-        device = self.ranks.device
         size = batch.search.shape[0]
+        with explain_out_of_memory(f"at step {state.step + 1} with {size} samples per process", LESS_MEMORY):
+            loss_sum, iou_sum = self._backward(self._send(batch), batch.global_count)
+            state.scaler.unscale_(state.optimizer.inner)
+            grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), settings.clip_norm)
+            state.scaler.step(state.optimizer.inner)
+            state.scaler.update()
+        state.scheduler.advance()
+        state.step += 1
+        # The votes are launched as constants: a copy to the device would wait for everything before it.
+        given = [torch.full_like(loss_sum, vote) for vote in votes()]
+        sums = self.ranks.sum_in_place(torch.stack((loss_sum, iou_sum, *given)))
+        numbers = torch.cat((sums, grad_norm.double().reshape(1))).to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if self._copies is not None else None  # type: ignore[no-untyped-call]
+        if arrived is not None:
+            arrived.record()  # type: ignore[no-untyped-call]
+        where = f"epoch {state.epoch}, samples {int(batch.indices[0])}..{int(batch.indices[-1])} of this rank"
+        return LaunchedStep(state.step, where, batch.global_count, state.scheduler.rates(), numbers, arrived)
+
+    def read(self, launched: LaunchedStep) -> StepResult:
+        """Wait for a step and look at its numbers.
+
+        Raises:
+            NotFiniteError: the loss or the gradient is not finite; the weights may be spoilt and must not be saved.
+            RunError: fp16's scale has shrunk so far that no gradient fits.
+        """
+        if launched.arrived is not None:
+            launched.arrived.synchronize()
+        loss, iou, stop, save, norm = launched.numbers.tolist()
+        # fp16's scaler finds infinite gradients on purpose, takes no step, and lowers its scale: that is its design.
+        skipped = not math.isfinite(norm) and self.state.scaler.is_enabled()
+        if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
+            finite = math.isfinite(loss)
+            what = f"the gradient's norm is {norm}" if finite else f"the loss is {loss / launched.count}"
+            raise NotFiniteError(
+                f"{what} at step {launched.step} ({launched.where}); the checkpoints before it are sound: lower "
+                "TRAIN.LR or turn TRAIN.AMP off, and resume from one of them",
+                code="train.not_finite",
+            )
+        if skipped and (scale := self.state.scaler.get_scale()) < 1:
+            raise RunError(
+                f"every gradient overflows in fp16 up to step {launched.step} ({launched.where}), although the loss is "
+                f"scaled by {scale:g} only; the checkpoints are sound: use TRAIN.AMP bf16 or off",
+                code="train.fp16_scale",
+            )
+        return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
+
+    def _send(self, batch: Batch) -> SentBatch:
+        """Copy a batch to the device, beside what that still computes; what needs a check is checked before."""
+        inputs, targets = target_sequences(batch.boxes, self.settings.bins, self.settings.seq_format)
+        real = (torch.arange(batch.search.shape[0]) < batch.count).to(torch.float32)
+        images = (batch.templates, batch.search, batch.template_brightness, batch.search_brightness)
+        on_host = (*images, inputs, targets, real)
+        if self._copies is None:
+            sent = [tensor.to(self.ranks.device) for tensor in on_host]
+        else:
+            computing = torch.cuda.current_stream(self.ranks.device)
+            with torch.cuda.stream(self._copies):
+                sent = [tensor.to(self.ranks.device, non_blocking=True) for tensor in on_host]
+            computing.wait_stream(self._copies)
+            for tensor in sent:  # so that its memory is not used again before the step has read it
+                tensor.record_stream(computing)
+        templates, search, template_brightness, search_brightness, inputs, targets, real = sent
+        return SentBatch((templates, search, template_brightness, search_brightness), inputs, targets, real)
+
+    def _backward(self, batch: SentBatch, global_count: int) -> tuple[Tensor, Tensor]:
+        """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device."""
+        settings, real = self.settings, batch.real
+        size = len(real)
         parts = min(settings.accumulation, size)
         # Ranks may hold unequal shares: each weighs its samples by the global count, and DDP's mean is undone.
-        scale = settings.loss_weight * self.ranks.world / batch.global_count
-        real = (torch.arange(size) < batch.count).to(device=device, dtype=torch.float32)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        iou_sum = torch.zeros((), dtype=torch.float64, device=device)
+        scale = settings.loss_weight * self.ranks.world / global_count
+        loss_sum = torch.zeros((), dtype=torch.float64, device=real.device)
+        iou_sum = torch.zeros_like(loss_sum)
         for part in range(parts):
             rows = slice(part * size // parts, (part + 1) * size // parts)
             with self._sync_only_after(part == parts - 1):
@@ -105,16 +207,15 @@ class Stepper:
             iou_sum += (ious * real[rows]).double().sum()
         return loss_sum, iou_sum
 
-    def _losses(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor]:
+    def _losses(self, batch: SentBatch, rows: slice) -> tuple[Tensor, Tensor]:
         """Loss (n,) and teacher-forced IoU (n,) of the samples `rows`."""
         settings = self.settings
-        mean, std = settings.mean, settings.std
-        templates = normalise(batch.templates[rows], batch.template_brightness[rows], mean=mean, std=std)
-        search = normalise(batch.search[rows], batch.search_brightness[rows], mean=mean, std=std)
-        inputs, targets = target_sequences(batch.boxes[rows], settings.bins, settings.seq_format)
+        templates, search, *brightness = (tensor[rows] for tensor in batch.images)
+        templates = normalise(templates, brightness[0], mean=settings.mean, std=settings.std)
+        search = normalise(search, brightness[1], mean=settings.mean, std=settings.std)
         with torch.autocast(self.ranks.device.type, dtype=settings.amp, enabled=settings.amp is not None):
-            logits = self.model(templates, search, inputs)
-        logits = logits.float()
+            logits = self.model(templates, search, batch.input_tokens[rows])
+        logits, targets = logits.float(), batch.targets[rows]
         losses = sequence_loss(logits, targets, settings.bins)
         with torch.no_grad():
             ious = teacher_forced_iou(logits, targets, settings.bins, settings.seq_format)
@@ -124,18 +225,3 @@ class Stepper:
         """Ranks exchange gradients once a step, with the last part of the batch."""
         no_sync = getattr(self.model, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
-
-    def _over_ranks(self, batch: Batch, loss_sum: Tensor, iou_sum: Tensor, grad_norm: Tensor) -> StepResult:
-        loss, iou = self.ranks.sum([float(loss_sum), float(iou_sum)])
-        norm = float(grad_norm)
-        finite_loss = abs(loss) < float("inf")
-        # fp16's scaler finds infinite gradients on purpose, takes no step, and lowers its scale: that is its design.
-        finite_norm = abs(norm) < float("inf") or self.state.scaler.is_enabled()
-        if not (finite_loss and finite_norm):
-            what = f"the loss is {loss / batch.global_count}" if not finite_loss else f"the gradient's norm is {norm}"
-            raise NotFiniteError(
-                f"{what} at step {self.state.step + 1} (epoch {self.state.epoch}, samples "
-                f"{batch.indices[0].item()}..{batch.indices[-1].item()} of this rank); the checkpoints before it are "
-                "sound: lower TRAIN.LR or turn TRAIN.AMP off, and resume from one of them"
-            )
-        return StepResult(loss, iou, batch.global_count, norm)

@@ -16,17 +16,18 @@ from torch import nn
 from engine.rig import RANKS, Run
 from seqtrack import prepare
 from seqtrack.checkpoints.store import load_weights, manifest_of
+from seqtrack.data.loader import Batch
 from seqtrack.engine import plausibility
 from seqtrack.engine.log import Interval, RunLog, interval_line, logging_to, read_metrics
 from seqtrack.engine.optimizer import ScheduleSettings, learning_rate_factor
 from seqtrack.engine.saving import Saver
-from seqtrack.engine.step import NotFiniteError, Stepper
+from seqtrack.engine.step import NotFiniteError, Stepper, StepResult
 
 
 def _interval(**changes: Any) -> Interval:
     values: dict[str, Any] = {
         "epoch": 8, "step": 31, "sample": 992, "samples": 992, "interval_samples": 32, "loss": 8.07525, "iou": 0.06536,
-        "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0, "time_s": 62.0,
+        "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0, "skipped_steps": 0, "time_s": 62.0,
         "elapsed_s": 14591.0, "eta_s": 0.0, "samples_per_s": 0.5, "data_wait_s": 1.0, "data_wait_share": 0.01,
     }  # fmt: skip
     return Interval(**{**values, **changes})
@@ -95,18 +96,19 @@ def run(demo_data: Path, tmp_path: Path) -> Run:
     return Run(tmp_path / "run", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"})
 
 
-def _stepper(run: Run) -> Stepper:
-    return Stepper(run.state, run.state.model, RANKS, prepare.step_settings(run.config, RANKS))
+def _step(run: Run, batch: Batch) -> StepResult:
+    stepper = Stepper(run.state, run.state.model, RANKS, prepare.step_settings(run.config, RANKS))
+    return stepper.read(stepper(batch))
 
 
 def test_what_happens_between_two_steps_cannot_shift_a_step(run: Run, demo_data: Path, tmp_path: Path) -> None:
     twin = Run(tmp_path / "twin", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"})
     batch = next(iter(run.loader.batches(1)))
-    first = _stepper(run)(batch)
+    first = _step(run, batch)
     torch.manual_seed(999)
     torch.rand(1000)
-    assert _stepper(twin)(batch) == first
-    second = _stepper(run)(batch)
+    assert _step(twin, batch) == first
+    second = _step(run, batch)
     assert second.loss_sum != first.loss_sum
 
 
@@ -115,13 +117,12 @@ def test_weights_that_are_not_finite_end_the_run_at_the_step_with_its_samples(ru
         next(run.state.model.parameters()).fill_(float("nan"))
     batch = next(iter(run.loader.batches(1)))
     with pytest.raises(NotFiniteError, match=r"the loss is nan at step 1 \(epoch 0, samples 0\.\.15"):
-        _stepper(run)(batch)
-    assert run.state.step == 0
+        _step(run, batch)
 
 
 def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
     batch = next(iter(run.loader.batches(1)))
-    result = _stepper(run)(batch)
+    result = _step(run, batch)
     norms = [parameter.grad.norm() for parameter in run.state.optimizer.parameters() if parameter.grad is not None]
     assert result.grad_norm > 0.1, "before clipping"
     assert float(torch.stack(norms).norm()) == pytest.approx(0.1, rel=1e-3)
