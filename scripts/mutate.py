@@ -104,7 +104,7 @@ FAULTS = [
     Fault("dropout draws from wherever the generator stands", "engine/step.py",
           "torch.manual_seed(step_seed(settings.seed, state.step, self.ranks.rank))", "pass", LOGS),
     Fault("a loss that is not finite is trained on", "engine/step.py",
-          "if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):", "if False:", LOGS),
+          "spoilt = not math.isfinite(loss) or not (norm_is_finite or skipped)", "spoilt = False", LOGS),
     Fault("the gradient is not clipped", "engine/step.py",
           "state.optimizer.parameters(), settings.clip_norm)", "state.optimizer.parameters(), float('inf'))", LOGS),
     Fault("a start after a death calls the dead processes", "engine/ranks.py",

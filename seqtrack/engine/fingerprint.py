@@ -57,6 +57,7 @@ def fingerprint(ranks: Ranks, *, precision: str, compiled: bool) -> dict[str, An
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": precision,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "compile": compiled,
         "machine": platform.machine(),
         **{name: os.environ[name] for name in _SWITCHES if name in os.environ},
@@ -68,7 +69,6 @@ def fingerprint(ranks: Ranks, *, precision: str, compiled: bool) -> dict[str, An
             "compute_capability": f"{major}.{minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
     else:
         # The vector unit chosen at run time decides the order of the sums, whatever the processor's name.

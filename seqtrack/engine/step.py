@@ -81,14 +81,15 @@ class LaunchedStep:
 
     Args:
         step: its number in the run, from 1.
-        where: epoch and samples, for a message.
+        indices: of this rank's samples in the epoch.
         rates: learning rates of the coming step.
         numbers: float64, on its way to the host: loss, IoU, votes to stop and to save, gradient's norm.
         arrived: after which `numbers` can be read; None on a CPU.
     """
 
     step: int
-    where: str
+    epoch: int
+    indices: Tensor
     count: int
     rates: list[float]
     numbers: Tensor
@@ -139,8 +140,8 @@ class Stepper:
         arrived = torch.cuda.Event() if self._copies is not None else None  # type: ignore[no-untyped-call]
         if arrived is not None:
             arrived.record()  # type: ignore[no-untyped-call]
-        where = f"epoch {state.epoch}, samples {int(batch.indices[0])}..{int(batch.indices[-1])} of this rank"
-        return LaunchedStep(state.step, where, batch.global_count, state.scheduler.rates(), numbers, arrived)
+        rates = state.scheduler.rates()
+        return LaunchedStep(state.step, state.epoch, batch.indices, batch.global_count, rates, numbers, arrived)
 
     def read(self, launched: LaunchedStep) -> StepResult:
         """Wait for a step and look at its numbers.
@@ -152,23 +153,31 @@ class Stepper:
         if launched.arrived is not None:
             launched.arrived.synchronize()
         loss, iou, stop, save, norm = launched.numbers.tolist()
+        norm_is_finite = math.isfinite(norm)
         # fp16's scaler finds infinite gradients on purpose, takes no step, and lowers its scale: that is its design.
-        skipped = not math.isfinite(norm) and self.state.scaler.is_enabled()
-        if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
-            finite = math.isfinite(loss)
-            what = f"the gradient's norm is {norm}" if finite else f"the loss is {loss / launched.count}"
-            raise NotFiniteError(
-                f"{what} at step {launched.step} ({launched.where}); the checkpoints before it are sound: lower "
-                "TRAIN.LR or turn TRAIN.AMP off, and resume from one of them",
-                code="train.not_finite",
-            )
-        if skipped and (scale := self.state.scaler.get_scale()) < 1:
-            raise RunError(
-                f"every gradient overflows in fp16 up to step {launched.step} ({launched.where}), although the loss is "
-                f"scaled by {scale:g} only; the checkpoints are sound: use TRAIN.AMP bf16 or off",
+        skipped = not norm_is_finite and self.state.scaler.is_enabled()
+        spoilt = not math.isfinite(loss) or not (norm_is_finite or skipped)
+        if spoilt or (skipped and self.state.scaler.get_scale() < 1):
+            raise self._not_finite(launched, loss, norm, spoilt=spoilt)
+        return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
+
+    def _not_finite(self, launched: LaunchedStep, loss: float, norm: float, *, spoilt: bool) -> RunError:
+        at = (
+            f"at step {launched.step} (epoch {launched.epoch}, samples {int(launched.indices[0])}.."
+            f"{int(launched.indices[-1])} of this rank); the checkpoints before it are sound"
+        )
+        if not spoilt:
+            scale = self.state.scaler.get_scale()
+            return RunError(
+                f"gradients overflow in fp16 even with the loss scaled by {scale:g} {at}: use TRAIN.AMP bf16 or off",
                 code="train.fp16_scale",
             )
-        return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
+        what = f"the loss is {loss / launched.count}"
+        if math.isfinite(loss):
+            what = f"the gradient's norm is {norm}"
+        return NotFiniteError(
+            f"{what} {at}: lower TRAIN.LR or turn TRAIN.AMP off, and resume from one of them", code="train.not_finite"
+        )
 
     def _send(self, batch: Batch) -> SentBatch:
         """Copy a batch to the device, beside what that still computes; what needs a check is checked before."""
