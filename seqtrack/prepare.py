@@ -20,7 +20,17 @@ from seqtrack.data.augment import Jitter
 from seqtrack.data.classes import draw_classes
 from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sources import Source, open_source
-from seqtrack.device import DTYPES, capability_of, choose_precision
+from seqtrack.device import (
+    DTYPES,
+    capability_of,
+    choose_precision,
+    compiler_problem,
+    explain_out_of_memory,
+    has_tf32,
+    is_emulated,
+    stores_attention_scores,
+)
+from seqtrack.engine.fingerprint import fingerprint
 from seqtrack.engine.loop import LoopPlan, Validation
 from seqtrack.engine.optimizer import OptimizerSettings, ScheduleSettings
 from seqtrack.engine.ranks import Ranks
@@ -97,6 +107,12 @@ def step_settings(config: Config, ranks: Ranks) -> StepSettings:
     )
 
 
+def run_fingerprint(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """What the run's last digits depend on; asked for after `set_kernels`."""
+    precision = choose_precision(config.TRAIN.AMP, capability_of(ranks.device))
+    return fingerprint(ranks, precision=precision, compiled=config.TRAIN.COMPILE)
+
+
 def optimizer_settings(config: Config) -> OptimizerSettings:
     """What AdamW is made with."""
     train = config.TRAIN
@@ -143,9 +159,17 @@ def set_kernels(config: Config, ranks: Ranks) -> None:
     """Threads, and kernels whose sums come out the same each time.
 
     Raises:
-        UserError: the device has none for the precision asked for.
+        UserError: the device has none for the precision asked for, or no compiler for TRAIN.COMPILE.
     """
-    choose_precision(config.TRAIN.AMP, capability_of(ranks.device))  # refused here, before anything is written
+    capability = capability_of(ranks.device)
+    precision = choose_precision(config.TRAIN.AMP, capability)  # refused here, before anything is written
+    if config.TRAIN.COMPILE and (problem := compiler_problem(ranks.device)):
+        raise UserError(f"{problem}; install it, or set TRAIN.COMPILE False", code="device.no_compiler")
+    if is_emulated(precision, capability):
+        logger.warning("this GPU has no hardware for bf16, which is slower than float32 on it: set TRAIN.AMP auto")
+    if config.TRAIN.TF32 and not has_tf32(capability):
+        logger.warning("TRAIN.TF32 has no effect: %s has no TF32", ranks.device.type)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.TRAIN.TF32
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
     deterministic = config.TRAIN.DETERMINISTIC
@@ -172,18 +196,24 @@ def make_model(config: Config, ranks: Ranks, *, fresh: bool) -> SeqTrack:
             load_pretrained(model, spec)
         return model.to(ranks.device)
 
-    if not fresh:
-        return build_empty(spec).to_empty(device=ranks.device)
-    made: list[SeqTrack] = []
-    ranks.agree(lambda: made.append(initialise()))  # rank 0 alone: what is downloaded is downloaded once
-    model = made[0] if made else build_empty(spec).to_empty(device=ranks.device)
-    ranks.share(model)
+    with explain_out_of_memory("while the model was put on the device", "take a smaller model, or DEVICE=cpu"):
+        made: list[SeqTrack] = []
+        if fresh:
+            ranks.agree(lambda: made.append(initialise()))  # rank 0 alone: what is downloaded is downloaded once
+        model = made[0] if made else build_empty(spec).to_empty(device=ranks.device)
+        if fresh:
+            ranks.share(model)
+    capability = capability_of(ranks.device)
+    precision = choose_precision(config.TRAIN.AMP, capability)
+    model.encoder.body.explicit_attention = capability is None and stores_attention_scores(precision, capability)
     return model
 
 
 def callable_form(config: Config, model: nn.Module) -> nn.Module:
     """The form of the model that a step calls: compiled if asked for."""
-    return cast(nn.Module, torch.compile(model)) if config.TRAIN.COMPILE else model
+    # One graph for each batch size: a graph for any size would be made for the short batch at an epoch's end and serve
+    # the full ones from then on, but not in a process that starts there.
+    return cast(nn.Module, torch.compile(model, dynamic=False)) if config.TRAIN.COMPILE else model
 
 
 def samples_per_epoch(config: Config, dataset: SampleDataset) -> int:

@@ -22,6 +22,7 @@ from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.saving import Saver
 from seqtrack.errors import RunError
+from seqtrack.prepare import run_fingerprint
 from seqtrack.reports import verdict
 from seqtrack.reports.plots import plot_phase
 
@@ -118,7 +119,7 @@ def open_run(
         starts=[*before.get("starts", []), began],
     )
     write_json(folder / "dataset.json", data)
-    write_json(folder / "environment.json", prints.environment(ranks))
+    write_json(folder / "environment.json", prints.environment(ranks, began["fingerprint"]))
     return record
 
 
@@ -129,7 +130,7 @@ def manifest_facts(environment: Environment, config: Config, ranks: Ranks, data_
         "config": yaml.safe_load(dump_config(config)),
         "config_digest": config_digest(config),
         "data_digest": data_digest,
-        "fingerprint": prints.fingerprint(ranks),
+        "fingerprint": run_fingerprint(config, ranks),
         "versions": prints.versions(),
         "device": prints.describe_device(ranks.device),
     }

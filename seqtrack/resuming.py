@@ -18,6 +18,7 @@ from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
+from seqtrack.device import explain_out_of_memory
 from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.state import TrainState
@@ -131,22 +132,19 @@ def _refuse_another_checkpoint(manifest: Manifest, config: Config, data_digest: 
         raise UserError([f"{manifest.path} is of another experiment and cannot be resumed by this one:", *problems])
 
 
-def load_state(state: TrainState, start: starting.Start, ranks: Ranks, reading: Reading) -> dict[str, Tensor]:
+def load_state(state: TrainState, start: starting.Start, ranks: Ranks, reading: Reading) -> None:
     """Put the checkpoint's state into `state`, on every rank.
-
-    Returns:
-        on rank 0 the tensors that were read, whose memory is free for other use.
 
     Raises:
         UserError: the checkpoint does not fit.
     """
     manifest = start.manifest
     if manifest is None:
-        return {}
+        return
     values = ranks.agree(lambda: _values(manifest))
     tensors = ranks.broadcast(reading.take(manifest) if ranks.is_main else {})
-    state.restore(tensors, values)
-    return tensors if ranks.is_main else {}
+    with explain_out_of_memory("while the checkpoint was put on the device", "take a smaller model, or DEVICE=cpu"):
+        state.restore(tensors, values)
 
 
 def _values(manifest: Manifest) -> dict[str, Any]:
@@ -173,14 +171,20 @@ def claim_folder(folder: Path, start: starting.Start, ranks: Ranks) -> Iterator[
         yield
 
 
-def say_start(start: starting.Start, ranks: Ranks) -> dict[str, Any]:
+def say_start(start: starting.Start, ours: dict[str, Any]) -> dict[str, Any]:
     """Say where the run starts and which promise holds; returns the record of it for run.json."""
-    ours = prints.fingerprint(ranks)
-    record: dict[str, Any] = {"step": start.step, "epoch": 0, "from": None, "fingerprint": ours}
+    held, differences = prints.promise(ours, ours if start.manifest is None else start.manifest.fingerprint)
+    record: dict[str, Any] = {
+        "step": start.step,
+        "epoch": 0,
+        "from": None,
+        "fingerprint": ours,
+        "promise": held,
+        "differences": differences,
+    }
     if start.manifest is None:
-        logger.info("starts from scratch; promise for a resumed run on this hardware and lock: %s", prints.BIT_EQUAL)
-        return {**record, "promise": prints.BIT_EQUAL}
-    held, differences = prints.promise(ours, start.manifest.fingerprint)
+        logger.info("starts from scratch; promise for a resumed run on this hardware and lock: %s", held)
+        return record
     logger.info(
         "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
         start.manifest.step,
@@ -196,6 +200,4 @@ def say_start(start: starting.Start, ranks: Ranks) -> dict[str, Any]:
         **record,
         "epoch": start.manifest.epoch,
         "from": f"{start.manifest.folder.parent.name}/{start.manifest.file}",
-        "promise": held,
-        "differences": differences,
     }

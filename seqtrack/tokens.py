@@ -88,7 +88,7 @@ def tokens_to_boxes(tokens: Tensor, bins: int, seq_format: str = "xywh") -> Tens
     if seq_format == "corner":
         return xyxy_to_cxcywh(values)
     if seq_format == "whxy":
-        return values[..., [2, 3, 0, 1]]
+        return values.roll(2, dims=-1)  # an index list would be copied to the device
     return values
 
 
@@ -120,7 +120,7 @@ def target_sequences_from_corners(boxes_xyxy: Tensor, bins: int, seq_format: str
     else:
         spelt = xyxy_to_cxcywh(corners)
         if seq_format == "whxy":
-            spelt = spelt[..., [2, 3, 0, 1]]
+            spelt = spelt.roll(2, dims=-1)
     words = boxes_to_tokens(spelt, bins)
     start = words.new_full((*words.shape[:-1], 1), start_token(bins))
     end = words.new_full((*words.shape[:-1], 1), end_token(bins))

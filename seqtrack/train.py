@@ -58,7 +58,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
                 return 0
             state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
             saver = records.make_saver(folder, environment, config, start)
-            saver.adopt(load_state(state, start, ranks, reading))
+            load_state(state, start, ranks, reading)
             validate = prepare.make_validation(config, environment.data_dir, sources, ranks)
             with (
                 claim_folder(folder, start, ranks),
@@ -89,6 +89,7 @@ def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLo
         world=ranks.world,
         rank=ranks.rank,
         num_workers=config.TRAIN.NUM_WORKER,
+        pin=ranks.device.type == "cuda",
     )
 
 
@@ -123,7 +124,7 @@ def _run(
 ) -> int:
     """From where the run starts to the verdict."""
     folder = environment.phase_folder()
-    began = say_start(start, ranks)
+    began = say_start(start, prepare.run_fingerprint(config, ranks))
     record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
     stepper = Stepper(state, prepare.callable_form(config, state.model), ranks, prepare.step_settings(config, ranks))
     log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)

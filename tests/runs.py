@@ -27,6 +27,8 @@ from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 120.0
+# What training and models of the tests run on; "cuda" on a machine with a GPU.
+TEST_DEVICE = os.environ.get("SEQTRACK_TEST_DEVICE", "cpu")
 
 # Small enough that a whole run takes about a second, with dropout, so that the seed of each step matters.
 TINY = {
@@ -66,7 +68,7 @@ def environment(
         "OUTPUT_DIR": str(output),
         "DATA_DIR": str(data),
         "DATASET": "demo",
-        "DEVICE": "cpu",
+        "DEVICE": TEST_DEVICE,
         "EPOCHS": "3",
         "OVERRIDES": " ".join(f"{key} {value}" for key, value in overrides.items()),
         **{name: str(value) for name, value in variables.items()},

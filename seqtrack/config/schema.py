@@ -97,7 +97,8 @@ class Train(Settings):
     AMP: Literal["auto", "off", "bf16", "fp16"] = setting(
         "auto", "precision of the step; auto takes what the device is good at"
     )
-    COMPILE: bool = setting(False, "run the model through torch.compile")
+    TF32: bool = setting(False, "float32 products on the matrix units of newer GPUs: faster, with 10 bits of precision")
+    COMPILE: bool = setting(False, "run the model through torch.compile; a resumed run may differ in its last digits")
     SAMPLING: Literal["stateless", "fixed_per_epoch"] = setting(
         "stateless",
         "stateless: new samples each epoch; fixed_per_epoch: every epoch repeats the first one's",

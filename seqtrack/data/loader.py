@@ -9,7 +9,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import cv2
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from seqtrack.data.pairs import SampleDataset
+from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError, UserError
 from seqtrack.processes import end_with_parent
 
@@ -51,16 +52,14 @@ class Batch:
     count: int
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def _each(self, change: Any) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+        """The same in page-locked memory, from which copies to a GPU need not be waited for; as it is where none is
+        left."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        pinned = pin_or_none(
+            lambda: {name: tensor.pin_memory() for name, tensor in tensors.items()}, "batches", num_bytes
+        )
+        return self if pinned is None else replace(self, **cast(dict[str, Any], pinned))
 
 
 class WorkerDied(RunError):
@@ -136,6 +135,7 @@ class BatchLoader:
         world, rank: how many processes train together, and which this is.
         num_workers: processes that make batches; 0 makes them in this one.
         prefetch: batches a worker is ahead.
+        pin: put batches into page-locked memory, in a thread, for a GPU to copy from.
 
     Raises:
         UserError: a number is out of range.
@@ -151,6 +151,7 @@ class BatchLoader:
         rank: int = 0,
         num_workers: int = 0,
         prefetch: int = 2,
+        pin: bool = False,
     ) -> None:
         if batch_size_global < 1 or samples_per_epoch < 1 or num_workers < 0:
             raise UserError(
@@ -169,6 +170,7 @@ class BatchLoader:
             worker_init_fn=_start_worker,
             persistent_workers=num_workers > 0,
             prefetch_factor=prefetch if num_workers > 0 else None,
+            pin_memory=pin,
             # Without a generator of its own the loader would draw its workers' base seed from torch's global one.
             generator=torch.Generator(),
         )

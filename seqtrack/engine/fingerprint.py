@@ -27,12 +27,28 @@ _PACKAGES = (
     "huggingface-hub",
     "yacs",
 )
+# Variables that choose other kernels or another order of sums.
+_SWITCHES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+)
 BIT_EQUAL = "bit-equal"
 LAST_DIGITS = "same samples and steps, last digits may differ"
 
 
-def fingerprint(ranks: Ranks) -> dict[str, Any]:
-    """Everything that the promise of equal bits depends on, as a flat JSON-able table."""
+def fingerprint(ranks: Ranks, *, precision: str, compiled: bool) -> dict[str, Any]:
+    """Everything that the promise of equal bits depends on, as a flat JSON-able table.
+
+    Args:
+        precision: what the step computes in: fp32, bf16 or fp16.
+        compiled: whether the model goes through torch.compile.
+    """
     device = ranks.device
     found: dict[str, Any] = {
         "device": device.type,
@@ -40,7 +56,11 @@ def fingerprint(ranks: Ranks) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": precision,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "compile": compiled,
         "machine": platform.machine(),
+        **{name: os.environ[name] for name in _SWITCHES if name in os.environ},
     }
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -49,7 +69,6 @@ def fingerprint(ranks: Ranks) -> dict[str, Any]:
             "compute_capability": f"{major}.{minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
     else:
         # The vector unit chosen at run time decides the order of the sums, whatever the processor's name.
@@ -63,12 +82,16 @@ def describe_device(device: torch.device) -> str:
 
 
 def promise(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str]]:
-    """Which promise holds between two runs, and the differences that decide it, each as a text."""
+    """Which promise holds between two runs, and what decides it, each as a text."""
     differences = [
         f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now"
         for key in sorted(set(ours) | set(theirs))
         if ours.get(key) != theirs.get(key)
     ]
+    if ours["compile"]:
+        differences.append("TRAIN.COMPILE: the compiler measures which kernels are fastest, and may choose others")
+    if not ours["deterministic"]:
+        differences.append("TRAIN.DETERMINISTIC is off: kernels may add in any order")
     return (LAST_DIGITS if differences else BIT_EQUAL), differences
 
 
@@ -107,13 +130,13 @@ def lock_digest() -> str:
     return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "unknown"
 
 
-def environment(ranks: Ranks) -> dict[str, Any]:
+def environment(ranks: Ranks, prints: dict[str, Any]) -> dict[str, Any]:
     """The record `environment.json`: code, lock, libraries, machine."""
     return {
         "commit": source_commit(),
         "lock_sha256": lock_digest(),
         "versions": versions(),
-        "fingerprint": fingerprint(ranks),
+        "fingerprint": prints,
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),

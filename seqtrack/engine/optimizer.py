@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.adamw import AdamW
 
@@ -148,11 +149,11 @@ class NamedOptimizer:
         return dict(zip(flat_names, self.parameters(), strict=True))
 
     def coming_state(self) -> dict[str, Tensor]:
-        """By the path that a saved state will have: a tensor of the same size for each that the first step makes."""
+        """By the path that a saved state will have: a tensor like each one that the first step makes."""
         return {
-            f"state/{name}/{key}": parameter
+            f"state/{name}/{key}": torch.zeros(()) if key == "step" else parameter
             for name, parameter in self._named().items()
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in ("step", "exp_avg", "exp_avg_sq")
         }
 
     def state_dict(self) -> dict[str, Any]:

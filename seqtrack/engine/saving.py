@@ -18,12 +18,17 @@ from torch import Tensor
 from seqtrack.checkpoints.files import DamagedFileError
 from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
+from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError
 
 logger = logging.getLogger(__name__)
 
 # Beside the container itself: its head, the manifest, the log lines and plots that follow.
 _SPARE_BYTES = 8 * 1024 * 1024
+# Memory for copies is taken in pieces of this size: torch rounds a page-locked block up to a power of two, so that one
+# block for B256's 1.09 GB would take 2.1.
+_PIECE_BYTES = 64 * 1024 * 1024
+_ALIGNMENT = 64
 
 
 class Saver:
@@ -67,10 +72,6 @@ class Saver:
         )
         self._thread.start()
 
-    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Use these tensors' memory for the copies to come: the caller has read what was in it."""
-        self._buffers.update(tensors)
-
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Find the memory for copies of such tensors now: the first save would stand for it otherwise.
 
@@ -78,9 +79,7 @@ class Saver:
             RunError: too little space on the disk for a checkpoint of this size.
         """
         self._check_space(_num_bytes(tensors.values()))
-        for name, tensor in tensors.items():
-            if not _holds(self._buffers.get(name), tensor):
-                self._buffer(name, tensor).zero_()
+        self._buffers = _buffers_like(tensors)
 
     @property
     def is_busy(self) -> bool:
@@ -133,22 +132,14 @@ class Saver:
 
         Fresh memory would cost more than the copy itself: the pages have to be found first.
         """
-        on_gpu = False
-        for name in set(self._buffers) - set(tensors):
-            del self._buffers[name]
+        if not all(_fits(self._buffers.get(name), tensor) for name, tensor in tensors.items()):
+            self._buffers = {}  # given back before as much is asked for again
+            self._buffers = _buffers_like(tensors)
         for name, tensor in tensors.items():
-            self._buffer(name, tensor).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-            on_gpu = on_gpu or tensor.is_cuda
-        if on_gpu:
+            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
+        if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
-        return dict(self._buffers)
-
-    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is None or not _holds(buffer, tensor):
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[name] = buffer
-        return buffer
+        return {name: self._buffers[name] for name in tensors}
 
     def _write(
         self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], describe: dict[str, Any], kind: str
@@ -180,12 +171,41 @@ class Saver:
             self.on_durable(manifest)
 
 
-def _holds(buffer: Tensor | None, tensor: Tensor) -> bool:
-    """Whether a copy of `tensor` fits into `buffer`, and from a GPU at full speed."""
-    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-        return False
-    return buffer.is_pinned() if tensor.is_cuda else True
+def _fits(buffer: Tensor | None, tensor: Tensor) -> bool:
+    return buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype
+
+
+def _buffers_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A buffer on the CPU for each tensor; for a GPU's in page-locked memory, if there is enough of it."""
+    pieces: list[dict[str, Tensor]] = []
+    free = 0
+    for name, tensor in tensors.items():
+        if _padded(tensor) > free:
+            pieces.append({})
+            free = _PIECE_BYTES
+        pieces[-1][name] = tensor
+        free -= _padded(tensor)
+    sizes = [sum(map(_padded, piece.values())) for piece in pieces]
+    memory = None
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        memory = pin_or_none(
+            lambda: [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes], "checkpoints", sum(sizes)
+        )
+    if memory is None:
+        memory = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    buffers = {}
+    for piece, block in zip(pieces, memory, strict=True):
+        block.zero_()  # the kernel finds the pages now
+        start = 0
+        for name, tensor in piece.items():
+            buffers[name] = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            start += _padded(tensor)
+    return buffers
+
+
+def _padded(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

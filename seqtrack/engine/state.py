@@ -195,7 +195,7 @@ class TrainState:
             part = _join(values.get(item.name, {}), item.name, tensors)
             if item.name == "model":
                 _load_model(self.model, part)
-            else:
+            elif part or item.name != "scaler":  # a run in another precision than fp16 has no scale to bring
                 try:
                     getattr(self, item.name).load_state_dict(part)
                 except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:

@@ -25,6 +25,9 @@ class EncoderBody(nn.Module):
         search_tokens, template_tokens: the two parts of the one position table. All templates share a part, so
             nothing tells the first template from the second; released checkpoints need it so.
         use_checkpoint: compute a block again in the backward pass instead of keeping its activations.
+
+    `explicit_attention` makes training take matrix products and a softmax instead of the fused attention: faster for
+    bf16 on a CPU, and for nothing else.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class EncoderBody(nn.Module):
         self.search_tokens = search_tokens
         self.template_tokens = template_tokens
         self.use_checkpoint = use_checkpoint
+        self.explicit_attention = False
+        self._random = [_is_random(block) for block in blocks]
 
     def embed(self, templates: Tensor, search: Tensor) -> Tensor:
         """Patches with their positions: (B, T, 3, S, S) and (B, 3, S', S') to (B, search + T * template tokens, C)."""
@@ -99,12 +104,15 @@ class EncoderBody(nn.Module):
         """
         x = self.norm_pre(self.embed(templates, search))
         last = len(self.blocks) - 1
+        explicit = self.explicit_attention and self.training
         for index, block in enumerate(self.blocks):
             keep = self.search_tokens if only_search and index == last else None
             if self.use_checkpoint and self.training and torch.is_grad_enabled():
-                x = checkpoint(run_block, block, x, keep, use_reentrant=False)
+                x = checkpoint(
+                    run_block, block, x, keep, explicit, use_reentrant=False, preserve_rng_state=self._random[index]
+                )
             else:
-                x = run_block(block, x, keep)
+                x = run_block(block, x, keep, explicit)
         encoded: Tensor = self.norm(x)
         return encoded
 
@@ -122,20 +130,22 @@ class Encoder(nn.Module):
         return encoded
 
 
-def run_block(block: nn.Module, x: Tensor, keep: int | None) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, keep: int | None, explicit: bool = False) -> Tensor:
     """One block; with `keep`, only its first `keep` tokens of output, all tokens still serving as keys and values.
 
     Args:
         x: (B, N, C).
+        explicit: attention by matrix products, where the block's arithmetic is known.
 
     Returns:
         (B, keep or N, C).
     """
-    if keep is None or keep >= x.shape[1] or not _is_plain(block):
+    whole = keep is None or keep >= x.shape[1]
+    if (whole and not explicit) or not _is_plain(block):
         out: Tensor = block(x)
         return out if keep is None else out[:, :keep]
     kept = x[:, :keep]
-    kept = kept + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(x), keep)))
+    kept = kept + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(x), kept.shape[1], explicit)))
     updated: Tensor = kept + block.drop_path2(block.ls2(block.mlp(block.norm2(kept))))
     return updated
 
@@ -147,7 +157,13 @@ def _is_plain(block: nn.Module) -> bool:
     return getattr(block.attn, "gate", None) is None
 
 
-def _attend(attn: Attention, x: Tensor, keep: int) -> Tensor:
+def _is_random(block: nn.Module) -> bool:
+    """Whether two passes through a block in training may differ. A block that is not known is taken to be random."""
+    rates = (getattr(part, "p", 0.0) or getattr(part, "drop_prob", 0.0) for part in block.modules())
+    return not _is_plain(block) or any(rates)
+
+
+def _attend(attn: Attention, x: Tensor, keep: int, explicit: bool) -> Tensor:
     """timm's attention with queries for the first `keep` tokens only."""
     batch, tokens, _ = x.shape
     width = attn.num_heads * attn.head_dim
@@ -156,9 +172,11 @@ def _attend(attn: Attention, x: Tensor, keep: int) -> Tensor:
     kv = F.linear(x, weight[width:], None if bias is None else bias[width:])
     q = q.reshape(batch, keep, attn.num_heads, attn.head_dim).transpose(1, 2)
     k, v = kv.reshape(batch, tokens, 2, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    out = F.scaled_dot_product_attention(
-        attn.q_norm(q), attn.k_norm(k), v, dropout_p=attn.attn_drop.p if attn.training else 0.0
-    )
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if explicit:
+        out = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     out = out.transpose(1, 2).reshape(batch, keep, width)
     out = attn.norm(out) if hasattr(attn, "norm") else out
     projected: Tensor = attn.proj_drop(attn.proj(out))

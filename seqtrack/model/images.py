@@ -1,5 +1,6 @@
 """From the bytes of a crop to what the encoder takes. Runs on the device that holds the images."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,11 @@ def normalise(
     else:
         factor = brightness.to(torch.float32) / 255
         values.mul_(factor[..., None, None, None]).clamp_(0, 1)
-    channel = (3, 1, 1)
-    centre = torch.tensor(tuple(mean), dtype=torch.float32, device=values.device).reshape(channel)
-    spread = torch.tensor(tuple(std), dtype=torch.float32, device=values.device).reshape(channel)
-    return values.sub_(centre).div_(spread)
+    return values.sub_(_per_channel(tuple(mean), values.device)).div_(_per_channel(tuple(std), values.device))
+
+
+@functools.lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied to the device once: a copy in each step would wait for everything that the device has still to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).reshape(3, 1, 1)

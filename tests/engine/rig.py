@@ -1,12 +1,12 @@
 """A training run inside the test's process, to be stopped after any step and taken up again with any state."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import environment
+from runs import TEST_DEVICE, environment
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -16,14 +16,14 @@ from seqtrack.config.environment import configure
 from seqtrack.data.sources import open_source
 from seqtrack.engine.log import RunLog
 from seqtrack.engine.loop import Loop, LoopPlan
-from seqtrack.engine.ranks import Ranks
+from seqtrack.engine.ranks import Ranks, choose_device
 from seqtrack.engine.saving import Saver
 from seqtrack.engine.state import TrainState
 from seqtrack.engine.step import Stepper
 from seqtrack.engine.stop import StopRequest
 from seqtrack.train import _make_loader, _make_state
 
-RANKS = Ranks(0, 1, torch.device("cpu"))
+RANKS = Ranks(0, 1, choose_device(TEST_DEVICE))
 DESCRIBE = {"config_digest": "0" * 64, "data_digest": "0" * 64}
 
 
@@ -52,6 +52,7 @@ class Run:
         state: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
         resume_step: int = 0,
         parent: str | None = None,
+        overflows: Container[int] = (),
         **hooks: Any,
     ) -> None:
         torch.set_num_threads(1)
@@ -63,13 +64,21 @@ class Run:
         self.loader = _make_loader(self.config, sources, RANKS)
         self.state = _make_state(self.config, RANKS, self.loader.steps_per_epoch, fresh=True)
         # A scaler that scales, and grows every third step, so that its state is one of those that count.
-        self.state.scaler = GradScaler("cpu", init_scale=1024.0, growth_interval=3, enabled=True)
+        self.state.scaler = GradScaler(RANKS.device.type, init_scale=1024.0, growth_interval=3, enabled=True)
         if state is not None:
             self.state.restore(*state)
         self.stop = StopAfter(self.state)
         self.resume_step = resume_step
         self.parent = parent
         self.hooks = hooks
+        self.reads_late = RANKS.device.type == "cuda"
+        if overflows:
+            self._overflow_at(overflows)
+
+    def _overflow_at(self, steps: Container[int]) -> None:
+        """Let a gradient be infinite in these steps, counted from 1, as fp16's is when its scale is too large."""
+        parameter = self.state.optimizer.parameters()[0]
+        parameter.register_hook(lambda grad: grad * float("inf") if self.state.step + 1 in steps else grad)
 
     def until(self, step: int | None) -> bool:
         """Train until after `step`, or to the end. Returns whether the last epoch is done."""
@@ -79,14 +88,14 @@ class Run:
         plan = LoopPlan(
             epochs=self.config.TRAIN.EPOCH,
             batch_size=self.config.TRAIN.BATCH_SIZE,
-            print_interval=16,
+            print_interval=self.config.TRAIN.PRINT_INTERVAL,
             save_interval_s=0,
             bins=self.config.MODEL.BINS,
             validation_interval=1,
             describe=DESCRIBE,
         )
         with closing(log), closing(saver):
-            done = Loop(
+            loop = Loop(
                 self.state,
                 loader=self.loader,
                 stepper=Stepper(self.state, self.state.model, RANKS, prepare.step_settings(self.config, RANKS)),
@@ -96,7 +105,9 @@ class Run:
                 stop=self.stop,
                 plan=plan,
                 **self.hooks,
-            ).run()
+            )
+            loop.reads_late = self.reads_late
+            done = loop.run()
         self.parent = saver.parent_sha256
         return done
 

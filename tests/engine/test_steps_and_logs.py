@@ -147,25 +147,6 @@ def test_a_save_keeps_the_state_of_its_moment_while_training_goes_on(tmp_path: P
     assert not load_weights(manifest_of(tmp_path / "SEQTRACK_ep0001.json"))["w"].any()
 
 
-def test_memory_found_at_the_start_is_what_the_saves_use(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, parent_sha256=None)
-    saver.reserve({"model/w": torch.zeros(10)})
-    place = saver._buffers["model/w"].data_ptr()
-    saver._copy({"model/w": torch.ones(10)})
-    assert saver._buffers["model/w"].data_ptr() == place
-
-
-def test_the_memory_into_which_a_checkpoint_was_read_is_what_the_saves_use(tmp_path: Path) -> None:
-    read = {"model/w": torch.full((10,), 7.0), "model/other": torch.full((10,), 7.0)}
-    place = read["model/w"].data_ptr()
-    saver = Saver(tmp_path, parent_sha256=None)
-    saver.adopt(read)
-    saver.reserve({"model/w": torch.zeros(10), "model/other": torch.zeros(11)})
-    copied = saver._copy({"model/w": torch.ones(10), "model/other": torch.ones(11)})
-    assert copied["model/w"].data_ptr() == place and bool((copied["model/w"] == 1).all())
-    assert copied["model/other"].shape == (11,), "what does not fit is not used"
-
-
 def test_a_state_that_was_put_back_shares_no_memory_with_what_was_read(
     run: Run, demo_data: Path, tmp_path: Path
 ) -> None:

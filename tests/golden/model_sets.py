@@ -21,6 +21,8 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import ModelSpec
 
 Arrays = dict[str, np.ndarray]
+# Where the models of the sets compute; the numbers are compared on the CPU.
+DEVICE = torch.device(os.environ.get("SEQTRACK_TEST_DEVICE", "cpu"))
 
 SIZES = {
     "b256": ModelSpec(),
@@ -148,7 +150,7 @@ def fill(model: SeqTrack, rule: str) -> SeqTrack:
     model.load_state_dict(state, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(model.bottleneck_used or not name.startswith("bottleneck"))
-    return model.eval()
+    return model.to(DEVICE).eval()
 
 
 def images(prefix: str, template: int, search: int, batch: int, count: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +160,7 @@ def images(prefix: str, template: int, search: int, batch: int, count: int) -> t
         for i in range(count)
     ]
     region = gauss(f"{prefix}/search/{batch}x3x{search}x{search}", (batch, 3, search, search))
-    return torch.from_numpy(np.stack(parts, axis=1)), torch.from_numpy(region)
+    return torch.from_numpy(np.stack(parts, axis=1)).to(DEVICE), torch.from_numpy(region).to(DEVICE)
 
 
 def project(values: np.ndarray, count: int = 8) -> np.ndarray:

@@ -103,24 +103,24 @@ def _forward_and_backward(found: Run) -> None:
     handles = _tap(found)
     with torch.no_grad():
         encoded = model.encoder(templates, search)
-    found.encoded = encoded.numpy()
+    found.encoded = encoded.cpu().numpy()
     for handle in handles[0]:
         handle.remove()
     memory = model.encode(templates, search)
-    found.taps["bottleneck"] = memory.detach().numpy()
-    anno = torch.from_numpy(found.theirs["anno"][0])
+    found.taps["bottleneck"] = memory.detach().cpu().numpy()
+    anno = torch.from_numpy(found.theirs["anno"][0]).to(sets.DEVICE)
     inputs, targets = target_sequences_from_corners(xywh_to_xyxy(anno), spec.bins, spec.seq_format)
     logits = model.decode(memory, inputs)
     for handle in handles[1]:
         handle.remove()
     loss = sequence_loss(logits, targets, spec.bins).mean()
     loss.backward()
-    found.logits, found.targets = logits.detach().numpy(), targets.numpy()
+    found.logits, found.targets = logits.detach().cpu().numpy(), targets.cpu().numpy()
     found.loss = loss.item()
     found.iou = teacher_forced_iou(logits, targets, spec.bins, spec.seq_format).mean().item()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        found.gradients[name] = parameter.grad.numpy()
+        found.gradients[name] = parameter.grad.cpu().numpy()
         parameter.grad = None
 
 
@@ -131,12 +131,12 @@ def _tap(found: Run) -> tuple[list[Any], list[Any]]:
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             value: Tensor = output[0] if isinstance(output, tuple) else output
-            found.taps.setdefault(name, value.detach().numpy().copy())
+            found.taps.setdefault(name, value.detach().cpu().numpy().copy())
 
         return hook
 
     def keep_input(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found.taps.setdefault("embed", arguments[0].detach().numpy().copy())
+        found.taps.setdefault("embed", arguments[0].detach().cpu().numpy().copy())
 
     encoder = [body.blocks[0].register_forward_pre_hook(keep_input)]
     for name, module in (
@@ -164,8 +164,8 @@ def _generate(found: Run, index: int) -> None:
             out = model.generate(memory, window)
             # The logits of each step, on the words that the authors chose: one flipped word must not spoil the next.
             chosen = torch.from_numpy(found.theirs[f"inf{index}_{mode}_tokens"])
-            prefix = torch.cat((torch.tensor([[start_token(spec.bins)]]), chosen[:, :3]), dim=1)
-            found.generated[f"inf{index}_{mode}"] = (out, model.decode(memory, prefix)[0].numpy())
+            prefix = torch.cat((torch.tensor([[start_token(spec.bins)]]), chosen[:, :3]), dim=1).to(sets.DEVICE)
+            found.generated[f"inf{index}_{mode}"] = (out, model.decode(memory, prefix)[0].cpu().numpy())
 
 
 def test_golden_names_and_shapes_are_the_authors(run: Run) -> None:
@@ -268,4 +268,4 @@ def test_golden_generated_words(run: Run, index: int, mode: str) -> None:
     assert generated.confidences.dtype == torch.float64
     if sure == 4:
         boxes = tokens_to_boxes(generated.tokens, run.model.spec.bins, run.model.spec.seq_format)
-        np.testing.assert_allclose(boxes.numpy(), run.theirs[f"{key}_cxcywh"], rtol=1e-6)
+        np.testing.assert_allclose(boxes.cpu().numpy(), run.theirs[f"{key}_cxcywh"], rtol=1e-6)

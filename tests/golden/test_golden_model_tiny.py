@@ -69,19 +69,19 @@ def test_golden_tiny_encoder(tiny: Tiny) -> None:
     with torch.no_grad():
         whole = tiny.model.encoder(tiny.templates, tiny.search)
         short = tiny.model.encoder(tiny.templates, tiny.search, only_search=True)
-    np.testing.assert_allclose(whole.numpy(), tiny.theirs["enc"], **CLOSE)
-    np.testing.assert_allclose(short.numpy(), tiny.theirs["enc"][:, : short.shape[1]], **CLOSE)
+    np.testing.assert_allclose(whole.cpu().numpy(), tiny.theirs["enc"], **CLOSE)
+    np.testing.assert_allclose(short.cpu().numpy(), tiny.theirs["enc"][:, : short.shape[1]], **CLOSE)
     assert short.shape[1] == tiny.model.spec.search_tokens
 
 
 def test_golden_tiny_logits_loss_and_gradients(tiny: Tiny) -> None:
     """Teacher forcing, and the gradient of every parameter, entry by entry."""
     model, spec = tiny.model, tiny.model.spec
-    anno = torch.from_numpy(tiny.theirs["anno"][0])
+    anno = torch.from_numpy(tiny.theirs["anno"][0]).to(sets.DEVICE)
     inputs, targets = target_sequences_from_corners(xywh_to_xyxy(anno), spec.bins, spec.seq_format)
     assert targets.flatten().tolist() == tiny.theirs["target"].tolist()
     logits = model(tiny.templates, tiny.search, inputs)
-    np.testing.assert_allclose(logits.detach().numpy(), tiny.theirs["logits"], **CLOSE)
+    np.testing.assert_allclose(logits.detach().cpu().numpy(), tiny.theirs["logits"], **CLOSE)
     losses = sequence_loss(logits, targets, spec.bins)
     assert losses.shape == (len(anno),)
     assert losses.mean().item() == pytest.approx(float(tiny.theirs["loss"]), rel=1e-6)
@@ -96,7 +96,9 @@ def test_golden_tiny_logits_loss_and_gradients(tiny: Tiny) -> None:
         # Where only one memory token is attended to, its position's gradient is nought but for rounding.
         theirs = tiny.theirs[f"grad/{name}"]
         scale = float(np.abs(theirs).max())
-        np.testing.assert_allclose(parameter.grad.numpy(), theirs, rtol=1e-4, atol=1e-5 * scale + 1e-7, err_msg=name)
+        np.testing.assert_allclose(
+            parameter.grad.cpu().numpy(), theirs, rtol=1e-4, atol=1e-5 * scale + 1e-7, err_msg=name
+        )
         norm = np.linalg.norm(theirs.astype(np.float64))
         assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
 
@@ -108,13 +110,15 @@ def test_golden_tiny_generated_words(tiny: Tiny, mode: str) -> None:
         memory = tiny.model.encode(tiny.templates, tiny.search)
     out = tiny.model.generate(memory, hann_window(tiny.model.spec.bins) if mode == "win" else None)
     assert out.tokens.tolist() == tiny.theirs[f"tokens_{mode}"].tolist()
-    np.testing.assert_allclose(out.confidences.numpy(), tiny.theirs[f"conf_{mode}"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(out.confidences.cpu().numpy(), tiny.theirs[f"conf_{mode}"], rtol=1e-4, atol=1e-7)
 
 
 def test_golden_tiny_initial_memory_positions(tiny: Tiny) -> None:
     """A fresh model starts from the authors' sinusoid."""
     fresh = build_model(tiny.model.spec, seed=0)
-    np.testing.assert_allclose(fresh.pos_embed.detach().numpy(), tiny.theirs["initial_pos_embed"], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(
+        fresh.pos_embed.detach().cpu().numpy(), tiny.theirs["initial_pos_embed"], rtol=0, atol=1e-7
+    )
 
 
 def test_golden_tiny_names_and_shapes(tiny: Tiny, request: pytest.FixtureRequest) -> None:
