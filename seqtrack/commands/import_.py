@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+_OTHER_MODEL = ("weights.missing", "weights.unexpected", "weights.shape")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which file, which model it is of, and where to."""
@@ -10,38 +12,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
     parser.add_argument(
-        "--skip-objects", action="store_true", help="take weights from a pickle that names Python objects; runs none"
+        "--skip-objects", action="store_true", help="take the weights alone from a file that holds Python objects"
     )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check that every name and shape fits, then write the checkpoint and its manifest."""
-    import logging
-
     import yaml
 
     from seqtrack.checkpoints.files import utc_now
     from seqtrack.checkpoints.store import manifest_path, write_weights
     from seqtrack.config.loader import config_digest, dump_config, load_config
-    from seqtrack.errors import UserError
+    from seqtrack.errors import Problem, UserError
     from seqtrack.model.authors import read_authors_file
     from seqtrack.model.build import build_empty
     from seqtrack.model.spec import model_spec
-    from seqtrack.model.weights import compare_states
 
     if args.output.suffix != ".safetensors":
         raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors")
     if not args.force and (args.output.exists() or manifest_path(args.output).exists()):
         raise UserError(f"{args.output} or its .json exists already; name another file or say --force")
-    logging.getLogger(__name__).warning(
-        "%s is a pickle: it is read as data only, and nothing in it is run; only import what you trust", args.file
-    )
     config = load_config(args.config)
-    weights, epoch = read_authors_file(args.file, skip_objects=args.skip_objects)
-    problems = compare_states(weights, build_empty(model_spec(config)).state_dict(), what=str(args.file))
-    if problems:
-        raise UserError([*problems, f"these weights are not of the model that {args.config} describes"])
+    try:
+        weights, epoch = read_authors_file(
+            args.file, build_empty(model_spec(config)).state_dict(), skip_objects=args.skip_objects
+        )
+    except UserError as error:
+        if any(problem.code in _OTHER_MODEL for problem in error.problems):
+            last = Problem(f"these weights are not of the model that {args.config} describes", "weights.other_model")
+            raise UserError([*error.problems, last]) from error
+        raise
     describe = {
         "epoch": epoch,
         "step": 0,

@@ -12,13 +12,15 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import timm
 import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from seqtrack.errors import UserError
+from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
+from seqtrack.errors import Problem, UserError
 from seqtrack.model.positions import resample_positions
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import CUSTOM_ENCODER, ModelSpec
@@ -118,19 +120,47 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     return state
 
 
-def compare_states(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, what: str) -> list[str]:
-    """Every name that is missing or not expected and every shape that differs, as sentences; empty if all fits."""
-    problems = []
+class _HasShape(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def compare_states(found: Mapping[str, _HasShape], expected: Mapping[str, _HasShape], *, what: str) -> list[Problem]:
+    """Every name that is missing or not expected and every shape that differs; empty if all fits.
+
+    A difference with one cause, such as one prefix before all names, is reported as that cause.
+    """
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(set(found) - set(expected))
+    if expected and found and len(missing) == len(expected):
+        return [Problem(f"{what}: {_common_cause(sorted(found), sorted(expected))}", "weights.other_model")]
+    problems = []
     if missing:
-        problems.append(f"{what}: {len(missing)} missing: {', '.join(missing)}")
+        problems.append(Problem(f"{what}: {len(missing)} missing: {', '.join(missing)}", "weights.missing"))
     if unexpected:
-        problems.append(f"{what}: {len(unexpected)} unexpected: {', '.join(unexpected)}")
+        problems.append(Problem(f"{what}: {len(unexpected)} unexpected: {', '.join(unexpected)}", "weights.unexpected"))
     for name in sorted(set(found) & set(expected)):
-        if found[name].shape != expected[name].shape:
-            problems.append(f"{what}: {name} has shape {[*found[name].shape]}, expected {[*expected[name].shape]}")
+        if tuple(found[name].shape) != tuple(expected[name].shape):
+            problems.append(
+                Problem(
+                    f"{what}: {name} has shape {[*found[name].shape]}, expected {[*expected[name].shape]}",
+                    "weights.shape",
+                )
+            )
     return problems
+
+
+def _common_cause(found: list[str], expected: list[str]) -> str:
+    names, prefix = set(found), ""
+    while all("." in name for name in names) and len({name.partition(".")[0] for name in names}) == 1:
+        prefix += f"{next(iter(names)).partition('.')[0]}."
+        names = {name.partition(".")[2] for name in names}
+        if set(expected) <= names:
+            return f"every name begins with {prefix!r}; save the state dict of the model inside"
+    return (
+        f"none of its {len(found)} names is one of this model's {len(expected)}: found {found[0]!r}, ..., expected "
+        f"{expected[0]!r}, ..."
+    )
 
 
 def _local_file(source: Path) -> Path:
@@ -145,9 +175,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        kind = recognize(path)
+        if kind.name != SAFETENSORS:
+            raise UserError(f"{path} is {kind.name}; expected {SAFETENSORS}", code=kind.code)
         state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); remove it and fetch it again") from error
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); remove it and fetch it again", code="file.damaged"
+        ) from error
     return state
 
 
