@@ -10,15 +10,17 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from seqtrack.checkpoints.recognize import JSON, SAFETENSORS, recognize_bytes
+from seqtrack.parsing import ParseError, parse_json
 
 CHUNK = 8 * 1024 * 1024
 _MAX_HEADER = 64 * 1024 * 1024
@@ -41,6 +43,10 @@ DTYPE_BYTES: dict[str, int] = {
 
 class DamagedFileError(Exception):
     """A file is not what it says it is; the message tells file, what was found and what was expected."""
+
+    def __init__(self, message: str, code: str = "checkpoint.damaged") -> None:
+        self.code = code
+        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
     """
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        value = parse_json(data)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is not readable JSON ({error})") from error
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})", "file.unreadable") from error
+    except ParseError as error:
+        kind = recognize_bytes(data[:512], len(data))
+        if kind.name == JSON or kind.code == "file.unknown":
+            raise DamagedFileError(f"{path} is not readable JSON ({error})", "file.json") from error
+        raise DamagedFileError(f"{path} is {kind.name}; JSON was expected", kind.code) from error
     if not isinstance(value, dict):
-        raise DamagedFileError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
+        raise DamagedFileError(f"{path} holds a JSON {type(value).__name__}; an object was expected", "file.json")
     return value
 
 
@@ -164,47 +176,56 @@ def container_head(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, st
     return len(text).to_bytes(8, "little") + text, order
 
 
-def write_container(path: Path, tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> tuple[int, str]:
-    """Write a safetensors file durably and check what reached the file.
+@dataclass(frozen=True)
+class Written:
+    """What reached a container: its size, its sha256, and the digest of every state component (`digest_parts`)."""
 
-    Returns:
-        (size in bytes, hex sha256).
+    size: int
+    sha256: str
+    parts: dict[str, str]
+
+
+def write_container(path: Path, tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> Written:
+    """Write a safetensors file durably; every digest is taken in the same pass, in threads beside the write.
 
     Raises:
         OSError: the write failed; neither the file nor its temporary is left.
-        DamagedFileError: the bytes read back are not the bytes written.
     """
     head, order = container_head(tensors, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    digest = hashlib.sha256()
-    size = 0
+    whole = hashlib.sha256()
+    digests = {name: hashlib.sha256() for name in order}
     try:
-        with temporary.open("wb", buffering=0) as file:
-            for piece in _pieces(head, tensors, order):
+        with temporary.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as threads:
+            for name, piece in _pieces(head, tensors, order):
+                hashed = [threads.submit(whole.update, piece)]
+                if name is not None:
+                    hashed.append(threads.submit(digests[name].update, piece))
                 written = 0
                 while written < piece.nbytes:  # one write call may take less than it was given
                     written += file.write(piece[written:])
-                digest.update(piece)
-                size += piece.nbytes
+                wait(hashed)
+            size = file.tell()
             os.fsync(file.fileno())
-        if sha256_file(temporary) != digest.hexdigest():
-            raise DamagedFileError(f"{path}: the bytes read back differ from the bytes written; check this disk")
         temporary.replace(path)
-    except (OSError, DamagedFileError):
+    except OSError:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-    return size, digest.hexdigest()
+    rows = {name: (tensors[name].dtype, tensors[name].shape, digests[name].hexdigest()) for name in order}
+    return Written(size, whole.hexdigest(), _join_digests(rows))
 
 
-def _pieces(head: bytes, tensors: Mapping[str, TensorBytes], order: list[str]) -> Iterator[memoryview]:
-    yield memoryview(head)
+def _pieces(
+    head: bytes, tensors: Mapping[str, TensorBytes], order: list[str]
+) -> Iterator[tuple[str | None, memoryview]]:
+    yield None, memoryview(head)
     for name in order:
         data = tensors[name].data
         if data.nbytes:
             flat = data.cast("B") if data.format != "B" or data.ndim != 1 else data
             for start in range(0, flat.nbytes, CHUNK):
-                yield flat[start : start + CHUNK]
+                yield name, flat[start : start + CHUNK]
 
 
 def read_header(path: Path) -> Header:
@@ -267,18 +288,23 @@ def _read_head(path: Path, file: BinaryIO | io.FileIO) -> bytes:
     prefix = file.read(8) or b""
     length = int.from_bytes(prefix, "little")
     if size < 8 or length > min(_MAX_HEADER, size - 8):
-        raise DamagedFileError(f"{path} ({size} bytes) is not a safetensors file: its head claims {length} bytes")
+        kind = recognize_bytes(prefix + (file.read(504) or b""), size)
+        if kind.name != SAFETENSORS:
+            raise DamagedFileError(f"{path} is {kind.name}; a safetensors file was expected", kind.code)
+        raise DamagedFileError(
+            f"{path} ({size} bytes) is incomplete or damaged: its head claims {length} bytes", "file.incomplete"
+        )
     return prefix + (file.read(length) or b"")
 
 
 def _parse_head(path: Path, raw: bytes, size: int) -> Header:
     length = len(raw) - 8
     try:
-        head = json.loads(raw[8:])
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: the head is not JSON ({error})") from error
-    if not isinstance(head, dict):
-        raise DamagedFileError(f"{path}: the head is not a JSON object")
+        head = parse_json(raw[8:])
+    except ParseError as error:
+        raise DamagedFileError(f"{path}: the head cannot be read ({error})", "checkpoint.head") from error
+    if not isinstance(head, dict) or not raw.startswith(b"{", 8):
+        raise DamagedFileError(f"{path}: the head is not a JSON object", "checkpoint.head")
     metadata = head.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DamagedFileError(f"{path}: the metadata in the head is not a table of texts")
@@ -308,18 +334,25 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
 
 
 def digest_parts(path: Path, header: Header) -> dict[str, str]:
-    """Hex sha256 of each group of tensors, by the first word of their names ("model/...", "optimizer/...").
+    """Hex sha256 of each state component's tensors, by the first word of their names ("model/...", "optimizer/...").
 
-    The digest covers names, element types, shapes and bytes, in name order, so that it depends on nothing else in the
-    file.
+    It is that of the canonical JSON list of [name, element type, shape, sha256 of the bytes] in name order, so that it
+    depends on nothing else in the file, and can be computed in any order of the tensors.
     """
-    parts: dict[str, Any] = {}
-    if header.entries:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            for name in sorted(header.entries):
-                entry = header.entries[name]
-                part = parts.setdefault(name.split("/", 1)[0], hashlib.sha256())
-                part.update(canonical_json([name, entry.dtype, list(entry.shape)]).encode())
-                with memoryview(mapped) as view:
-                    part.update(view[entry.begin : entry.end])
-    return {name: part.hexdigest() for name, part in parts.items()}
+    rows = {}
+    with path.open("rb") as file:
+        for name, entry in header.entries.items():
+            digest = hashlib.sha256()
+            file.seek(entry.begin)
+            for start in range(entry.begin, entry.end, CHUNK):
+                digest.update(file.read(min(CHUNK, entry.end - start)))
+            rows[name] = (entry.dtype, entry.shape, digest.hexdigest())
+    return _join_digests(rows)
+
+
+def _join_digests(rows: Mapping[str, tuple[str, tuple[int, ...], str]]) -> dict[str, str]:
+    parts: dict[str, list[Any]] = {}
+    for name in sorted(rows):
+        dtype, shape, digest = rows[name]
+        parts.setdefault(name.split("/", 1)[0], []).append([name, dtype, list(shape), digest])
+    return {part: hashlib.sha256(canonical_json(listed).encode()).hexdigest() for part, listed in parts.items()}

@@ -5,12 +5,14 @@ need no torch; `load_weights` and `write_weights` bring it in themselves.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from seqtrack.checkpoints.files import (
     DamagedFileError,
@@ -19,26 +21,36 @@ from seqtrack.checkpoints.files import (
     canonical_json,
     digest_parts,
     read_container,
-    read_header,
     read_json_object,
     sync_folder,
     write_container,
     write_json,
 )
+from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.errors import UserError
+from seqtrack.parsing import ParseError, parse_json, short_repr
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "seqtrack-checkpoint/1"
+FORMAT: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
 STATE_KEY = "state"
 MODEL_PART = "model"
 KINDS = ("epoch", "step", "imported")
+_ZERO_DIGEST = "0" * 64
+_JSON_TYPES: dict[type, str] = {
+    bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object",
+    type(None): "null",
+}  # fmt: skip
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
     """What is said of one checkpoint, beside it in JSON.
 
@@ -48,23 +60,23 @@ class Manifest:
     a chain.
     """
 
-    format: str
-    kind: str
-    epoch: int
-    step: int
-    sample: int
+    format: Literal["seqtrack-checkpoint/1"]
+    kind: Literal["epoch", "step", "imported"]
+    epoch: Count
+    step: Count
+    sample: Count
     file: str
-    bytes: int
-    sha256: str
-    weights_sha256: str
-    parts: dict[str, str]
-    loss: float | None
-    iou: float | None
-    parent_sha256: str | None
-    config_digest: str | None
-    data_digest: str | None
+    bytes: Count
+    sha256: Digest
+    weights_sha256: Digest
+    parts: dict[str, Digest]
+    loss: Number | None
+    iou: Number | None
+    parent_sha256: Digest | None
+    config_digest: Digest | None
+    data_digest: Digest | None
     created: str
-    phase: int | None = None
+    phase: Count | None = None
     config: dict[str, Any] | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -105,44 +117,37 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check one manifest; its container is not opened.
 
     Raises:
-        DamagedFileError: a key is missing, unknown or of another type, or the file is named otherwise than expected.
+        DamagedFileError: a field is missing, unknown or of another type, or the file is named otherwise than expected.
         FileNotFoundError: there is none.
     """
     values = read_json_object(path)
-    known = {item.name: item for item in fields(Manifest) if item.name != "folder"}
-    required = {name for name in known if name not in ("phase", "config", "fingerprint", "versions", "device")}
-    missing, unknown = sorted(required - set(values)), sorted(set(values) - set(known))
-    if values.get("format") != FORMAT:
-        raise DamagedFileError(f"{path}: format is {values.get('format')!r:.80}, expected {FORMAT!r}")
-    if missing or unknown:
-        raise DamagedFileError(f"{path}: missing keys {missing}, unknown keys {unknown}")
-    for name in ("epoch", "step", "sample", "bytes"):
-        if type(values[name]) is not int or values[name] < 0:
-            raise DamagedFileError(f"{path}: {name} is {values[name]!r:.80}, expected a whole number >= 0")
-    for name in ("sha256", "weights_sha256"):
-        if not _is_digest(values[name]):
-            raise DamagedFileError(f"{path}: {name} is {values[name]!r:.80}, expected 64 hex digits")
-    if not (values["parent_sha256"] is None or _is_digest(values["parent_sha256"])):
-        raise DamagedFileError(f"{path}: parent_sha256 is {values['parent_sha256']!r:.80}, expected 64 hex digits")
-    for name in ("loss", "iou"):
-        if not (values[name] is None or type(values[name]) in (int, float)):
-            raise DamagedFileError(f"{path}: {name} is {values[name]!r:.80}, expected a number or null")
-    if values["kind"] not in KINDS:
-        raise DamagedFileError(f"{path}: kind is {values['kind']!r:.80}, expected one of {', '.join(KINDS)}")
-    if values["file"] != path.with_suffix(".safetensors").name:
-        raise DamagedFileError(f"{path}: speaks of {values['file']!r:.80}, expected {path.stem}.safetensors")
-    if not isinstance(values["parts"], dict) or not all(_is_digest(digest) for digest in values["parts"].values()):
-        raise DamagedFileError(f"{path}: parts is not a table of digests")
-    for name in ("config", "fingerprint", "versions"):
-        if not isinstance(values.get(name) or {}, dict):
-            raise DamagedFileError(f"{path}: {name} is not a table")
-    if "fingerprint" in values and values["fingerprint"] is None:
-        values["fingerprint"] = {}
-    return Manifest(**{**values, "folder": path.parent})
+    try:
+        manifest = Manifest(**{**values, "folder": values.get("folder", path.parent)})
+    except ValidationError as error:
+        raise DamagedFileError(f"{path}: {_explain(error)}", "checkpoint.manifest") from error
+    if manifest.file != path.with_suffix(".safetensors").name:
+        raise DamagedFileError(
+            f"{path}: file is {short_repr(manifest.file)}, expected {path.stem}.safetensors", "checkpoint.manifest"
+        )
+    return manifest
 
 
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+def _explain(error: ValidationError) -> str:
+    """Every problem of a validation: where, what was found, what was expected."""
+    sentences = []
+    for item in error.errors(include_url=False):
+        place = ".".join(map(str, item["loc"]))
+        if item["type"] in ("missing", "missing_argument"):
+            sentences.append(f"{place} is missing")
+        elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            sentences.append(f"{place} is unknown")
+        else:
+            found = item["input"]
+            shown = f"{_JSON_TYPES.get(type(found), 'a value')}"
+            if not isinstance(found, dict | list):
+                shown += f" ({short_repr(found)})"
+            sentences.append(f"{place} is {shown}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+    return "; ".join(sentences)
 
 
 def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Manifest]:
@@ -223,21 +228,90 @@ def newest_sound(
     return None
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _ParameterGroup(_Part):
+    names: list[str]
+    lr: Number
+    weight_decay: Number
+    betas: list[Number]
+
+
+class _Optimizer(_Part):
+    groups: list[_ParameterGroup] = []
+    state: dict[str, dict[str, Any]] = {}
+
+
+class _Schedule(_Part):
+    step_count: Count = 0
+    kind: str = ""
+
+
+class _PythonGenerator(_Part):
+    version: int
+    gauss: Number | None
+
+
+class _NumpyGenerator(_Part):
+    kind: str
+    position: Annotated[int, Field(ge=0, le=624)]  # NumPy does not look, and would draw from beyond its table
+    has_gauss: Annotated[int, Field(ge=0, le=1)]
+    cached: Number
+
+
+class _Generators(_Part):
+    python: _PythonGenerator
+    numpy: _NumpyGenerator
+    cuda: dict[str, dict[str, Any]] = {}
+
+
+class _History(_Part):
+    epochs: list[dict[str, Number | list[Number] | None]] = []
+
+
+class _State(_Part):
+    """The structure of the state beside its tensors. That none is missing or too many is for the reader to say."""
+
+    epoch: Count = 0
+    step: Count = 0
+    sample: Count = 0
+    model: dict[str, Any] = {}
+    optimizer: _Optimizer = _Optimizer()
+    scheduler: _Schedule = _Schedule()
+    scaler: dict[str, Number] = {}
+    rng: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _Generators] = {}
+    meters: dict[str, Number] = {}
+    history: _History = _History()
+
+
 def read_values(path: Path, header: Header) -> dict[str, Any]:
-    """The small values of the state: what is not a tensor, kept as JSON in the container's metadata."""
+    """The small values of the state: what is not a tensor, kept as JSON in the container's metadata.
+
+    Raises:
+        DamagedFileError: there are none, or a component has another structure than a state has.
+    """
+    if STATE_KEY not in header.metadata:
+        raise DamagedFileError(f"{path}: holds no training state", "checkpoint.state")
     try:
-        values = json.loads(header.metadata[STATE_KEY])
-    except (KeyError, ValueError) as error:
-        raise DamagedFileError(f"{path}: holds no training state ({error!r})") from error
-    if not isinstance(values, dict):
-        raise DamagedFileError(f"{path}: the training state is not a table")
-    return values
+        values = parse_json(header.metadata[STATE_KEY])
+        _State.model_validate(values)
+    except ParseError as error:
+        raise DamagedFileError(f"{path}: the training state cannot be read ({error})", "checkpoint.state") from error
+    except ValidationError as error:
+        raise DamagedFileError(f"{path}: the state component {_explain(error)}", "checkpoint.state") from error
+    return dict(values)
 
 
 def part_digests(path: Path, header: Header) -> dict[str, str]:
     """The digest of every part of a state, from the bytes of the container: tensors by part, and each small value."""
-    digests = {name: [digest] for name, digest in digest_parts(path, header).items()}
-    for name, value in read_values(path, header).items():
+    return _with_values(digest_parts(path, header), read_values(path, header))
+
+
+def _with_values(tensors: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    digests = {name: [digest] for name, digest in tensors.items()}
+    for name, value in values.items():
         digests.setdefault(name, []).append(hashlib.sha256(canonical_json(value).encode()).hexdigest())
     return {
         name: parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -254,22 +328,26 @@ def write_checkpoint(
         path: the container's final path.
         tensors: names "part/..." to bytes.
         values: the small values, by part; JSON-able without NaN.
-        describe: the manifest's other fields (`Manifest`'s, less those that follow from the bytes).
+        describe: the manifest's other fields (`Manifest`'s, less those that follow from the bytes); checked before
+            anything is written, by the rules of whoever reads them.
 
     Raises:
         OSError: what the file system said; no manifest is left that speaks of a part.
     """
-    size, digest = write_container(path, tensors, {STATE_KEY: canonical_json(dict(values))})
-    parts = part_digests(path, read_header(path))
     manifest = Manifest(
         format=FORMAT,
         file=path.name,
-        bytes=size,
-        sha256=digest,
-        weights_sha256=parts[MODEL_PART],
-        parts=parts,
+        bytes=0,
+        sha256=_ZERO_DIGEST,
+        weights_sha256=_ZERO_DIGEST,
+        parts={},
         folder=path.parent,
         **describe,
+    )
+    written = write_container(path, tensors, {STATE_KEY: canonical_json(dict(values))})
+    parts = _with_values(written.parts, values)
+    manifest = replace(
+        manifest, bytes=written.size, sha256=written.sha256, weights_sha256=parts[MODEL_PART], parts=parts
     )
     write_json(manifest.manifest_path, manifest.to_json())
     return manifest
@@ -291,7 +369,7 @@ def load_tensors(manifest: Manifest, *, part: str | None = None) -> dict[str, "T
     try:
         tensors = read_tensors(manifest, part=part)
     except DamagedFileError as error:
-        raise UserError(f"{error}; take another checkpoint, or fetch this one again") from error
+        raise UserError(f"{error}; take another checkpoint, or fetch this one again", code=error.code) from error
     skip = 0 if part is None else len(part) + 1
     return {name[skip:]: tensor for name, tensor in tensors.items()}
 
@@ -324,13 +402,20 @@ def manifest_of(path: Path) -> Manifest:
     """
     place = manifest_path(path)
     try:
+        kind = recognize(path) if path != place else None
+        if kind is not None and kind.name != SAFETENSORS:
+            hint = "; `seqtrack import` makes a checkpoint of it" if kind.code == "file.torch" else ""
+            raise UserError(f"{path} is {kind.name}, expected {SAFETENSORS}{hint}", code=kind.code)
         return read_manifest(place)
     except FileNotFoundError as error:
         raise UserError(
-            f"{place} does not exist: a checkpoint is a .safetensors file with its .json beside it"
+            f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json beside it",
+            code="checkpoint.missing",
         ) from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
     except DamagedFileError as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error), code=error.code) from error
 
 
 def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
