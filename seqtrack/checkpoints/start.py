@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, read_json_object, sync_folder, utc_now, write_json
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, newest_sound, verify_checkpoint
-from seqtrack.errors import UserError
+from seqtrack.checkpoints.store import (
+    Manifest,
+    list_checkpoints,
+    manifest_path,
+    newest_sound,
+    read_manifest,
+    verify_checkpoint,
+)
+from seqtrack.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -123,24 +130,45 @@ def _find_epoch(
     verify: Callable[[Manifest], object],
 ) -> Manifest:
     seen: list[str] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
+    others: list[Manifest] = []
     for place in places:
         manifests = list_checkpoints(place / CHECKPOINTS, kinds=("epoch",))
         seen.append(f"{place / CHECKPOINTS} holds {_epochs(manifests)}")
+        problems += _unusable(place / CHECKPOINTS).values()
         for manifest in manifests:
             if manifest.epoch == epoch:
                 try:
                     verify(manifest)
                 except DamagedFileError as error:
                     logger.warning("passed over a damaged checkpoint: %s", error)
-                    problems.append(f"damaged: {error}")
+                    problems.append(Problem(f"damaged: {error}", error.code))
                     continue
                 return manifest
+            others.append(manifest)
     fetched = fetch(epoch) if fetch is not None else None
     if fetched is not None:
         return fetched
     hint = "" if fetch is not None else "; set HF_REPO to look on the Hugging Face Hub as well"
-    raise UserError([f"there is no checkpoint after epoch {epoch} to resume from: {'; '.join(seen)}{hint}", *problems])
+    if problems and (latest := newest_sound(others, verify=verify)):
+        hint = f"; the latest valid one is of epoch {latest.epoch}: RESUME_EPOCH={latest.epoch}{hint}"
+    first = f"there is no checkpoint after epoch {epoch} to resume from: {'; '.join(seen)}{hint}"
+    raise UserError([Problem(first, "resume.no_checkpoint"), *problems])
+
+
+def _unusable(folder: Path) -> dict[Path, Problem]:
+    """What has the name of an epoch's checkpoint in `folder` and cannot be resumed from, with the reason."""
+    found: dict[Path, Problem] = {}
+    for path in sorted(folder.glob("SEQTRACK_ep*.safetensors")):
+        try:
+            if read_manifest(manifest_path(path)).kind == "imported":
+                reason = "holds imported weights without optimizer state: a run cannot be resumed from it"
+                found[path] = Problem(f"{path} {reason}", "resume.imported")
+        except FileNotFoundError:
+            found[path] = Problem(f"{path} has no manifest beside it", "checkpoint.missing")
+        except DamagedFileError as error:
+            found[path] = Problem(f"damaged: {error}", error.code)
+    return found
 
 
 def _epochs(manifests: Sequence[Manifest]) -> str:
@@ -197,6 +225,9 @@ def _move_aside(checkpoints: Path, start: Start, *, metrics: Path) -> None:
     if not later:
         return
     aside = _new_folder(checkpoints / SUPERSEDED)
+    for path, problem in _unusable(checkpoints).items():
+        if path in later and problem.code == "resume.imported":
+            logger.warning("%s; it makes room for this run's, and is moved to %s", problem, aside)
     # Manifests leave first: a container without one is no checkpoint, wherever a kill falls.
     for path in sorted(later, key=lambda path: path.suffix != ".json"):
         logger.info("moved aside, superseded by the restart: %s -> %s", path, aside)

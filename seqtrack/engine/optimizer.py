@@ -179,9 +179,14 @@ class NamedOptimizer:
         for name, values in state.get("state", {}).items():
             parameter = named[name]
             for key, tensor in values.items():
-                if key != "step" and tensor.shape != parameter.shape:
-                    found, expected = tuple(tensor.shape), tuple(parameter.shape)
-                    raise UserError(f"optimizer state {name}.{key} has shape {found}, expected {expected}")
+                # The fused step reads raw memory by the parameter's shape and type.
+                expected = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
+                if (tuple(tensor.shape), tensor.dtype) != expected:
+                    raise UserError(
+                        f"optimizer state {name}.{key} has shape {tuple(tensor.shape)} and type {tensor.dtype}, "
+                        f"expected {expected[0]} and {expected[1]}",
+                        code="checkpoint.state",
+                    )
             self.inner.state[parameter] = {
                 key: tensor.to(device=parameter.device, copy=True) for key, tensor in values.items()
             }

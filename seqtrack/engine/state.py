@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.engine.optimizer import NamedOptimizer, Schedule
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
+from seqtrack.model.weights import compare_states
 from seqtrack.seeding import process_seed
+
+# The components whose states hold tensors.
+_WITH_TENSORS = {"model", "optimizer", "rng"}
 
 
 @dataclass
@@ -187,10 +191,16 @@ class TrainState:
             UserError: a part is missing, unknown, or belongs to another model.
         """
         names = {item.name for item in fields(self)}
-        _expect_keys("the training state", set(values) | {name.split("/", 1)[0] for name in tensors}, names)
+        of_tensors = {name.split("/", 1)[0] for name in tensors}
+        _expect_keys("the training state", set(values) | of_tensors, names)
+        if of_tensors - _WITH_TENSORS:
+            raise UserError(
+                f"the checkpoint holds tensors in {sorted(of_tensors - _WITH_TENSORS)}, which has none",
+                code="checkpoint.state",
+            )
         for item in fields(self):
             if isinstance(getattr(self, item.name), int):
-                setattr(self, item.name, int(values[item.name]))
+                setattr(self, item.name, values[item.name])
                 continue
             part = _join(values.get(item.name, {}), item.name, tensors)
             if item.name == "model":
@@ -198,21 +208,25 @@ class TrainState:
             elif part or item.name != "scaler":  # a run in another precision than fp16 has no scale to bring
                 try:
                     getattr(self, item.name).load_state_dict(part)
-                except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-                    raise UserError(f"the checkpoint's {item.name} cannot be used: {error!r}") from error
+                except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
+                    raise UserError(
+                        f"the checkpoint's state component {item.name} cannot be used: {error!r}",
+                        code="checkpoint.state",
+                    ) from error
 
 
 def _load_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    try:
-        model.load_state_dict(dict(weights), strict=True)
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint belongs to another model: {error}") from error
+    problems = compare_states(weights, model.state_dict(), what="the checkpoint")
+    if problems:
+        raise UserError([*problems, Problem("the checkpoint belongs to another model", "weights.other_model")])
+    model.load_state_dict(dict(weights), strict=True)
 
 
 def _expect_keys(what: str, found: set[str], expected: set[str]) -> None:
     if found != expected:
         raise UserError(
-            f"{what} of the checkpoint lacks {sorted(expected - found)} and has unknown {sorted(found - expected)}"
+            f"{what} of the checkpoint lacks {sorted(expected - found)} and has unknown {sorted(found - expected)}",
+            code="checkpoint.state",
         )
 
 
@@ -241,7 +255,11 @@ def _join(plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) 
         place = tree
         *folders, leaf = path
         for name in folders:
-            place = place.setdefault(name, {})
+            place = place.setdefault(name, {}) if isinstance(place, dict) else {}
+        if not isinstance(place, dict) or leaf in place:
+            raise UserError(
+                f"the checkpoint holds {prefix}/{'/'.join(path)} as a tensor and as a value", code="checkpoint.state"
+            )
         place[leaf] = tensor
     return tree
 

@@ -9,7 +9,7 @@ refused, or on request replaced by empty stand-ins. How files are read is in `fo
 import io
 import logging
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqtrack.errors import Problem, UserError
+from seqtrack.errors import UserError
 from seqtrack.model.foreign_weights import ForeignFile, ForeignTensor, StandIn, read_foreign
 from seqtrack.model.weights import compare_states
 from seqtrack.parsing import short_repr
@@ -29,7 +29,6 @@ NET_TYPE = "SEQTRACK"
 LAST_EPOCH = 10**6
 # DistributedDataParallel, torch.compile, FullyShardedDataParallel, activation checkpointing: each adds to the names.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,19 +141,7 @@ def _load(
     path: Path, file: ForeignFile, net: Mapping[str, ForeignTensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The weights of the types expected; floating ones are converted, all others must be the same."""
-    problems: list[Problem] = compare_states(net, expected, what=str(path))
-    types: dict[tuple[torch.dtype | None, torch.dtype], list[str]] = defaultdict(list)
-    for name in sorted(set(net) & set(expected)):
-        if net[name].dtype != expected[name].dtype:
-            types[net[name].dtype, expected[name].dtype].append(name)
-    for (found, wanted), names in types.items():
-        if found not in _FLOATS or wanted not in _FLOATS:
-            problems.append(
-                Problem(
-                    f"{path}: {len(names)} tensors are {_type(found)}, expected {_type(wanted)}: {', '.join(names)}",
-                    "weights.dtype",
-                )
-            )
+    problems = compare_states(net, expected, what=str(path), convertible=True)
     if problems:
         raise UserError(problems)
     weights = {name: file.load(tensor).to(expected[name].dtype) for name, tensor in net.items()}
@@ -162,10 +149,8 @@ def _load(
     if bad:
         shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in bad.items())
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinite values: {shown}", code="weights.not_finite")
-    for (found, wanted), names in types.items():
-        log.warning("%s: %d tensors converted from %s to %s", path.name, len(names), _type(found), _type(wanted))
+    converted = Counter(str(net[name].dtype) for name in net if net[name].dtype != expected[name].dtype)
+    if converted:
+        shown = ", ".join(f"{count} from {dtype}" for dtype, count in converted.items())
+        log.warning("%s: tensors converted to the model's types: %s", path.name, shown)
     return weights
-
-
-def _type(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.") if dtype is not None else "of a type that is not read"

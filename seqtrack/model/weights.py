@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,7 @@ from seqtrack.model.spec import CUSTOM_ENCODER, ModelSpec
 log = logging.getLogger(__name__)
 
 FILE_NAME = "model.safetensors"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # timm's names of what the authors start from.
 PRETRAINED: dict[tuple[str, str], str] = {
@@ -88,7 +90,7 @@ def load_pretrained(model: SeqTrack, spec: ModelSpec, *, source: Path | None = N
     state = encoder_state(_read(path), spec)
     body = model.encoder.body
     own = body.state_dict()
-    problems = compare_states(state, own, what=str(path))
+    problems = compare_states(state, own, what=str(path), convertible=True)
     if problems:
         raise UserError(problems)
     body.load_state_dict(state)
@@ -120,15 +122,25 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     return state
 
 
-class _HasShape(Protocol):
+class _Described(Protocol):
+    """A tensor, or what a file says of one."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def dtype(self) -> torch.dtype | None: ...
 
-def compare_states(found: Mapping[str, _HasShape], expected: Mapping[str, _HasShape], *, what: str) -> list[Problem]:
-    """Every name that is missing or not expected and every shape that differs; empty if all fits.
+
+def compare_states(
+    found: Mapping[str, _Described], expected: Mapping[str, _Described], *, what: str, convertible: bool = False
+) -> list[Problem]:
+    """Every name that is missing or not expected, and every shape and element type that differs; empty if all fits.
 
     A difference with one cause, such as one prefix before all names, is reported as that cause.
+
+    Args:
+        convertible: floating-point types may differ from each other.
     """
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(set(found) - set(expected))
@@ -139,14 +151,17 @@ def compare_states(found: Mapping[str, _HasShape], expected: Mapping[str, _HasSh
         problems.append(Problem(f"{what}: {len(missing)} missing: {', '.join(missing)}", "weights.missing"))
     if unexpected:
         problems.append(Problem(f"{what}: {len(unexpected)} unexpected: {', '.join(unexpected)}", "weights.unexpected"))
+    types: dict[tuple[torch.dtype | None, torch.dtype | None], list[str]] = defaultdict(list)
     for name in sorted(set(found) & set(expected)):
-        if tuple(found[name].shape) != tuple(expected[name].shape):
-            problems.append(
-                Problem(
-                    f"{what}: {name} has shape {[*found[name].shape]}, expected {[*expected[name].shape]}",
-                    "weights.shape",
-                )
-            )
+        shapes = [*found[name].shape], [*expected[name].shape]
+        if shapes[0] != shapes[1]:
+            problems.append(Problem(f"{what}: {name} has shape {shapes[0]}, expected {shapes[1]}", "weights.shape"))
+        pair = found[name].dtype, expected[name].dtype
+        if pair[0] != pair[1] and not (convertible and all(dtype in _FLOATS for dtype in pair)):
+            types[pair].append(name)
+    for (is_type, wanted), names in types.items():
+        shown = f"{what}: {len(names)} tensors are {is_type or 'of an unknown type'}, expected {wanted}"
+        problems.append(Problem(f"{shown}: {', '.join(names)}", "weights.dtype"))
     return problems
 
 

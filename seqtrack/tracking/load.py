@@ -9,10 +9,11 @@ import yaml
 from seqtrack.checkpoints.store import Manifest, load_weights
 from seqtrack.config.loader import config_from_text, load_config
 from seqtrack.config.schema import Config
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
+from seqtrack.model.weights import compare_states
 
 
 def checkpoint_config(manifest: Manifest) -> Config:
@@ -41,10 +42,11 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
     config = checkpoint_config(manifest)
     weights = load_weights(manifest)
     model = build_empty(model_spec(config))
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{manifest.path}: its weights do not fit its configuration: {error}") from error
+    problems = compare_states(weights, model.state_dict(), what=str(manifest.path))
+    if problems:
+        last = Problem(f"{manifest.path}: its weights do not fit its configuration", "weights.other_model")
+        raise UserError([*problems, last])
+    model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), config
 
 
