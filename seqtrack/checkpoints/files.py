@@ -238,39 +238,47 @@ def read_header(path: Path) -> Header:
         return _parse_head(path, _read_head(path, file), os.fstat(file.fileno()).st_size)
 
 
-def read_container(path: Path, place: Callable[[Header], Mapping[str, memoryview]] | None = None) -> tuple[Header, str]:
+@dataclass(frozen=True)
+class Contents:
+    """What was read of a container: its head, its sha256, and the digest of every state component (`digest_parts`)."""
+
+    header: Header
+    sha256: str
+    parts: dict[str, str]
+
+
+def read_container(path: Path, place: Callable[[Header], Mapping[str, memoryview]] | None = None) -> Contents:
     """Read a container once, from its first byte to its last, so that what was digested is what was loaded.
 
-    The digest is taken in a second thread while the next piece is read.
+    The digests are taken in other threads while the next piece is read.
 
     Args:
         place: given the head, the memory into which the bytes of the wanted tensors go, by name; none are wanted
             without it.
 
-    Returns:
-        (the head, hex sha256 of the whole file).
-
     Raises:
         DamagedFileError: as for `read_header`, or the file changed its size meanwhile.
     """
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(2) as threads:
         text = _read_head(path, file)
         header = _parse_head(path, text, os.fstat(file.fileno()).st_size)
         wanted = place(header) if place is not None else {}
-        digest = hashlib.sha256(text)
-        digested: Future[None] | None = None
+        whole = hashlib.sha256(text)
+        digests = {name: hashlib.sha256() for name in header.entries}
+        digested: list[Future[None]] = []
         for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
             for start in range(entry.begin, entry.end, CHUNK):
                 end = min(start + CHUNK, entry.end)
                 inside = slice(start - entry.begin, end - entry.begin)
                 piece = wanted[name][inside] if name in wanted else memoryview(bytearray(end - start))
                 _read_into(path, file, piece)
-                if digested is not None:
-                    digested.result()  # one piece ahead and no more: pieces that nobody wants must not pile up
-                digested = thread.submit(digest.update, piece)
+                wait(digested)  # one piece ahead and no more: pieces that nobody wants must not pile up
+                digested = [threads.submit(digest.update, piece) for digest in (whole, digests[name])]
         if file.read(1):
             raise DamagedFileError(f"{path} grew while it was read")
-    return header, digest.hexdigest()
+        wait(digested)
+    rows = {name: (entry.dtype, entry.shape, digests[name].hexdigest()) for name, entry in header.entries.items()}
+    return Contents(header, whole.hexdigest(), _join_digests(rows))
 
 
 def _read_into(path: Path, file: io.FileIO, piece: memoryview) -> None:

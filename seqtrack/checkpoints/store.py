@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from seqtrack.checkpoints.files import (
+    Contents,
     DamagedFileError,
     Header,
     TensorBytes,
@@ -172,37 +173,44 @@ def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Mani
     return sorted(found, key=lambda manifest: (manifest.step, manifest.kind == "epoch"))
 
 
-def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], tuple[Header, str]] = read_container) -> Header:
+def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], Contents] = read_container) -> Header:
     """Check that the container is the one the manifest describes, byte for byte, and that both tell the same.
 
     Args:
-        read: reads the whole container, and returns its head and its sha256.
+        read: reads the whole container.
 
     Returns:
         the container's head.
 
     Raises:
-        DamagedFileError: it is missing, of another size, of another digest, not a container, or of another step.
+        DamagedFileError: it is missing, of another size, of another digest, not a container, its state has another
+            structure, or the manifest tells another step or other digests of components.
     """
     path = manifest.path
     try:
         size = path.stat().st_size
         if size != manifest.bytes:
             raise DamagedFileError(f"{path} has {size} bytes; its manifest says {manifest.bytes}")
-        header, digest = read(path)
-        if digest != manifest.sha256:
-            raise DamagedFileError(f"{path} has sha256 {digest}; its manifest says {manifest.sha256}")
+        contents = read(path)
+        if contents.sha256 != manifest.sha256:
+            raise DamagedFileError(f"{path} has sha256 {contents.sha256}; its manifest says {manifest.sha256}")
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
-    for name, told in _facts(path, header).items():
+    values = read_values(path, contents.header)
+    for name, told in _facts(values).items():
         if getattr(manifest, name) != told:
             raise DamagedFileError(f"{manifest.manifest_path} says {name} {getattr(manifest, name)!r}; {path} {told!r}")
-    return header
+    parts = _with_values(contents.parts, values)
+    if parts != manifest.parts or parts.get(MODEL_PART) != manifest.weights_sha256:
+        differing = sorted(name for name in {*parts, *manifest.parts} if parts.get(name) != manifest.parts.get(name))
+        raise DamagedFileError(
+            f"{manifest.manifest_path} says other digests than {path} has: of {', '.join(differing) or MODEL_PART}"
+        )
+    return contents.header
 
 
-def _facts(path: Path, header: Header) -> dict[str, Any]:
-    """What the container itself tells of the manifest's fields; nothing where it holds weights only."""
-    values = read_values(path, header)
+def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the state tells of the manifest's fields; nothing where the container holds weights only."""
     facts: dict[str, Any] = {name: values[name] for name in ("epoch", "step", "sample") if name in values}
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"

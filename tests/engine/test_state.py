@@ -13,7 +13,8 @@ from runs import assert_same_run
 from torch import nn
 
 from engine.rig import Run, saved
-from seqtrack.checkpoints.store import part_digests, read_header
+from seqtrack.checkpoints.files import read_header
+from seqtrack.checkpoints.store import part_digests
 from seqtrack.engine.state import History, Meters, TrainState
 from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import UserError
