@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.test_damage import DESCRIBE, write_small
+from seqtrack.checkpoints.files import TensorBytes
 from seqtrack.checkpoints.retention import expendable
 from seqtrack.checkpoints.start import Start, find_start, hold_folder, prepare_folder, write_run
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, step_name, write_checkpoint
@@ -204,3 +205,44 @@ def test_a_checkpoint_inside_an_epoch_goes_when_a_newer_one_stands(tmp_path: Pat
     present = list_checkpoints(tmp_path / "checkpoints")
     assert expendable(present, keep=0, is_safe=lambda _: False) == [old]
     assert newest not in expendable(present, keep=1, is_safe=_always)
+
+
+def _imported(folder: Path, epoch: int) -> Manifest:
+    facts = {"kind": "imported", "epoch": epoch, "step": 0, "sample": 0, "loss": None, "iou": None}
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    weights = {"model/weight": TensorBytes("F32", (1,), memoryview(bytes(4)))}
+    path = folder / "checkpoints" / f"SEQTRACK_ep{epoch:04d}.safetensors"
+    return write_checkpoint(path, weights, {}, describe={**DESCRIBE, **facts})
+
+
+def test_imported_weights_are_named_as_what_cannot_be_resumed_from(tmp_path: Path) -> None:
+    imported = _imported(tmp_path, 1)
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path, resume_epoch=1)
+    assert [problem.code for problem in refusal.value.problems] == ["resume.no_checkpoint", "resume.imported"]
+    assert str(imported.path) in refusal.value.problems[1]
+
+
+def test_every_file_that_was_skipped_is_named_with_its_reason_and_the_latest_valid_one_is_offered(
+    tmp_path: Path,
+) -> None:
+    manifests = _run(tmp_path, 4)
+    manifests[0].path.write_bytes(b"damaged")
+    manifests[1].manifest_path.write_text("{")
+    manifests[3].manifest_path.unlink()
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path, resume_epoch=1)
+    first, *others = refusal.value.problems
+    assert first.code == "resume.no_checkpoint"
+    assert "RESUME_EPOCH=3" in first
+    assert [problem.code for problem in others] == ["file.json", "checkpoint.missing", "checkpoint.damaged"]
+
+
+def test_imported_weights_are_warned_of_before_they_make_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _run(tmp_path, 1, state="running")
+    imported = [_imported(tmp_path, epoch) for epoch in (2, 3)]
+    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [str(item.path) in text for item, text in zip(imported, warned, strict=True)] == [True, True]
+    (aside,) = (tmp_path / "checkpoints" / "superseded").iterdir()
+    assert {item.file for item in list_checkpoints(aside)} == {item.file for item in imported}

@@ -45,7 +45,7 @@ SHORT, LONG = 60, 1200
 FACTS = ("kind", "epoch", "step", "sample", "file", "bytes", "sha256", "weights_sha256", "parts", "loss", "iou")
 
 
-def _new_state(seed: int) -> TrainState:
+def new_state(seed: int) -> TrainState:
     """A whole training state around a model of two tensors."""
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
@@ -57,8 +57,8 @@ def _new_state(seed: int) -> TrainState:
     )  # fmt: skip
 
 
-def _trained_state() -> TrainState:
-    state = _new_state(1)
+def trained_state() -> TrainState:
+    state = new_state(1)
     state.model(torch.ones(1, 3)).sum().backward()
     state.optimizer.inner.step()
     state.epoch, state.step = 2, 20
@@ -146,8 +146,8 @@ def _heads(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
 
 def _states(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
     """The state's JSON, in a file whose digest is right, put into a training state."""
-    tensors, values = _trained_state().capture()
-    original = _new_state(3)
+    tensors, values = trained_state().capture()
+    original = new_state(3)
     facts = {"kind": "epoch", "epoch": 2, "step": 20, "sample": 0, "loss": 1.0, "iou": 0.2}
     manifest = write_checkpoint(
         folder / "SEQTRACK_ep0002.safetensors", {name: tensor_bytes(value) for name, value in tensors.items()}, values,
@@ -162,7 +162,7 @@ def _states(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
         changed = _with_digest(manifest, len(text).to_bytes(8, "little") + text + raw[8 + length :], digests=digests)
         try:
             read = read_values(changed.path, verify_checkpoint(changed))
-            fresh = _new_state(3)
+            fresh = new_state(3)
             fresh.restore(load_tensors(changed), read)
         except (DamagedFileError, UserError):
             return "refused"
