@@ -135,7 +135,7 @@ def _find_epoch(
     for place in places:
         manifests = list_checkpoints(place / CHECKPOINTS, kinds=("epoch",))
         seen.append(f"{place / CHECKPOINTS} holds {_epochs(manifests)}")
-        problems += _unusable(place / CHECKPOINTS).values()
+        problems += unusable_checkpoints(place / CHECKPOINTS).values()
         for manifest in manifests:
             if manifest.epoch == epoch:
                 try:
@@ -156,13 +156,16 @@ def _find_epoch(
     raise UserError([Problem(first, "resume.no_checkpoint"), *problems])
 
 
-def _unusable(folder: Path) -> dict[Path, Problem]:
+def unusable_checkpoints(folder: Path) -> dict[Path, Problem]:
     """What has the name of an epoch's checkpoint in `folder` and cannot be resumed from, with the reason."""
     found: dict[Path, Problem] = {}
     for path in sorted(folder.glob("SEQTRACK_ep*.safetensors")):
         try:
             if read_manifest(manifest_path(path)).kind == "imported":
-                reason = "holds imported weights without optimizer state: a run cannot be resumed from it"
+                reason = (
+                    "holds imported weights without optimizer state: a run cannot be resumed from it; evaluate and "
+                    "track take it by its file name"
+                )
                 found[path] = Problem(f"{path} {reason}", "resume.imported")
         except FileNotFoundError:
             found[path] = Problem(f"{path} has no manifest beside it", "checkpoint.missing")
@@ -225,7 +228,7 @@ def _move_aside(checkpoints: Path, start: Start, *, metrics: Path) -> None:
     if not later:
         return
     aside = _new_folder(checkpoints / SUPERSEDED)
-    for path, problem in _unusable(checkpoints).items():
+    for path, problem in unusable_checkpoints(checkpoints).items():
         if path in later and problem.code == "resume.imported":
             logger.warning("%s; it makes room for this run's, and is moved to %s", problem, aside)
     # Manifests leave first: a container without one is no checkpoint, wherever a kill falls.

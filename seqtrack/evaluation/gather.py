@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from seqtrack.checkpoints.start import unusable_checkpoints
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, manifest_of
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
@@ -46,6 +47,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
             found = [there[epoch] for epoch in sorted(there)][-1 if word == "last" else 0 :]
             if not found:
                 problems.append(f"{folder} holds no epoch's checkpoint; train first, or name a checkpoint file")
+                problems += unusable_checkpoints(folder).values()
         elif word.replace("-", "", 1).isdigit() and word[0] != "-":
             first, _, last = word.partition("-")
             for epoch in range(int(first), int(last or first) + 1):
@@ -53,7 +55,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                     found.append(there[epoch])
                 else:
                     problems.append(f"{folder} holds no checkpoint of epoch {epoch}; there are: {epochs}")
-        elif "/" in word or word.endswith((".safetensors", ".json")):
+        elif "/" in word or word.endswith((".safetensors", ".json")) or Path(word).is_file():
             try:
                 found = [manifest_of(Path(word))]
             except UserError as error:
