@@ -332,7 +332,9 @@ def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise problem
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in DTYPE_BYTES or not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise problem
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise problem
     if not all(type(number) is int and 0 <= number < 2**48 for number in [*shape, *offsets]):
         raise problem

@@ -121,7 +121,15 @@ def read_manifest(path: Path) -> Manifest:
         DamagedFileError: a field is missing, unknown or of another type, or the file is named otherwise than expected.
         FileNotFoundError: there is none.
     """
-    values = read_json_object(path)
+    return manifest_from(read_json_object(path), path)
+
+
+def manifest_from(values: Mapping[str, Any], path: Path) -> Manifest:
+    """The manifest that a file's JSON tells, if it is one that `path` may hold.
+
+    Raises:
+        DamagedFileError: as for `read_manifest`.
+    """
     try:
         manifest = Manifest(**{**values, "folder": values.get("folder", path.parent)})
     except ValidationError as error:

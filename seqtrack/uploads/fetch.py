@@ -14,7 +14,7 @@ from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, read_header, read_json_object, sync_folder
 from seqtrack.checkpoints.start import CHECKPOINTS
-from seqtrack.checkpoints.store import epoch_name
+from seqtrack.checkpoints.store import epoch_name, manifest_from, read_values
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.orders import Orders
@@ -171,6 +171,10 @@ def _read_promise(puller: Puller, manifest: Remote, revision: str | None, folder
         raise UserError(f"{manifest.path} speaks of {values['file']!r:.100}, expected {name}; refused")
     if values.get("epoch") != epoch:
         raise UserError(f"{manifest.path} says epoch {values.get('epoch')!r:.20}, expected {epoch}; refused")
+    try:
+        manifest_from(values, Path(name).with_suffix(".json"))
+    except DamagedFileError as error:
+        raise UserError(f"{manifest.path} is refused: {error}", code=error.code) from error
     place.replace(folder / "manifest.json")
     return values
 
@@ -191,11 +195,12 @@ def _require_container(place: Path, container: Remote, promised: dict[str, Any])
     if sha256 != promised.get("sha256"):
         raise UserError(f"{container.path} came with sha256 {sha256}, not its manifest's; refused")
     try:
-        read_header(place)
+        read_values(place, read_header(place))
     except DamagedFileError as error:
         raise UserError(
-            f"{container.path} is not a safetensors file and may be a pickle, which can run code when it is loaded; "
-            f"refused ({error})"
+            f"{container.path} is not a safetensors file of a checkpoint, and may be a pickle, which can run code when "
+            f"it is loaded; refused ({error})",
+            code=error.code,
         ) from error
 
 

@@ -96,6 +96,10 @@ ODD_HEADS: dict[str, HEAD] = {
     "tensor twice": lambda head: head.replace(b'"model/bias":', b'"model/weight":'),
     "key of a tensor twice": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":"BF16","dtype":"BF16"'),
     "state's key twice": lambda head: head.replace(rb"{\"epoch\":2", rb"{\"epoch\":1,\"epoch\":2"),
+    "type as a list": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":["BF16"]'),
+    "type as an object": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":{"BF16":2}'),
+    "number of too many digits": lambda head: head.replace(b'"shape":[7]', b'"shape":[' + b"7" * 5000 + b"]"),
+    "true for a number": lambda head: head.replace(b'"shape":[0,3]', b'"shape":[false,3]'),
     "NaN": lambda head: head.replace(rb"\"loss\":2.0", rb"\"loss\":NaN"),
     "deep": lambda head: b'{"a":' * 100_000 + head,
     "a list": lambda head: b"[" + head + b"]",
@@ -113,7 +117,7 @@ def test_a_head_that_can_be_read_in_two_ways_is_refused_by_every_reader(tmp_path
     assert manifest.path.read_bytes() != before
     with pytest.raises(DamagedFileError) as caught:
         read_values(changed.path, read_header(changed.path))
-    assert caught.value.code in ("checkpoint.head", "checkpoint.state")
+    assert caught.value.code in ("checkpoint.head", "checkpoint.state", "checkpoint.damaged")
     with pytest.raises(UserError) as refused:
         load_weights(changed)
     assert refused.value.code == caught.value.code

@@ -18,6 +18,9 @@ from typing import Any
 
 from uploads.hub_server import Hub
 
+from seqtrack.checkpoints.files import TensorBytes
+from seqtrack.checkpoints.store import write_checkpoint
+
 REPO = "me/run"
 TOKEN = "hf_writewritewritewrite"
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,18 +67,18 @@ def content(size: int, seed: object) -> bytes:
 
 
 def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) -> tuple[Path, Path]:
-    """A checkpoint as training leaves it: a real safetensors container, then its manifest, each renamed into place."""
+    """A checkpoint as training leaves it, with one tensor of `size` bytes."""
     folder = output / f"phase_{phase}" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"model/w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    head += b" " * (-len(head) % 8)
-    data = len(head).to_bytes(8, "little") + head + content(size, (epoch, phase))
-    container, manifest = folder / f"SEQTRACK_ep{epoch:04d}.safetensors", folder / f"SEQTRACK_ep{epoch:04d}.json"
-    put(container, data)
-    digest = hashlib.sha256(data).hexdigest()
-    values = {"epoch": epoch, "step": epoch * 10, "bytes": len(data), "sha256": digest, "weights_sha256": digest}
-    put(manifest, json.dumps({**values, "file": container.name, "loss": 1.0, "iou": 0.5}).encode())
-    return container, manifest
+    facts = {"epoch": epoch, "step": epoch * 10, "sample": 0}
+    others = {"parent_sha256": None, "config_digest": None, "data_digest": None, "created": "2026-01-01T00:00:00Z"}
+    manifest = write_checkpoint(
+        folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
+        {"model/w": TensorBytes("U8", (size,), memoryview(content(size, (epoch, phase))))},
+        facts,
+        describe={**facts, **others, "kind": "epoch", "loss": 1.0, "iou": 0.5},
+    )
+    return manifest.path, manifest.manifest_path
 
 
 def put(path: Path, data: bytes) -> Path:

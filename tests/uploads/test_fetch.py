@@ -120,6 +120,23 @@ def test_a_pickle_in_place_of_a_checkpoint_is_refused_unopened(
     assert not (tmp_path / "it ran").exists()
 
 
+def test_a_head_with_a_key_twice_is_refused_here_as_by_the_run(
+    hub: Hub, uploaded: Environment, output: Path, tmp_path: Path
+) -> None:
+    good = (output / CONTAINER).read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    head = good[8 : 8 + length].rstrip()[:-1] + b',"__metadata__":{"state":"{}"}}'
+    data = len(head).to_bytes(8, "little") + head + good[8 + length :]
+    digest = hashlib.sha256(data).hexdigest()
+    values = json.loads((output / MANIFEST).read_bytes()) | {"bytes": len(data), "sha256": digest}
+    planted(hub, CONTAINER, data, lfs=True)
+    planted(hub, MANIFEST, json.dumps(values).encode(), lfs=False)
+    with pytest.raises(UserError) as refused:
+        fetch_checkpoint(uploaded, 2, tmp_path / "new")
+    assert refused.value.code == "checkpoint.head"
+    assert is_clean(tmp_path / "new")
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
