@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -197,16 +197,19 @@ def _read_old(path: Path) -> ForeignFile:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
+        # From memory: a length in a damaged pickle is then no order to make room for as many bytes.
+        head = io.BytesIO(file.read(_LARGEST_PICKLE))
         reader = _Interpreter()
-        if reader.run(file)[0] != _OLD_MAGIC:
+        if reader.run(head)[0] != _OLD_MAGIC:
             raise _Unreadable("a pickle, but none that torch.save wrote", "file.pickle")
-        version, machine = reader.run(file)[0], reader.run(file)[0]
+        version, machine = reader.run(head)[0], reader.run(head)[0]
         if version != _OLD_PROTOCOL or not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise _Unreadable("torch.save's format is of another version, or its byte order is big", "file.byte_order")
-        content, objects = reader.run(file)
-        keys = reader.run(file)[0]
+        content, objects = reader.run(head)
+        keys = reader.run(head)[0]
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise _Unreadable("its list of storages is damaged")
+        file.seek(head.tell())
         places: dict[str, tuple[int, int]] = {}
         for key in keys:
             storage = reader.storages.get(key)
@@ -248,24 +251,23 @@ class _Interpreter:
     def __init__(self) -> None:
         self.storages: dict[str, _Storage] = {}
 
-    def run(self, file: BinaryIO) -> tuple[Any, list[str]]:
+    def run(self, file: io.BytesIO) -> tuple[Any, list[str]]:
         """The value of the pickle that begins here, and the names of everything in it that is not plain data."""
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
         names: set[str] = set()
-        start = file.tell()
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
                 if opcode.name == "STOP":
                     (value,) = stack
                     return value, sorted(name for name in names if not _is_plain(name))
-                if count > _MOST_OPCODES or file.tell() - start > _LARGEST_PICKLE:
+                if count > _MOST_OPCODES:
                     raise _Unreadable("its pickle is too long for names of tensors")
                 self._step(opcode.name, argument, stack, marks, memo, names)
         except (ValueError, LookupError) as error:
             place = file.tell()
-            if place == file.seek(0, 2):
+            if place == file.seek(0, 2) and place < _LARGEST_PICKLE:
                 raise _Unreadable(f"incomplete: it ends inside a pickle ({place} bytes)", "file.incomplete") from error
             raise _Unreadable(f"its pickle is damaged before byte {place}") from error
         raise _Unreadable("its pickle has no end")
