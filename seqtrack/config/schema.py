@@ -218,7 +218,7 @@ class Testing(Settings):
 
 
 class Config(Settings):
-    """One experiment, whole and frozen. Made by `seqtrack.config.load`, which checks it."""
+    """One experiment, whole and frozen. Made by `seqtrack.config.loader`, which checks it."""
 
     MODEL: Model = section(Model)
     TRAIN: Train = section(Train)

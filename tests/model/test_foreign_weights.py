@@ -19,7 +19,7 @@ from test_import_export import write_imported
 
 from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.cli import main
-from seqtrack.config.load import load_config
+from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
 from seqtrack.model.authors import read_authors_file
 from seqtrack.model.build import build_model
