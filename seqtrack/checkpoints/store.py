@@ -154,8 +154,9 @@ def _explain(error: ValidationError) -> str:
             found = item["input"]
             shown = f"{_JSON_TYPES.get(type(found), 'a value')}"
             if not isinstance(found, dict | list):
-                shown += f" ({short_repr(found)})"
-            sentences.append(f"{place} is {shown}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+                shown += f" ({short_repr(found) if isinstance(found, str) else found})"
+            expected = item["msg"].partition(" or instance of")[0].replace("dictionary", "object")
+            sentences.append(f"{place} is {shown}: {expected[:1].lower()}{expected[1:]}")
     return "; ".join(sentences)
 
 

@@ -130,7 +130,7 @@ def _epoch(path: Path, file: ForeignFile) -> int:
     if type(value) is not int or not 0 <= value <= LAST_EPOCH:
         plain = isinstance(value, str | float | bool) or (type(value) is int and value.bit_length() < 64)
         raise UserError(
-            f"{path}: epoch is {short_repr(value) if plain else type(value).__name__}, expected a whole number from 0 "
+            f"{path}: epoch is {ascii(value)[:60] if plain else type(value).__name__}, expected a whole number from 0 "
             f"to {LAST_EPOCH}",
             code="weights.epoch",
         )

@@ -197,11 +197,7 @@ def _require_container(place: Path, container: Remote, promised: dict[str, Any])
     try:
         read_values(place, read_header(place))
     except DamagedFileError as error:
-        raise UserError(
-            f"{container.path} is not a safetensors file of a checkpoint, and may be a pickle, which can run code when "
-            f"it is loaded; refused ({error})",
-            code=error.code,
-        ) from error
+        raise UserError(f"{container.path} is refused: {error}", code=error.code) from error
 
 
 def _place(got: Path, manifest: Path, destination: Path, container: Remote) -> Path:
