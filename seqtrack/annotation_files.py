@@ -25,7 +25,7 @@ T = TypeVar("T")
 # Of a file of another kind every line is wrong; the first of them tell enough.
 _SHOWN, _MOST_PROBLEMS = 20, 10_000
 _LARGEST_TEXT_BYTES = 16 * 1024 * 1024
-_LARGEST_ARCHIVE_BYTES = 1024 * 1024 * 1024
+_LARGEST_ARCHIVE_BYTES = 256 * 1024 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _INTEGER = rb"-?[0-9]{1,9}"
