@@ -1,4 +1,4 @@
-"""Annotation files, result files and lists: what can be read in one way is read, everything else is refused by place."""
+"""Annotation files, result files and lists: what can be read in one way is read, all else is refused with its place."""
 
 from collections.abc import Callable
 from pathlib import Path
