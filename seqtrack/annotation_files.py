@@ -243,7 +243,8 @@ def read_archive(path: Path, kinds: dict[str, str]) -> dict[str, NDArray[Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", "file.unreadable") from error
     except Exception as error:  # zipfile and NumPy's header parser fail on damaged bytes in a dozen undocumented ways
-        raise UserError(f"{path}: cannot be read as an .npz archive ({error})", "file.archive") from error
+        said = short_repr(str(error), 200)
+        raise UserError(f"{path}: cannot be read as an .npz archive ({said})", "file.archive") from error
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds[key]:
             found = array.dtype if isinstance(array, np.ndarray) else "no array"

@@ -61,6 +61,9 @@ def _open(data_dir: Path, classes: tuple[str, ...], split: str, *, chosen: str |
     folder = root / _FOLDERS[split]
     names = read_names(folder / "list.txt")
     problems: list[Problem] = []
+    if chosen is not None and not (root / chosen).exists():
+        text = f"{root / chosen}: no such file; the authors' code (lib/train/data_specs) and pytracking bring it"
+        raise UserError(text, "file.missing")
     if chosen is not None:
         places = attempt(problems, read_places, root / chosen, len(names))
         names = [names[place] for place in places or ()]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from data.makers import make_got10k, write_sequence
+from seqtrack.config.load import EXPERIMENTS, config_from_text, flat_values, load_config
 
 from fuzz.mutations import cases
 from seqtrack.annotation_files import (
@@ -25,7 +26,6 @@ from seqtrack.annotation_files import (
     read_places,
 )
 from seqtrack.config.environment import configure
-from seqtrack.config.load import EXPERIMENTS, config_from_text, flat_values, load_config
 from seqtrack.data.got10k import open_got10k, open_got10k_without_vot
 from seqtrack.data.lasot import open_lasot
 from seqtrack.errors import UserError
