@@ -207,7 +207,7 @@ def _refuse_trained_sequences(folder: Path, dataset: str, names: Sequence[str]) 
 
 def _refuse_unusable_frames(sequences: list[Any]) -> None:
     """Refuse frame files that are missing or cannot be used before hours of tracking, not when they are reached."""
-    from seqtrack.data.frames import check_frames
+    from seqtrack.data.decode import check_frames
     from seqtrack.errors import UserError
 
     problems = check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames))

@@ -15,8 +15,8 @@ import numpy as np
 
 from seqtrack.annotation_files import attempt
 from seqtrack.data.annotations import Annotation, read_annotation
-from seqtrack.data.decode import FrameFile
-from seqtrack.data.frames import FrameFolder, check_frames, scan_frames
+from seqtrack.data.decode import FrameFile, check_frames
+from seqtrack.data.frames import FrameFolder, scan_frames
 from seqtrack.data.lasot import SPLITS, Layout, check_classes, class_of
 from seqtrack.errors import Problem, UserError
 

@@ -1,22 +1,15 @@
-"""The only reader of a folder of frames: which files are its frames, in which order, and what pixels each has.
+"""The only reader of a folder of frames: which files are its frames, and in which order.
 
-Training, evaluation, `data check` and `track` all take frames from here, so the same folder is the same video for
-all of them. Knows file names and picture formats; must not know of boxes or data sets.
+Training, evaluation, `data check` and `track` all take frames from here, and pixels from `decode`, so the same folder
+is the same video for all of them. Knows file names; must not know of boxes, data sets or pixels.
 """
 
 import logging
 import os
 import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from seqtrack.data.decode import FrameFile, Image, frame_problem
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
@@ -25,9 +18,6 @@ JPEG_SUFFIXES = (".jpg", ".jpeg")
 IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".tif", ".tiff", ".webp")
 _NUMBERED = re.compile(r"[0-9]{8}\.jpg")
 _OF_FILE_MANAGERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_THREADS = 8  # opening files waits for the disk or the network more than it computes
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -108,40 +98,3 @@ def list_video_frames(folder: Path) -> list[Path]:
         if gone:
             _log.warning("%s: %d frame files are missing: %s", folder, len(gone), ", ".join(map(str, gone)))
     return found.paths
-
-
-def read_image(path: Path) -> Image:
-    """(H, W, 3) uint8 BGR of one frame file, turned as its Exif orientation says.
-
-    Raises:
-        UserError: unreadable, damaged, or a JPEG that training would refuse as well.
-    """
-    if path.suffix.lower() in JPEG_SUFFIXES:
-        return FrameFile(path).whole()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
-    image = None
-    if data and (not data.startswith(_PNG_START) or _PNG_END in data):
-        # Not imread: it cannot open names outside the locale's alphabet on every system.
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: cannot be read as an image ({len(data)} bytes)", "data.frame")
-    return np.asarray(image, dtype=np.uint8)
-
-
-def check_frames(paths: Iterable[Path]) -> list[Problem]:
-    """What is wrong with frame files as far as their headers and ends tell, in the order of the paths.
-
-    Costs tens of microseconds per file: it is done for all frames before training begins.
-    """
-    ordered = [os.fspath(path) for path in paths]
-    chunks = [ordered[at : at + _CHUNK] for at in range(0, len(ordered), _CHUNK)]
-
-    def check(chunk: list[str]) -> list[Problem]:
-        found = ((path, frame_problem(path)) for path in chunk)
-        return [Problem(f"{path}: {problem}", "data.frame") for path, problem in found if problem is not None]
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(chain.from_iterable(pool.map(check, chunks)))

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from seqtrack.data import augment, crop
 from seqtrack.data.augment import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
 from seqtrack.data.crop import Image
-from seqtrack.data.decode import FrameFile
-from seqtrack.data.frames import check_frames
+from seqtrack.data.decode import FrameFile, check_frames
 from seqtrack.data.sampling import FrameIndex, Mode, draw_frames, usable
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source

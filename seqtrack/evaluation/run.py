@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from seqtrack.data.frames import read_image
+from seqtrack.data.decode import read_image
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import from_sequences

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtrack.checkpoints.files import sync_folder
-from seqtrack.data.frames import list_video_frames, read_image
+from seqtrack.data.decode import read_image
+from seqtrack.data.frames import list_video_frames
 from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)

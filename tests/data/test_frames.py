@@ -12,8 +12,8 @@ import pytest
 from data.makers import jpeg, picture, write_sequence
 from seqtrack.data.annotations import read_annotation
 from seqtrack.data.check import check_layout
-from seqtrack.data.decode import FrameFile
-from seqtrack.data.frames import check_frames, list_video_frames, read_image, scan_frames
+from seqtrack.data.decode import FrameFile, check_frames, read_image
+from seqtrack.data.frames import list_video_frames, scan_frames
 from seqtrack.data.lasot import find_layout, open_lasot
 from seqtrack.data.sources import describe, open_source
 from seqtrack.errors import UserError

@@ -26,6 +26,7 @@ from seqtrack.annotation_files import (
     read_places,
 )
 from seqtrack.config.environment import configure
+from seqtrack.config.loader import EXPERIMENTS, config_from_text, flat_values, load_config
 from seqtrack.data.got10k import open_got10k, open_got10k_without_vot
 from seqtrack.data.lasot import open_lasot
 from seqtrack.errors import UserError
