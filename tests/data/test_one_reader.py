@@ -96,7 +96,7 @@ def test_a_resume_after_frames_were_replaced_names_the_data_and_so_does_verify(
     assert train("output", PHASE="1", RESUME_EPOCH="1") == 2
     assert "error [data.changed]" in capsys.readouterr().err
     # A run of its own on the other pictures, compared: the difference has its cause beside it.
-    assert train("other", PHASE="1", RESUME_EPOCH="0") == 0
+    assert train("other", PHASE="1", RESUME_EPOCH="") == 0
     capsys.readouterr()
     code = main(["verify", "again/phase_1", "other/phase_1"])
     said = capsys.readouterr().out
