@@ -7,6 +7,10 @@ entry and the text that was found. Knows rows, flags and names; must not know of
 """
 
 import re
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +30,11 @@ T = TypeVar("T")
 _SHOWN, _MOST_PROBLEMS = 20, 10_000
 _LARGEST_TEXT_BYTES = 16 * 1024 * 1024
 _LARGEST_ARCHIVE_BYTES = 256 * 1024 * 1024
+# What zipfile and NumPy's parser of headers raise for damaged bytes; neither documents it.
+_ARCHIVE_FAULTS = (
+    ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, MemoryError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _INTEGER = rb"-?[0-9]{1,9}"
@@ -242,7 +251,7 @@ def read_archive(path: Path, kinds: dict[str, str]) -> dict[str, NDArray[Any]]:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", "file.unreadable") from error
-    except Exception as error:  # zipfile and NumPy's header parser fail on damaged bytes in a dozen undocumented ways
+    except _ARCHIVE_FAULTS as error:
         said = short_repr(str(error), 200)
         raise UserError(f"{path}: cannot be read as an .npz archive ({said})", "file.archive") from error
     for key, array in arrays.items():
