@@ -32,8 +32,8 @@ _LARGEST_TEXT_BYTES = 16 * 1024 * 1024
 _LARGEST_ARCHIVE_BYTES = 256 * 1024 * 1024
 # What zipfile and NumPy's parser of headers raise for damaged bytes; neither documents it.
 _ARCHIVE_FAULTS = (
-    ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, MemoryError, SyntaxError,
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+    ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, MemoryError,
+    SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
 )  # fmt: skip
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
