@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 from data.makers import make_got10k, write_sequence
-from seqtrack.config.load import EXPERIMENTS, config_from_text, flat_values, load_config
 
 from fuzz.mutations import cases
 from seqtrack.annotation_files import (
