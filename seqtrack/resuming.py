@@ -18,16 +18,23 @@ from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
+from seqtrack.data.sources import FRAMES_COVERED_BY
 from seqtrack.device import explain_out_of_memory
 from seqtrack.engine import fingerprint as prints
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.state import TrainState
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
 
 # Checkpoints brought from the Hub to resume from; a hidden folder, so that the sidecar does not send them back.
 FETCHED = ".fetched"
+
+_OTHER_DATA = Problem(
+    "the data are other sequences, annotations or frame files than there (digest in dataset.json)", "data.changed"
+)
+# Named with every guarantee: the digest of the data knows no more of the frame files.
+_CONDITION = f"(of the frame files, the {FRAMES_COVERED_BY} was compared, not the contents)"
 
 
 class Reading:
@@ -103,14 +110,15 @@ def _refuse_another_experiment(folder: Path, run: dict[str, Any], config: Config
         f"{item.key} is {item.b!r} now, {item.a!r} there" for item in compare_configs(theirs, config) if item.must_match
     ]
     if run.get("data_digest") != data_digest:
-        problems.append("the data are other sequences or other annotations than there (digest in dataset.json)")
+        problems.append(_OTHER_DATA)
     if problems:
         raise UserError(
             [
                 f"{folder} holds a run of another configuration; nothing was changed. "
                 "Set OUTPUT_DIR to another folder, or set these back:",
                 *problems,
-            ]
+            ],
+            _code(problems),
         )
 
 
@@ -127,9 +135,14 @@ def _refuse_another_checkpoint(manifest: Manifest, config: Config, data_digest: 
             ]
         problems += differences or ["its configuration has another digest"]
     if manifest.data_digest != data_digest:
-        problems.append("the data are other sequences or other annotations than there (digest in dataset.json)")
+        problems.append(_OTHER_DATA)
     if problems:
-        raise UserError([f"{manifest.path} is of another experiment and cannot be resumed by this one:", *problems])
+        text = f"{manifest.path} is of another experiment and cannot be resumed by this one:"
+        raise UserError([text, *problems], _code(problems))
+
+
+def _code(problems: list[str]) -> str:
+    return _OTHER_DATA.code if problems == [_OTHER_DATA] else "run.other_experiment"
 
 
 def load_state(state: TrainState, start: starting.Start, ranks: Ranks, reading: Reading) -> None:
@@ -183,7 +196,8 @@ def say_start(start: starting.Start, ours: dict[str, Any]) -> dict[str, Any]:
         "differences": differences,
     }
     if start.manifest is None:
-        logger.info("starts from scratch; promise for a resumed run on this hardware and lock: %s", held)
+        start_line = "starts from scratch; promise for a resumed run on this hardware and lock: %s %s"
+        logger.info(start_line, held, _CONDITION)
         return record
     logger.info(
         "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
@@ -193,7 +207,7 @@ def say_start(start: starting.Start, ours: dict[str, Any]) -> dict[str, Any]:
         start.manifest.path,
         start.manifest.sha256[:16],
     )
-    logger.info("promise that holds with that checkpoint: %s", held)
+    logger.info("promise that holds with that checkpoint: %s %s", held, _CONDITION)
     for difference in differences:
         logger.info("  because %s", difference)
     return {

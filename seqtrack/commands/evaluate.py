@@ -136,11 +136,14 @@ def _tracked(
     from seqtrack.data.sources import describe
     from seqtrack.evaluation.annotations import choose, from_sequences
     from seqtrack.evaluation.gather import select_checkpoints
-    from seqtrack.tracking.load import checkpoint_config
 
     manifests = select_checkpoints(folder, wanted) if wanted else []
-    config = checkpoint_config(manifests[-1]) if manifests else None
-    if config is None and (folder / "config.yaml").is_file():
+    config = None
+    if manifests:
+        from seqtrack.tracking.load import checkpoint_config  # imports torch, which result files do not need
+
+        config = checkpoint_config(manifests[-1])
+    elif (folder / "config.yaml").is_file():
         config = load_config(str(folder / "config.yaml"))
     source = _open(args, environment, config)
     annotations = choose(from_sequences(source.sequences), names=names)
@@ -156,6 +159,7 @@ def _tracked(
         return [], annotations, conditions
     if args.split == "test":
         _refuse_trained_sequences(folder, source.name, [sequence.name for sequence in sequences])
+    _refuse_unusable_frames(sequences)
     subjects, more = _track_checkpoints(args, environment, manifests, sequences, source.name, untrained="all" in wanted)
     return subjects, annotations, {**conditions, "run": folder.name, **more}
 
@@ -201,6 +205,16 @@ def _refuse_trained_sequences(folder: Path, dataset: str, names: Sequence[str]) 
         )
 
 
+def _refuse_unusable_frames(sequences: list[Any]) -> None:
+    """Refuse frame files that are missing or cannot be used before hours of tracking, not when they are reached."""
+    from seqtrack.data.decode import check_frames
+    from seqtrack.errors import UserError
+
+    problems = check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames))
+    if problems:
+        raise UserError(problems)
+
+
 def _track_checkpoints(
     args: argparse.Namespace,
     environment: "Environment",
@@ -214,8 +228,9 @@ def _track_checkpoints(
     from tqdm import tqdm
 
     from seqtrack.engine.devices import choose_device
-    from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source, model_subject, untrained_model
+    from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source
     from seqtrack.evaluation.metrics import CONVENTIONS
+    from seqtrack.evaluation.run import model_subject, untrained_model
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import tracker_settings
 

@@ -1,7 +1,6 @@
 """The doctor of a data folder: counts what is there and says all that is wrong, changing nothing.
 
-Knows how a data set can be broken. It must not know how the answer is shown. It reads the annotation files themselves,
-never the cache: a doctor who asks an old record finds an old illness.
+Knows how a data set can be broken. It must not know how the answer is shown.
 """
 
 import hashlib
@@ -14,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from seqtrack.data.annotations import FRAME_NAME, Annotation, read_annotation
-from seqtrack.data.decode import FrameFile
+from seqtrack.annotation_files import attempt
+from seqtrack.data.annotations import Annotation, read_annotation
+from seqtrack.data.decode import FrameFile, check_frames
+from seqtrack.data.frames import FrameFolder, scan_frames
 from seqtrack.data.lasot import SPLITS, Layout, check_classes, class_of
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 
 _SHOWN_PER_SEQUENCE = 20
 
@@ -116,16 +117,18 @@ def check_layout(
 
 
 def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> None:
-    annotation, problems = read_annotation(folder)
+    problems: list[Problem] = []
+    annotation = attempt(problems, read_annotation, folder)
     report.problems += problems
-    frames, empty, odd = _frame_files(folder / "img")
+    # What is wrong with the folder of frames has been reported with the annotation.
+    frames = attempt([], scan_frames, folder / "img") or FrameFolder([], [], False, [])
     row.sequences += 1
-    row.frames_found += len(frames)
-    row.bytes_ += sum(frames.values())
+    row.frames_found += len(frames.paths)
+    row.bytes_ += sum(frames.sizes)
     row.frames_expected += len(annotation.boxes_xywh) if annotation else _count_rows(folder / "groundtruth.txt")
-    report.problems += _shorten([f"{folder / 'img' / name}: is empty" for name in empty], folder.name)
-    if odd:
-        report.notes.append(f"{folder.name}: {len(odd)} entries in img are no frames, such as {odd[0]!a}")
+    if frames.left_out:
+        shown = f"{len(frames.left_out)} entries in img are no frames, such as {frames.left_out[0]!a}"
+        report.notes.append(f"{folder.name}: {shown}")
     if annotation is not None:
         boxes = annotation.boxes_xywh
         row.boxes += int(((boxes[:, 2] > 0) & (boxes[:, 3] > 0)).sum())
@@ -135,29 +138,15 @@ def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> 
             shown = ", ".join(str(number) for number in numbers[:10]) + (", ..." if len(numbers) > 10 else "")
             report.problems.append(f"{folder}: {len(numbers)} frame files are missing, and not sampled: {shown}")
     if decode:
-        report.decoded += len(frames)
-        report.problems += _shorten(_decode_all(folder / "img", sorted(frames), annotation), folder.name)
+        report.decoded += len(frames.paths)
+        report.problems += _shorten(_decode_all(folder / "img", frames.paths, annotation), folder.name)
+    else:
+        report.problems += _shorten([str(one) for one in check_frames(frames.paths)], folder.name)
 
 
 def _shorten(problems: list[str], name: str) -> list[str]:
     more = len(problems) - _SHOWN_PER_SEQUENCE
     return problems if more <= 0 else [*problems[:_SHOWN_PER_SEQUENCE], f"{name}: {more} more frames like these"]
-
-
-def _frame_files(folder: Path) -> tuple[dict[str, int], list[str], list[str]]:
-    """Sizes of the frame files by name, names of empty ones, and what else is there."""
-    frames: dict[str, int] = {}
-    odd: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if FRAME_NAME.fullmatch(entry.name) and entry.is_file():
-                    frames[entry.name] = entry.stat().st_size
-                else:
-                    odd.append(entry.name)
-    except OSError:
-        pass  # read_annotation has reported it
-    return frames, sorted(name for name, size in frames.items() if size == 0), sorted(odd)
 
 
 def _count_rows(path: Path) -> int:
@@ -185,10 +174,10 @@ def _leaks(firsts: dict[str, dict[str, str]]) -> list[str]:
     ]
 
 
-def _decode_all(folder: Path, names: list[str], annotation: Annotation | None) -> list[str]:
+def _decode_all(folder: Path, paths: list[Path], annotation: Annotation | None) -> list[str]:
     """Decode every frame; one sentence for each that is damaged, of another size, or whose box lies outside it."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = list(pool.map(lambda name: _decode_one(folder / name), names))
+        results = list(pool.map(_decode_one, paths))
     problems = [problem for problem, _ in results if problem]
     sizes = {size for _, size in results if size is not None}
     if len(sizes) > 1:
@@ -205,8 +194,6 @@ def _decode_one(path: Path) -> tuple[str, tuple[int, int] | None]:
         file.whole()
     except UserError as error:
         return error.problems[0], None
-    if file.orientation != 1:
-        return f"{path}: a camera noted orientation {file.orientation}, which viewers apply and training does not", None
     return "", (file.width, file.height)
 
 

@@ -1,19 +1,25 @@
-"""Reading one frame file: pixels of a region, and the refusal of anything that is not a whole JPEG.
+"""Reading frame files: pixels of a region or a whole frame, and the refusal of anything that is not a whole JPEG.
 
 Knows a JPEG file's outer form. It must not know why the region is wanted. A decoder that fills what is missing with
-grey would train the model on grey, so a file that breaks off is an error here.
+grey would train the model on grey, so a file that breaks off is an error here. Pixels are turned as the file's Exif
+orientation says, as OpenCV's `imread` turns them, with which the authors read frames, and as every viewer shows them.
 """
 
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.data.frames import JPEG_SUFFIXES
 from seqtrack.data.jpeg import JpegError, decode_region
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 
 Image = NDArray[np.uint8]
 
@@ -23,8 +29,34 @@ _LARGEST_FILE_BYTES = 256 * 1024 * 1024
 # Some cameras pad a file after its end marker; more than this is not padding.
 _PADDING_BYTES = 1024
 _START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_THREADS = 8  # opening files waits for the disk or the network more than it computes
+_CHUNK = 256
 _ORIENTATION_TAG = 0x0112
-_COLOURS = {1: "grey", 3: "colour"}
+_GREY_OR_COLOUR = (1, 3)
+# The first frame header of a file without large metadata is in these first bytes.
+_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How stored pixels are shown: rows and columns exchanged first, then mirrored left to right and top to bottom."""
+
+    exchange: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+
+_TURNS = {
+    1: _Turn(),
+    2: _Turn(mirror_x=True),
+    3: _Turn(mirror_x=True, mirror_y=True),
+    4: _Turn(mirror_y=True),
+    5: _Turn(exchange=True),
+    6: _Turn(exchange=True, mirror_x=True),
+    7: _Turn(exchange=True, mirror_x=True, mirror_y=True),
+    8: _Turn(exchange=True, mirror_y=True),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +72,7 @@ class FrameFile:
     """A frame file, read whole but not yet decoded.
 
     Attributes:
-        width, height: pixels.
+        width, height: pixels, as the frame is shown.
         num_bytes: size of the file.
 
     Raises:
@@ -51,40 +83,21 @@ class FrameFile:
         self.path = path
         try:
             with path.open("rb", buffering=0) as file:
+                self.num_bytes = os.fstat(file.fileno()).st_size
                 # Asked with a limit the system sets memory of that size aside, so the limit is on the size it states.
-                self._data = file.readall() if os.fstat(file.fileno()).st_size <= _LARGEST_FILE_BYTES else b"\0"
+                self._data = file.readall() if self.num_bytes <= _LARGEST_FILE_BYTES else b""
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        self.num_bytes = len(self._data)
-        self.width, self.height = self._check()
+            raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
+        try:
+            self._stored = _frame_size(self._data, self._data[-_PADDING_BYTES:], self.num_bytes)
+        except JpegError as error:
+            raise self._error(str(error)) from error
+        self._turn = _TURNS[read_orientation(self._data)]
+        self.width, self.height = self._stored[::-1] if self._turn.exchange else self._stored
 
     def _error(self, what: str) -> UserError:
-        return UserError(f"{self.path}: {what} ({self.num_bytes} bytes); replace this frame or download it again")
-
-    def _check(self) -> tuple[int, int]:
-        data = self._data
-        if not data:
-            raise self._error("is empty")
-        if not data.startswith(_START_OF_IMAGE):
-            raise self._error("is not a JPEG")
-        if _END_OF_IMAGE not in data[-_PADDING_BYTES:]:
-            raise self._error("is a truncated JPEG: its end is missing")
-        header = read_header(data)
-        if header is None:
-            raise self._error("is a JPEG without a frame header")
-        width, height, colours, bits = header
-        if bits != 8 or colours not in _COLOURS:
-            raise self._error(
-                f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits"
-            )
-        if not 0 < width * height <= LARGEST_FRAME_PX:
-            raise self._error(f"claims to be {width} x {height} pixels")
-        return width, height
-
-    @property
-    def orientation(self) -> int:
-        """What a camera noted about how it was held: 1 is upright, and what a file without a note has."""
-        return read_orientation(self._data)
+        text = f"{self.path}: {what} ({self.num_bytes} bytes); replace this frame or download it again"
+        return UserError(text, "data.frame")
 
     def region(self, left: int, top: int, right: int, bottom: int) -> Patch:
         """At least the pixels [left, right) x [top, bottom); none when the region is empty.
@@ -94,36 +107,119 @@ class FrameFile:
         """
         if left >= right or top >= bottom:
             return Patch(np.zeros((0, 0, 3), dtype=np.uint8), left, top)
+        turn = self._turn
+        if turn.mirror_x:
+            left, right = self.width - right, self.width - left
+        if turn.mirror_y:
+            top, bottom = self.height - bottom, self.height - top
+        if turn.exchange:
+            left, top, right, bottom = top, left, bottom, right
+        width, height = self._stored
         try:
             pixels, x, y = decode_region(
-                self._data, width=self.width, height=self.height, left=left, top=top, right=right, bottom=bottom
+                self._data, width=width, height=height, left=left, top=top, right=right, bottom=bottom
             )
         except JpegError as error:
             raise self._error(f"is a damaged JPEG ({error})") from error
-        return Patch(pixels, x, y)
+        if turn.exchange:
+            pixels, x, y = pixels.transpose(1, 0, 2), y, x
+        if turn.mirror_x:
+            pixels, x = pixels[:, ::-1], self.width - x - pixels.shape[1]
+        if turn.mirror_y:
+            pixels, y = pixels[::-1], self.height - y - pixels.shape[0]
+        return Patch(np.ascontiguousarray(pixels), x, y)
 
     def whole(self) -> Image:
-        """All pixels (height, width, 3) uint8 BGR, as stored."""
+        """All pixels (height, width, 3) uint8 BGR."""
         return self.region(0, 0, self.width, self.height).pixels_bgr
 
 
-def check_end(path: Path) -> str | None:
-    """What is wrong with a frame file as far as its first and last bytes tell, or None. Costs microseconds."""
+def read_image(path: Path) -> Image:
+    """(H, W, 3) uint8 BGR of one frame file, turned as its Exif orientation says.
+
+    Raises:
+        UserError: unreadable, damaged, or a JPEG that training would refuse as well.
+    """
+    if path.suffix.lower() in JPEG_SUFFIXES:
+        return FrameFile(path).whole()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
+    image = None
+    if data and (not data.startswith(_PNG_START) or _PNG_END in data):
+        # Not imread: it cannot open names outside the locale's alphabet on every system.
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"{path}: cannot be read as an image ({len(data)} bytes)", "data.frame")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def check_frames(paths: Iterable[Path]) -> list[Problem]:
+    """What is wrong with frame files as far as their headers and ends tell, in the order of the paths.
+
+    Costs tens of microseconds per file: it is done for all frames before training begins.
+    """
+    ordered = [os.fspath(path) for path in paths]
+    chunks = [ordered[at : at + _CHUNK] for at in range(0, len(ordered), _CHUNK)]
+
+    def check(chunk: list[str]) -> list[Problem]:
+        found = ((path, _frame_problem(path)) for path in chunk)
+        return [Problem(f"{path}: {problem}", "data.frame") for path, problem in found if problem is not None]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(chain.from_iterable(pool.map(check, chunks)))
+
+
+def _frame_problem(path: str) -> str | None:
+    """What is wrong with a frame file as far as its header and its last bytes tell, or None. Costs microseconds."""
     try:
         # The plain system calls: this is done for every frame of a data set before training begins.
         handle = os.open(path, os.O_RDONLY)
         try:
             size = os.fstat(handle).st_size
-            first, last = os.pread(handle, 3, 0), os.pread(handle, _PADDING_BYTES, max(0, size - _PADDING_BYTES))
+            head, tail = (
+                os.pread(handle, _HEAD_BYTES, 0),
+                os.pread(handle, _PADDING_BYTES, max(0, size - _PADDING_BYTES)),
+            )
+            if size > _HEAD_BYTES and head.startswith(_START_OF_IMAGE) and read_header(head) is None:
+                head = os.pread(handle, min(size, _LARGEST_FILE_BYTES), 0)
         finally:
             os.close(handle)
     except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
-    if first != _START_OF_IMAGE:
-        return f"{path}: is not a JPEG ({size} bytes)" if size else f"{path}: is empty"
-    if _END_OF_IMAGE not in last:
-        return f"{path}: is a truncated JPEG: its end is missing ({size} bytes)"
+        return f"cannot be read ({error.strerror})"
+    try:
+        _frame_size(head, tail, size)
+    except JpegError as error:
+        return f"{error} ({size} bytes)"
     return None
+
+
+def _frame_size(head: bytes, tail: bytes, size: int) -> tuple[int, int]:
+    """Width and height of the stored pixels, from a file's beginning up to its frame header and its last bytes.
+
+    Raises:
+        JpegError: it is no JPEG that can be used.
+    """
+    if size > _LARGEST_FILE_BYTES:
+        raise JpegError("is too large for a frame")
+    if not head:
+        raise JpegError("is empty")
+    if not head.startswith(_START_OF_IMAGE):
+        raise JpegError("is not a JPEG")
+    if _END_OF_IMAGE not in tail:
+        raise JpegError(
+            f"is a truncated JPEG, or something was appended to it: its end is not in the last {_PADDING_BYTES} bytes"
+        )
+    header = read_header(head)
+    if header is None:
+        raise JpegError("is a JPEG without a frame header")
+    width, height, colours, bits = header
+    if bits != 8 or colours not in _GREY_OR_COLOUR:
+        raise JpegError(f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits")
+    if not 0 < width * height <= LARGEST_FRAME_PX:
+        raise JpegError(f"claims to be {width} x {height} pixels")
+    return width, height
 
 
 def read_header(data: bytes) -> tuple[int, int, int, int] | None:

@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.annotation_files import read_names
+from seqtrack.data.frames import scan_frames
 from seqtrack.data.lasot import LIST_FILES, class_of, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
@@ -282,13 +284,13 @@ def check_demo(folder: Path) -> list[str]:
         marker = json.loads((folder / MARKER).read_text("utf-8"))
         digest, names = hashlib.sha256(), []
         for split in ("train", "test"):
-            names += (folder / LIST_FILES[split]).read_text("utf-8").split()
+            names += read_names(folder / LIST_FILES[split])
         for name in names:
             place = folder / class_of(name) / name
-            for path in (*sorted((place / "img").iterdir()), *(place / text for text in _TEXTS)):
+            for path in (*scan_frames(place / "img").paths, *(place / text for text in _TEXTS)):
                 digest.update(path.read_bytes())
         if digest.hexdigest() == marker["digest"]:
             return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder}: the demo data set is damaged ({error}); delete the folder, and it is drawn anew"]
     return [f"{folder}: the demo data set is not as it was drawn; delete the folder, and it is drawn anew"]

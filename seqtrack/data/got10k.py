@@ -5,19 +5,22 @@ no published boxes beyond the first frame, so "test" is the folder `val`.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data.annotations import find_missing, read_boxes
-from seqtrack.data.sequence import Sequence, visible_frames
-from seqtrack.errors import UserError
+from seqtrack.annotation_files import attempt, read_flags, read_labels, read_names, read_places, read_text_file
+from seqtrack.data.annotations import make_sequence, read_sequence_folder
+from seqtrack.data.sequence import Sequence
+from seqtrack.errors import Problem, UserError
 
 _FOLDERS = {"train": "train", "test": "val"}
-# The authors' list of what VOT's challenge does not hold: places in `train/list.txt`, counted from 0.
+# The authors' list of what VOT's challenge does not hold: places in `train/list.txt`, counted from 0. It comes with
+# their code (lib/train/data_specs) and with pytracking.
 VOT_LIST = "got10k_vot_train_split.txt"
-_NUMBERS = re.compile(rb"[0-9]{1,3}(?:\r?\n[0-9]{1,3})*\r?\n?")
+_WHOLLY_VISIBLE = 8  # cover.label counts eighths
 # Classes are named by a line of each sequence's meta file; without one the data set is one class.
 _CLASS = re.compile(r"^object_class:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _NO_CLASS = "object"
@@ -52,98 +55,44 @@ def _open(data_dir: Path, classes: tuple[str, ...], split: str, *, chosen: str |
     if root is None:
         raise UserError(
             f"DATA_DIR: {data_dir.absolute()} holds no GOT-10k: expected got10k/{_FOLDERS[split]}/list.txt and beside "
-            "it a folder for each sequence"
+            "it a folder for each sequence",
+            "data.no_folder",
         )
     folder = root / _FOLDERS[split]
-    try:
-        names = (folder / "list.txt").read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'list.txt'}: cannot be read ({error})") from error
-    problems: list[str] = []
+    names = read_names(folder / "list.txt")
+    problems: list[Problem] = []
+    if chosen is not None and not (root / chosen).exists():
+        text = f"{root / chosen}: no such file; the authors' code (lib/train/data_specs) and pytracking bring it"
+        raise UserError(text, "file.missing")
     if chosen is not None:
-        names = _pick(names, root / chosen, problems)
-    sequences = [_read(folder / name, problems) for name in names if _is_plain(name, folder, problems)]
-    found = [sequence for sequence in sequences if sequence is not None]
+        places = attempt(problems, read_places, root / chosen, len(names))
+        names = [names[place] for place in places or ()]
+    read = [attempt(problems, _read, folder / name) for name in names]
+    found = [sequence for sequence in read if sequence is not None]
     known = sorted({sequence.class_name for sequence in found})
     problems += [
-        f"CLASSES: GOT-10k has no class {name!r} here; it has {', '.join(known)}"
+        Problem(f"CLASSES: GOT-10k has no class {name!r} here; it has {', '.join(known)}", "data.unknown_class")
         for name in sorted(set(classes) - set(known))
     ]
     if classes:
         found = [sequence for sequence in found if sequence.class_name in classes]
     if not found and not problems:
-        problems.append(f"{folder / 'list.txt'} names no sequence")
+        problems.append(Problem(f"{folder / 'list.txt'} names no sequence", "data.no_sequence"))
     if problems:
         raise UserError(problems)
     return found
 
 
-def _pick(names: list[str], path: Path, problems: list[str]) -> list[str]:
-    """The names at the places that a file lists, one a line from 0; none of them if it cannot be used."""
-    try:
-        words = path.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(
-            f"{path}: cannot be read ({error}); it comes with the authors' code (lib/train/data_specs) and with "
-            "pytracking, and names the sequences to train on by their places in train/list.txt"
-        )
-        return []
-    wrong = [word for word in words if re.fullmatch(r"[0-9]{1,9}", word) is None or int(word) >= len(names)]
-    if wrong or len(set(words)) != len(words) or not words:
-        found = f"{wrong[0][:20]!a}" if wrong else "a place twice" if words else "nothing"
-        problems.append(f"{path}: expected different places from 0 to {len(names) - 1}, one a line, found {found}")
-        return []
-    return [names[int(word)] for word in words]
-
-
-def _is_plain(name: str, folder: Path, problems: list[str]) -> bool:
-    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name) is not None
-    if not plain:
-        problems.append(f"{folder / 'list.txt'}: {name[:60]!a} is not the name of a sequence")
-    return plain
-
-
-def _read(folder: Path, problems: list[str]) -> Sequence | None:
-    """One sequence, or None with the reasons appended."""
-    boxes = read_boxes(folder / "groundtruth.txt", folder.name, problems)
-    rows = None if boxes is None else len(boxes)
-    away = _read_numbers(folder / "absence.label", rows, problems)
-    cover = _read_numbers(folder / "cover.label", rows, problems)
-    missing = find_missing(folder, rows, problems)
-    if boxes is None or away is None or cover is None or missing is None:
-        return None
-    absent = (away > 0) | (cover == 0)
-    return Sequence(
-        name=folder.name,
-        class_name=_class_of(folder),
-        folder=folder,
-        boxes_xywh=boxes,
-        visible=visible_frames(boxes, absent, missing),
-        absent=absent,
-        missing=missing,
-    )
-
-
-def _read_numbers(path: Path, rows: int | None, problems: list[str]) -> NDArray[np.int64] | None:
-    """One number a frame, (N,) int64."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror})")
-        return None
-    if _NUMBERS.fullmatch(data) is None:
-        problems.append(f"{path}: expected one number from 0 a line")
-        return None
-    numbers = np.array(data.split(), dtype="S3").astype(np.int64)
-    if rows is not None and len(numbers) != rows:
-        problems.append(f"{path}: {len(numbers)} lines, but groundtruth.txt has {rows} rows")
-        return None
-    return numbers
+def _read(folder: Path) -> Sequence:
+    labels: dict[Path, Callable[[Path], NDArray[np.bool_]]] = {
+        folder / "absence.label": read_flags,
+        folder / "cover.label": lambda path: read_labels(path, largest=_WHOLLY_VISIBLE) == 0,
+    }
+    annotation = read_sequence_folder(folder, folder, labels)
+    return make_sequence(folder.name, _class_of(folder), folder, annotation)
 
 
 def _class_of(folder: Path) -> str:
-    try:
-        match = _CLASS.search((folder / "meta_info.ini").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError):
-        match = None
+    description = folder / "meta_info.ini"
+    match = _CLASS.search(read_text_file(description)) if description.exists() else None
     return match.group(1) if match else _NO_CLASS

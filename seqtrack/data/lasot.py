@@ -1,27 +1,30 @@
 """LaSOT's folder layout: finds sequences, filters classes, applies the split, and reports all that is wrong at once.
 
 Knows the official split and the forms in which the data set is found on disks. It must not know of sampling or of
-images, and never writes beside the annotation cache.
+images, and writes nothing.
 """
 
 import difflib
 import logging
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from seqtrack.data.annotation_cache import AnnotationCache, stamp
-from seqtrack.data.annotations import Annotation, read_annotation
-from seqtrack.data.sequence import Sequence, visible_frames
-from seqtrack.errors import UserError
+from seqtrack.annotation_files import attempt, read_names
+from seqtrack.data.annotations import Annotation, make_sequence, read_annotation
+from seqtrack.data.frames import is_hidden
+from seqtrack.data.sequence import Sequence
+from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 LIST_FILES = {"train": "training_set.txt", "test": "testing_set.txt"}
 _SEQUENCE_NAME = re.compile(r"(.+)-([0-9]+)")
+_THREADS = 8  # reading many small files waits more than it computes, above all on a network's disk
 _ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark")
 
 
@@ -33,13 +36,15 @@ class Layout:
         root: the folder that holds classes or sequences, and possibly lists of its own.
         folders: sequence name -> its folder, in the order of class and number.
         lists: "train" and "test" -> names in the split.
+        own_lists: the files that the lists come from, where they are not the official split's.
         problems: what is wrong with the layout or the lists.
     """
 
     root: Path
     folders: dict[str, Path]
     lists: dict[str, tuple[str, ...]]
-    problems: list[str] = field(default_factory=list)
+    own_lists: dict[str, Path] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
     @property
     def classes(self) -> list[str]:
@@ -85,38 +90,46 @@ def find_layout(data_dir: Path, *, lists: dict[str, Path] | None = None) -> Layo
         UserError: the folder is missing or holds no sequence.
     """
     if not data_dir.is_dir():
-        raise UserError(f"DATA_DIR: {data_dir.absolute()} is not a folder; set it to the folder that holds LaSOT")
+        text = f"DATA_DIR: {data_dir.absolute()} is not a folder; set it to the folder that holds LaSOT"
+        raise UserError(text, "data.no_folder")
     for root in (*(data_dir / name for name in _ROOT_NAMES), data_dir):
         folders, problems = _find_sequences(root)
         if folders:
-            names, more = _read_lists(root, folders, lists)
-            return Layout(root, folders, names, problems + more)
+            paths = (
+                lists
+                if lists is not None
+                else {split: root / name for split, name in LIST_FILES.items() if (root / name).is_file()}
+            )
+            names = _read_lists(root, folders, paths, problems, custom=lists is not None)
+            return Layout(root, folders, names, paths, problems)
     raise UserError(
         f"no sequence in {data_dir.absolute()}: expected <class>/<class>-<n>/groundtruth.txt and img/00000001.jpg; "
-        "`seqtrack data download --classes book,coin` fetches classes of LaSOT"
+        "`seqtrack data download --classes book,coin` fetches classes of LaSOT",
+        "data.no_sequence",
     )
 
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+        return sorted(child for child in folder.iterdir() if not is_hidden(child.name) and child.is_dir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.folder") from error
 
 
-def _find_sequences(root: Path) -> tuple[dict[str, Path], list[str]]:
+def _find_sequences(root: Path) -> tuple[dict[str, Path], list[Problem]]:
     """Sequences directly in the root, in class folders, and in class folders unpacked one level too deep."""
     found: dict[str, Path] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     pending = [(child, 0) for child in _subfolders(root)]
     for folder, depth in pending:
         if _SEQUENCE_NAME.fullmatch(folder.name) and (
             (folder / "groundtruth.txt").exists() or (folder / "img").exists()
         ):
             if folder.name in found:
-                problems.append(f"sequence {folder.name} stands twice: {found[folder.name]} and {folder}")
+                text = f"sequence {folder.name} is there twice: {found[folder.name]} and {folder}"
+                problems.append(Problem(text, "data.sequence_twice"))
             else:
                 found[folder.name] = folder
         elif depth == 0:
@@ -127,45 +140,42 @@ def _find_sequences(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _read_lists(
-    root: Path, folders: dict[str, Path], custom: dict[str, Path] | None
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Names by split, and what is wrong with the lists."""
+    root: Path, folders: dict[str, Path], paths: dict[str, Path], problems: list[Problem], *, custom: bool
+) -> dict[str, tuple[str, ...]]:
+    """Names by split; what is wrong with the lists is appended to `problems`."""
     official = official_split()
-    paths = {split: root / name for split, name in LIST_FILES.items() if (root / name).is_file()}
-    if custom is not None:
-        paths = custom
-    names, problems = dict(official), []
+    names = dict(official)
     for split, path in paths.items():
-        try:
-            names[split] = tuple(path.read_text("utf-8-sig").split())
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: cannot be read as a list of sequence names ({error})")
-    if len(paths) == 1 and custom is None:
+        names[split] = tuple(attempt(problems, read_names, path) or ())
+    if len(paths) == 1 and not custom:
         # One list alone: harmless where it says the same as the official split, else it would mix two splits.
         (split, path), on_disk = next(iter(paths.items())), set(folders)
         if set(names[split]) & on_disk != set(official[split]) & on_disk:
             other = next(name for key, name in LIST_FILES.items() if key != split)
-            problems.append(f"{path} differs from the official split and {root / other} is missing; give both lists")
+            text = f"{path} differs from the official split and {root / other} is missing; give both lists"
+            problems.append(Problem(text, "data.one_list"))
     both = set(names["train"]) & set(names["test"])
     problems += [
-        f"sequence {name} is in the training list and in the test list" for name in sorted(both, key=sequence_order)
+        Problem(f"sequence {name} is in the training list and in the test list", "data.leak")
+        for name in sorted(both, key=sequence_order)
     ]
-    return names, problems
+    return names
 
 
-def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[str]:
+def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[Problem]:
     """One sentence for each wanted class that has no sequence on the disk, with the nearest one that has."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     names = (*layout.lists["train"], *layout.lists["test"], *official_split()["train"])
     known = sorted({class_of(name) for name in names})
     for name in wanted:
         if name in layout.classes:
             continue
         if name in known:
-            problems.append(
+            text = (
                 f"CLASSES: class {name!r} is not in {layout.root.absolute()}, which has {', '.join(layout.classes)}; "
                 f"`seqtrack data download --classes {name}` fetches it"
             )
+            problems.append(Problem(text, "data.class_missing"))
             continue
         # What is on this disk first: "bus" is nearer to "buk" than "book", and of no use where there is only book.
         near = [
@@ -174,36 +184,30 @@ def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[str]:
             for match in difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         ]
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        problems.append(
-            f"CLASSES: unknown class {name!r}; {layout.root.absolute()} has {', '.join(layout.classes)}{hint}"
-        )
+        text = f"CLASSES: unknown class {name!r}; {layout.root.absolute()} has {', '.join(layout.classes)}{hint}"
+        problems.append(Problem(text, "data.unknown_class"))
     return problems
 
 
-def load_sequences(layout: Layout, names: Iterable[str]) -> tuple[list[Sequence], list[str]]:
-    """Annotations of these sequences, from the cache where nothing changed, and every problem met."""
-    cache = AnnotationCache(layout.root)
+def load_sequences(layout: Layout, names: Iterable[str]) -> tuple[list[Sequence], list[Problem]]:
+    """These sequences as their annotation files say, and every problem met."""
+    problems: list[Problem] = []
+
+    def load(name: str) -> Annotation | UserError:
+        try:
+            return read_annotation(layout.folders[name])
+        except UserError as error:
+            return error
+
     sequences: list[Sequence] = []
-    problems: list[str] = []
-    for name in names:
-        folder = layout.folders[name]
-        key, now = folder.relative_to(layout.root).as_posix(), stamp(folder)
-        annotation = cache.get(key, now) if now is not None else None
-        if annotation is None:
-            annotation, found = read_annotation(folder)
-            problems += found
-            if annotation is not None and now is not None:
-                cache.put(key, now, annotation)
-        if annotation is not None:
-            sequences.append(_sequence(name, folder, annotation))
-    cache.save()
+    names = list(names)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, found in zip(names, pool.map(load, names), strict=True):
+            if isinstance(found, UserError):
+                problems += found.problems
+            else:
+                sequences.append(make_sequence(name, class_of(name), layout.folders[name] / "img", found))
     return sequences, problems
-
-
-def _sequence(name: str, folder: Path, annotation: Annotation) -> Sequence:
-    boxes, absent, missing = annotation.boxes_xywh, annotation.absent, annotation.missing
-    visible = visible_frames(boxes, absent, missing)
-    return Sequence(name, class_of(name), folder / "img", boxes, visible, absent, missing)
 
 
 def open_lasot(
@@ -223,16 +227,19 @@ def open_lasot(
     layout = find_layout(data_dir, lists=lists)
     problems = layout.problems + check_classes(classes, layout)
     chosen = [name for name in (classes or layout.classes) if name in layout.classes]
-    names = layout.names(split, chosen)
+    # Of a list of the user's own every name counts; of the official split only those of classes that are there.
+    listed = not classes and split in layout.own_lists
+    names = sorted(layout.lists[split], key=sequence_order) if listed else layout.names(split, chosen)
     here = [name for name in names if name in layout.folders]
     if len(here) < len(names):
         gone = [name for name in names if name not in layout.folders]
-        shown = ", ".join(gone[:8]) + (", ..." if len(gone) > 8 else "")
-        _log.warning("%d of %d %s sequences are not in %s: %s", len(gone), len(names), split, layout.root, shown)
+        all_gone = ", ".join(gone)
+        _log.warning("%d of %d %s sequences are not in %s: %s", len(gone), len(names), split, layout.root, all_gone)
     sequences, found = load_sequences(layout, here)
     problems += found
     if not problems and not sequences:
-        problems = [f"no {split} sequence of {', '.join(chosen)} in {layout.root.absolute()}"]
+        text = f"no {split} sequence of {', '.join(chosen)} in {layout.root.absolute()}"
+        problems = [Problem(text, "data.no_sequence")]
     if problems:
         raise UserError(problems)
     return sequences

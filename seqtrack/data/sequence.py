@@ -22,6 +22,7 @@ class Sequence:
         visible: (N,) bool, may be sampled: the target is in view, its box has an area, its frame file exists.
         absent: (N,) bool, fully occluded or out of view, as annotated.
         missing: (N,) bool, the frame file does not exist.
+        frame_bytes: (N,) int64, sizes of the frame files, -1 for a missing one; None where nobody looked.
         frame_pattern: file name of a frame by its number, `str.format` with the number.
         first_frame_number: number of frame 0.
     """
@@ -35,6 +36,7 @@ class Sequence:
     missing: NDArray[np.bool_]
     frame_pattern: str = "{:08d}.jpg"
     first_frame_number: int = 1
+    frame_bytes: NDArray[np.int64] | None = None
 
     @property
     def num_frames(self) -> int:

@@ -1,7 +1,7 @@
 """Data sets by name: opens one, and describes what was opened for the run's records.
 
-Knows the registry and the digest. It must not know how a data set stands on the disk: that is its own module's affair,
-and a new data set is one module and one line here.
+Knows the registry and the digest of the data. It must not know a data set's files: that is its own module's affair, and
+a new data set is one module and one line here.
 """
 
 import hashlib
@@ -41,6 +41,9 @@ class _Kind:
     synthetic: bool = False
 
 
+# What of the frame files a digest of the data covers, as logs and records say it.
+FRAMES_COVERED_BY = "size"
+
 SOURCES: dict[str, _Kind] = {
     "LASOT": _Kind(open_lasot),
     "GOT10K_TRAIN_FULL": _Kind(open_got10k),
@@ -63,14 +66,18 @@ def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: s
     """
     kind = SOURCES.get(name.upper())
     if kind is None:
-        raise UserError(f"DATASET: unknown data set {name!r}; known are {', '.join(sorted(SOURCES))}")
+        text = f"DATASET: unknown data set {name!r}; known are {', '.join(sorted(SOURCES))}"
+        raise UserError(text, "data.unknown_data_set")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     return Source(name.upper(), kind.open(data_dir, classes=classes, split=split), split, kind.synthetic)
 
 
 def describe(sources: ListOf[Source]) -> dict[str, Any]:
-    """What was opened: a table by class and a digest of every name, box and flag, independent of paths and machines."""
+    """What was opened: a table by class and a digest of what training reads, independent of paths and machines.
+
+    The digest covers every name, box and flag, and of the frame files what `FRAMES_COVERED_BY` names.
+    """
     entries = []
     for source in sources:
         rows: dict[str, dict[str, int]] = {}
@@ -90,13 +97,14 @@ def describe(sources: ListOf[Source]) -> dict[str, Any]:
                 "synthetic": source.synthetic,
                 "sequences": len(source.sequences),
                 "frames": sum(sequence.num_frames for sequence in source.sequences),
+                "frame_bytes": sum(_total_bytes(sequence) for sequence in source.sequences),
                 "classes": rows,
                 "names": [sequence.name for sequence in source.sequences],
                 "digest": _digest(source),
             }
         )
     whole = hashlib.sha256("".join(str(entry["digest"]) for entry in entries).encode())
-    return {"format": 1, "sources": entries, "digest": whole.hexdigest()}
+    return {"format": 2, "frames_covered_by": FRAMES_COVERED_BY, "sources": entries, "digest": whole.hexdigest()}
 
 
 def _digest(source: Source) -> str:
@@ -105,4 +113,14 @@ def _digest(source: Source) -> str:
         digest.update(f"\n{sequence.name} {sequence.num_frames}\n".encode())
         for array in (sequence.boxes_xywh.astype("<f8"), sequence.absent, sequence.missing):
             digest.update(array.tobytes())
+        digest.update(_frames_identity(sequence))
     return digest.hexdigest()
+
+
+def _frames_identity(sequence: Sequence) -> bytes:
+    """What the digest knows of a sequence's frame files: their sizes. Whoever adds contents adds them here."""
+    return b"" if sequence.frame_bytes is None else sequence.frame_bytes.astype("<i8").tobytes()
+
+
+def _total_bytes(sequence: Sequence) -> int:
+    return 0 if sequence.frame_bytes is None else int(sequence.frame_bytes.clip(min=0).sum())

@@ -15,8 +15,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from seqtrack.annotation_files import attempt
 from seqtrack.data.annotations import read_annotation
-from seqtrack.errors import UserError
+from seqtrack.data.frames import is_hidden
+from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +28,6 @@ _ALLOWANCE_BYTES = 64 * 1024 * 1024
 _LARGEST_MEMBER_BYTES = 256 * 1024 * 1024
 _MOST_MEMBERS = 1_000_000
 _COPY_BYTES = 1024 * 1024
-_IGNORED = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
 _ENCRYPTED = 0x1
 
 
@@ -82,15 +83,16 @@ def unpack_class(archive: Path, class_name: str, root: Path, *, wanted: Collecti
 
 def _publish(temporary: Path, names: list[str], target: Path, archive: Path) -> list[str]:
     """Move the sequences that are whole to their place; complain of the others, and keep them out."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     moved: list[str] = []
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        annotation, found = read_annotation(temporary / name)
+        found: list[Problem] = []
+        annotation = attempt(found, read_annotation, temporary / name)
         if annotation is None:
-            problems += [
-                f"{archive.name}: {text.replace(f'{temporary}/', '')}; {name} was not unpacked" for text in found
-            ]
+            for problem in found:
+                text = problem.replace(f"{temporary}/", "")
+                problems.append(Problem(f"{archive.name}: {text}; {name} was not unpacked", problem.code))
             continue
         if annotation.missing.any():
             _log.warning(
@@ -137,7 +139,7 @@ def _judge(opened: zipfile.ZipFile, archive: Path, class_name: str) -> list[_Mem
         place = next((i for i, part in enumerate(parts) if sequence_name.fullmatch(part)), None)
         if info.is_dir():
             continue
-        if place is None or place + 1 >= len(parts) or any(part in _IGNORED for part in parts):
+        if place is None or place + 1 >= len(parts) or any(map(is_hidden, parts)):
             # Opening compares the name with the member's own header: damage to a name must not hide a frame.
             opened.open(info).close()
             ignored += 1

@@ -4,16 +4,16 @@ Knows three ways to keep annotations without their frames (an `.npz` of a whole 
 LaSOT's own layout) and makes the same from sequences of a data source. Knows nothing of trackers or scores.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from seqtrack.annotation_files import attempt, read_archive, read_box_archive, read_boxes_and_absence, read_flags
 from seqtrack.data.lasot import class_of, sequence_order
-from seqtrack.errors import UserError
-from seqtrack.evaluation.boxfiles import read_archive, read_box_archive, read_boxes, read_flags
+from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import Array, Mask
 
 
@@ -71,7 +71,8 @@ def read_annotations(place: Path) -> list[Annotation]:
     if not found:
         raise UserError(
             f"{place}: no annotations found; expected an .npz file, a folder annos with absent/ in it, "
-            "or folders with groundtruth.txt"
+            "or folders with groundtruth.txt",
+            "annotations.none",
         )
     return _collect(sorted(found, key=lambda folder: (sequence_order(folder.name), folder)), _from_sequence_folder)
 
@@ -87,12 +88,16 @@ def choose(
     wanted_classes, wanted_names = list(classes), list(names)
     there = {one.class_name for one in annotations}
     problems = [
-        f"class {name!r} has no sequence here; there are: {', '.join(sorted(there))}"
+        Problem(f"class {name!r} has no sequence here; there are: {', '.join(sorted(there))}", "annotations.class")
         for name in wanted_classes
         if name not in there
     ]
     known = {one.name for one in annotations}
-    problems += [f"sequence {name!r} is not among the {len(known)} here" for name in wanted_names if name not in known]
+    problems += [
+        Problem(f"sequence {name!r} is not among the {len(known)} here", "annotations.sequence")
+        for name in wanted_names
+        if name not in known
+    ]
     if problems:
         raise UserError(problems)
     return [
@@ -104,11 +109,19 @@ def choose(
 
 def _from_archive(path: Path) -> list[Annotation]:
     boxes = read_box_archive(path)
-    stored = read_archive(path, ("absent", "n"))
+    stored = read_archive(path, {"absent": "u", "n": "iu"})
     total = sum(len(one) for one in boxes.values())
-    if stored["n"].shape != () or int(stored["n"]) != total or stored["absent"].size * 8 < total:
-        raise UserError(f"{path}: n and absent must tell of {total} frames, as boxes does")
-    absent = np.unpackbits(stored["absent"].astype(np.uint8))[:total].astype(bool)
+    bits = stored["absent"]
+    if (
+        stored["n"].shape != ()
+        or int(stored["n"]) != total
+        or bits.dtype != np.uint8
+        or bits.shape != (-(-total // 8),)
+    ):
+        raise UserError(f"{path}: n and absent must be of {total} frames, as boxes is", "file.archive")
+    absent = np.unpackbits(bits)[:total].astype(bool)
+    if not all(np.isfinite(one).all() for one in boxes.values()):
+        raise UserError(f"{path}: an annotation must be four finite numbers", "file.archive")
     annotations: list[Annotation] = []
     begin = 0
     for name, one in boxes.items():
@@ -120,7 +133,7 @@ def _from_archive(path: Path) -> list[Annotation]:
 def _from_toolkit_folder(folder: Path) -> list[Annotation]:
     paths = sorted(folder.glob("*.txt"), key=lambda path: sequence_order(path.stem))
     if not paths:
-        raise UserError(f"{folder}: holds no <sequence>.txt")
+        raise UserError(f"{folder}: holds no <sequence>.txt", "annotations.none")
     return _collect(paths, lambda path: _annotation(path.stem, path, (folder / "absent" / path.name,)))
 
 
@@ -130,35 +143,16 @@ def _from_sequence_folder(folder: Path) -> Annotation:
 
 
 def _annotation(name: str, boxes_file: Path, flag_files: Sequence[Path]) -> Annotation:
-    boxes = read_boxes(boxes_file)
-    problems = []
-    if not np.isfinite(boxes).all():
-        line = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0]) + 1
-        problems.append(f"{boxes_file}:{line}: an annotation must be four finite numbers")
-    absent = np.zeros(len(boxes), dtype=bool)
-    for path in flag_files:
-        flags = read_flags(path)
-        if len(flags) == len(boxes):
-            absent |= flags
-        else:
-            problems.append(f"{path}: {len(flags)} flags, but {boxes_file.name} has {len(boxes)} boxes")
-    if problems:
+    problems: list[Problem] = []
+    boxes, absent = read_boxes_and_absence(boxes_file, dict.fromkeys(flag_files, read_flags), problems)
+    if problems or boxes is None:
         raise UserError(problems)
     return Annotation(name, class_of(name), boxes, ~absent)
 
 
-class _Reader(Protocol):
-    def __call__(self, path: Path, /) -> Annotation: ...
-
-
-def _collect(paths: Iterable[Path], read: _Reader) -> list[Annotation]:
-    annotations: list[Annotation] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            annotations.append(read(path))
-        except UserError as error:
-            problems += error.problems
+def _collect(paths: Iterable[Path], read: Callable[[Path], Annotation]) -> list[Annotation]:
+    problems: list[Problem] = []
+    found = [attempt(problems, read, path) for path in paths]
     if problems:
         raise UserError(problems)
-    return annotations
+    return [one for one in found if one is not None]

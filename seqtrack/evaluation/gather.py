@@ -1,27 +1,22 @@
 """Make the subjects of an evaluation: checkpoints of a run, baselines, other trackers' files.
 
-Knows checkpoints, models and result files; knows no command line and writes nothing.
+Knows manifests and result files; knows no command line and writes nothing. Models are `run.py`'s affair: other
+trackers are scored without torch.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from seqtrack.checkpoints.start import unusable_checkpoints
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, manifest_of
-from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
-from seqtrack.evaluation.annotations import Annotation, from_sequences
-from seqtrack.evaluation.metrics import TOOLKIT, Convention, score
+from seqtrack.evaluation.annotations import Annotation
+from seqtrack.evaluation.metrics import TOOLKIT, Convention, Scores, score
 from seqtrack.evaluation.results import ResultSet
-from seqtrack.evaluation.run import CONCURRENT, score_tracks, still_boxes, track_sequences
-from seqtrack.evaluation.subjects import Subject
-from seqtrack.model.build import build_model
-from seqtrack.model.seqtrack import SeqTrack
-from seqtrack.model.spec import ModelSpec
-from seqtrack.tracking.settings import TrackerSettings
+from seqtrack.evaluation.subjects import Subject, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -74,25 +69,6 @@ def checkpoint_name(manifest: Manifest, others: Iterable[Manifest]) -> str:
     return f"epoch {manifest.epoch}" if manifest.kind == "epoch" and len(twins) < 2 else manifest.path.stem
 
 
-def model_subject(
-    name: str,
-    kind: str,
-    model: SeqTrack,
-    sequences: Sequence[VideoSequence],
-    settings: TrackerSettings,
-    *,
-    epoch: int | None = None,
-    source: dict[str, object],
-    convention: Convention = TOOLKIT,
-    concurrent: int = CONCURRENT,
-    on_frames: Callable[[int], object] | None = None,
-) -> Subject:
-    """Track every sequence with a model and score it; arguments as `track_sequences` and `score_tracks`."""
-    tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=on_frames)
-    scores = score_tracks(tracks, from_sequences(sequences), convention=convention)
-    return Subject(name, kind, epoch, source, scores, tracks)
-
-
 def checkpoint_source(manifest: Manifest) -> dict[str, object]:
     """What identifies a checkpoint in an evaluation's records."""
     return {
@@ -103,9 +79,19 @@ def checkpoint_source(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def untrained_model(spec: ModelSpec, *, seed: int, device: torch.device) -> SeqTrack:
-    """The model as it is before its first step, without pretrained weights."""
-    return build_model(spec, seed=seed).to(device).eval()
+def still_boxes(annotation: Annotation) -> Tracks:
+    """The tracker that does nothing: the first box in every frame. What a trained model has to beat."""
+    return Tracks(np.repeat(annotation.boxes_xywh[:1], annotation.num_frames, axis=0), 0.0)
+
+
+def score_tracks(
+    tracks: dict[str, Tracks], annotations: Iterable[Annotation], *, convention: Convention = TOOLKIT
+) -> dict[str, Scores]:
+    """Scores by sequence, in the annotations' order."""
+    return {
+        one.name: score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible, convention=convention)
+        for one in annotations
+    }
 
 
 def still_subject(annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT) -> Subject:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.errors import UserError
+from seqtrack.annotation_files import read_box_archive, read_boxes
+from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.annotations import Annotation
-from seqtrack.evaluation.boxfiles import read_box_archive, read_boxes
 from seqtrack.evaluation.metrics import Array, is_box
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def read_results(place: Path, annotations: Sequence[Annotation], *, repair: str 
         UserError: nothing to read, a sequence without boxes, fewer boxes than frames, refused rows: all of them.
     """
     sets: list[ResultSet] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for source in _trackers(place, annotations):
         try:
             sets.append(_read_one(source, annotations, repair=repair))
@@ -68,7 +68,8 @@ def _trackers(place: Path, annotations: Sequence[Annotation]) -> list[Path]:
     if not found:
         raise UserError(
             f"{place}: no results found for the {len(names)} sequences; expected <sequence>.txt in it, folders with "
-            "<sequence>.txt, or .npz archives named results*.npz"
+            "<sequence>.txt, or .npz archives named results*.npz",
+            "results.none",
         )
     return found
 
@@ -76,17 +77,17 @@ def _trackers(place: Path, annotations: Sequence[Annotation]) -> list[Path]:
 def _read_one(source: Path, annotations: Sequence[Annotation], *, repair: str) -> ResultSet:
     archive = read_box_archive(source) if source.is_file() else None
     boxes: dict[str, Array] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     notes: list[str] = []
     for one in annotations:
         place = f"{source}[{one.name}]" if archive is not None else str(source / f"{one.name}.txt")
         try:
             if archive is not None:
                 if one.name not in archive:
-                    raise UserError(f"{place}: this archive holds no boxes of the sequence")
+                    raise UserError(f"{place}: this archive holds no boxes of the sequence", "results.sequence")
                 rows = archive[one.name]
             else:
-                rows = read_boxes(source / f"{one.name}.txt")
+                rows = read_boxes(source / f"{one.name}.txt", allow_not_finite=True)
             boxes[one.name] = rows
             found_problems, found_notes = check_rows(place, rows, one.num_frames, repair=repair)
         except UserError as error:
@@ -102,16 +103,17 @@ def _read_one(source: Path, annotations: Sequence[Annotation], *, repair: str) -
     return ResultSet(name, source, boxes, tuple(notes))
 
 
-def check_rows(place: str, rows: Array, num_frames: int, *, repair: str) -> tuple[list[str], list[str]]:
+def check_rows(place: str, rows: Array, num_frames: int, *, repair: str) -> tuple[list[Problem], list[str]]:
     """What is wrong with one sequence's boxes and what is worth remarking.
 
     Returns:
         (problems that forbid scoring, notes on what the protocol does with the rest).
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     notes: list[str] = []
     if len(rows) < num_frames:
-        problems.append(f"{place}: {len(rows)} boxes, but the sequence has {num_frames} annotated frames")
+        text = f"{place}: {len(rows)} boxes, but the sequence has {num_frames} annotated frames"
+        problems.append(Problem(text, "results.count"))
     elif len(rows) > num_frames:
         notes.append(f"{place}: {len(rows)} boxes for {num_frames} frames; the last {len(rows) - num_frames} are cut")
     rows = rows[:num_frames]
@@ -122,10 +124,11 @@ def check_rows(place: str, rows: Array, num_frames: int, *, repair: str) -> tupl
     for what, where in (("a number that is not finite", not_finite), ("a negative width or height", negative)):
         if repair != "official" and where.any():
             lines = np.flatnonzero(where) + 1
-            problems.append(
-                f"{place}:{lines[0]}: {what} ({len(lines)} such rows); mend the file, or score it as LaSOT's toolkit "
-                "does, with the last good box in their place: --repair official"
+            text = (
+                f"{place}:{lines[0]}: {what} ({len(lines)} such rows); correct the file, or score it as LaSOT's "
+                "toolkit does, with the last good box in their place: --repair official"
             )
+            problems.append(Problem(text, "results.row"))
             repeated &= ~where
     if repeated.any():
         lines = np.flatnonzero(repeated) + 1

@@ -17,13 +17,16 @@ import cv2
 import numpy as np
 import torch
 
-from seqtrack.data.decode import FrameFile
+from seqtrack.data.decode import read_image
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import UserError
-from seqtrack.evaluation.annotations import Annotation, from_sequences
-from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, Scores, mean_scores, score
-from seqtrack.evaluation.subjects import Tracks
+from seqtrack.evaluation.annotations import from_sequences
+from seqtrack.evaluation.gather import score_tracks
+from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, mean_scores
+from seqtrack.evaluation.subjects import Subject, Tracks
+from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import ModelSpec
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker, Image, TrackState
 
@@ -54,7 +57,7 @@ def read_frame(path: Path) -> Image:
     Raises:
         UserError: unreadable, no JPEG, or cut off.
     """
-    return np.asarray(cv2.cvtColor(FrameFile(path).whole(), cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(read_image(path), cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def track_sequences(
@@ -125,19 +128,28 @@ def _step(tracker: BatchTracker, running: Sequence[_Follower], readers: ThreadPo
         _read_next(one, readers)
 
 
-def still_boxes(annotation: Annotation) -> Tracks:
-    """The tracker that does nothing: the first box in every frame. What a trained model has to beat."""
-    return Tracks(np.repeat(annotation.boxes_xywh[:1], annotation.num_frames, axis=0), 0.0)
+def model_subject(
+    name: str,
+    kind: str,
+    model: SeqTrack,
+    sequences: Sequence[VideoSequence],
+    settings: TrackerSettings,
+    *,
+    epoch: int | None = None,
+    source: dict[str, object],
+    convention: Convention = TOOLKIT,
+    concurrent: int = CONCURRENT,
+    on_frames: Callable[[int], object] | None = None,
+) -> Subject:
+    """Track every sequence with a model and score it; arguments as `track_sequences` and `score_tracks`."""
+    tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=on_frames)
+    scores = score_tracks(tracks, from_sequences(sequences), convention=convention)
+    return Subject(name, kind, epoch, source, scores, tracks)
 
 
-def score_tracks(
-    tracks: dict[str, Tracks], annotations: Iterable[Annotation], *, convention: Convention = TOOLKIT
-) -> dict[str, Scores]:
-    """Scores by sequence, in the annotations' order."""
-    return {
-        one.name: score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible, convention=convention)
-        for one in annotations
-    }
+def untrained_model(spec: ModelSpec, *, seed: int, device: torch.device) -> SeqTrack:
+    """The model as it is before its first step, without pretrained weights."""
+    return build_model(spec, seed=seed).to(device).eval()
 
 
 def refuse_leak(held_out: Iterable[VideoSequence], trained_on: Iterable[VideoSequence]) -> None:

@@ -127,6 +127,8 @@ def _compare_epoch(
         digests.append(digest)
     if digests[0] != digests[1] and "unreadable" not in digests:
         differences = _different_parts(pair) + differences
+    if pair[0].data_digest != pair[1].data_digest:
+        differences.insert(0, "the data (data_digest; dataset.json says which)")
     apart = _written_apart(pair)
     ours, theirs = ([record for record in log[epoch] if record.get("type") not in apart] for log in logs)
     step = _first_different_step(ours, theirs)

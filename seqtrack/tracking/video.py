@@ -6,7 +6,6 @@ that breaks off, a codec that is missing are told in words. Knows nothing of mod
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from seqtrack.checkpoints.files import sync_folder
+from seqtrack.data.decode import read_image
+from seqtrack.data.frames import list_video_frames
 from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FOLDER_FPS = 30.0  # images in a folder do not say how fast they were taken
 
 
@@ -83,22 +83,11 @@ def open_frames(place: str, *, fps: float | None = None) -> FrameSource:
         return _probe("camera", place.removeprefix("/dev/video"), fps)
     if path.is_dir():
         folder = path / "img" if (path / "img").is_dir() else path
-        paths = tuple(
-            sorted((one for one in folder.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES), key=_natural_order)
-        )
-        if not paths:
-            raise UserError(
-                f"{folder}: no images there; expected files such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
-            )
+        paths = tuple(list_video_frames(folder))
         return FrameSource("folder", place, paths, len(paths), fps or FOLDER_FPS)
     if not path.is_file():
         raise UserError(f"{place}: no such video, folder or camera; a camera is given by its number, such as 0")
     return _probe("video", place, fps)
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """frame2 before frame10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 
 def _capture(source_kind: str, place: str) -> cv2.VideoCapture:
@@ -129,15 +118,7 @@ def _probe(kind: str, place: str, fps: float | None) -> FrameSource:
 
 def _read_images(paths: tuple[Path, ...]) -> Iterator[tuple[str, Image]]:
     for path in paths:
-        # imdecode and not imread: imread cannot open names outside the locale's alphabet on every system
-        try:
-            data = np.fromfile(path, dtype=np.uint8)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if image is None:
-            raise UserError(f"{path}: cannot be read as an image ({data.size} bytes)")
-        yield str(path), np.asarray(image, dtype=np.uint8)
+        yield str(path), read_image(path)
 
 
 def _read_capture(source: FrameSource) -> Iterator[tuple[str, Image]]:

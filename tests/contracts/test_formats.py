@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import runs
 
@@ -175,13 +174,9 @@ def test_every_column_of_the_journal_is_documented_and_no_other(output: Path) ->
     base.close()
 
 
-def test_the_demo_data_and_the_cache_of_annotations_are_documented(output: Path, demo_data: Path) -> None:
+def test_the_demo_data_are_documented(output: Path, demo_data: Path) -> None:
     marker = read(demo_data / "demo" / "demo.json")
     assert differences(marker, table("The data folder", "data/demo/demo.json")) == []
-    (cache,) = (demo_data / "demo" / ".seqtrack").iterdir()
-    assert f"`.seqtrack/{cache.name}`" in DOCUMENT
-    with np.load(cache) as arrays:
-        assert [name for name in arrays.files if f"`{name}` (" not in DOCUMENT] == []
 
 
 def test_every_column_of_the_scores_is_documented(output: Path) -> None:

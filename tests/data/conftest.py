@@ -1,4 +1,4 @@
-"""What tests of data share: a cache folder of their own, and a small data set by names of sequences."""
+"""What tests of data share: a small data set by names of sequences."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +8,6 @@ import pytest
 from data.makers import write_sequence
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the annotation cache of the person who runs it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

@@ -55,25 +55,26 @@ def test_every_kind_of_problem_is_found_at_once(make_lasot) -> None:  # type: ig
     (root / "book/book-2/img/00000004.jpg").unlink()
     (root / "coin/coin-1/img/00000025.jpg").write_bytes(jpeg(picture(1)))
     (root / "coin/coin-2/img/00000002.jpg").write_bytes(b"")
-    (root / "coin/coin-2/img/thumbs.db").write_bytes(b"x")
+    (root / "coin/coin-2/img/notes.txt").write_bytes(b"x")
     shutil.copy(root / "book/book-2/img/00000001.jpg", root / "coin/coin-3/img/00000001.jpg")
     before = tree(root)
     report = _check(root)
     text = "\n".join(report.problems)
     assert "book-1/groundtruth.txt, line 2" in text
     assert "book-2: 1 frame files are missing, and not sampled: 4" in text
-    assert "coin-1: groundtruth.txt has 24 rows" in text
+    assert "coin-1/img: groundtruth.txt has 24 rows" in text
     assert "00000002.jpg: is empty" in text
     assert "leak: test sequence coin-3 begins with the same picture as training sequence book-2" in text
-    assert len(report.problems) == 5 and any("thumbs.db" in note for note in report.notes)
-    assert tree(root) == before, "a doctor changes nothing, not even a cache"
+    assert len(report.problems) == 5 and any("notes.txt" in note for note in report.notes)
+    assert tree(root) == before, "a doctor changes nothing"
 
 
 def test_decoding_finds_what_counting_cannot(make_lasot) -> None:  # type: ignore[no-untyped-def]
     root = make_lasot("book-1", "book-2")
     images = root / "book/book-1/img"
-    (images / "00000003.jpg").write_bytes((images / "00000003.jpg").read_bytes()[:-50])
-    (images / "00000004.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    for number, cut in ((3, 500), (4, 900)):
+        whole = (images / f"{number:08d}.jpg").read_bytes()
+        (images / f"{number:08d}.jpg").write_bytes(whole[:-cut] + whole[-2:])
     (root / "book/book-2/img/00000005.jpg").write_bytes(jpeg(picture(9, 40, 40)))
     rows = (root / "book/book-1/groundtruth.txt").read_text().splitlines()
     rows[6] = "500,500,9,9"
@@ -82,7 +83,7 @@ def test_decoding_finds_what_counting_cannot(make_lasot) -> None:  # type: ignor
     report = _check(root, decode=True)
     text = "\n".join(report.problems)
     assert report.decoded == 48 and len(report.problems) == 4
-    assert "00000003.jpg: is a truncated JPEG" in text and "00000004.jpg: is not a JPEG" in text
+    assert "00000003.jpg: is a damaged JPEG" in text and "00000004.jpg: is a damaged JPEG" in text
     assert "frames of 2 sizes: 40x40, 96x72" in text
     assert "book-1/groundtruth.txt, line 7: the box lies wholly outside the 96x72 frame" in text
 

@@ -144,14 +144,14 @@ BREAKS: dict[str, Break] = {
     "wide digits": _row(lambda rng: "１,2,3,4"),
     "letters": _row(lambda rng: "".join(chr(int(c)) for c in rng.integers(32, 0xD7FF, size=12))),
     "hex": _row(lambda rng: "0x1,2,3,4"),
-    "semicolons": _row(lambda rng: "1;2;3;4"),
-    "spaces": _row(lambda rng: "1, 2, 3, 4"),
+    "two separators": _row(lambda rng: "1;2;3,4"),
+    "an underscore": _row(lambda rng: "1,2,3,4_0"),
     "empty row": _row(lambda rng: ""),
     "box outside": _row(lambda rng: f"{rng.integers(97, 9000)},2,5,5"),
-    "CRLF": _annotation(lambda data, rng: data.replace(b"\n", b"\r\n")),
-    "BOM": _annotation(lambda data, rng: b"\xef\xbb\xbf" + data),
+    "CRLF doubled": _annotation(lambda data, rng: data.replace(b"\n", b"\r\r\n")),
+    "BOM inside": _annotation(lambda data, rng: data.replace(b"\n", b"\n\xef\xbb\xbf", 1)),
     "UTF-16": _annotation(lambda data, rng: data.decode().encode("utf-16")),
-    "tabs": _annotation(lambda data, rng: data.replace(b",", b"\t")),
+    "no separators": _annotation(lambda data, rng: data.replace(b",", b"")),
     "NUL": _annotation(lambda data, rng: data.replace(b",", b"\0", 1)),
     "random bytes": _annotation(lambda data, rng: rng.bytes(int(rng.integers(1, 4000)))),
     "empty": _annotation(lambda data, rng: b""),
@@ -203,8 +203,6 @@ def _files(root: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        if name.startswith(".seqtrack"):
-            continue
         if path.is_symlink():
             found[name] = str(path.readlink())
         else:

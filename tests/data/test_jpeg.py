@@ -208,13 +208,3 @@ def test_reading_a_header_ends_on_any_bytes(data: bytes) -> None:
     read_header(b"\xff\xd8" + data)
     read_orientation(b"\xff\xd8" + data)
     read_orientation(b"\xff\xd8\xff\xe1\x00\xff" + b"Exif\0\0" + data)
-
-
-def test_the_orientation_a_camera_noted_is_read_and_not_applied(tmp_path: Path) -> None:
-    data = jpeg(picture(4))
-    tiff = b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 1) + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
-    body = b"Exif\0\0" + tiff
-    turned = data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
-    file = FrameFile(_file(tmp_path, turned))
-    assert file.orientation == 6 and (file.width, file.height) == (96, 72)
-    assert FrameFile(_file(tmp_path, data)).orientation == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.makers import jpeg, picture, write_sequence
+from data.test_frames import cmyk, huge
 from seqtrack.data import augment, crop, pairs
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.pairs import Sample, SampleDataset, SampleSpec
@@ -251,12 +252,27 @@ def test_a_damaged_frame_that_is_never_drawn_is_no_obstacle(root: Path) -> None:
     assert _dataset(open_source("lasot", root, classes=(), split="train")).num_frames == 72
 
 
-def test_of_very_many_damaged_frames_the_first_are_named_and_the_rest_counted(root: Path, source: Source) -> None:
+def test_of_very_many_damaged_frames_the_first_are_named_and_the_rest_counted(
+    root: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "_SHOWN", 20)
     for path in root.rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(UserError) as caught:
         _dataset(source)
     assert len(caught.value.problems) == 21 and caught.value.problems[-1].startswith("52 more")
+    assert {problem.code for problem in caught.value.problems} == {"data.frame"}
+
+
+def test_frames_that_only_a_header_shows_to_be_unusable_are_found_before_training(root: Path) -> None:
+    images = root / "book" / "book-1" / "img"
+    for number in (5, 6):
+        (images / f"{number:08d}.jpg").write_bytes(cmyk((images / f"{number:08d}.jpg").read_bytes()))
+    (images / "00000009.jpg").write_bytes(huge((images / "00000009.jpg").read_bytes()))
+    with pytest.raises(UserError) as caught:
+        _dataset(open_source("lasot", root, classes=(), split="train"))
+    named = [problem.split(":")[0] for problem in caught.value.problems]
+    assert named == [str(images / f"{number:08d}.jpg") for number in (5, 6, 9)]
 
 
 def test_a_data_set_too_large_to_look_at_first_says_so(

@@ -89,8 +89,9 @@ def test_every_wrong_file_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_annotations(tmp_path)
     told = "\n".join(caught.value.problems)
-    assert "cat-1.txt:1" in told and "1 flags, but cat-2.txt has 3 boxes" in told
-    assert "big-cat-10.txt:1: an annotation must be four finite numbers" in told
+    assert "cat-1.txt, line 1" in told and "cat-2.txt: 1 entries, but cat-2.txt has 3 rows" in told
+    assert "big-cat-10.txt, line 1, entry 3: found 'nan'" in told
+    assert [one.code for one in caught.value.problems] == ["file.entry", "file.columns", "file.count"]
 
 
 def test_an_archive_that_disagrees_with_itself_is_refused(tmp_path: Path) -> None:

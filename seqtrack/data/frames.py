@@ -1,0 +1,100 @@
+"""The only reader of a folder of frames: which files are its frames, and in which order.
+
+Training, evaluation, `data check` and `track` all take frames from here, and pixels from `decode`, so the same folder
+is the same video for all of them. Knows file names; must not know of boxes, data sets or pixels.
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqtrack.errors import Problem, UserError
+
+_log = logging.getLogger(__name__)
+
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".tif", ".tiff", ".webp")
+_NUMBERED = re.compile(r"[0-9]{8}\.jpg")
+_OF_FILE_MANAGERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
+
+
+@dataclass(frozen=True)
+class FrameFolder:
+    """The frames of a folder in order.
+
+    Attributes:
+        paths: of the frames.
+        sizes: of their files, bytes.
+        is_numbered: named as data sets do, 00000001.jpg; then other pictures in the folder are no frames.
+        left_out: names of what else is in the folder, hidden files excepted.
+    """
+
+    paths: list[Path]
+    sizes: list[int]
+    is_numbered: bool
+    left_out: list[str]
+
+
+def is_hidden(name: str) -> bool:
+    """Files that systems put among a user's files: `._*` and `.DS_Store` of macOS, `Thumbs.db` of Windows."""
+    return name.startswith(".") or name.lower() in _OF_FILE_MANAGERS
+
+
+def scan_frames(folder: Path) -> FrameFolder:
+    """Find the frames of a folder; none of them is opened.
+
+    Raises:
+        UserError: the folder cannot be read, holds no picture, or something with a frame's name is not a file.
+    """
+    pictures: dict[str, int] = {}
+    left_out: list[str] = []
+    problems: list[Problem] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    left_out.append(entry.name)
+                elif entry.is_file():
+                    pictures[entry.name] = entry.stat().st_size
+                else:
+                    problems.append(Problem(f"{entry.path}: is not a file, but has the name of a frame", "data.frame"))
+    except FileNotFoundError as error:
+        text = f"{folder}: no such folder; frames are expected in it as 00000001.jpg, 00000002.jpg, ..."
+        raise UserError(text, "data.no_frames") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
+    if problems:
+        raise UserError(sorted(problems))
+    if not pictures:
+        text = f"{folder}: no images there; expected files such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
+        raise UserError(text, "data.no_frames")
+    numbered = sorted(name for name in pictures if _NUMBERED.fullmatch(name))
+    names = numbered or sorted(pictures, key=_natural_order)
+    left_out += sorted(set(pictures) - set(names))
+    return FrameFolder([folder / name for name in names], [pictures[name] for name in names], bool(numbered), left_out)
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """frame2 before frame10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
+def list_video_frames(folder: Path) -> list[Path]:
+    """The frames of a folder that is tracked as a video; what is left out or missing between them is logged.
+
+    Raises:
+        UserError: as `scan_frames`.
+    """
+    found = scan_frames(folder)
+    if found.left_out:
+        _log.warning("%s: %d files are no frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
+    if found.is_numbered:
+        numbers = {int(path.stem) for path in found.paths}
+        gone = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
+        if gone:
+            _log.warning("%s: %d frame files are missing: %s", folder, len(gone), ", ".join(map(str, gone)))
+    return found.paths

@@ -1,0 +1,189 @@
+"""One reader of a folder of frames: the same files, the same order and the same pixels for every command."""
+
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.makers import jpeg, picture, write_sequence
+from seqtrack.data.annotations import read_annotation
+from seqtrack.data.check import check_layout
+from seqtrack.data.decode import FrameFile, check_frames, read_image
+from seqtrack.data.frames import list_video_frames, scan_frames
+from seqtrack.data.lasot import find_layout, open_lasot
+from seqtrack.data.sources import describe, open_source
+from seqtrack.errors import UserError
+from seqtrack.tracking.video import open_frames
+
+HIDDEN = ("._00000001.jpg", ".00000002.jpg", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini")
+
+
+def with_orientation(data: bytes, orientation: int, order: str = ">") -> bytes:
+    """A JPEG with a note of how the camera was held."""
+    tiff = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}IH", 8, 1)
+    tiff += struct.pack(f"{order}HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    body = b"Exif\0\0" + tiff
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
+def cmyk(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0")
+    return data[: at + 9] + b"\x04" + data[at + 10 :]
+
+
+def sixteen_bits(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0")
+    return data[: at + 4] + b"\x10" + data[at + 5 :]
+
+
+def huge(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc0")
+    return data[: at + 5] + struct.pack(">HH", 65_000, 65_000) + data[at + 9 :]
+
+
+# What a header or the end of a file tells, and what only decoding tells.
+SEEN_BEFORE = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "png": lambda data: cv2.imencode(".png", picture(1))[1].tobytes(),
+    "appended": lambda data: data + b"x" * 5000,
+    "cmyk": cmyk,
+    "16 bits": sixteen_bits,
+    "huge": huge,
+    "lfs": lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+}
+SEEN_WHEN_DECODED = {
+    "cut inside": lambda data: data[: len(data) // 2] + data[-2:],
+    "zeros inside": lambda data: data[: len(data) // 2] + b"\0" * 400 + data[len(data) // 2 + 400 :],
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_sequence(tmp_path / "data" / "book" / "book-1")
+    return tmp_path / "data"
+
+
+def test_hidden_files_change_nothing_for_any_reader(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = root / "book" / "book-1"
+    boxes = describe([open_source("lasot", root, classes=(), split="train")])
+    tracked = [frame.tobytes() for frame in open_frames(str(folder)).frames()]
+    for name in HIDDEN:
+        (folder / "img" / name).write_bytes(b"\0\5\x16\7")
+    (root / "._book").write_bytes(b"\0\5\x16\7")
+    caplog.clear()
+    assert describe([open_source("lasot", root, classes=(), split="train")]) == boxes
+    assert [frame.tobytes() for frame in open_frames(str(folder)).frames()] == tracked
+    report = check_layout(find_layout(root), decode=True)
+    assert report.problems == [] and report.decoded == 24 and not any("no frames" in note for note in report.notes)
+    assert "no frames" not in caplog.text
+
+
+def test_numbered_frames_are_the_video_whatever_other_pictures_are_there(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = root / "book" / "book-1" / "img"
+    (images / "cover.jpg").write_bytes(jpeg(picture(5)))
+    (images / "1.png").write_bytes(cv2.imencode(".png", picture(5))[1].tobytes())
+    (images / "00000005.jpg").unlink()
+    found = scan_frames(images)
+    assert [path.name for path in found.paths] == [f"{n:08d}.jpg" for n in range(1, 25) if n != 5]
+    assert found.left_out == ["1.png", "cover.jpg"] and found.is_numbered
+    assert found.sizes == [path.stat().st_size for path in found.paths]
+    (sequence,) = open_lasot(root, classes=(), split="train")
+    drawable = [sequence.frame_path(int(i)) for i in np.flatnonzero(~sequence.missing)]
+    assert drawable == found.paths == list(open_frames(str(images)).paths)
+    for said in (": 5", "cover.jpg", "1.png"):
+        assert said in caplog.text, "what is left out and what is missing is in the log"
+
+
+def test_other_names_come_in_natural_order(tmp_path: Path) -> None:
+    for name in ("f10.png", "f9.PNG", "f2.jpeg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.name for path in list_video_frames(tmp_path)] == ["f2.jpeg", "f9.PNG", "f10.png"]
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_bytes(b"")])
+def test_what_is_no_folder_of_frames_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "img")
+    with pytest.raises(UserError) as caught:
+        scan_frames(tmp_path / "img")
+    assert caught.value.code in ("data.no_frames", "data.frame")
+
+
+@pytest.mark.parametrize("kind", [*SEEN_BEFORE, *SEEN_WHEN_DECODED])
+def test_a_damaged_frame_is_refused_by_every_reader(root: Path, kind: str) -> None:
+    path = root / "book" / "book-1" / "img" / "00000007.jpg"
+    path.write_bytes({**SEEN_BEFORE, **SEEN_WHEN_DECODED}[kind](path.read_bytes()))
+    for read in (
+        lambda: FrameFile(path).whole(),
+        lambda: read_image(path),
+        lambda: list(open_frames(str(path.parent)).frames()),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert caught.value.code == "data.frame" and str(path) in caught.value.problems[0]
+    decoded = check_layout(find_layout(root), decode=True).problems
+    headers = check_layout(find_layout(root)).problems
+    assert any(str(path) in problem for problem in decoded)
+    assert any(str(path) in problem for problem in headers) == (kind in SEEN_BEFORE)
+    assert [problem.code for problem in check_frames([path])] == ["data.frame"] * (kind in SEEN_BEFORE)
+
+
+def test_headers_are_found_behind_large_metadata(tmp_path: Path) -> None:
+    plain = jpeg(picture(1))
+    metadata = b"".join(b"\xff\xe2\xff\xf0" + b"x" * 0xFFEE for _ in range(3))
+    (tmp_path / "good.jpg").write_bytes(plain[:2] + metadata + plain[2:])
+    (tmp_path / "bad.jpg").write_bytes(plain[:2] + metadata + cmyk(plain)[2:])
+    (problem,) = check_frames([tmp_path / "good.jpg", tmp_path / "bad.jpg"])
+    assert "bad.jpg" in problem
+    assert FrameFile(tmp_path / "good.jpg").width == 96
+
+
+def test_problems_come_in_the_order_of_the_paths_though_threads_find_them(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number:04d}.jpg" for number in range(1500)]
+    for path in paths[::100]:
+        path.write_bytes(b"GIF")
+    threads = threading.active_count()
+    assert [problem.split(":")[0] for problem in check_frames(paths)] == [str(path) for path in paths]
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", "><")
+def test_pixels_are_turned_as_opencvs_reader_turned_them_for_the_authors(
+    tmp_path: Path, orientation: int, order: str
+) -> None:
+    path = tmp_path / "00000001.jpg"
+    path.write_bytes(with_orientation(jpeg(picture(3, 120, 72)), orientation, order))
+    expected = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    file = FrameFile(path)
+    assert (file.height, file.width) == expected.shape[:2] == ((120, 72) if orientation > 4 else (72, 120))
+    np.testing.assert_array_equal(file.whole(), expected)
+    np.testing.assert_array_equal(read_image(path), expected)
+    (frame,) = open_frames(str(tmp_path)).frames()
+    np.testing.assert_array_equal(frame[:, :, ::-1], expected)
+    patch = file.region(20, 5, 50, 30)
+    inside = patch.pixels_bgr[5 - patch.top : 30 - patch.top, 20 - patch.left : 50 - patch.left]
+    np.testing.assert_array_equal(inside, expected[5:30, 20:50])
+
+
+def test_a_phones_picture_is_upright(tmp_path: Path) -> None:
+    """The control that needs no library's word: what the camera saw on the left is above, as every viewer shows it."""
+    image = np.zeros((40, 80, 3), dtype=np.uint8)
+    image[:, :20] = 255
+    (tmp_path / "a.jpg").write_bytes(with_orientation(jpeg(image), 6))
+    shown = read_image(tmp_path / "a.jpg")
+    assert shown.shape == (80, 40, 3) and shown[:18].min() > 200 and shown[24:].max() < 50
+
+
+def test_sizes_of_frame_files_are_read_with_the_annotation(root: Path) -> None:
+    images = root / "book" / "book-1" / "img"
+    (images / "00000003.jpg").unlink()
+    sizes = read_annotation(images.parent).frame_bytes
+    assert sizes[2] == -1
+    assert sizes[sizes >= 0].tolist() == [path.stat().st_size for path in sorted(images.iterdir())]
