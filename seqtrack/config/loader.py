@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from seqtrack.config.fields import did_you_mean, expected, must_match
 from seqtrack.config.rules import CAUTIONS, RULES, broken_rules
-from seqtrack.config.schema import IGNORED_KEYS, KEYS, SECTIONS, Config
+from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, read_text, short_repr
 
@@ -112,7 +112,11 @@ def flat_values(config: Config) -> dict[str, Value]:
 
 def config_digest(config: Config) -> str:
     """sha256, as hex, over the keys that make the experiment; workers, log interval and the like do not enter."""
-    values = {key: value for key, value in flat_values(config).items() if must_match(KEYS[key])}
+    values = {
+        key: value
+        for key, value in flat_values(config).items()
+        if must_match(KEYS[key]) and not (key in ADDED_KEYS and value == KEYS[key].default)
+    }
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

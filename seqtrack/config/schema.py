@@ -229,6 +229,9 @@ class Config(Settings):
 # Keys of the authors' files that nothing reads, there or here. They are accepted with any value and not kept.
 IGNORED_KEYS = frozenset({"MODEL.ENCODER.STRIDE", "DATA.LOADER", "TEST.EPOCH"})
 
+# Keys that came later. At their default they do not enter the digest, so that older experiments keep theirs.
+ADDED_KEYS = frozenset({"TRAIN.TF32"})
+
 
 def _walk(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in kind.model_fields.items():

@@ -19,6 +19,7 @@ PROGRAMS = [ROOT / "docker" / "entrypoint", ROOT / "docker" / "healthcheck"]
 # Who catches everything, and why nothing is swallowed there.
 CATCHES_ALL = {
     "commands/doctor_project.py": "whatever a client raises is told in one classified line, without the token",
+    "commands/train.py": "one of several processes tells its launcher how it ended, after its traceback was printed",
     "engine/saving.py": "the writing thread keeps the exception, and the training thread raises it",
     "uploads/child.py": "whatever a client raises must reach the parent as one classified event",
 }

@@ -96,12 +96,13 @@ def test_what_does_not_fit_is_listed_whole(vit: dict[str, Tensor], tmp_path: Pat
     assert torch.equal(before.encoder.body.pos_embed, build_model(_spec(), seed=1).encoder.body.pos_embed)
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
-def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(("content", "code"), [(b"", "file.empty"), (b"not safetensors at all", "file.unknown")])
+def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
     bad = tmp_path / "model.safetensors"
     bad.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable safetensors"):
+    with pytest.raises(UserError) as caught:
         _load(bad, _spec())
+    assert caught.value.code == code
     with pytest.raises(UserError, match="no such file"):
         _load(tmp_path / "nowhere", _spec())
 
