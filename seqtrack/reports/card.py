@@ -31,7 +31,7 @@ def model_card(output_dir: Path, *, repo: str | None = None) -> str:
     files = read_output(output_dir)
     runs = [phase for phase in files.phases if phase.manifests]
     if not runs:
-        raise UserError(f"{output_dir} holds no checkpoint of a finished epoch; a card needs one")
+        raise UserError(f"{output_dir} holds no checkpoint of a finished epoch; a card needs one", "report.nothing")
     sources = list({one.name: one for run in reversed(runs) if run.dataset for one in run.dataset.sources}.values())
     blocks = [
         _front_matter(sources),

@@ -1,4 +1,4 @@
-"""A finished run may train longer where no step that it has taken would change, and then it is the run planned longer."""
+"""A finished run trains longer where no step that it has taken would change; then it is the run planned longer."""
 
 import json
 import shutil
