@@ -90,7 +90,10 @@ def read_output(folder: Path) -> OutputFiles:
     """
     phases = [folder / name for name in ("phase_1", "phase_2") if (folder / name).is_dir()]
     if not phases:
-        raise UserError(f"{folder} holds neither phase_1 nor phase_2; there is nothing to report. OUTPUT_DIR names it", "report.nothing")
+        raise UserError(
+            f"{folder} holds neither phase_1 nor phase_2; there is nothing to report. OUTPUT_DIR names it",
+            code="report.nothing",
+        )
     status = read_status(folder)
     return OutputFiles(
         folder=folder,

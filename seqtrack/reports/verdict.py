@@ -48,9 +48,9 @@ def table(comparison: Comparison) -> str:
                 "same" if row.is_same else ", ".join(row.differences),
             ]
         )
-    cells = [[escape(cell) for cell in line] for line in [head, *rows]]
+    cells: list[list[str]] = [[escape(cell) for cell in line] for line in [head, *rows]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    lines: list[list[str]] = [[*cells[0]], ["-" * width for width in widths], *([*line] for line in cells[1:])]
+    lines = [cells[0], ["-" * width for width in widths], *cells[1:]]
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
