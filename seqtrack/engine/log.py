@@ -257,9 +257,10 @@ class RunLog:
         """Append one record in a single write, so that a kill leaves a whole line or none."""
         if self._file is not None:
             values = record.model_dump()
-            line = json.dumps({"type": values.pop("type"), **values}, allow_nan=False) + "\n"
+            line = (json.dumps({"type": values.pop("type"), **values}, allow_nan=False) + "\n").encode()
             with name_in_errors(self._path):
-                os.write(self._file, line.encode())
+                if rest := line[os.write(self._file, line) :]:
+                    os.write(self._file, rest)  # a disk that took a part says here why
             self._note(record)
 
     def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
