@@ -8,9 +8,12 @@ until commit 5b6aff4, in whose checkout it has to run: metrics.jsonl read and al
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd()))  # the checkout that is measured
 
 RECORD = {
     "type": "interval", "phase": 1, "epoch": 1, "step": 1, "sample": 1, "samples": 27040, "interval_samples": 50,

@@ -115,9 +115,7 @@ def test_the_defaults_break_no_rule() -> None:
     assert [rule.check(Config()) for rule in (*RULES, *CAUTIONS) if rule.check(Config())] == []
 
 
-@pytest.mark.parametrize(
-    "place", ["I/checkpoints/SEQTRACK_ep0001.safetensors", "SEQTRACK_ep0500.pth.tar", "/x"]
-)
+@pytest.mark.parametrize("place", ["I/checkpoints/SEQTRACK_ep0001.safetensors", "SEQTRACK_ep0500.pth.tar", "/x"])
 def test_a_checkpoint_as_pretrained_weights_is_refused_with_what_to_do_instead(place: str) -> None:
     with pytest.raises(UserError) as refusal:
         load_config("seqtrack_b256", overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", place)])
