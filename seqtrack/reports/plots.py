@@ -132,7 +132,8 @@ class PhasePlots:
         self.close()
         try:
             plot_phase(self.folder, self.curves)
-        except Exception as error:  # noqa: BLE001 - whatever drawing fails of, the run has done its work
+        except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
+            # Whatever drawing fails of, the run has done its work.
             logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", error)
 
     def close(self) -> None:
