@@ -19,7 +19,7 @@ RECORD = {
     "type": "interval", "phase": 1, "epoch": 1, "step": 1, "sample": 1, "samples": 27040, "interval_samples": 50,
     "loss": 5.123456789012345, "iou": 0.1234567890123456, "interval_loss": 5.2, "interval_iou": 0.12,
     "lr": [0.0001, 1e-05], "grad_norm": 1.2345678901234567, "time_s": 1.2345, "elapsed_s": 1234.5, "eta_s": 12.3,
-    "samples_per_s": 40.123456, "data_wait_s": 0.01234, "data_wait_share": 0.0123,
+    "samples_per_s": 40.123456, "data_wait_s": 0.01234, "data_wait_share": 0.0123, "skipped_steps": 0,
 }  # fmt: skip
 PER_EPOCH = 541
 

@@ -27,6 +27,7 @@ class Curve:
     _points: int = 0
 
     def add(self, position: float, value: float) -> None:
+        """One more point, at or after the last one."""
         if self._points == LIMIT * self.stride:
             pairs = zip(self.buckets[::2], self.buckets[1::2], strict=True)
             self.buckets = [(a[0], min(a[1], b[1]), max(a[2], b[2])) for a, b in pairs]

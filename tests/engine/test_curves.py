@@ -16,14 +16,15 @@ def interval(step: int, loss: float) -> IntervalRecord:
     return IntervalRecord(
         phase=1, epoch=1 + step // 1000, step=step, sample=1 + step % 1000, samples=1000, interval_samples=1, loss=loss,
         iou=0.5, interval_loss=loss, interval_iou=0.5, lr=[1e-4], grad_norm=1.0, time_s=1.0, elapsed_s=1.0, eta_s=1.0,
-        samples_per_s=1.0, data_wait_s=0.0, data_wait_share=0.0,
+        samples_per_s=1.0, data_wait_s=0.0, data_wait_share=0.0, skipped_steps=0,
     )  # fmt: skip
 
 
 def epoch(number: int) -> EpochRecord:
     return EpochRecord(
         phase=1, epoch=number, step=number, loss=1.0, iou=0.5, samples=1, steps=1, lr=[1e-4], grad_norm=1.0, time_s=1.0,
-        elapsed_s=1.0, samples_per_s=1.0, data_wait_s=0.0, data_wait_share=0.0,
+        elapsed_s=1.0, samples_per_s=1.0, data_wait_s=0.0, data_wait_share=0.0, skipped_steps=0,
+        max_memory_allocated=None, max_memory_reserved=None,
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def measured(tmp_path: Path) -> Path:
     record = {
         "type": "epoch", "phase": 1, "epoch": 1, "step": 207, "loss": 4.25, "iou": 0.1, "samples": 3312, "steps": 207,
         "lr": [1e-4], "grad_norm": 1.0, "time_s": 10.3, "elapsed_s": 10.3, "samples_per_s": 321.5, "data_wait_s": 0.0,
-        "data_wait_share": 0.0,
+        "data_wait_share": 0.0, "skipped_steps": 0, "max_memory_allocated": None, "max_memory_reserved": None,
     }  # fmt: skip
     put(tmp_path / "phase_1" / "logs" / "metrics.jsonl", json.dumps(record).encode() + b'\n{"cut')
     put(tmp_path / "phase_1" / "plots" / "phase_1_loss.png", b"png")
