@@ -57,7 +57,7 @@ def report_page(markdown: str, folder: Path) -> str:
     Raises:
         UserError: an image cannot be read.
     """
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     reader.validateLink = lambda url: is_safe_link(unquote(url))  # type: ignore[method-assign]
     tokens = reader.parse(markdown)
     title, contents = "Report", []
