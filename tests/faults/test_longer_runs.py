@@ -89,5 +89,5 @@ def test_a_key_that_changes_no_step_taken_need_not_match(keys: dict[str, str], s
 @pytest.mark.parametrize("keys", [{"TRAIN.SEED": "1"}, {"TRAIN.LR": "2e-3"}, {"TRAIN.BATCH_SIZE": "8"}])
 def test_a_key_of_another_experiment_is_refused(keys: dict[str, str], short: Path, demo_data: Path) -> None:
     ended = train(environment(short, demo_data, {**STEADY, **keys}, EPOCHS=4))
-    assert ended.code == 2 and "error [resume.another_experiment]" in ended.said
+    assert ended.code == 2 and "error [run.other_experiment]" in ended.said
     assert next(iter(keys)) in ended.said
