@@ -300,7 +300,7 @@ def _imported(folder: Path, epoch: int) -> Manifest:
 def test_imported_weights_are_named_as_what_cannot_be_resumed_from(tmp_path: Path) -> None:
     imported = _imported(tmp_path, 1)
     with pytest.raises(UserError) as refusal:
-        find_start(tmp_path, resume_epoch=1)
+        find_start(tmp_path, resume_epoch=1, epochs=5)
     assert [problem.code for problem in refusal.value.problems] == ["resume.no_checkpoint", "resume.imported"]
     assert str(imported.path) in refusal.value.problems[1]
 
@@ -313,7 +313,7 @@ def test_every_file_that_was_skipped_is_named_with_its_reason_and_the_latest_val
     manifests[1].manifest_path.write_text("{")
     manifests[3].manifest_path.unlink()
     with pytest.raises(UserError) as refusal:
-        find_start(tmp_path, resume_epoch=1)
+        find_start(tmp_path, resume_epoch=1, epochs=5)
     first, *others = refusal.value.problems
     assert first.code == "resume.no_checkpoint"
     assert "RESUME_EPOCH=3" in first
@@ -323,7 +323,7 @@ def test_every_file_that_was_skipped_is_named_with_its_reason_and_the_latest_val
 def test_imported_weights_are_warned_of_before_they_make_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _run(tmp_path, 1, state="running")
     imported = [_imported(tmp_path, epoch) for epoch in (2, 3)]
-    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None))
+    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None, epochs=5))
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [str(item.path) in text for item, text in zip(imported, warned, strict=True)] == [True, True]
     (aside,) = (tmp_path / "checkpoints" / "superseded").iterdir()

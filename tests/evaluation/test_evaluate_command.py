@@ -206,8 +206,8 @@ class TestRefusals:
     ) -> None:
         output = make_run(1)
         source: dict[str, Any] = {
-            "name": "LASOT", "split": "train", "synthetic": False, "sequences": 2, "frames": 50, "frame_bytes": 1, "classes": {},
-            "names": ["disk-1", "tile-3"], "digest": "0" * 64,
+            "name": "LASOT", "split": "train", "synthetic": False, "sequences": 2, "frames": 50, "classes": {},
+            "frame_bytes": 1, "names": ["disk-1", "tile-3"], "digest": "0" * 64,
         }  # fmt: skip
         recorded = {"format": 2, "frames_covered_by": "size", "sources": [source], "digest": "0" * 64}
         (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))

@@ -40,8 +40,8 @@ def manifest(output: Path, epoch: int, *, loss: float | None = 4.25, phase: int 
 def dataset(name: str, classes: list[str], *, synthetic: bool = False) -> bytes:
     counts = {"sequences": 20, "frames": 1000, "visible": 900, "absent": 100, "missing": 0}
     source = {
-        "name": name, "split": "train", "synthetic": synthetic, "sequences": 40, "frames": 2000, "frame_bytes": 1, "names": [],
-        "classes": dict.fromkeys(classes, counts), "digest": "0" * 64,
+        "name": name, "split": "train", "synthetic": synthetic, "sequences": 40, "frames": 2000, "names": [],
+        "frame_bytes": 1, "classes": dict.fromkeys(classes, counts), "digest": "0" * 64,
     }  # fmt: skip
     return json.dumps({"format": 2, "frames_covered_by": "size", "sources": [source], "digest": "0" * 64}).encode()
 
