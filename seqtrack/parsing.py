@@ -96,7 +96,7 @@ def parse_json(text: str | bytes) -> Any:
             decode_text(text) if isinstance(text, bytes) else text,
             object_pairs_hook=_object_without_duplicates,
             parse_constant=_refuse_constant,
-            parse_float=parse_float,
+            parse_float=_parse_json_float,
             parse_int=_parse_json_int,
         )
     except ParseError:
@@ -118,6 +118,14 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ParseError(f"found {name}, expected a finite number")
+
+
+def _parse_json_float(text: str) -> float:
+    # The JSON scanner has checked the spelling already; what is left is a number beyond float64.
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ParseError(f"found {short_repr(text)}, expected a finite number")
+    return value
 
 
 def _parse_json_int(text: str) -> int:

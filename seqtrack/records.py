@@ -3,15 +3,22 @@
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from seqtrack.checkpoints import start as starting
-from seqtrack.checkpoints.files import write_atomic, write_json
+from seqtrack.checkpoints.files import utc_now, write_atomic
 from seqtrack.checkpoints.retention import expendable
+from seqtrack.checkpoints.side_files import (
+    DatasetRecord,
+    EnvironmentRecord,
+    RunRecord,
+    StartRecord,
+    write_side_file,
+)
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, remove_checkpoint
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import config_digest, dump_config
@@ -24,12 +31,13 @@ from seqtrack.engine.saving import Saver
 from seqtrack.errors import RunError
 from seqtrack.prepare import run_fingerprint
 from seqtrack.reports import verdict
-from seqtrack.reports.plots import plot_phase
+from seqtrack.reports.plots import PhasePlots
 
 logger = logging.getLogger(__name__)
 
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOENT}
+    | {errno.EISDIR, errno.ENOTDIR, errno.ESTALE}
 )
 
 
@@ -48,7 +56,8 @@ def disk_trouble(folder: Path) -> Iterator[None]:
         where = error.filename or folder
         raise RunError(
             f"{where} could not be written ({error.strerror}); the checkpoints in {folder} are untouched: mend the "
-            "disk or make room and start again, the run goes on from the newest of them"
+            "disk or make room and start again, the run goes on from the newest of them",
+            code="run.disk",
         ) from error
 
 
@@ -97,29 +106,32 @@ def say_what_runs(
 
 
 def open_run(
-    folder: Path, environment: Environment, config: Config, ranks: Ranks, *, data: dict[str, Any], began: dict[str, Any]
-) -> dict[str, Any]:
-    """Write what stands beside the run; returns the record in run.json, which is written first.
+    folder: Path, environment: Environment, config: Config, ranks: Ranks, *, data: DatasetRecord, began: StartRecord
+) -> RunRecord:
+    """Write what stands beside the run; returns the record in run.json.
 
-    A kill right after it leaves a run without its other files, which the next start writes; a kill before it leaves
-    nothing.
+    A kill right after it leaves a run without its other files, which the next start writes.
     """
-    before = starting.read_run(folder) or {}
+    before = starting.read_run(folder)
+    now = utc_now()
     write_atomic(folder / "config.yaml", dump_config(config).encode())
     record = starting.write_run(
         folder,
-        before,
-        state="running",
-        phase=environment.phase,
-        config=environment.config,
-        resume_epoch=environment.resume_epoch if environment.resume_epoch else before.get("resume_epoch"),
-        epochs=config.TRAIN.EPOCH,
-        config_digest=config_digest(config),
-        data_digest=data["digest"],
-        starts=[*before.get("starts", []), began],
+        RunRecord(
+            state="running",
+            phase=environment.phase,
+            config=environment.config,
+            resume_epoch=environment.resume_epoch or (before.resume_epoch if before else None),
+            epochs=config.TRAIN.EPOCH,
+            config_digest=config_digest(config),
+            data_digest=data.digest,
+            starts=[*(before.starts if before else []), began],
+            started=before.started if before else now,
+            updated=now,
+        ),
     )
-    write_json(folder / "dataset.json", data)
-    write_json(folder / "environment.json", prints.environment(ranks, began["fingerprint"]))
+    write_side_file(folder / "dataset.json", data)
+    write_side_file(folder / "environment.json", EnvironmentRecord(**prints.environment(ranks, began.fingerprint)))
     return record
 
 
@@ -136,17 +148,26 @@ def manifest_facts(environment: Environment, config: Config, ranks: Ranks, data_
     }
 
 
-def conclude(environment: Environment, record: dict[str, Any], *, promise: str) -> int:
+def conclude(environment: Environment, record: RunRecord) -> int:
     """The verdict over both phases, where both are there, and the word that the run is complete; the exit code."""
-    code = verdict.conclude(environment.output_dir, phase=environment.phase, promise=promise)
+    code = verdict.conclude(environment.output_dir, record)
     # Last: the sidecar takes this word for the end of all files.
     starting.write_run(environment.phase_folder(), record, state="complete")
     return code
 
 
-def make_saver(folder: Path, environment: Environment, config: Config, start: starting.Start) -> Saver:
-    """The saver of a run, which tidies the folder and redraws the plots after each durable checkpoint."""
-    checkpoints = folder / starting.CHECKPOINTS
+def make_saver(folder: Path, start: starting.Start) -> Saver:
+    """The saver of a run."""
+    parent = None
+    if start.manifest is not None:
+        parent = start.manifest.sha256 if start.manifest.kind == "epoch" else start.manifest.parent_sha256
+    return Saver(folder / starting.CHECKPOINTS, parent_sha256=parent)
+
+
+def after_checkpoint(
+    folder: Path, environment: Environment, config: Config, plots: PhasePlots
+) -> Callable[[Manifest], None]:
+    """What follows each durable checkpoint: the folder is tidied, and plots are drawn again after an epoch."""
 
     def is_safe(manifest: Manifest) -> bool:
         if environment.target is None:
@@ -157,13 +178,10 @@ def make_saver(folder: Path, environment: Environment, config: Config, start: st
         return is_verified(environment.output_dir, place, manifest.sha256)
 
     def tidy(manifest: Manifest) -> None:
-        present = list_checkpoints(checkpoints, kinds=starting.RESUMABLE)
+        present = list_checkpoints(folder / starting.CHECKPOINTS, kinds=starting.RESUMABLE)
         for old in expendable(present, keep=config.TRAIN.KEEP_CHECKPOINTS, is_safe=is_safe):
             remove_checkpoint(old)
         if manifest.kind == "epoch":
-            plot_phase(folder)
+            plots.redraw()
 
-    parent = None
-    if start.manifest is not None:
-        parent = start.manifest.sha256 if start.manifest.kind == "epoch" else start.manifest.parent_sha256
-    return Saver(checkpoints, parent_sha256=parent, on_durable=tidy)
+    return tidy

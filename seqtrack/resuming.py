@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,26 @@ from torch import Tensor
 
 from seqtrack.checkpoints import start as starting
 from seqtrack.checkpoints.files import DamagedFileError, read_header
+from seqtrack.checkpoints.side_files import StartRecord
 from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_tensors, read_values
 from seqtrack.config.environment import Environment
-from seqtrack.config.loader import compare_configs, config_digest, config_from_text
+from seqtrack.config.loader import Difference, compare_configs, config_digest, config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import FRAMES_COVERED_BY
 from seqtrack.device import explain_out_of_memory
 from seqtrack.engine import fingerprint as prints
+from seqtrack.engine.optimizer import first_changed_step
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.state import TrainState
 from seqtrack.errors import Problem, UserError
+from seqtrack.prepare import schedule_settings
 
 logger = logging.getLogger(__name__)
 
 # Checkpoints brought from the Hub to resume from; a hidden folder, so that the sidecar does not send them back.
 FETCHED = ".fetched"
+# Keys that decide nothing but the learning rate of each step, and how many steps there are.
+_SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 
 _OTHER_DATA = Problem(
     "the data are other sequences, annotations or frame files than there (digest in dataset.json)", "data.changed"
@@ -65,7 +71,9 @@ class Reading:
         return tensors if known == manifest else load_tensors(manifest)
 
 
-def find_run(environment: Environment, config: Config, data_digest: str, reading: Reading) -> starting.Start:
+def find_run(
+    environment: Environment, config: Config, data_digest: str, reading: Reading, steps_per_epoch: int
+) -> starting.Start:
     """Where this run starts, after checking that it is the run of this folder and of that checkpoint.
 
     Raises:
@@ -73,8 +81,19 @@ def find_run(environment: Environment, config: Config, data_digest: str, reading
     """
     folder = environment.phase_folder()
     run = starting.read_run(folder)
-    if run is not None:
-        _refuse_another_experiment(folder, run, config, data_digest)
+    stored = load_config(str(folder / "config.yaml")) if run is not None else None
+    if run is not None and stored is not None:
+        problems = [_sentence(one) for one in _fixed_differences(stored, config)]
+        problems += _other_data(run.data_digest, data_digest)
+        if problems:
+            raise UserError(
+                [
+                    f"{folder} holds a run of another configuration; nothing was changed. "
+                    "Set OUTPUT_DIR to another folder, or set these back:",
+                    *problems,
+                ],
+                code=_code(problems),
+            )
     others = [environment.phase_folder(phase) for phase in (1, 2) if phase != environment.phase]
 
     fetched = environment.output_dir / FETCHED
@@ -89,60 +108,95 @@ def find_run(environment: Environment, config: Config, data_digest: str, reading
     start = starting.find_start(
         folder,
         resume_epoch=environment.resume_epoch,
+        epochs=config.TRAIN.EPOCH,
         elsewhere=[*(others if environment.phase == 2 else []), fetched],
         fetch=fetch if environment.target else None,
         verify=reading.verify,
     )
-    if start.manifest is not None:
-        _refuse_another_checkpoint(start.manifest, config, data_digest)
-    return start
+    if stored is not None and run is not None:
+        steps = start.step if start.manifest else run.epochs * steps_per_epoch * start.finished
+        _refuse_changed_steps(str(folder), stored, config, steps, steps_per_epoch)
+    if start.manifest is None:
+        return start
+    return replace(start, config_changes=_changes(start.manifest, config, data_digest, steps_per_epoch))
 
 
-def _refuse_another_experiment(folder: Path, run: dict[str, Any], config: Config, data_digest: str) -> None:
-    stored = folder / "config.yaml"
-    try:
-        theirs = config_from_text(stored.read_text(encoding="utf-8"), str(stored))
-    except OSError as error:
-        raise UserError(
-            f"{stored} of the run in {folder} cannot be read ({error.strerror}); move {folder} aside"
-        ) from error
-    problems = [
-        f"{item.key} is {item.b!r} now, {item.a!r} there" for item in compare_configs(theirs, config) if item.must_match
-    ]
-    if run.get("data_digest") != data_digest:
-        problems.append(_OTHER_DATA)
+def _changes(manifest: Manifest, config: Config, data_digest: str, steps_per_epoch: int) -> tuple[str, ...]:
+    """The keys of a checkpoint's configuration that have changed since, none of which changes a step it has taken.
+
+    Raises:
+        UserError: it is a checkpoint of another experiment.
+    """
+    problems = _other_data(manifest.data_digest, data_digest)
+    changes: tuple[str, ...] = ()
+    if manifest.config_digest != config_digest(config):
+        theirs = None
+        if manifest.config is not None:
+            theirs = config_from_text(json.dumps(manifest.config), str(manifest.manifest_path))
+        if theirs is None or config_digest(theirs) != manifest.config_digest:
+            problems.append("its configuration has another digest")
+        else:
+            problems += [_sentence(one) for one in _fixed_differences(theirs, config)]
+            if not problems:
+                _refuse_changed_steps(str(manifest.path), theirs, config, manifest.step, steps_per_epoch)
+            changes = tuple(str(one) for one in compare_configs(theirs, config) if one.must_match)
     if problems:
         raise UserError(
+            [f"{manifest.path} is of another experiment and cannot be resumed by this one:", *problems],
+            code=_code(problems),
+        )
+    return changes
+
+
+def _fixed_differences(theirs: Config, ours: Config) -> list[Difference]:
+    """Differences that make another experiment whatever steps were taken."""
+    return [
+        one
+        for one in compare_configs(theirs, ours)
+        if one.must_match and not one.key.startswith(_SCHEDULE) and not _has_no_effect(one.key, theirs, ours)
+    ]
+
+
+def _has_no_effect(key: str, theirs: Config, ours: Config) -> bool:
+    """Whether nothing of a training run depends on a key, because of what other keys say."""
+    if key == "TRAIN.ENCODER_OPEN":
+        return not (theirs.TRAIN.FREEZE_ENCODER or ours.TRAIN.FREEZE_ENCODER)
+    return key == "DATA.TRAIN.DATASETS_RATIO" and len(ours.DATA.TRAIN.DATASETS_NAME) == 1
+
+
+def _refuse_changed_steps(what: str, theirs: Config, ours: Config, steps: int, steps_per_epoch: int) -> None:
+    """Refuse another schedule if one of the steps already taken would have been taken at another rate.
+
+    Raises:
+        UserError: with the first such step.
+    """
+    before, after = (schedule_settings(config, steps_per_epoch) for config in (theirs, ours))
+    step = first_changed_step(before, after, steps=steps) if before != after else None
+    if step is not None:
+        keys = [_sentence(one) for one in compare_configs(theirs, ours) if one.key.startswith(_SCHEDULE)]
+        raise UserError(
             [
-                f"{folder} holds a run of another configuration; nothing was changed. "
+                f"{what} has taken {steps} steps; step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would have "
+                "another learning rate, or not be taken at all: this would be another run, and nothing was changed. "
                 "Set OUTPUT_DIR to another folder, or set these back:",
-                *problems,
+                *keys,
             ],
-            _code(problems),
+            code="resume.step_would_differ",
         )
 
 
-def _refuse_another_checkpoint(manifest: Manifest, config: Config, data_digest: str) -> None:
-    problems = []
-    if manifest.config_digest != config_digest(config):
-        differences = []
-        if manifest.config is not None:
-            theirs = config_from_text(json.dumps(manifest.config), str(manifest.manifest_path))
-            differences = [
-                f"{item.key} is {item.b!r} now, {item.a!r} there"
-                for item in compare_configs(theirs, config)
-                if item.must_match
-            ]
-        problems += differences or ["its configuration has another digest"]
-    if manifest.data_digest != data_digest:
-        problems.append(_OTHER_DATA)
-    if problems:
-        text = f"{manifest.path} is of another experiment and cannot be resumed by this one:"
-        raise UserError([text, *problems], _code(problems))
+def _other_data(theirs: str | None, ours: str) -> list[str]:
+    if theirs == ours:
+        return []
+    return [_OTHER_DATA]
 
 
 def _code(problems: list[str]) -> str:
     return _OTHER_DATA.code if problems == [_OTHER_DATA] else "run.other_experiment"
+
+
+def _sentence(one: Difference) -> str:
+    return f"{one.key} is {one.b!r} now, {one.a!r} there"
 
 
 def load_state(state: TrainState, start: starting.Start, ranks: Ranks, reading: Reading) -> None:
@@ -184,34 +238,33 @@ def claim_folder(folder: Path, start: starting.Start, ranks: Ranks) -> Iterator[
         yield
 
 
-def say_start(start: starting.Start, ours: dict[str, Any]) -> dict[str, Any]:
-    """Say where the run starts and which promise holds; returns the record of it for run.json."""
-    held, differences = prints.promise(ours, ours if start.manifest is None else start.manifest.fingerprint)
-    record: dict[str, Any] = {
-        "step": start.step,
-        "epoch": 0,
-        "from": None,
-        "fingerprint": ours,
-        "promise": held,
-        "differences": differences,
-    }
-    if start.manifest is None:
+def say_start(start: starting.Start, ours: dict[str, Any]) -> StartRecord:
+    """Log where the run starts and which promise holds; returns the record of it for run.json."""
+    manifest = start.manifest
+    held, differences = prints.promise(ours, ours if manifest is None else manifest.fingerprint)
+    if manifest is None:
         start_line = "starts from scratch; promise for a resumed run on this hardware and lock: %s %s"
         logger.info(start_line, held, _CONDITION)
-        return record
+        return StartRecord(source=None, step=0, epoch=0, fingerprint=ours, promise=held, differences=differences)
     logger.info(
         "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
-        start.manifest.step,
-        start.manifest.epoch,
-        start.manifest.sample,
-        start.manifest.path,
-        start.manifest.sha256[:16],
+        manifest.step,
+        manifest.epoch,
+        manifest.sample,
+        manifest.path,
+        manifest.sha256[:16],
     )
+    for change in start.config_changes:
+        logger.info("changed since, without changing a step already taken: %s", change)
     logger.info("promise that holds with that checkpoint: %s %s", held, _CONDITION)
     for difference in differences:
         logger.info("  because %s", difference)
-    return {
-        **record,
-        "epoch": start.manifest.epoch,
-        "from": f"{start.manifest.folder.parent.name}/{start.manifest.file}",
-    }
+    return StartRecord(
+        source=f"{manifest.folder.parent.name}/{manifest.file}",
+        step=start.step,
+        epoch=manifest.epoch,
+        fingerprint=ours,
+        promise=held,
+        differences=differences,
+        config_changes=list(start.config_changes),
+    )

@@ -7,12 +7,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
 from seqtrack import prepare, records
+from seqtrack.checkpoints.side_files import DatasetRecord
 from seqtrack.checkpoints.start import Start, write_run
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
@@ -27,7 +27,7 @@ from seqtrack.engine.state import History, Meters, RandomStates, TrainState
 from seqtrack.engine.step import Stepper
 from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import STOPPED_EXIT_CODE
-from seqtrack.reports.plots import plot_phase
+from seqtrack.reports.plots import PhasePlots
 from seqtrack.resuming import Reading, claim_folder, find_run, load_state, say_start
 
 logger = logging.getLogger(__name__)
@@ -49,15 +49,16 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
     with join(environment.device) as ranks:
         prepare.set_kernels(config, ranks)
         sources = prepare.open_sources(config, environment.data_dir)
-        data, reading, folder = describe(sources), Reading(), environment.phase_folder()
+        data, reading = DatasetRecord.model_validate(describe(sources)), Reading()
+        folder = environment.phase_folder()
         with contextlib.closing(_make_loader(config, sources, ranks)) as loader:
             loader.start_workers()
-            start = ranks.agree(lambda: find_run(environment, config, data["digest"], reading))
+            start = ranks.agree(lambda: find_run(environment, config, data.digest, reading, loader.steps_per_epoch))
             if start.finished:
                 logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
                 return 0
             state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
-            saver = records.make_saver(folder, environment, config, start)
+            saver = records.make_saver(folder, start)
             load_state(state, start, ranks, reading)
             validate = prepare.make_validation(config, environment.data_dir, sources, ranks)
             with (
@@ -115,7 +116,7 @@ def _run(
     ranks: Ranks,
     stop: StopRequest,
     *,
-    data: dict[str, Any],
+    data: DatasetRecord,
     loader: BatchLoader,
     state: TrainState,
     start: Start,
@@ -125,10 +126,12 @@ def _run(
     """From where the run starts to the verdict."""
     folder = environment.phase_folder()
     began = say_start(start, prepare.run_fingerprint(config, ranks))
-    record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else {}
+    record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else None
     stepper = Stepper(state, prepare.callable_form(config, state.model), ranks, prepare.step_settings(config, ranks))
     log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)
-    with contextlib.closing(log), contextlib.closing(saver):
+    plots = PhasePlots(folder, log.curves)
+    saver.on_durable = records.after_checkpoint(folder, environment, config, plots)
+    with contextlib.closing(log), contextlib.closing(plots), contextlib.closing(saver):
         complete = Loop(
             state,
             loader=loader,
@@ -137,14 +140,14 @@ def _run(
             log=log,
             ranks=ranks,
             stop=stop,
-            plan=prepare.loop_plan(config, records.manifest_facts(environment, config, ranks, data["digest"])),
+            plan=prepare.loop_plan(config, records.manifest_facts(environment, config, ranks, data.digest)),
             validate=validate,
         ).run()
-    if not ranks.is_main:
+    if record is None:
         return 0 if complete else STOPPED_EXIT_CODE
-    plot_phase(folder)
+    plots.finish()
     if not complete:
         write_run(folder, record, state="stopped")
         return STOPPED_EXIT_CODE
     logger.info("[phase_%d] complete : %d epochs , %d steps", environment.phase, state.epoch, state.step)
-    return records.conclude(environment, record, promise=began["promise"])
+    return records.conclude(environment, record)

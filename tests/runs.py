@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
+from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.environment import VARIABLES
-from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
+from seqtrack.engine.log import WALL_CLOCK_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 120.0
@@ -181,8 +182,8 @@ def epochs(folder: Path) -> dict[int, Manifest]:
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` in their order, without what depends on the clock."""
     return [
-        {key: value for key, value in record.items() if key not in WALL_CLOCK_FIELDS}
-        for record in read_metrics(folder / "logs" / "metrics.jsonl")
+        record.model_dump(exclude=set(WALL_CLOCK_FIELDS))
+        for record in read_metrics(folder / "logs" / "metrics.jsonl").records
     ]
 
 

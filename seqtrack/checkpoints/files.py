@@ -6,12 +6,13 @@ taken while the bytes go out and the bytes must be durable before the name appea
 safetensors file that the library reads (format: github.com/huggingface/safetensors, "Format").
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -99,24 +100,55 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Let every OSError of the block name `path`: a failed write or flush would not say which file it was about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A hidden file next to `path`, open for unbuffered writing; it becomes `path`, durably, when the block ends well.
+
+    Every file of a run that is not appended to is made here. Its mode is what the umask leaves of 0666, as for a file
+    that a shell makes: a run under umask 022 can be read by an uploader of another user, one under 077 by nobody.
+
+    Raises:
+        OSError: no space, no right, a read-only folder; it names `path`, and the hidden file is taken away again.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with name_in_errors(path):
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(handle, "wb", buffering=0) as file:
+                yield file
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write all of `data` to an unbuffered file, whose single write may take less than it is given."""
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[file.write(view) :]
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path` so that a reader, now or after a power cut, finds the old file or the new one, never a part.
 
     Raises:
-        OSError: no space, no right, a read-only folder; the temporary file is taken away again.
+        OSError: as for `new_file`.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes 0600, which a sidecar under another user could not read
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with new_file(path) as file:
+        write_whole(file, data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -192,26 +224,16 @@ def write_container(path: Path, tensors: Mapping[str, TensorBytes], metadata: Ma
         OSError: the write failed; neither the file nor its temporary is left.
     """
     head, order = container_head(tensors, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     whole = hashlib.sha256()
     digests = {name: hashlib.sha256() for name in order}
-    try:
-        with temporary.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as threads:
-            for name, piece in _pieces(head, tensors, order):
-                hashed = [threads.submit(whole.update, piece)]
-                if name is not None:
-                    hashed.append(threads.submit(digests[name].update, piece))
-                written = 0
-                while written < piece.nbytes:  # one write call may take less than it was given
-                    written += file.write(piece[written:])
-                wait(hashed)
-            size = file.tell()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with new_file(path) as file, ThreadPoolExecutor(2) as threads:
+        for name, piece in _pieces(head, tensors, order):
+            hashed = [threads.submit(whole.update, piece)]
+            if name is not None:
+                hashed.append(threads.submit(digests[name].update, piece))
+            write_whole(file, piece)
+            wait(hashed)
+        size = file.tell()
     rows = {name: (tensors[name].dtype, tensors[name].shape, digests[name].hexdigest()) for name in order}
     return Written(size, whole.hexdigest(), _join_digests(rows))
 

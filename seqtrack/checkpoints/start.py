@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, read_json_object, sync_folder, utc_now, write_json
+from seqtrack.checkpoints.files import DamagedFileError, sync_folder, utc_now, write_atomic
+from seqtrack.checkpoints.side_files import RunRecord, changed, read_side_file, write_side_file
 from seqtrack.checkpoints.store import (
     Manifest,
     list_checkpoints,
@@ -28,7 +29,6 @@ from seqtrack.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
 
-RUN_FORMAT = "seqtrack-run/1"
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 SUPERSEDED = "superseded"
@@ -41,40 +41,36 @@ _NAME = re.compile(r"SEQTRACK_(ep|step)(\d+)\.(safetensors|json)")
 class Start:
     """The decision.
 
-    `manifest` is None for a run from scratch; `finished` says that there is nothing left to train.
+    `manifest` is None for a run from scratch; `finished` says that there is nothing left to train; `config_changes` are
+    the keys that differ from the checkpoint's configuration and change no step already taken.
     """
 
     manifest: Manifest | None
     finished: bool = False
+    config_changes: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
         return self.manifest.step if self.manifest else 0
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
+def read_run(folder: Path) -> RunRecord | None:
     """The record of the run in `folder`, or None when there is none.
 
     Raises:
-        UserError: there is one and it cannot be read.
+        UserError: there is one and it is not valid.
     """
     try:
-        record = read_json_object(folder / RUN_FILE)
-    except FileNotFoundError:
-        return None
-    except DamagedFileError as error:
-        raise UserError(f"{error}; move {folder} aside, or mend the file from a copy") from error
-    if record.get("format") != RUN_FORMAT:
-        raise UserError(f"{folder / RUN_FILE} has format {record.get('format')!r}, expected {RUN_FORMAT!r}")
-    return record
+        return read_side_file(folder / RUN_FILE, RunRecord)
+    except UserError as error:
+        # How the run began stands nowhere else, so that going on without it would be a guess.
+        raise UserError([*error.problems, f"move {folder} aside, or restore {RUN_FILE} from a copy"]) from error
 
 
-def write_run(folder: Path, record: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def write_run(folder: Path, record: RunRecord, **changes: Any) -> RunRecord:
     """Store `record` with `changes`, whole; returns it."""
-    now = utc_now()
-    record = {**record, **changes, "format": RUN_FORMAT, "updated": now}
-    record.setdefault("started", now)
-    write_json(folder / RUN_FILE, record)
+    record = changed(record, **changes, updated=utc_now())
+    write_side_file(folder / RUN_FILE, record)
     return record
 
 
@@ -82,6 +78,7 @@ def find_start(
     folder: Path,
     *,
     resume_epoch: int | None,
+    epochs: int,
     elsewhere: Sequence[Path] = (),
     fetch: Callable[[int], Manifest | None] | None = None,
     verify: Callable[[Manifest], object] = verify_checkpoint,
@@ -91,6 +88,7 @@ def find_start(
     Args:
         folder: this phase's folder; need not exist.
         resume_epoch: the epoch after which to go on, or None for a run from scratch.
+        epochs: the last epoch of the run as it is asked for now; a complete run of fewer epochs goes on.
         elsewhere: other phases' folders to look in for that epoch.
         fetch: brings an epoch's checkpoint from a remote store, or returns None; asked last.
         verify: raises DamagedFileError for a checkpoint that is not what its manifest says.
@@ -101,13 +99,19 @@ def find_start(
     """
     run = read_run(folder)
     own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
-    if run is not None and resume_epoch in (None, run.get("resume_epoch")):
+    if run is not None and resume_epoch in (None, run.resume_epoch):
         newest = newest_sound(own, verify=verify)
-        if run.get("state") == "complete" and (not own or _is_end(newest, run)):
+        if run.state == "complete" and (_is_end(newest, epochs) if own else run.epochs >= epochs):
             return Start(newest, finished=True)
         if newest is not None:
             return Start(newest)
-        resume_epoch = run.get("resume_epoch")  # cut before its first save: begin as it began
+        if run.state == "complete" and not own:
+            raise UserError(
+                f"{folder} is complete after epoch {run.epochs} and holds no checkpoint from which it could go on to "
+                f"epoch {epochs}: put its last checkpoint and its .json back",
+                code="start.nothing_to_extend",
+            )
+        resume_epoch = run.resume_epoch  # cut before its first save: begin as it began
     if run is None and own and resume_epoch is None:
         raise UserError(
             f"{folder / CHECKPOINTS} holds {len(own)} checkpoints but {folder / RUN_FILE} is missing: set RESUME_EPOCH "
@@ -118,9 +122,9 @@ def find_start(
     return Start(_find_epoch(resume_epoch, [folder, *elsewhere], fetch, verify))
 
 
-def _is_end(newest: Manifest | None, run: dict[str, Any]) -> bool:
+def _is_end(newest: Manifest | None, epochs: int) -> bool:
     """Whether the newest sound checkpoint is the last epoch's; a run whose end was damaged since trains it again."""
-    return newest is not None and newest.kind == "epoch" and newest.epoch >= int(run.get("epochs") or 0)
+    return newest is not None and newest.kind == "epoch" and newest.epoch >= epochs
 
 
 def _find_epoch(
@@ -188,7 +192,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """
     with _needs_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,7 +240,7 @@ def _move_aside(checkpoints: Path, start: Start, *, metrics: Path) -> None:
         logger.info("moved aside, superseded by the restart: %s -> %s", path, aside)
         path.rename(aside / path.name)
     if metrics.exists():
-        (aside / metrics.name).write_bytes(metrics.read_bytes())
+        write_atomic(aside / metrics.name, metrics.read_bytes())
     sync_folder(aside)
     sync_folder(checkpoints)
 

@@ -181,22 +181,13 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
 
 def _refuse_trained_sequences(folder: Path, dataset: str, names: Sequence[str]) -> None:
     """Refuse a test split that holds sequences which the run's own records name as training sequences."""
-    from seqtrack.checkpoints.files import DamagedFileError, read_json_object
+    from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
     from seqtrack.errors import UserError
 
     place = folder / "dataset.json"
-    try:
-        recorded = read_json_object(place)
-    except FileNotFoundError:
-        return
-    except DamagedFileError as error:
-        raise UserError(f"{error}; without it nobody can say that the test split was not trained on") from error
-    trained = {
-        name
-        for source in recorded.get("sources", ())
-        if source.get("name") == dataset and source.get("split") == "train"
-        for name in source.get("names", ())
-    }
+    recorded = read_side_file(place, DatasetRecord)
+    sources = recorded.sources if recorded is not None else []
+    trained = {name for one in sources if (one.name, one.split) == (dataset, "train") for name in one.names}
     leaked = [name for name in names if name in trained]
     if leaked:
         raise UserError(

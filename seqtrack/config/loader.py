@@ -45,6 +45,13 @@ class Difference:
         return f"{self.key}: {_plain(self.a)} / {_plain(self.b)}"
 
 
+# Asked for by name of a file; see README.md and docs/commands.md.
+_NO_FINE_TUNING = (
+    "Training cannot start from a checkpoint's weights yet: continue the run that wrote the checkpoint (the same "
+    "OUTPUT_DIR, more EPOCHS), or train from the published encoder weights (mae, default)"
+)
+
+
 @dataclass
 class _Layer:
     """One source of values: a tree of texts and lists, where each key was written, and what was wrong on the way."""
@@ -275,6 +282,8 @@ def _check(layer: _Layer) -> tuple[list[Problem], set[str]]:
             else:
                 hint = did_you_mean(item["input"], _choices(key)) if isinstance(item["input"], str) else ""
                 code, text = "invalid_value", f"found {_found(item['input'])}, expected {expected(KEYS[key])}{hint}"
+            if key == "MODEL.ENCODER.PRETRAIN_TYPE" and any(letter in str(item["input"]) for letter in "/."):
+                code, text = "no_fine_tuning", f"{text}. {_NO_FINE_TUNING}"
             found[place] = (key, Problem(f"{place} ({where}): {text}", f"config.{code}"))
             if index is not None:
                 found.pop(key, None)  # a list without its invalid elements is too short as well

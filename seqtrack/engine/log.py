@@ -6,20 +6,29 @@ so that the files read as if the run had never been cut. Only rank 0 writes.
 
 import contextlib
 import functools
+import io
 import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from tqdm import tqdm
 
-from seqtrack.checkpoints.files import write_atomic
+from seqtrack.checkpoints.files import name_in_errors, new_file, write_atomic
+from seqtrack.checkpoints.side_files import (
+    EpochRecord,
+    IntervalRecord,
+    Record,
+    ValidationRecord,
+    metrics_lines,
+    shorten,
+)
+from seqtrack.engine.curves import Curves
+from seqtrack.errors import Problem
 
 logger = logging.getLogger("seqtrack")
 
@@ -52,7 +61,8 @@ class _FileHandler(logging.FileHandler):
     """A log that cannot be written ends the run; the base class would print a traceback and go on without it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        raise
+        with name_in_errors(Path(self.baseFilename)):
+            raise
 
 
 class EarlyLines(logging.Handler):
@@ -112,34 +122,10 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """What one log interval measured."""
-
-    epoch: int
-    step: int
-    sample: int
-    samples: int
-    interval_samples: int
-    loss: float
-    iou: float
-    interval_loss: float
-    interval_iou: float
-    lr: list[float]
-    grad_norm: float | None
-    skipped_steps: int
-    time_s: float
-    elapsed_s: float
-    eta_s: float
-    samples_per_s: float
-    data_wait_s: float
-    data_wait_share: float
-
-
-def interval_line(phase: int, record: Interval) -> str:
+def interval_line(record: IntervalRecord) -> str:
     """The line every 50 samples; users' scripts read it, so its form is fixed."""
     return (
-        f"[phase_{phase}] Epoch {record.epoch} : {record.sample} / {record.samples} samples , "
+        f"[phase_{record.phase}] Epoch {record.epoch} : {record.sample} / {record.samples} samples , "
         f"time for last {record.interval_samples} samples : {clock(record.time_s)} hours , "
         f"time since beginning : {clock(record.elapsed_s)} hours , "
         f"time left to finish the epoch : {clock(record.eta_s)} hours , "
@@ -147,24 +133,10 @@ def interval_line(phase: int, record: Interval) -> str:
     )
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in order; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        if line:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                records.append(record)
-    return records
-
-
 class RunLog:
     """The run's records. `resume_step` is the optimizer step that the run starts from.
+
+    `curves` holds what the plots show of the records so far.
 
     Args:
         folder: the run's `logs` folder.
@@ -175,18 +147,40 @@ class RunLog:
         self.phase = phase
         self.writes = writes
         self.elapsed_before_s = 0.0
+        self.curves = Curves()
         self._file: int | None = None
         self._unscored: set[int] = set()
         self._board_folder, self._resume_step = folder / "tensorboard", resume_step
+        self._board_works = True
+        self._path = folder / "metrics.jsonl"
         if not writes:
             return
-        path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record.get("step", 0) <= resume_step]
-        for record in kept:
-            self._note(record.get("type"), record.get("epoch"))
-        write_atomic(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept).encode())
-        self.elapsed_before_s = max((record.get("elapsed_s", 0.0) for record in kept), default=0.0)
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        with new_file(self._path) as kept:
+            self._keep_records(kept, resume_step)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+
+    def _keep_records(self, kept: BinaryIO, resume_step: int) -> None:
+        """Copy the records up to the start; lines that are none are set aside, in the order in which they were."""
+        problems: list[Problem] = []
+        aside: list[bytes] = []
+        buffered = io.BufferedWriter(cast(io.RawIOBase, kept), 1024 * 1024)
+        for line, record in metrics_lines(self._path):
+            if isinstance(record, Problem):
+                problems.append(record)
+                aside.append(line)
+            elif record.step <= resume_step:
+                buffered.write(line.rstrip(b"\r\n") + b"\n")
+                self._note(record)
+                if not isinstance(record, ValidationRecord):
+                    self.elapsed_before_s = max(self.elapsed_before_s, record.elapsed_s)
+        buffered.flush()
+        buffered.detach()
+        if aside:
+            place = self._path.with_name("metrics-damaged.jsonl")
+            before = place.read_bytes() if place.exists() else b""
+            write_atomic(place, before + b"".join(aside))
+            for problem in shorten(problems):
+                logger.warning("set aside into %s: %s", place, problem)
 
     @functools.cached_property
     def _board(self) -> Any:
@@ -195,12 +189,12 @@ class RunLog:
 
         return SummaryWriter(str(self._board_folder), purge_step=self._resume_step + 1)  # type: ignore[no-untyped-call]
 
-    def interval(self, record: Interval) -> None:
-        """Say and keep one interval."""
+    def interval(self, record: IntervalRecord) -> None:
+        """Log and keep one interval."""
         if not self.writes:
             return
-        logger.info("%s", interval_line(self.phase, record))
-        self.record("interval", **record.__dict__)
+        logger.info("%s", interval_line(record))
+        self.record(record)
         self._scalars(
             record.step,
             {
@@ -214,62 +208,60 @@ class RunLog:
         )
 
     def epoch(self, values: dict[str, Any]) -> None:
-        """Say and keep one epoch: `values` is its history record with its wall-clock fields."""
+        """Log and keep one epoch: `values` is its history record with its wall-clock fields."""
         if not self.writes:
             return
-        peak = values["max_memory_reserved"]
+        record = EpochRecord(phase=self.phase, **values)
+        peak = record.max_memory_reserved
         logger.info(
             "[phase_%d] Epoch %d finished : mean loss %.5f , mean IoU %.5f , time %s hours , %.1f samples/s , "
             "%.1f %% of it waiting for data , learning rates %s%s",
             self.phase,
-            values["epoch"],
-            values["loss"],
-            values["iou"],
-            clock(values["time_s"]),
-            values["samples_per_s"],
-            100 * values["data_wait_share"],
-            " ".join(f"{rate:.3g}" for rate in values["lr"]),
+            record.epoch,
+            record.loss,
+            record.iou,
+            clock(record.time_s),
+            record.samples_per_s,
+            100 * record.data_wait_share,
+            " ".join(f"{rate:.3g}" for rate in record.lr),
             "" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory",
         )
-        self.record("epoch", **values)
-        self._scalars(
-            values["epoch"],
-            {
-                f"epoch/{name}": values[name]
-                for name in ("loss", "iou", "grad_norm", "samples_per_s", "data_wait_share")
-            },
-        )
-        self._board.flush()
+        self.record(record)
+        names = ("loss", "iou", "grad_norm", "samples_per_s", "data_wait_share")
+        self._scalars(record.epoch, {f"epoch/{name}": getattr(record, name) for name in names})
+        self._to_board(lambda board: board.flush())
 
     def validation(self, epoch: int, step: int, scores: dict[str, float]) -> None:
-        """Say and keep the scores on held-out sequences."""
+        """Log and keep the scores on held-out sequences."""
         if not self.writes:
             return
         words = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
         logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, words)
-        self.record("validation", epoch=epoch, step=step, **scores)
-        self._scalars(epoch, {f"validation/{name}": value for name, value in scores.items()})
+        values = {"type": "validation", "phase": self.phase, "epoch": epoch, "step": step, **scores}
+        record = ValidationRecord.model_validate(values)
+        self.record(record)
+        self._scalars(epoch, {f"validation/{name}": getattr(record, name) for name in scores})
 
     def lacks_scores(self, epoch: int) -> bool:
         """Whether `epoch` is recorded, by this process or one before it in this folder, and no validation of it."""
         return epoch in self._unscored
 
-    def _note(self, kind: Any, epoch: Any) -> None:
-        if kind == "epoch":
-            self._unscored.add(epoch)
-        elif kind == "validation":
-            self._unscored.discard(epoch)
+    def _note(self, record: Record) -> None:
+        self.curves.add(record)
+        if isinstance(record, EpochRecord):
+            self._unscored.add(record.epoch)
+        elif isinstance(record, ValidationRecord):
+            self._unscored.discard(record.epoch)
 
-    def record(self, kind: str, **values: Any) -> None:
-        """Append one record in a single write, so that a kill leaves a whole line or none.
-
-        A number that is not finite, such as the mean of nothing, becomes null: JSON has no word for it.
-        """
+    def record(self, record: Record) -> None:
+        """Append one record in a single write, so that a kill leaves a whole line or none."""
         if self._file is not None:
-            values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
-            line = json.dumps({"type": kind, "phase": self.phase, **values}, allow_nan=False) + "\n"
-            os.write(self._file, line.encode())
-            self._note(kind, values["epoch"])
+            values = record.model_dump()
+            line = (json.dumps({"type": values.pop("type"), **values}, allow_nan=False) + "\n").encode()
+            with name_in_errors(self._path):
+                if rest := line[os.write(self._file, line) :]:
+                    os.write(self._file, rest)  # a disk that took a part says here why
+            self._note(record)
 
     def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
         """A bar below the lines, where a person looks at a terminal."""
@@ -286,27 +278,33 @@ class RunLog:
     def sync(self) -> None:
         """Make the records so far durable."""
         if self._file is not None:
-            os.fsync(self._file)
+            with name_in_errors(self._path):
+                os.fsync(self._file)
 
     def images(self, step: int, name: str, images: Any) -> None:
         """Show (N, 3, H, W) uint8 images in TensorBoard."""
         if self.writes:
-            self._board.add_images(name, images, step)
+            self._to_board(lambda board: board.add_images(name, images, step))
 
     def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        for name, value in values.items():
-            if value is not None and not _is_not_finite(value):
-                self._board.add_scalar(name, value, step)
+        known = {name: value for name, value in values.items() if value is not None}
+        self._to_board(lambda board: [board.add_scalar(name, value, step) for name, value in known.items()])
+
+    def _to_board(self, write: Callable[[Any], object]) -> None:
+        """TensorBoard's numbers are all in metrics.jsonl: what it cannot write is a warning and never ends a run."""
+        if not self._board_works:
+            return
+        try:
+            write(self._board)
+        except OSError as error:
+            self._board_works = False
+            logger.warning("%s could not be written (%s): training goes on without it", self._board_folder, error)
 
     def close(self) -> None:
         """Make the records durable and close both files."""
         if self._file is not None:
-            os.fsync(self._file)
+            self.sync()
             os.close(self._file)
             self._file = None
         if "_board" in self.__dict__:  # nothing is opened only to be closed
-            self._board.close()
-
-
-def _is_not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+            self._to_board(lambda board: board.close())

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from seqtrack.checkpoints.files import utc_now
+from seqtrack.checkpoints.side_files import IntervalRecord
 from seqtrack.checkpoints.store import epoch_name, step_name
 from seqtrack.data.loader import Batch, BatchLoader
 from seqtrack.device import peak_memory
 from seqtrack.engine import plausibility
-from seqtrack.engine.log import Interval, RunLog
+from seqtrack.engine.log import RunLog
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.saving import Saver
 from seqtrack.engine.state import Meters, TrainState
@@ -186,7 +187,8 @@ class Loop:
         interval_s, wait_s = timer.interval()
         rate = meters.interval_count / interval_s
         self.log.interval(
-            Interval(
+            IntervalRecord(
+                phase=self.log.phase,
                 epoch=self.state.epoch,
                 step=launched.step,
                 sample=sample,

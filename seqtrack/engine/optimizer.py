@@ -68,6 +68,16 @@ def learning_rate_factor(step: int, settings: ScheduleSettings) -> float:
     return factor
 
 
+def first_changed_step(before: ScheduleSettings, after: ScheduleSettings, *, steps: int) -> int | None:
+    """The first of the first `steps` optimizer steps (counted from 1, as in the log) that `after` would take at another
+    rate than `before`, or would not take at all; None if there is none."""
+    last = after.steps_per_epoch * after.epochs
+    for step in range(steps):
+        if step >= last or learning_rate_factor(step, before) != learning_rate_factor(step, after):
+            return step + 1
+    return None
+
+
 class Schedule:
     """Counts optimizer steps and sets the rates of the groups from `learning_rate_factor`."""
 

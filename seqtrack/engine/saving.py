@@ -96,9 +96,13 @@ class Saver:
             failure, self._failure = self._failure, None
             if not isinstance(failure, (OSError, DamagedFileError)):
                 raise failure
+            what = str(failure)
+            if isinstance(failure, OSError):
+                what = f"{failure.filename or self.folder} could not be written ({failure.strerror})"
             raise RunError(
-                f"a checkpoint could not be written into {self.folder}: {failure}; older checkpoints are untouched: "
-                "mend the disk or make room and start again, the run goes on from the newest of them"
+                f"{what}; older checkpoints are untouched: mend the disk or make room and start again, the run goes on "
+                "from the newest of them",
+                code="run.disk",
             ) from failure
 
     def wait(self) -> None:

@@ -6,7 +6,7 @@ Knows `Evaluation` and how to write it; computes nothing but the means that `Eva
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from seqtrack.evaluation.metrics import (
     SUCCESS_THRESHOLDS,
 )
 from seqtrack.evaluation.subjects import Evaluation, Subject
+from seqtrack.markdown import bold, escape, image, number, table
 
 FORMAT = "seqtrack-evaluation/1"
 HEADINGS = {name: figure.heading for name, figure in FIGURES.items()} | {"fps": "FPS", "ms_a_frame": "ms a frame"}
@@ -91,25 +92,13 @@ def to_csv(evaluation: Evaluation) -> str:
     return stream.getvalue()
 
 
-def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
-    """A Markdown table whose first `texts` columns are text and whose others are numbers."""
-    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * texts + "---:|" * (len(heading) - texts)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure as tables show it; what was not measured is a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def summary_table(evaluation: Evaluation) -> str:
     """Every tracker's mean over all sequences."""
     rows = []
     for subject in evaluation.subjects:
         figures = evaluation.figures(subject, evaluation.names)
         rows.append([subject.name, *(number(figures[name]) for name in COLUMNS)])
-    return markdown_table(["tracker", *(HEADINGS[name] for name in COLUMNS)], rows)
+    return table(["tracker", *(HEADINGS[name] for name in COLUMNS)], rows)
 
 
 def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
@@ -121,22 +110,24 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
     conditions = evaluation.conditions
     frames = sum(one.num_frames for one in evaluation.annotations)
     title = f"{conditions.get('dataset') or 'annotations'}, {conditions.get('split') or 'given'}"
-    parts = [f"# Evaluation on {title}: {len(evaluation.names)} sequences, {frames} frames\n"]
+    parts = [f"# Evaluation on {escape(title)}: {len(evaluation.names)} sequences, {frames} frames\n"]
     if conditions.get("synthetic"):
         parts.append(
             "**The data set is synthetic**: these numbers show that the system works, nothing about real video.\n"
         )
     parts.append(PROTOCOL + "\n")
     told = {key: value for key, value in conditions.items() if value not in (None, "", [], False)}
-    parts.append("\n".join(f"- {key.replace('_', ' ')}: {_shown(value)}" for key, value in told.items()) + "\n")
+    parts.append(
+        "\n".join(f"- {escape(key.replace('_', ' '))}: {escape(_shown(value))}" for key, value in told.items()) + "\n"
+    )
     parts += ["## All sequences\n", summary_table(evaluation)]
     parts += ["## AUC by class\n", _auc_table(evaluation, "class", evaluation.classes)]
     parts += ["## AUC by sequence\n", _auc_table(evaluation, "sequence", {name: [name] for name in evaluation.names})]
     best = _main_subject(evaluation)
-    parts += [f"## {best.name}, class by class and sequence by sequence\n", _full_table(evaluation, best)]
+    parts += [f"## {escape(best.name)}, class by class and sequence by sequence\n", _full_table(evaluation, best)]
     if plots:
-        parts += ["## Plots\n", "\n".join(f"![{Path(plot).stem}]({plot})" for plot in plots) + "\n"]
-    notes = [f"- {subject.name}: {note}" for subject in evaluation.subjects for note in subject.notes]
+        parts += ["## Plots\n", "\n".join(image(plot, Path(plot).stem) for plot in plots) + "\n"]
+    notes = [f"- {escape(subject.name)}: {escape(note)}" for subject in evaluation.subjects for note in subject.notes]
     if notes:
         parts += ["## Notes\n", "\n".join(notes) + "\n"]
     return "\n".join(parts)
@@ -158,16 +149,16 @@ def _auc_table(evaluation: Evaluation, what: str, groups: dict[str, list[str]]) 
     for name, members in groups.items():
         aucs = [number(subject.mean(members).auc) for subject in evaluation.subjects]
         rows.append([name, str(sum(frames[one] for one in members)), *aucs])
-    return markdown_table([what, "frames", *(subject.name for subject in evaluation.subjects)], rows)
+    return table([what, "frames", *(subject.name for subject in evaluation.subjects)], rows)
 
 
 def _full_table(evaluation: Evaluation, subject: Subject) -> str:
     rows = []
-    groups = {f"**{name}**": members for name, members in evaluation.classes.items()}
-    for name, members in {**groups, **{name: [name] for name in evaluation.names}}.items():
+    groups: list[tuple[str, list[str]]] = [(bold(name), members) for name, members in evaluation.classes.items()]
+    for name, members in groups + [(name, [name]) for name in evaluation.names]:
         figures = evaluation.figures(subject, members)
         rows.append([name, *(number(figures[column]) for column in COLUMNS)])
-    return markdown_table(["", *(HEADINGS[column] for column in COLUMNS)], rows)
+    return table(["", *(HEADINGS[column] for column in COLUMNS)], rows)
 
 
 def write_tables(evaluation: Evaluation, folder: Path, *, plots: Sequence[str]) -> None:

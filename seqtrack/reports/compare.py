@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints.files import DamagedFileError, Header, digest_parts, read_header, sha256_file
-from seqtrack.checkpoints.start import CHECKPOINTS
+from seqtrack.checkpoints.side_files import (
+    SHOWN_PROBLEMS,
+    DatasetRecord,
+    EnvironmentRecord,
+    Record,
+    RunRecord,
+    Strict,
+    read_metrics,
+    read_side_file,
+)
+from seqtrack.checkpoints.start import CHECKPOINTS, RUN_FILE
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, part_digests, verify_checkpoint
-from seqtrack.engine.log import WALL_CLOCK_FIELDS, read_metrics
+from seqtrack.engine.log import WALL_CLOCK_FIELDS
 from seqtrack.errors import UserError
 
 IDENTICAL = "identical"
@@ -65,7 +75,8 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     if not common:
         held = " and ".join(str(sorted(side) or "none") for side in sides)
         raise UserError(f"{first} and {second} have no epoch in common: they hold {held}")
-    logs = tuple(_numbers(folder, common) for folder in (first, second))
+    damaged = [problem for folder in (first, second) for problem in _damaged_files(folder)]
+    logs = tuple(_numbers(folder, common, damaged) for folder in (first, second))
     rows = [_compare_epoch(epoch, (sides[0][epoch], sides[1][epoch]), (logs[0], logs[1])) for epoch in common]
     remarks, unequal_end = _coverage((first, second), sides)
     apart = {kind for row in rows for kind in _written_apart(row.manifests)}
@@ -76,7 +87,8 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     found = [(row.epoch, _describe(row)) for row in rows if not row.is_same]
     for folder, side in zip((first, second), sides, strict=True):
         found += _unusable(folder, side)
-    differences = [text for _, text in sorted(found)] + unequal_end
+    differences = [text for _, text in sorted(found)] + damaged + unequal_end
+    remarks += damaged[:SHOWN_PROBLEMS]
     return Comparison((first, second), rows, remarks, differences[0] if differences else None)
 
 
@@ -96,19 +108,39 @@ def _epochs(folder: Path) -> dict[int, Manifest]:
     return {item.epoch: item for item in list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",))}
 
 
-def _numbers(folder: Path, epochs: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
-    """The records of `metrics.jsonl` by epoch, without what depends on the clock or names the phase."""
-    by_epoch: dict[int, list[dict[str, Any]]] = {epoch: [] for epoch in epochs}
-    for record in read_metrics(folder / "logs" / "metrics.jsonl"):
-        if record.get("epoch") in by_epoch:
-            kept = {key: value for key, value in record.items() if key not in WALL_CLOCK_FIELDS and key != "phase"}
-            by_epoch[record["epoch"]].append(kept)
+def _damaged_files(folder: Path) -> list[str]:
+    """What is wrong with the files next to the checkpoints: they must not pass for files that were never written."""
+    problems: list[str] = []
+    kinds: dict[str, type[Strict]] = {
+        RUN_FILE: RunRecord,
+        "environment.json": EnvironmentRecord,
+        "dataset.json": DatasetRecord,
+    }
+    for name, kind in kinds.items():
+        try:
+            read_side_file(folder / name, kind)
+        except UserError as error:
+            problems += error.problems
+    return problems
+
+
+def _numbers(folder: Path, epochs: Iterable[int], damaged: list[str]) -> dict[int, list[Record]]:
+    """The records of `metrics.jsonl` by epoch; lines that are none are added to `damaged`."""
+    by_epoch: dict[int, list[Record]] = {epoch: [] for epoch in epochs}
+    metrics = read_metrics(folder / "logs" / "metrics.jsonl")
+    damaged += metrics.problems
+    for record in metrics.records:
+        if record.epoch in by_epoch:
+            by_epoch[record.epoch].append(record)
     return by_epoch
 
 
-def _compare_epoch(
-    epoch: int, pair: tuple[Manifest, Manifest], logs: tuple[dict[int, list[dict[str, Any]]], ...]
-) -> EpochRow:
+def _measured(record: Record) -> dict[str, Any]:
+    """A record without what depends on the clock or names the phase."""
+    return record.model_dump(exclude={"phase", *WALL_CLOCK_FIELDS})
+
+
+def _compare_epoch(epoch: int, pair: tuple[Manifest, Manifest], logs: tuple[dict[int, list[Record]], ...]) -> EpochRow:
     differences: list[str] = []
     digests = []
     for manifest in pair:
@@ -130,7 +162,7 @@ def _compare_epoch(
     if pair[0].data_digest != pair[1].data_digest:
         differences.insert(0, "the data (data_digest; dataset.json says which)")
     apart = _written_apart(pair)
-    ours, theirs = ([record for record in log[epoch] if record.get("type") not in apart] for log in logs)
+    ours, theirs = ([record for record in log[epoch] if record.type not in apart] for log in logs)
     step = _first_different_step(ours, theirs)
     if step is not None:
         differences.append("log numbers")
@@ -171,13 +203,12 @@ def _name_part(part: str, pair: tuple[Manifest, Manifest], headers: list[Header]
     return part
 
 
-def _first_different_step(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> int | None:
+def _first_different_step(ours: list[Record], theirs: list[Record]) -> int | None:
     for mine, other in zip(ours, theirs, strict=False):
-        if mine != other:
-            return min(int(mine.get("step", 0)), int(other.get("step", 0)))
+        if _measured(mine) != _measured(other):
+            return min(mine.step, other.step)
     if len(ours) != len(theirs):
-        longer = max(ours, theirs, key=len)
-        return int(longer[min(len(ours), len(theirs))].get("step", 0))
+        return max(ours, theirs, key=len)[min(len(ours), len(theirs))].step
     return None
 
 

@@ -1,55 +1,64 @@
-"""Training curves from what a run has measured: its `metrics.jsonl`. Needs no torch and no display."""
+"""Training curves as pictures. Needs no torch and no display.
+
+While a run goes on, they are drawn by a child process (`python -m seqtrack.reports.plots`), so that drawing holds
+neither the trainer's interpreter lock nor its cores; the child is given the curves and reads no file of the run. Plots
+can be drawn again from metrics.jsonl at any time: one that cannot be written is a warning.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from seqtrack.engine.log import read_metrics
+from seqtrack.checkpoints.side_files import read_metrics
+from seqtrack.engine.curves import Curves
 from seqtrack.figures import new_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 COLOURS = ("#1f5fa8", "#d1602b")
+REDRAW_INTERVAL_S = 60.0
 _LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
+_MARKED_EPOCHS = 60  # with more, markers would hide the line
 
 
-def _curves(folder: Path, name: str) -> tuple[list[float], list[float], list[int], list[float]]:
-    """Intervals as (position, value), and epochs as (epoch, value); epoch e reaches from e - 0.5 to e + 0.5."""
-    records = read_metrics(folder / "logs" / "metrics.jsonl")
-    intervals = [record for record in records if record["type"] == "interval"]
-    epochs = [record for record in records if record["type"] == "epoch"]
-    position = [record["epoch"] - 0.5 + record["sample"] / record["samples"] for record in intervals]
-    return (
-        position,
-        [record[f"interval_{name}"] for record in intervals],
-        [record["epoch"] for record in epochs],
-        [record[name] for record in epochs],
-    )
-
-
-def _draw(axes: Axes, folder: Path, name: str, colour: str, *, label: str, dashed: bool = False) -> None:
+def _draw(axes: Axes, curves: Curves, name: str, colour: str, *, label: str, dashed: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator  # here: as in `seqtrack.figures`
 
-    position, values, epochs, means = _curves(folder, name)
-    axes.plot(position, values, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
-    style: dict[str, Any] = {"linestyle": "--", "marker": "x"} if dashed else {"linestyle": "-", "marker": "o"}
-    axes.plot(epochs, means, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch", **style)
+    intervals, epochs = curves.intervals[name].line(), curves.epochs[name].line()
+    axes.plot(*intervals, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
+    style: dict[str, Any] = {"linestyle": "--" if dashed else "-"}
+    if len(epochs[0]) <= _MARKED_EPOCHS:
+        style["marker"] = "x" if dashed else "o"
+    axes.plot(*epochs, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch", **style)
     axes.set_xlabel("Epoch")
     axes.set_ylabel(_LABELS[name])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def plot_phase(folder: Path) -> None:
-    """`plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, as far as it has come."""
-    if not read_metrics(folder / "logs" / "metrics.jsonl"):
+def plot_phase(folder: Path, curves: Curves) -> None:
+    """`plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, as far as it has come; none of an empty one.
+
+    Raises:
+        OSError: a plot cannot be written; it is named.
+    """
+    if not curves:
         return
     (folder / "plots").mkdir(exist_ok=True)
     for name, word in (("loss", "loss"), ("iou", "IoU")):
         figure, (axes,) = new_axes(f"SeqTrack, {folder.name}: {word}")
-        _draw(axes, folder, name, COLOURS[name == "iou"], label=folder.name)
+        _draw(axes, curves, name, COLOURS[name == "iou"], label=folder.name)
         axes.legend(frameon=False)
         if name == "iou":
             axes.set_ylim(bottom=0)
@@ -58,11 +67,90 @@ def plot_phase(folder: Path) -> None:
 
 def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
     """`loss_comparison.png`, `iou_comparison.png`, and both as `training_comparison.png`, titled with the verdict."""
+    curves = [Curves(read_metrics(folder / "logs" / "metrics.jsonl").records) for folder in folders]
     for names, file in ((("loss",), "loss"), (("iou",), "iou"), (("loss", "iou"), "training")):
         title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
         figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
         for one, name in zip(axes, names, strict=True):
             for place, (folder, colour) in enumerate(zip(folders, COLOURS, strict=True)):
-                _draw(one, folder, name, colour, label=folder.name, dashed=place == 1)
+                _draw(one, curves[place], name, colour, label=folder.name, dashed=place == 1)
             one.legend(frameon=False, fontsize=8)
         save_figure(figure, target / f"{file}_comparison.png")
+
+
+class PhasePlots:
+    """The plots of a run that goes on: drawn by a child process from time to time, and here once the run is over.
+
+    Args:
+        folder: the run's folder.
+        curves: grows while the run goes on.
+        interval_s: least time between two drawings, and before the first.
+    """
+
+    def __init__(self, folder: Path, curves: Curves, *, interval_s: float = REDRAW_INTERVAL_S) -> None:
+        self.folder = folder
+        self.curves = curves
+        self.interval_s = interval_s
+        self._last = time.monotonic()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._said: BinaryIO | None = None
+
+    def redraw(self) -> None:
+        """Begin to draw them, unless they were drawn a short while ago or are being drawn."""
+        if time.monotonic() - self._last < self.interval_s or (self._child and self._child.poll() is None):
+            return
+        self._reap()
+        self._last = time.monotonic()
+        # The package may have been found by the folder that the trainer was started in.
+        path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        try:
+            with tempfile.TemporaryFile() as given:
+                given.write(json.dumps({"folder": str(self.folder), "curves": self.curves.to_json()}).encode())
+                given.seek(0)
+                self._said = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed when the child has ended
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "seqtrack.reports.plots"],
+                    stdin=given,
+                    stdout=self._said,
+                    stderr=self._said,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+                )
+        except OSError as error:
+            logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", error)
+
+    def _reap(self) -> None:
+        if self._child is not None and self._said is not None:
+            if self._child.wait():
+                self._said.seek(0)
+                told = self._said.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+                logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", told[-1])
+            self._said.close()
+        self._child = self._said = None
+
+    def finish(self) -> None:
+        """Draw them once more, in this process: nothing is left that drawing could hold up."""
+        self.close()
+        try:
+            plot_phase(self.folder, self.curves)
+        except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
+            # Whatever drawing fails of, the run has done its work.
+            logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", error)
+
+    def close(self) -> None:
+        """End the child, if one is at work."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+        self._reap()
+
+
+def main() -> None:
+    """Draw what stdin describes, when nobody else wants the processor."""
+    os.nice(19)
+    given = json.load(sys.stdin)
+    plot_phase(Path(given["folder"]), Curves.from_json(given["curves"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,14 +4,14 @@ Every number is read from a file of the run or counted over such numbers; what h
 says so. Knows the files through `run_files` and writes prose and tables; measures nothing itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from seqtrack.checkpoints.files import write_atomic
+from seqtrack.checkpoints.side_files import EnvironmentRecord
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.config.schema import Config
-from seqtrack.evaluation.tables import markdown_table, number
+from seqtrack.markdown import code, escape, escape_with_links, number, table
 from seqtrack.reports.requirements import find_places
 from seqtrack.reports.run_files import OutputFiles, RunFiles, read_output
 from seqtrack.reports.sections import (
@@ -68,23 +68,19 @@ def report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         ("Checkpoints", lambda: checkpoints_section(files)),
         ("Uploaded files", lambda: uploads_section(files)),
     ]
-    parts = [f"# {team.title or 'SeqTrack: training report'}\n", _opening(files)]
+    parts = [f"# {escape(team.title or 'SeqTrack: training report')}\n", _opening(files)]
     parts += [f"## {index}. {title}\n\n{write()}" for index, (title, write) in enumerate(sections, start=1)]
     return "\n".join(parts)
 
 
 def _opening(files: OutputFiles) -> str:
-    synthetic = any(
-        source.get("synthetic") for phase in files.phases for source in (phase.dataset or {}).get("sources", ())
-    )
+    synthetic = any(source.synthetic for phase in files.phases if phase.dataset for source in phase.dataset.sources)
     lines = []
     for phase in files.phases:
-        run, last = phase.run or {}, phase.epochs[-1] if phase.epochs else None
-        state = run.get("state", "no run.json")
-        told = f", epoch {last['epoch']}: loss {last['loss']:.5f}, IoU {last['iou']:.5f}" if last else ""
-        lines.append(f"- **{phase.name}**: {state}{told}")
-    verdict = files.certificate.get("verdict") if files.certificate else None
-    lines.append(f"- **Comparison of the phases**: {verdict or 'not run'}")
+        last = phase.epochs[-1] if phase.epochs else None
+        told = f", epoch {last.epoch}: loss {last.loss:.5f}, IoU {last.iou:.5f}" if last else ""
+        lines.append(f"- **{phase.name}**: {phase.run.state if phase.run else 'no run.json'}{told}")
+    lines.append(f"- **Comparison of the phases**: {files.certificate.verdict if files.certificate else 'not run'}")
     lines.append(f"- **Evaluation**: {_best_line(files)}")
     if synthetic:
         lines.append("- **The data are synthetic**, drawn by code: numbers here show that the system works, no more.")
@@ -93,9 +89,10 @@ def _opening(files: OutputFiles) -> str:
 
 def _best_line(files: OutputFiles) -> str:
     for phase in files.phases:
-        for one in reversed((phase.evaluation or {}).get("trackers", ())):
-            if one["kind"] == "checkpoint":
-                return f"{phase.name}, {one['name']}: AUC {number(one['mean']['auc'])} on held-out sequences"
+        for one in reversed(phase.evaluation.trackers if phase.evaluation else ()):
+            if one.kind == "checkpoint":
+                auc = number(one.mean.get("auc"))
+                return f"{phase.name}, {escape(one.name)}: AUC {auc} on held-out sequences"
     return "not run"
 
 
@@ -104,16 +101,6 @@ def _each_phase(files: OutputFiles, write: Callable[[RunFiles], str]) -> str:
     return "\n".join(
         f"### {name}\n\n{write(there[name]) if name in there else NOT_RUN + chr(10)}" for name in ("phase_1", "phase_2")
     )
-
-
-def _pairs(rows: Sequence[tuple[str, object]]) -> str:
-    lines = ["| | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value not in (None, "", ())]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _team(team: Team) -> str:
@@ -126,8 +113,10 @@ def _team(team: Team) -> str:
         ("Hub", team.hub),
         ("Notes", team.notes),
     ]
-    given = [row for row in rows if row[1]]
-    return _pairs(given) if given else "Not given (`--team team.yaml`, or `--member`, `--course`, ...).\n"
+    given = [(name, escape_with_links(value)) for name, value in rows if value]
+    if not given:
+        return "Not given (`--team team.yaml`, or `--member`, `--course`, ...).\n"
+    return table(["", ""], given, texts=2)
 
 
 def _environment(files: OutputFiles) -> str:
@@ -135,25 +124,24 @@ def _environment(files: OutputFiles) -> str:
     records = {phase.name: phase.environment for phase in files.phases if phase.environment}
     if not records:
         return NOT_RUN + "\n"
-    rows: list[list[str]] = []
 
-    def add(name: str, value: Callable[[dict[str, Any]], object]) -> None:
-        values = [_cell(value(record)) for record in records.values()]
-        if any(one not in ("None", "") for one in values):
-            rows.append([name, *values])
+    def facts(record: EnvironmentRecord) -> dict[str, object]:
+        return {
+            "commit": record.commit,
+            "requirements.lock, sha256": code(record.lock_sha256),
+            "system": record.platform,
+            "CPU": record.cpu,
+            "CPU cores": record.cpu_count,
+            "memory (bytes)": record.memory_bytes,
+            "GPU memory (bytes)": record.gpu_memory_bytes,
+            **{key: value for key, value in sorted(record.fingerprint.items()) if key != "cpu"},
+            **{f"package {key}": value for key, value in sorted(record.versions.items())},
+        }
 
-    add("commit", lambda record: record.get("commit"))
-    add("requirements.lock, sha256", lambda record: f"`{record.get('lock_sha256')}`")
-    add("system", lambda record: record.get("platform"))
-    add("CPU", lambda record: record.get("cpu"))
-    add("CPU cores", lambda record: record.get("cpu_count"))
-    add("memory (bytes)", lambda record: record.get("memory_bytes"))
-    add("GPU memory (bytes)", lambda record: record.get("gpu_memory_bytes"))
-    for key in sorted({key for record in records.values() for key in record.get("fingerprint", {})} - {"cpu"}):
-        add(key, lambda record, key=key: record.get("fingerprint", {}).get(key))  # type: ignore[misc]
-    for key in sorted({key for record in records.values() for key in record.get("versions", {})}):
-        add(f"package {key}", lambda record, key=key: record.get("versions", {}).get(key))  # type: ignore[misc]
-    return markdown_table(["", *records], rows, texts=1 + len(records))
+    columns = [facts(record) for record in records.values()]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name) for column in columns)] for name in names]
+    return table(["", *records], [row for row in rows if any(row[1:])], texts=1 + len(records))
 
 
 def _data(files: OutputFiles) -> str:
@@ -162,19 +150,20 @@ def _data(files: OutputFiles) -> str:
         return NOT_RUN + "\n"
     keys = ("sequences", "frames", "visible", "absent", "missing")
     rows = [
-        [source["name"], source["split"], name, *(str(counts.get(key, "")) for key in keys)]
-        for source in phase.dataset.get("sources", ())
-        for name, counts in source.get("classes", {}).items()
+        [source.name, source.split, name, *(getattr(counts, key) for key in keys)]
+        for source in phase.dataset.sources
+        for name, counts in source.classes.items()
     ]
-    parts = ["Trained on:\n", markdown_table(["data set", "split", "class", *keys], rows, texts=3)]
-    digests = {one.name: one.dataset.get("digest") for one in files.phases if one.dataset}
-    parts.append("\n".join(f"- {name}: digest of lists and annotations `{digest}`" for name, digest in digests.items()))
+    parts = ["Trained on:\n", table(["data set", "split", "class", *keys], rows, texts=3)]
+    digests = {one.name: one.dataset.digest for one in files.phases if one.dataset}
+    parts.append("\n".join(f"- {name}: digest of lists and annotations {code(one)}" for name, one in digests.items()))
     evaluation = next((one.evaluation for one in files.phases if one.evaluation), None)
     if evaluation is None:
         return "\n".join(parts) + "\n\nHeld-out sequences: not evaluated.\n"
-    held_out = [[one["name"], one["class"], str(one["frames"]), str(one["absent"])] for one in evaluation["sequences"]]
-    parts += [f"\nEvaluated on ({evaluation['conditions'].get('dataset')}, {evaluation['conditions'].get('split')}):\n"]
-    parts.append(markdown_table(["sequence", "class", "frames", "absent"], held_out, texts=2))
+    held_out = [[one.name, one.class_name, one.frames, one.absent] for one in evaluation.sequences]
+    told = f"{evaluation.conditions.get('dataset')}, {evaluation.conditions.get('split')}"
+    parts += [f"\nEvaluated on ({escape(told)}):\n"]
+    parts.append(table(["sequence", "class", "frames", "absent"], held_out, texts=2))
     return "\n".join(parts)
 
 
@@ -182,23 +171,22 @@ def _configuration(files: OutputFiles) -> str:
     phase = next((one for one in files.phases if one.config), None)
     if phase is None or phase.config is None:
         return NOT_RUN + "\n"
-    name = (phase.run or {}).get("config", "?")
-    parts = [f"Experiment `{name}`, digest `{config_digest(phase.config)}`, whole in `{phase.name}/config.yaml`."]
+    name = code(phase.run.config if phase.run else "?")
+    parts = [f"Experiment {name}, digest `{config_digest(phase.config)}`, whole in `{phase.name}/config.yaml`."]
     for other in files.phases:
         if other.config is not None and other is not phase:
             parts.append(f"{other.name} against {phase.name}: {_config_difference(phase.config, other.config)}")
     rows = [
-        [f"`{one.key}`", _cell(_listed(one.a)), _cell(_listed(one.b))]
-        for one in compare_configs(load_config(AUTHORS), phase.config)
+        [code(one.key), _listed(one.a), _listed(one.b)] for one in compare_configs(load_config(AUTHORS), phase.config)
     ]
     parts.append(f"Differences from the authors' `{AUTHORS}`:" if rows else f"Equal to the authors' `{AUTHORS}`.")
     if rows:
-        parts.append(markdown_table(["key", "authors", "here"], rows, texts=3))
+        parts.append(table(["key", "authors", "here"], rows, texts=3))
     return "\n\n".join(parts) + "\n"
 
 
 def _config_difference(a: Config, b: Config) -> str:
-    differences = [f"`{one}`" for one in compare_configs(a, b)]
+    differences = [code(one) for one in compare_configs(a, b)]
     return ", ".join(differences) if differences else "the same in every key"
 
 
@@ -208,8 +196,8 @@ def _listed(value: object) -> str:
 
 def _functions() -> str:
     rows = [
-        [requirement if index == 0 else "", f"`{place.function}`", f"`{place.file}:{place.line}`"]
+        [requirement if index == 0 else "", code(place.function), code(f"{place.file}:{place.line}")]
         for requirement, places in find_places().items()
         for index, place in enumerate(places)
     ]
-    return markdown_table(["requirement", "function", "file and line"], rows, texts=3)
+    return table(["requirement", "function", "file and line"], rows, texts=3)

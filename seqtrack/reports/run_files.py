@@ -6,15 +6,28 @@ Knows the places and forms of the files of an output folder; knows no prose. Nee
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, read_json_object
+from pydantic import ValidationError
+
+from seqtrack.checkpoints.side_files import (
+    Certificate,
+    DatasetRecord,
+    EnvironmentRecord,
+    EpochRecord,
+    EvaluationRecord,
+    RunRecord,
+    Strict,
+    ValidationRecord,
+    read_metrics,
+    read_side_file,
+    shorten,
+)
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
-from seqtrack.engine.log import read_metrics
 from seqtrack.errors import UserError
 from seqtrack.uploads.journal import JOURNAL_NAME, STATE_FOLDER
+from seqtrack.uploads.status import read_status
 
 
 @dataclass(frozen=True)
@@ -31,15 +44,15 @@ class RunFiles:
     """One phase's folder. Every field is what its file holds; None or empty where there is no such file."""
 
     folder: Path
-    run: dict[str, Any] | None
-    environment: dict[str, Any] | None
-    dataset: dict[str, Any] | None
+    run: RunRecord | None
+    environment: EnvironmentRecord | None
+    dataset: DatasetRecord | None
     config: Config | None
-    epochs: list[dict[str, Any]]
-    validations: list[dict[str, Any]]
+    epochs: list[EpochRecord]
+    validations: list[ValidationRecord]
     manifests: list[Manifest]
     log: list[LogLine]
-    evaluation: dict[str, Any] | None
+    evaluation: EvaluationRecord | None
     plots: list[Path]
 
     @property
@@ -47,8 +60,7 @@ class RunFiles:
         return self.folder.name
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(Strict):
     """One file as the sidecar's journal knows it."""
 
     path: str
@@ -60,13 +72,13 @@ class Upload:
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """A whole output folder: phases, the comparison, what was uploaded."""
+    """A whole output folder: phases, the comparison, the uploader's target and state, what was uploaded."""
 
     folder: Path
     phases: list[RunFiles]
-    certificate: dict[str, Any] | None
+    certificate: Certificate | None
     comparison_plots: list[Path]
-    upload_status: dict[str, Any] | None
+    uploader: tuple[str, str] | None
     uploads: list[Upload]
 
 
@@ -78,42 +90,39 @@ def read_output(folder: Path) -> OutputFiles:
     """
     phases = [folder / name for name in ("phase_1", "phase_2") if (folder / name).is_dir()]
     if not phases:
-        raise UserError(f"{folder} holds neither phase_1 nor phase_2; there is nothing to report. OUTPUT_DIR names it")
+        raise UserError(
+            f"{folder} holds neither phase_1 nor phase_2; there is nothing to report. OUTPUT_DIR names it",
+            code="report.nothing",
+        )
+    status = read_status(folder)
     return OutputFiles(
         folder=folder,
         phases=[_read_phase(phase) for phase in phases],
-        certificate=_read(folder / "comparison" / "certificate.json"),
+        certificate=read_side_file(folder / "comparison" / "certificate.json", Certificate),
         comparison_plots=sorted((folder / "comparison").glob("*.png")),
-        upload_status=_read(folder / STATE_FOLDER / "status.json"),
+        uploader=(str(status.get("target")), str(status.get("state"))) if status is not None else None,
         uploads=_read_journal(folder / STATE_FOLDER / JOURNAL_NAME),
     )
 
 
 def _read_phase(folder: Path) -> RunFiles:
-    records = read_metrics(folder / "logs" / "metrics.jsonl")
+    metrics = read_metrics(folder / "logs" / "metrics.jsonl")
+    if metrics.problems:
+        raise UserError(shorten(metrics.problems))
     stored = folder / "config.yaml"
     return RunFiles(
         folder=folder,
-        run=_read(folder / "run.json"),
-        environment=_read(folder / "environment.json"),
-        dataset=_read(folder / "dataset.json"),
+        run=read_side_file(folder / "run.json", RunRecord),
+        environment=read_side_file(folder / "environment.json", EnvironmentRecord),
+        dataset=read_side_file(folder / "dataset.json", DatasetRecord),
         config=load_config(str(stored)) if stored.is_file() else None,
-        epochs=[record for record in records if record.get("type") == "epoch"],
-        validations=[record for record in records if record.get("type") == "validation"],
+        epochs=metrics.of(EpochRecord),
+        validations=metrics.of(ValidationRecord),
         manifests=list_checkpoints(folder / "checkpoints", kinds=("epoch",)),
         log=_read_logs(folder / "logs"),
-        evaluation=_read(folder / "evaluation" / "evaluation.json"),
+        evaluation=read_side_file(folder / "evaluation" / "evaluation.json", EvaluationRecord),
         plots=sorted((folder / "plots").glob("*.png")),
     )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json_object(path)
-    except FileNotFoundError:
-        return None
-    except DamagedFileError as error:
-        raise UserError(f"{error}; a report from damaged files would be a guess") from error
 
 
 def _read_logs(folder: Path) -> list[LogLine]:
@@ -136,4 +145,7 @@ def _read_journal(place: Path) -> list[Upload]:
             base.close()
     except sqlite3.Error as error:
         raise UserError(f"{place}: cannot be read ({error}); stop the uploader or move the file away") from error
-    return [Upload(*row) for row in rows]
+    try:
+        return [Upload(**dict(zip(Upload.model_fields, row, strict=True))) for row in rows]
+    except ValidationError as error:
+        raise UserError(f"{place}: holds rows of another form ({error.error_count()} values); move it away") from error

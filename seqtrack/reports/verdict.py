@@ -3,25 +3,35 @@
 Knows a `Comparison` and how to tell it; compares nothing itself. Needs no torch.
 """
 
+import contextlib
 import logging
 from pathlib import Path
-from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, read_json_object, utc_now, write_atomic, write_json
+from seqtrack.checkpoints.files import utc_now, write_atomic
+from seqtrack.checkpoints.side_files import (
+    Certificate,
+    CertifiedEpoch,
+    CertifiedRun,
+    EnvironmentRecord,
+    M,
+    RunRecord,
+    read_side_file,
+    write_side_file,
+)
+from seqtrack.checkpoints.start import RUN_FILE
 from seqtrack.errors import UserError
+from seqtrack.markdown import bold, escape
 from seqtrack.reports.compare import IDENTICAL, Comparison, compare_runs
 from seqtrack.reports.plots import plot_comparison
 
 logger = logging.getLogger(__name__)
-
-CERTIFICATE_FORMAT = "seqtrack-certificate/1"
 
 
 def table(comparison: Comparison) -> str:
     """The comparison epoch by epoch, as Markdown that reads well on a terminal too."""
     names = [folder.name for folder in comparison.folders]
     head = ["epoch", f"loss {names[0]}", f"loss {names[1]}", f"IoU {names[0]}", f"IoU {names[1]}", "sha256", "verdict"]
-    rows = []
+    rows: list[list[str]] = []
     for row in comparison.rows:
         first, second = row.manifests
         digests = (
@@ -38,8 +48,9 @@ def table(comparison: Comparison) -> str:
                 "same" if row.is_same else ", ".join(row.differences),
             ]
         )
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
+    cells: list[list[str]] = [[escape(cell) for cell in line] for line in [head, *rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    lines = [cells[0], ["-" * width for width in widths], *cells[1:]]
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
@@ -49,43 +60,42 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6f}"
 
 
-def certificate(comparison: Comparison) -> dict[str, Any]:
+def certificate(comparison: Comparison) -> Certificate:
     """The verdict with everything that it rests on, for `certificate.json`."""
-    return {
-        "format": CERTIFICATE_FORMAT,
-        "verdict": comparison.verdict,
-        "first_difference": comparison.first_difference,
-        "remarks": comparison.remarks,
-        "created": utc_now(),
-        "runs": [_run_facts(folder) for folder in comparison.folders],
-        "epochs": [
-            {
-                "epoch": row.epoch,
-                "same": row.is_same,
-                "differences": row.differences,
-                "sha256": list(row.sha256),
-                "weights_sha256": [manifest.weights_sha256 for manifest in row.manifests],
-                "loss": [manifest.loss for manifest in row.manifests],
-                "iou": [manifest.iou for manifest in row.manifests],
-            }
+    return Certificate(
+        verdict="identical" if comparison.verdict == IDENTICAL else "differs",
+        first_difference=comparison.first_difference,
+        remarks=comparison.remarks,
+        created=utc_now(),
+        runs=[_run_facts(folder) for folder in comparison.folders],
+        epochs=[
+            CertifiedEpoch(
+                epoch=row.epoch,
+                same=row.is_same,
+                differences=row.differences,
+                sha256=list(row.sha256),
+                weights_sha256=[manifest.weights_sha256 for manifest in row.manifests],
+                loss=[manifest.loss for manifest in row.manifests],
+                iou=[manifest.iou for manifest in row.manifests],
+            )
             for row in comparison.rows
         ],
-    }
+    )
 
 
-def _run_facts(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"folder": folder.name}
-    for name, keys in (
-        ("run.json", ("config", "config_digest", "data_digest", "resume_epoch", "state", "starts")),
-        ("environment.json", ("commit", "lock_sha256", "fingerprint", "versions")),
-    ):
-        try:
-            record = read_json_object(folder / name)
-        except (FileNotFoundError, DamagedFileError):
-            facts[name] = "not there"
-            continue
-        facts |= {key: record.get(key) for key in keys}
-    return facts
+def _run_facts(folder: Path) -> CertifiedRun:
+    """What run.json and environment.json tell; nothing of one that is missing, or damaged, which is a difference."""
+    run, machine = _read(folder / RUN_FILE, RunRecord), _read(folder / "environment.json", EnvironmentRecord)
+    told = {**(run.model_dump() if run else {}), **(machine.model_dump() if machine else {})}
+    return CertifiedRun.model_validate(
+        {"folder": folder.name, **{key: value for key, value in told.items() if key in CertifiedRun.model_fields}}
+    )
+
+
+def _read(path: Path, kind: type[M]) -> M | None:
+    with contextlib.suppress(UserError):
+        return read_side_file(path, kind)
+    return None
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -94,7 +104,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         _write_comparison(comparison, folder)
     except OSError as error:
         # The verdict itself needs no file, and a finished run is not undone by a full disk.
-        logger.warning("plots and certificate could not be written into %s (%s)", folder, error.strerror or error)
+        logger.warning("plots and certificate could not be written (%s)", error)
 
 
 def _write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -102,24 +112,24 @@ def _write_comparison(comparison: Comparison, folder: Path) -> None:
     plot_comparison(comparison.folders, folder, verdict=comparison.verdict)
     names = [place.name for place in comparison.folders]
     lines = [
-        f"# {names[0]} and {names[1]}",
+        f"# {escape(names[0])} and {escape(names[1])}",
         "",
         "Epochs that both hold, compared by the bytes of their checkpoints (weights, optimizer, scheduler, random "
         "states, history) and by every number of their logs.",
         "",
         table(comparison),
         "",
-        *(f"- {remark}" for remark in comparison.remarks),
+        *(f"- {escape(remark)}" for remark in comparison.remarks),
         "",
         "![training](training_comparison.png)",
         "",
-        f"First difference: {comparison.first_difference or 'none'}",
+        f"First difference: {escape(comparison.first_difference or 'none')}",
         "",
-        f"Verdict: **{comparison.verdict}**",
+        f"Verdict: {bold(comparison.verdict)}",
         "",
     ]
     write_atomic(folder / "comparison.md", "\n".join(lines).encode())
-    write_json(folder / "certificate.json", certificate(comparison))
+    write_side_file(folder / "certificate.json", certificate(comparison))
 
 
 def say(comparison: Comparison) -> None:
@@ -133,7 +143,7 @@ def say(comparison: Comparison) -> None:
     logger.info("%s", comparison.verdict)
 
 
-def conclude(output_dir: Path, *, phase: int, promise: str) -> int:
+def conclude(output_dir: Path, run: RunRecord) -> int:
     """After phase 2: compare it with phase 1, if that stands beside it.
 
     Returns:
@@ -143,7 +153,7 @@ def conclude(output_dir: Path, *, phase: int, promise: str) -> int:
     from seqtrack.engine.fingerprint import BIT_EQUAL
 
     folders = (output_dir / "phase_1", output_dir / "phase_2")
-    if phase != 2 or not folders[0].is_dir():
+    if run.phase != 2 or not folders[0].is_dir():
         return 0
     try:
         comparison = compare_runs(*folders)
@@ -152,4 +162,10 @@ def conclude(output_dir: Path, *, phase: int, promise: str) -> int:
         return 0
     write_comparison(comparison, output_dir / "comparison")
     say(comparison)
-    return 0 if comparison.verdict == IDENTICAL or promise != BIT_EQUAL else 1
+    if comparison.verdict == IDENTICAL or run.starts[-1].promise != BIT_EQUAL:
+        return 0
+    first = _read(folders[0] / RUN_FILE, RunRecord)
+    if first is not None and first.config_digest != run.config_digest:
+        logger.info("phase 1 has another configuration (%d epochs): no promise was made for the whole", first.epochs)
+        return 0
+    return 1

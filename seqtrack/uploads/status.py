@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from seqtrack.parsing import ParseError, parse_json
 from seqtrack.uploads.journal import STATE_FOLDER
 from seqtrack.uploads.settings import UploadSettings
 
@@ -55,12 +56,12 @@ def read_status(output_dir: Path) -> dict[str, Any] | None:
     found: list[dict[str, Any]] = []
     for folder in (output_dir / STATE_FOLDER, _other_folder(output_dir)):
         try:
-            values = json.loads((folder / STATUS_NAME).read_text())
-        except (OSError, ValueError):
+            values = parse_json((folder / STATUS_NAME).read_bytes())
+        except (OSError, ParseError):
             continue
-        if isinstance(values, dict):
+        if isinstance(values, dict) and type(values.get("time")) in (int, float):
             found.append(values)
-    return max(found, key=lambda values: float(values.get("time", 0.0)), default=None)
+    return max(found, key=lambda values: float(values["time"]), default=None)
 
 
 def illnesses(status: dict[str, Any] | None, settings: UploadSettings, now: float) -> list[str]:

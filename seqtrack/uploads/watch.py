@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from seqtrack.checkpoints.start import read_run
+from seqtrack.errors import UserError
 from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.journal import Journal
 from seqtrack.uploads.plan import Agenda
@@ -281,10 +283,13 @@ def _verdict_is_missing(root: Path) -> bool:
 
 
 def _all_runs_complete(root: Path) -> bool:
-    states: list[object] = []
-    for folder in sorted(root.glob("phase_*")):
-        try:
-            states.append(json.loads((folder / "run.json").read_bytes()).get("state"))
-        except (OSError, ValueError, AttributeError):
-            states.append(None)
-    return bool(states) and all(state == "complete" for state in states)
+    folders = list(root.glob("phase_*"))
+    return bool(folders) and all(map(_is_complete, folders))
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        run = read_run(folder)
+    except UserError:
+        return False  # a damaged record is no end: training may write it again
+    return run is not None and run.state == "complete"

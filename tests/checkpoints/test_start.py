@@ -9,17 +9,27 @@ import pytest
 from checkpoints.test_damage import DESCRIBE, write_small
 from seqtrack.checkpoints.files import TensorBytes
 from seqtrack.checkpoints.retention import expendable
+from seqtrack.checkpoints.side_files import RunRecord
 from seqtrack.checkpoints.start import Start, find_start, hold_folder, prepare_folder, write_run
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, step_name, write_checkpoint
 from seqtrack.errors import UserError
 
 
-def _run(folder: Path, epochs: int, **record: object) -> list[Manifest]:
-    """A run's folder with that many epochs' checkpoints."""
+def _record(state: str) -> RunRecord:
+    """The record of a run of five epochs."""
+    values = {
+        "state": state, "phase": 1, "config": "demo", "resume_epoch": None, "epochs": 5, "config_digest": "0" * 64,
+        "data_digest": "1" * 64, "starts": [], "started": "", "updated": "",
+    }  # fmt: skip
+    return RunRecord.model_validate(values)
+
+
+def _run(folder: Path, epochs: int, state: str | None = None) -> list[Manifest]:
+    """A run's folder with that many epochs' checkpoints, and with its record if it has a state."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "logs").mkdir()
-    if record:
-        write_run(folder, {"epochs": 5}, **record)
+    if state is not None:
+        write_run(folder, _record(state))
     return [write_small(folder / "checkpoints", epoch) for epoch in range(1, epochs + 1)]
 
 
@@ -35,25 +45,25 @@ def _inside(folder: Path, epoch: int, step: int) -> Manifest:
 
 
 def test_an_empty_place_starts_from_scratch(tmp_path: Path) -> None:
-    assert find_start(tmp_path / "phase_1", resume_epoch=None) == Start(None)
+    assert find_start(tmp_path / "phase_1", resume_epoch=None, epochs=5) == Start(None)
     assert list(tmp_path.iterdir()) == [], "deciding changes nothing"
 
 
 def test_an_unfinished_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
     _run(tmp_path, 2, state="running")
     inside = _inside(tmp_path, 3, 25)
-    assert find_start(tmp_path, resume_epoch=None).manifest == inside
+    assert find_start(tmp_path, resume_epoch=None, epochs=5).manifest == inside
 
 
 def test_a_finished_run_is_finished(tmp_path: Path) -> None:
     _run(tmp_path, 5, state="complete")
-    assert find_start(tmp_path, resume_epoch=None).finished
+    assert find_start(tmp_path, resume_epoch=None, epochs=5).finished
 
 
 def test_a_finished_run_whose_last_checkpoint_was_damaged_since_trains_its_end_again(tmp_path: Path) -> None:
     manifests = _run(tmp_path, 5, state="complete")
     manifests[-1].path.write_bytes(b"")
-    start = find_start(tmp_path, resume_epoch=None)
+    start = find_start(tmp_path, resume_epoch=None, epochs=5)
     assert not start.finished
     assert start.manifest == manifests[-2]
 
@@ -62,21 +72,21 @@ def test_a_finished_run_whose_checkpoints_were_moved_away_stays_finished(tmp_pat
     for manifest in _run(tmp_path, 5, state="complete"):
         manifest.path.unlink()
         manifest.manifest_path.unlink()
-    assert find_start(tmp_path, resume_epoch=None).finished
+    assert find_start(tmp_path, resume_epoch=None, epochs=5).finished
 
 
 def test_checkpoints_that_no_run_explains_are_refused_with_what_to_do(tmp_path: Path) -> None:
     _run(tmp_path, 2)
     with pytest.raises(UserError, match=r"run\.json is missing: set RESUME_EPOCH to one of epochs 1, 2"):
-        find_start(tmp_path, resume_epoch=None)
-    start = find_start(tmp_path, resume_epoch=2)
+        find_start(tmp_path, resume_epoch=None, epochs=5)
+    start = find_start(tmp_path, resume_epoch=2, epochs=5)
     assert start.manifest is not None and start.manifest.epoch == 2
 
 
 def test_an_epoch_that_is_nowhere_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     _run(tmp_path / "phase_1", 2, state="complete")
     with pytest.raises(UserError) as refusal:
-        find_start(tmp_path / "phase_2", resume_epoch=4, elsewhere=[tmp_path / "phase_1"])
+        find_start(tmp_path / "phase_2", resume_epoch=4, epochs=5, elsewhere=[tmp_path / "phase_1"])
     assert "no checkpoint after epoch 4" in str(refusal.value)
     assert "phase_1/checkpoints holds epochs 1, 2" in str(refusal.value)
     assert "phase_2/checkpoints holds no epochs" in str(refusal.value)
@@ -93,7 +103,7 @@ def test_an_epoch_is_looked_for_here_then_there_then_far_away(tmp_path: Path) ->
 
     def find(epoch: int) -> Manifest | None:
         places = [tmp_path / "phase_1"]
-        return find_start(tmp_path / "phase_2", resume_epoch=epoch, elsewhere=places, fetch=fetch).manifest
+        return find_start(tmp_path / "phase_2", resume_epoch=epoch, epochs=5, elsewhere=places, fetch=fetch).manifest
 
     assert find(1) == here[0] and find(1).folder == here[0].folder  # type: ignore[union-attr]
     assert find(2) == there[1]
@@ -111,7 +121,7 @@ def test_what_comes_after_the_start_is_moved_aside_and_nothing_of_it_is_lost(tmp
     inside = _inside(tmp_path, 3, 25)
     (tmp_path / "logs" / "metrics.jsonl").write_text('{"step": 40}\n')
     kept = {manifest.path.name: manifest.path.read_bytes() for manifest in [*manifests, inside]}
-    start = find_start(tmp_path, resume_epoch=2)
+    start = find_start(tmp_path, resume_epoch=2, epochs=5)
     assert start.manifest == manifests[1]
     prepare_folder(tmp_path, start)
     assert [item.epoch for item in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
@@ -127,7 +137,7 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_not_overwritten(tmp_path: Pa
     manifests = _run(tmp_path, 3, state="running")
     manifests[2].manifest_path.write_text("{")
     bytes_before = manifests[2].path.read_bytes()
-    start = find_start(tmp_path, resume_epoch=None)
+    start = find_start(tmp_path, resume_epoch=None, epochs=5)
     assert start.manifest == manifests[1]
     prepare_folder(tmp_path, start)
     (aside,) = (tmp_path / "checkpoints" / "superseded").iterdir()
@@ -153,19 +163,91 @@ def test_leftovers_of_a_kill_are_swept_and_other_files_are_not(tmp_path: Path) -
     (tmp_path / "logs" / ".metrics.jsonl.x.tmp").write_bytes(b"half")
     notes = tmp_path / "checkpoints" / "notes.txt"
     notes.write_text("mine")
-    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None))
+    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None, epochs=5))
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"run.json", manifests[0].file, manifests[0].manifest_path.name, "notes.txt"}
 
 
-def test_a_run_record_that_cannot_be_read_is_refused_not_ignored(tmp_path: Path) -> None:
+def _edited(folder: Path, **fields: object) -> str:
+    return json.dumps({**json.loads((folder / "run.json").read_text()), **fields})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", "another/9"),
+        ("epochs", "x"),
+        ("epochs", [4]),
+        ("epochs", 1e3),
+        ("epochs", True),
+        ("epochs", 0),
+        ("resume_epoch", "1"),
+        ("state", "over"),
+        ("phase", 3),
+        ("starts", {}),
+        ("starts", [5]),
+        ("config_digest", "0" * 63),
+        ("unheard_of", 1),
+    ],
+)
+def test_a_record_with_a_wrong_field_is_refused_with_file_and_field(tmp_path: Path, field: str, value: object) -> None:
+    _run(tmp_path, 5, state="complete")
+    (tmp_path / "run.json").write_text(_edited(tmp_path, **{field: value}))
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path, resume_epoch=None, epochs=5)
+    problem = refusal.value.problems[0]
+    assert problem.code == "side_file.invalid"
+    assert str(tmp_path / "run.json") in problem and f" {field}" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b'{"format": ',
+        b"[]",
+        b"5",
+        b'"x"',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"epochs": NaN}',
+        b'{"epochs": Infinity}',
+        b'{"epochs": 1, "epochs": 2}',
+        b"1" * 10_000,
+        b"\xff\xfe{\x00}\x00",
+        b"\x00" * 100,
+        b'{"config": "\\ud83d"}',
+    ],
+    ids=range(14),
+)
+def test_a_record_that_is_no_record_is_refused_not_ignored(tmp_path: Path, text: bytes) -> None:
     _run(tmp_path, 1, state="running")
-    (tmp_path / "run.json").write_text('{"format": ')
-    with pytest.raises(UserError, match=r"run\.json is not readable JSON"):
-        find_start(tmp_path, resume_epoch=None)
-    (tmp_path / "run.json").write_text(json.dumps({"format": "another/9"}))
-    with pytest.raises(UserError, match="has format 'another/9'"):
-        find_start(tmp_path, resume_epoch=None)
+    (tmp_path / "run.json").write_bytes(text)
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path, resume_epoch=None, epochs=5)
+    assert refusal.value.code == "side_file.invalid"
+
+
+def test_a_folder_in_the_place_of_a_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path, resume_epoch=None, epochs=5)
+    assert refusal.value.code == "side_file.invalid"
+
+
+def test_a_finished_run_goes_on_where_more_epochs_are_asked_for(tmp_path: Path) -> None:
+    manifests = _run(tmp_path, 5, state="complete")
+    start = find_start(tmp_path, resume_epoch=None, epochs=8)
+    assert start == Start(manifests[-1])
+
+
+def test_a_finished_run_without_checkpoints_cannot_go_on_and_does_not_begin_again(tmp_path: Path) -> None:
+    for manifest in _run(tmp_path, 5, state="complete"):
+        manifest.path.unlink()
+        manifest.manifest_path.unlink()
+    with pytest.raises(UserError) as refusal:
+        find_start(tmp_path, resume_epoch=None, epochs=8)
+    assert refusal.value.code == "start.nothing_to_extend"
 
 
 def test_a_folder_is_held_against_another_run_until_it_is_let_go(tmp_path: Path) -> None:
@@ -218,7 +300,7 @@ def _imported(folder: Path, epoch: int) -> Manifest:
 def test_imported_weights_are_named_as_what_cannot_be_resumed_from(tmp_path: Path) -> None:
     imported = _imported(tmp_path, 1)
     with pytest.raises(UserError) as refusal:
-        find_start(tmp_path, resume_epoch=1)
+        find_start(tmp_path, resume_epoch=1, epochs=5)
     assert [problem.code for problem in refusal.value.problems] == ["resume.no_checkpoint", "resume.imported"]
     assert str(imported.path) in refusal.value.problems[1]
 
@@ -231,7 +313,7 @@ def test_every_file_that_was_skipped_is_named_with_its_reason_and_the_latest_val
     manifests[1].manifest_path.write_text("{")
     manifests[3].manifest_path.unlink()
     with pytest.raises(UserError) as refusal:
-        find_start(tmp_path, resume_epoch=1)
+        find_start(tmp_path, resume_epoch=1, epochs=5)
     first, *others = refusal.value.problems
     assert first.code == "resume.no_checkpoint"
     assert "RESUME_EPOCH=3" in first
@@ -241,7 +323,7 @@ def test_every_file_that_was_skipped_is_named_with_its_reason_and_the_latest_val
 def test_imported_weights_are_warned_of_before_they_make_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _run(tmp_path, 1, state="running")
     imported = [_imported(tmp_path, epoch) for epoch in (2, 3)]
-    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None))
+    prepare_folder(tmp_path, find_start(tmp_path, resume_epoch=None, epochs=5))
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [str(item.path) in text for item, text in zip(imported, warned, strict=True)] == [True, True]
     (aside,) = (tmp_path / "checkpoints" / "superseded").iterdir()

@@ -113,3 +113,13 @@ def test_a_rule_names_the_keys_that_it_reads(rule: object) -> None:
 
 def test_the_defaults_break_no_rule() -> None:
     assert [rule.check(Config()) for rule in (*RULES, *CAUTIONS) if rule.check(Config())] == []
+
+
+@pytest.mark.parametrize("place", ["I/checkpoints/SEQTRACK_ep0001.safetensors", "SEQTRACK_ep0500.pth.tar", "/x"])
+def test_a_checkpoint_as_pretrained_weights_is_refused_with_what_to_do_instead(place: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_config("seqtrack_b256", overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", place)])
+    assert [problem.code for problem in refusal.value.problems] == ["config.no_fine_tuning"]
+    with pytest.raises(UserError) as refusal:
+        load_config("seqtrack_b256", overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "mea")])
+    assert [problem.code for problem in refusal.value.problems] == ["config.invalid_value"]

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "seqtrack"
 
 # Modules and folders by floor; a module may import from its own folder and from floors below it.
 FLOORS: list[tuple[str, ...]] = [
-    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "processes", "parsing"),
+    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "processes", "parsing", "markdown"),
     ("config", "checkpoints", "annotation_files"),
     ("model", "data", "figures"),
     ("engine", "tracking", "evaluation", "uploads"),

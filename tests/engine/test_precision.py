@@ -10,8 +10,9 @@ import torch
 from runs import assert_same_run, epochs, numbers
 
 from engine.rig import RANKS, Run, saved
+from seqtrack.checkpoints.side_files import EpochRecord, ValidationRecord, read_metrics
 from seqtrack.config.environment import configure
-from seqtrack.engine.log import RunLog, read_metrics
+from seqtrack.engine.log import RunLog
 from seqtrack.engine.state import Meters
 from seqtrack.engine.step import NotFiniteError
 from seqtrack.errors import RunError
@@ -114,21 +115,20 @@ def test_meters_without_a_step_taken_have_no_mean_norm() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_not_finite_is_null_in_the_records(value: float, tmp_path: Path) -> None:
     log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
-    log.validation(1, 6, {"AUC": value, "P": 0.5})
+    names = ("op50", "op75", "p20", "p_norm", "mean_iou", "sequences", "frames", "fps")
+    log.validation(1, 6, {"auc": value, **dict.fromkeys(names, 0.5)})
     log.close()
-    (record,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert (record["AUC"], record["P"]) == (None, 0.5)
+    (record,) = read_metrics(tmp_path / "metrics.jsonl").of(ValidationRecord)
+    assert (record.auc, record.p20) == (None, 0.5)
     json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=lambda _: pytest.fail("not JSON"))
 
 
 def test_peak_memory_is_in_every_epochs_record_and_in_no_comparison(overflown: Run) -> None:
-    found = [
-        record for record in read_metrics(overflown.folder / "logs" / "metrics.jsonl") if record["type"] == "epoch"
-    ]
+    found = read_metrics(overflown.folder / "logs" / "metrics.jsonl").of(EpochRecord)
     for record in found:
         on_gpu = RANKS.device.type == "cuda"
-        assert isinstance(record["max_memory_reserved"], int) == on_gpu
-        assert isinstance(record["max_memory_allocated"], int) == on_gpu
+        assert isinstance(record.max_memory_reserved, int) == on_gpu
+        assert isinstance(record.max_memory_allocated, int) == on_gpu
     assert not any("max_memory_reserved" in record for record in numbers(overflown.folder))
 
 

@@ -15,26 +15,28 @@ from torch import nn
 
 from engine.rig import RANKS, Run
 from seqtrack import prepare
+from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
 from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.data.loader import Batch
 from seqtrack.engine import plausibility
-from seqtrack.engine.log import Interval, RunLog, interval_line, logging_to, read_metrics
+from seqtrack.engine.log import RunLog, interval_line, logging_to
 from seqtrack.engine.optimizer import ScheduleSettings, learning_rate_factor
 from seqtrack.engine.saving import Saver
 from seqtrack.engine.step import NotFiniteError, Stepper, StepResult
 
 
-def _interval(**changes: Any) -> Interval:
+def _interval(**changes: Any) -> IntervalRecord:
     values: dict[str, Any] = {
-        "epoch": 8, "step": 31, "sample": 992, "samples": 992, "interval_samples": 32, "loss": 8.07525, "iou": 0.06536,
-        "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0, "skipped_steps": 0, "time_s": 62.0,
+        "phase": 1, "epoch": 8, "step": 31, "sample": 992, "samples": 992, "interval_samples": 32, "loss": 8.07525,
+        "iou": 0.06536, "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0, "time_s": 62.0,
+        "skipped_steps": 0,
         "elapsed_s": 14591.0, "eta_s": 0.0, "samples_per_s": 0.5, "data_wait_s": 1.0, "data_wait_share": 0.01,
     }  # fmt: skip
-    return Interval(**{**values, **changes})
+    return IntervalRecord(**{**values, **changes})
 
 
 def test_the_line_every_interval_has_the_form_that_scripts_read() -> None:
-    assert interval_line(1, _interval()) == (
+    assert interval_line(_interval()) == (
         "[phase_1] Epoch 8 : 992 / 992 samples , time for last 32 samples : 0:01:02 hours , "
         "time since beginning : 4:03:11 hours , time left to finish the epoch : 0:00:00 hours , "
         "Loss/total: 8.07525 , IoU: 0.06536"
@@ -62,15 +64,15 @@ def test_a_resumed_log_reads_as_if_never_cut(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     log = RunLog(tmp_path / "logs", phase=1, resume_step=0, writes=True)
     for step in (1, 2, 3):
-        log.record("interval", epoch=1, step=step, elapsed_s=float(step))
+        log.record(_interval(epoch=1, step=step, elapsed_s=float(step)))
     log.close()
     with (tmp_path / "logs" / "metrics.jsonl").open("a") as file:
         file.write('{"type": "interval", "st')  # a kill in the middle of a line
     again = RunLog(tmp_path / "logs", phase=1, resume_step=2, writes=True)
     assert again.elapsed_before_s == 2.0
-    again.record("interval", epoch=1, step=3, elapsed_s=9.0)
+    again.record(_interval(epoch=1, step=3, elapsed_s=9.0))
     again.close()
-    assert [record["step"] for record in read_metrics(tmp_path / "logs" / "metrics.jsonl")] == [1, 2, 3]
+    assert [record.step for record in read_metrics(tmp_path / "logs" / "metrics.jsonl").records] == [1, 2, 3]
     assert all(json.loads(line) for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines())
 
 

@@ -205,10 +205,14 @@ class TestRefusals:
         self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
     ) -> None:
         output = make_run(1)
-        recorded = {"sources": [{"name": "LASOT", "split": "train", "names": ["disk-1", "tile-3"]}]}
+        source: dict[str, Any] = {
+            "name": "LASOT", "split": "train", "synthetic": False, "sequences": 2, "frames": 50, "classes": {},
+            "frame_bytes": 1, "names": ["disk-1", "tile-3"], "digest": "0" * 64,
+        }  # fmt: skip
+        recorded = {"format": 2, "frames_covered_by": "size", "sources": [source], "digest": "0" * 64}
         (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))
         assert "tile-3" in self.refused(capsys, evaluate(output))
-        recorded["sources"][0]["names"] = ["disk-1", "tile-1"]
+        source["names"] = ["disk-1", "tile-1"]
         (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))
         assert evaluate(output) == 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from seqtrack.engine.log import clock
 from seqtrack.errors import UserError
@@ -18,6 +19,8 @@ from seqtrack.reports.report import write_report
 from seqtrack.reports.requirements import REQUIREMENTS, find, find_places
 from seqtrack.reports.team import Team, read_team
 
+READER = MarkdownIt("commonmark", {"html": True}).enable("table")
+CLASS = {"sequences": 1, "frames": 1, "visible": 1, "absent": 0, "missing": 0}
 ROOT = Path(__file__).resolve().parents[2]
 _NUMBER = re.compile(r"(?<![\w.:/-])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w:]|\.\d)")
 
@@ -332,6 +335,33 @@ class TestPage:
         report = written(finished_run, read_team(team_file, flags={}, members=[]))
         return report_page(report, finished_run)
 
+    def test_notes_may_have_links_to_safe_places_only(self, finished_run: Path) -> None:
+        team = Team(notes="see [a](https://ok.example/a), [b](//evil.example/b) and <b>")
+        page = report_page(written(finished_run, team), finished_run)
+        assert 'href="https://ok.example/a"' in page
+        assert 'href="//' not in page and "[b](//evil.example/b) and &lt;b&gt;" in page
+
+    def test_names_and_log_lines_of_a_run_are_text_in_every_format(self, finished_run: Path) -> None:
+        hostile = "x\n\n# Injected\n\n<script>alert(1)</script> | [y](javascript:z)"
+        for name, change in {
+            "phase_1/dataset.json": lambda d: d["sources"][0]["classes"].update({hostile: {**CLASS}}),
+            "phase_1/environment.json": lambda d: d["versions"].update({hostile: hostile}),
+            "phase_1/run.json": lambda d: d.update(config=hostile),
+            "comparison/certificate.json": lambda d: d.update(remarks=[hostile], first_difference=hostile),
+            "phase_1/evaluation/evaluation.json": lambda d: d["trackers"][0].update(name=hostile),
+        }.items():
+            values = json.loads((finished_run / name).read_text())
+            change(values)
+            (finished_run / name).write_text(json.dumps(values))
+        with next((finished_run / "phase_1" / "logs").glob("*.log")).open("a") as log:
+            log.write(f"resumes after step ```\n{hostile} promise\n")
+        before = READER.parse(written(finished_run))
+        assert [token.tag for token in before if token.type == "heading_open"].count("h1") == 1
+        assert not [token for token in before if token.type == "html_block"]
+        page = report_page(written(finished_run), finished_run)
+        assert "<script" not in page and 'href="javascript' not in page
+        assert not re.search(r"<h1>[^<]*Injected", page)
+
     def test_needs_nothing_but_itself(self, page: str) -> None:
         assert not re.search(r"<(script|link|iframe|object)\b", page)
         sources = re.findall(r'src="([^"]{0,40})', page)
@@ -374,7 +404,24 @@ class TestPage:
         with pytest.raises(UserError, match=r"gone\.png"):
             report_page("# A\n\n![x](gone.png)\n", finished_run)
 
-    def test_links_never_run_code(self, tmp_path: Path) -> None:
-        page = report_page("# A\n\n[x](javascript:alert) [y](https://example.org) [z](a/b.json)\n", tmp_path)
-        assert 'href="javascript' not in page
-        assert 'href="https://example.org"' in page and 'href="a/b.json"' in page
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "javascript:alert",
+            "&#106;avascript:alert",
+            "//evil.example",
+            "%2f%2fevil.example",
+            "%5c%5cevil",
+            "data:text/html,x",
+        ],
+    )
+    def test_links_never_run_code_or_leave_unseen(self, tmp_path: Path, address: str) -> None:
+        page = report_page(f"# A\n\n[x]({address}) [y](https://example.org) [z](a/b.json)\n", tmp_path)
+        assert re.findall(r'href="([^"]*)"', page) == ["https://example.org", "a/b.json"]
+
+    def test_an_image_from_outside_the_folder_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "secret.png").write_bytes(b"x")
+        (tmp_path / "output").mkdir()
+        with pytest.raises(UserError) as refusal:
+            report_page("# A\n\n![x](../secret.png)\n", tmp_path / "output")
+        assert refusal.value.code == "report.image"

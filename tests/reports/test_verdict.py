@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from runs import demo_data, uncut
 
+from seqtrack.checkpoints.side_files import RunRecord, changed
+from seqtrack.checkpoints.start import read_run
 from seqtrack.engine.fingerprint import BIT_EQUAL, LAST_DIGITS, promise
 from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.verdict import conclude, table
@@ -21,6 +23,13 @@ def output(uncut: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _run(output: Path, phase: int, promise: str) -> RunRecord:
+    """The record of a run that was started once."""
+    run = read_run(output / "phase_1")
+    assert run is not None
+    return changed(run, phase=phase, starts=[{**run.starts[0].model_dump(), "promise": promise}])
+
+
 def _spoil(output: Path) -> None:
     path = output / "phase_2" / "checkpoints" / "SEQTRACK_ep0002.safetensors"
     data = bytearray(path.read_bytes())
@@ -30,7 +39,7 @@ def _spoil(output: Path) -> None:
 
 def test_equal_runs_end_well_and_the_last_word_is_the_verdict(output: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    assert conclude(output, phase=2, promise=BIT_EQUAL) == 0
+    assert conclude(output, _run(output, 2, BIT_EQUAL)) == 0
     assert caplog.messages[-1] == "identical"
     assert "Verdict: **identical**" in (output / "comparison" / "comparison.md").read_text()
 
@@ -38,20 +47,21 @@ def test_equal_runs_end_well_and_the_last_word_is_the_verdict(output: Path, capl
 def test_runs_that_were_promised_equal_and_differ_end_with_1(output: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     _spoil(output)
-    assert conclude(output, phase=2, promise=BIT_EQUAL) == 1
+    assert conclude(output, _run(output, 2, BIT_EQUAL)) == 1
     assert caplog.messages[-1] == "differs"
     assert any(message.startswith("first difference: epoch 2: ") for message in caplog.messages)
 
 
 def test_without_that_promise_a_difference_is_said_and_is_no_failure(output: Path) -> None:
     _spoil(output)
-    assert conclude(output, phase=2, promise=LAST_DIGITS) == 0
+    assert conclude(output, _run(output, 2, LAST_DIGITS)) == 0
 
 
 def test_phase_1_and_a_phase_2_alone_are_compared_with_nothing(output: Path) -> None:
-    assert conclude(output, phase=1, promise=BIT_EQUAL) == 0
+    assert conclude(output, _run(output, 1, BIT_EQUAL)) == 0
+    run = _run(output, 2, BIT_EQUAL)
     shutil.rmtree(output / "phase_1")
-    assert conclude(output, phase=2, promise=BIT_EQUAL) == 0
+    assert conclude(output, run) == 0
     assert not (output / "comparison").exists()
 
 

@@ -1,0 +1,365 @@
+"""The JSON files that stand next to a run's checkpoints, each described once: run.json, environment.json, dataset.json,
+metrics.jsonl, certificate.json, evaluation.json.
+
+Every reader of the package gets these objects, never a dictionary: a wrong type, an unknown or missing field, a key
+that is there twice, NaN, a document nested too deep or a file that is none ends here, with file, field, what was
+found and what was expected. Unknown fields are refused: a file with other fields has another version. Needs no torch.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from seqtrack.checkpoints.files import write_json
+from seqtrack.errors import Problem, UserError
+from seqtrack.parsing import ParseError, parse_json, short_repr
+
+INVALID = "side_file.invalid"
+# More damaged lines than this are only counted.
+SHOWN_PROBLEMS = 5
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Phase = Annotated[int, Field(ge=1, le=2)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A number that is not finite, such as the mean of nothing, becomes null: JSON has no word for it.
+Measured = Annotated[
+    float | None, BeforeValidator(lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
+]
+Scalar = str | int | float | bool | None
+Fingerprint = dict[str, Scalar]
+
+
+class Strict(BaseModel):
+    """No conversion between types, no field more or less, finite numbers only."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StartRecord(Strict):
+    """One start of a run: where it went on, on what machine, and what had changed."""
+
+    step: Count
+    epoch: Count
+    source: str | None
+    fingerprint: Fingerprint
+    promise: str
+    differences: list[str] = []
+    config_changes: list[str] = []
+
+
+class RunRecord(Strict):
+    """run.json."""
+
+    format: Literal["seqtrack-run/1"] = "seqtrack-run/1"
+    state: Literal["running", "stopped", "complete"]
+    phase: Phase
+    config: str
+    resume_epoch: Positive | None
+    epochs: Positive
+    config_digest: Digest
+    data_digest: Digest
+    starts: list[StartRecord]
+    started: str
+    updated: str
+
+
+class EnvironmentRecord(Strict):
+    """environment.json."""
+
+    commit: str
+    lock_sha256: str
+    versions: dict[str, str]
+    fingerprint: Fingerprint
+    platform: str
+    cpu: str
+    cpu_count: int | None
+    memory_bytes: Count
+    gpu_memory_bytes: Count | None
+
+
+class ClassCounts(Strict):
+    """Sequences and frames of one class."""
+
+    sequences: Count
+    frames: Count
+    visible: Count
+    absent: Count
+    missing: Count
+
+
+class SourceRecord(Strict):
+    """One data set of dataset.json."""
+
+    name: str
+    split: Literal["train", "test"]
+    synthetic: bool
+    sequences: Count
+    frames: Count
+    frame_bytes: Count
+    classes: dict[str, ClassCounts]
+    names: list[str]
+    digest: Digest
+
+
+class DatasetRecord(Strict):
+    """dataset.json."""
+
+    format: Literal[2] = 2
+    frames_covered_by: str
+    sources: list[SourceRecord]
+    digest: Digest
+
+
+class _Record(Strict):
+    """What every line of metrics.jsonl has."""
+
+    phase: Phase
+    epoch: Count
+    step: Count
+
+
+class IntervalRecord(_Record):
+    """What one log interval measured."""
+
+    type: Literal["interval"] = "interval"
+    sample: Count
+    samples: Positive
+    interval_samples: Count
+    loss: float
+    iou: float
+    interval_loss: float
+    interval_iou: float
+    lr: list[float]
+    grad_norm: Measured
+    skipped_steps: Count
+    time_s: float
+    elapsed_s: float
+    eta_s: float
+    samples_per_s: float
+    data_wait_s: float
+    data_wait_share: float
+
+
+class EpochRecord(_Record):
+    """What one epoch measured."""
+
+    type: Literal["epoch"] = "epoch"
+    loss: float
+    iou: float
+    samples: Count
+    steps: Count
+    lr: list[float]
+    grad_norm: Measured
+    skipped_steps: Count
+    max_memory_allocated: Count | None
+    max_memory_reserved: Count | None
+    time_s: float
+    elapsed_s: float
+    samples_per_s: float
+    data_wait_s: float
+    data_wait_share: float
+
+
+class ValidationRecord(_Record):
+    """Scores on held-out sequences while training; percent, but for the last three."""
+
+    type: Literal["validation"] = "validation"
+    auc: Measured
+    op50: Measured
+    op75: Measured
+    p20: Measured
+    p_norm: Measured
+    mean_iou: Measured
+    sequences: float
+    frames: float
+    fps: Measured
+
+
+Record = IntervalRecord | EpochRecord | ValidationRecord
+_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="type")])
+
+
+class CertifiedRun(Strict):
+    """One of the two runs of a certificate: facts of its run.json and environment.json, as far as they were there."""
+
+    folder: str
+    config: str | None = None
+    config_digest: Digest | None = None
+    data_digest: Digest | None = None
+    resume_epoch: Positive | None = None
+    state: str | None = None
+    starts: list[StartRecord] | None = None
+    commit: str | None = None
+    lock_sha256: str | None = None
+    fingerprint: Fingerprint | None = None
+    versions: dict[str, str] | None = None
+
+
+class CertifiedEpoch(Strict):
+    """One epoch of a certificate; the lists have one entry per run."""
+
+    epoch: Positive
+    same: bool
+    differences: list[str]
+    sha256: Annotated[list[str], Field(min_length=2, max_length=2)]
+    weights_sha256: Annotated[list[Digest], Field(min_length=2, max_length=2)]
+    loss: Annotated[list[float | None], Field(min_length=2, max_length=2)]
+    iou: Annotated[list[float | None], Field(min_length=2, max_length=2)]
+
+
+class Certificate(Strict):
+    """certificate.json: a verdict with everything that it rests on."""
+
+    format: Literal["seqtrack-certificate/1"] = "seqtrack-certificate/1"
+    verdict: Literal["identical", "differs"]
+    first_difference: str | None
+    remarks: list[str]
+    created: str
+    runs: Annotated[list[CertifiedRun], Field(min_length=2, max_length=2)]
+    epochs: list[CertifiedEpoch]
+
+
+class EvaluatedSequence(Strict):
+    """One sequence of evaluation.json."""
+
+    name: str
+    class_name: str = Field(alias="class")
+    frames: Count
+    absent: Count
+
+
+Figures = dict[str, float | None]
+
+
+class EvaluatedTracker(Strict):
+    """One tracker of evaluation.json: its figures over all sequences, by class and by sequence, and its curves."""
+
+    name: str
+    kind: str
+    epoch: Count | None
+    source: dict[str, Any]
+    notes: list[str]
+    mean: Figures
+    classes: dict[str, Figures]
+    sequences: dict[str, Figures]
+    curves: dict[str, list[float]]
+
+
+class EvaluationRecord(Strict):
+    """evaluation.json."""
+
+    format: Literal["seqtrack-evaluation/1"]
+    protocol: str
+    conditions: dict[str, Any]
+    sequences: list[EvaluatedSequence]
+    thresholds: dict[str, list[float]]
+    trackers: list[EvaluatedTracker]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_side_file(path: Path, kind: type[M]) -> M | None:
+    """A file next to a run as its object, or None where there is no such file.
+
+    Raises:
+        UserError: it is there and is not what `kind` describes; every wrong field is named (code `side_file.invalid`).
+    """
+    try:
+        return kind.model_validate(parse_json(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ParseError, ValidationError) as error:
+        raise UserError(_problems(str(path), error)) from error
+
+
+def write_side_file(path: Path, content: BaseModel) -> None:
+    """Write such a file, whole."""
+    write_json(path, content.model_dump())
+
+
+def changed(record: M, **changes: Any) -> M:
+    """A copy with other values, checked as a file would be."""
+    return type(record).model_validate({**record.model_dump(), **changes})
+
+
+@dataclass
+class Metrics:
+    """The records of a metrics.jsonl in order, and its lines that are none (each names file and line)."""
+
+    records: list[Record] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def of(self, kind: type[M]) -> list[M]:
+        """The records of one kind."""
+        return [record for record in self.records if isinstance(record, kind)]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """All records of a metrics.jsonl; empty where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read at all.
+    """
+    found = Metrics()
+    for _, record in metrics_lines(path):
+        if isinstance(record, Problem):
+            found.problems.append(record)
+        else:
+            found.records.append(record)
+    return found
+
+
+def metrics_lines(path: Path) -> Iterator[tuple[bytes, Record | Problem]]:
+    """Each line of a metrics.jsonl with its record, or with what is wrong with it.
+
+    A damaged last line without a line feed is what a kill leaves, and is passed over.
+
+    Raises:
+        UserError: the file cannot be read at all.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield line, _RECORD.validate_python(parse_json(line))
+                except (ParseError, ValidationError) as error:
+                    if line.endswith(b"\n"):
+                        yield line, _problems(f"{path}, line {number}", error)[0]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(_problems(str(path), error)) from error
+
+
+def shorten(problems: list[Problem]) -> list[Problem]:
+    """The first few problems, and how many more there are."""
+    more = len(problems) - SHOWN_PROBLEMS
+    rest = [Problem(f"and {more} more lines like these", INVALID)] if more > 0 else []
+    return [*problems[:SHOWN_PROBLEMS], *rest]
+
+
+def _problems(place: str, error: OSError | ParseError | ValidationError) -> list[Problem]:
+    """What is wrong with a file, one problem per field."""
+    if isinstance(error, ValidationError):
+        sentences: Iterable[str] = map(_field_problem, error.errors(include_url=False))
+    else:
+        sentences = [f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)]
+    return [Problem(f"{place}: {sentence}", INVALID) for sentence in sentences]
+
+
+def _field_problem(detail: Any) -> str:
+    where = short_repr(".".join(str(part) for part in detail["loc"]) or "the document", 120)[1:-1]
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    if detail["type"] == "extra_forbidden":
+        return f"{where} is unknown in this version of the file"
+    expected = detail["msg"].replace("Input should be", "expected")
+    return f"{where} is {short_repr(detail['input'])}, {expected}"

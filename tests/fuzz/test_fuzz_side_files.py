@@ -1,0 +1,123 @@
+"""Damaged files next to a run: whatever they hold, a command ends with 0, 1 or 2 and without a traceback."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from runs import demo_data, environment, uncut
+
+from fuzz.mutations import cases
+from seqtrack.checkpoints.side_files import (
+    Certificate,
+    DatasetRecord,
+    EnvironmentRecord,
+    RunRecord,
+    read_metrics,
+    read_side_file,
+)
+from seqtrack.cli import main
+from seqtrack.config.environment import configure
+from seqtrack.engine.log import RunLog
+from seqtrack.errors import RunError, UserError
+from seqtrack.resuming import Reading, find_run
+
+__all__ = ["demo_data", "uncut"]
+
+FILES: dict[str, type[BaseModel] | None] = {
+    "phase_1/run.json": RunRecord,
+    "phase_1/environment.json": EnvironmentRecord,
+    "phase_1/dataset.json": DatasetRecord,
+    "comparison/certificate.json": Certificate,
+    "phase_1/logs/metrics.jsonl": None,
+}
+STEPS_PER_EPOCH = 6
+
+
+@pytest.fixture(scope="module")
+def output(uncut: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two phases with a certificate, and the environment of the command that looks at them."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    output = folder / "output"
+    for phase in ("phase_1", "phase_2"):
+        shutil.copytree(uncut / "phase_1", output / phase)
+    (folder / "file").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(output, demo_data).items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        assert main(["verify"]) == 0
+        yield output
+
+
+def verify(output: Path) -> int:
+    # No plots: a file is in the way of their folder.
+    return main(["verify", "-o", str(output.parent / "file" / "x")])
+
+
+def report(output: Path) -> int:
+    return main(["report", "--html"])
+
+
+def start_again(output: Path) -> int:
+    """What a start does with these files before it trains, and after it if it may train."""
+    settings, config = configure(os.environ, known_datasets=["demo"])
+    digest = json.loads((output / "phase_2" / "dataset.json").read_text())["digest"]
+    try:
+        start = find_run(settings, config, digest, Reading(), STEPS_PER_EPOCH)
+        RunLog(output / "phase_1" / "logs", phase=1, resume_step=start.step, writes=True).close()
+    except UserError:
+        return 2
+    except RunError:
+        return 1
+    return 0
+
+
+def read(output: Path, name: str) -> None:
+    kind = FILES[name]
+    if kind is None:
+        read_metrics(output / name)
+    else:
+        try:
+            read_side_file(output / name, kind)
+        except UserError as error:
+            assert all(problem.code == "side_file.invalid" for problem in error.problems)
+            assert all(str(output / name) in problem and "\n" not in problem for problem in error.problems)
+
+
+def feed(output: Path, name: str, count: int) -> None:
+    path = output / name
+    original = path.read_bytes()
+    commands: list[tuple[int, Callable[[Path], int]]] = [(3, start_again), (4, verify), (25, report)]
+    codes: dict[str, set[int]] = {}
+    try:
+        for number, data in cases([original], count, is_json=name.endswith(".json")):
+            path.write_bytes(data)
+            try:
+                read(output, name)
+                for every, command in commands:
+                    if number % every == 0:
+                        path.write_bytes(data)
+                        codes.setdefault(command.__name__, set()).add(command(output))
+            except Exception as error:
+                raise AssertionError(f"input {number} of {name}: {error!r}: {data[:300]!r}") from error
+    finally:
+        path.write_bytes(original)
+    assert set().union(*codes.values()) <= {0, 1, 2}
+    if name == "phase_1/run.json":
+        assert codes["verify"] == {0, 1} and 2 in codes["start_again"] and 2 in codes["report"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, output: Path) -> None:
+    feed(output, name, 60)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FILES)
+def test_many_damaged_files_end_with_a_designed_exit_code(name: str, output: Path) -> None:
+    feed(output, name, 1200)
