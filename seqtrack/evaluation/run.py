@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 CONCURRENT = 16  # sequences followed at once; a small model's time is mostly calls, which a batch shares
 
+
 class _StoppedError(Exception):
     """Validation was told to stop."""
 
