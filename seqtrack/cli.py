@@ -9,6 +9,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +63,25 @@ def _drop_empty_hub_settings() -> None:
         del os.environ[name]
 
 
+def _join_negative_values(words: Sequence[str]) -> list[str]:
+    """`--box -20,-10,60,60` as `--box=-20,-10,60,60`: argparse takes a word with a minus in front for an option, unless
+    it is a single number. No option of ours begins with a digit."""
+    joined: list[str] = []
+    for at, word in enumerate(words):
+        if "--" in words[:at]:
+            joined.append(word)
+        elif joined and re.match(r"-\.?[0-9]", word) and re.fullmatch(r"--[a-z][a-z0-9-]*", joined[-1]):
+            joined[-1] += "=" + word
+        elif joined and re.match(r"-\.?[0-9]", word) and re.fullmatch(r"-[a-zA-Z]", joined[-1]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _join_negative_values(sys.argv[1:] if arguments is None else arguments)
     chosen, _ = _parser().parse_known_args(words[:1])
     module_name, summary = COMMANDS[chosen.command]
     module = importlib.import_module(f"seqtrack.commands.{module_name}")

@@ -68,8 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="track with the untrained model as well (default: with all checkpoints)",
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
-    parser.add_argument("--concurrent", type=int, default=16, help="sequences tracked at once (default: 16)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+        default="fp32",
+        help="of the encoder; tf32 and fp16 need a GPU (default: fp32)",
+    )
+    parser.add_argument("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
     parser.add_argument(
         "-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)"
@@ -223,9 +228,10 @@ def _track_checkpoints(
     from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.evaluation.run import model_subject, untrained_model
     from seqtrack.tracking.load import load_model, set_threads
-    from seqtrack.tracking.settings import tracker_settings
+    from seqtrack.tracking.settings import check_precision, tracker_settings
 
     device = choose_device(args.device or environment.device)
+    check_precision(args.precision, device)
     frames = sum(sequence.num_frames - 1 for sequence in sequences)
     subjects: list[Subject] = []
     conditions: dict[str, Any] = {}

@@ -6,6 +6,8 @@ Validation inside a training run is here too: it leaves the model, its mode and 
 
 import contextlib
 import logging
+import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ import torch
 
 from seqtrack.data.decode import read_image
 from seqtrack.data.sequence import Sequence as VideoSequence
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.annotations import from_sequences
 from seqtrack.evaluation.gather import score_tracks
 from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, mean_scores
@@ -28,12 +30,11 @@ from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import ModelSpec
 from seqtrack.tracking.settings import TrackerSettings
-from seqtrack.tracking.tracker import BatchTracker, Image, TrackState
+from seqtrack.tracking.tracker import BatchTracker, Image, SearchCrop, TrackState
 
 logger = logging.getLogger(__name__)
 
 CONCURRENT = 16  # sequences followed at once; a small model's time is mostly calls, which a batch shares
-_READERS = 2
 
 
 class _StoppedError(Exception):
@@ -42,12 +43,13 @@ class _StoppedError(Exception):
 
 @dataclass
 class _Follower:
-    """A sequence on its way: its state, the frame that is being read, and the boxes so far."""
+    """A sequence on its way: its state, its boxes so far, and its next frame and search region, which readers make."""
 
     sequence: VideoSequence
     state: TrackState
     boxes: list[Array]
-    pending: "Future[Image] | None"
+    image: "Future[Image] | None" = None
+    crop: "Future[SearchCrop] | None" = None
     seconds: float = 0.0
 
 
@@ -66,13 +68,18 @@ def track_sequences(
     settings: TrackerSettings,
     *,
     concurrent: int = CONCURRENT,
+    readers: int | None = None,
+    batches: int | None = None,
     on_frames: Callable[[int], object] | None = None,
 ) -> dict[str, Tracks]:
     """Follow every sequence's object from its first annotated box.
 
     Args:
         model: in eval mode, on its device.
-        concurrent: sequences in one batch. Boxes depend on it only in the last digits of floating point.
+        concurrent: most sequences in one batch. Boxes depend on it only in the last digits of floating point.
+        readers: threads that read frames and cut search regions; None for one per core. Boxes do not depend on it.
+        batches: how many batches take turns; None for 2 on a GPU and 1 on a CPU. While a GPU computes one, the
+            readers prepare the other; a CPU would only share its cores among smaller batches.
         on_frames: told the number of frames after each step, for a progress bar.
 
     Raises:
@@ -81,51 +88,63 @@ def track_sequences(
     if concurrent < 1:
         raise ValueError(f"concurrent is {concurrent}; at least one sequence is followed at a time")
     tracker = BatchTracker(model, settings)
+    batches = batches or (1 if tracker.device.type == "cpu" else 2)
+    size = min(concurrent, math.ceil(len(sequences) / batches))
     waiting = deque(sequences)
-    active: list[_Follower] = []
+    turns: list[list[_Follower]] = [[] for _ in range(batches)]
     done: dict[str, Tracks] = {}
-    with ThreadPoolExecutor(_READERS) as readers:
-        while waiting or active:
-            while waiting and len(active) < concurrent:
-                active.append(_begin(tracker, waiting.popleft(), readers))
-            running = [one for one in active if one.pending is not None]
-            if running:
-                _step(tracker, running, readers)
-            if on_frames is not None:
-                on_frames(len(running))
-            for one in [one for one in active if one.pending is None]:
-                active.remove(one)
-                done[one.sequence.name] = Tracks(np.stack(one.boxes), one.seconds)
+    with ThreadPoolExecutor(readers or os.cpu_count()) as pool:
+        while waiting or any(turns):
+            for batch in turns:
+                while waiting and len(batch) < size:
+                    batch.append(_begin(tracker, waiting.popleft(), pool))
+                running = [one for one in batch if one.crop is not None]
+                if running:
+                    _step(tracker, running, pool)
+                if on_frames is not None:
+                    on_frames(len(running))
+                done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.seconds) for one in batch if not one.crop}
+                batch[:] = [one for one in batch if one.crop]
     return {sequence.name: done[sequence.name] for sequence in sequences}
 
 
-def _begin(tracker: BatchTracker, sequence: VideoSequence, readers: ThreadPoolExecutor) -> _Follower:
+def _begin(tracker: BatchTracker, sequence: VideoSequence, pool: ThreadPoolExecutor) -> _Follower:
     first = np.asarray(sequence.boxes_xywh[0], dtype=np.float64)
     try:
         (state,) = tracker.start([read_frame(sequence.frame_path(0))], [first.tolist()])
     except UserError as error:
-        raise UserError([f"sequence {sequence.name}: {problem}" for problem in error.problems]) from error
-    follower = _Follower(sequence, state, [first], None)
-    _read_next(follower, readers)
+        raise UserError([Problem(f"sequence {sequence.name}: {one}", one.code) for one in error.problems]) from error
+    follower = _Follower(sequence, state, [first])
+    _read(follower, 1, pool)
+    _cut(tracker, follower, pool)
     return follower
 
 
-def _read_next(follower: _Follower, readers: ThreadPoolExecutor) -> None:
-    """Have the next frame read while the model works on this one."""
-    index = len(follower.boxes)
-    more = index < follower.sequence.num_frames
-    follower.pending = readers.submit(read_frame, follower.sequence.frame_path(index)) if more else None
+def _read(follower: _Follower, index: int, pool: ThreadPoolExecutor) -> None:
+    """Have a frame read, which can begin before the box in the frame before it is known."""
+    there = index < follower.sequence.num_frames
+    follower.image = pool.submit(read_frame, follower.sequence.frame_path(index)) if there else None
 
 
-def _step(tracker: BatchTracker, running: Sequence[_Follower], readers: ThreadPoolExecutor) -> None:
-    images = [one.pending.result() for one in running if one.pending is not None]
+def _cut(tracker: BatchTracker, follower: _Follower, pool: ThreadPoolExecutor) -> None:
+    """Have the search region around the newest box cut out of the next frame."""
+    box, image = follower.state.box_xywh, follower.image
+    # Waiting inside a reader cannot block them all: the pool starts in order, and the frame was asked for before.
+    follower.crop = pool.submit(lambda: tracker.crop(box, image.result())) if image is not None else None
+
+
+def _step(tracker: BatchTracker, running: Sequence[_Follower], pool: ThreadPoolExecutor) -> None:
+    crops = [one.crop.result() for one in running if one.crop is not None]
+    images = [one.image.result() for one in running if one.image is not None]
+    for one in running:
+        _read(one, len(one.boxes) + 1, pool)
     begun = time.perf_counter()
-    tracked = tracker.track([one.state for one in running], images)
+    tracked = tracker.track([one.state for one in running], images, crops)
     seconds = (time.perf_counter() - begun) / len(running)
     for one, found in zip(running, tracked, strict=True):
         one.boxes.append(found.box_xywh)
         one.seconds += seconds
-        _read_next(one, readers)
+        _cut(tracker, one, pool)
 
 
 def model_subject(

@@ -20,8 +20,9 @@ class Tracks:
 
     Attributes:
         boxes_xywh: (N, 4) pixels; the first is the annotation it was given.
-        seconds: time of the tracker for the N - 1 frames after the first, image reading left out; of a step that
-            followed several sequences at once, each frame has an equal share. 0 where nothing was measured.
+        seconds: time of the tracker for the N - 1 frames after the first; reading frames and cutting search regions
+            out of them happens beside it and is left out. Of a step that followed several sequences at once, each
+            frame has an equal share. 0 where nothing was measured.
     """
 
     boxes_xywh: Array

@@ -7,12 +7,21 @@ configuration.
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from seqtrack.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config
 from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "bf16")
+# What the encoder computes in, as autocast's type; None leaves float32, whose products TF32 may shorten.
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "tf32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_NEEDS_CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # older GPUs have no units for it
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class TrackerSettings:
         update_interval: frames between two chances of a new template.
         update_threshold: score, of 0 to 40, above which the chance is taken.
         mean, std: of red, green and blue in [0, 1], as in training.
-        precision: "fp32", or "bf16" for the encoder's matrix products.
+        precision: of the encoder's matrix products, one of `PRECISIONS`; everything else is float32 always.
     """
 
     search_factor: float = 4.0
@@ -40,9 +49,34 @@ class TrackerSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot track."""
         if self.precision not in PRECISIONS:
-            raise UserError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+            raise UserError(
+                f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}", code="tracking.precision"
+            )
         if self.update_interval < 1 or min(self.search_factor, self.template_factor) <= 0:
-            raise UserError(f"a tracker needs an update interval of at least 1 and factors above 0, found {self}")
+            raise UserError(
+                f"a tracker needs an update interval of at least 1 and factors above 0, found {self}",
+                code="tracking.settings",
+            )
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device has no units for: it would be without effect, or slower than float32.
+
+    Raises:
+        UserError: tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
+    """
+    if device.type == "cpu":
+        if precision in ("tf32", "fp16"):
+            raise UserError(
+                f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16", code="tracking.precision_on_cpu"
+            )
+    elif torch.cuda.get_device_capability(device) < _NEEDS_CAPABILITY.get(precision, (0, 0)):
+        major, minor = torch.cuda.get_device_capability(device)
+        wanted = ".".join(map(str, _NEEDS_CAPABILITY[precision]))
+        raise UserError(
+            f"precision {precision} needs a GPU of compute capability {wanted} or later, this one has {major}.{minor}",
+            code="tracking.precision_on_gpu",
+        )
 
 
 def tracker_settings(config: Config, *, dataset: str | None, precision: str = "fp32") -> TrackerSettings:

@@ -4,8 +4,10 @@ Knows the model, crops and the way back to the image; knows no video, no file an
 followed object is a value of its own, so that one model follows many videos at once, a batch a step.
 """
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 
 from seqtrack.boxes import clip_to_image, search_to_image
 from seqtrack.data.crop import crop_frame
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
 from seqtrack.model.images import normalise
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tokens import hann_window, tokens_to_boxes
-from seqtrack.tracking.settings import TrackerSettings
+from seqtrack.tracking.settings import PRECISIONS, TrackerSettings
 
 Image = npt.NDArray[np.uint8]
 
@@ -60,11 +62,19 @@ class TrackState:
     frame: int = 0
 
 
+@dataclass(frozen=True)
+class SearchCrop:
+    """The search region of one frame: `pixels` (3, S, S) uint8 RGB, and crop pixels for one frame pixel."""
+
+    pixels: Image
+    resize_factor: float
+
+
 class BatchTracker:
     """One model following any number of objects, each in its own video.
 
     Args:
-        model: in eval mode; it stays on its device. With precision "bf16" a copy of it is used.
+        model: in eval mode; it stays on its device. With precision "bf16" or "fp16" a copy of it is used.
         settings: crop factors, window, template updates.
 
     Raises:
@@ -77,7 +87,8 @@ class BatchTracker:
         self.settings = settings
         self.spec = model.spec
         self.device = next(model.parameters()).device
-        self._model = _in_bfloat16(model) if settings.precision == "bf16" else model
+        self._dtype = PRECISIONS[settings.precision]
+        self._model = model if self._dtype is None else _with_short_products(model, self._dtype)
         self._window = hann_window(model.spec.bins).to(self.device) if settings.window else None
 
     def start(self, images: Sequence[Image], boxes_xywh: Sequence[Sequence[float]]) -> list[TrackState]:
@@ -98,26 +109,33 @@ class BatchTracker:
             states.append(TrackState(start, template.repeat(self.spec.num_templates, 1, 1, 1)))
         return states
 
+    def crop(self, box_xywh: npt.NDArray[np.float64], image: Image) -> SearchCrop:
+        """Cut the search region around the last box out of the next frame; other threads may do this meanwhile."""
+        crop, factor = crop_frame(image, box_xywh, factor=self.settings.search_factor, size=self.spec.search_size)
+        return SearchCrop(np.ascontiguousarray(crop.transpose(2, 0, 1)), factor)
+
     @torch.no_grad()
-    def track(self, states: Sequence[TrackState], images: Sequence[Image]) -> list[Tracked]:
+    def track(
+        self, states: Sequence[TrackState], images: Sequence[Image], crops: Sequence[SearchCrop] | None = None
+    ) -> list[Tracked]:
         """Find each object in its video's next frame and move its state on.
 
         Args:
             states: from `start`; changed in place.
             images: (H, W, 3) uint8 RGB each, of the same video as the state.
+            crops: what `crop` makes of the states' boxes and the images, where that was done before.
+
+        Raises:
+            RunError: the model's probabilities are not finite.
         """
-        crops, factors = [], []
-        for state, image in zip(states, images, strict=True):
-            crop, factor = crop_frame(
-                image, state.box_xywh, factor=self.settings.search_factor, size=self.spec.search_size
-            )
-            crops.append(crop)
-            factors.append(factor)
-        words, confidences = self._spell(torch.stack([state.templates for state in states]), self._input(crops))
+        if crops is None:
+            crops = [self.crop(state.box_xywh, image) for state, image in zip(states, images, strict=True)]
+        search = self._input([crop.pixels for crop in crops])
+        words, confidences = self._spell(torch.stack([state.templates for state in states]), search)
         boxes = search_to_image(
             tokens_to_boxes(words, self.spec.bins, self.spec.seq_format),
             torch.from_numpy(np.stack([state.box_xywh for state in states])),
-            resize_factor=torch.tensor(factors, dtype=torch.float64),
+            resize_factor=torch.tensor([crop.resize_factor for crop in crops], dtype=torch.float64),
             search_size_px=self.spec.search_size,
         )
         return [
@@ -139,6 +157,12 @@ class BatchTracker:
         state.box_xywh = clip_to_image(box, height_px=height, width_px=width, margin_px=MARGIN_PX).numpy()
         state.frame += 1
         score = SCORE_SCALE * sum(confidences)
+        if not math.isfinite(score):
+            raise RunError(
+                f"the model's probabilities in frame {state.frame} are not finite, computed in "
+                f"{self.settings.precision}",
+                code="tracking.not_finite",
+            )
         due = self.spec.num_templates > 1 and state.frame % self.settings.update_interval == 0
         updated = due and score > self.settings.update_threshold
         if updated:
@@ -147,19 +171,21 @@ class BatchTracker:
 
     def _spell(self, templates: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
         """Words and probabilities (B, 4), on the CPU."""
-        bfloat16 = self.settings.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with (
+            _tf32(self.settings.precision == "tf32"),
+            torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
+        ):
             memory = self._model.encode(templates, search)
         generated = self._model.generate(memory.float(), self._window)
         return generated.tokens.cpu(), generated.confidences.cpu()
 
     def _template(self, image: Image, box_xywh: npt.NDArray[np.float64]) -> Tensor:
         crop, _ = crop_frame(image, box_xywh, factor=self.settings.template_factor, size=self.spec.template_size)
-        return self._input([crop])
+        return self._input([crop.transpose(2, 0, 1)])
 
     def _input(self, crops: Sequence[Image]) -> Tensor:
-        """(B, 3, S, S) normalised on the device, from (S, S, 3) uint8 crops."""
-        pixels = torch.from_numpy(np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2)))
+        """(B, 3, S, S) normalised on the device, from (3, S, S) uint8 crops."""
+        pixels = torch.from_numpy(np.stack(crops))
         return normalise(pixels.to(self.device), mean=self.settings.mean, std=self.settings.std)
 
 
@@ -201,18 +227,19 @@ def check_start_box(box_xywh: npt.NDArray[np.float64], *, height_px: int, width_
     """
     told = ",".join(f"{value:g}" for value in box_xywh.tolist())
     if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all():
-        raise UserError(f"the first box is {told}; expected four finite numbers x,y,w,h")
+        raise UserError(f"the first box is {told}; expected four finite numbers x,y,w,h", code="track.box")
     x, y, w, h = box_xywh.tolist()
     if w <= 0 or h <= 0:
-        raise UserError(f"the first box {told} has no area; width and height must be above 0")
+        raise UserError(f"the first box {told} has no area; width and height must be above 0", code="track.box")
     if not (0 <= x + w / 2 <= width_px and 0 <= y + h / 2 <= height_px):
         raise UserError(
-            f"the first box {told} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels"
+            f"the first box {told} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels",
+            code="track.box",
         )
 
 
-def _in_bfloat16(model: SeqTrack) -> SeqTrack:
-    """A copy whose encoder keeps the weights of its matrix products in bfloat16.
+def _with_short_products(model: SeqTrack, dtype: torch.dtype) -> SeqTrack:
+    """A copy whose encoder keeps the weights of its matrix products in a type of 16 bits.
 
     Autocast would otherwise convert them again for every frame. Norms, positions and the residual stream stay in
     float32, and so does the decoder, whose choice among thousands of words is the part that a rounding can flip.
@@ -220,5 +247,23 @@ def _in_bfloat16(model: SeqTrack) -> SeqTrack:
     twin = copy.deepcopy(model)
     for module in twin.encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(torch.bfloat16)
+            module.to(dtype)
     return twin
+
+
+def set_tf32(enabled: bool) -> None:
+    """Whether float32 products on a GPU may be rounded to TF32. torch's own defaults differ for products and
+    convolutions, so both are set."""
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    torch.backends.cudnn.allow_tf32 = enabled
+
+
+@contextlib.contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    """`set_tf32` inside the block; training, which may validate in between, finds the switches as they were."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    set_tf32(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -1,14 +1,20 @@
 """Frames in and an annotated video out: files, folders of images, cameras.
 
-Knows OpenCV's readers and writers and their silences: a video that cannot be opened, a folder without images, a file
-that breaks off, a codec that is missing are told in words. Knows nothing of models or boxes.
+Knows OpenCV's readers and writers. What a decoder could decide by itself is set: a video's rotation is applied, as
+players do, and it is decoded in software. OpenCV reports a failure without a reason; what it and FFmpeg print about it
+is part of our message, and no cause is named that was not checked. Knows nothing of models or boxes.
 """
 
 import logging
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
@@ -25,9 +31,13 @@ logger = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.uint8]
 FOLDER_FPS = 30.0  # images in a folder do not say how fast they were taken
+FPS_RANGE = (0.001, 1000.0)  # what an mp4's time scale of 16 bits holds with four digits
+# Browsers play VP9; Motion JPEG is large and written a hundred times as fast.
+CODECS = {".mp4": "vp09", ".avi": "MJPG"}
+_CAMERA = re.compile(r"(?:/dev/video)?([0-9]{1,4})")
 
 
-@dataclass(frozen=True)
+@dataclass
 class FrameSource:
     """Where frames come from.
 
@@ -35,8 +45,10 @@ class FrameSource:
         kind: "video", "folder" or "camera".
         place: a file, a folder, or a camera's number.
         paths: the images of a folder in order, else empty.
-        count: frames there are, None where nobody knows (a camera, some videos).
-        fps: frames a second, as the source says or as was asked for.
+        count: frames that the source announces, which may be wrong; None where it does not.
+        fps: frames per second, as was asked for or else as the source says.
+        num_read: frames read so far.
+        span_ms: time between the first and the last of them by a video's own clock, else 0.
     """
 
     kind: str
@@ -44,11 +56,20 @@ class FrameSource:
     paths: tuple[Path, ...]
     count: int | None
     fps: float
+    num_read: int = 0
+    span_ms: float = 0.0
 
     @property
     def name(self) -> str:
         """What the output is called after."""
         return f"camera_{self.place}" if self.kind == "camera" else Path(self.place).resolve().stem or "frames"
+
+    @property
+    def mean_fps(self) -> float:
+        """Frames per second so far by the video's own clock, where that is not `fps`: variable frame rates."""
+        expected = 1000 * (self.num_read - 1) / self.fps
+        steady = self.span_ms <= 0 or abs(expected - self.span_ms) <= 2 + 0.01 * self.span_ms  # clocks count in ms
+        return self.fps if steady else 1000 * (self.num_read - 1) / self.span_ms
 
     def frames(self) -> Iterator[Image]:
         """(H, W, 3) uint8 RGB, one after another, all of one size.
@@ -62,7 +83,8 @@ class FrameSource:
             if size is not None and frame.shape != size:
                 raise UserError(
                     f"{told}: frame {number} has {frame.shape[1]}x{frame.shape[0]} pixels, the first has "
-                    f"{size[1]}x{size[0]}; one video has one size"
+                    f"{size[1]}x{size[0]}; one video has one size",
+                    code="track.frame_size",
                 )
             size = frame.shape
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
@@ -73,44 +95,77 @@ def open_frames(place: str, *, fps: float | None = None) -> FrameSource:
 
     Args:
         place: a video file; a folder of images (or of LaSOT's layout, with `img` in it); a camera's number or device.
+            A file or folder whose name is a number wins over the camera.
         fps: for folders, and for sources that do not say.
 
     Raises:
         UserError: nothing there, a folder without images, a video or camera that cannot be opened.
     """
     path = Path(place)
-    if place.isdigit() or place.startswith("/dev/video"):
-        return _probe("camera", place.removeprefix("/dev/video"), fps)
     if path.is_dir():
         folder = path / "img" if (path / "img").is_dir() else path
         paths = tuple(list_video_frames(folder))
         return FrameSource("folder", place, paths, len(paths), fps or FOLDER_FPS)
-    if not path.is_file():
-        raise UserError(f"{place}: no such video, folder or camera; a camera is given by its number, such as 0")
-    return _probe("video", place, fps)
+    if path.is_file():
+        return _probe("video", place, fps)
+    if camera := _CAMERA.fullmatch(place):
+        return _probe("camera", camera[1], fps)
+    raise UserError(
+        f"{place}: there is no file or folder of this name, and it is not the number of a camera, such as 0",
+        code="track.no_source",
+    )
 
 
-def _capture(source_kind: str, place: str) -> cv2.VideoCapture:
-    # FFmpeg writes its own complaints to the terminal; ours say what to do.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+def _library_words(call: str, place: str) -> str:
+    """What OpenCV and FFmpeg print when a call that failed is made again: they give their reasons nowhere else.
+
+    In a process of its own, because they print past Python, and FFmpeg reads its level only once.
+
+    Args:
+        call: Python that knows `cv2` and `place`.
+    """
+    loud = {**os.environ, "OPENCV_FFMPEG_LOGLEVEL": "16", "OPENCV_LOG_LEVEL": "WARNING"}  # 16: errors
+    command = [sys.executable, "-c", f"import cv2, sys; place = sys.argv[1]; {call}", place]
+    try:
+        done = subprocess.run(
+            command, env=loud, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=60
+        )
+    except subprocess.TimeoutExpired:
+        return "; asked for the reason, it gave no answer within 60 s"
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return f"; it says: {' | '.join(lines[:4])[:400]}" if lines else "; it gives no reason"
+
+
+def _capture(kind: str, place: str) -> cv2.VideoCapture:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it would print to stdout, where our results go
     cv2.setLogLevel(0)
-    return cv2.VideoCapture(int(place)) if source_kind == "camera" else cv2.VideoCapture(place)
+    if kind == "camera":
+        return cv2.VideoCapture(int(place))
+    software = [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_NONE]
+    capture = cv2.VideoCapture(place, cv2.CAP_FFMPEG, software)
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # off in some versions of OpenCV, on in others
+    return capture
 
 
 def _probe(kind: str, place: str, fps: float | None) -> FrameSource:
     capture = _capture(kind, place)
-    try:
-        opened = capture.isOpened() and capture.read()[0]
-        told_fps, told_count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    finally:
-        capture.release()
-    if not opened and kind == "camera":
-        raise UserError(f"camera {place}: cannot be opened, or gives no picture; is it connected, and not in use?")
-    if not opened:
+    opened = capture.isOpened()
+    decoded = opened and capture.read()[0]
+    told_fps, told_count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    what = "opened it, but got no picture" if opened else "could not open it"
+    if not decoded and kind == "camera":
+        there = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
+        words = _library_words("cv2.VideoCapture(int(place)).read()", place)
+        raise UserError(f"camera {place}: OpenCV {what} (devices /dev/video*: {there}){words}", code="track.camera")
+    if not decoded:
+        size = Path(place).stat().st_size
+        words = _library_words("cv2.VideoCapture(place, cv2.CAP_FFMPEG).read()", place)
         raise UserError(
-            f"{place}: cannot be read as a video: no frame could be decoded ({Path(place).stat().st_size} bytes)"
+            f"{place}: cannot be read as a video: OpenCV's FFmpeg {what} ({size} bytes){words}",
+            code="track.not_a_video",
         )
-    if not 0 < told_fps < 1000:
+    if not FPS_RANGE[0] <= told_fps <= FPS_RANGE[1]:
         told_fps = FOLDER_FPS
     count = round(told_count) if kind == "video" and 0 < told_count < 1e8 else None
     return FrameSource(kind, place, (), count, fps or told_fps)
@@ -123,86 +178,169 @@ def _read_images(paths: tuple[Path, ...]) -> Iterator[tuple[str, Image]]:
 
 def _read_capture(source: FrameSource) -> Iterator[tuple[str, Image]]:
     capture = _capture(source.kind, source.place)
-    number = 0
+    first_ms = 0.0
+    source.num_read, source.span_ms = 0, 0.0
     try:
         while True:
             there, frame = capture.read()
             if not there:
                 break
-            number += 1
+            source.num_read += 1
+            if source.kind == "video":
+                now_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
+                first_ms = now_ms if source.num_read == 1 else first_ms
+                source.span_ms = now_ms - first_ms
             yield source.place, np.asarray(frame, dtype=np.uint8)
     finally:
         capture.release()
     if source.kind == "camera":
-        raise UserError(f"camera {source.place}: gave no more pictures after {number}")
-    if source.count is not None and number < source.count:
+        raise UserError(
+            f"camera {source.place}: gave no more pictures after {source.num_read}", code="track.camera_ended"
+        )
+    if source.count is not None and source.num_read < source.count:
         logger.warning(
-            "%s: ends after %d frames, although it announces %d: the file is cut off or damaged",
-            source.place, number, source.count,
+            "%s: no frame could be decoded after %d, although it announces %d",
+            source.place, source.num_read, source.count,
         )  # fmt: skip
 
 
-class Mp4Writer:
-    """Writes frames to an mp4 that appears under its name when it is finished and can be read back.
+class VideoWriter:
+    """Writes frames to a video that appears under its name when it is finished and can be read back.
 
-    A context manager; leaving it with an error leaves nothing.
+    A context manager; leaving it with an error leaves nothing. One frame is encoded while the caller makes the next.
 
     Args:
-        path: ends in .mp4; its folder exists.
+        path: ends in one of `CODECS`.
+        fps: frames per second. Of an mp4 it may be changed until the end: it is written last, as the nearest fraction
+            whose numerator and denominator are at most 65535. OpenCV rounds an avi's to a thousandth.
         size: (width, height) in pixels; one pixel is left off at the right and bottom where it is odd.
 
     Raises:
-        UserError: the codec is missing, the folder cannot be written, or the finished file cannot be read back.
+        UserError: the place cannot be written, or the finished file cannot be read back.
     """
 
     def __init__(self, path: Path, *, fps: float, size: tuple[int, int]) -> None:
-        self.path = path
+        self.path, self.fps = path, fps
         self.num_frames = 0
-        self._size = (size[0] - size[0] % 2, size[1] - size[1] % 2)  # MPEG-4's colour planes have half the size
-        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+        self._size = (size[0] - size[0] % 2, size[1] - size[1] % 2)  # the colour planes have half the size
+        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         if min(self._size) < 2:
-            raise UserError(f"{path}: frames of {size[0]}x{size[1]} pixels are too small for a video")
-        self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter.fourcc(*"mp4v"), fps, self._size)
+            raise UserError(
+                f"{path}: frames of {size[0]}x{size[1]} pixels are too small for a video", code="track.frame_size"
+            )
+        try:
+            self._temporary.touch()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})", code="track.output") from error
+        codec = CODECS[path.suffix.lower()]
+        rate = fps if codec == "MJPG" else FOLDER_FPS
+        wanted = cv2.VideoWriter.fourcc(*codec), rate, self._size
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        self._writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, *wanted)
         if not self._writer.isOpened():
+            words = _library_words(f"cv2.VideoWriter(place, cv2.CAP_FFMPEG, *{wanted})", str(self._temporary))
             self._temporary.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written as mp4; is {path.parent} writable, and has its disk space?")
+            raise UserError(
+                f"{path}: OpenCV's FFmpeg could not begin a video of {self._size[0]}x{self._size[1]} pixels with codec "
+                f"{codec} and {rate:g} frames per second{words}",
+                code="track.codec",
+            )
+        self._encoder = ThreadPoolExecutor(1)
+        self._encoding: Future[None] | None = None
 
     def write(self, image: Image) -> None:
         """Append one (H, W, 3) uint8 RGB frame."""
         width, height = self._size
-        self._writer.write(cv2.cvtColor(image[:height, :width], cv2.COLOR_RGB2BGR))
+        frame = cv2.cvtColor(image[:height, :width], cv2.COLOR_RGB2BGR)
+        if self._encoding is not None:
+            self._encoding.result()
+        self._encoding = self._encoder.submit(self._writer.write, frame)
         self.num_frames += 1
 
-    def __enter__(self) -> "Mp4Writer":
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._encoder.shutdown()
         self._writer.release()
-        if kind is not None:
+        try:
+            if kind is None:
+                self._finish()
+        except OSError as problem:
+            raise UserError(f"{self.path}: cannot be written ({problem})", code="track.output") from problem
+        finally:
             self._temporary.unlink(missing_ok=True)
-            return
+
+    def _finish(self) -> None:
         found = self._readable_frames()
         if found != self.num_frames:
-            self._temporary.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path.parent).free
             raise UserError(
-                f"{self.path}: {self.num_frames} frames were written, {found} can be read back; is the disk full?"
+                f"{self.path}: {self.num_frames} frames were handed to OpenCV's FFmpeg, {found} can be read back; "
+                f"{free} bytes are free there",
+                code="track.incomplete_video",
             )
+        if self._temporary.suffix.lower() == ".mp4":
+            set_mp4_rate(self._temporary, nearest_rate(self.fps, self.num_frames))
         with self._temporary.open("rb") as file:
             os.fsync(file.fileno())
-        shutil.move(self._temporary, self.path)
+        self._temporary.replace(self.path)
         sync_folder(self.path.parent)
 
     def _readable_frames(self) -> int:
-        """Frames the finished file announces, 0 if not even the first can be decoded."""
-        capture = cv2.VideoCapture(str(self._temporary))
-        try:
-            if not capture.isOpened() or not capture.read()[0]:
-                return 0
-            return round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        finally:
-            capture.release()
+        """Frames of the finished file's index, 0 if it has none or if not even the first frame can be decoded."""
+        capture = _capture("video", str(self._temporary))
+        there = capture.isOpened() and capture.read()[0]
+        count = round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        return count if there else 0
+
+
+def nearest_rate(fps: float, num_frames: int = 1) -> Fraction:
+    """The nearest fraction whose numerator and denominator fit into 16 bits, and the frames' duration into 32."""
+    return Fraction(fps).limit_denominator(int(min(65535 / max(fps, 1.0), (2**32 - 1) / num_frames)))
+
+
+def set_mp4_rate(path: Path, rate: Fraction) -> None:
+    """Write the rate of an mp4 of one track whose frames all last equally long.
+
+    OpenCV takes a rate as a float and rounds it to a thousandth, before the first frame; the index at the file's end
+    holds it as a fraction.
+    """
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        at, kind = 0, b""
+        while kind != b"moov":  # ISO/IEC 14496-12: boxes of length, kind, content; a length of 1 means 64 bits follow
+            file.seek(at)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length
+            if length < 8 or at + length > size:
+                raise OSError(f"{path}: the index of the mp4 was not found")
+            start, at = at, at + length
+        file.seek(start)
+        index = bytearray(file.read(length))
+
+        def put(name: bytes, **fields: int) -> None:
+            box = index.index(name) + 4
+            for offset, value in ((int(key[1:]), value) for key, value in fields.items()):
+                index[box + offset : box + offset + 4] = value.to_bytes(4, "big")
+
+        stts = index.index(b"stts") + 4
+        entries = int.from_bytes(index[stts + 4 : stts + 8], "big")
+        frames = sum(int.from_bytes(index[stts + 8 + 8 * i : stts + 12 + 8 * i], "big") for i in range(entries))
+        duration = frames * rate.denominator
+        for i in range(entries):
+            index[stts + 12 + 8 * i : stts + 16 + 8 * i] = rate.denominator.to_bytes(4, "big")
+        put(b"mvhd", _12=rate.numerator, _16=duration)
+        put(b"mdhd", _12=rate.numerator, _16=duration)
+        put(b"tkhd", _20=duration)
+        if b"elst" in index:
+            put(b"elst", _8=duration)
+        file.seek(start)
+        file.write(index)
 
 
 def ask_for_box(image: Image) -> tuple[float, ...] | None:
@@ -220,5 +358,5 @@ def ask_for_box(image: Image) -> tuple[float, ...] | None:
     except cv2.error:
         return None  # the headless build of OpenCV, which the lock names, has no windows
     if box[2] <= 0 or box[3] <= 0:
-        raise UserError("no box was drawn; draw one and press Enter, or give --box x,y,w,h")
+        raise UserError("no box was drawn; draw one and press Enter, or give --box x,y,w,h", code="track.box")
     return tuple(float(value) for value in box)

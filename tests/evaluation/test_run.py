@@ -46,9 +46,30 @@ def test_the_number_followed_at_once_does_not_change_the_boxes(
         np.testing.assert_allclose(tracks[name].boxes_xywh[1:], boxes, atol=1e-6)
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_boxes_are_equal_to_the_last_byte_for_any_number_of_readers(
+    model: SeqTrack, sequences: list[Sequence], batches: int
+) -> None:
+    """Two sequences at once in two batches that take turns, so that sequences start while others are on their way."""
+    tracked = [
+        track_sequences(model.eval(), sequences, SETTINGS, concurrent=2, readers=readers, batches=batches)
+        for readers in (1, 2, 8)
+    ]
+    for name in tracked[0]:
+        assert len({one[name].boxes_xywh.tobytes() for one in tracked}) == 1
+    assert len({one.boxes_xywh.tobytes() for one in tracked[0].values()}) == len(sequences), "the videos differ"
+
+
+def test_two_batches_that_take_turns_find_what_one_finds(model: SeqTrack, sequences: list[Sequence]) -> None:
+    one, two = (track_sequences(model.eval(), sequences[:3], SETTINGS, batches=batches) for batches in (1, 2))
+    assert list(one) == list(two)
+    for name, tracks in one.items():
+        np.testing.assert_allclose(two[name].boxes_xywh, tracks.boxes_xywh, atol=1e-6)
+
+
 def test_progress_counts_every_tracked_frame(model: SeqTrack, sequences: list[Sequence]) -> None:
     told: list[int] = []
-    track_sequences(model.eval(), sequences, SETTINGS, concurrent=3, on_frames=told.append)
+    track_sequences(model.eval(), sequences, SETTINGS, concurrent=3, batches=2, on_frames=told.append)
     assert sum(told) == sum(sequence.num_frames - 1 for sequence in sequences)
 
 

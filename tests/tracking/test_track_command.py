@@ -1,5 +1,6 @@
 """`seqtrack track` from the outside: a source and a box in, a video and a box file out."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,11 +16,12 @@ import yaml
 
 from seqtrack.checkpoints.store import epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
-from seqtrack.cli import main
+from seqtrack.cli import _join_negative_values, main
 from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.evaluation.boxfiles import read_boxes
 from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.tracking.video import FrameSource, VideoWriter, open_frames
 
 from .conftest import FIRST_BOX
 
@@ -68,6 +70,9 @@ def test_a_folder_becomes_an_annotated_video_and_a_box_file(
     video, boxes = output / "tracks" / "frames.mp4", output / "tracks" / "frames.txt"
     assert capsys.readouterr().out.split() == [str(video), str(boxes)]
     assert frames_of(video) == 10
+    record = json.loads(boxes.with_suffix(".json").read_text())
+    assert (record["precision"], record["frames"], record["fps"]) == ("fp32", 10, 30.0)
+    assert record["box_xywh"] == list(FIRST_BOX) and record["checkpoint"]["epoch"] == 4
     found = read_boxes(boxes)
     assert found.shape == (10, 4) and found[0].tolist() == list(FIRST_BOX)
 
@@ -80,11 +85,70 @@ def test_a_video_that_was_written_can_be_tracked_again_by_another_name(
     arguments = ["--box", BOX, "--frames", 6, "-o", target, "--precision", "bf16", "--checkpoint", 4]
     assert track(output / "tracks" / "frames.mp4", *arguments) == 0
     assert frames_of(target) == 6 and len(read_boxes(target.with_suffix(".txt"))) == 6
+    assert json.loads(target.with_suffix(".json").read_text())["precision"] == "bf16"
+
+
+def test_a_box_that_begins_with_a_minus_sign_is_a_value_in_both_forms(
+    track: Callable[..., int], video_folder: Path, tmp_path: Path
+) -> None:
+    for name, form in (("one", ["--box", "-8,-8.5,24,24"]), ("two", ["--box=-8,-8.5,24,24"])):
+        assert track(video_folder, *form, "--no-video", "-o", tmp_path / f"{name}.mp4") == 0
+    first, second = (tmp_path / f"{name}.txt" for name in ("one", "two"))
+    assert read_boxes(first)[0].tolist() == [-8, -8.5, 24, 24] and first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "joined"),
+    [
+        (["a", "--box", "-1,2,3,4", "-o", "-5.mp4"], ["a", "--box=-1,2,3,4", "-o-5.mp4"]),
+        (["--box", "-.5,2,3,4"], ["--box=-.5,2,3,4"]),
+        (["--frames", "-3", "--fps", "-1e3"], ["--frames=-3", "--fps=-1e3"]),
+        (["--box=1,2,3,4", "-1"], ["--box=1,2,3,4", "-1"]),
+        (["--no-video", "-o", "x.mp4", "--", "--box", "-1"], ["--no-video", "-o", "x.mp4", "--", "--box", "-1"]),
+        (["--box", "-o", "--", "-1"], ["--box", "-o", "--", "-1"]),
+    ],
+)
+def test_a_word_that_begins_like_a_negative_number_belongs_to_the_option_before_it(
+    words: list[str], joined: list[str]
+) -> None:
+    assert _join_negative_values(words) == joined
+
+
+@pytest.mark.parametrize(("fps", "expected"), [("66.667", 66.667), ("7.4996", 7.4996), ("0.25", 0.25)])
+def test_the_output_has_the_rate_that_was_asked_for(
+    track: Callable[..., int], output: Path, video_folder: Path, fps: str, expected: float
+) -> None:
+    assert track(video_folder, "--box", BOX, "--frames", "3", "--fps", fps) == 0
+    written = open_frames(str(output / "tracks" / "frames.mp4"))
+    assert written.fps == pytest.approx(expected, rel=1e-4)
+    assert len(list(written.frames())) == len(read_boxes(output / "tracks" / "frames.txt")) == 3
+
+
+def test_a_video_with_the_name_of_a_camera_is_tracked(
+    track: Callable[..., int], output: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with VideoWriter(tmp_path / "in.mp4", fps=10, size=(128, 96)) as video:
+        for frame in frames[:3]:
+            video.write(frame)
+    (tmp_path / "in.mp4").rename(tmp_path / "12")
+    monkeypatch.chdir(tmp_path)
+    assert track("12", "--box", BOX, "-o", "out.avi") == 0
+    assert frames_of(tmp_path / "out.avi") == len(read_boxes(tmp_path / "out.txt")) == 3
+
+
+def test_a_variable_frame_rate_becomes_its_mean(
+    track: Callable[..., int], video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrameSource, "mean_fps", 17.5)
+    assert track(video_folder, "--box", BOX, "--frames", "3", "-o", tmp_path / "mean.mp4") == 0
+    assert open_frames(str(tmp_path / "mean.mp4")).fps == 17.5
+    assert track(video_folder, "--box", BOX, "--frames", "3", "-o", tmp_path / "asked.mp4", "--fps", "12") == 0
+    assert open_frames(str(tmp_path / "asked.mp4")).fps == 12
 
 
 def test_boxes_alone_on_request(track: Callable[..., int], output: Path, video_folder: Path) -> None:
     assert track(video_folder, "--box", BOX, "--no-video") == 0
-    assert [path.name for path in (output / "tracks").iterdir()] == ["frames.txt"]
+    assert sorted(path.name for path in (output / "tracks").iterdir()) == ["frames.json", "frames.txt"]
 
 
 def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[..., int], output: Path) -> None:
@@ -99,17 +163,24 @@ def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "code"),
     [
-        (["--box", "500,10,20,20"], "outside the image of 128x96"),
-        (["--box", "10,10,0,20"], "no area"),
-        (["--box", "1,2,3"], "expected four numbers"),
-        (["--box", "a,b,c,d"], "expected four numbers"),
-        ([], "--box is missing"),
-        (["--box", BOX, "--checkpoint", "9"], "no checkpoint of epoch 9; there are: 4"),
-        (["--box", BOX, "--checkpoint", "all", "--phase", "2"], "holds no epoch's checkpoint"),
-        (["--box", BOX, "-o", "out.avi"], "must end in .mp4"),
-        (["--box", BOX, "--frames", "0"], "--frames must be at least 1"),
+        (["--box", "500,10,20,20"], "track.box"),
+        (["--box", "10,10,0,20"], "track.box"),
+        (["--box", "1,2,3"], "track.option"),
+        (["--box", "a,b,c,d"], "track.option"),
+        (["--box", "1,2,1_0,nan"], "track.option"),
+        ([], "track.option"),
+        (["--box", BOX, "--checkpoint", "9"], "user.error"),
+        (["--box", BOX, "--checkpoint", "all", "--phase", "2"], "user.error"),
+        (["--box", BOX, "-o", "out.mkv"], "track.output"),
+        (["--box", BOX, "-o", "/proc/none/out.mp4"], "track.output"),
+        (["--box", BOX, "--frames", "0"], "track.option"),
+        (["--box", BOX, "--fps", "0"], "track.option"),
+        (["--box", BOX, "--fps", "nan"], "track.option"),
+        (["--box", BOX, "--fps", "-30"], "track.option"),
+        (["--box", BOX, "--precision", "tf32", "--device", "cpu"], "tracking.precision_on_cpu"),
+        (["--box", BOX, "--precision", "fp16", "--device", "cpu"], "tracking.precision_on_cpu"),
     ],
 )
 def test_what_cannot_be_done_is_told_with_exit_code_2(
@@ -118,10 +189,10 @@ def test_what_cannot_be_done_is_told_with_exit_code_2(
     video_folder: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    said: str,
+    code: str,
 ) -> None:
     assert track(video_folder, *arguments) == 2
-    assert said in capsys.readouterr().err
+    assert f"error [{code}]" in capsys.readouterr().err
     assert not list(output.glob("tracks/*")), "nothing is left behind"
 
 
@@ -148,7 +219,7 @@ def test_weights_of_another_size_than_the_configuration_says_are_refused(
     assert "its weights do not fit its configuration" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "said"), [("empty", "no images"), ("video.mp4", "cannot be read as a video")])
+@pytest.mark.parametrize(("name", "said"), [("empty", "no images"), ("video.mp4", "error [track.not_a_video]")])
 def test_a_source_that_is_none_is_told_with_exit_code_2(
     track: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
 ) -> None:

@@ -1,16 +1,18 @@
 """What a tracker does with its state, and what it refuses. Equality with the authors' is a golden test."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
-from seqtrack.tracking.settings import TrackerSettings, tracker_settings
+from seqtrack.tracking.settings import TrackerSettings, check_precision, tracker_settings
 from seqtrack.tracking.tracker import BatchTracker, Tracked, Tracker
 
 from .conftest import FIRST_BOX
@@ -140,14 +142,76 @@ def test_a_box_that_shrank_to_nothing_has_ten_pixels_again(model: SeqTrack, fram
     assert found[0] <= 118 and found[1] <= 86
 
 
-def test_bfloat16_uses_a_copy_and_leaves_the_model_alone(model: SeqTrack, frames: list[np.ndarray]) -> None:
+@pytest.mark.parametrize(("precision", "close"), [("bf16", 0.2), ("fp16", 0.02)])
+def test_16_bits_use_a_copy_and_leave_the_model_alone(
+    model: SeqTrack, frames: list[np.ndarray], precision: str, close: float
+) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = follow(model, NEVER, frames)
-    coarse = follow(model, TrackerSettings(update_interval=9999, precision="bf16"), frames)
+    coarse = follow(model, TrackerSettings(update_interval=9999, precision=precision), frames)
     after = model.state_dict()
     assert all(value.dtype == torch.float32 and torch.equal(value, after[name]) for name, value in before.items())
-    assert plain[0].confidences != coarse[0].confidences, "bfloat16 was not used"
-    np.testing.assert_allclose(coarse[0].confidences, plain[0].confidences, rtol=0.2)
+    assert plain[0].confidences != coarse[0].confidences, f"{precision} was not used"
+    np.testing.assert_allclose(coarse[0].confidences, plain[0].confidences, rtol=close)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("precision", "inside"), [("fp32", False), ("tf32", True)])
+def test_tf32_is_switched_for_the_encoder_alone_and_put_back(
+    model: SeqTrack,
+    frames: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    inside: bool,
+    before: bool,
+) -> None:
+    for switches in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(switches, "allow_tf32", before)
+    seen = []
+    hook = model.encoder.register_forward_hook(
+        lambda *_: seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+    )
+    found = follow(model, TrackerSettings(update_interval=9999, precision=precision), frames[:2])
+    hook.remove()
+    assert seen == [(inside, inside)]
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (before, before)
+    assert found[0].box_xywh.tolist() == follow(model, NEVER, frames[:2])[0].box_xywh.tolist()
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "code"),
+    [
+        ("fp32", None, None),
+        ("bf16", None, None),
+        ("tf32", None, "tracking.precision_on_cpu"),
+        ("fp16", None, "tracking.precision_on_cpu"),
+        ("tf32", (7, 5), "tracking.precision_on_gpu"),
+        ("bf16", (7, 5), "tracking.precision_on_gpu"),
+        ("fp16", (7, 5), None),
+        ("fp16", (6, 1), "tracking.precision_on_gpu"),
+        ("tf32", (8, 6), None),
+        ("bf16", (8, 0), None),
+    ],
+)
+def test_a_precision_that_the_device_has_no_units_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, precision: str, capability: tuple[int, int] | None, code: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cpu" if capability is None else "cuda")
+    if code is None:
+        check_precision(precision, device)
+    else:
+        with pytest.raises(UserError) as error:
+            check_precision(precision, device)
+        assert error.value.code == code and precision in str(error.value)
+
+
+def test_probabilities_that_are_not_finite_end_tracking(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    broken = copy.deepcopy(model)
+    broken.pos_embed.data.fill_(float("nan"))
+    with pytest.raises(RunError) as error:
+        follow(broken, NEVER, frames)
+    assert error.value.code == "tracking.not_finite"
 
 
 @pytest.mark.parametrize(
