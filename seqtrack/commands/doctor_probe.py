@@ -55,7 +55,8 @@ def try_device(environment: "Environment", config: "Config", *, limit_s: float =
         "checkpoint_bytes": checkpoint_bytes(spec),
         "compile": config.TRAIN.COMPILE,
     }
-    yield from _in_processes(work, limit_s)
+    # torch.compile takes a minute on a slow machine.
+    yield from _in_processes(work, limit_s * (3 if config.TRAIN.COMPILE else 1))
 
 
 def _in_processes(work: dict[str, Any], limit_s: float) -> "Iterator[Finding]":

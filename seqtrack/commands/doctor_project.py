@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_packages(lock: Path = ROOT / "requirements.lock") -> Finding:
-    """Whether what is installed is what the lock says for this Python; installed with pip, what the package asks for."""
+    """Whether what is installed is what the lock says; for a package installed with pip, what its metadata says."""
     from packaging.requirements import Requirement
 
     from seqtrack.engine.fingerprint import versions
