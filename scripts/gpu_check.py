@@ -4,7 +4,7 @@
     python3 scripts/gpu_check.py --out FOLDER [--extras FOLDER] [--only NAME,NAME] [--budget-s 480]
 
 Each item runs under its own limit and ends as ok, FAILED, skipped or over budget; none stops the others. They run in
-the order of their value. One line per item is printed at once, and FOLDER/gpu_check.json is rewritten after each, so that a
+the order of their value. One line per item is printed at once, and FOLDER/gpu_check.json is rewritten after each: a
 machine that is taken away loses nothing. The exit code is 0 unless an item FAILED. `scripts/gpu_check.sh` makes the
 extras (reference outputs, small wheels) where there is a network. `--device cpu --small` tries the items themselves.
 """

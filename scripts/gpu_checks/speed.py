@@ -66,7 +66,7 @@ def memory(context: Context, check: Check) -> str:
         # The context and the libraries' workspaces: what is used beyond torch's own.
         beside = [row["device_total"] - row["reserved"] for row in table]
         check.values["process_bytes_median"] = sorted(beside)[len(beside) // 2]
-        check.that(0.85 <= worst[0] and worst[1] <= 1.05, f"reserved / planned is {worst[0]:.2f} to {worst[1]:.2f}")
+        check.that(worst[0] >= 0.85 and worst[1] <= 1.05, f"reserved / planned is {worst[0]:.2f} to {worst[1]:.2f}")
     return f"reserved / planned {worst[0]:.2f} to {worst[1]:.2f} over {len(table)} settings"
 
 
