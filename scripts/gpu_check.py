@@ -59,7 +59,8 @@ def main() -> int:
     args = parser.parse_args()
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    missing = _use_extras(args.extras)
+    work = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    missing = _use_extras(args.extras, work)
     sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
     if args.small:  # a tiny model is slower on several threads
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -70,7 +71,6 @@ def main() -> int:
     if unknown := set(wanted) - {item.name for item in ITEMS}:
         parser.error(f"no such item: {', '.join(sorted(unknown))}; there are {', '.join(i.name for i in ITEMS)}")
     report: dict[str, Any] = {"head": _head(args), "missing_extras": missing, "items": []}
-    work = Path(tempfile.mkdtemp(prefix="gpu-check-"))
     context = Context(device=args.device, small=args.small, work=work)
     failed = False
     try:
@@ -132,14 +132,13 @@ def _write(folder: Path, report: dict[str, Any], running: Outcome | None) -> Non
     new.replace(folder / "gpu_check.json")
 
 
-def _use_extras(folder: Path | None) -> list[str]:
-    """Put the small wheels on the path, for child processes too; names what is missing."""
+def _use_extras(folder: Path | None, work: Path) -> list[str]:
+    """Unpack the small wheels and put them behind what is installed; names what is missing."""
     if folder is not None:
-        paths = [str(path.resolve()) for path in sorted((folder / "packages").glob("*"))] if folder.is_dir() else []
-        packages = str((folder / "packages").resolve())
-        if paths:
-            sys.path.append(packages)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), packages]))
+        packages = str(work / "packages")
+        for wheel in sorted((folder / "wheels").glob("*.whl")):
+            shutil.unpack_archive(wheel, packages, format="zip")
+        sys.path.append(packages)  # child processes are forked from one that is given this path
         if (folder / "goldens").is_dir():
             os.environ["SEQTRACK_GOLDENS"] = str((folder / "goldens").resolve())
         if (folder / "frames").is_dir():

@@ -2,7 +2,7 @@
 # Prepare the extras of scripts/gpu_check.py on a machine with a network: scripts/gpu_check.sh FOLDER [PYTHON]
 #
 # FOLDER gets what a GPU machine without a network lacks beside a checkout, Python 3.12 and torch 2.11: the reference
-# outputs (from SEQTRACK_GOLDENS) and small packages, unpacked. Copy it there, and then:
+# outputs (from SEQTRACK_GOLDENS) and small packages, as wheels. Copy it there, and then:
 #
 #   python3 scripts/gpu_check.py --out OUT --extras FOLDER
 #
@@ -15,22 +15,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
   exit 2
 }
 folder=$1 python=${2:-python3}
-mkdir -p "$folder/packages" "$folder/goldens"
+mkdir -p "$folder/wheels" "$folder/goldens"
 
 # torch, torchvision, timm, NumPy, OpenCV, safetensors and huggingface_hub are there; what they need as well.
-"$python" -m pip --quiet --disable-pip-version-check install --target "$folder/packages" --upgrade \
+"$python" -m pip --quiet --disable-pip-version-check download --dest "$folder/wheels" \
   --only-binary :all: --no-deps --python-version 3.12 --platform manylinux2014_x86_64 --platform any \
   yacs turbojpeg python-dotenv pydantic pydantic-core annotated-types typing-inspection typing-extensions \
   jinja2 markupsafe markdown-it-py mdurl pytest pluggy iniconfig packaging tqdm pyyaml \
-  tensorboard tensorboard-data-server absl-py protobuf werkzeug markdown grpcio \
-  matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing python-dateutil six
+  tensorboard absl-py protobuf matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six
 
 if [ -d "${SEQTRACK_GOLDENS:-}" ]; then
   cp "$SEQTRACK_GOLDENS"/*.npz "$SEQTRACK_GOLDENS"/*.json "$folder/goldens/"
 else
   echo "SEQTRACK_GOLDENS names no folder: the items golden and tracker go without reference outputs" >&2
 fi
-find "$folder/packages" -name tests -type d -prune -exec rm -rf {} +
 size=$(du -sm "$folder" | cut -f1)
 [ "$size" -le 64 ] || {
   echo "error: $folder has $size MiB, which is more than 64" >&2

@@ -37,7 +37,7 @@ def doctor(tmp_path: Path, **variables: str) -> tuple[int, str]:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     return answer.returncode, answer.stdout + answer.stderr
