@@ -18,10 +18,12 @@ folder=$1 python=${2:-python3}
 mkdir -p "$folder/wheels" "$folder/goldens"
 
 # torch, torchvision, timm, NumPy, OpenCV, safetensors and huggingface_hub are there; what they need as well.
-"$python" -m pip --quiet --disable-pip-version-check download --dest "$folder/wheels" \
-  --only-binary :all: --no-deps --python-version 3.12 --platform manylinux2014_x86_64 --platform any \
-  yacs turbojpeg python-dotenv pydantic pydantic-core annotated-types typing-inspection typing-extensions \
-  jinja2 markupsafe markdown-it-py mdurl pytest pluggy iniconfig packaging tqdm pyyaml \
+fetch() {
+  "$python" -m pip --quiet --disable-pip-version-check download --dest "$folder/wheels" \
+    --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 --platform any "$@"
+}
+fetch pydantic jinja2 markdown-it-py pytest
+fetch --no-deps yacs turbojpeg python-dotenv tqdm pyyaml \
   tensorboard absl-py protobuf matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six
 
 if [ -d "${SEQTRACK_GOLDENS:-}" ]; then

@@ -206,6 +206,7 @@ def _overflow(context: Context, check: Check, keys: dict[str, Any], batch: int) 
     """The scaler starts far too high, so that the first steps overflow; without fp16 the scale overflows float32."""
     amp = "fp16" if context.is_cuda else "off"
     huge = 2.0**30 if context.is_cuda else 2.0**126
+    keys = keys if context.is_cuda else {**keys, "TRAIN.CE_WEIGHT": 1e6}
 
     def begin() -> Trainer:
         trainer = context.trainer({**keys, "TRAIN.AMP": amp, "MODEL.DECODER.DROPOUT": 0.1}, batch=batch)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Looks at packages, settings, folders, data, the token (asks the Hub whose it is, never shows it) and the "
         "clock, holds memory and disk against what `plan` says, and tries the device in processes like those of "
-        "training: a matrix product, attention in the precision of the run, the memory of a checkpoint, with NPROC an exchange."
+        "training: a matrix product, attention in the precision of the run, a checkpoint's memory, an exchange."
     )
 
 
