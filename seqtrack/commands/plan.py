@@ -232,7 +232,7 @@ def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     from seqtrack.config.text import nearest
     from seqtrack.engine.gpus import GPUS, find_gpu
 
-    numbers = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", text.lower())
+    numbers = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
     if numbers:
         capability = (int(numbers[1]), int(numbers[2]))
         return f"compute capability {capability[0]}.{capability[1]}", capability, None
