@@ -22,9 +22,8 @@ from torch import Tensor
 from seqtrack import prepare
 from seqtrack import train as training
 from seqtrack.checkpoints.store import step_name
-from seqtrack.config.environment import configure
+from seqtrack.config.environment import VARIABLES, configure
 from seqtrack.config.schema import Config
-from seqtrack.config.variables import VARIABLES
 from seqtrack.data.loader import Batch
 from seqtrack.engine.log import read_metrics
 from seqtrack.engine.ranks import Ranks

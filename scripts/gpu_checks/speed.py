@@ -168,7 +168,7 @@ def tracker(context: Context, check: Check) -> str:
 
 def _golden_tracker(context: Context, check: Check) -> None:
     sets = _model_sets()
-    from seqtrack.config.load import load_config
+    from seqtrack.config.loader import load_config
     from seqtrack.model.build import build_empty
 
     told = sets.read_json("tracker_b256.json")

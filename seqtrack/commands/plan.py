@@ -229,7 +229,7 @@ def find_machine(
 
 def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     """Name, compute capability and bytes of memory (None if not known) of a card that --gpu names."""
-    from seqtrack.config.text import nearest
+    from seqtrack.config.fields import did_you_mean
     from seqtrack.engine.gpus import GPUS, find_gpu
 
     numbers = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
@@ -239,7 +239,7 @@ def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     card = find_gpu(text)
     if card is None:
         raise UserError(
-            f"--gpu {text}: expected a compute capability such as 7.5, or a card of the table{nearest(text, GPUS)}",
+            f"--gpu {text}: expected a compute capability such as 7.5, or a card of the table{did_you_mean(text, GPUS)}",
             code="plan.unknown_gpu",
         )
     return text, card.capability, int(card.memory_gib * GIB)
