@@ -239,7 +239,7 @@ def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     card = find_gpu(text)
     if card is None:
         raise UserError(
-            f"--gpu {text}: expected a compute capability such as 7.5, or a card of the table{did_you_mean(text, GPUS)}",
+            f"--gpu {text}: expected a compute capability such as 7.5 or a card of the table{did_you_mean(text, GPUS)}",
             code="plan.unknown_gpu",
         )
     return text, card.capability, int(card.memory_gib * GIB)
