@@ -38,8 +38,6 @@ TINY = {
     "DATA.TRAIN.SAMPLE_PER_EPOCH": "72",
 }  # fmt: skip
 
-READS_LATE = hasattr(Stepper, "read")
-
 
 class Skipped(Exception):
     """An item that cannot be asked here, and why."""
@@ -127,11 +125,10 @@ class Trainer:
 
     def launch(self, batch: Batch | None = None) -> Any:
         """One step; what `read` makes a result of."""
-        batch = batch or self.batch
-        return self.stepper(batch if READS_LATE else batch.to(self.device))
+        return self.stepper(batch or self.batch)
 
     def read(self, launched: Any) -> Any:
-        return self.stepper.read(launched) if READS_LATE else launched
+        return self.stepper.read(launched)
 
     def step(self, batch: Batch | None = None) -> Any:
         return self.read(self.launch(batch))

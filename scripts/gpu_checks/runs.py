@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_checks.common import READS_LATE, Check, Context, Ended, completed, metrics, started, step_reached
+from gpu_checks.common import Check, Context, Ended, completed, metrics, started, step_reached
 from seqtrack.engine.log import WALL_CLOCK_FIELDS
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.model.cost import cost_of
@@ -64,7 +64,7 @@ def out_of_memory(context: Context, check: Check) -> str:
     keys = {"MODEL.ENCODER.PRETRAIN_TYPE": "scratch", "TRAIN.NUM_WORKER": 1, "DATA.TRAIN.SAMPLE_PER_EPOCH": 16}
     # One sample's activations take less than the optimizer's two values per weight, so its step is the peak.
     stages = {"to": 0.5, "forward": 1.15, "step": 3.2}
-    for stage, times_weights in stages.items() if READS_LATE else (("forward", 1.15),):
+    for stage, times_weights in stages.items():
         output = context.work / f"memory-{stage}"
         name = "demo" if context.small else "seqtrack_b256"
         env = context.environment(output, keys, CONFIG=name, BATCH_SIZE=1)

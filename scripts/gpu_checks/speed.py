@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from gpu_checks.common import (
-    READS_LATE,
     Check,
     Context,
     Skipped,
@@ -97,7 +96,7 @@ def real_step(context: Context, check: Check) -> str:
             row |= utilisation(context, trainer.config, name.split()[0], row["samples_per_s"])
             check.values[f"{name}/{batch}"] = row
             context.speeds[f"{name}/{batch}"] = row["samples_per_s"]
-            if context.is_cuda and READS_LATE:
+            if context.is_cuda:
                 check.that(row["host_syncs"] <= 1, f"{name}/{batch}: {row['host_syncs']} waits per step")
             found.append(f"{name}/{batch} {row['samples_per_s']:.0f}")
             del trainer

@@ -125,7 +125,12 @@ def _checkpoint_memory(device: "torch.device", work: dict[str, Any]) -> str:
     import torch
 
     count, pinned = work["checkpoint_bytes"], device.type == "cuda"
-    torch.empty(count, dtype=torch.uint8, pin_memory=pinned)[::4096].fill_(1)
+    try:
+        torch.empty(count, dtype=torch.uint8, pin_memory=pinned)[::4096].fill_(1)
+    except RuntimeError as error:
+        if not pinned:
+            raise
+        return f"copied through ordinary memory, which is slower: {str(error).splitlines()[0]}"
     return f"{count / GIB:.2f} GiB of {'page-locked' if pinned else 'ordinary'} memory for a copy of the training state"
 
 
