@@ -119,7 +119,7 @@ class Trainer:
         self.ranks = Ranks(0, 1, self.device)
         prepare.set_kernels(config, self.ranks)
         self.state: TrainState = training._make_state(config, self.ranks, 1000, fresh=True)
-        model = prepare.wrap(config, self.ranks, self.state.model)
+        model = prepare.callable_form(config, self.state.model)
         self.stepper = Stepper(self.state, model, self.ranks, prepare.step_settings(config, self.ranks))
         self.batch = make_batch(config, batch)
 

@@ -160,7 +160,7 @@ def main() -> int:
     work: dict[str, Any] = json.loads(os.environ[_WORK])
     several = work["processes"] > 1
     if several and "RANK" not in os.environ:
-        from seqtrack.engine.ranks import Launch, launch
+        from seqtrack.engine.launcher import Launch, launch
 
         launch([sys.executable, "-m", "seqtrack.commands.doctor_probe"], Launch(work["processes"]))
         return 0
@@ -179,7 +179,9 @@ def main() -> int:
 
 
 def _exchange(ranks: "Ranks") -> str:
-    if ranks.sum([1.0]) != [float(ranks.world)]:
+    import torch
+
+    if float(ranks.sum_in_place(torch.ones(1, device=ranks.device))) != ranks.world:
         raise RuntimeError(f"the sum over {ranks.world} processes came out wrong")
     return f"sum over {ranks.world} processes"
 
