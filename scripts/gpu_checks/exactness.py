@@ -248,6 +248,7 @@ def save(context: Context, check: Check) -> str:
     """A save while steps go on: how long training stands, and whether the file holds the state of that moment."""
     trainer = context.trainer({"TRAIN.AMP": "bf16"}, batch=4)
     trainer.steps(2)
+    trainer.state.epoch = trainer.state.sample = 1
     folder = context.work / "save"
     folder.mkdir()
     saver = Saver(folder, parent_sha256=None)
