@@ -1,4 +1,4 @@
-"""Benchmarks: `scripts/bench.py data|step|track|checkpoint|upload --json` prints one JSON object as its last line."""
+"""Benchmarks: `scripts/bench.py data|step|train|track|checkpoint|upload --json`; the last line is one JSON object."""
 
 import argparse
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-NAMES = ("data", "step", "track", "checkpoint", "upload")
+NAMES = ("data", "step", "train", "track", "checkpoint", "upload")
 
 
 def main() -> int:

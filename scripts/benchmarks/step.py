@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from seqtrack.boxes import xywh_to_cxcywh
+from seqtrack.engine.gpus import find_gpu
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.loss import sequence_loss
@@ -58,8 +59,6 @@ SIZES = {
     "l256": ModelSpec(encoder_type="vit_large_patch16"),
     "l384": ModelSpec(encoder_type="vit_large_patch16", search_size=384, template_size=384),
 }
-# Dense peak in TFLOP/s of an H100 or H200 SXM, for model FLOPs utilisation: bf16, TF32, fp32 on the plain cores.
-GPU_PEAK_TFLOPS = {"bf16": 989.0, "tf32": 494.0, "fp32": 67.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +132,10 @@ def _result(
     }
     if args.device == "cuda":
         kind = "bf16" if args.dtype == "bf16" else "tf32" if args.tf32 else "fp32"
-        result["gpu"] = torch.cuda.get_device_name()
-        result["mfu"] = result["gflops"] / 1e3 / GPU_PEAK_TFLOPS[kind]
+        name = torch.cuda.get_device_name()
+        card = find_gpu(name)
+        peak = card.peak_tflops(kind) if card else None
+        result |= {"gpu": name} | ({"mfu": result["gflops"] / 1e3 / peak} if peak else {})
     return result
 
 

@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqtrack.commands.doctor_findings import Finding, bad, good, note
-from seqtrack.commands.doctor_machine import nearest_folder
+from seqtrack.commands.doctor import BAD, NOTE, OK, Finding
+from seqtrack.commands.machine import nearest_folder
 from seqtrack.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,31 +23,43 @@ if TYPE_CHECKING:
     from seqtrack.config.schema import Config
 
 HUB = "https://huggingface.co"
-# Beside checkpoints: logs, plots, an evaluation with its boxes, the sidecar's copies.
-_OTHER_FILES = 2**30
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def check_packages(lock: Path) -> Finding:
-    """Whether what is installed is what the lock says for this Python."""
+def check_packages(lock: Path = ROOT / "requirements.lock") -> Finding:
+    """Whether what is installed is what the lock says; for a package installed with pip, what its metadata says."""
     from packaging.requirements import Requirement
 
-    if not lock.is_file():
-        return note("packages", f"{lock.name} is not beside the program, so nothing to compare with")
-    lines = [Requirement(line) for line in re.findall(r"^([A-Za-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE)]
-    locked = {line.name: str(line.specifier) for line in lines if line.marker is None or line.marker.evaluate()}
-    wrong = []
-    for name, version in locked.items():
+    from seqtrack.engine.fingerprint import versions
+
+    if lock.is_file():
+        lines = [Requirement(line) for line in re.findall(r"^([A-Za-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE)]
+    else:
         try:
-            installed = f"=={metadata.version(name)}"
+            lines = [Requirement(line) for line in metadata.requires("seqtrack") or []]
         except metadata.PackageNotFoundError:
-            installed = " missing"
-        # `+cu121` and the like name a build of the locked version.
-        if installed.partition("+")[0] != version:
-            wrong.append(f"{name}{installed} (lock: {version})")
-    if wrong:
+            lines = []
+    wrong = []
+    for line in lines:
+        if line.marker is not None and not line.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            # `+cu121` and the like name a build of the version.
+            installed = metadata.version(line.name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed == "missing" or not line.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{line.name} {installed} (expected {line.specifier})")
+    if wrong and lock.is_file():
         advice = "Runs with other packages do not reproduce bit for bit: delete .venv and start scripts/local.sh again"
-        return bad("packages", f"{len(wrong)} not as locked: {', '.join(wrong[:5])}", advice)
-    return good("packages", f"as {lock.name} says ({len(locked)} packages)")
+        return Finding("packages", BAD, f"{len(wrong)} not as locked: {', '.join(wrong[:5])}", advice)
+    if wrong:
+        advice = "Compare runs only with runs of the same versions; pip install --upgrade seqtrack brings them"
+        missing = any("missing" in one for one in wrong)
+        return Finding("packages", BAD if missing else NOTE, f"not as the package asks: {', '.join(wrong[:5])}", advice)
+    if lock.is_file():
+        return Finding("packages", OK, f"as {lock.name} says ({len(lines)} packages)")
+    return Finding("packages", OK, ", ".join(f"{name} {version}" for name, version in versions().items()))
 
 
 def check_settings(environ: Mapping[str, str]) -> tuple[list[Finding], "Environment | None", "Config | None"]:
@@ -57,17 +69,11 @@ def check_settings(environ: Mapping[str, str]) -> tuple[list[Finding], "Environm
     try:
         environment, config = configure(environ)
     except UserError as error:
-        return [bad("settings", problem, "See docs/configuration.md") for problem in error.problems], None, None
+        advice = "See docs/configuration.md"
+        return [Finding("settings", BAD, problem, advice) for problem in error.problems], None, None
     dataset, target = ", ".join(environment.dataset) or "(as the file says)", environment.target or "nowhere"
     found = f"CONFIG={environment.config} DATASET={dataset}, uploads to {target}"
-    return [good("settings", found)], environment, config
-
-
-def bytes_needed(config: "Config") -> int:
-    """Disk that a whole run takes, in bytes: what `plan` reckons for its checkpoints, and room for the rest."""
-    from seqtrack.commands.plan import disk_bytes
-
-    return disk_bytes(config) + _OTHER_FILES
+    return [Finding("settings", OK, found)], environment, config
 
 
 def draws_demo(config: "Config") -> bool:
@@ -81,17 +87,17 @@ def check_folder(about: str, folder: Path, *, write: bool) -> Finding:
     who = f"user {os.geteuid()}"
     mode = os.R_OK | os.X_OK | (os.W_OK if write or place != folder else 0)
     if not place.is_dir():
-        return bad(about, f"{place} is not a folder", "Name another one")
+        return Finding(about, BAD, f"{place} is not a folder", "Name another one")
     if os.access(place, mode):
-        return good(
-            about, f"{folder} ({who} may {'write' if write else 'read'})" + ("" if place == folder else ", new")
+        return Finding(
+            about, OK, f"{folder} ({who} may {'write' if write else 'read'})" + ("" if place == folder else ", new")
         )
     owner = f"belongs to user {place.stat().st_uid}"
     advice = (
         f"sudo chown -R $(id -u):$(id -g) {folder}; in a container leave --user away: it then becomes the owner of the "
         "output folder by itself"
     )
-    return bad(about, f"{place} {owner}, and {who} may not {'write' if mode & os.W_OK else 'read'} it", advice)
+    return Finding(about, BAD, f"{place} {owner}, and {who} may not {'write' if mode & os.W_OK else 'read'} it", advice)
 
 
 def check_data(environment: "Environment", config: "Config") -> list[Finding]:
@@ -100,19 +106,20 @@ def check_data(environment: "Environment", config: "Config") -> list[Finding]:
 
     demo = environment.data_dir / "demo"
     if draws_demo(config) and not demo.is_dir():
-        return [note("data", f"demo: synthetic, drawn at first use into {demo} (45 MB)")]
+        return [Finding("data", NOTE, f"demo: synthetic, drawn at first use into {demo} (45 MB)")]
     quiet = logging.getLogger("seqtrack.data")
     before, quiet.disabled = quiet.disabled, True
     try:
         sources = open_sources(config, environment.data_dir)
     except UserError as error:
         advice = "`seqtrack data check` lists everything; `seqtrack data download` fetches classes of LaSOT"
-        return [bad("data", problem, advice) for problem in error.problems[:5]]
+        return [Finding("data", BAD, problem, advice) for problem in error.problems[:5]]
     finally:
         quiet.disabled = before
     return [
-        good(
+        Finding(
             "data",
+            OK,
             f"{source.name}{' (synthetic)' if source.synthetic else ''}: {len(source.sequences)} training sequences, "
             f"{sum(sequence.num_frames for sequence in source.sequences):,} frames",
         )
@@ -125,16 +132,23 @@ def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[
     from seqtrack.config.environment import read_token
 
     if environment.hf_repo is None:
-        return [note("token", "HF_REPO is not set: nothing is uploaded, no token is needed")]
+        return [Finding("token", NOTE, "HF_REPO is not set: nothing is uploaded, no token is needed")]
     try:
         token = read_token(environ)
     except UserError as error:
-        return [bad("token", problem, "Make the file readable, one line with the token") for problem in error.problems]
+        return [
+            Finding("token", BAD, problem, "Make the file readable, one line with the token")
+            for problem in error.problems
+        ]
     if token is None:
         advice = (
             "Make one with write access at https://huggingface.co/settings/tokens and name its file in HF_TOKEN_PATH"
         )
-        return [bad("token", f"HF_REPO={environment.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set", advice)]
+        return [
+            Finding(
+                "token", BAD, f"HF_REPO={environment.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set", advice
+            )
+        ]
     return _ask_hub(environment, token)
 
 
@@ -152,13 +166,17 @@ def _ask_hub(environment: "Environment", token: str) -> list[Finding]:
         there = api.repo_exists(environment.hf_repo)
     except Exception as error:  # noqa: BLE001  whatever a client raises is told in one classified line, without the token
         advice = "Check the network, HF_ENDPOINT, and the token at https://huggingface.co/settings/tokens"
-        return [bad("token", classify(error, token=token).line, advice)]
+        return [Finding("token", BAD, classify(error, token=token).line, advice)]
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     found = f"the Hub knows it as {account.get('name', '?')}" + (f", role {role}" if role else "")
     if role == "read":
-        return [bad("token", found, "It may not write: make one with write access at huggingface.co/settings/tokens")]
+        return [
+            Finding(
+                "token", BAD, found, "It may not write: make one with write access at huggingface.co/settings/tokens"
+            )
+        ]
     state = "is there" if there else "will be made " + ("private" if environment.hf_private else "public")
-    return [good("token", found), good("repository", f"{environment.hf_repo} {state}")]
+    return [Finding("token", OK, found), Finding("repository", OK, f"{environment.hf_repo} {state}")]
 
 
 def hub_date(environment: "Environment") -> str | None:

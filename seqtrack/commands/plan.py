@@ -11,33 +11,48 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from seqtrack.config.schema import Config
-    from seqtrack.model.spec import ModelSpec
+from seqtrack.commands.machine import GIB
+from seqtrack.errors import Problem, UserError
 
-GIB = 2**30
+if TYPE_CHECKING:
+    from seqtrack.config.environment import Environment
+    from seqtrack.config.schema import Config
+    from seqtrack.device import Capability
+
 # Beside the tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: bytes of memory that one device has, free bytes of disk, and where the figures come from."""
+    """What a run is planned for: processes, one device's bytes of memory, the host's, free disk, and their sources.
 
+    `capability` is the GPU's, None for a CPU. `host_memory` is None where nothing is known of the host.
+    """
+
+    processes: int
+    capability: Capability | None
+    gpu: str
     memory: int
     memory_from: str
+    host_memory: int | None
     disk: int
     disk_from: str
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.capability is None else "cuda"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Another configuration than the environment's, and another machine than this one."""
     parser.add_argument("--config", help="experiment or YAML file (default: CONFIG)")
+    parser.add_argument("--gpu", help='another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")')
     parser.add_argument("--memory-gib", type=float, help="memory of the device the run is planned for")
     parser.add_argument("--disk-gib", type=float, help="free disk the run is planned for")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -46,15 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; refuse what does not fit."""
     from seqtrack.config.environment import configure
-    from seqtrack.errors import UserError
 
     environ = dict(os.environ)
     if args.config:
         environ["CONFIG"] = args.config
     environment, config = configure(environ)
-    device, processes = _device(environment.device, environment.nproc)
-    machine = _machine(args, device, environment.output_dir)
-    plan = make_plan(config, device=device, processes=processes, machine=machine)
+    plan = make_plan(config, find_machine(environment, args.gpu, args.memory_gib, args.disk_gib))
     if args.json:
         print(json.dumps(plan, indent=2))
     else:
@@ -64,24 +76,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_plan(config: Config, *, device: str, processes: int, machine: Machine) -> dict[str, Any]:
-    """All figures of a run, and under "problems" a sentence for each that does not fit.
-
-    Args:
-        device: "cpu" or "cuda".
-        processes: ranks; on a CPU they share its memory, on GPUs each has its own.
-    """
+def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
+    """All figures of a run, and under "problems" a sentence for each that does not fit."""
+    from seqtrack.device import choose_precision, stores_attention_scores
     from seqtrack.model.cost import cost_of
     from seqtrack.model.memory import checkpoint_bytes, training_memory
     from seqtrack.model.spec import model_spec
 
     spec = model_spec(config)
     train = config.TRAIN
-    share = math.ceil(train.BATCH_SIZE / processes / train.ACCUMULATION_STEPS)
-    bf16 = train.AMP in ("bf16", "fp16") or (train.AMP == "auto" and device == "cuda")
-    needed = functools.partial(_memory_needed, spec, bf16=bf16, device=device, processes=processes)
+    share = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
+    precision = choose_precision(train.AMP, machine.capability)
+    stored = stores_attention_scores(precision, machine.capability)
+    tensors = functools.partial(training_memory, spec, half=precision != "fp32", fused_attention=not stored)
     cost = cost_of(spec)
     checkpoint = checkpoint_bytes(spec)
+
+    def needed(batch: int, *, checkpointing: bool) -> int:
+        """Bytes that a device needs for all processes that train on it."""
+        one = tensors(batch=batch, checkpointing=checkpointing).total + _PROCESS_BYTES[machine.device]
+        # The trainer keeps a copy of the state in host memory, so that a save does not hold up the next step.
+        return one if machine.device == "cuda" else one * machine.processes + checkpoint
+
     plan: dict[str, Any] = {
         "encoder": spec.encoder_type,
         "patch_px": spec.patch_size,
@@ -91,17 +107,21 @@ def make_plan(config: Config, *, device: str, processes: int, machine: Machine) 
         "memory_tokens": cost.memory_tokens,
         "forward_gflop": (cost.encoder_flops + cost.decoder_flops) / 1e9,
         "training_gflop": cost.training_flops / 1e9,
-        "device": device,
-        "processes": processes,
+        "executed_gflop": cost.executed_flops / 1e9,
+        "device": machine.device,
+        "gpu": machine.gpu,
+        "processes": machine.processes,
         "batch_at_a_time": share,
-        "precision": "bf16" if bf16 else "fp32",
-        "memory": asdict(training_memory(spec, batch=share, bf16=bf16, checkpointing=spec.use_checkpoint)),
+        "precision": precision,
+        "attention": "stores its scores" if stored else "fused",
+        "memory": asdict(tensors(batch=share, checkpointing=spec.use_checkpoint)),
         "memory_without_checkpointing": needed(share, checkpointing=False),
         "memory_with_checkpointing": needed(share, checkpointing=True),
         "use_checkpoint": spec.use_checkpoint,
         "memory_needed": needed(share, checkpointing=spec.use_checkpoint),
         "memory_there": machine.memory,
         "memory_from": machine.memory_from,
+        "host_memory_needed": _PROCESS_BYTES["cpu"] * machine.processes + checkpoint,
         "checkpoint_bytes": checkpoint,
         "epochs": train.EPOCH,
         "disk_bytes": disk_bytes(config),
@@ -109,7 +129,7 @@ def make_plan(config: Config, *, device: str, processes: int, machine: Machine) 
         "disk_from": machine.disk_from,
         "upload_bytes": train.EPOCH * checkpoint,
     }
-    plan["problems"] = [*_memory_problems(plan, needed), *_disk_problems(plan)]
+    plan["problems"] = [*_memory_problems(plan, needed), *_host_problems(plan, machine), *_disk_problems(plan)]
     return plan
 
 
@@ -123,18 +143,7 @@ def disk_bytes(config: Config) -> int:
     return (kept + 1) * checkpoint_bytes(model_spec(config))
 
 
-def _memory_needed(spec: ModelSpec, batch: int, *, checkpointing: bool, bf16: bool, device: str, processes: int) -> int:
-    """Bytes that a device needs for all processes that train on it."""
-    from seqtrack.model.memory import checkpoint_bytes, training_memory
-
-    tensors = training_memory(spec, batch=batch, bf16=bf16, checkpointing=checkpointing).total
-    if device == "cuda":
-        return tensors + _PROCESS_BYTES[device]
-    # The trainer keeps a copy of the state in host memory, so that a save does not hold up the next step.
-    return (tensors + _PROCESS_BYTES[device]) * processes + checkpoint_bytes(spec)
-
-
-def _memory_problems(plan: dict[str, Any], needed: Callable[..., int]) -> list[str]:
+def _memory_problems(plan: dict[str, Any], needed: Callable[..., int]) -> list[Problem]:
     there, share = plan["memory_there"], plan["batch_at_a_time"]
     if plan["memory_needed"] <= there:
         return []
@@ -148,70 +157,92 @@ def _memory_problems(plan: dict[str, Any], needed: Callable[..., int]) -> list[s
     if not ways:
         smallest = needed(1, checkpointing=True) / GIB
         ways.append(f"take a smaller model: one sample with activation checkpointing still needs {smallest:.2f} GiB")
-    return [
+    text = (
         f"memory: {plan['memory_needed'] / GIB:.2f} GiB needed to train {share} samples at a time, "
         f"{there / GIB:.2f} GiB there ({plan['memory_from']}); {', or '.join(ways)}"
-    ]
+    )
+    return [Problem(text, "plan.memory")]
 
 
-def _disk_problems(plan: dict[str, Any]) -> list[str]:
+def _host_problems(plan: dict[str, Any], machine: Machine) -> list[Problem]:
+    there = machine.host_memory
+    if machine.device == "cpu" or there is None or plan["host_memory_needed"] <= there:
+        return []
+    text = (
+        f"host memory: {plan['host_memory_needed'] / GIB:.2f} GiB needed for the processes and a copy of the training "
+        f"state, {there / GIB:.2f} GiB free; end other programs or raise the container's limit"
+    )
+    return [Problem(text, "plan.host_memory")]
+
+
+def _disk_problems(plan: dict[str, Any]) -> list[Problem]:
     if plan["disk_bytes"] <= plan["disk_there"]:
         return []
     room = plan["disk_there"] // plan["checkpoint_bytes"] - 1
     way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less" if room >= 1 else "not even two fit"
-    return [
+    text = (
         f"disk: {plan['disk_bytes'] / GIB:.2f} GiB needed for checkpoints of {plan['checkpoint_bytes'] / GIB:.2f} GiB, "
         f"{plan['disk_there'] / GIB:.2f} GiB free ({plan['disk_from']}); {way}, or use another disk"
-    ]
+    )
+    return [Problem(text, "plan.disk")]
 
 
-def _device(name: str, nproc: str | int) -> tuple[str, int]:
-    """ "cpu" or "cuda", and the number of processes that train."""
+def find_machine(
+    environment: Environment, gpu: str | None = None, memory_gib: float | None = None, disk_gib: float | None = None
+) -> Machine:
+    """This machine as a run would use it now, or what the arguments say of another.
+
+    Raises:
+        UserError: a GPU that is not known, or of which nobody said how much memory it has; fewer GPUs than processes.
+    """
     import torch
 
-    gpus = torch.cuda.device_count() if name in ("auto", "cuda") and torch.cuda.is_available() else 0
-    device = "cuda" if name == "cuda" or gpus else "cpu"
-    return device, max(1, gpus) if nproc == "auto" else int(nproc)
+    from seqtrack.commands import machine as measured
+    from seqtrack.device import capability_of
+    from seqtrack.engine.devices import device_plan, visible_gpus
 
-
-def _machine(args: argparse.Namespace, device: str, output_dir: Path) -> Machine:
-    import shutil
-
-    from seqtrack.commands.doctor_machine import nearest_folder
-
-    if args.memory_gib is not None:
-        memory, memory_from = int(args.memory_gib * GIB), "--memory-gib"
-    elif device == "cuda":
-        memory, memory_from = _gpu_memory()
+    disk, disk_from = measured.free_disk(environment.output_dir)
+    if disk_gib is not None:
+        disk, disk_from = int(disk_gib * GIB), "--disk-gib"
+    host: int | None = None
+    capability: Capability | None = None
+    memory: int | None
+    if gpu is None and memory_gib is not None and environment.device == "cuda" and not visible_gpus():
+        gpu = "8.0"
+    if gpu is not None:
+        name, capability, memory = _other_gpu(gpu)
+        processes, memory_from = 1 if environment.nproc == "auto" else int(environment.nproc), f"installed in {name}"
     else:
-        memory, memory_from = _cpu_memory()
-    if args.disk_gib is not None:
-        return Machine(memory, memory_from, int(args.disk_gib * GIB), "--disk-gib")
-    place = nearest_folder(output_dir.resolve())
-    return Machine(memory, memory_from, shutil.disk_usage(place).free, str(place))
+        here = device_plan(environment.device, environment.nproc)
+        processes, name = here.processes, ""
+        host, memory_from = measured.free_memory()
+        memory = host
+        if here.device == "cuda":
+            memory, memory_from, index = measured.free_gpu_memory(processes)
+            capability, name = capability_of(torch.device("cuda", index)), torch.cuda.get_device_name(index)
+    if memory_gib is not None:
+        memory, memory_from, host = int(memory_gib * GIB), "--memory-gib", None
+    if memory is None:
+        raise UserError(f"--gpu {gpu} does not say how much memory that is; add --memory-gib", "plan.gpu_memory")
+    return Machine(processes, capability, name, memory, memory_from, host, disk, disk_from)
 
 
-def _gpu_memory() -> tuple[int, str]:
-    import torch
+def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
+    """Name, compute capability and bytes of memory (None if not known) of a card that --gpu names."""
+    from seqtrack.config.fields import did_you_mean
+    from seqtrack.engine.gpus import GPUS, find_gpu
 
-    from seqtrack.errors import UserError
-
-    if not torch.cuda.is_available():
-        raise UserError("DEVICE=cuda, but no GPU is visible here; say --memory-gib of the one that is meant")
-    smallest = min(range(torch.cuda.device_count()), key=lambda i: torch.cuda.get_device_properties(i).total_memory)
-    properties = torch.cuda.get_device_properties(smallest)
-    return int(properties.total_memory), properties.name
-
-
-def _cpu_memory() -> tuple[int, str]:
-    """Installed memory, or less where a container's limit says so."""
-    from seqtrack.commands.doctor_machine import container_limit
-
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = container_limit()
-    if limit is not None and limit < installed:
-        return limit, "limit of this container"
-    return installed, "this machine"
+    numbers = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
+    if numbers:
+        capability = (int(numbers[1]), int(numbers[2]))
+        return f"compute capability {capability[0]}.{capability[1]}", capability, None
+    card = find_gpu(text)
+    if card is None:
+        raise UserError(
+            f"--gpu {text}: expected a compute capability such as 7.5 or a card of the table{did_you_mean(text, GPUS)}",
+            code="plan.unknown_gpu",
+        )
+    return text, card.capability, int(card.memory_gib * GIB)
 
 
 def _print_table(plan: dict[str, Any]) -> None:
@@ -223,9 +254,11 @@ def _print_table(plan: dict[str, Any]) -> None:
         ("encoder", f"{plan['encoder']}, patches of {plan['patch_px']} px"),
         ("parameters", f"{plan['parameters']:,}, trained {plan['trained_parameters']:,}"),
         ("tokens", f"{plan['encoder_tokens']} in the encoder, {plan['memory_tokens']} for the decoder"),
-        ("work a sample", f"{plan['forward_gflop']:.1f} GFLOP forward, {plan['training_gflop']:.1f} a training step"),
-        ("training", f"{plan['device']}, {plan['processes']} processes, {plan['batch_at_a_time']} samples at a time, "
-                     f"{plan['precision']}"),
+        ("work per sample", f"{plan['forward_gflop']:.1f} GFLOP forward, {plan['training_gflop']:.1f} per training "
+                            f"step, of which {plan['executed_gflop']:.1f} are computed"),
+        ("training", f"{plan['gpu'] or plan['device']}, {plan['processes']} processes, {plan['batch_at_a_time']} "
+                     f"samples at a time, {plan['precision']}"),
+        ("attention", f"{plan['attention']}"),
         ("memory, all activations kept", gib(plan["memory_without_checkpointing"])),
         ("memory, activation checkpointing", gib(plan["memory_with_checkpointing"])),
         ("memory, as configured", f"{gib(plan['memory_needed'])} of {have}"),

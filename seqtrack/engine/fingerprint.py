@@ -107,10 +107,15 @@ def versions() -> dict[str, str]:
 
 
 def source_commit() -> str:
-    """The commit of this code: as the image was told, else as git says, else "unknown"."""
+    """The commit of this code: as the image was told, else as git says of this source tree, else "unknown".
+
+    An installed package has no commit: a repository around its environment is somebody else's.
+    """
     told = os.environ.get("SOURCE_COMMIT")
     if told:
         return told
+    if not (_ROOT / ".git").exists() or not (_ROOT / "pyproject.toml").is_file():
+        return "unknown"
     try:
         answer = subprocess.run(
             ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
@@ -125,9 +130,12 @@ def source_commit() -> str:
 
 
 def lock_digest() -> str:
-    """sha256 of requirements.lock beside this code, or "unknown" where it was not shipped."""
+    """sha256 of requirements.lock beside this code; where it was not shipped, of the installed packages' versions."""
     lock = _ROOT / "requirements.lock"
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "unknown"
+    if lock.is_file():
+        return hashlib.sha256(lock.read_bytes()).hexdigest()
+    installed = {f"{one.name.lower()}=={one.version}" for one in metadata.distributions()}
+    return "installed:" + hashlib.sha256("\n".join(sorted(installed)).encode()).hexdigest()
 
 
 def environment(ranks: Ranks, prints: dict[str, Any]) -> dict[str, Any]:

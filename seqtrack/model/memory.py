@@ -6,6 +6,8 @@ nothing of machines: `commands/plan.py` compares with what there is.
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from seqtrack.model.build import build_empty
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import ModelSpec
@@ -24,7 +26,7 @@ class TrainingMemory:
 
     Args:
         weights, gradients, optimizer: float32; AdamW keeps two values a parameter.
-        casts: bf16 copies of the weights that live through a step.
+        casts: half-precision copies of the weights that live through a step.
         activations: kept from the forward for the backward pass.
         passing: lives only while one block is computed.
         inputs: the batch, as floats.
@@ -46,20 +48,25 @@ class TrainingMemory:
         )
 
 
-def training_memory(spec: ModelSpec, *, batch: int, bf16: bool, checkpointing: bool) -> TrainingMemory:
+def training_memory(
+    spec: ModelSpec, *, batch: int, half: bool, checkpointing: bool, fused_attention: bool = True
+) -> TrainingMemory:
     """Estimate the peak of a training step.
 
     Args:
         batch: samples that one process computes at a time.
-        bf16: under autocast to bf16; weights, gradients and optimizer stay float32.
+        half: under autocast to bf16 or fp16; weights, gradients and optimizer stay float32.
         checkpointing: activations of a block are computed again in the backward pass.
+        fused_attention: one kernel per attention; without, its score matrices are stored in float32 as well.
     """
     cost = cost_of(spec)
     body = build_empty(spec).encoder.body
     width, depth = body.pos_embed.shape[-1], len(body.blocks)
     tokens = batch * spec.encoder_tokens
-    narrow = 2 if bf16 else 4
+    narrow = 2 if half else 4
     block = tokens * width * (_RESIDUAL * 4 + (_NARROW - _RESIDUAL + _WIDE) * narrow + (_RESIDUAL * narrow))
+    scores = 0 if fused_attention else tokens * spec.encoder_tokens * _heads(body.blocks[0]) * 4
+    block += scores
     stream = tokens * width * 4
     kept = depth * stream + block if checkpointing else depth * block
     # The patches as rows of pixels, the encoder's last norm, the memory, and the words' scores with their softmax.
@@ -70,11 +77,16 @@ def training_memory(spec: ModelSpec, *, batch: int, bf16: bool, checkpointing: b
         weights=4 * cost.parameters,
         gradients=4 * cost.trained_parameters,
         optimizer=8 * cost.trained_parameters,
-        casts=2 * cost.trained_parameters if bf16 else 0,
+        casts=2 * cost.trained_parameters if half else 0,
         activations=kept + ends,
-        passing=_BACKWARD_WIDTHS * tokens * width * narrow,
+        passing=_BACKWARD_WIDTHS * tokens * width * narrow + 2 * scores,
         inputs=batch * pixels * 4,
     )
+
+
+def _heads(block: nn.Module) -> int:
+    # timm's parallel blocks hold no attention of their own.
+    return int(getattr(block, "attn", block).num_heads)
 
 
 def checkpoint_bytes(spec: ModelSpec) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from seqtrack.cli import main
+from seqtrack.engine.gpus import find_gpu
 from seqtrack.model.build import build_empty
 from seqtrack.model.cost import cost_of
 from seqtrack.model.memory import checkpoint_bytes, training_memory
@@ -34,6 +36,16 @@ def test_counts_are_those_of_the_authors_models(spec: ModelSpec, parameters: int
     cost = cost_of(spec)
     assert (cost.parameters, cost.encoder_tokens) == (parameters, tokens)
     assert cost.encoder_flops / 1e9 == pytest.approx(gflop, abs=0.05)
+    assert 0.9 < cost.executed_flops / cost.training_flops < 1
+
+
+def test_the_work_that_is_done_leaves_out_the_last_blocks_templates() -> None:
+    cost = cost_of(ModelSpec())
+    assert cost.training_flops / 1e9 == pytest.approx(460.1, abs=0.05)
+    assert cost.executed_flops / 1e9 == pytest.approx(437.5, abs=0.05)
+    assert cost_of(ModelSpec(use_checkpoint=True)) == cost
+    whole = cost_of(ModelSpec(feature_type="xz"))  # every token is needed, only the pixels' gradient is not
+    assert 0.99 < whole.executed_flops / whole.training_flops < 1
 
 
 def test_the_decoder_is_a_few_thousandths_of_the_work() -> None:
@@ -92,7 +104,7 @@ def test_the_estimate_is_near_a_measured_peak(checkpointing: bool) -> None:
     sizes = {"encoder_type": "vit_custom", "embed_dim": 192, "depth": 8, "num_heads": 3}
     spec = ModelSpec(**sizes, use_checkpoint=checkpointing)
     batch = 2
-    estimate = training_memory(spec, batch=batch, bf16=False, checkpointing=checkpointing).total
+    estimate = training_memory(spec, batch=batch, half=False, checkpointing=checkpointing).total
     told = json.dumps({**sizes, "use_checkpoint": checkpointing})
     # A small threshold gives every freed activation back at once: what is measured is use, not the allocator's hoard.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -112,15 +124,15 @@ Plan = tuple[int, dict[str, Any], str]
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Plan]:
     """`seqtrack plan --json` on a machine of given size: exit code, plan, and what was said on stderr."""
 
-    def ask(config: str, *, memory_gib: float, disk_gib: float, **environ: str) -> Plan:
+    def ask(config: str, *machine: str, memory_gib: float = 0, disk_gib: float = 99, **environ: str) -> Plan:
         for name in ("CONFIG", "DATASET", "OVERRIDES", "BATCH_SIZE", "EPOCHS"):
             monkeypatch.delenv(name, raising=False)
         for name, value in {"DEVICE": "cpu", "OUTPUT_DIR": str(tmp_path), **environ}.items():
             monkeypatch.setenv(name, value)
-        machine = ["--memory-gib", str(memory_gib), "--disk-gib", str(disk_gib)]
-        code = main(["plan", "--json", "--config", config, *machine])
+        size = ["--disk-gib", str(disk_gib), *(["--memory-gib", str(memory_gib)] if memory_gib else [])]
+        code = main(["plan", "--json", "--config", config, *machine, *size])
         said = capsys.readouterr()
-        return code, json.loads(said.out), said.err
+        return code, json.loads(said.out or "{}"), said.err
 
     return ask
 
@@ -167,3 +179,95 @@ def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str], tmp
     said = capsys.readouterr().out
     for word in ("parameters", "tokens", "GFLOP", "memory", "checkpoint", "disk", "upload"):
         assert word in said
+
+
+@pytest.mark.parametrize(
+    ("gpu", "amp", "precision", "attention"),
+    [
+        ("T4", "auto", "fp16", "fused"),
+        ("Tesla T4", "bf16", "bf16", "stores its scores"),
+        ("7.5", "auto", "fp16", "fused"),
+        ("sm_86", "auto", "bf16", "fused"),
+        ("NVIDIA A100-SXM4-40GB", "auto", "bf16", "fused"),
+        ("rtx 3050 laptop", "off", "fp32", "fused"),
+    ],
+)
+def test_another_card_gets_its_own_precision_and_attention(
+    plan: Callable[..., Plan], gpu: str, amp: str, precision: str, attention: str
+) -> None:
+    code, told, said = plan(
+        "seqtrack_b256", "--gpu", gpu, memory_gib=40, EPOCHS="1", BATCH_SIZE="4", OVERRIDES=f"TRAIN.AMP {amp}"
+    )
+    assert code == 0, said
+    assert (told["device"], told["precision"], told["attention"]) == ("cuda", precision, attention)
+
+
+def test_stored_scores_are_counted(plan: Callable[..., Plan]) -> None:
+    """B256 at a batch of 16: 12 blocks of 16 x 12 heads x 768 x 768 values."""
+    needed = {
+        gpu: plan("seqtrack_b256", "--gpu", gpu, memory_gib=40, BATCH_SIZE="16", OVERRIDES="TRAIN.AMP bf16")[1]
+        for gpu in ("T4", "A100-SXM4-40GB")
+    }
+    more = needed["T4"]["memory_needed"] - needed["A100-SXM4-40GB"]["memory_needed"]
+    assert 2.7 * GIB < more < 8 * GIB
+
+
+def test_a_card_of_the_table_brings_its_memory_and_one_of_a_number_needs_it_said(plan: Callable[..., Plan]) -> None:
+    code, told, _ = plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")
+    assert (code, told["memory_there"]) == (2, 4 * GIB)
+    assert "[plan.memory]" in plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")[2]
+    assert "[plan.gpu_memory]" in plan("seqtrack_b256", "--gpu", "8.6")[2]
+    for name in ("RTX 9999", "8600", "laptop"):
+        assert "[plan.unknown_gpu]" in plan("seqtrack_b256", "--gpu", name)[2]
+
+
+def test_this_machine_is_planned_with_what_is_free(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB // 4, "free now of a small machine"))
+    code, told, said = plan("demo")
+    assert (code, told["memory_there"], told["memory_from"]) == (2, GIB // 4, "free now of a small machine")
+    assert "[plan.memory]" in said
+
+
+def test_the_hosts_memory_is_counted_for_a_gpu(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_capability": lambda *_: (9, 0),
+        "get_device_name": lambda *_: "NVIDIA H100 80GB HBM3",
+        "mem_get_info": lambda *_: (70 * GIB, 80 * GIB),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB, "free now"))
+    code, told, said = plan("seqtrack_b256", EPOCHS="1", DEVICE="auto")
+    assert (code, told["memory_there"], told["device"]) == (2, 70 * GIB, "cuda")
+    assert "[plan.host_memory]" in said
+    assert "[plan.memory]" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989),
+        ("NVIDIA H200", "fp32", 67),
+        ("NVIDIA H100 PCIe", "tf32", 378),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("Tesla T4", "fp16", 65),
+        ("Tesla T4", "bf16", None),
+        ("Tesla T4", "tf32", None),
+        ("NVIDIA GeForce RTX 3090", "bf16", 71.2),
+        ("NVIDIA GeForce RTX 3090", "fp32", 35.6),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("NVIDIA GeForce RTX 3050 Laptop GPU", "fp32", 7.1),
+    ],
+)
+def test_peaks_are_the_data_sheets_or_none(name: str, precision: str, tflops: float | None) -> None:
+    card = find_gpu(name)
+    assert card is not None
+    peak = card.peak_tflops(precision)
+    assert peak is None if tflops is None else peak == pytest.approx(tflops, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 NVL", "NVIDIA GeForce RTX 5090", "RTX 3050 6GB Laptop GPU", ""])
+def test_a_card_that_is_not_in_the_table_has_no_peak(name: str) -> None:
+    assert find_gpu(name) is None

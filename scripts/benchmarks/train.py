@@ -1,0 +1,122 @@
+"""A whole run as a user has it: the loop with loader, log and saves, on drawn frames; what a bare step leaves out.
+
+`step_gap_s` is the time between two calls of the training step: waiting for data, logging, saving. On a GPU
+`device_gap_s` is the time in which the device had finished one step and not begun the next, by CUDA events. Utilisation
+is given where the card's peak is known, by the model's nominal work and by the work that is done.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--config", default="demo", help="experiment, such as demo or seqtrack_b256")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40, help="steps of the one epoch; the first fifth warms up")
+    parser.add_argument("--workers", type=int, default=1, help="loader workers")
+    parser.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data", type=Path, help="folder with the demo's frames; drawn into a temporary one otherwise")
+    parser.add_argument("--overrides", default="", help="more KEY VALUE pairs")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train one epoch and return the figures."""
+    import torch
+
+    from seqtrack import train as training
+    from seqtrack.config.environment import configure
+    from seqtrack.device import capability_of, choose_precision
+    from seqtrack.engine.fingerprint import describe_device
+    from seqtrack.engine.gpus import find_gpu
+    from seqtrack.engine.log import read_metrics
+    from seqtrack.engine.ranks import choose_device
+    from seqtrack.engine.step import Stepper
+    from seqtrack.model.cost import cost_of
+    from seqtrack.model.spec import model_spec
+
+    calls: list[tuple[float, float]] = []
+    events: list[tuple[Any, Any]] = []
+
+    class TimedStepper(Stepper):
+        """The run's own step, with the times at which it was called and came back."""
+
+        def __call__(self, *batch: Any, **votes: Any) -> Any:
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if torch.cuda.is_available() else []
+            begun = time.perf_counter()
+            if marks:
+                marks[0].record()
+            result = super().__call__(*batch, **votes)
+            if marks:
+                marks[1].record()
+                events.append((marks[0], marks[1]))
+            calls.append((begun, time.perf_counter()))
+            return result
+
+    folder = Path(tempfile.mkdtemp(prefix="seqtrack-bench-"))
+    environ = {
+        "CONFIG": args.config,
+        "DATASET": "demo",
+        "DATA_DIR": str(args.data or folder / "data"),
+        "OUTPUT_DIR": str(folder / "output"),
+        "DEVICE": args.device,
+        "EPOCHS": "1",
+        "BATCH_SIZE": str(args.batch),
+        "OVERRIDES": f"MODEL.ENCODER.PRETRAIN_TYPE scratch TRAIN.NUM_WORKER {args.workers} TRAIN.AMP {args.amp} "
+        f"DATA.TRAIN.SAMPLE_PER_EPOCH {args.batch * args.steps} TRAIN.PRINT_INTERVAL {args.batch * 4} {args.overrides}",
+    }
+    config = configure(environ)[1]
+    ours, training.Stepper = training.Stepper, TimedStepper  # type: ignore[misc]
+    began = time.perf_counter()
+    try:
+        code = training.train({**os.environ, **environ})
+        whole = time.perf_counter() - began
+        records = list(read_metrics(folder / "output" / "phase_1" / "logs" / "metrics.jsonl"))
+    finally:
+        training.Stepper = ours  # type: ignore[misc]
+        shutil.rmtree(folder)
+    if code != 0:
+        raise RuntimeError(f"the run ended with {code}")
+    warm = max(1, args.steps // 5)
+    counted = calls[warm:]
+    rate = (len(counted) - 1) * args.batch / (counted[-1][0] - counted[0][0])
+    gaps = [following[0] - call[1] for call, following in pairwise(counted)]
+    device = choose_device(args.device)
+    precision = choose_precision(config.TRAIN.AMP, capability_of(device))
+    cost = cost_of(model_spec(config))
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    peak = gpu.peak_tflops(precision) if gpu else None
+    result = {
+        "benchmark": "train",
+        "config": args.config,
+        "batch": args.batch,
+        "steps": args.steps,
+        "workers": args.workers,
+        "precision": precision,
+        "device": describe_device(device),
+        "samples_per_s": rate,
+        "step_s": statistics.median(call[1] - call[0] for call in counted),
+        "step_gap_s": statistics.median(gaps),
+        "step_gap_share": sum(gaps) / (counted[-1][0] - counted[0][0]),
+        "data_wait_share": next(one["data_wait_share"] for one in reversed(records) if "data_wait_share" in one),
+        "whole_run_s": whole,
+        "nominal_gflops": cost.training_flops * rate / 1e9,
+        "executed_gflops": cost.executed_flops * rate / 1e9,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if events:
+        idle = [one[1].elapsed_time(after[0]) / 1e3 for one, after in pairwise(events[warm:])]
+        result["device_gap_s"] = statistics.median(idle)
+    if peak is not None:
+        result["mfu"] = cost.training_flops * rate / peak / 1e12
+        result["executed_mfu"] = cost.executed_flops * rate / peak / 1e12
+    return result

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Check on a GPU machine, without a network, that everything that is promised holds under CUDA.
+
+    python3 scripts/gpu_check.py --out FOLDER [--extras FOLDER] [--only NAME,NAME] [--budget-s 480]
+
+Each item runs under its own limit and ends as ok, FAILED, skipped or over budget; none stops the others. They run in
+the order of their value. One line per item is printed at once, and FOLDER/gpu_check.json is rewritten after each: a
+machine that is taken away loses nothing. The exit code is 0 unless an item FAILED. `scripts/gpu_check.sh` makes the
+extras (reference outputs, small wheels) where there is a network. `--device cpu --small` tries the items themselves.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# cuBLAS reads it once; DETERMINISTIC needs it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@dataclass
+class Outcome:
+    """How an item ended. `values` holds every figure that it measured."""
+
+    name: str
+    state: str = "running"
+    seconds: float = 0.0
+    figure: str = ""
+    expected: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class OverLimit(Exception):
+    """An item took longer than it may."""
+
+
+def main() -> int:
+    """Run the items; 1 if one FAILED."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu_check.json")
+    parser.add_argument("--extras", type=Path, help="folder that scripts/gpu_check.sh made")
+    parser.add_argument("--only", default="", help="names of items, separated by commas")
+    parser.add_argument("--budget-s", type=float, default=480.0, help="time for everything")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny models and few steps: tries the script itself")
+    args = parser.parse_args()
+    began = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    missing = _use_extras(args.extras, work)
+    sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+    if args.small:  # a tiny model is slower on several threads
+        os.environ["OMP_NUM_THREADS"] = "1"
+    from gpu_checks.common import Check, Context, Skipped
+    from gpu_checks.items import ITEMS
+
+    wanted = [name for name in args.only.split(",") if name]
+    if unknown := set(wanted) - {item.name for item in ITEMS}:
+        parser.error(f"no such item: {', '.join(sorted(unknown))}; there are {', '.join(i.name for i in ITEMS)}")
+    report: dict[str, Any] = {"head": _head(args), "missing_extras": missing, "items": []}
+    context = Context(device=args.device, small=args.small, work=work)
+    failed = False
+    try:
+        for item in ITEMS:
+            if wanted and item.name not in wanted:
+                continue
+            outcome = Outcome(item.name, expected=item.expected)
+            left = args.budget_s - (time.monotonic() - began)
+            _write(args.out, report, outcome)
+            started = time.monotonic()
+            check = Check(outcome.values)
+            try:
+                if left < item.usual_s * (0.1 if args.small else 1):
+                    raise OverLimit(f"{left:.0f} s are left, about {item.usual_s} are needed")
+                with _limit(min(left, item.limit_s * (4 if args.small else 1))):
+                    outcome.figure = item.run(context, check)
+                outcome.state = "FAILED" if check.failures else "ok"
+                outcome.figure = "; ".join([*check.failures, outcome.figure])
+            except Skipped as why:
+                outcome.state = f"skipped ({why})"
+            except OverLimit as why:
+                outcome.state, outcome.figure = "over budget", str(why)
+            except Exception as error:  # noqa: BLE001 - one item must not cost the others; its traceback is kept
+                outcome.state, outcome.figure = "FAILED", f"{type(error).__name__}: {error}".splitlines()[0]
+                outcome.values["traceback"] = traceback.format_exc()
+            outcome.seconds = round(time.monotonic() - started, 1)
+            failed |= outcome.state == "FAILED"
+            report["items"].append(asdict(outcome))
+            _write(args.out, report, None)
+            context.forget()
+            line = f"{outcome.name:14} {outcome.state:8} {outcome.seconds:6.1f} s  {outcome.figure}"
+            print(f"{line}  [expected: {outcome.expected}]", flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    report["head"]["seconds"] = round(time.monotonic() - began, 1)
+    report["head"]["clocks_after"] = _nvidia_smi("clocks.sm,clocks.mem,temperature.gpu,power.draw")
+    _write(args.out, report, None)
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def ring(_number: int, _frame: object) -> None:
+        raise OverLimit(f"stopped after its limit of {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _write(folder: Path, report: dict[str, Any], running: Outcome | None) -> None:
+    items = [*report["items"], asdict(running)] if running else report["items"]
+    new = folder / "gpu_check.json.new"
+    new.write_text(json.dumps({**report, "items": items}, indent=1, default=str))
+    new.replace(folder / "gpu_check.json")
+
+
+def _use_extras(folder: Path | None, work: Path) -> list[str]:
+    """Unpack the small wheels and put them behind what is installed; names what is missing."""
+    if folder is not None:
+        packages = str(work / "packages")
+        for wheel in sorted((folder / "wheels").glob("*.whl")):
+            shutil.unpack_archive(wheel, packages, format="zip")
+        sys.path.append(packages)  # child processes are forked from one that is given this path
+        if (folder / "goldens").is_dir():
+            os.environ["SEQTRACK_GOLDENS"] = str((folder / "goldens").resolve())
+        if (folder / "frames").is_dir():
+            os.environ["SEQTRACK_TEST_DATA"] = str((folder / "frames").resolve())
+    missing = [name for name in ("SEQTRACK_GOLDENS", "SEQTRACK_TEST_DATA") if not os.environ.get(name)]
+    for module in ("yacs", "dotenv", "pydantic", "pytest", "tensorboard", "matplotlib", "tqdm", "timm", "cv2"):
+        try:
+            __import__(module)
+        except ImportError:
+            missing.append(module)
+    if missing:
+        print(f"missing: {', '.join(missing)}", flush=True)
+    return missing
+
+
+def _nvidia_smi(query: str) -> str:
+    try:
+        words = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _head(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from seqtrack.engine.fingerprint import source_commit, versions
+
+    head = {
+        "device": args.device,
+        "small": args.small,
+        "commit": source_commit(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "cuda": torch.version.cuda,
+        "clocks_before": _nvidia_smi("clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,power.limit"),
+        "driver": _nvidia_smi("name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current"),
+    }
+    if args.device == "cuda":
+        head |= {
+            "gpu": torch.cuda.get_device_name(0),
+            "capability": torch.cuda.get_device_capability(0),
+            "arch_list": torch.cuda.get_arch_list(),
+            "cudnn": torch.backends.cudnn.version(),
+            "nccl": str(torch.cuda.nccl.version()),
+        }
+    print(json.dumps(head), flush=True)
+    return head
+
+
+if __name__ == "__main__":
+    sys.exit(main())

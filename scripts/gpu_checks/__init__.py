@@ -1,0 +1,1 @@
+"""The items of `scripts/gpu_check.py`."""

@@ -1,0 +1,295 @@
+"""Items about bits: reference outputs, equality of two runs, precisions, activation checkpointing, saves."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from gpu_checks.children import digest_after
+from gpu_checks.common import ROOT, Check, Context, Skipped, Trainer, completed, differing, same_bytes, wait
+from seqtrack.boxes import xywh_to_xyxy
+from seqtrack.checkpoints.store import load_tensors
+from seqtrack.device import choose_precision
+from seqtrack.engine.saving import Saver
+from seqtrack.model.build import build_empty
+from seqtrack.model.loss import sequence_loss
+from seqtrack.tokens import hann_window, target_sequences_from_corners
+
+TIMES_NOISE = 10
+
+
+def start(context: Context, check: Check) -> str:
+    """The card, its precision, and what the doctor finds."""
+    ones = torch.ones(256, 256, device=context.device)
+    check.that(bool((ones @ ones == 256).all()), "a product of ones came out wrong")
+    capability = torch.cuda.get_device_capability(0) if context.is_cuda else None
+    amp = choose_precision("auto", capability)
+    if capability is not None:
+        name = f"sm_{capability[0]}{capability[1]}"
+        check.that(
+            any(one.startswith(f"sm_{capability[0]}") for one in torch.cuda.get_arch_list()),
+            f"{name} is not in the arch list",
+        )
+        check.that(amp == "bf16" or capability < (8, 0), f"AMP auto is {amp}")
+    found = completed(context, context.environment(context.work / "none"), "seqtrack", "doctor")
+    bad = [line for line in found.said.splitlines() if line.startswith("BAD")]
+    # This machine's packages and driver programs are not the project's.
+    bad = [line for line in bad if not line.startswith(("BAD   packages", "BAD   driver"))]
+    check.values |= {"amp": amp, "doctor": found.said.splitlines()}
+    check.that(not bad, "; ".join(bad))
+    return f"AMP auto is {amp}, doctor exits {found.code}"
+
+
+def _model_sets() -> Any:
+    if not os.environ.get("SEQTRACK_GOLDENS"):
+        raise Skipped("no reference outputs")
+    sys.path.append(str(ROOT / "tests" / "golden"))
+    try:
+        import model_sets
+    except ImportError as error:
+        raise Skipped(str(error)) from None
+    return model_sets
+
+
+@contextmanager
+def _switches(tf32: bool) -> Iterator[None]:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def golden_parity(context: Context, check: Check) -> str:
+    """The reference outputs at the model's real size on this device, and of the tiny variants."""
+    sets = _model_sets()
+    worst = 0.0
+    for rule in context.pick(("A", "B"), ()):
+        with _switches(tf32=False):
+            worst = max(worst, _golden(context, check, sets, rule))
+        for name, tf32, dtype in (("tf32", True, None), ("bf16", False, torch.bfloat16)):
+            with _switches(tf32), torch.autocast(context.device, dtype=dtype, enabled=dtype is not None):
+                check.values[f"{rule} {name}"] = _golden_distances(context, sets, rule)
+    for path in sorted((sets.folder() or Path()).glob("tiny_*.npz")):
+        worst = max(worst, _golden_tiny(context, check, sets, path))
+    return f"worst distance {worst:.2f} of what is allowed"
+
+
+def _golden_run(context: Context, sets: Any, rule: str) -> tuple[Any, Any, Any, Any, Any]:
+    """Model, stored outputs, encoded tokens, logits and targets of a B256 set."""
+    spec = sets.spec_of_size("b256")
+    model = sets.fill(build_empty(spec), rule).to(context.device)
+    templates, search = sets.images("input", spec.template_size, spec.search_size, 2, spec.num_templates)
+    templates, search = templates.to(context.device), search.to(context.device)
+    theirs = sets.read(sets.folder() / f"model_b256_{rule}.npz")
+    inputs, targets = target_sequences_from_corners(
+        xywh_to_xyxy(torch.from_numpy(theirs["anno"][0])), spec.bins, spec.seq_format
+    )
+    with torch.no_grad():
+        encoded = model.encoder(templates, search).float().cpu().numpy()
+    logits = model(templates, search, inputs.to(context.device)).float()
+    return model, theirs, encoded, logits, targets
+
+
+def _golden_distances(context: Context, sets: Any, rule: str) -> dict[str, float]:
+    _, theirs, encoded, logits, _ = _golden_run(context, sets, rule)
+    part = encoded[:, theirs["tok_idx"]][..., theirs["ch_idx"]]
+    return {
+        "encoder": sets.distance(part, theirs["enc_slice"])[1],
+        "logits": sets.distance(logits.detach().cpu().numpy(), theirs["logits"][0])[1],
+    }
+
+
+def _golden(context: Context, check: Check, sets: Any, rule: str) -> float:
+    model, theirs, encoded, logits, targets = _golden_run(context, sets, rule)
+    exact_file = sets.folder() / f"fp64_b256_{rule}.npz"
+    exact = sets.read(exact_file) if exact_file.is_file() else {}
+    part = encoded[:, theirs["tok_idx"]][..., theirs["ch_idx"]]
+    references = {
+        "enc": (part, exact.get("enc64_slice", theirs["enc_slice"])),
+        "logits": (logits.detach().cpu().numpy(), exact.get("logits64", theirs["logits"][0])),
+    }
+    worst = 0.0
+    for what, (ours, reference) in references.items():
+        allowed = TIMES_NOISE * sets.noise_floor("b256", rule, what)[1]
+        relative = sets.distance(ours, reference)[1]
+        check.values[f"{rule} {what}"] = relative
+        check.that(relative <= allowed, f"set {rule}: {what} {relative:.1e}, allowed {allowed:.1e}")
+        worst = max(worst, relative / allowed)
+    told = sets.read_json(f"model_b256_{rule}.json") or {}
+    sequence_loss(logits, targets.to(context.device), model.spec.bins).mean().backward()
+    norms = told.get("grad_norm", {})
+    off = {
+        name: abs(float(p.grad.double().norm()) - norms[name]) / norms[name]
+        for name, p in model.named_parameters()
+        if p.grad is not None and norms.get(name)
+    }
+    largest = max(off.values(), default=0.0)
+    check.values[f"{rule} gradient norms"] = largest
+    check.that(bool(off) and largest <= 1e-4, f"set {rule}: a gradient's norm is off by {largest:.1e}")
+    for index in range(3):
+        spec = model.spec
+        images = sets.images(f"infer{index}", spec.template_size, spec.search_size, 1, spec.num_templates)
+        with torch.no_grad():
+            memory = model.encode(*(image.to(context.device) for image in images))
+            for mode, window in (("nowin", None), ("win", hann_window(spec.bins).to(context.device))):
+                key = f"inf{index}_{mode}"
+                tokens = model.generate(memory, window).tokens.cpu()[0].tolist()
+                sure = int((theirs[f"{key}_rel_margin"].reshape(-1) > 1e-4).cumprod().sum())
+                expected = theirs[f"{key}_tokens"][0].tolist()
+                check.that(tokens[:sure] == expected[:sure], f"set {rule}: {key} gave {tokens}, expected {expected}")
+    return max(worst, largest / 1e-4)
+
+
+def _golden_tiny(context: Context, check: Check, sets: Any, path: Path) -> float:
+    from test_golden_model_tiny import CLOSE, spec_of
+
+    spec, rule, prefix, batch = spec_of(path.stem.removeprefix("tiny_"))
+    theirs = sets.read(path)
+    model = sets.fill(build_empty(spec), rule).to(context.device)
+    images = sets.images(prefix, spec.template_size, spec.search_size, batch, spec.num_templates)
+    inputs, _ = target_sequences_from_corners(
+        xywh_to_xyxy(torch.from_numpy(theirs["anno"][0])), spec.bins, spec.seq_format
+    )
+    with torch.no_grad():
+        logits = model(*(image.to(context.device) for image in images), inputs.to(context.device)).cpu().numpy()
+    off = abs(logits - theirs["logits"]) / (CLOSE["atol"] + CLOSE["rtol"] * abs(theirs["logits"]))
+    check.values[path.stem] = float(off.max())
+    check.that(off.max() <= 1, f"{path.stem}: logits are off by {off.max():.1f} of what is allowed")
+    return float(off.max())
+
+
+def two_runs(context: Context, check: Check) -> str:
+    """Steps of the real training step twice from one seed, and once in another process."""
+    steps, batch = context.pick((6, 8), (3, 4))
+    arguments = (context.device, context.small, steps, batch, "bf16")
+    first = digest_after(*arguments)
+    context.forget()
+    again = digest_after(*arguments)
+    context.forget()
+    env = {**context.environment(context.work), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = completed(context, env, "digest", *arguments)
+    check.values |= {"digests": [first, again, child.last_line]}
+    check.that(first == again, "two runs in one process differ")
+    check.that(first == child.last_line, f"a child process differs: {child.last_line:.200}")
+    return f"{steps} steps of bf16, sha256 {first[:12]}"
+
+
+def _falls(check: Check, name: str, losses: list[float]) -> None:
+    check.values[name] = [round(loss, 4) for loss in losses]
+    check.that(losses[-1] < losses[0], f"{name}: the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
+
+
+def amp_variants(context: Context, check: Check) -> str:
+    """Each precision learns one batch; fp16's overflow is skipped, and its state goes on as if never saved."""
+    steps, batch = context.pick((20, 8), (8, 4))
+    keys = {"TRAIN.LR": 1e-3, "MODEL.DECODER.DROPOUT": 0.0}
+    variants = [("off", False), ("bf16", False)]
+    variants += [("off", True), ("fp16", False)] if context.is_cuda else []
+    for amp, tf32 in variants:
+        trainer = context.trainer({**keys, "TRAIN.AMP": amp}, batch=batch)
+        with _switches(tf32):
+            losses = [result.loss_sum / batch for result in trainer.steps(steps)]
+        _falls(check, "tf32" if tf32 else amp, losses)
+        del trainer
+        context.forget()
+    return _overflow(context, check, keys, batch)
+
+
+def _overflow(context: Context, check: Check, keys: dict[str, Any], batch: int) -> str:
+    """The scaler starts far too high, so that the first steps overflow; without fp16 the scale overflows float32."""
+    amp = "fp16" if context.is_cuda else "off"
+    huge = 2.0**30 if context.is_cuda else 2.0**126
+    keys = keys if context.is_cuda else {**keys, "TRAIN.CE_WEIGHT": 1e6}
+
+    def begin() -> Trainer:
+        trainer = context.trainer({**keys, "TRAIN.AMP": amp, "MODEL.DECODER.DROPOUT": 0.1}, batch=batch)
+        trainer.state.scaler = GradScaler(context.device, init_scale=huge, backoff_factor=2.0**-8, enabled=True)
+        return trainer
+
+    uninterrupted = begin()
+    whole = uninterrupted.steps(12)
+    skipped = sum(result.grad_norm is None or not result.grad_norm < float("inf") for result in whole)
+    check.values["skipped steps"] = skipped
+    check.that(0 < skipped < 12, f"{skipped} of 12 steps were skipped as overflows")
+    first = begin()
+    first.steps(6)
+    tensors, values = first.tensors(), first.state.capture()[1]
+    resumed = begin()
+    resumed.state.restore(tensors, values)
+    resumed.steps(6)
+    off = differing(uninterrupted.tensors(), resumed.tensors())
+    check.that(not off, f"a resumed {amp} run differs in {len(off)} tensors, first {off[:1]}")
+    return f"{skipped} overflows skipped, then {uninterrupted.state.scaler.get_scale():g} as scale"
+
+
+def activation_checkpointing(context: Context, check: Check) -> str:
+    """Gradients of one step with and without it."""
+    gradients = []
+    for used in (False, True):
+        trainer = context.trainer({"TRAIN.AMP": "off", "MODEL.ENCODER.USE_CHECKPOINT": used}, batch=4)
+        trainer.step()
+        gradients.append({n: p.grad.cpu() for n, p in trainer.state.model.named_parameters() if p.grad is not None})
+        del trainer
+        context.forget()
+    off = differing(*gradients)
+    check.values["parameters"] = len(gradients[0])
+    check.that(bool(gradients[0]) and not off, f"{len(off)} gradients differ, first {off[:1]}")
+    return f"{len(gradients[0])} gradients"
+
+
+def save(context: Context, check: Check) -> str:
+    """A save while steps go on: how long training stands, and whether the file holds the state of that moment."""
+    trainer = context.trainer({"TRAIN.AMP": "bf16"}, batch=4)
+    trainer.steps(2)
+    trainer.state.epoch = trainer.state.sample = 1
+    folder = context.work / "save"
+    folder.mkdir()
+    saver = Saver(folder, parent_sha256=None)
+    began = time.perf_counter()
+    coming = {f"optimizer/{path}": tensor for path, tensor in trainer.state.optimizer.coming_state().items()}
+    saver.reserve({**coming, **trainer.state.capture()[0]})
+    check.values["reserve_s"] = time.perf_counter() - began
+    stalls = []
+    for number in range(3):
+        expected = trainer.tensors()
+        wait(context)
+        tensors, values = trainer.state.capture()
+        describe = {
+            "kind": "step",
+            "epoch": 1,
+            "sample": 1,
+            "loss": 4.0,
+            "iou": 0.1,
+            "created": "",
+            "config_digest": None,
+        }
+        describe |= {"step": trainer.state.step, "data_digest": None}
+        name = trainer.save_name()
+        began = time.perf_counter()
+        saver.save(name, tensors, values, describe=describe)
+        stalls.append(time.perf_counter() - began)
+        trainer.steps(3)
+        saver.wait()
+        stored = load_tensors(_manifest(folder / name))
+        off = [key for key in expected if key not in stored or not same_bytes(expected[key], stored[key])]
+        check.that(not off, f"save {number}: {len(off)} tensors are not those of that moment, first {off[:1]}")
+        (folder / name).unlink()
+    buffers = list(saver._buffers.values())
+    check.values |= {"stalls_s": stalls, "bytes": sum(b.nbytes for b in buffers)}
+    check.values["pinned_bytes"] = sum(b.nbytes for b in buffers if b.is_pinned()) if context.is_cuda else 0
+    stall = sorted(stalls)[1]
+    check.that(stall < 0.06 or not context.is_cuda, f"training stood for {stall * 1e3:.0f} ms")
+    return f"stall {stall * 1e3:.1f} ms, reserved in {check.values['reserve_s']:.2f} s"
+
+
+def _manifest(path: Path) -> Any:
+    from seqtrack.checkpoints.store import manifest_of
+
+    return manifest_of(path)

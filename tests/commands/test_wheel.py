@@ -1,0 +1,80 @@
+"""The package as pip installs it, without the source tree around it: `doctor`, `plan` and `train` work from it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's content, inside somebody else's repository with a commit of its own."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "requirements.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "seqtrack", source / "seqtrack", ignore=shutil.ignore_patterns("__pycache__"))
+    script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", script, str(place)], cwd=source, check=True, capture_output=True, timeout=200)
+    (wheel,) = place.glob("*.whl")
+    target = place / "repository" / "site-packages"
+    target.mkdir(parents=True)
+    shutil.unpack_archive(str(wheel), target, format="zip")
+    shutil.rmtree(source)
+    git = ["git", "-C", str(place / "repository"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "Somebody else's"]):
+        subprocess.run([*git, *words], check=True, timeout=60)
+    return target
+
+
+@pytest.fixture
+def seqtrack(installed: Path, tmp_path: Path, demo_data: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command from the installed package."""
+
+    def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        env = {**kept, "PYTHONPATH": str(installed), "DEVICE": "cpu", "DATASET": "demo", "DATA_DIR": str(demo_data)}
+        return subprocess.run(
+            [sys.executable, "-m", "seqtrack", *words],
+            env={**env, "OUTPUT_DIR": str(tmp_path / "output"), **variables},
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250,
+        )  # fmt: skip
+
+    return run
+
+
+def test_it_is_the_installed_package_that_runs(
+    installed: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    code = "from seqtrack.engine import fingerprint as f; print(f.__file__, f.source_commit(), f.lock_digest())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(installed)}, cwd=installed.parent,
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    place, commit, lock = done.stdout.split()
+    assert Path(place).is_relative_to(installed)
+    assert commit == "unknown", "the repository around the environment is somebody else's"
+    assert lock.startswith("installed:")
+
+
+def test_doctor_plan_and_train_work_without_the_source_tree(
+    tmp_path: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    looked = seqtrack("doctor")
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "  packages: " in looked.stdout
+    assert "  clock: " in looked.stdout
+    planned = seqtrack("plan", "--json")
+    assert planned.returncode == 0, planned.stderr
+    keys = {**TINY, "DATA.TRAIN.SAMPLE_PER_EPOCH": "16"}
+    trained = seqtrack("train", EPOCHS="1", OVERRIDES=" ".join(f"{key} {value}" for key, value in keys.items()))
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert (tmp_path / "output" / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors").is_file()
