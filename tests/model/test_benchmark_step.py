@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import TINY
+from runs import TINY, demo_data
+
+__all__ = ["demo_data"]  # the fixture
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 
