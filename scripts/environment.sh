@@ -1,12 +1,14 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes the virtual environment .venv from the lock files, whole or not at all.
+# Sourced by the other scripts: makes the virtual environment $venv (.venv) from the lock files, whole or not at all.
 #
-# .venv/lock-digests says what is in it: one line a lock, "DIGEST FILE". While the lines agree with the lock files the
+# $venv/lock-digests says what is in it: one line a lock, "DIGEST FILE". While the lines agree with the lock files the
 # environment is kept as it is. It is built beside its place under another name and renamed when complete, so a build
 # that was cut off leaves nothing that looks finished.
 
 # Where this is set, as in many container images, every start would compile torch's sources again, for four seconds.
 unset PYTHONDONTWRITEBYTECODE
+
+venv=${VENV:-.venv} # a folder in the repository's root
 
 say() { printf '%s\n' "$*" >&2; }
 stop() {
@@ -54,10 +56,10 @@ install_lock() {
 
 has_locks() {
   local lock
-  for lock in "$@"; do has_lock .venv "$lock" || return 1; done
+  for lock in "$@"; do has_lock "$venv" "$lock" || return 1; done
 }
 
-# make_environment LOCK...: bring .venv in the current folder (the repository's root) to the state of these locks.
+# make_environment LOCK...: bring $venv in the current folder (the repository's root) to the state of these locks.
 make_environment() {
   if has_locks "$@"; then return; fi
   # Two commands started together (training and upload, say) must not both build it.
@@ -70,23 +72,23 @@ make_environment() {
 build_environment() {
   local python tools lock uv="" began=$SECONDS
   python=$(find_python)
-  say "making .venv with $python from $* (once; kept while the locks are unchanged; about 5 GB)"
-  rm -rf .venv.new
+  say "making $venv with $python from $* (once; kept while the locks are unchanged; about 5 GB)"
+  rm -rf "$venv.new"
   tools=$(mktemp -d)
   if install_uv "$python" "$tools"; then
     uv=$tools/bin/uv
   else
     say "uv could not be installed; going on with pip, which takes longer"
   fi
-  "$python" -m venv ${uv:+--without-pip} .venv.new
-  for lock in "$@"; do install_lock .venv.new "$lock"; done
+  "$python" -m venv ${uv:+--without-pip} "$venv.new"
+  for lock in "$@"; do install_lock "$venv.new" "$lock"; done
   # The package itself is this folder, so that an edited file is the one that runs.
-  pwd >"$(.venv.new/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/seqtrack.pth"
+  pwd >"$("$venv.new/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/seqtrack.pth"
   # Commands such as .venv/bin/pytest name their Python by its path, which is about to change.
-  grep -rlIZ --exclude-dir=__pycache__ '/\.venv\.new' .venv.new/bin | xargs -0r sed -i 's|/\.venv\.new|/.venv|g'
-  rm -rf "$tools" .venv.old
-  if [ -e .venv ]; then mv .venv .venv.old; fi
-  mv .venv.new .venv
-  rm -rf .venv.old
-  say ".venv is ready after $((SECONDS - began)) s"
+  grep -rlIZF --exclude-dir=__pycache__ "/$venv.new" "$venv.new/bin" | xargs -0r sed -i "s|/${venv//./\\.}\.new|/$venv|g"
+  rm -rf "$tools" "$venv.old"
+  if [ -e "$venv" ]; then mv "$venv" "$venv.old"; fi
+  mv "$venv.new" "$venv"
+  rm -rf "$venv.old"
+  say "$venv is ready after $((SECONDS - began)) s"
 }

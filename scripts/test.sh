@@ -3,7 +3,7 @@
 #
 #   (nothing)   style, types, shell, Dockerfile, then every test; those that need Docker when an engine answers
 #   --fast      without the tests that need Docker and without whole training runs: a few minutes
-#   --long      also the full forms of the soaks: hours
+#   --long      also the full forms of the soaks, then --fast under each Python of 3.10 to 3.12 that is here: hours
 #
 # Makes .venv if needed, as scripts/local.sh does. SEQTRACK_TEST_DATA and SEQTRACK_GOLDENS name folders of real test
 # data and reference outputs; tests that need them are skipped without, and the summary says why. With CI=true a skipped
@@ -20,7 +20,8 @@ case "${1:-}" in
 esac
 
 make_environment requirements.lock requirements-test.lock
-PATH=$PWD/.venv/bin:$PATH
+outer_path=$PATH
+PATH=$PWD/$venv/bin:$PATH
 
 failed=""
 check() { # check NAME COMMAND...: run on after a failure, so that one run shows all
@@ -51,5 +52,18 @@ fi
 processes=$(($(nproc) > 1 ? 3 : 0))
 check tests python -m pytest -m "$markers" -n "${PROCESSES:-$processes}" --dist loadgroup --no-loadscope-reorder \
   --durations=15 "$@"
+
+# Each Python has an environment of its own, .venv-3.10 and so on; arguments choose the tests there too.
+if [ "$form" = long ]; then
+  for version in 3.10 3.11 3.12; do
+    # pyenv's stubs on the PATH answer for one version only; the others are in its folder.
+    names="python$version ${PYENV_ROOT:-$HOME/.pyenv}/versions/$version.*/bin/python"
+    if python=$(PATH=$outer_path PYTHON=$names find_python 2>/dev/null); then
+      check "python $version" env PATH="$outer_path" PYTHON="$python" VENV=".venv-$version" scripts/test.sh --fast "$@"
+    else
+      say "python $version: not on this machine"
+    fi
+  done
+fi
 
 [ -z "$failed" ] || { say "failed:$failed"; exit 1; }

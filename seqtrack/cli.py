@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqtrack import __version__
-from seqtrack.errors import USER_ERROR_EXIT_CODE, RunError, UserError
+from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
+from seqtrack.processes import limit_problem, protect_screen, unwritten_output
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one phase; settings come from environment variables"),
@@ -81,6 +82,22 @@ def _join_negative_values(words: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    protect_screen()
+    try:
+        code = _run(arguments)
+    except Exception as error:
+        problem = limit_problem(error)
+        if problem is None:
+            raise
+        print(problem.line, file=sys.stderr)
+        return 1
+    lost = unwritten_output()
+    if lost is not None:
+        print(Problem(f"the output could not be written: {lost.strerror}", "output.unwritten").line, file=sys.stderr)
+    return code or int(lost is not None)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     words = _join_negative_values(sys.argv[1:] if arguments is None else arguments)
     chosen, _ = _parser().parse_known_args(words[:1])
     module_name, summary = COMMANDS[chosen.command]

@@ -55,6 +55,6 @@ class RunError(Exception):
     """A run cannot go on; the message says what was found where, and what to do."""
 
     def __init__(self, message: str, code: str = "run.error") -> None:
-        self.problem = Problem(message, code)
-        self.code = code
+        self.problem = message if isinstance(message, Problem) else Problem(message, code)
+        self.code = self.problem.code
         super().__init__(message)

@@ -1,8 +1,38 @@
-"""What a process asks of the kernel about the process that started it (Linux)."""
+"""What a process settles with the kernel (Linux): signals that ask it to stop, its parent's death, limits, its screen.
+
+Imports nothing heavy: the entrypoint and every command use it before anything else is loaded.
+"""
 
 import ctypes
+import errno
+import io
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from seqtrack.errors import Problem
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+# Whatever ends a process from outside and can be caught. Schedulers send SIGUSR1 or SIGUSR2 before the time is up, the
+# kernel SIGXCPU at the limit of `ulimit -t`, a closed terminal or a dropped connection SIGHUP.
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """STOP_SIGNALS without SIGHUP where it is ignored: that is what `nohup` asks for."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (number == signal.SIGHUP and ignored)]
 
 
 def end_with_parent(number: int) -> None:
@@ -11,3 +41,108 @@ def end_with_parent(number: int) -> None:
     A parent that died before this call goes unnoticed: where that matters, look at the parent's id afterwards.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+class _Screen(io.FileIO):
+    """A standard stream whose reader may go away: from then on what is written to it is dropped.
+
+    `lost` is the error of the first write that failed.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+            return len(data) if written is None else written  # None: the terminal does not take it now
+        except OSError as error:
+            self.lost = self.lost or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries that write to the number
+            os.close(nowhere)
+            return len(data)
+
+
+def protect_screen() -> None:
+    """Let a closed terminal, a broken pipe or a full disk behind stdout and stderr end nothing.
+
+    The numbers 0 to 2 are opened if they are closed: the next file of the run would get one of them, and with it
+    whatever a library prints.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        before = getattr(sys, name)
+        if before is not getattr(sys, f"__{name}__") or isinstance(_raw(before), _Screen):
+            continue  # somebody's own object, or ours
+        protected = io.TextIOWrapper(
+            io.BufferedWriter(_Screen(number, "w", closefd=False)),
+            encoding=before.encoding if before else "utf-8",
+            errors="backslashreplace",  # a character that the locale lacks ends nothing either
+            line_buffering=number == 2 or before is None or before.line_buffering or before.write_through,
+        )
+        setattr(sys, name, protected)
+        setattr(sys, f"__{name}__", protected)
+
+
+def _raw(stream: Any) -> Any:
+    return getattr(getattr(stream, "buffer", None), "raw", None)
+
+
+def unwritten_output() -> OSError | None:
+    """Why what was printed did not reach stdout, None if it did or if only its reader went away."""
+    sys.stdout.flush()
+    raw = _raw(sys.stdout)
+    lost = raw.lost if isinstance(raw, _Screen) else None
+    return None if lost is None or lost.errno in (errno.EPIPE, errno.EIO, errno.EBADF) else lost
+
+
+_MEMORY_WORDS = ("cannot allocate memory", "can't allocate memory", "failed to map segment")
+
+
+def limit_problem(error: BaseException) -> Problem | None:
+    """The limit of this process that caused an error, in a sentence; None where no limit is known to have done so."""
+    one: BaseException | None = error
+    while one is not None:
+        number, words = getattr(one, "errno", None), str(one).lower()
+        reason = (str(one).strip() or type(one).__name__).splitlines()[0]
+        if number == errno.EMFILE or "too many open files" in words:
+            return Problem(
+                f"the limit on open files, ulimit -n, is {_soft(resource.RLIMIT_NOFILE)}, and this process needs more "
+                f"({reason}); {OPEN_FILES_WANTED} are enough: raise it, in a container with --ulimit nofile=4096",
+                "limits.open_files",
+            )
+        if isinstance(one, BlockingIOError) or "can't start new thread" in words:
+            return Problem(
+                f"no further process or thread can be started ({reason}): ulimit -u is {_soft(resource.RLIMIT_NPROC)}, "
+                f"ulimit -v {_soft(resource.RLIMIT_AS)}; raise them or the container's limit (--pids-limit), or lower "
+                "TRAIN.NUM_WORKER and TRAIN.NUM_THREADS",
+                "limits.processes",
+            )
+        if isinstance(one, MemoryError) or number == errno.ENOMEM or any(text in words for text in _MEMORY_WORDS):
+            if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+                return Problem(
+                    f"the limit on address space, ulimit -v, is {_soft(resource.RLIMIT_AS)} KiB, and this process "
+                    f"needs more ({reason}); at least {ADDRESS_SPACE_WANTED >> 10} KiB are needed, better unlimited",
+                    "limits.address_space",
+                )
+            return Problem(
+                f"memory ran out ({reason}): end other programs, raise the container's limit, or lower BATCH_SIZE and "
+                "TRAIN.NUM_WORKER",
+                "limits.memory",
+            )
+        one = one.__cause__ or one.__context__
+    return None
+
+
+# Reserved rather than used: torch for CUDA 12 maps more than 3 GiB of libraries before it computes anything.
+ADDRESS_SPACE_WANTED = 8 << 30
+OPEN_FILES_WANTED = 256
+
+
+def _soft(kind: int) -> str:
+    value = resource.getrlimit(kind)[0]
+    if value == resource.RLIM_INFINITY:
+        return "unlimited"
+    return str(value >> 10 if kind == resource.RLIMIT_AS else value)

@@ -89,7 +89,7 @@ def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLo
         samples_per_epoch=prepare.samples_per_epoch(config, dataset),
         world=ranks.world,
         rank=ranks.rank,
-        num_workers=config.TRAIN.NUM_WORKER,
+        num_workers=prepare.num_workers(config),
         pin=ranks.device.type == "cuda",
     )
 

@@ -26,16 +26,25 @@ if [ -n "${HF_TOKEN_PATH:-}" ]; then
   export APPTAINERENV_HF_TOKEN_PATH=/run/hf_token
 fi
 
+# bash ends a `wait` for a signal, with a code that is not the child's, and several signals can make it forget the child's
+# own. One is handed on, the rest are ignored; the code is asked for when the child is gone.
+child="" signalled=""
+hand_on() {
+  signalled=1
+  if [ -n "$child" ]; then
+    trap '' TERM INT
+    kill -TERM "$child" 2>/dev/null
+  fi
+}
+trap hand_on TERM INT
 # Apptainer runs as the user who submitted, so the entrypoint has nobody to become and changes no owner.
 apptainer run --nv --containall --bind "$binds" "${SIF:-$folder/seqtrack.sif}" train &
 child=$!
-# bash runs a trap only between commands: the child has to be waited for, or the signal would arrive after it.
-trap 'kill -TERM $child' TERM INT
+if [ -n "$signalled" ]; then kill -TERM "$child" 2>/dev/null; fi # it came before there was a child
+wait "$child"
+while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+trap '' TERM INT
 wait "$child"
 code=$?
-while kill -0 "$child" 2>/dev/null; do
-  wait "$child"
-  code=$?
-done
 if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

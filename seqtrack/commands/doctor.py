@@ -5,6 +5,7 @@ Reads the same environment variables as a run, asks the same code, and tries wha
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqtrack.commands.machine import GIB, free_memory
 from seqtrack.errors import UserError
+from seqtrack.processes import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
 
 if TYPE_CHECKING:
     from seqtrack.config.environment import Environment
@@ -43,8 +45,8 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Looks at packages, settings, folders, data, the token (asks the Hub whose it is, never shows it) and the "
-        "clock, holds memory and disk against what `plan` says, and tries the device in processes like those of "
+        "Looks at limits, packages, settings, folders, data, the token (asks the Hub whose it is, never shows it) and "
+        "the clock, holds memory and disk against what `plan` says, and tries the device in processes like those of "
         "training: a matrix product, attention in the precision of the run, a checkpoint's memory, an exchange."
     )
 
@@ -60,6 +62,7 @@ def run(_args: argparse.Namespace) -> int:
 
 
 def _findings() -> Iterator[Finding]:
+    yield from check_limits()  # first: what follows may fail for them
     from seqtrack.commands import doctor_project as project
     from seqtrack.commands.doctor_probe import try_device
 
@@ -124,13 +127,29 @@ def check_room(environment: "Environment", config: "Config") -> list[Finding]:
     return findings + [Finding("host memory", BAD, p) for p in plan["problems"] if p.code == "plan.host_memory"]
 
 
+def check_limits() -> list[Finding]:
+    """What `ulimit` leaves this process."""
+    findings = []
+    for about, kind, wanted, advice in (
+        ("open files (ulimit -n)", resource.RLIMIT_NOFILE, OPEN_FILES_WANTED, "Raise it: ulimit -n 4096"),
+        ("address space (ulimit -v)", resource.RLIMIT_AS, ADDRESS_SPACE_WANTED, "Raise it: ulimit -v unlimited"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        found = "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+        if limit == resource.RLIM_INFINITY or limit >= wanted:
+            findings.append(Finding(about, OK, found))
+        else:
+            findings.append(Finding(about, BAD, f"{found}, at least {wanted} are needed", advice))
+    return findings
+
+
 def check_shared_memory(place: Path = Path("/dev/shm")) -> Finding:
-    """Loader workers hand batches over here; too little ends in a bus error."""
+    """The GPUs of one machine exchange gradients here; nothing else of this program needs it."""
     size = shutil.disk_usage(place).total if place.is_dir() else 0
     if size >= _SHM_WANTED:
         return Finding("shared memory", OK, f"{size / 2**20:.0f} MiB")
-    advice = "Loader workers die with a bus error: docker run --shm-size 2g, or TRAIN.NUM_WORKER 0 in OVERRIDES"
-    return Finding("shared memory", BAD, f"only {size / 2**20:.0f} MiB at {place}", advice)
+    advice = "Training on several GPUs may need more: docker run --shm-size 2g"
+    return Finding("shared memory", NOTE, f"only {size / 2**20:.0f} MiB at {place}", advice)
 
 
 def check_clock(now: float, *, server_date: str | None, known_past: float) -> Finding:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
+from seqtrack.processes import end_with_parent, limit_problem, stop_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train as the environment says; exit 0 complete, 75 stopped on request, 2 for what the user can mend."""
     # Importing torch takes seconds; a request to stop that comes before training listens ends it here.
-    signal.signal(signal.SIGTERM, _stop_before_start)
-    signal.signal(signal.SIGINT, _stop_before_start)
+    for number in stop_signals():
+        signal.signal(number, _stop_before_start)
     from seqtrack.config.environment import read_variable
     from seqtrack.engine.devices import device_plan
 
@@ -77,7 +78,6 @@ def _one_of_several() -> NoReturn:
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
     from seqtrack.engine.launcher import LAUNCH_FOLDER, Ending, leave_ending
     from seqtrack.engine.ranks import PeerLostError, end_process, peers_needed
-    from seqtrack.processes import end_with_parent
     from seqtrack.train import train
 
     if LAUNCH_FOLDER in os.environ:
@@ -90,9 +90,11 @@ def _one_of_several() -> NoReturn:
     except RunError as error:
         ending = Ending(1, [error.problem], lost_peer=isinstance(error, PeerLostError))
     except Exception as error:  # noqa: BLE001 - nothing is swallowed: it is shown here and ends the run
-        traceback.print_exc()
-        text = f"process {rank}: {type(error).__name__}: {error}"
-        ending = Ending(1, [Problem(text, "run.unexpected_error")])
+        problem = limit_problem(error)
+        if problem is None:
+            traceback.print_exc()
+            problem = Problem(f"process {rank}: {type(error).__name__}: {error}", "run.unexpected_error")
+        ending = Ending(1, [problem])
     if not leave_ending(ending):
         for problem in ending.problems:
             print(problem.line, file=sys.stderr)

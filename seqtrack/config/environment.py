@@ -9,6 +9,7 @@ The token itself is never kept here, so it can be in no log and no report.
 import os
 import re
 import shlex
+import sys
 from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -400,6 +401,15 @@ def _check_only(environ: Mapping[str, str]) -> None:
         raise UserError(problems)
 
 
+def _unprintable(text: str) -> str:
+    """What is expected of a text with a character that no variable may hold; empty if there is none."""
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        encoding = sys.getfilesystemencoding()
+        return f"text in the locale's encoding, which is {encoding}: set LC_ALL=C.UTF-8"
+    wrong = next((letter for letter in text if not letter.isprintable()), None)
+    return "" if wrong is None else f"text on one line; U+{ord(wrong):04X} cannot be printed"
+
+
 def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[Environment, list[Problem]]:
     given = {name.lower(): environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
     problems: dict[str, Problem] = {}
@@ -412,7 +422,7 @@ def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[
             if text is not None:
                 # A name before an @ may be a user's, with the password after it.
                 found = "a value that is not shown" if name in _SECRET or "@" in text else short_repr(text)
-                wanted = expected(VARIABLES[name])
+                wanted = _unprintable(text) or expected(VARIABLES[name])
                 problems[name] = Problem(f"{name}: found {found}, expected {wanted}", "variable.invalid_value")
     given.pop("hf_token", None)
     for name in sorted(set(environ) - set(VARIABLES)):

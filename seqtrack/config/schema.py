@@ -85,8 +85,10 @@ class Train(Settings):
     LR_DROP_EPOCH: int = setting(400, "epochs after which the rate drops, and again after as many (step)", ge=1)
     BATCH_SIZE: int = setting(8, "samples of an optimizer step over all processes (the authors' is per GPU)", ge=1)
     ACCUMULATION_STEPS: int = setting(1, "parts in which a batch is computed, for small cards", ge=1, le=4096)
-    NUM_WORKER: int = setting(
-        8, "processes that prepare samples; 0 prepares them in the trainer", ge=0, must_match=False
+    NUM_WORKER: Annotated[int, Ge(0)] | Literal["auto"] = setting(
+        "auto",
+        "processes that prepare samples; 0 prepares them in the trainer, auto takes one per core, at most 12",
+        must_match=False,
     )
     OPTIMIZER: Literal["ADAMW"] = setting("ADAMW", "the optimizer")
     FREEZE_ENCODER: bool = setting(False, "train the decoder only, and what ENCODER_OPEN names")

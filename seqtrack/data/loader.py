@@ -2,29 +2,43 @@
 
 Knows how samples are dealt to global batches and ranks. It must not know of devices or of training. Which worker makes
 a batch changes nothing in it, so the stream is the same for any number of workers and from any start.
+
+A worker writes samples into memory that it has shared with the trainer since it was forked, and sends one word through
+a pipe: handing over a batch needs no file descriptor, no room in /dev/shm and no thread, so it cannot fail for lack of
+them, and a dead worker is seen at once, as the end of its pipe.
 """
 
-import logging
+import contextlib
+import math
+import mmap
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
+import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from typing import Any, NoReturn, cast
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from seqtrack.data.pairs import SampleDataset
+from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.device import pin_or_none
-from seqtrack.errors import RunError, UserError
-from seqtrack.processes import end_with_parent
+from seqtrack.errors import Problem, RunError, UserError
+from seqtrack.processes import STOP_SIGNALS, end_with_parent, limit_problem
 
-_log = logging.getLogger(__name__)
-T = TypeVar("T")
+_FORK = multiprocessing.get_context("fork")
+_LOOK_S = 0.2  # how often a wait looks whether a stop was asked for
+_END_S = 5.0  # how long a killed worker is waited for; one that hangs in a read from a dead disk outlives even this
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -61,16 +75,26 @@ class Batch:
         )
         return self if pinned is None else replace(self, **cast(dict[str, Any], pinned))
 
+    def clone(self) -> "Batch":
+        """The same in memory of its own."""
+        tensors = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **cast(dict[str, Any], tensors))
+
 
 class WorkerDied(RunError):
     """A loader worker ended on its own: killed for memory, or crashed."""
 
 
+class _WorkerTraceback(Exception):
+    """Where an error was raised in a worker; the cause of the error that the trainer raises."""
+
+
 @dataclass(frozen=True)
 class _Failure:
-    """A user's problem met in a worker, carried to the main process without the worker's traceback."""
+    """What a worker sends instead of a batch. `trace` is empty for a mistake of the user's."""
 
-    problems: list[str]
+    problems: list[Problem]
+    trace: str = ""
 
 
 def share(samples: int, world: int, rank: int) -> tuple[int, int]:
@@ -80,49 +104,65 @@ def share(samples: int, world: int, rank: int) -> tuple[int, int]:
     return start, start + each + (1 if rank < more else 0)
 
 
-class _Steps(Sampler[tuple[int, int]]):
-    """The positions to make, set anew for each epoch."""
+@dataclass(frozen=True)
+class _Maker:
+    """Makes one rank's share of any global batch."""
 
-    def __init__(self) -> None:
-        self.epoch, self.start, self.stop = 0, 0, 0
+    dataset: SampleDataset
+    batch_size: int
+    samples: int
+    world: int
+    rank: int
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, step) for step in range(self.start, self.stop)])
+    def share(self, step: int) -> tuple[list[int], int, int]:
+        """Indices to make (one stands in for an empty share), samples of the global batch, samples that count."""
+        first = step * self.batch_size
+        size = min(self.batch_size, self.samples - first)
+        start, stop = share(size, self.world, self.rank)
+        return list(range(first + start, first + stop)) or [first], size, stop - start
 
-    def __len__(self) -> int:
-        return self.stop - self.start
+    def fill(self, arrays: Arrays, epoch: int, step: int) -> None:
+        """Write the samples of a share into the first places of `arrays`."""
+        for place, index in enumerate(self.share(step)[0]):
+            sample = self.dataset.sample(epoch, index)
+            arrays["templates"][place] = sample.templates
+            arrays["search"][place] = sample.search
+            arrays["template_brightness"][place] = sample.template_brightness
+            arrays["search_brightness"][place] = sample.search_brightness
+            arrays["boxes"][place] = sample.box
+
+    def batch(self, arrays: Arrays, step: int) -> Batch:
+        """A view of what `fill` wrote."""
+        indices, size, count = self.share(step)
+        tensors = {name: torch.from_numpy(array[: len(indices)]) for name, array in arrays.items()}
+        return Batch(indices=torch.tensor(indices, dtype=torch.int64), global_count=size, count=count, **tensors)
 
 
-class _Batches(Dataset[Batch | _Failure]):
-    """A batch by (epoch, step): what a worker does."""
+def _shared_arrays(spec: SampleSpec, samples: int) -> Arrays:
+    """Room for a batch that forks of this process write to and this process reads."""
+    template, search = (3, spec.template_size, spec.template_size), (3, spec.search_size, spec.search_size)
+    layout: dict[str, tuple[tuple[int, ...], Any]] = {
+        "templates": ((samples, spec.num_templates, *template), np.uint8),
+        "search": ((samples, *search), np.uint8),
+        "template_brightness": ((samples, spec.num_templates), np.float32),
+        "search_brightness": ((samples,), np.float32),
+        "boxes": ((samples, 4), np.float32),
+    }
+    arrays = {}
+    for name, (shape, kind) in layout.items():
+        memory = mmap.mmap(-1, math.prod(shape) * np.dtype(kind).itemsize)  # anonymous and shared
+        arrays[name] = np.frombuffer(memory, dtype=kind).reshape(shape)
+    return arrays
 
-    def __init__(self, dataset: SampleDataset, batch_size: int, samples: int, world: int, rank: int) -> None:
-        self._dataset, self._batch_size, self._samples = dataset, batch_size, samples
-        self._world, self._rank = world, rank
 
-    def __getitem__(self, position: tuple[int, int]) -> Batch | _Failure:
-        epoch, step = position
-        first = step * self._batch_size
-        size = min(self._batch_size, self._samples - first)
-        start, stop = share(size, self._world, self._rank)
-        indices = list(range(first + start, first + stop)) or [first]
-        try:
-            return self._collate(epoch, indices, global_count=size, count=stop - start)
-        except UserError as error:
-            return _Failure([*error.problems])
+@dataclass
+class _Worker:
+    """A process, the trainer's end of its pipe, and its room: one place for each batch that it is ahead."""
 
-    def _collate(self, epoch: int, indices: list[int], *, global_count: int, count: int) -> Batch:
-        samples = [self._dataset.sample(epoch, index) for index in indices]
-        return Batch(
-            templates=torch.from_numpy(np.stack([sample.templates for sample in samples])),
-            search=torch.from_numpy(np.stack([sample.search for sample in samples])),
-            template_brightness=torch.from_numpy(np.stack([sample.template_brightness for sample in samples])),
-            search_brightness=torch.from_numpy(np.array([sample.search_brightness for sample in samples])),
-            boxes=torch.from_numpy(np.stack([sample.box for sample in samples])),
-            indices=torch.tensor(indices, dtype=torch.int64),
-            global_count=global_count,
-            count=count,
-        )
+    process: ForkProcess
+    pipe: Connection
+    places: list[Arrays]
+    asked: int = 0  # positions sent whose answers were not read yet
 
 
 class BatchLoader:
@@ -135,7 +175,7 @@ class BatchLoader:
         world, rank: how many processes train together, and which this is.
         num_workers: processes that make batches; 0 makes them in this one.
         prefetch: batches a worker is ahead.
-        pin: put batches into page-locked memory, in a thread, for a GPU to copy from.
+        pin: put batches into page-locked memory, for a GPU to copy from.
 
     Raises:
         UserError: a number is out of range.
@@ -160,121 +200,165 @@ class BatchLoader:
             )
         self.steps_per_epoch = -(-samples_per_epoch // batch_size_global)
         self.samples_per_epoch = samples_per_epoch
-        self._steps = _Steps()
-        self._loader: DataLoader[Batch | _Failure] = DataLoader(
-            _Batches(dataset, batch_size_global, samples_per_epoch, world, rank),
-            batch_size=None,
-            sampler=self._steps,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-            persistent_workers=num_workers > 0,
-            prefetch_factor=prefetch if num_workers > 0 else None,
-            pin_memory=pin,
-            # Without a generator of its own the loader would draw its workers' base seed from torch's global one.
-            generator=torch.Generator(),
-        )
+        self._maker = _Maker(dataset, batch_size_global, samples_per_epoch, world, rank)
+        self._num_workers, self._prefetch, self._pin = num_workers, prefetch, pin
+        # Alone, a stop can save and end between two batches at once; among several, the others wait for this one's
+        # batch, and only a vote after it ends them all in the same place.
+        self._stop_patience_s = 0.0 if world == 1 else 60.0
+        self._own: Arrays | None = None  # where this process writes a batch when there are no workers
+        self._workers: list[_Worker] = []
         # Also when nobody closes: at its exit Python sends workers a signal that they ignore, and waits for them.
-        weakref.finalize(self, _end_workers, self._loader)
+        weakref.finalize(self, _end_workers, self._workers)
 
     def start_workers(self) -> None:
         """Start the workers now, with nothing to do yet; `batches` would do it otherwise.
 
         Best before a model is made. They are forks: of every page that this process writes to afterwards, it first
         makes a copy, and the old one stays in memory for as long as they live.
-        """
-        if self._loader.num_workers and self._loader._iterator is None:
-            self._steps.start = self._steps.stop = 0
-            _watch_calmly(iter(self._loader))
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        Raises:
+            RunError: the system grants no further process, memory or file.
+        """
+        if self._workers:
+            return
+        try:
+            for _ in range(self._num_workers):
+                places = [self._room() for _ in range(self._prefetch)]
+                ours, theirs = _FORK.Pipe()
+                with contextlib.closing(theirs):
+                    process = _FORK.Process(target=_work, args=(os.getpid(), theirs, places, self._maker), daemon=True)
+                    process.start()
+                self._workers.append(_Worker(process, ours, places))
+        except (OSError, MemoryError) as error:
+            self.close()
+            problem = limit_problem(error) or f"a data loader worker could not be started ({error})"
+            raise RunError(problem, code="loader.start") from error
+
+    def batches(self, epoch: int, start_step: int = 0, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         """This rank's share of the global batches `start_step`, `start_step + 1`, ... of an epoch.
+
+        Ends early where `stop()` becomes true while a batch is waited for.
 
         Raises:
             UserError: a frame file cannot be read.
             WorkerDied: a worker process ended.
+            RunError: a worker could not make its batch.
         """
-        self._steps.epoch, self._steps.start, self._steps.stop = epoch, start_step, self.steps_per_epoch
-        if start_step >= self.steps_per_epoch:
+        if self._num_workers == 0:
+            self._own = self._own or self._room()
+            for step in range(start_step, self.steps_per_epoch):
+                self._maker.fill(self._own, epoch, step)
+                yield self._copy(self._maker.batch(self._own, step))
             return
-        iterator = self._ask(lambda: iter(self._loader))
-        _watch_calmly(iterator)
-        while True:
-            made = self._ask(lambda: next(iterator, None))
-            if made is None:
+        self.start_workers()
+        for worker in self._workers:  # an epoch that was left in the middle
+            while worker.asked:
+                if self._answer(worker, stop) is False:
+                    return
+        ahead = self._num_workers * self._prefetch
+        for step in range(start_step, min(start_step + ahead, self.steps_per_epoch)):
+            self._ask(epoch, step)
+        for step in range(start_step, self.steps_per_epoch):
+            worker = self._workers[step % self._num_workers]
+            answer = self._answer(worker, stop)
+            if answer is False:
                 return
-            if isinstance(made, _Failure):
+            if isinstance(answer, _Failure):
                 self.close()
-                raise UserError(made.problems)
-            yield made
+                if not answer.trace:
+                    raise UserError(answer.problems)
+                raise RunError(answer.problems[0]) from _WorkerTraceback(answer.trace)
+            batch = self._copy(self._maker.batch(worker.places[self._place(step)], step))
+            if step + ahead < self.steps_per_epoch:  # into the place that was read just now
+                self._ask(epoch, step + ahead)
+            yield batch
 
-    def _ask(self, ask: Callable[[], T]) -> T:
-        answer, trouble = _answer(ask, self._loader)
-        if trouble is not None:
-            self.close()
-            raise WorkerDied(
-                f"a data loader worker died ({trouble}). Most often memory ran out: lower TRAIN.NUM_WORKER or the "
-                "batch size, or give the container more shared memory (shm_size)"
-            )
-        return cast(T, answer)
+    def _copy(self, view: Batch) -> Batch:
+        pinned = view.pin_memory() if self._pin else view
+        return view.clone() if pinned is view else pinned
+
+    def _room(self) -> Arrays:
+        return _shared_arrays(self._maker.dataset.spec, -(-self._maker.batch_size // self._maker.world))
+
+    def _place(self, step: int) -> int:
+        return step // self._num_workers % self._prefetch
+
+    def _ask(self, epoch: int, step: int) -> None:
+        worker = self._workers[step % self._num_workers]
+        try:
+            worker.pipe.send((epoch, step, self._place(step)))
+        except OSError:
+            self._died(worker)
+        worker.asked += 1
+
+    def _answer(self, worker: _Worker, stop: Callable[[], bool]) -> "_Failure | bool":
+        """True when the next batch of this worker is in its place; False when `stop()` ended the wait."""
+        patient_until = None
+        while not worker.pipe.poll(_LOOK_S):
+            if stop():
+                patient_until = patient_until or time.monotonic() + self._stop_patience_s
+                if time.monotonic() >= patient_until:
+                    return False
+        try:
+            answer: _Failure | bool = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._died(worker)
+        worker.asked -= 1
+        return answer
+
+    def _died(self, worker: _Worker) -> NoReturn:
+        worker.process.join(_END_S)
+        code = worker.process.exitcode
+        self.close()
+        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        raise WorkerDied(
+            f"a data loader worker died ({how}). Most often memory ran out: lower TRAIN.NUM_WORKER or the batch size, "
+            "or give the container more memory",
+            code="loader.worker_died",
+        )
 
     def close(self) -> None:
         """End the workers. A loader that was closed starts new ones when it is used again."""
-        _end_workers(self._loader)
+        _end_workers(self._workers)
 
 
-def _answer(ask: Callable[[], T], loader: "DataLoader[Batch | _Failure]") -> tuple[T | None, str | None]:
-    """What `ask` returns; or how a worker died, on whom it waited.
-
-    The error is not chained: its frames hold temporary files of torch's, which new workers would inherit and delete.
-    """
-    try:
-        return ask(), None
-    except (RuntimeError, OSError, EOFError) as error:
-        # A dead worker shows as a broken connection as well, when its last batch is taken over.
-        if not any(_is_dead(worker) for worker in getattr(loader._iterator, "_workers", ())):
-            raise
-        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _is_dead(worker: Any) -> bool:
-    worker.join(0.5)
-    return not worker.is_alive()
-
-
-def _watch_calmly(iterator: Any) -> None:
-    """Let a dead worker be noticed when its batch is waited for, within five seconds, and nowhere else.
-
-    torch's handler of SIGCHLD raises wherever the program happens to be: in the middle of writing a checkpoint, or
-    where nobody can catch it.
-    """
-    if getattr(iterator, "_worker_pids_set", False):
-        torch._C._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
-
-
-def _end_workers(loader: "DataLoader[Batch | _Failure]") -> None:
-    iterator = loader._iterator
-    if iterator is None:
-        return
-    loader._iterator = None
-    workers = list(getattr(iterator, "_workers", ()))
-    iterator._shutdown_workers()  # type: ignore[attr-defined]
+def _end_workers(workers: list[_Worker]) -> None:
     for worker in workers:
-        # One that stands in a read from a dead disk; it ignores the polite signal, and Python would wait for it.
-        if worker.is_alive():
-            worker.kill()
+        worker.process.kill()  # they hold nothing that could be left half-written
+        worker.pipe.close()
+    for worker in workers:
+        worker.process.join(_END_S)
+        if worker.process.is_alive():  # in a read from a dead disk; at its exit Python would wait for it
+            multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
+    workers.clear()
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
-
-
-def _start_worker(worker: int) -> None:
-    """Runs first in a worker: leave signals to the parent, but never outlive it, and take one core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _work(parent: int, pipe: Connection, places: list[Arrays], maker: _Maker) -> NoReturn:
+    """A worker's life: a position comes, a batch is written, a word goes back."""
+    for number in STOP_SIGNALS:  # they are the trainer's, which may need batches until it has saved
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
-    if os.getppid() == 1:
-        os._exit(1)  # the parent died before the line above could ask to be told
+    if os.getppid() != parent:
+        os._exit(1)  # it died before the line above could ask to be told
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    while True:
+        try:
+            epoch, step, place = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        pipe.send(_made(maker, places[place], epoch, step))
+
+
+def _made(maker: _Maker, arrays: Arrays, epoch: int, step: int) -> _Failure | bool:
+    try:
+        maker.fill(arrays, epoch, step)
+    except UserError as error:
+        return _Failure(error.problems)
+    except Exception as error:  # noqa: BLE001 - nothing is swallowed: the trainer raises it
+        problem = limit_problem(error) or Problem(
+            f"a data loader worker failed in epoch {epoch}, step {step}: {type(error).__name__}: {error}",
+            "loader.worker_failed",
+        )
+        return _Failure([problem], traceback.format_exc())
+    return True

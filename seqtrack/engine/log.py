@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,13 @@ WALL_CLOCK_FIELDS = frozenset(
     {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "fps"}
     | {"max_memory_allocated", "max_memory_reserved"}
 )
+
+
+class _OneLine(logging.Formatter):
+    """For the screen: an error's traceback is in the log file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
 
 
 class _ScreenHandler(logging.Handler):
@@ -99,7 +107,8 @@ def logging_to(path: Path | None, *, rank: int, earlier: Sequence[logging.LogRec
     if path is not None:
         handlers.append(_FileHandler(path, encoding="utf-8"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        on_screen = not isinstance(handler, logging.FileHandler)
+        handler.setFormatter(_OneLine() if on_screen else logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     if path is not None:
         for record in list(earlier):
@@ -107,14 +116,36 @@ def logging_to(path: Path | None, *, rank: int, earlier: Sequence[logging.LogRec
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    hook = threading.excepthook
+
+    def keep(error: BaseException, about: str) -> None:
+        """In the log file alone: on screen an error is said once, where the command ends."""
+        with contextlib.suppress(OSError):
+            if path is not None:
+                text = f"{about}: {str(error) or type(error).__name__}"
+                handlers[-1].handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), _exc_info(error)))
+
+    def thread_failed(args: "threading.ExceptHookArgs") -> None:
+        if args.exc_value is not None:
+            keep(args.exc_value, f"thread {args.thread.name if args.thread else ''} failed")
+
+    threading.excepthook = thread_failed
     try:
         yield
+    except BaseException as error:
+        keep(error, "the run ended")
+        raise
     finally:
+        threading.excepthook = hook
         logger.setLevel(level)
         logger.propagate = propagate
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+
+
+def _exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, Any]:
+    return type(error), error, error.__traceback__
 
 
 def clock(seconds: float) -> str:

@@ -104,11 +104,15 @@ class Loop:
         state = self.state
         samples = self.loader.samples_per_epoch
         timer = _Timer(state.sample)
-        batches = iter(self.loader.batches(epoch, start_step=state.sample // self.plan.batch_size))
+        batches = self.loader.batches(
+            epoch, start_step=state.sample // self.plan.batch_size, stop=lambda: self.stop.is_set
+        )
         with self.log.progress(epoch, samples, done=state.sample) as bar:
             while state.sample < samples:
                 waited = time.perf_counter()
-                batch = next(batches)
+                batch = next(batches, None)
+                if batch is None:
+                    return self._stopped_waiting(timer)
                 timer.waited(time.perf_counter() - waited)
                 launched = self.stepper(batch, self._votes)
                 state.sample += launched.count
@@ -181,6 +185,16 @@ class Loop:
             self.state.step,
         )
         return False
+
+    def _stopped_waiting(self, timer: "_Timer") -> bool:
+        """Asked to stop while no batch came: between two steps the state is whole."""
+        self._read(timer)
+        if self.ranks.world > 1:  # the others wait in the middle of their step and cannot save with this one
+            logger.info("stopped on request (%s) while waiting for a batch: nothing is saved", self.stop.signal_name)
+            return False
+        if self.state.sample:  # else the checkpoint of the epoch before is this very state
+            self._save("step", step_name(self.state.step))
+        return self._stopped()
 
     def _log_interval(self, launched: LaunchedStep, sample: int, timer: "_Timer", result: StepResult) -> None:
         meters, samples = self.state.meters, self.loader.samples_per_epoch

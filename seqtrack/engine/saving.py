@@ -20,6 +20,7 @@ from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError
+from seqtrack.processes import limit_problem
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +68,14 @@ class Saver:
         copied = self._copy(tensors)
         self.last_stall_s = time.perf_counter() - started
         kind = describe["kind"]
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._write, args=(self.folder / name, copied, dict(values), dict(describe), kind), name="checkpoint"
         )
-        self._thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # "can't start new thread"
+            raise RunError(limit_problem(error) or str(error)) from error
+        self._thread = thread
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Find the memory for copies of such tensors now: the first save would stand for it otherwise.
@@ -94,6 +99,9 @@ class Saver:
         """
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            limit = limit_problem(failure)
+            if limit is not None:
+                raise RunError(limit) from failure
             if not isinstance(failure, (OSError, DamagedFileError)):
                 raise failure
             what = str(failure)

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from seqtrack.processes import stop_signals
 
 
 class StopRequest:
@@ -21,7 +21,7 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
     def __enter__(self) -> "StopRequest":
-        for number in _SIGNALS:
+        for number in stop_signals():
             self._previous[number] = signal.signal(number, self._raise_flag)
         return self
 

@@ -319,3 +319,17 @@ def test_the_example_file_is_a_real_run_that_only_lacks_a_repository(tmp_path: P
     assert config.DATA.TRAIN.DATASETS_NAME == ("LASOT",)
     assert config.DATA.CLASSES == ("book", "coin")
     assert re.search(r"hf_[A-Za-z0-9]{8}", text) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("OUTPUT_DIR", "d\udcc3\udcbc/o", "LC_ALL=C.UTF-8"),
+        ("DATA_DIR", "\udcff", "LC_ALL=C.UTF-8"),
+        ("OUTPUT_DIR", "two\nlines", "U+000A"),
+        ("CONFIG", "a\u200bb", "U+200B"),
+    ],
+)
+def test_a_character_that_no_variable_may_hold_is_named(name: str, value: str, says: str) -> None:
+    (problem,) = [one for one in problems_of({name: value}) if one.startswith(name)]
+    assert says in problem and problem.isprintable()

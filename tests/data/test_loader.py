@@ -1,5 +1,6 @@
 """The stream of batches is one and the same, whoever makes it; and workers die loudly, quickly and for good."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import torch
 from seqtrack.data.loader import Batch, BatchLoader, WorkerDied, share
 from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sources import open_source
-from seqtrack.errors import UserError
+from seqtrack.errors import RunError, UserError
 
 SPEC = SampleSpec(template_size=16, search_size=32, num_templates=2)
 SAMPLES, GLOBAL_BATCH = 22, 5
@@ -175,12 +176,11 @@ def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: SampleDataset) -
     loader = _loader(dataset, 2, samples_per_epoch=4000)
     batches = loader.batches(0)
     next(batches)
-    started = time.monotonic()
     os.kill(_workers()[0], signal.SIGKILL)
-    with pytest.raises(WorkerDied, match="memory"):
+    with pytest.raises(WorkerDied, match="SIGKILL") as caught:
         for _ in batches:
             pass
-    assert time.monotonic() - started < 10
+    assert caught.value.code == "loader.worker_died"
     assert not multiprocessing.active_children(), "the other worker was ended as well"
 
 
@@ -394,3 +394,105 @@ def test_the_sum_of_an_epoch_is_reproducible_in_another_process(dataset: SampleD
 def test_impossible_numbers_are_refused(dataset: SampleDataset, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least"):
         _loader(dataset, **wrong)
+
+
+class _Broken(SampleDataset):
+    """Fails at one sample, as a bug or a lack of the system's would."""
+
+    error: Exception
+
+    def sample(self, epoch: int, index: int):  # type: ignore[no-untyped-def]
+        if index == 7:
+            raise self.error
+        return super().sample(epoch, index)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "0001.jpg"), "limits.open_files"),
+        (MemoryError(), "limits.memory"),
+        (ZeroDivisionError("by zero in worker"), "loader.worker_failed"),
+    ],
+)
+def test_a_workers_error_is_one_line_with_its_reason_and_the_workers_traceback_behind_it(
+    dataset: SampleDataset, error: Exception, code: str
+) -> None:
+    dataset.__class__, dataset.error = _Broken, error  # type: ignore[attr-defined]
+    loader = _loader(dataset, 2)
+    with pytest.raises(RunError) as caught:
+        list(loader.batches(0))
+    assert caught.value.code == code
+    assert (str(error) or type(error).__name__) in str(caught.value) and "\n" not in str(caught.value)
+    assert "in sample" in str(caught.value.__cause__)
+    assert not _workers()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_request_to_stop_ends_the_wait_for_a_worker_that_stands_still(dataset: SampleDataset, world: int) -> None:
+    loader = _loader(dataset, 1, world=world, samples_per_epoch=4000)
+    loader._stop_patience_s = 0.0 if world == 1 else 0.5
+    batches = loader.batches(0, stop=lambda: True)
+    next(batches)
+    (worker,) = _workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert len(list(batches)) <= 2, "what was made before, and no more"
+    finally:
+        loader.close()
+    assert _wait_gone([worker], 5)
+
+
+def test_a_request_to_stop_takes_no_batch_away_that_is_there_in_time(dataset: SampleDataset) -> None:
+    loader = _loader(dataset, 2, world=2)
+    try:
+        assert [_bytes(one) for one in loader.batches(0, stop=lambda: True)] == _stream(_loader(dataset, world=2), 0)
+    finally:
+        loader.close()
+
+
+_STREAM = """
+    import hashlib, os, resource, sys
+    from pathlib import Path
+    from seqtrack.data.loader import BatchLoader
+    from seqtrack.data.pairs import SampleDataset, SampleSpec
+    from seqtrack.data.sources import open_source
+    from seqtrack.errors import RunError
+    source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
+    dataset = SampleDataset([source], [1.0], SampleSpec(template_size=256, search_size=256), seed=1)
+    for limit in sys.argv[2:]:
+        kind, value = limit.split("=")
+        resource.setrlimit(getattr(resource, kind), (int(value), int(value)))
+    try:
+        loader = BatchLoader(dataset, batch_size_global=8, samples_per_epoch=40, num_workers=2)
+        before = len(os.listdir("/proc/self/fd"))
+        loader.start_workers()
+        digest = hashlib.sha256()
+        for batch in loader.batches(0):
+            digest.update(batch.search.numpy().tobytes())
+        print(digest.hexdigest(), len(os.listdir("/proc/self/fd")) - before)
+        loader.close()
+    except RunError as error:
+        print(error.code)
+"""
+
+
+def _stream_in_a_process(root: Path, *limits: str, before: tuple[str, ...] = ()) -> list[str]:
+    command = [*before, sys.executable, "-c", textwrap.dedent(_STREAM), str(root), *limits]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    return done.stdout.split()
+
+
+def test_few_descriptors_and_a_tiny_shared_memory_are_enough_and_too_few_are_named(
+    dataset: SampleDataset, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    usual = _stream_in_a_process(data)
+    assert int(usual[1]) == 6, "open files do not grow with the batches: three for each of two workers"
+    assert _stream_in_a_process(data, "RLIMIT_NOFILE=16") == usual
+    tiny = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"', "sh")
+    if subprocess.run([*tiny, "true"], capture_output=True).returncode == 0:
+        assert _stream_in_a_process(data, before=tiny) == usual
+    assert _stream_in_a_process(data, "RLIMIT_NOFILE=5") == ["limits.open_files"]
+    assert _stream_in_a_process(data, "RLIMIT_AS=1000000") == ["limits.address_space"]

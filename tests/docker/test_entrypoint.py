@@ -28,6 +28,8 @@ def stop(number, frame):
     sys.exit(75 if job == "train" else 3)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, stop)
 note(" ".join(["start", *sys.argv[1:]]))
 if "STAND_IN_TELLS" in os.environ:
     note(os.environ[os.environ["STAND_IN_TELLS"]])
@@ -151,7 +153,7 @@ def test_a_refused_configuration_starts_no_last_upload(start: Start) -> None:
     assert "start upload --once" not in run.notes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_goes_to_the_trainer_first_and_to_the_uploader_when_the_trainer_has_saved(
     start: Start, number: signal.Signals
 ) -> None:
@@ -161,6 +163,19 @@ def test_a_stop_goes_to_the_trainer_first_and_to_the_uploader_when_the_trainer_h
     run.process.send_signal(number)
     assert run.finish()[0] == 75
     assert run.notes()[2:] == [f"train got {number.name}", "train stopped", "upload got SIGTERM", "upload stopped"]
+
+
+def test_under_nohup_a_closed_terminal_stops_neither(start: Start) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = start("train", HF_REPO="me/tracker", TRAIN_DOES="2", UPLOAD_DOES="3")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run.wait_for("start upload")
+    run.wait_for("start train")
+    run.process.send_signal(signal.SIGHUP)
+    assert run.finish()[0] == 0
+    assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
 
 
 def test_without_an_uploader_signals_reach_the_trainer_itself(start: Start) -> None:
@@ -201,6 +216,38 @@ def test_an_unknown_job_is_refused_with_the_known_ones(start: Start) -> None:
 def test_any_other_program_runs_as_it_is(start: Start) -> None:
     run = start("sh", "-c", "exit 7")
     assert run.finish()[0] == 7
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can stop being root")
+@pytest.mark.parametrize(("owner", "becomes"), [((1234, 0), 1234), ((1234, 77), 77), ((0, 0), 0), ((0, 77), 0)])
+def test_root_is_given_up_whole_for_the_output_folders_owner(
+    owner: tuple[int, int], becomes: int, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    os.chown(tmp_path / "out", *owner)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OUTPUT_DIR": str(tmp_path / "out"),
+        "DATA_DIR": str(tmp_path),
+    }
+    # The program that is started then: this interpreter itself may lie where only root can read it.
+    code = "import os, runpy, sys; runpy.run_path(sys.argv[1])['settle_user']('cat')"
+    code += "; os.execv('/bin/cat', ['cat', '/proc/self/status'])"
+    command = [sys.executable, "-c", code, str(ROOT / "docker/entrypoint")]
+    said = subprocess.run(
+        ["setpriv", "--groups", "0,6", *command], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert said.returncode == 0, said.stderr
+    status = dict(line.split(":\t", 1) for line in said.stdout.splitlines() if ":\t" in line)
+    assert status["Uid"].split() == [str(owner[0])] * 4
+    assert status["Gid"].split() == [str(becomes)] * 4
+    capabilities = {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd")}
+    if owner[0] == 0:
+        assert capabilities["CapEff"] and status["Groups"].split() == ["0", "6"]
+    else:
+        assert not any(capabilities.values()), capabilities
+        assert (status["Groups"].split(), status["NoNewPrivs"]) == ([], "1")
 
 
 @pytest.mark.parametrize("phase", ["1", "2"])

@@ -209,7 +209,7 @@ def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_goes_on(
             os.kill(child, signal.SIGKILL)
         ended = running.end()
     assert ended.code == 1, ended.said
-    assert "a data loader worker died" in ended.said and "shm_size" in ended.said
+    assert "error [loader.worker_died]" in ended.said and "SIGKILL" in ended.said
     assert "Traceback" not in ended.said
     completed(env)
     assert_same_run(tmp_path / "phase_1", uncut / "phase_1")

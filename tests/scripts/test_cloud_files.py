@@ -69,8 +69,8 @@ def test_the_slurm_script_hands_the_signal_on_and_queues_itself_again_after_75_o
     tools = tmp_path / "bin"
     tools.mkdir()
     stand_ins = {
-        "apptainer": f"echo started $* >>{tmp_path}/log; env >>{tmp_path}/env\n"
-        f"trap 'sleep 0.5; echo saved >>{tmp_path}/log; exit {code}' TERM\nfor i in $(seq 600); do sleep 0.1; done",
+        "apptainer": f"trap 'echo saved >>{tmp_path}/log; exit {code}' TERM\nenv >>{tmp_path}/env\n"
+        f"echo started $* >>{tmp_path}/log\nfor i in $(seq 600); do sleep 0.1; done",
         "scontrol": f"echo $* >>{tmp_path}/log",
     }
     for name, text in stand_ins.items():
@@ -86,7 +86,7 @@ def test_the_slurm_script_hands_the_signal_on_and_queues_itself_again_after_75_o
     job = subprocess.Popen([CLOUD / "slurm.sh"], env=environment)
     log = tmp_path / "log"
     end = time.monotonic() + 30
-    while not (log.exists() and (tmp_path / "env").exists()):
+    while not (log.exists() and log.read_text().endswith("train\n")):  # its trap is set by then
         assert time.monotonic() < end
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
@@ -96,6 +96,27 @@ def test_the_slurm_script_hands_the_signal_on_and_queues_itself_again_after_75_o
     assert lines[1] == "saved"
     assert (lines[2:] == ["requeue 7"]) is queued_again
     assert {"APPTAINERENV_PHASE=2", "APPTAINERENV_RESUME_EPOCH=3"} <= set((tmp_path / "env").read_text().splitlines())
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_the_slurm_script_ends_with_the_childs_own_code_however_soon_it_ends(tmp_path: Path, signals: int) -> None:
+    """The child ends while the script's `wait` is being interrupted; a lost code would be 143."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    code = "import signal, sys, os\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: os._exit(3))\nopen(sys.argv[1], 'w').close()\nsignal.pause()\n"
+    (tools / "child.py").write_text(code)
+    (tools / "apptainer").write_text(f"#!/bin/sh\nexec {sys.executable} {tools}/child.py {started}\n")
+    (tools / "apptainer").chmod(0o755)
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    for _ in range(10):
+        job = subprocess.Popen([CLOUD / "slurm.sh"], env=environment)
+        started.read_bytes()  # returns when the child has its handler and closes its end
+        for _ in range(signals):
+            job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=30) == 3
 
 
 @pytest.mark.long

@@ -1,0 +1,225 @@
+"""Everything from outside that can end a run or take its screen away: the run saves and says why, or goes on."""
+
+import errno
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from runs import _FORKS, Ended, command, environment, start, train
+
+from seqtrack.processes import STOP_SIGNALS
+
+LONG = {"DATA.TRAIN.SAMPLE_PER_EPOCH": "40000"}
+
+
+def _log(output: Path) -> str:
+    (path,) = (output / "phase_1" / "logs").glob("*.log")
+    return path.read_text()
+
+
+def _state(output: Path) -> str:
+    return str(json.loads((output / "phase_1" / "run.json").read_text())["state"])
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_every_signal_that_would_end_a_run_saves_it_and_is_named(
+    number: signal.Signals, demo_data: Path, tmp_path: Path
+) -> None:
+    with start(environment(tmp_path, demo_data, LONG)) as running:
+        assert running.until(lambda: "Epoch 1 :" in running.said())
+        running.signal(number)
+        ended = running.end()
+    assert ended.code == 75, ended.said
+    assert _state(tmp_path) == "stopped"
+    assert number.name in _log(tmp_path)
+    assert list((tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_step*.safetensors"))
+
+
+def test_a_stop_that_comes_while_a_worker_stands_still_saves_and_ends_with_75(demo_data: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path, demo_data, {**LONG, "TRAIN.NUM_WORKER": "1"})
+    with start(env) as running:
+        assert running.until(lambda: "Epoch 1 :" in running.said())
+        children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGSTOP)
+        running.signal(signal.SIGTERM)
+        ended = running.end()
+    assert ended.code == 75, ended.said
+    assert _state(tmp_path) == "stopped"
+    assert list((tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_step*.safetensors"))
+
+
+def _train_on(screen: str, env: dict[str, str], ignore: bool) -> None:
+    """A run whose stdout and stderr are `screen`, a terminal (of which it becomes the owner) or a pipe with a name."""
+    from seqtrack.cli import main
+
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(tempfile.gettempdir())
+    if ignore:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handle = os.open(screen, os.O_RDWR if screen.startswith("/dev/") else os.O_WRONLY)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.exit(main(["train"]))
+
+
+def _read_until(handle: int, wanted: bytes) -> None:
+    seen = b""
+    while wanted not in seen:
+        try:
+            got = os.read(handle, 4096)
+        except OSError as error:  # a terminal nobody has open yet
+            assert error.errno == errno.EIO
+            time.sleep(0.01)
+            continue
+        assert got, seen
+        seen += got
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "under nohup"])
+def test_a_terminal_that_is_closed_stops_a_run_or_under_nohup_does_not(
+    ignored: bool, demo_data: Path, tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    env = environment(tmp_path, demo_data, {} if ignored else LONG)
+    process = _FORKS.Process(target=_train_on, args=(os.ttyname(theirs), env, ignored))
+    process.start()
+    os.close(theirs)
+    try:
+        _read_until(ours, b"Epoch 1 :")
+        os.close(ours)  # SIGHUP to the session, and EIO for whatever is printed from now on
+        process.join(100)
+        assert process.exitcode == (0 if ignored else 75)
+    finally:
+        process.kill()
+        process.join()
+    assert _state(tmp_path) == ("complete" if ignored else "stopped")
+    assert ("complete :" in _log(tmp_path)) if ignored else ("SIGHUP" in _log(tmp_path))
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(demo_data: Path, tmp_path: Path) -> None:
+    """`seqtrack train 2>&1 | head -1`."""
+    os.mkfifo(tmp_path / "pipe")
+    process = _FORKS.Process(target=_train_on, args=(str(tmp_path / "pipe"), environment(tmp_path, demo_data), False))
+    process.start()
+    try:
+        with (tmp_path / "pipe").open("rb") as reader:
+            assert reader.readline()
+        process.join(100)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+    assert "complete :" in _log(tmp_path)
+
+
+def _shell(line: str, env: dict[str, str]) -> Ended:
+    """`seqtrack` by a shell's line, in which "$@" is the command."""
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", sys.executable, "-m", "seqtrack"],
+        env=env,
+        cwd=tempfile.gettempdir(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout)
+
+
+def test_streams_that_are_closed_end_nothing_and_their_numbers_go_to_no_file(demo_data: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path, demo_data, EPOCHS="1")
+    ended = _shell('exec "$@" train <&- >&- 2>&-', env)
+    assert (ended.code, ended.said) == (0, "")
+    assert "complete :" in _log(tmp_path)
+
+
+@pytest.mark.parametrize(("screen", "code"), [(">/dev/full", 1), ("| true", 0)])
+def test_what_a_command_could_not_print_is_an_error_unless_nobody_reads_it(
+    screen: str, code: int, demo_data: Path, tmp_path: Path
+) -> None:
+    ended = _shell(f'set -o pipefail; "$@" plan {screen}', environment(tmp_path, demo_data))
+    assert "Traceback" not in ended.said and "Exception ignored" not in ended.said
+    assert (ended.code, "[output.unwritten]" in ended.said) == (code, code == 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "code"),
+    [
+        ("-v", 800_000, "limits.address_space"),
+        ("-v", 1_500_000, "limits.address_space"),
+        ("-v", 3_000_000, "limits.address_space"),
+        ("-n", 6, "limits.open_files"),
+        ("-n", 9, "limits.open_files"),
+    ],
+)
+def test_a_limit_that_is_too_low_is_one_line_with_its_value(
+    limit: str, value: int, code: str, demo_data: Path, tmp_path: Path
+) -> None:
+    ended = _shell(f'ulimit {limit} {value}; exec "$@" train', environment(tmp_path, demo_data))
+    assert ended.code == 1, ended.said
+    assert "Traceback" not in ended.said
+    (line,) = [line for line in ended.said.splitlines() if line.startswith("error [")]
+    assert line.startswith(f"error [{code}]") and str(value) in line
+
+
+def test_the_doctor_names_both_limits(demo_data: Path, tmp_path: Path) -> None:
+    ended = _shell('ulimit -v 1500000; ulimit -n 40; exec "$@" doctor', environment(tmp_path, demo_data))
+    assert ended.code == 1
+    bad = [line for line in ended.said.splitlines() if line.startswith("BAD")]
+    assert any("ulimit -n" in line and "40" in line for line in bad), ended.said
+    assert any("ulimit -v" in line and "1536000000" in line for line in bad), ended.said
+    assert "Traceback" not in ended.said
+
+
+def test_a_path_that_the_locale_cannot_express_is_named_with_the_locales_encoding(
+    demo_data: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path / "dü", demo_data, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    ended = command("train", env=env)
+    assert ended.code == 2, ended.said
+    (line,) = [line for line in ended.said.splitlines() if line.startswith("error [")]
+    assert "OUTPUT_DIR" in line and "LC_ALL=C.UTF-8" in line and "ascii" in line
+
+
+def test_a_librarys_thread_that_fails_leaves_the_error_line_alone_on_screen(demo_data: Path, tmp_path: Path) -> None:
+    """TensorBoard writes in a thread of its own, which would print a page."""
+    boards = tmp_path / "phase_1" / "logs" / "tensorboard"
+    boards.mkdir(parents=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", boards], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("no small file system can be mounted here")
+    try:
+        ended = train(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": "1"}, EPOCHS="20"))
+    finally:
+        subprocess.run(["umount", "-l", boards], check=True)
+    assert ended.code == 1, ended.said
+    assert "Traceback" not in ended.said and "Exception in thread" not in ended.said
+    (line,) = [line for line in ended.said.splitlines() if line.startswith("error [")]
+    assert "No space left" in line
+    log = _log(tmp_path)
+    assert "Traceback" in log
+
+
+def test_an_error_that_ends_a_run_is_in_its_log_file_with_its_traceback(demo_data: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path, demo_data, {"TRAIN.NUM_WORKER": "1", **LONG})
+    with start(env) as running:
+        assert running.until(lambda: "Epoch 1 :" in running.said())
+        for child in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        ended = running.end()
+    assert ended.code == 1 and "Traceback" not in ended.said
+    (line,) = [line for line in ended.said.splitlines() if line.startswith("error [")]
+    assert line.startswith("error [loader.worker_died]") and "SIGKILL" in line
+    assert line.split("]: ")[1] in _log(tmp_path) and "Traceback" in _log(tmp_path)
