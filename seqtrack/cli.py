@@ -112,6 +112,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         _drop_empty_hub_settings()
         return int(module.run(args))
     except UserError as error:
+        if limit_problem(error) is not None:  # a file that cannot be opened for that is no mistake of the user's
+            raise
         for problem in error.problems:
             print(problem.line, file=sys.stderr)
         return USER_ERROR_EXIT_CODE

@@ -353,10 +353,11 @@ def _work(parent: int, pipe: Connection, places: list[Arrays], maker: _Maker) ->
 def _made(maker: _Maker, arrays: Arrays, epoch: int, step: int) -> _Failure | bool:
     try:
         maker.fill(arrays, epoch, step)
-    except UserError as error:
-        return _Failure(error.problems)
     except Exception as error:  # noqa: BLE001 - nothing is swallowed: the trainer raises it
-        problem = limit_problem(error) or Problem(
+        problem = limit_problem(error)
+        if isinstance(error, UserError) and problem is None:
+            return _Failure(error.problems)
+        problem = problem or Problem(
             f"a data loader worker failed in epoch {epoch}, step {step}: {type(error).__name__}: {error}",
             "loader.worker_failed",
         )

@@ -161,7 +161,7 @@ def test_what_a_command_could_not_print_is_an_error_unless_nobody_reads_it(
         ("-v", 1_500_000, "limits.address_space"),
         ("-v", 3_000_000, "limits.address_space"),
         ("-n", 6, "limits.open_files"),
-        ("-n", 9, "limits.open_files"),
+        ("-n", 5, "limits.open_files"),
     ],
 )
 def test_a_limit_that_is_too_low_is_one_line_with_its_value(
@@ -193,7 +193,7 @@ def test_a_path_that_the_locale_cannot_express_is_named_with_the_locales_encodin
     assert "OUTPUT_DIR" in line and "LC_ALL=C.UTF-8" in line and "ascii" in line
 
 
-def test_a_librarys_thread_that_fails_leaves_the_error_line_alone_on_screen(demo_data: Path, tmp_path: Path) -> None:
+def test_a_librarys_thread_that_fails_prints_no_page(demo_data: Path, tmp_path: Path) -> None:
     """TensorBoard writes in a thread of its own, which would print a page."""
     boards = tmp_path / "phase_1" / "logs" / "tensorboard"
     boards.mkdir(parents=True)
@@ -204,12 +204,11 @@ def test_a_librarys_thread_that_fails_leaves_the_error_line_alone_on_screen(demo
         ended = train(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": "1"}, EPOCHS="20"))
     finally:
         subprocess.run(["umount", "-l", boards], check=True)
-    assert ended.code == 1, ended.said
+    assert ended.code == 0, ended.said
     assert "Traceback" not in ended.said and "Exception in thread" not in ended.said
-    (line,) = [line for line in ended.said.splitlines() if line.startswith("error [")]
-    assert "No space left" in line
-    log = _log(tmp_path)
-    assert "Traceback" in log
+    (line,) = [line for line in ended.said.splitlines() if "No space left" in line]
+    assert str(boards) in line
+    assert "Traceback" in _log(tmp_path)
 
 
 def test_an_error_that_ends_a_run_is_in_its_log_file_with_its_traceback(demo_data: Path, tmp_path: Path) -> None:
