@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from seqtrack.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config
+from seqtrack.device import capability_of, has_tf32, is_emulated
 from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-_NEEDS_CAPABILITY = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # older GPUs have no units for it
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,17 @@ def check_precision(precision: str, device: torch.device) -> None:
     Raises:
         UserError: tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
     """
-    if device.type == "cpu":
-        if precision in ("tf32", "fp16"):
-            raise UserError(
-                f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16", code="tracking.precision_on_cpu"
-            )
-    elif torch.cuda.get_device_capability(device) < _NEEDS_CAPABILITY.get(precision, (0, 0)):
-        major, minor = torch.cuda.get_device_capability(device)
-        wanted = ".".join(map(str, _NEEDS_CAPABILITY[precision]))
+    capability = capability_of(device)
+    if capability is None and precision in ("tf32", "fp16"):
         raise UserError(
-            f"precision {precision} needs a GPU of compute capability {wanted} or later, this one has {major}.{minor}",
+            f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16", code="tracking.precision_on_cpu"
+        )
+    if capability is None:
+        return
+    if is_emulated(precision, capability) or (precision == "tf32" and not has_tf32(capability)):
+        raise UserError(
+            f"precision {precision} needs a GPU of compute capability 8.0 or later, this one has "
+            f"{capability[0]}.{capability[1]}; use fp16 or fp32",
             code="tracking.precision_on_gpu",
         )
 

@@ -188,7 +188,6 @@ def test_tf32_is_switched_for_the_encoder_alone_and_put_back(
         ("tf32", (7, 5), "tracking.precision_on_gpu"),
         ("bf16", (7, 5), "tracking.precision_on_gpu"),
         ("fp16", (7, 5), None),
-        ("fp16", (6, 1), "tracking.precision_on_gpu"),
         ("tf32", (8, 6), None),
         ("bf16", (8, 0), None),
     ],
