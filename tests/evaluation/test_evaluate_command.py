@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from seqtrack.annotation_files import read_boxes
 from seqtrack.cli import main
-from seqtrack.evaluation.boxfiles import read_boxes, write_boxes
+from seqtrack.evaluation.boxfiles import write_boxes
 from seqtrack.evaluation.metrics import FIGURES
 
 from .conftest import EvaluationData
@@ -228,7 +229,7 @@ class TestRefusals:
         write_boxes(boxes / "tile-3.txt", np.vstack([rows[:5], [[1, 1, -1, 5]], rows[6:]]))
         (boxes / "tile-4.txt").write_text("1,2,3,4\nnot,a,box\n")
         told = self.refused(capsys, evaluate(output, "--results", str(boxes)))
-        for place in ("disk-3.txt: 13 boxes", "disk-4.txt:6", "tile-3.txt:6", "tile-4.txt:2"):
+        for place in ("disk-3.txt: 13 boxes", "disk-4.txt:6", "tile-3.txt:6", "tile-4.txt, line 2"):
             assert place in told
 
     def test_the_toolkits_repair_scores_what_strictness_refuses(

@@ -10,8 +10,9 @@ import torch
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import from_sequences
+from seqtrack.evaluation.gather import still_boxes
 from seqtrack.evaluation.metrics import mean_scores, score
-from seqtrack.evaluation.run import read_frame, refuse_leak, still_boxes, track_sequences, validate
+from seqtrack.evaluation.run import read_frame, refuse_leak, track_sequences, validate
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import Tracker
