@@ -147,7 +147,8 @@ def _load(
     weights = {name: file.load(tensor).to(expected[name].dtype) for name, tensor in net.items()}
     bad = {name: count for name, tensor in weights.items() if (count := int((~torch.isfinite(tensor)).sum()))}
     if bad:
-        shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in bad.items())
+        shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in list(bad.items())[:5])
+        shown += ", ..." if len(bad) > 5 else ""
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinite values: {shown}", code="weights.not_finite")
     converted = Counter(str(net[name].dtype) for name in net if net[name].dtype != expected[name].dtype)
     if converted:

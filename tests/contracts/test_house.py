@@ -20,6 +20,7 @@ PROGRAMS = [ROOT / "docker" / "entrypoint", ROOT / "docker" / "healthcheck"]
 CATCHES_ALL = {
     "commands/doctor_project.py": "whatever a client raises is told in one classified line, without the token",
     "commands/train.py": "one of several processes tells its launcher how it ended, after its traceback was printed",
+    "data/loader.py": "a worker's error travels to the trainer, which raises it",
     "engine/saving.py": "the writing thread keeps the exception, and the training thread raises it",
     "uploads/child.py": "whatever a client raises must reach the parent as one classified event",
 }

@@ -72,7 +72,7 @@ def test_the_table_has_a_line_an_epoch_with_both_sides(output: Path) -> None:
 
 
 def test_equal_fingerprints_promise_equal_bits_and_others_say_why_not() -> None:
-    ours = {"torch": "2.4.1", "world": 1, "threads": 2}
+    ours = {"torch": "2.4.1", "world": 1, "threads": 2, "compile": False, "deterministic": True}
     assert promise(ours, dict(ours)) == (BIT_EQUAL, [])
     held, why = promise({**ours, "world": 2}, ours)
     assert held == LAST_DIGITS

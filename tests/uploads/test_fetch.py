@@ -248,11 +248,10 @@ def test_a_checkpoint_comes_back_from_a_folder_too(
 def test_phase_2_is_preferred_to_phase_1_when_it_is_its_own(
     hub: Hub, uploaded: Environment, output: Path, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
 
     mine, _ = checkpoint(output, 2, phase=2)
     assert once(environ(hub, output)) == 0
-    of_two = fetch_checkpoint(replace(uploaded, phase=2), 2, tmp_path / "two")
-    of_one = fetch_checkpoint(replace(uploaded, phase=2), 1, tmp_path / "one")
+    of_two = fetch_checkpoint(uploaded.model_copy(update={"phase": 2}), 2, tmp_path / "two")
+    of_one = fetch_checkpoint(uploaded.model_copy(update={"phase": 2}), 1, tmp_path / "one")
     assert of_two.read_bytes() == mine.read_bytes()
     assert of_one.read_bytes() == (output / "phase_1" / "checkpoints" / of_one.name).read_bytes()
