@@ -251,7 +251,7 @@ def test_a_full_batch_is_computed_by_the_same_graph_before_and_after_a_short_one
     torch._dynamo.reset()
     _, config = configure(environment(tmp_path, demo_data, {"TRAIN.COMPILE": "True"}))
     state = Run(tmp_path / "run", demo_data).state
-    stepper = Stepper(state, prepare.wrap(config, RANKS, state.model), RANKS, prepare.step_settings(config, RANKS))
+    stepper = Stepper(state, prepare.callable_form(config, state.model), RANKS, prepare.step_settings(config, RANKS))
     graphs = []
     for size in batches:
         used.clear()

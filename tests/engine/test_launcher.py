@@ -11,14 +11,14 @@ from seqtrack.engine import launcher
 from seqtrack.engine.launcher import Launch, launch
 from seqtrack.errors import RunError, UserError
 
-# Each notes its start, its process id and what it is; `wait` never returns by itself.
+# Each notes its start, its process id and the start of the run that it belongs to; `wait` never returns by itself.
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
 from seqtrack.engine.launcher import Ending, leave_ending, tell_joined
 from seqtrack.errors import Problem
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
-(folder / f"{time.monotonic_ns()} {os.getpid()}").touch()
+(folder / f"{time.monotonic_ns()} {os.getpid()} {Path(os.environ['_SEQTRACK_LAUNCH_FOLDER']).name}").touch()
 def wait():
     while True:
         signal.pause()
@@ -41,6 +41,11 @@ def run(tmp_path: Path, script: str, how: Launch | None = None) -> int:
 def starts(tmp_path: Path) -> list[int]:
     """Process ids of everything that was started."""
     return [int(path.name.split()[1]) for path in tmp_path.glob("[0-9]*")]
+
+
+def starts_of_the_run(tmp_path: Path) -> int:
+    """How often the processes were started: each time has a folder of its own."""
+    return len({path.name.split()[2] for path in tmp_path.glob("[0-9]*")})
 
 
 def assert_none_left(tmp_path: Path) -> None:
@@ -108,7 +113,7 @@ def test_what_the_user_can_fix_is_reported_once_and_nothing_starts_again(joined:
     with pytest.raises(UserError) as caught:
         run(tmp_path, script, Launch(3, max_restarts=2))
     assert [problem.code for problem in caught.value.problems] == ["config.unknown_key"]
-    assert len(starts(tmp_path)) == 3
+    assert starts_of_the_run(tmp_path) == 1
 
 
 def test_a_failed_run_starts_again_as_often_as_allowed(tmp_path: Path) -> None:

@@ -21,12 +21,14 @@ from seqtrack.errors import UserError
 from seqtrack.reports.compare import compare_runs
 
 PARTS = [field.name for field in fields(TrainState)]
+SCORES = ("auc", "op50", "op75", "p20", "p_norm", "mean_iou", "sequences", "frames", "fps")
 CUT, NEXT = 8, 9  # inside epoch 2 of 6 steps each
 
 
-def _draws(_model: nn.Module, _stop: StopRequest) -> dict[str, Any]:
-    """Something beside training that uses the global generators, as a user's own evaluation might."""
-    return {"drawn": random.random() + float(np.random.rand()) + float(torch.rand(()))}  # noqa: NPY002
+def _draws(_model: nn.Module, _stop: StopRequest) -> dict[str, float]:
+    """Scores that come from the global generators, so that training would notice if it shared them."""
+    drawn = random.random() + float(np.random.rand()) + float(torch.rand(()))  # noqa: NPY002
+    return dict.fromkeys(SCORES, drawn)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +133,10 @@ def test_a_checkpoint_of_another_model_is_refused(uncut: Run, demo_data: Path, t
 def test_generator_states_come_back_on_the_cpu_and_continue_their_sequences(uncut: Run) -> None:
     uncut.state.rng.of_ranks = {}
     tensors, values = uncut.state.capture()
-    expected = _draws(uncut.state)
-    assert _draws(uncut.state) != expected
+    expected = _draws(uncut.state.model, uncut.stop)
+    assert _draws(uncut.state.model, uncut.stop) != expected
     uncut.state.restore(tensors, values)
-    assert _draws(uncut.state) == expected
+    assert _draws(uncut.state.model, uncut.stop) == expected
     moved = {name: tensor for name, tensor in tensors.items() if name.startswith("rng/")}
     assert moved and all(tensor.device.type == "cpu" for tensor in moved.values())
 

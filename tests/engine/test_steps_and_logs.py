@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from runs import numbers
 from torch import nn
 
@@ -132,10 +133,13 @@ def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
 
 def test_a_write_fails_in_the_background_with_its_own_error_when_it_is_no_disks_fault(tmp_path: Path) -> None:
     saver = Saver(tmp_path, parent_sha256=None)
-    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": float("nan"), "iou": 0.0}
+    rest = {"created": "", "config_digest": None, "data_digest": None, "loss": float("nan"), "iou": 0.0}
+    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, **rest}
     saver.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(3)}, {}, describe=describe)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValidationError) as caught:
         saver.wait()
+    assert [error["loc"] for error in caught.value.errors()] == [("loss",)]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_keeps_the_state_of_its_moment_while_training_goes_on(tmp_path: Path) -> None:

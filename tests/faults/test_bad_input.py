@@ -59,7 +59,7 @@ BAD = {
     "precision that the device lacks": Bad(("TRAIN.AMP", "bf16"), keys={"TRAIN.AMP": "fp16"}, fresh=True),
 }
 if not torch.cuda.is_available():
-    BAD["a GPU that is not there"] = Bad(("DEVICE=cuda", "0 usable GPUs", "DEVICE=cpu"), variables={"DEVICE": "cuda"})
+    BAD["a GPU that is not there"] = Bad(("[device.no_gpu]", "DEVICE=cuda", "DEVICE=cpu"), variables={"DEVICE": "cuda"})
 
 
 @pytest.fixture(scope="module")
