@@ -29,6 +29,7 @@ fi
 # bash ends a `wait` for a signal, with a code that is not the child's, and several signals can make it forget the child's
 # own. One is handed on, the rest are ignored; the code is asked for when the child is gone.
 child="" signalled=""
+# shellcheck disable=SC2329  # a trap calls it
 hand_on() {
   signalled=1
   if [ -n "$child" ]; then
