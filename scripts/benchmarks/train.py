@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from seqtrack import train as training
+    from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
     from seqtrack.config.environment import configure
     from seqtrack.device import capability_of, choose_precision
+    from seqtrack.engine.devices import choose_device
     from seqtrack.engine.fingerprint import describe_device
     from seqtrack.engine.gpus import find_gpu
-    from seqtrack.engine.log import read_metrics
-    from seqtrack.engine.ranks import choose_device
     from seqtrack.engine.step import Stepper
     from seqtrack.model.cost import cost_of
     from seqtrack.model.spec import model_spec
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         code = training.train({**os.environ, **environ})
         whole = time.perf_counter() - began
-        records = list(read_metrics(folder / "output" / "phase_1" / "logs" / "metrics.jsonl"))
+        records = read_metrics(folder / "output" / "phase_1" / "logs" / "metrics.jsonl").of(IntervalRecord)
     finally:
         training.Stepper = ours  # type: ignore[misc]
         shutil.rmtree(folder)
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "step_s": statistics.median(call[1] - call[0] for call in counted),
         "step_gap_s": statistics.median(gaps),
         "step_gap_share": sum(gaps) / (counted[-1][0] - counted[0][0]),
-        "data_wait_share": next(one["data_wait_share"] for one in reversed(records) if "data_wait_share" in one),
+        "data_wait_share": records[-1].data_wait_share,
         "whole_run_s": whole,
         "nominal_gflops": cost.training_flops * rate / 1e9,
         "executed_gflops": cost.executed_flops * rate / 1e9,

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from seqtrack import prepare
 from seqtrack import train as training
+from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import step_name
 from seqtrack.config.environment import VARIABLES, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import Batch
-from seqtrack.engine.log import read_metrics
 from seqtrack.engine.ranks import Ranks
 from seqtrack.engine.state import TrainState
 from seqtrack.engine.step import Stepper
@@ -340,4 +340,4 @@ def step_reached(folder: Path, epoch: int) -> Callable[[], bool]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return list(read_metrics(folder / "logs" / "metrics.jsonl"))
+    return [record.model_dump() for record in read_metrics(folder / "logs" / "metrics.jsonl").records]
