@@ -155,10 +155,10 @@ def _scored(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("struck", "number", "codes", "scored"),
     [
-        (0, signal.SIGTERM, [75, 75], []),
+        pytest.param(0, signal.SIGTERM, [75, 75], [], marks=pytest.mark.long),
         (1, signal.SIGTERM, [75, 75], [1]),
         (0, signal.SIGKILL, [-signal.SIGKILL, 1], []),
-        (1, signal.SIGKILL, [1, -signal.SIGKILL], [1]),
+        pytest.param(1, signal.SIGKILL, [1, -signal.SIGKILL], [1], marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_validation_up(
@@ -203,6 +203,7 @@ def _slow(folder: Path, work_s: float) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.long
 def test_what_rank_0_does_alone_may_take_longer_than_any_limit(demo_data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=1)
     together(env, 2, partial(_slow, tmp_path, 6.0))

@@ -59,7 +59,7 @@ def _assert_close(ours: Path, theirs: Path, *, within: float = 1e-5) -> None:
                 assert value == other[key], (one["step"], key)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_processes_train_on_the_same_samples_to_the_same_losses_as_one(
     world: int, uneven_alone: Path, demo_data: Path, tmp_path: Path
 ) -> None:
@@ -108,9 +108,11 @@ def test_two_processes_promise_equal_bits_to_themselves(demo_data: Path, pair_un
     [
         (2, {}),
         (3, {}),
-        (4, {}),
-        (3, {"TRAIN.ACCUMULATION_STEPS": "2", "TRAIN.AMP": "bf16"}),
-        (3, {"DATA.TRAIN.SAMPLE_PER_EPOCH": "35", "MODEL.ENCODER.USE_CHECKPOINT": "True"}),
+        pytest.param(4, {}, marks=pytest.mark.long),
+        pytest.param(3, {"TRAIN.ACCUMULATION_STEPS": "2", "TRAIN.AMP": "bf16"}, marks=pytest.mark.long),
+        pytest.param(
+            3, {"DATA.TRAIN.SAMPLE_PER_EPOCH": "35", "MODEL.ENCODER.USE_CHECKPOINT": "True"}, marks=pytest.mark.long
+        ),
     ],
     ids=["2", "3", "4", "3 with parts in bf16", "3 with uneven batches"],
 )
@@ -130,7 +132,7 @@ def test_a_run_cut_after_an_epoch_and_resumed_is_bit_equal_to_the_uninterrupted(
     assert_same_run(cut, tmp_path / "whole" / "phase_1")
 
 
-@pytest.mark.parametrize("struck", [0, 1])
+@pytest.mark.parametrize("struck", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uncut_pair(
     struck: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +149,7 @@ def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uncut_pair(
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_stop_asked_of_one_of_two_stops_and_saves_both(
     asked: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,11 @@ def _state(output: Path) -> str:
     return str(json.loads((output / "phase_1" / "run.json").read_text())["state"])
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [one if one == signal.SIGHUP else pytest.param(one, marks=pytest.mark.long) for one in STOP_SIGNALS],
+    ids=lambda number: number.name,
+)
 def test_every_signal_that_would_end_a_run_saves_it_and_is_named(
     number: signal.Signals, demo_data: Path, tmp_path: Path
 ) -> None:

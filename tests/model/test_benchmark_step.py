@@ -14,7 +14,13 @@ __all__ = ["demo_data"]  # the fixture
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 
 
-@pytest.mark.parametrize("options", [["--dtype", "fp32"], ["--dtype", "bf16", "--checkpointing", "--plain-malloc"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--dtype", "fp32"],
+        pytest.param(["--dtype", "bf16", "--checkpointing", "--plain-malloc"], marks=pytest.mark.long),
+    ],
+)
 def test_one_object_with_the_promised_keys_in_the_last_line(options: list[str]) -> None:
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_", "LD_PRELOAD"))

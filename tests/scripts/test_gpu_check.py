@@ -22,7 +22,7 @@ def check(out: Path, *options: str) -> tuple[int, dict[str, dict[str, object]], 
     return done.returncode, {item["name"]: item for item in report["items"]}, done.stdout + done.stderr
 
 
-@pytest.mark.run
+@pytest.mark.long
 @pytest.mark.timeout(1600)
 def test_every_item_ends_well_on_a_cpu(tmp_path: Path) -> None:
     code, items, said = check(tmp_path, "--budget-s", "1400")
