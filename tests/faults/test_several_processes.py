@@ -226,8 +226,11 @@ def test_no_process_of_a_run_on_one_machine_listens_beyond_it(demo_data: Path, t
 
 
 def test_no_service_is_published_beyond_the_machine() -> None:
-    for path in ROOT.glob("**/compose*.yaml"):
-        for name, service in yaml.safe_load(path.read_text())["services"].items():
+    paths = [*ROOT.glob("compose*.yaml"), *ROOT.glob("docker/compose*.yaml")]
+    assert len(paths) == 3
+    for path in paths:
+        text = path.read_text().replace("!reset null", "null")  # a tag of compose's own
+        for name, service in yaml.safe_load(text)["services"].items():
             for published in service.get("ports", []):
                 assert str(published).startswith("127.0.0.1:"), (path.name, name)
             assert service.get("network_mode") != "host", (path.name, name)
