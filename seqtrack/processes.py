@@ -113,7 +113,8 @@ def limit_problem(error: BaseException) -> Problem | None:
                 f"({reason}); {OPEN_FILES_WANTED} are enough: raise it, in a container with --ulimit nofile=4096",
                 "limits.open_files",
             )
-        if isinstance(one, BlockingIOError) or "can't start new thread" in words:
+        # The same error as of a lock that another process holds: it counts only where nobody caught it before.
+        if (isinstance(one, BlockingIOError) and one is error) or "can't start new thread" in words:
             return Problem(
                 f"no further process or thread can be started ({reason}): ulimit -u is {_soft(resource.RLIMIT_NPROC)}, "
                 f"ulimit -v {_soft(resource.RLIMIT_AS)}; raise them or the container's limit (--pids-limit), or lower "

@@ -51,6 +51,7 @@ def seqtrack(installed: Path, tmp_path: Path, demo_data: Path) -> Callable[..., 
     return run
 
 
+@pytest.mark.long
 def test_it_is_the_installed_package_that_runs(
     installed: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -65,6 +66,7 @@ def test_it_is_the_installed_package_that_runs(
     assert lock.startswith("installed:")
 
 
+@pytest.mark.long
 def test_doctor_plan_and_train_work_without_the_source_tree(
     tmp_path: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -361,6 +361,7 @@ def _soak(dataset: SampleDataset, epochs: int, samples: int) -> list[float]:
     return sizes
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_over_twenty_epochs(dataset: SampleDataset) -> None:
     sizes = _soak(dataset, 20, 320)
     assert sizes[-1] - sizes[4] < 10, sizes

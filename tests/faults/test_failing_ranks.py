@@ -106,6 +106,7 @@ def test_a_failure_of_one_rank_at_any_stage_ends_all(
         assert one.said.splitlines()[-1].startswith(expected), one.said
 
 
+@pytest.mark.long
 def test_the_launcher_ends_with_the_error_of_the_rank_that_failed(demo_data: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"

@@ -295,6 +295,7 @@ def test_after_the_death_of_a_worker_the_launcher_goes_on_from_the_newest_checkp
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
 
+@pytest.mark.long
 def test_without_restarts_the_death_of_a_worker_ends_the_run_with_1_and_a_reason(
     demo_data: Path, tmp_path: Path
 ) -> None:

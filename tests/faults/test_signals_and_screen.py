@@ -111,6 +111,7 @@ def test_a_terminal_that_is_closed_stops_a_run_or_under_nohup_does_not(
     assert ("complete :" in _log(tmp_path)) if ignored else ("SIGHUP" in _log(tmp_path))
 
 
+@pytest.mark.long
 def test_a_reader_that_goes_away_does_not_end_a_run(demo_data: Path, tmp_path: Path) -> None:
     """`seqtrack train 2>&1 | head -1`."""
     os.mkfifo(tmp_path / "pipe")
@@ -215,6 +216,7 @@ def test_a_librarys_thread_that_fails_prints_no_page(demo_data: Path, tmp_path: 
     assert "Traceback" in _log(tmp_path)
 
 
+@pytest.mark.long
 def test_an_error_that_ends_a_run_is_in_its_log_file_with_its_traceback(demo_data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path, demo_data, {"TRAIN.NUM_WORKER": "1", **LONG})
     with start(env) as running:

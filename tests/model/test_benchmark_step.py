@@ -39,6 +39,7 @@ def test_one_object_with_the_promised_keys_in_the_last_line(options: list[str]) 
     assert 0.1 < told["peak_gib"] < 4
 
 
+@pytest.mark.long
 def test_a_whole_run_is_measured_with_its_gaps(demo_data: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCH), "train", "--json", "--steps", "6", "--batch", "4", "--workers", "0",

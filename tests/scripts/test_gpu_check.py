@@ -34,6 +34,7 @@ def test_every_item_ends_well_on_a_cpu(tmp_path: Path) -> None:
     assert items["golden"]["values"] or without
 
 
+@pytest.mark.long
 def test_an_item_that_fails_fails_the_check_and_not_the_others(tmp_path: Path) -> None:
     script = (
         "import runpy, sys\n"
