@@ -45,8 +45,8 @@ def before(folder: Path, count: int) -> dict[str, float]:
 
 def now(folder: Path, count: int) -> dict[str, float]:
     from seqtrack.checkpoints.side_files import IntervalRecord
-    from seqtrack.engine.curves import Curves
     from seqtrack.reports.plots import PhasePlots
+    from seqtrack.runtime.curves import Curves
 
     made = [IntervalRecord.model_validate(record) for record in records(count)]
     begun = time.process_time()

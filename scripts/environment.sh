@@ -2,7 +2,7 @@
 # Sourced by the other scripts: makes the virtual environment $venv (.venv) from the lock files, whole or not at all.
 #
 # $venv/lock-digests says what is in it: one line a lock, "DIGEST FILE". While the lines agree with the lock files the
-# environment is kept as it is. It is built beside its place under another name and renamed when complete, so a build
+# environment is kept as it is. It is built next to its place under another name and renamed when complete, so a build
 # that was cut off leaves nothing that looks finished.
 
 # Where this is set, as in many container images, every start would compile torch's sources again, for four seconds.
@@ -78,7 +78,7 @@ build_environment() {
   if install_uv "$python" "$tools"; then
     uv=$tools/bin/uv
   else
-    say "uv could not be installed; going on with pip, which takes longer"
+    say "uv could not be installed; continuing with pip, which takes longer"
   fi
   "$python" -m venv ${uv:+--without-pip} "$venv.new"
   for lock in "$@"; do install_lock "$venv.new" "$lock"; done

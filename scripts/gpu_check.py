@@ -165,7 +165,7 @@ def _nvidia_smi(query: str) -> str:
 def _head(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from seqtrack.engine.fingerprint import source_commit, versions
+    from seqtrack.runtime.environment import source_commit, versions
 
     head = {
         "device": args.device,

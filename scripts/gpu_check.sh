@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare the extras of scripts/gpu_check.py on a machine with a network: scripts/gpu_check.sh FOLDER [PYTHON]
 #
-# FOLDER gets what a GPU machine without a network lacks beside a checkout, Python 3.12 and torch 2.11: the reference
+# FOLDER gets what a GPU machine without a network lacks next to a checkout, Python 3.12 and torch 2.11: the reference
 # outputs (from SEQTRACK_GOLDENS) and small packages, as wheels. Copy it there, and then:
 #
 #   python3 scripts/gpu_check.py --out OUT --extras FOLDER

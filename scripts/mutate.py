@@ -22,16 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("seqtrack", "tests", "pyproject.toml", "requirements.lock")
 TIMEOUT_S = 600
 
-STATE = "tests/engine/test_state.py"
-LOGS = "tests/engine/test_steps_and_logs.py"
-START = "tests/checkpoints/test_start.py"
+STATE = "tests/training/test_state.py"
+LOGS = "tests/training/test_steps_and_logs.py"
+START = "tests/checkpoints/test_resume_point.py"
 DAMAGE = "tests/checkpoints/test_damage.py"
 DISK = "tests/checkpoints/test_full_disk.py"
-CUT = "tests/faults/test_cut_runs.py"
+CUT = "tests/faults/test_interrupted_runs.py"
 SEVERAL = "tests/faults/test_several_processes.py"
 DISTURBED = "tests/faults/test_disturbed_runs.py"
 COMPARE = "tests/reports/test_compare_runs.py"
-RANKS = "tests/engine/test_ranks.py"
+RANKS = "tests/training/test_distributed.py"
 LOADER = "tests/data/test_loader.py"
 
 
@@ -45,37 +45,37 @@ class Fault(NamedTuple):
     tests: str
 
 
-# One line of text a field, as short as it can be and still stand once in its file.
+# One line of text a field, as short as it can be and still are once in its file.
 # fmt: off
 FAULTS = [
-    Fault("the scheduler is not saved", "engine/state.py",
+    Fault("the scheduler is not saved", "training/state.py",
           'if item.name != "model":', 'if item.name not in ("model", "scheduler"):', STATE),
-    Fault("the scheduler is saved and not put back", "engine/optimizer.py",
+    Fault("the scheduler is saved and not put back", "training/optimizer.py",
           'self.step_count = int(state["step_count"])', "pass", STATE),
-    Fault("the optimizer's moments are not put back", "engine/optimizer.py",
+    Fault("the optimizer's moments are not put back", "training/optimizer.py",
           'in state.get("state", {}).items():', 'in list(state.get("state", {}).items())[:0]:', STATE),
-    Fault("torch's generator is not put back", "engine/state.py",
+    Fault("torch's generator is not put back", "training/state.py",
           'torch.set_rng_state(own["torch"])', "pass", STATE),
-    Fault("generator states follow the weights to another device", "engine/state.py",
+    Fault("generator states follow the weights to another device", "training/state.py",
           'torch.set_rng_state(own["torch"])', 'torch.set_rng_state(own["torch"].to("meta"))', STATE),
-    Fault("Python's generator is not put back", "engine/state.py",
+    Fault("Python's generator is not put back", "training/state.py",
           "random.setstate((python", "(lambda _: None)((python", STATE),
-    Fault("NumPy's generator is not put back", "engine/state.py",
+    Fault("NumPy's generator is not put back", "training/state.py",
           "np.random.set_state(  # noqa", "(lambda _: None)(  # noqa", STATE),
     Fault("generators start from the machine's entropy", "train.py",
           "rng.seed(config.TRAIN.SEED)", "pass", f"{CUT} -k two_uncut_runs"),
-    Fault("the meters are not put back", "engine/state.py",
+    Fault("the meters are not put back", "training/state.py",
           '_expect_keys("meters", set(state), {item.name for item in fields(self)})', "return", STATE),
-    Fault("the history is not put back", "engine/state.py",
+    Fault("the history is not put back", "training/state.py",
           'self.epochs = [dict(record) for record in state["epochs"]]', "pass", STATE),
-    Fault("the epoch's label is off by one after a resume", "engine/loop.py",
+    Fault("the epoch's label is off by one after a resume", "training/trainer.py",
           "state.epoch if state.sample else state.epoch + 1", "state.epoch if state.sample else max(state.epoch, 1)",
           f"{CUT} -k phase_2_ends"),
-    Fault("samples are taken for batches", "engine/loop.py",
+    Fault("samples are taken for batches", "training/trainer.py",
           "start_step=state.sample // self.plan.batch_size", "start_step=state.sample", STATE),
-    Fault("the loader begins the epoch again after a resume", "engine/loop.py",
+    Fault("the loader begins the epoch again after a resume", "training/trainer.py",
           "start_step=state.sample // self.plan.batch_size", "start_step=0", STATE),
-    Fault("the last batch is shown as the epoch's value", "engine/state.py",
+    Fault("the last batch is shown as the epoch's value", "training/state.py",
           "return self.loss_sum / self.count", "return self.interval_loss_sum / max(1, self.interval_count)",
           f"{STATE} {LOGS}"),
     Fault("both phases write into one folder", "config/environment.py",
@@ -86,57 +86,57 @@ FAULTS = [
           f"{DISTURBED} -k finite"),
     Fault("a mistake of the user's ends with 0", "cli.py",
           "return USER_ERROR_EXIT_CODE", "return 0", f"{DISTURBED} -k runs_record"),
-    Fault("a checkpoint is written straight onto its name", "checkpoints/files.py",
+    Fault("a checkpoint is written straight onto its name", "checkpoints/safetensors_io.py",
           'temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")', "temporary = path",
           f"{CUT} -k half_written"),
-    Fault("a small file is written straight onto its name", "checkpoints/files.py",
+    Fault("a small file is written straight onto its name", "checkpoints/safetensors_io.py",
           "    with new_file(path) as file:\n        write_whole(file, data)\n", "    path.write_bytes(data)\n",
           f"{DISK} -k small_file"),
-    Fault("half a file is left when the disk is full", "checkpoints/files.py",
+    Fault("half a file is left when the disk is full", "checkpoints/safetensors_io.py",
           "        temporary.unlink(missing_ok=True)\n", "        pass\n", DISK),
     Fault("the rank goes into the sample", "data/loader.py",
           "self.dataset.sample(epoch, index)\n", "self.dataset.sample(epoch, index + 100 * self.rank)\n",
           f"{SEVERAL} -k same_samples"),
-    Fault("ranks weigh their own samples instead of the global batch's", "engine/step.py",
+    Fault("ranks weigh their own samples instead of the global batch's", "training/train_step.py",
           "settings.loss_weight / global_count", "settings.loss_weight / max(1, size)", f"{SEVERAL} -k same_samples"),
-    Fault("an empty share counts its stand-in", "engine/step.py",
+    Fault("an empty share counts its stand-in", "training/train_step.py",
           "< batch.count)", "< max(1, batch.count))", f"{SEVERAL} -k same_samples"),
-    Fault("the parts of a batch are not weighed alike", "engine/step.py",
+    Fault("the parts of a batch are not weighed alike", "training/train_step.py",
           "scale(weighted.sum() * scale)", "scale(weighted.sum() * scale * parts)", f"{SEVERAL} -k four_parts"),
-    Fault("dropout draws from wherever the generator stands", "engine/step.py",
+    Fault("dropout draws from wherever the generator is", "training/train_step.py",
           "torch.manual_seed(step_seed(settings.seed, state.step, self.ranks.rank))", "pass", LOGS),
-    Fault("a loss that is not finite is trained on", "engine/step.py",
+    Fault("a loss that is not finite is trained on", "training/train_step.py",
           "if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):", "if False:", LOGS),
-    Fault("the gradient is not clipped", "engine/step.py",
+    Fault("the gradient is not clipped", "training/train_step.py",
           "state.optimizer.parameters(), settings.clip_norm)", "state.optimizer.parameters(), float('inf'))", LOGS),
-    Fault("a start after a death calls the dead processes", "engine/ranks.py",
+    Fault("a start after a death calls the dead processes", "runtime/distributed.py",
           'f"start {start}"', '"start"', RANKS),
-    Fault("gradients are not summed over ranks", "engine/step.py",
+    Fault("gradients are not summed over ranks", "training/train_step.py",
           "self.gradients.sum_over_ranks()", "pass", f"{SEVERAL} -k same_samples"),
-    Fault("a rank's own error gives way to that of one that lost it", "engine/launcher.py",
-          "if not ending.lost_peer for", "for", "tests/engine/test_launcher.py"),
-    Fault("a stop is not voted on", "engine/loop.py",
+    Fault("a rank's own error gives way to that of one that lost it", "runtime/launcher.py",
+          "if not ending.lost_peer for", "for", "tests/training/test_launcher.py"),
+    Fault("a stop is not voted on", "training/trainer.py",
           "return self.stop.is_set, due and self.ranks.is_main", "return False, due and self.ranks.is_main",
           f"{SEVERAL} -k stop_asked"),
     Fault("a stopped run ends with 0", "errors.py",
           "STOPPED_EXIT_CODE = 75", "STOPPED_EXIT_CODE = 0", f"{CUT} -k stopped_run_saves"),
-    Fault("a failed write goes unnoticed", "engine/saving.py",
+    Fault("a failed write goes unnoticed", "training/checkpointer.py",
           "            self._failure = error\n", "            pass\n", DISK),
-    Fault("the state is written while training changes it", "engine/saving.py",
+    Fault("the state is written while training changes it", "training/checkpointer.py",
           "return {name: self._buffers[name] for name in tensors}", "return dict(tensors)", LOGS),
-    Fault("records after the resumption stay in the log", "engine/log.py",
+    Fault("records after the resumption stay in the log", "runtime/metrics_log.py",
           "elif record.step <= resume_step:", "else:", LOGS),
     Fault("a file's digest is not checked", "checkpoints/store.py",
           "if contents.sha256 != manifest.sha256:", "if False:", DAMAGE),
-    Fault("what nobody wants of a file is not digested", "checkpoints/files.py",
+    Fault("what nobody wants of a file is not digested", "checkpoints/safetensors_io.py",
           "for digest in (whole, digests[name])]",
           "for digest in (whole, digests[name]) if name in wanted]", f"{DAMAGE} -k larger_than"),
-    Fault("what was read for one checkpoint is loaded for another", "resuming.py",
+    Fault("what was read for one checkpoint is loaded for another", "training/resume.py",
           "tensors if known == manifest else", "tensors if known else", f"{DAMAGE} -k not_the_last"),
-    Fault("a checkpoint is read again after it was verified", "resuming.py",
+    Fault("a checkpoint is read again after it was verified", "training/resume.py",
           "tensors if known == manifest else load_tensors(manifest)", "load_tensors(manifest)",
           f"{DAMAGE} -k whatever_the_disk"),
-    Fault("the state lives in the memory that saves are copied to", "engine/optimizer.py",
+    Fault("the state lives in the memory that saves are copied to", "training/optimizer.py",
           "copy=True) for key", "copy=False) for key", f"{LOGS} -k shares_no_memory"),
     Fault("a worker that died idle is nobody's concern", "data/loader.py",
           "        except OSError:\n            self._died(worker)\n        worker.asked += 1",
@@ -146,17 +146,17 @@ FAULTS = [
           "if getattr(manifest, name) != told:", "if False:", DAMAGE),
     Fault("the oldest checkpoint is taken for the newest", "checkpoints/store.py",
           'item.kind == "epoch"), reverse=True):', 'item.kind == "epoch")):', START),
-    Fault("what is superseded is overwritten", "checkpoints/start.py",
+    Fault("what is superseded is overwritten", "checkpoints/resume_point.py",
           '        _move_aside(checkpoints, start, metrics=logs / "metrics.jsonl")\n', "        pass\n", START),
-    Fault("a finished run trains again", "checkpoints/start.py",
+    Fault("a finished run trains again", "checkpoints/resume_point.py",
           'if run.state == "complete" and (_is_end', "if False and (_is_end", START),
-    Fault("two runs may share a folder", "checkpoints/start.py",
+    Fault("two runs may share a folder", "checkpoints/resume_point.py",
           "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", START),
     Fault("a checkpoint goes that is nowhere else", "checkpoints/retention.py",
           "if item is not best and is_safe(item)", "if item is not best", START),
-    Fault("another experiment's checkpoint is resumed", "resuming.py",
+    Fault("another experiment's checkpoint is resumed", "training/resume.py",
           "if manifest.config_digest != config_digest(config):", "if False:", f"{DISTURBED} -k another_model"),
-    Fault("checkpoints name no parent", "engine/saving.py",
+    Fault("checkpoints name no parent", "training/checkpointer.py",
           "            self.parent_sha256 = manifest.sha256\n", "            pass\n", f"{COMPARE} -k whole_chain"),
     Fault("a foreign link passes", "reports/compare.py",
           "elif manifest.parent_sha256 != digests[epoch - 1]:", "elif False:", f"{COMPARE} -k link"),
@@ -164,9 +164,9 @@ FAULTS = [
           'differences.append("log numbers")', "pass", f"{COMPARE} -k number_of_the_log"),
     Fault("a run that ended earlier passes for the same", "reports/compare.py",
           "    if ends[0] == ends[1]:\n", "    if True:\n", f"{COMPARE} -k ended_earlier"),
-    Fault("warnings before the start are not in the log file", "engine/log.py",
+    Fault("warnings before the start are not in the log file", "runtime/metrics_log.py",
           "            handlers[-1].handle(record)\n", "            pass\n", f"{DISTURBED} -k repeating_samples"),
-    Fault("a log that cannot be written is passed over", "engine/log.py",
+    Fault("a log that cannot be written is skipped", "runtime/metrics_log.py",
           "        with name_in_errors(Path(self.baseFilename)):\n            raise\n", "        pass\n", LOGS),
 ]
 # fmt: on
@@ -242,7 +242,7 @@ def main() -> int:
         tree.mkdir()
         _copy(tree)
         if failing := _fails_without_a_fault(chosen, tree, data):
-            print(f"{failing} fails without any fault: mend that first")
+            print(f"{failing} fails without any fault: fix that first")
             return 1
         for fault in chosen:
             outcomes[fault.name] = _try(fault, tree, data)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from seqtrack import __version__
 from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
-from seqtrack.processes import limit_problem, protect_screen, unwritten_output
+from seqtrack.process import limit_problem, protect_screen, unwritten_output
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one phase; settings come from environment variables"),
@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "track": ("track", "follow one object through a video, a folder of frames or a camera"),
     "data": ("data", "download, check and look at training data"),
     "upload": ("upload", "push new files of the output folder to their target, and keep watching"),
-    "hub": ("hub", "hand tools for the Hugging Face Hub: create, check, upload, download, card"),
+    "hub": ("hub", "helper commands for the Hugging Face Hub: create, check, upload, download, card"),
     "plan": ("plan", "parameters, tokens, memory and disk that a configuration needs"),
     "doctor": ("doctor", "check this machine: GPU, memory, disk, data, token"),
     "export": ("export", "write a checkpoint as the authors' .pth.tar"),

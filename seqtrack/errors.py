@@ -52,7 +52,7 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run cannot go on; the message says what was found where, and what to do."""
+    """A run cannot continue; the message says what was found where, and what to do."""
 
     def __init__(self, message: str, code: str = "run.error") -> None:
         self.problem = message if isinstance(message, Problem) else Problem(message, code)

@@ -29,7 +29,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed for dropout and drop path of one optimizer step on one rank, in [0, 2**63).
 
-    Seeding anew before each step means that nothing that happened between two steps can shift what they draw.
+    Seeding again before each step means that nothing that happened between two steps can shift what they draw.
 
     Args:
         seed, step, rank: non-negative; `step` counts optimizer steps of the whole run.

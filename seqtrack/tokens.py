@@ -116,15 +116,15 @@ def target_sequences_from_corners(boxes_xyxy: Tensor, bins: int, seq_format: str
     _check_format(seq_format)
     corners = boxes_xyxy.clamp(0, 1)
     if seq_format == "corner":
-        spelt = corners
+        coordinates = corners
     else:
-        spelt = xyxy_to_cxcywh(corners)
+        coordinates = xyxy_to_cxcywh(corners)
         if seq_format == "whxy":
-            spelt = spelt.roll(2, dims=-1)
-    words = boxes_to_tokens(spelt, bins)
-    start = words.new_full((*words.shape[:-1], 1), start_token(bins))
-    end = words.new_full((*words.shape[:-1], 1), end_token(bins))
-    return torch.cat((start, words), dim=-1), torch.cat((words, end), dim=-1)
+            coordinates = coordinates.roll(2, dims=-1)
+    tokens = boxes_to_tokens(coordinates, bins)
+    start = tokens.new_full((*tokens.shape[:-1], 1), start_token(bins))
+    end = tokens.new_full((*tokens.shape[:-1], 1), end_token(bins))
+    return torch.cat((start, tokens), dim=-1), torch.cat((tokens, end), dim=-1)
 
 
 def hann_window(bins: int) -> Tensor:

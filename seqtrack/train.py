@@ -11,24 +11,24 @@ from collections.abc import Mapping
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from seqtrack import prepare, records
+from seqtrack.checkpoints.resume_point import ResumePoint, write_run
 from seqtrack.checkpoints.side_files import DatasetRecord
-from seqtrack.checkpoints.start import Start, write_run
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import SOURCES, Source, describe
-from seqtrack.engine.log import EarlyLines, RunLog, logging_to
-from seqtrack.engine.loop import Loop, Validation
-from seqtrack.engine.optimizer import NamedOptimizer, Schedule
-from seqtrack.engine.ranks import Ranks, join
-from seqtrack.engine.saving import Saver
-from seqtrack.engine.state import History, Meters, RandomStates, TrainState
-from seqtrack.engine.step import Stepper
-from seqtrack.engine.stop import StopRequest
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.plots import PhasePlots
-from seqtrack.resuming import Reading, claim_folder, find_run, load_state, say_start
+from seqtrack.runtime.distributed import DistributedContext, join
+from seqtrack.runtime.metrics_log import EarlyLogRecords, RunLog, logging_to
+from seqtrack.runtime.stop import StopRequest
+from seqtrack.training import build, run_metadata
+from seqtrack.training.checkpointer import Checkpointer
+from seqtrack.training.optimizer import NamedOptimizer, Schedule
+from seqtrack.training.resume import CachedCheckpoint, claim_folder, find_run, load_state, log_resume_point
+from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.train_step import TrainStep
+from seqtrack.training.trainer import Trainer, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -38,72 +38,78 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
 
     Raises:
         UserError: configuration, data or checkpoints are not as they must be; nothing was written.
-        RunError: the run could not go on.
+        RunError: the run could not continue.
     """
-    with EarlyLines() as early, StopRequest() as stop:
+    with EarlyLogRecords() as early, StopRequest() as stop:
         environment, config = configure(environ, known_datasets=[name.lower() for name in SOURCES])
         return _train(environment, config, stop, early)
 
 
-def _train(environment: Environment, config: Config, stop: StopRequest, early: EarlyLines) -> int:
-    with join(environment.device) as ranks:
-        prepare.set_kernels(config, ranks)
-        sources = prepare.open_sources(config, environment.data_dir)
-        data, reading = DatasetRecord.model_validate(describe(sources)), Reading()
+def _train(environment: Environment, config: Config, stop: StopRequest, early: EarlyLogRecords) -> int:
+    with join(environment.device) as distributed:
+        build.set_kernels(config, distributed)
+        sources = build.open_sources(config, environment.data_dir)
+        data, cached = DatasetRecord.model_validate(describe(sources)), CachedCheckpoint()
         folder = environment.phase_folder()
-        with contextlib.closing(_make_loader(config, sources, ranks)) as loader:
+        with contextlib.closing(_make_loader(config, sources, distributed)) as loader:
             loader.start_workers()
-            start = ranks.agree(lambda: find_run(environment, config, data.digest, reading, loader.steps_per_epoch))
+            start = distributed.run_on_rank0_and_broadcast(
+                lambda: find_run(environment, config, data.digest, cached, loader.steps_per_epoch)
+            )
             if start.finished:
                 logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
                 return 0
-            state = _make_state(config, ranks, loader.steps_per_epoch, fresh=start.manifest is None)
-            saver = records.make_saver(folder, start)
-            load_state(state, start, ranks, reading)
-            validate = prepare.make_validation(config, environment.data_dir, sources, ranks)
+            state = _make_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
+            checkpointer = run_metadata.make_checkpointer(folder, start)
+            load_state(state, start, distributed, cached)
+            validate = build.make_validation(config, environment.data_dir, sources, distributed)
             with (
-                claim_folder(folder, start, ranks),
-                records.disk_trouble(folder),
-                logging_to(records.log_path(folder, environment, ranks), rank=ranks.rank, earlier=early.take()),
+                claim_folder(folder, start, distributed),
+                run_metadata.explain_disk_errors(folder),
+                logging_to(
+                    run_metadata.log_path(folder, environment, distributed), rank=distributed.rank, earlier=early.take()
+                ),
             ):
-                records.say_what_runs(environment, config, ranks, sources, loader)
+                run_metadata.log_run_header(environment, config, distributed, sources, loader)
                 return _run(
                     environment,
                     config,
-                    ranks,
+                    distributed,
                     stop,
                     data=data,
                     loader=loader,
                     state=state,
                     start=start,
-                    saver=saver,
+                    checkpointer=checkpointer,
                     validate=validate,
                 )
 
 
-def _make_loader(config: Config, sources: list[Source], ranks: Ranks) -> BatchLoader:
-    dataset = prepare.make_dataset(config, sources)
+def _make_loader(config: Config, sources: list[Source], distributed: DistributedContext) -> BatchLoader:
+    dataset = build.make_dataset(config, sources)
     return BatchLoader(
         dataset,
         batch_size_global=config.TRAIN.BATCH_SIZE,
-        samples_per_epoch=prepare.samples_per_epoch(config, dataset),
-        world=ranks.world,
-        rank=ranks.rank,
-        num_workers=prepare.num_workers(config),
-        pin=ranks.device.type == "cuda",
+        samples_per_epoch=build.samples_per_epoch(config, dataset),
+        world_size=distributed.world_size,
+        rank=distributed.rank,
+        num_workers=build.num_workers(config),
+        pin=distributed.device.type == "cuda",
     )
 
 
-def _make_state(config: Config, ranks: Ranks, steps_per_epoch: int, *, fresh: bool) -> TrainState:
-    model = prepare.make_model(config, ranks, fresh=fresh)
-    optimizer = NamedOptimizer(model, prepare.optimizer_settings(config))
-    rng = RandomStates(ranks.rank)
+def _make_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
+    model = build.build_training_model(config, distributed, fresh=fresh)
+    optimizer = NamedOptimizer(model, build.optimizer_settings(config))
+    rng = RandomStates(distributed.rank)
     rng.seed(config.TRAIN.SEED)
     return TrainState(
         model=model,
         optimizer=optimizer,
-        scheduler=Schedule(optimizer, prepare.schedule_settings(config, steps_per_epoch)),
-        scaler=GradScaler(ranks.device.type, enabled=prepare.step_settings(config, ranks).amp is torch.float16),
+        scheduler=Schedule(optimizer, build.schedule_settings(config, steps_per_epoch)),
+        scaler=GradScaler(
+            distributed.device.type, enabled=build.step_settings(config, distributed).amp is torch.float16
+        ),
         rng=rng,
         meters=Meters(),
         history=History(),
@@ -113,34 +119,42 @@ def _make_state(config: Config, ranks: Ranks, steps_per_epoch: int, *, fresh: bo
 def _run(
     environment: Environment,
     config: Config,
-    ranks: Ranks,
+    distributed: DistributedContext,
     stop: StopRequest,
     *,
     data: DatasetRecord,
     loader: BatchLoader,
     state: TrainState,
-    start: Start,
-    saver: Saver,
+    start: ResumePoint,
+    checkpointer: Checkpointer,
     validate: Validation | None,
 ) -> int:
     """From where the run starts to the verdict."""
     folder = environment.phase_folder()
-    began = say_start(start, prepare.run_fingerprint(config, ranks))
-    record = records.open_run(folder, environment, config, ranks, data=data, began=began) if ranks.is_main else None
-    stepper = Stepper(state, prepare.callable_form(config, state.model), ranks, prepare.step_settings(config, ranks))
-    log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=ranks.is_main)
+    began = log_resume_point(start, build.run_fingerprint(config, distributed))
+    record = (
+        run_metadata.open_run(folder, environment, config, distributed, data=data, began=began)
+        if distributed.is_main
+        else None
+    )
+    train_step = TrainStep(
+        state, build.callable_form(config, state.model), distributed, build.step_settings(config, distributed)
+    )
+    log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
     plots = PhasePlots(folder, log.curves)
-    saver.on_durable = records.after_checkpoint(folder, environment, config, plots)
-    with contextlib.closing(log), contextlib.closing(plots), contextlib.closing(saver):
-        complete = Loop(
+    checkpointer.on_durable = run_metadata.after_checkpoint(folder, environment, config, plots)
+    with contextlib.closing(log), contextlib.closing(plots), contextlib.closing(checkpointer):
+        complete = Trainer(
             state,
             loader=loader,
-            stepper=stepper,
-            saver=saver,
+            train_step=train_step,
+            checkpointer=checkpointer,
             log=log,
-            ranks=ranks,
+            distributed=distributed,
             stop=stop,
-            plan=prepare.loop_plan(config, records.manifest_facts(environment, config, ranks, data.digest)),
+            plan=build.trainer_config(
+                config, run_metadata.manifest_facts(environment, config, distributed, data.digest)
+            ),
             validate=validate,
         ).run()
     if record is None:
@@ -150,4 +164,4 @@ def _run(
         write_run(folder, record, state="stopped")
         return STOPPED_EXIT_CODE
     logger.info("[phase_%d] complete : %d epochs , %d steps", environment.phase, state.epoch, state.step)
-    return records.conclude(environment, record)
+    return run_metadata.conclude(environment, record)

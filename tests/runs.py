@@ -24,7 +24,7 @@ import pytest
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.environment import VARIABLES
-from seqtrack.engine.log import WALL_CLOCK_FIELDS
+from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 120.0
@@ -187,16 +187,16 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def assert_same_run(ours: Path, uncut: Path) -> None:
+def assert_same_run(ours: Path, uninterrupted: Path) -> None:
     """Every checkpoint's bytes, every manifest's fields but the date, every number of the log, in order."""
-    mine, theirs = epochs(ours), epochs(uncut)
+    mine, theirs = epochs(ours), epochs(uninterrupted)
     assert sorted(mine) == sorted(theirs)
     for epoch, manifest in mine.items():
         assert manifest.path.read_bytes() == theirs[epoch].path.read_bytes(), f"epoch {epoch}"
         for name, value in manifest.to_json().items():
             if name not in ("created", "config"):  # the configuration may differ where it need not match
                 assert value == theirs[epoch].to_json()[name], (epoch, name)
-    assert numbers(ours) == numbers(uncut)
+    assert numbers(ours) == numbers(uninterrupted)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -213,7 +213,7 @@ _data: list[Path] = []
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo data set, drawn once for all tests of a session, whichever folder they stand in."""
+    """The demo data set, drawn once for all tests of a session, whichever folder they are in."""
     if not _data:
         from seqtrack.data.demo import ensure_demo
 
@@ -228,10 +228,10 @@ _uncut: dict[str, Path] = {}
 
 
 @pytest.fixture(scope="session")
-def uncut(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run of TINY that nothing disturbed. Read it, change nothing in it."""
     if "tiny" not in _uncut:
-        output = tmp_path_factory.mktemp("uncut")
+        output = tmp_path_factory.mktemp("uninterrupted")
         completed(environment(output, demo_data))
         _uncut["tiny"] = output
     return _uncut["tiny"]

@@ -2,9 +2,9 @@
 # Start one phase on a machine that has Docker and an NVIDIA driver, without compose:
 #   PHASE=1 HF_REPO=me/seqtrack HF_TOKEN_PATH=~/hf_token docker/cloud/run.sh
 #
-# Settings are the usual variables (docs/configuration.md). The container goes on when the terminal closes; follow it with
+# Settings are the usual variables (docs/configuration.md). The container continues when the terminal closes; follow it with
 # `docker logs -f seqtrack-phase1`. It uploads while it trains, ends when everything is on the Hub, and after a reboot
-# goes on where it stopped. GPUS="" runs without a GPU.
+# continues where it stopped. GPUS="" runs without a GPU.
 set -euo pipefail
 
 image=${IMAGE:-seqtrack}
@@ -20,7 +20,7 @@ options=(--detach --name "$name" --stop-timeout 150 --shm-size "${SHM_SIZE:-2g}"
   --env "PHASE=$phase")
 if [ -n "${GPUS-all}" ]; then options+=(--gpus "${GPUS-all}" --ulimit memlock=-1); fi
 if [ -n "${HF_TOKEN_PATH:-}" ]; then
-  # A mounted file: a value given with --env would stand in `docker inspect` for all to read.
+  # A mounted file: a value given with --env would are in `docker inspect` for all to read.
   options+=(--volume "$(realpath "$HF_TOKEN_PATH"):/run/secrets/hf_token:ro" --env HF_TOKEN_PATH=/run/secrets/hf_token)
 fi
 for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC HF_REPO HF_ENDPOINT \
@@ -33,4 +33,4 @@ if [ -n "${NETWORK:-}" ]; then options+=(--network "$NETWORK"); fi
 docker rm "$name" >/dev/null 2>&1 || true
 docker run "${options[@]}" "$image" train
 echo "follow it:  docker logs -f $name"
-echo "stop it:    docker stop $name    (saves first; starting again goes on from there)"
+echo "stop it:    docker stop $name    (saves first; starting again continues from there)"

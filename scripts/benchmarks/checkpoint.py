@@ -1,6 +1,6 @@
-"""How long training stands for a checkpoint of B256, when it is durable, and how soon a restarted run takes a step.
+"""How long a checkpoint of B256 blocks training, when it is durable, and how soon a restarted run takes a step.
 
-Beside it `torch.save` of the same state to the same disk, which is what a trainer without a background write waits for.
+Compared with `torch.save` of the same state to the same disk, which a trainer without a background write waits for.
 """
 
 import argparse
@@ -50,21 +50,21 @@ def _state(config_name: str) -> Any:
     import torch
     from torch.amp.grad_scaler import GradScaler
 
-    from seqtrack import prepare
     from seqtrack.config.loader import load_config
-    from seqtrack.engine.optimizer import NamedOptimizer, Schedule
-    from seqtrack.engine.state import History, Meters, RandomStates, TrainState
     from seqtrack.model.build import build_model
     from seqtrack.model.spec import model_spec
+    from seqtrack.training import build
+    from seqtrack.training.optimizer import NamedOptimizer, Schedule
+    from seqtrack.training.state import History, Meters, RandomStates, TrainState
 
     config = load_config(config_name, overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "scratch")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(model_spec(config), seed=1).to(device)
-    optimizer = NamedOptimizer(model, prepare.optimizer_settings(config))
+    optimizer = NamedOptimizer(model, build.optimizer_settings(config))
     state = TrainState(
         model=model,
         optimizer=optimizer,
-        scheduler=Schedule(optimizer, prepare.schedule_settings(config, 100)),
+        scheduler=Schedule(optimizer, build.schedule_settings(config, 100)),
         scaler=GradScaler(device.type, enabled=False),
         rng=RandomStates(0),
         meters=Meters(),
@@ -79,13 +79,13 @@ def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
     import torch
 
     from seqtrack.checkpoints.store import step_name
-    from seqtrack.engine.saving import Saver
+    from seqtrack.training.checkpointer import Checkpointer
 
     state = _state(config_name)
-    saver = Saver(folder, parent_sha256=None)
-    coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.coming_state().items()}
+    checkpointer = Checkpointer(folder, parent_sha256=None)
+    coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.expected_state_shapes().items()}
     began = time.perf_counter()
-    saver.reserve({**coming, **state.capture()[0]})
+    checkpointer.preallocate({**coming, **state.capture()[0]})
     reserve_s = time.perf_counter() - began
     for parameter in state.optimizer.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -96,9 +96,9 @@ def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
         state.step, state.sample = save, 1
         began = time.perf_counter()
         tensors, values = state.capture()
-        saver.save(step_name(save), tensors, values, describe={**describe, "step": save, "data_digest": None})
+        checkpointer.save(step_name(save), tensors, values, describe={**describe, "step": save, "data_digest": None})
         stalls.append(time.perf_counter() - began)
-        saver.wait()
+        checkpointer.wait()
         durables.append(time.perf_counter() - began)
         size = (folder / step_name(save)).stat().st_size
         (folder / step_name(save)).unlink()

@@ -3,7 +3,7 @@
 Frames are 1280x720, drawn here at two file sizes: 225 KB at quality 90, which the authors' loader was measured on, and
 65 KB, LaSOT's average. With --data, the 1280x720 sequences of a folder of real video as well. Boxes have the sizes and
 places that LaSOT's have. The figures are of one process; time is the processor's, so that a busy machine does not
-enter. The plain pipeline beside it works in the authors' order (decode, mirror and grey the whole frame, then crop).
+enter. The plain pipeline next to it works in the authors' order (decode, mirror and grey the whole frame, then crop).
 """
 
 import argparse
@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 
 from seqtrack.data import augment, crop, jpeg
+from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.loader import BatchLoader
-from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sequence import Sequence, visible_frames
 from seqtrack.data.sources import Source, open_source
 from seqtrack.seeding import sample_generator
@@ -118,7 +118,7 @@ def _best_ms(work: Callable[[int], object], samples: int, repeats: int) -> float
 
 
 def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
-    dataset = SampleDataset([source], [1.0], _SPEC, seed=1)
+    dataset = TrackingDataset([source], [1.0], _SPEC, seed=1)
     dataset.sample(0, 0)
     ours = _best_ms(lambda index: dataset.sample(0, index), samples, repeats)
     plain = _best_ms(lambda index: _plain_sample(dataset, index), samples, repeats)
@@ -133,7 +133,7 @@ def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _stages(dataset: SampleDataset, samples: int) -> dict[str, float]:
+def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
     """Milliseconds a sample in each stage, measured by doing the stages one after the other."""
     spent = dict.fromkeys(("draw", "read", "decode", "cut", "grey_and_mirror", "resize", "planes"), 0.0)
 
@@ -170,7 +170,7 @@ def _stages(dataset: SampleDataset, samples: int) -> dict[str, float]:
     return {name: round(1000 * seconds / samples, 3) for name, seconds in spent.items()}
 
 
-def _plain_sample(dataset: SampleDataset, index: int) -> list[np.ndarray]:
+def _plain_sample(dataset: TrackingDataset, index: int) -> list[np.ndarray]:
     """The authors' order of work on the same frames: everything on the whole frame, the crop last, floats made here."""
     generator = sample_generator(1, 0, index)
     _, clip, frames = dataset.choose(generator)
@@ -194,7 +194,7 @@ def _plain_sample(dataset: SampleDataset, index: int) -> list[np.ndarray]:
 
 def _measure_loader(source: Source, samples: int, workers: int) -> dict[str, float]:
     """Wall time through the worker processes, and what handing a batch over costs the main process."""
-    dataset = SampleDataset([source], [1.0], _SPEC, seed=1)
+    dataset = TrackingDataset([source], [1.0], _SPEC, seed=1)
     loader = BatchLoader(dataset, batch_size_global=16, samples_per_epoch=max(64, samples), num_workers=workers)
     try:
         for _ in loader.batches(0):

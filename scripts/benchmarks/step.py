@@ -1,4 +1,4 @@
-"""One whole training step: forward, loss, backward, clipping at 0.1, AdamW; beside a plain 2048-cube matmul.
+"""One whole training step: forward, loss, backward, clipping at 0.1, AdamW; next to a plain 2048-cube matmul.
 
 The matmul runs between the steps of the same process, in float32 whatever the step's dtype, so that its rate and the
 step's were measured on the machine in the same state. `gflops` counts the model's nominal work (459 GFLOP a sample at
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from seqtrack.boxes import xywh_to_cxcywh
-from seqtrack.engine.gpus import find_gpu
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.loss import sequence_loss
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import ModelSpec
+from seqtrack.runtime.gpus import find_gpu
 from seqtrack.tokens import target_sequences
 
 CUBE = 2048

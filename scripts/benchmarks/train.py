@@ -36,17 +36,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
     from seqtrack.config.environment import configure
     from seqtrack.device import capability_of, choose_precision
-    from seqtrack.engine.devices import choose_device
-    from seqtrack.engine.fingerprint import describe_device
-    from seqtrack.engine.gpus import find_gpu
-    from seqtrack.engine.step import Stepper
     from seqtrack.model.cost import cost_of
     from seqtrack.model.spec import model_spec
+    from seqtrack.runtime.devices import choose_device
+    from seqtrack.runtime.environment import describe_device
+    from seqtrack.runtime.gpus import find_gpu
+    from seqtrack.training.train_step import TrainStep
 
     calls: list[tuple[float, float]] = []
     events: list[tuple[Any, Any]] = []
 
-    class TimedStepper(Stepper):
+    class TimedStepper(TrainStep):
         """The run's own step, with the times at which it was called and came back."""
 
         def __call__(self, *batch: Any, **votes: Any) -> Any:
@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"DATA.TRAIN.SAMPLE_PER_EPOCH {args.batch * args.steps} TRAIN.PRINT_INTERVAL {args.batch * 4} {args.overrides}",
     }
     config = configure(environ)[1]
-    ours, training.Stepper = training.Stepper, TimedStepper  # type: ignore[misc]
+    ours, training.TrainStep = training.TrainStep, TimedStepper  # type: ignore[misc]
     began = time.perf_counter()
     try:
         code = training.train({**os.environ, **environ})
         whole = time.perf_counter() - began
         records = read_metrics(folder / "output" / "phase_1" / "logs" / "metrics.jsonl").of(IntervalRecord)
     finally:
-        training.Stepper = ours  # type: ignore[misc]
+        training.TrainStep = ours  # type: ignore[misc]
         shutil.rmtree(folder)
     if code != 0:
         raise RuntimeError(f"the run ended with {code}")

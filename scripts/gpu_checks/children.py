@@ -81,7 +81,7 @@ def alone_in_a_group(device: str) -> int:
     import torch.distributed as dist
     from torch import nn
 
-    from seqtrack.engine.ranks import Gradients, Ranks
+    from seqtrack.runtime.distributed import DistributedContext, Gradients
 
     class One(int):
         """1, but not for the short cuts that a run of one process takes."""
@@ -100,16 +100,16 @@ def alone_in_a_group(device: str) -> int:
     with tempfile.NamedTemporaryFile() as file:
         store = dist.FileStore(file.name, 1)
         dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=0, world_size=1)
-        ranks = Ranks(0, One(1), where)
-        assert ranks.sum_in_place(torch.tensor([1.5, 2.0], device=where)).tolist() == [1.5, 2.0]
-        assert ranks.gather({"a": 1}) == [{"a": 1}]
-        assert ranks.from_main("b") == "b"
+        distributed = DistributedContext(0, One(1), where)
+        assert distributed.sum_in_place(torch.tensor([1.5, 2.0], device=where)).tolist() == [1.5, 2.0]
+        assert distributed.gather({"a": 1}) == [{"a": 1}]
+        assert distributed.broadcast_object("b") == "b"
         dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool)
         sent = {str(dtype): torch.ones(3, dtype=dtype) for dtype in dtypes}
-        received = ranks.broadcast(sent)
+        received = distributed.broadcast(sent)
         assert all(torch.equal(sent[name], received[name]) for name in sent)
         model = nn.Linear(4, 4).to(where)
-        gradients = Gradients(model, ranks)
+        gradients = Gradients(model, distributed)
         optimizer = torch.optim.AdamW(model.parameters())
         gradients.clear()
         model(torch.ones(2, 4, device=where)).sum().backward()

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqtrack import prepare
 from seqtrack import train as training
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import step_name
 from seqtrack.config.environment import VARIABLES, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import Batch
-from seqtrack.engine.ranks import Ranks
-from seqtrack.engine.state import TrainState
-from seqtrack.engine.step import Stepper
+from seqtrack.runtime.distributed import DistributedContext
+from seqtrack.training import build
+from seqtrack.training.state import TrainState
+from seqtrack.training.train_step import TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -116,19 +116,19 @@ class Trainer:
         self.context = context
         self.config = config
         self.device = torch.device(context.device, 0) if context.is_cuda else torch.device("cpu")
-        self.ranks = Ranks(0, 1, self.device)
-        prepare.set_kernels(config, self.ranks)
-        self.state: TrainState = training._make_state(config, self.ranks, 1000, fresh=True)
-        model = prepare.callable_form(config, self.state.model)
-        self.stepper = Stepper(self.state, model, self.ranks, prepare.step_settings(config, self.ranks))
+        self.distributed = DistributedContext(0, 1, self.device)
+        build.set_kernels(config, self.distributed)
+        self.state: TrainState = training._make_state(config, self.distributed, 1000, fresh=True)
+        model = build.callable_form(config, self.state.model)
+        self.train_step = TrainStep(self.state, model, self.distributed, build.step_settings(config, self.distributed))
         self.batch = make_batch(config, batch)
 
     def launch(self, batch: Batch | None = None) -> Any:
         """One step; what `read` makes a result of."""
-        return self.stepper(batch or self.batch)
+        return self.train_step(batch or self.batch)
 
     def read(self, launched: Any) -> Any:
-        return self.stepper.read(launched)
+        return self.train_step.read(launched)
 
     def step(self, batch: Batch | None = None) -> Any:
         return self.read(self.launch(batch))

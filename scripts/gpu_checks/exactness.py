@@ -16,10 +16,10 @@ from gpu_checks.common import ROOT, Check, Context, Skipped, Trainer, completed,
 from seqtrack.boxes import xywh_to_xyxy
 from seqtrack.checkpoints.store import load_tensors
 from seqtrack.device import choose_precision
-from seqtrack.engine.saving import Saver
 from seqtrack.model.build import build_empty
 from seqtrack.model.loss import sequence_loss
 from seqtrack.tokens import hann_window, target_sequences_from_corners
+from seqtrack.training.checkpointer import Checkpointer
 
 TIMES_NOISE = 10
 
@@ -187,7 +187,7 @@ def _falls(check: Check, name: str, losses: list[float]) -> None:
 
 
 def amp_variants(context: Context, check: Check) -> str:
-    """Each precision learns one batch; fp16's overflow is skipped, and its state goes on as if never saved."""
+    """Each precision learns one batch; fp16's overflow is skipped, and its state continues as if never saved."""
     steps, batch = context.pick((20, 8), (8, 4))
     keys = {"TRAIN.LR": 1e-3, "MODEL.DECODER.DROPOUT": 0.0}
     variants = [("off", False), ("bf16", False)]
@@ -245,16 +245,16 @@ def activation_checkpointing(context: Context, check: Check) -> str:
 
 
 def save(context: Context, check: Check) -> str:
-    """A save while steps go on: how long training stands, and whether the file holds the state of that moment."""
+    """A save while steps continue: how long training is, and whether the file holds the state of that moment."""
     trainer = context.trainer({"TRAIN.AMP": "bf16"}, batch=4)
     trainer.steps(2)
     trainer.state.epoch = trainer.state.sample = 1
     folder = context.work / "save"
     folder.mkdir()
-    saver = Saver(folder, parent_sha256=None)
+    checkpointer = Checkpointer(folder, parent_sha256=None)
     began = time.perf_counter()
-    coming = {f"optimizer/{path}": tensor for path, tensor in trainer.state.optimizer.coming_state().items()}
-    saver.reserve({**coming, **trainer.state.capture()[0]})
+    coming = {f"optimizer/{path}": tensor for path, tensor in trainer.state.optimizer.expected_state_shapes().items()}
+    checkpointer.preallocate({**coming, **trainer.state.capture()[0]})
     check.values["reserve_s"] = time.perf_counter() - began
     stalls = []
     for number in range(3):
@@ -273,15 +273,15 @@ def save(context: Context, check: Check) -> str:
         describe |= {"step": trainer.state.step, "data_digest": None}
         name = trainer.save_name()
         began = time.perf_counter()
-        saver.save(name, tensors, values, describe=describe)
+        checkpointer.save(name, tensors, values, describe=describe)
         stalls.append(time.perf_counter() - began)
         trainer.steps(3)
-        saver.wait()
+        checkpointer.wait()
         stored = load_tensors(_manifest(folder / name))
         off = [key for key in expected if key not in stored or not same_bytes(expected[key], stored[key])]
         check.that(not off, f"save {number}: {len(off)} tensors are not those of that moment, first {off[:1]}")
         (folder / name).unlink()
-    buffers = list(saver._buffers.values())
+    buffers = list(checkpointer._buffers.values())
     check.values |= {"stalls_s": stalls, "bytes": sum(b.nbytes for b in buffers)}
     check.values["pinned_bytes"] = sum(b.nbytes for b in buffers if b.is_pinned()) if context.is_cuda else 0
     stall = sorted(stalls)[1]

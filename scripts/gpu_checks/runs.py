@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from gpu_checks.common import Check, Context, Ended, completed, metrics, started, step_reached
-from seqtrack.engine.log import WALL_CLOCK_FIELDS
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
+from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 
 def _demo(context: Context) -> None:

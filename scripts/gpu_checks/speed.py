@@ -24,10 +24,10 @@ from gpu_checks.exactness import _model_sets, _switches
 from seqtrack import train as training
 from seqtrack.commands.plan import Machine, make_plan
 from seqtrack.data.sources import open_source
-from seqtrack.engine.gpus import find_gpu
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
+from seqtrack.runtime.gpus import find_gpu
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker
 
@@ -54,7 +54,7 @@ def memory(context: Context, check: Check) -> str:
                 if context.is_cuda:
                     row["allocated"] = torch.cuda.max_memory_allocated()
                     row["reserved"] = torch.cuda.max_memory_reserved()
-                    # Everything on the device beside what was there before this item, the context included.
+                    # Everything on the device next to what was there before this item, the context included.
                     row["device_total"] = _used(context)
                     ratio = row["reserved"] / row["plan_tensors"]
                     worst = [min(worst[0], ratio), max(worst[1], ratio)]
@@ -197,7 +197,7 @@ def data_fed(context: Context, check: Check) -> str:
         config = context.config(keys)
         trainer = context.trainer(keys, batch=batch)
         sources = [open_source("DEMO", context.work / "data", classes=(), split="train")]
-        with contextlib.closing(training._make_loader(config, sources, trainer.ranks)) as loader:
+        with contextlib.closing(training._make_loader(config, sources, trainer.distributed)) as loader:
             loader.start_workers()
             batches, waited, before = iter(loader.batches(1)), 0.0, None
             for number in range(steps + 8):

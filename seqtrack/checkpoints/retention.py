@@ -1,11 +1,13 @@
-"""Which checkpoints may go. Decided anew from the folder each time; needs no torch."""
+"""Which checkpoints may go. Decided again from the folder each time; needs no torch."""
 
 from collections.abc import Callable, Sequence
 
 from seqtrack.checkpoints.store import Manifest
 
 
-def expendable(manifests: Sequence[Manifest], *, keep: int, is_safe: Callable[[Manifest], bool]) -> list[Manifest]:
+def checkpoints_to_delete(
+    manifests: Sequence[Manifest], *, keep: int, is_safe: Callable[[Manifest], bool]
+) -> list[Manifest]:
     """The checkpoints that are no longer needed, oldest first.
 
     Checkpoints inside an epoch go as soon as a newer checkpoint exists. Of the epochs' checkpoints the newest `keep`

@@ -1,4 +1,4 @@
-"""The JSON files that stand next to a run's checkpoints, each described once: run.json, environment.json, dataset.json,
+"""The JSON files that are next to a run's checkpoints, each described once: run.json, environment.json, dataset.json,
 metrics.jsonl, certificate.json, evaluation.json.
 
 Every reader of the package gets these objects, never a dictionary: a wrong type, an unknown or missing field, a key
@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from seqtrack.checkpoints.files import write_json
+from seqtrack.checkpoints.safetensors_io import write_json
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, parse_json, short_repr
 
@@ -41,7 +41,7 @@ class Strict(BaseModel):
 
 
 class StartRecord(Strict):
-    """One start of a run: where it went on, on what machine, and what had changed."""
+    """One start of a run: where it continued, on what machine, and what had changed."""
 
     step: Count
     epoch: Count
@@ -318,7 +318,7 @@ def read_metrics(path: Path) -> Metrics:
 def metrics_lines(path: Path) -> Iterator[tuple[bytes, Record | Problem]]:
     """Each line of a metrics.jsonl with its record, or with what is wrong with it.
 
-    A damaged last line without a line feed is what a kill leaves, and is passed over.
+    A damaged last line without a line feed is what a kill leaves, and is skipped.
 
     Raises:
         UserError: the file cannot be read at all.

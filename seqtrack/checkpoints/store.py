@@ -1,4 +1,4 @@
-"""Checkpoints as a folder holds them: a container, and beside it a manifest that is written last.
+"""Checkpoints as a folder holds them: a container, and next to it a manifest that is written last.
 
 The folder is the truth; no list of it is kept. A container without a manifest is no checkpoint. Listing and verifying
 need no torch; `load_weights` and `write_weights` bring it in themselves.
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from seqtrack.checkpoints.files import (
+from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
+from seqtrack.checkpoints.safetensors_io import (
     Contents,
     DamagedFileError,
     Header,
     TensorBytes,
     canonical_json,
-    digest_parts,
-    read_container,
+    digest_components,
+    read_checkpoint_file,
     read_json_object,
     sync_folder,
-    write_container,
+    write_checkpoint_file,
     write_json,
 )
-from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json, short_repr
 
@@ -53,7 +53,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
-    """What is said of one checkpoint, beside it in JSON.
+    """What is said of one checkpoint, next to it in JSON.
 
     `step` counts optimizer steps of the whole run, `sample` the samples of the current epoch that were trained (0 at an
     epoch's end); `loss` and `iou` are the epoch's sample-weighted means. `parts` maps each part of the state to its
@@ -161,7 +161,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Manifest]:
-    """The checkpoints whose manifests can be read, oldest first by step; others are passed over with a warning.
+    """The checkpoints whose manifests can be read, oldest first by step; others are skipped with a warning.
 
     Bytes are not verified here: see `verify_checkpoint`.
     """
@@ -175,14 +175,14 @@ def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Mani
         except FileNotFoundError:
             continue  # moved aside between listing and reading
         except DamagedFileError as error:
-            logger.warning("passed over: %s", error)
+            logger.warning("skipped: %s", error)
             continue
         if manifest.kind in wanted:
             found.append(manifest)
     return sorted(found, key=lambda manifest: (manifest.step, manifest.kind == "epoch"))
 
 
-def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], Contents] = read_container) -> Header:
+def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], Contents] = read_checkpoint_file) -> Header:
     """Check that the container is the one the manifest describes, byte for byte, and that both tell the same.
 
     Args:
@@ -231,15 +231,15 @@ def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def newest_sound(
+def latest_valid(
     manifests: Iterable[Manifest], *, verify: Callable[[Manifest], object] = verify_checkpoint
 ) -> Manifest | None:
-    """The newest of these checkpoints that `verify` finds sound; damaged ones are passed over with a warning."""
+    """The newest of these checkpoints that `verify` finds valid; damaged ones are skipped with a warning."""
     for manifest in sorted(manifests, key=lambda item: (item.step, item.kind == "epoch"), reverse=True):
         try:
             verify(manifest)
         except DamagedFileError as error:
-            logger.warning("passed over a damaged checkpoint: %s", error)
+            logger.warning("skipped a damaged checkpoint: %s", error)
             continue
         return manifest
     return None
@@ -289,7 +289,7 @@ class _History(_Part):
 
 
 class _State(_Part):
-    """The structure of the state beside its tensors. That none is missing or too many is for the reader to say."""
+    """The structure of the state next to its tensors. That none is missing or too many is for the reader to say."""
 
     epoch: Count = 0
     step: Count = 0
@@ -321,9 +321,9 @@ def read_values(path: Path, header: Header) -> dict[str, Any]:
     return dict(values)
 
 
-def part_digests(path: Path, header: Header) -> dict[str, str]:
+def component_digests(path: Path, header: Header) -> dict[str, str]:
     """The digest of every part of a state, from the bytes of the container: tensors by part, and each small value."""
-    return _with_values(digest_parts(path, header), read_values(path, header))
+    return _with_values(digest_components(path, header), read_values(path, header))
 
 
 def _with_values(tensors: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
@@ -361,7 +361,7 @@ def write_checkpoint(
         folder=path.parent,
         **describe,
     )
-    written = write_container(path, tensors, {STATE_KEY: canonical_json(dict(values))})
+    written = write_checkpoint_file(path, tensors, {STATE_KEY: canonical_json(dict(values))})
     parts = _with_values(written.parts, values)
     manifest = replace(
         manifest, bytes=written.size, sha256=written.sha256, weights_sha256=parts[MODEL_PART], parts=parts
@@ -407,7 +407,7 @@ def read_tensors(manifest: Manifest, *, part: str | None = None) -> dict[str, "T
                 tensors[name] = new_tensor(f"{manifest.path}: {name}", entry)
         return {name: writable_bytes(tensor) for name, tensor in tensors.items()}
 
-    verify_checkpoint(manifest, read=lambda path: read_container(path, place))
+    verify_checkpoint(manifest, read=lambda path: read_checkpoint_file(path, place))
     return tensors
 
 
@@ -426,7 +426,7 @@ def manifest_of(path: Path) -> Manifest:
         return read_manifest(place)
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json beside it",
+            f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json next to it",
             code="checkpoint.missing",
         ) from error
     except OSError as error:

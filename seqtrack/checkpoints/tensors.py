@@ -2,7 +2,7 @@
 
 import torch
 
-from seqtrack.checkpoints.files import DamagedFileError, Entry, TensorBytes
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, Entry, TensorBytes
 
 _NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",

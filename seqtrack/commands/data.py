@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_place(download)
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
-    download.add_argument("--keep-zip", action="store_true", help="leave the zips beside the unpacked classes")
+    download.add_argument("--keep-zip", action="store_true", help="leave the zips next to the unpacked classes")
     download.add_argument("--repo", default=None, help="data set on the Hub (default: l-lt/LaSOT)")
     download.set_defaults(action_run=_download)
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--first", type=int, default=0, help="number of the first sample in the epoch (default: 0)")
     show.set_defaults(action_run=_show)
 
-    prepare = commands.add_parser("prepare", help="make the data that this environment's run needs stand in DATA_DIR")
+    prepare = commands.add_parser("prepare", help="make the data that this environment's run needs are in DATA_DIR")
     prepare.set_defaults(action_run=_prepare)
 
 
@@ -168,16 +168,16 @@ def _show(args: argparse.Namespace) -> int:
     import cv2
 
     from seqtrack.config.environment import configure
-    from seqtrack.data.sheet import sample_sheet
+    from seqtrack.data.preview import sample_preview
     from seqtrack.errors import UserError
-    from seqtrack.prepare import make_dataset, open_sources
+    from seqtrack.training.build import make_dataset, open_sources
 
     if args.count < 1 or args.first < 0 or args.epoch < 0:
         raise UserError("--count must be at least 1, --first and --epoch at least 0")
     environment, config = configure(os.environ)
     dataset = make_dataset(config, open_sources(config, environment.data_dir))
     samples = [dataset.sample(args.epoch, args.first + number) for number in range(args.count)]
-    written, data = cv2.imencode(".png", sample_sheet(samples))
+    written, data = cv2.imencode(".png", sample_preview(samples))
     if not written:
         raise UserError(f"{args.output}: the picture of {args.count} samples is too large; ask for fewer")
     try:

@@ -1,6 +1,6 @@
 """The tables of `docs/commands.md`, made from the commands' own parsers and the table of variables.
 
-`python -m seqtrack.commands.docs docs/commands.md` writes them anew between their markers; a test says when that
+`python -m seqtrack.commands.docs docs/commands.md` writes them again between their markers; a test says when that
 was forgotten. Knows no prose.
 """
 
@@ -88,7 +88,7 @@ def _shown(variable: str) -> str:
 
 
 def render(document: str) -> str:
-    """The document with its tables made anew; everything outside the markers stays.
+    """The document with its tables made again; everything outside the markers stays.
 
     Raises:
         ValueError: a marker is missing.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqtrack.commands.machine import GIB, free_memory
 from seqtrack.errors import UserError
-from seqtrack.processes import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
+from seqtrack.process import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
 
 if TYPE_CHECKING:
     from seqtrack.config.environment import Environment

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seqtrack.commands.doctor import Finding
     from seqtrack.config.environment import Environment
     from seqtrack.config.schema import Config
-    from seqtrack.engine.ranks import Ranks
+    from seqtrack.runtime.distributed import DistributedContext
 
 LIMIT_S = 120.0
 _WORK = "_SEQTRACK_DOCTOR"
@@ -30,10 +30,10 @@ def try_device(environment: "Environment", config: "Config", *, limit_s: float =
     """Try in processes of their own what a run with these settings needs of its device."""
     from seqtrack.commands.doctor import BAD, OK, Finding
     from seqtrack.device import capability_of, choose_precision, is_emulated
-    from seqtrack.engine.devices import choose_device, device_plan
     from seqtrack.errors import UserError
     from seqtrack.model.memory import checkpoint_bytes
     from seqtrack.model.spec import model_spec
+    from seqtrack.runtime.devices import choose_device, device_plan
 
     try:
         plan = device_plan(environment.device, environment.nproc)
@@ -160,33 +160,33 @@ def main() -> int:
     work: dict[str, Any] = json.loads(os.environ[_WORK])
     several = work["processes"] > 1
     if several and "RANK" not in os.environ:
-        from seqtrack.engine.launcher import Launch, launch
+        from seqtrack.runtime.launcher import Launch, launch
 
         launch([sys.executable, "-m", "seqtrack.commands.doctor_probe"], Launch(work["processes"]))
         return 0
-    from seqtrack.engine.ranks import end_process, join
-    from seqtrack.processes import end_with_parent
+    from seqtrack.process import end_with_parent
+    from seqtrack.runtime.distributed import end_process, join
 
     end_with_parent(signal.SIGKILL)
-    ranks = join(work["device"])
+    distributed = join(work["device"])
     for about, (trial, advice) in TRIALS.items():
         if about != "compiler" or work["compile"]:
-            _tell(ranks, about, advice, lambda trial=trial: trial(ranks.device, work))  # type: ignore[misc]
+            _tell(distributed, about, advice, lambda trial=trial: trial(distributed.device, work))  # type: ignore[misc]
     if several:
-        _tell(ranks, "exchange", "Look at NCCL_DEBUG=INFO", lambda: _exchange(ranks))
+        _tell(distributed, "exchange", "Look at NCCL_DEBUG=INFO", lambda: _exchange(distributed))
         end_process(0)
     return 0
 
 
-def _exchange(ranks: "Ranks") -> str:
+def _exchange(distributed: "DistributedContext") -> str:
     import torch
 
-    if float(ranks.sum_in_place(torch.ones(1, device=ranks.device))) != ranks.world:
-        raise RuntimeError(f"the sum over {ranks.world} processes came out wrong")
-    return f"sum over {ranks.world} processes"
+    if float(distributed.sum_in_place(torch.ones(1, device=distributed.device))) != distributed.world_size:
+        raise RuntimeError(f"the sum over {distributed.world_size} processes came out wrong")
+    return f"sum over {distributed.world_size} processes"
 
 
-def _tell(ranks: "Ranks", about: str, advice: str, trial: Callable[[], str]) -> None:
+def _tell(distributed: "DistributedContext", about: str, advice: str, trial: Callable[[], str]) -> None:
     """Print what a trial found; of several processes the first one does, and any whose trial fails."""
     from seqtrack.commands.doctor import BAD, OK
 
@@ -194,7 +194,7 @@ def _tell(ranks: "Ranks", about: str, advice: str, trial: Callable[[], str]) -> 
         level, found, remedy = OK, trial(), ""
     except (RuntimeError, MemoryError, ImportError, OSError, NotImplementedError) as error:
         level, found, remedy = BAD, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", advice
-    if ranks.is_main or level == BAD:
+    if distributed.is_main or level == BAD:
         print(json.dumps({"about": about, "level": level, "found": found, "advice": remedy}), flush=True)
 
 

@@ -30,7 +30,7 @@ def check_packages(lock: Path = ROOT / "requirements.lock") -> Finding:
     """Whether what is installed is what the lock says; for a package installed with pip, what its metadata says."""
     from packaging.requirements import Requirement
 
-    from seqtrack.engine.fingerprint import versions
+    from seqtrack.runtime.environment import versions
 
     if lock.is_file():
         lines = [Requirement(line) for line in re.findall(r"^([A-Za-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE)]
@@ -102,7 +102,7 @@ def check_folder(about: str, folder: Path, *, write: bool) -> Finding:
 
 def check_data(environment: "Environment", config: "Config") -> list[Finding]:
     """Whether the training data opens; what is counted is what a run would count. Demo data is not drawn for this."""
-    from seqtrack.prepare import open_sources
+    from seqtrack.training.build import open_sources
 
     demo = environment.data_dir / "demo"
     if draws_demo(config) and not demo.is_dir():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from seqtrack.config.environment import Environment
     from seqtrack.config.schema import Config
     from seqtrack.data.sources import Source
-    from seqtrack.evaluation.subjects import Subject
+    from seqtrack.evaluation.tracker_results import TrackerResult
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
     from seqtrack.config.environment import read_environment
     from seqtrack.errors import UserError
     from seqtrack.evaluation.annotations import choose, read_annotations
-    from seqtrack.evaluation.gather import result_subjects, still_subject
+    from seqtrack.evaluation.gather import results_from_files, static_box_result
     from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.evaluation.plots import draw_plots
     from seqtrack.evaluation.results import read_results
-    from seqtrack.evaluation.subjects import Evaluation
     from seqtrack.evaluation.tables import summary_table, write_tables, write_tracks
+    from seqtrack.evaluation.tracker_results import Evaluation
 
     environment = read_environment(os.environ)
     begun = time.monotonic()
@@ -104,27 +104,27 @@ def run(args: argparse.Namespace) -> int:
 
     names = split_commas(args.sequences)
     conditions: dict[str, Any] = {}
-    subjects: list[Subject] = []
+    results: list[TrackerResult] = []
     if args.annotations is not None:
         annotations = choose(read_annotations(args.annotations), classes=split_commas(args.classes), names=names)
         conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
-        subjects, annotations, conditions = _tracked(args, environment, folder, wanted, names)
+        results, annotations, conditions = _tracked(args, environment, folder, wanted, names)
     others = [one for place in args.results or () for one in read_results(place, annotations, repair=args.repair)]
     if others:
         conditions["repair"] = args.repair
     conditions["convention"], convention = args.convention, CONVENTIONS[args.convention]
-    subjects += result_subjects(others, annotations, convention=convention)
-    subjects.append(still_subject(annotations, convention=convention))
+    results += results_from_files(others, annotations, convention=convention)
+    results.append(static_box_result(annotations, convention=convention))
 
-    evaluation = Evaluation(annotations, subjects, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
+    evaluation = Evaluation(annotations, results, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
     target = args.output or (folder if wanted else environment.output_dir) / "evaluation"
     try:
         (target / "plots").mkdir(parents=True, exist_ok=True)
         plots = draw_plots(evaluation, target / "plots")
-        for subject in subjects:
-            if subject.kind in ("checkpoint", "untrained"):
-                write_tracks(subject, target / "boxes")
+        for result in results:
+            if result.kind in ("checkpoint", "untrained"):
+                write_tracks(result, target / "boxes")
         write_tables(evaluation, target, plots=[f"plots/{name}" for name in plots])
     except OSError as error:
         raise UserError(f"{target}: the evaluation cannot be written there ({error})") from error
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tracked(
     args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: tuple[str, ...]
-) -> tuple[list["Subject"], list[Any], dict[str, Any]]:
+) -> tuple[list["TrackerResult"], list[Any], dict[str, Any]]:
     """Track with every wanted checkpoint; returns subjects, annotations, and the conditions for the records."""
     from seqtrack.config.loader import load_config
     from seqtrack.data.sources import describe
@@ -165,8 +165,8 @@ def _tracked(
     if args.split == "test":
         _refuse_trained_sequences(folder, source.name, [sequence.name for sequence in sequences])
     _refuse_unusable_frames(sequences)
-    subjects, more = _track_checkpoints(args, environment, manifests, sequences, source.name, untrained="all" in wanted)
-    return subjects, annotations, {**conditions, "run": folder.name, **more}
+    results, more = _track_checkpoints(args, environment, manifests, sequences, source.name, untrained="all" in wanted)
+    return results, annotations, {**conditions, "run": folder.name, **more}
 
 
 def _open(args: argparse.Namespace, environment: "Environment", config: "Config | None") -> "Source":
@@ -219,21 +219,21 @@ def _track_checkpoints(
     dataset: str,
     *,
     untrained: bool,
-) -> tuple[list["Subject"], dict[str, Any]]:
+) -> tuple[list["TrackerResult"], dict[str, Any]]:
     """Track with each checkpoint in turn, and with the untrained model if the flag or else `untrained` says so."""
     from tqdm import tqdm
 
-    from seqtrack.engine.devices import choose_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source
     from seqtrack.evaluation.metrics import CONVENTIONS
-    from seqtrack.evaluation.run import model_subject, untrained_model
+    from seqtrack.evaluation.run import model_result, untrained_model
+    from seqtrack.runtime.devices import choose_device
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import check_precision, tracker_settings
 
     device = choose_device(args.device or environment.device)
     check_precision(args.precision, device)
     frames = sum(sequence.num_frames - 1 for sequence in sequences)
-    subjects: list[Subject] = []
+    results: list[TrackerResult] = []
     conditions: dict[str, Any] = {}
 
     settings_of = functools.cache(lambda config: tracker_settings(config, dataset=dataset, precision=args.precision))
@@ -241,15 +241,15 @@ def _track_checkpoints(
     def track(name: str, kind: str, model: Any, config: Any, epoch: int | None, source: dict[str, Any]) -> None:
         settings = settings_of(config)
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
-            subject = model_subject(
+            result = model_result(
                 name, kind, model, sequences, settings,
                 epoch=epoch, source=source, convention=CONVENTIONS[args.convention],
                 concurrent=args.concurrent, on_frames=bar.update,
             )  # fmt: skip
-        subjects.append(subject)
-        figures = subject.mean(list(subject.scores)).figures()
-        fps = subject.timing(list(subject.scores))["fps"] or 0.0
-        logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, figures["auc"], figures["p20"], fps)
+        results.append(result)
+        metrics = result.mean(list(result.scores)).metrics()
+        fps = result.timing(list(result.scores))["fps"] or 0.0
+        logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, metrics["auc"], metrics["p20"], fps)
         conditions.update(
             window=settings.window, update_interval=settings.update_interval, update_threshold=settings.update_threshold
         )
@@ -263,14 +263,14 @@ def _track_checkpoints(
         spec = model.spec
         model = untrained_model(spec, seed=config.TRAIN.SEED, device=device)
         track("untrained", "untrained", model, config, None, {"seed": config.TRAIN.SEED})
-    return subjects, {**_measured_with(args, device), **conditions}
+    return results, {**_measured_with(args, device), **conditions}
 
 
 def _measured_with(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     """What times and last digits depend on, for the records."""
     import torch
 
-    from seqtrack.engine.fingerprint import describe_device
+    from seqtrack.runtime.environment import describe_device
 
     return {
         "device": describe_device(device),

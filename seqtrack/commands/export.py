@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, whole or not at all."""
-    from seqtrack.checkpoints.files import write_atomic
+    from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.checkpoints.store import load_weights, manifest_of
     from seqtrack.errors import UserError
     from seqtrack.model.authors import write_authors_file

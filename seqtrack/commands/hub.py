@@ -1,4 +1,4 @@
-"""`seqtrack hub`: hand tools for the target: create, check, upload a file, download, write the model card."""
+"""`seqtrack hub`: helper commands for the target: create, check, upload a file, download, write the model card."""
 
 import argparse
 import logging
@@ -51,15 +51,15 @@ def _order(environment: "Environment", order: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: no target is set, or what the target said.
     """
-    from seqtrack.uploads.orders import Orders
+    from seqtrack.uploads.orders import TargetClient
     from seqtrack.uploads.settings import choose_target, read_settings
 
     target = choose_target(environment)
     if target is None:
         raise UserError("HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)")
     with tempfile.TemporaryDirectory() as folder:
-        orders = Orders(target, read_settings(os.environ), Path(folder))
-        return orders.carry_out(order, sum(item["size"] for item in order.get("files", [])))
+        orders = TargetClient(target, read_settings(os.environ), Path(folder))
+        return orders.request(order, sum(item["size"] for item in order.get("files", [])))
 
 
 def _create(args: argparse.Namespace, environment: "Environment") -> int:
@@ -70,12 +70,12 @@ def _create(args: argparse.Namespace, environment: "Environment") -> int:
 
 def _check(args: argparse.Namespace, environment: "Environment") -> int:
     """Exit code 0 if everything in OUTPUT_DIR is listed with the same bytes, 1 if not."""
-    from seqtrack.uploads.scan import survey
+    from seqtrack.uploads.scan import scan
     from seqtrack.uploads.target import Remote, digest_of, git_digest
 
     done = _order(environment, {"operation": "prepare", "make": False})
     print(f"account: {done['name']}\nplace: {done['place']}")
-    found = [item for unit in survey(environment.output_dir).units for item in unit.files]
+    found = [item for unit in scan(environment.output_dir).units for item in unit.files]
     if not found:
         print(f"{environment.output_dir} holds nothing to compare")
         return 0
@@ -153,7 +153,7 @@ def _download(args: argparse.Namespace, environment: "Environment") -> int:
 
 
 def _card(args: argparse.Namespace, environment: "Environment") -> int:
-    from seqtrack.checkpoints.files import write_atomic
+    from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.reports.card import model_card
     from seqtrack.uploads.settings import choose_target
 

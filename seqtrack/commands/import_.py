@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Check that every name and shape fits, then write the checkpoint and its manifest."""
     import yaml
 
-    from seqtrack.checkpoints.files import utc_now
+    from seqtrack.checkpoints.safetensors_io import utc_now
     from seqtrack.checkpoints.store import manifest_path, write_weights
     from seqtrack.config.loader import config_digest, dump_config, load_config
     from seqtrack.errors import Problem, UserError

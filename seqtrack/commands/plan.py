@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from seqtrack.config.schema import Config
     from seqtrack.device import Capability
 
-# Beside the tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
+# Next to the tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
 
@@ -134,12 +134,12 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
 
 
 def disk_bytes(config: Config) -> int:
-    """Bytes of all checkpoints of a run that stand on the disk at once."""
+    """Bytes of all checkpoints of a run that are on the disk at once."""
     from seqtrack.model.memory import checkpoint_bytes
     from seqtrack.model.spec import model_spec
 
     kept = min(config.TRAIN.KEEP_CHECKPOINTS or config.TRAIN.EPOCH, config.TRAIN.EPOCH)
-    # One more than is kept: the newest is whole before the oldest goes, or stands inside an epoch.
+    # One more than is kept: the newest is whole before the oldest goes, or is inside an epoch.
     return (kept + 1) * checkpoint_bytes(model_spec(config))
 
 
@@ -199,7 +199,7 @@ def find_machine(
 
     from seqtrack.commands import machine as measured
     from seqtrack.device import capability_of
-    from seqtrack.engine.devices import device_plan, visible_gpus
+    from seqtrack.runtime.devices import device_plan, visible_gpus
 
     disk, disk_from = measured.free_disk(environment.output_dir)
     if disk_gib is not None:
@@ -230,7 +230,7 @@ def find_machine(
 def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     """Name, compute capability and bytes of memory (None if not known) of a card that --gpu names."""
     from seqtrack.config.fields import did_you_mean
-    from seqtrack.engine.gpus import GPUS, find_gpu
+    from seqtrack.runtime.gpus import GPUS, find_gpu
 
     numbers = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
     if numbers:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write report.md (and report.html) into OUTPUT_DIR and print their paths."""
-    from seqtrack.checkpoints.files import write_atomic
+    from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.config.environment import read_environment
     from seqtrack.errors import UserError
     from seqtrack.reports.page import report_page

@@ -59,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Track, write OUT.mp4, OUT.txt and OUT.json, and print where the first two are. A stop on request keeps what was
     tracked."""
-    from seqtrack.checkpoints.files import write_json
+    from seqtrack.checkpoints.safetensors_io import write_json
     from seqtrack.config.environment import read_environment
-    from seqtrack.engine.stop import StopRequest
     from seqtrack.errors import STOPPED_EXIT_CODE, UserError
     from seqtrack.evaluation.boxfiles import write_boxes
+    from seqtrack.runtime.stop import StopRequest
     from seqtrack.tracking.video import CODECS, FPS_RANGE, open_frames
 
     environment = read_environment(os.environ)
@@ -132,9 +132,9 @@ def _tracker(
     """The tracker, and what its boxes depend on, for the records."""
     import torch
 
-    from seqtrack.engine.devices import choose_device
-    from seqtrack.engine.fingerprint import describe_device
     from seqtrack.evaluation.gather import checkpoint_source
+    from seqtrack.runtime.devices import choose_device
+    from seqtrack.runtime.environment import describe_device
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import check_precision, tracker_settings
     from seqtrack.tracking.tracker import Tracker
@@ -171,7 +171,7 @@ def _follow(
     box: tuple[float, ...] | None,
     stop: Any,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Boxes of every frame, the given one first, and the record that stands beside them."""
+    """Boxes of every frame, the given one first, and the record that is next to them."""
     import contextlib
 
     import numpy as np

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
-from seqtrack.processes import end_with_parent, limit_problem, stop_signals
+from seqtrack.process import end_with_parent, limit_problem, stop_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the environment says; exit 0 complete, 75 stopped on request, 2 for what the user can mend."""
+    """Train as the environment says; exit 0 complete, 75 stopped on request, 2 for what the user can fix."""
     # Importing torch takes seconds; a request to stop that comes before training listens ends it here.
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
     from seqtrack.config.environment import read_variable
-    from seqtrack.engine.devices import device_plan
+    from seqtrack.runtime.devices import device_plan
 
     if args.max_restarts is not None:
         os.environ["MAX_RESTARTS"] = args.max_restarts
@@ -53,7 +53,7 @@ def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
 
 def _start_several(processes: int) -> int:
     from seqtrack.config.environment import read_variable
-    from seqtrack.engine.launcher import Launch, launch
+    from seqtrack.runtime.launcher import Launch, launch
 
     how = Launch(
         processes,
@@ -76,8 +76,8 @@ def _one_of_several() -> NoReturn:
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
-    from seqtrack.engine.launcher import LAUNCH_FOLDER, Ending, leave_ending
-    from seqtrack.engine.ranks import PeerLostError, end_process, peers_needed
+    from seqtrack.runtime.distributed import PeerLostError, end_process, peers_needed
+    from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, leave_ending
     from seqtrack.train import train
 
     if LAUNCH_FOLDER in os.environ:

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("nothing is uploaded: neither HF_REPO nor UPLOAD_TARGET is set")
         return 0
 
-    from seqtrack.uploads.watch import LEFT_OVER, Stop, Watch
+    from seqtrack.uploads.watch import EXIT_INCOMPLETE, Stop, Watch
 
     # The client's and our own lines tell when; training's log has its own clock.
     _with_time()
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 logger.warning("another sidecar is at work on %s; waiting for it to end", environment.output_dir)
             told = True
             stop.asked.wait(settings.poll_s)
-    return LEFT_OVER
+    return EXIT_INCOMPLETE
 
 
 def _with_time() -> None:
@@ -70,7 +70,7 @@ def _status(health: bool) -> int:
     """Print the status file; with `health`, judge it as a container's healthcheck does."""
     from seqtrack.config.environment import read_environment
     from seqtrack.uploads.settings import choose_target, read_settings
-    from seqtrack.uploads.status import illnesses, read_status
+    from seqtrack.uploads.status import health_problems, read_status
 
     environment = read_environment(os.environ)
     status = read_status(environment.output_dir)
@@ -80,7 +80,7 @@ def _status(health: bool) -> int:
     if not health:
         print(json.dumps(status, indent=2) if status is not None else "the sidecar has not started")
         return 0
-    reasons = illnesses(status, read_settings(os.environ), time.time())
+    reasons = health_problems(status, read_settings(os.environ), time.time())
     for reason in reasons:
         print(reason)
     if not reasons:

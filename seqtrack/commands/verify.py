@@ -18,12 +18,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
     from seqtrack.config.environment import read_environment
     from seqtrack.errors import UserError
-    from seqtrack.reports.compare import IDENTICAL, check_chain, compare_runs
+    from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
 
     output_dir = read_environment(os.environ).output_dir
     folders = [_folder(name, output_dir) for name in args.runs or ("phase_1", "phase_2")]
     if args.chain:
-        problems = check_chain(folders)
+        problems = check_hash_chain(folders)
         for problem in problems:
             print(problem)
         print("broken" if problems else "whole")

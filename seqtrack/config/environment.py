@@ -113,8 +113,8 @@ class Environment(Settings):
     )
     resume_epoch: int | None = setting(
         None,
-        "epoch after which the run goes on; unset, phase 1 starts at the beginning and phase 2 at epoch 3; the "
-        "entrypoint takes `newest` as well: the last one on the Hub, or the beginning",
+        "epoch after which the run continues; unset, phase 1 starts at the beginning and phase 2 at epoch 3; the "
+        "entrypoint takes `latest` as well: the last one on the Hub, or the beginning",
         reader="train",
         ge=1,
     )

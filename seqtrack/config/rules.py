@@ -1,7 +1,7 @@
 """Rules between keys: what each value allows by itself and the combination does not.
 
 Each rule names the keys it reads, and is skipped when one of them is invalid already: its message would only repeat
-that. A rule that returns text refuses the configuration; a caution is logged and the run goes on.
+that. A rule that returns text refuses the configuration; a caution is logged and the run continues.
 """
 
 from collections.abc import Callable, Collection

@@ -56,7 +56,7 @@ def mirror_box(box_xywh: NDArray[np.float64], width: int) -> NDArray[np.float64]
 
 
 def to_grey(image_bgr: Image) -> Image:
-    """(H, W, 3) with the luma (ITU-R BT.601, as OpenCV reckons it) in all three channels."""
+    """(H, W, 3) with the luma (ITU-R BT.601, as OpenCV computes it) in all three channels."""
     grey = cv2.cvtColor(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     return np.asarray(grey, dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""Classes drawn by lot: "airplane and one other", the same other on every machine."""
+"""Classes drawn at random: "airplane and one other", the same other on every machine."""
 
 import numpy as np
 

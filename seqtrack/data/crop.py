@@ -55,7 +55,7 @@ def cut(patch: Image, window: Window, *, patch_left: int, patch_top: int, frame_
 
     Args:
         patch: part of the frame that holds at least what the window covers of it.
-        patch_left, patch_top: where the patch stands in the frame.
+        patch_left, patch_top: where the patch is in the frame.
     """
     left, right = covered_span(window.left, window.side, frame_width)
     top, bottom = covered_span(window.top, window.side, frame_height)

@@ -61,7 +61,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Patch:
-    """Part of a frame: `pixels_bgr` (h, w, 3) uint8 whose first pixel stands at (left, top) of the frame."""
+    """Part of a frame: `pixels_bgr` (h, w, 3) uint8 whose first pixel is at (left, top) of the frame."""
 
     pixels_bgr: Image
     left: int

@@ -63,7 +63,7 @@ def open_demo(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[S
     """Sequences of one split; draws the data set into `data_dir/demo` if it is not there.
 
     Raises:
-        UserError: the folder cannot be written, or something else stands in it.
+        UserError: the folder cannot be written, or something else is in it.
     """
     _log.info(
         "DATASET=demo: SYNTHETIC video drawn by code, not real frames; results on it prove the system, not a tracker"
@@ -87,7 +87,7 @@ def ensure_demo(data_dir: Path, *, plan: Plan = FULL) -> Path:
 
 
 def _is_ready(folder: Path, plan: Plan) -> bool:
-    """True if this very data set stands there, False if nothing does."""
+    """True if this very data set is there, False if nothing does."""
     if not folder.exists():
         return False
     try:
@@ -98,7 +98,7 @@ def _is_ready(folder: Path, plan: Plan) -> bool:
     if found != (VERSION, SEED, vars(plan)):
         raise UserError(
             f"{folder.absolute()} is not the demo data set of this version (expected {MARKER} with version {VERSION}); "
-            "move it away or delete it, and it is drawn anew"
+            "move it away or delete it, and it is drawn again"
         )
     return True
 
@@ -292,5 +292,5 @@ def check_demo(folder: Path) -> list[str]:
         if digest.hexdigest() == marker["digest"]:
             return []
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{folder}: the demo data set is damaged ({error}); delete the folder, and it is drawn anew"]
-    return [f"{folder}: the demo data set is not as it was drawn; delete the folder, and it is drawn anew"]
+        return [f"{folder}: the demo data set is damaged ({error}); delete the folder, and it is drawn again"]
+    return [f"{folder}: the demo data set is not as it was drawn; delete the folder, and it is drawn again"]

@@ -1,6 +1,6 @@
 """Fetching classes of LaSOT from the Hub: listed, resumed, verified by digest, then unpacked.
 
-Knows the Hub's client and the data set's form there. It must not know of training. A download that was cut goes on
+Knows the Hub's client and the data set's form there. It must not know of training. A download that was cut continues
 where it stopped; nothing is unpacked whose digest is not the one the Hub lists.
 """
 
@@ -23,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from seqtrack.checkpoints.files import sha256_file
+from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.data.lasot import class_of, find_layout, official_split
 from seqtrack.data.unpack import require_space, unpack_class
 from seqtrack.errors import UserError
@@ -66,13 +66,13 @@ def download_classes(
     sequences: tuple[str, ...] = (),
     keep_zip: bool = False,
 ) -> dict[str, list[str]]:
-    """Make the classes' sequences stand in the data folder.
+    """Make the classes' sequences are in the data folder.
 
     Args:
         data_dir: the data set goes to `data_dir/lasot`, or to where its sequences already are.
         split: "train", "test" or "all".
         sequences: only these; empty for all of the split.
-        keep_zip: leave each zip beside the classes.
+        keep_zip: leave each zip next to the classes.
 
     Returns:
         names of the sequences that were added, by class.
@@ -141,7 +141,7 @@ def _fetch(
     root: Path, todo: list[str], missing: dict[str, list[str]], hub: Hub, *, keep_zip: bool, strict: bool
 ) -> dict[str, list[str]]:
     listed = _list(hub, todo)
-    # A zip is as large as what it holds, and both stand there until it is unpacked.
+    # A zip is as large as what it holds, and both are there until it is unpacked.
     parts = {zip_.class_name: _part(root, zip_) for zip_ in listed}
     largest = max(zip_.size for zip_ in listed)
     rest = sum(zip_.size for zip_ in listed) - sum(p.stat().st_size for p in parts.values() if p.exists())
@@ -194,7 +194,7 @@ def _list(hub: Hub, classes: Collection[str]) -> list[_Zip]:
 
 
 def _download(zip_: _Zip, part: Path, hub: Hub) -> None:
-    """Fetch into `part`, going on where it ends, and compare the digest."""
+    """Fetch into `part`, continuing where it ends, and compare the digest."""
     url = hf_hub_url(hub.repo, zip_.path, repo_type="dataset", revision=hub.revision, endpoint=hub.endpoint)
     if part.exists() and part.stat().st_size > zip_.size:
         part.unlink()
@@ -202,14 +202,14 @@ def _download(zip_: _Zip, part: Path, hub: Hub) -> None:
     with part.open("ab") as file:
         while (begun := file.tell()) < zip_.size:
             if begun:
-                _log.info("%s: going on at %.1f of %.1f MB", zip_.path, begun / 1e6, zip_.size / 1e6)
+                _log.info("%s: continuing at %.1f of %.1f MB", zip_.path, begun / 1e6, zip_.size / 1e6)
             try:
                 _receive(url, file, zip_, hub)
             except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
                 # A connection that brought something is no failure: over hours it breaks more often than five times.
                 failures = 0 if file.tell() > begun else failures + 1
                 if failures == _TRIES or not _is_passing(error):
-                    text = f"{zip_.path}: {_short(error)}; the same command goes on where this one stopped"
+                    text = f"{zip_.path}: {_short(error)}; the same command continues where this one stopped"
                     raise UserError(text) from error
                 _log.warning("%s: %s", zip_.path, _short(error))
                 time.sleep(_PAUSE_S * 2**failures)
@@ -241,12 +241,12 @@ def _receive(url: str, file: BinaryIO, zip_: _Zip, hub: Hub) -> None:
 
 
 def _is_passing(error: Exception) -> bool:
-    """A broken connection or an overloaded server, which another try may find mended."""
+    """A broken connection or an overloaded server, which another try may find fixed."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return isinstance(error, httpx2.TransportError)
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error; a client's message goes on for pages."""
+    """The first line of an error; a client's message continues for pages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -42,7 +42,7 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list
 def open_got10k_without_vot(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
     """As `open_got10k`, without the training sequences that VOT's challenge holds: 7,086 stay.
 
-    They are the ones that the authors' list names, which has to stand beside the folder `train`.
+    They are the ones that the authors' list names, which has to are next to the folder `train`.
 
     Raises:
         UserError: as `open_got10k`; and the list is missing or names no place of `train/list.txt`.
@@ -54,7 +54,7 @@ def _open(data_dir: Path, classes: tuple[str, ...], split: str, *, chosen: str |
     root = next((p for p in (data_dir / "got10k", data_dir) if (p / _FOLDERS[split] / "list.txt").is_file()), None)
     if root is None:
         raise UserError(
-            f"DATA_DIR: {data_dir.absolute()} holds no GOT-10k: expected got10k/{_FOLDERS[split]}/list.txt and beside "
+            f"DATA_DIR: {data_dir.absolute()} holds no GOT-10k: expected got10k/{_FOLDERS[split]}/list.txt and next to "
             "it a folder for each sequence",
             "data.no_folder",
         )

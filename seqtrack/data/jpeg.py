@@ -81,7 +81,7 @@ def decode_region(
         width, height: of the frame, from its header.
 
     Returns:
-        pixels (h, w, 3) uint8 BGR, and where in the frame the first stands: left, top. The orientation a camera may
+        pixels (h, w, 3) uint8 BGR, and where in the frame the first is: left, top. The orientation a camera may
         have noted in the file is not applied: boxes refer to the pixels as they are stored.
 
     Raises:

@@ -30,7 +30,7 @@ _ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set's sequences stand.
+    """Where a data set's sequences are.
 
     Attributes:
         root: the folder that holds classes or sequences, and possibly lists of its own.
@@ -64,7 +64,7 @@ def class_of(name: str) -> str:
 
 
 def sequence_order(name: str) -> tuple[str, int]:
-    """What names are sorted by: class, then number, so that "coin-2" stands before "coin-10"."""
+    """What names are sorted by: class, then number, so that "coin-2" is before "coin-10"."""
     match = _SEQUENCE_NAME.fullmatch(name)
     return (match.group(1), int(match.group(2))) if match else (name, 0)
 

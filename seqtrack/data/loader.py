@@ -30,10 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.device import pin_or_none
 from seqtrack.errors import Problem, RunError, UserError
-from seqtrack.processes import STOP_SIGNALS, end_with_parent, limit_problem
+from seqtrack.process import STOP_SIGNALS, end_with_parent, limit_problem
 
 _FORK = multiprocessing.get_context("fork")
 _LOOK_S = 0.2  # how often a wait looks whether a stop was asked for
@@ -53,7 +53,7 @@ class Batch:
         boxes: (B, 4) float32 cx, cy, w, h in fractions of the search crop, not clipped.
         indices: (B,) int64, numbers of the samples in the epoch, counted over all ranks.
         global_count: samples of the global batch.
-        count: samples of this share that count; 0 where the share is empty and one sample stands in for it.
+        count: samples of this share that count; 0 where the share is empty and one sample is in for it.
     """
 
     templates: Tensor
@@ -97,9 +97,9 @@ class _Failure:
     trace: str = ""
 
 
-def share(samples: int, world: int, rank: int) -> tuple[int, int]:
+def shard_range(samples: int, world_size: int, rank: int) -> tuple[int, int]:
     """First and last + 1 sample of a rank's contiguous share: the first `samples % world` ranks get one more."""
-    each, more = divmod(samples, world)
+    each, more = divmod(samples, world_size)
     start = rank * each + min(rank, more)
     return start, start + each + (1 if rank < more else 0)
 
@@ -108,22 +108,22 @@ def share(samples: int, world: int, rank: int) -> tuple[int, int]:
 class _Maker:
     """Makes one rank's share of any global batch."""
 
-    dataset: SampleDataset
+    dataset: TrackingDataset
     batch_size: int
     samples: int
-    world: int
+    world_size: int
     rank: int
 
-    def share(self, step: int) -> tuple[list[int], int, int]:
-        """Indices to make (one stands in for an empty share), samples of the global batch, samples that count."""
+    def shard_range(self, step: int) -> tuple[list[int], int, int]:
+        """Indices to make (one is in for an empty share), samples of the global batch, samples that count."""
         first = step * self.batch_size
         size = min(self.batch_size, self.samples - first)
-        start, stop = share(size, self.world, self.rank)
+        start, stop = shard_range(size, self.world_size, self.rank)
         return list(range(first + start, first + stop)) or [first], size, stop - start
 
     def fill(self, arrays: Arrays, epoch: int, step: int) -> None:
         """Write the samples of a share into the first places of `arrays`."""
-        for place, index in enumerate(self.share(step)[0]):
+        for place, index in enumerate(self.shard_range(step)[0]):
             sample = self.dataset.sample(epoch, index)
             arrays["templates"][place] = sample.templates
             arrays["search"][place] = sample.search
@@ -133,7 +133,7 @@ class _Maker:
 
     def batch(self, arrays: Arrays, step: int) -> Batch:
         """A view of what `fill` wrote."""
-        indices, size, count = self.share(step)
+        indices, size, count = self.shard_range(step)
         tensors = {name: torch.from_numpy(array[: len(indices)]) for name, array in arrays.items()}
         return Batch(indices=torch.tensor(indices, dtype=torch.int64), global_count=size, count=count, **tensors)
 
@@ -183,11 +183,11 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: SampleDataset,
+        dataset: TrackingDataset,
         *,
         batch_size_global: int,
         samples_per_epoch: int,
-        world: int = 1,
+        world_size: int = 1,
         rank: int = 0,
         num_workers: int = 0,
         prefetch: int = 2,
@@ -200,11 +200,11 @@ class BatchLoader:
             )
         self.steps_per_epoch = -(-samples_per_epoch // batch_size_global)
         self.samples_per_epoch = samples_per_epoch
-        self._maker = _Maker(dataset, batch_size_global, samples_per_epoch, world, rank)
+        self._maker = _Maker(dataset, batch_size_global, samples_per_epoch, world_size, rank)
         self._num_workers, self._prefetch, self._pin = num_workers, prefetch, pin
         # Alone, a stop can save and end between two batches at once; among several, the others wait for this one's
         # batch, and only a vote after it ends them all in the same place.
-        self._stop_patience_s = 0.0 if world == 1 else 60.0
+        self._stop_patience_s = 0.0 if world_size == 1 else 60.0
         self._own: Arrays | None = None  # where this process writes a batch when there are no workers
         self._workers: list[_Worker] = []
         # Also when nobody closes: at its exit Python sends workers a signal that they ignore, and waits for them.
@@ -253,14 +253,14 @@ class BatchLoader:
         self.start_workers()
         for worker in self._workers:  # an epoch that was left in the middle
             while worker.asked:
-                if self._answer(worker, stop) is False:
+                if self._call_checking_workers(worker, stop) is False:
                     return
         ahead = self._num_workers * self._prefetch
         for step in range(start_step, min(start_step + ahead, self.steps_per_epoch)):
             self._ask(epoch, step)
         for step in range(start_step, self.steps_per_epoch):
             worker = self._workers[step % self._num_workers]
-            answer = self._answer(worker, stop)
+            answer = self._call_checking_workers(worker, stop)
             if answer is False:
                 return
             if isinstance(answer, _Failure):
@@ -278,7 +278,7 @@ class BatchLoader:
         return view.clone() if pinned is view else pinned
 
     def _room(self) -> Arrays:
-        return _shared_arrays(self._maker.dataset.spec, -(-self._maker.batch_size // self._maker.world))
+        return _shared_arrays(self._maker.dataset.spec, -(-self._maker.batch_size // self._maker.world_size))
 
     def _place(self, step: int) -> int:
         return step // self._num_workers % self._prefetch
@@ -291,7 +291,7 @@ class BatchLoader:
             self._died(worker)
         worker.asked += 1
 
-    def _answer(self, worker: _Worker, stop: Callable[[], bool]) -> "_Failure | bool":
+    def _call_checking_workers(self, worker: _Worker, stop: Callable[[], bool]) -> "_Failure | bool":
         """True when the next batch of this worker is in its place; False when `stop()` ended the wait."""
         patient_until = None
         while not worker.pipe.poll(_LOOK_S):

@@ -17,7 +17,7 @@ class Sequence:
     Attributes:
         name: unique in its source, such as "person-1".
         class_name: "person".
-        folder: where the frame files stand.
+        folder: where the frame files are.
         boxes_xywh: (N, 4) float64, pixels, top-left corner and size, exactly as the annotation file says.
         visible: (N,) bool, may be sampled: the target is in view, its box has an area, its frame file exists.
         absent: (N,) bool, fully occluded or out of view, as annotated.

@@ -42,7 +42,7 @@ def unpack_class(archive: Path, class_name: str, root: Path, *, wanted: Collecti
     """Unpack a class's sequences into `root/<class>/<class>-<n>/`; each appears whole or not at all.
 
     Args:
-        archive: the zip; sequences stand at its top or in a folder of the class.
+        archive: the zip; sequences are at its top or in a folder of the class.
         wanted: names of sequences that are not there yet.
         strict: refuse a zip that lacks one of them, instead of saying so in the log.
 
@@ -172,7 +172,7 @@ def _refusal(info: zipfile.ZipInfo, seen: set[str]) -> str | None:
     if any(ord(letter) < 32 for letter in name) or any(len(part.encode()) > 255 for part in parts):
         return "has an impossible name"
     if info.filename in seen:
-        return "stands twice"
+        return "is twice"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from seqtrack.checkpoints.files import write_atomic
+from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.evaluation.metrics import Array
 
 

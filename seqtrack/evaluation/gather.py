@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.checkpoints.start import unusable_checkpoints
+from seqtrack.checkpoints.resume_point import unusable_checkpoints
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, manifest_of
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import Annotation
 from seqtrack.evaluation.metrics import TOOLKIT, Convention, Scores, score
 from seqtrack.evaluation.results import ResultSet
-from seqtrack.evaluation.subjects import Subject, Tracks
+from seqtrack.evaluation.tracker_results import TrackerResult, Tracks
 
 logger = logging.getLogger(__name__)
 
@@ -36,27 +36,27 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
     epochs = ", ".join(map(str, sorted(there))) or "none"
     chosen: dict[Path, Manifest] = {}
     problems: list[str] = []
-    for word in wanted:
+    for token in wanted:
         found: list[Manifest] = []
-        if word in ("all", "last"):
-            found = [there[epoch] for epoch in sorted(there)][-1 if word == "last" else 0 :]
+        if token in ("all", "last"):
+            found = [there[epoch] for epoch in sorted(there)][-1 if token == "last" else 0 :]
             if not found:
                 problems.append(f"{folder} holds no epoch's checkpoint; train first, or name a checkpoint file")
                 problems += unusable_checkpoints(folder).values()
-        elif word.replace("-", "", 1).isdigit() and word[0] != "-":
-            first, _, last = word.partition("-")
+        elif token.replace("-", "", 1).isdigit() and token[0] != "-":
+            first, _, last = token.partition("-")
             for epoch in range(int(first), int(last or first) + 1):
                 if epoch in there:
                     found.append(there[epoch])
                 else:
                     problems.append(f"{folder} holds no checkpoint of epoch {epoch}; there are: {epochs}")
-        elif "/" in word or word.endswith((".safetensors", ".json")) or Path(word).is_file():
+        elif "/" in token or token.endswith((".safetensors", ".json")) or Path(token).is_file():
             try:
-                found = [manifest_of(Path(word))]
+                found = [manifest_of(Path(token))]
             except UserError as error:
                 problems += error.problems
         else:
-            problems.append(f"--checkpoint {word}: expected all, last, an epoch such as 3, a range 2-5, or a file")
+            problems.append(f"--checkpoint {token}: expected all, last, an epoch such as 3, a range 2-5, or a file")
         chosen |= {manifest.path: manifest for manifest in found}
     if problems:
         raise UserError(problems)
@@ -79,7 +79,7 @@ def checkpoint_source(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def still_boxes(annotation: Annotation) -> Tracks:
+def static_boxes(annotation: Annotation) -> Tracks:
     """The tracker that does nothing: the first box in every frame. What a trained model has to beat."""
     return Tracks(np.repeat(annotation.boxes_xywh[:1], annotation.num_frames, axis=0), 0.0)
 
@@ -94,24 +94,26 @@ def score_tracks(
     }
 
 
-def still_subject(annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT) -> Subject:
-    """The box that stands still."""
-    tracks = {one.name: still_boxes(one) for one in annotations}
-    return Subject("still box", "still", None, {}, score_tracks(tracks, annotations, convention=convention), tracks)
+def static_box_result(annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT) -> TrackerResult:
+    """The box that is still."""
+    tracks = {one.name: static_boxes(one) for one in annotations}
+    return TrackerResult(
+        "static box", "still", None, {}, score_tracks(tracks, annotations, convention=convention), tracks
+    )
 
 
-def result_subjects(
+def results_from_files(
     sets: Iterable[ResultSet], annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT
-) -> list[Subject]:
+) -> list[TrackerResult]:
     """Other trackers' boxes, scored. Names that two of them share are told apart by their folders."""
     found = list(sets)
     names = [one.name for one in found]
-    subjects = []
+    results = []
     for one in found:
         name = one.name if names.count(one.name) == 1 else f"{one.source.parent.name}/{one.name}"
         scores = {
             each.name: score(one.boxes[each.name], each.boxes_xywh, each.visible, convention=convention)
             for each in annotations
         }
-        subjects.append(Subject(name, "results", None, {"results": one.source.name}, scores, None, one.notes))
-    return subjects
+        results.append(TrackerResult(name, "results", None, {"results": one.source.name}, scores, None, one.notes))
+    return results

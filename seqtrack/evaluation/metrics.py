@@ -75,12 +75,12 @@ class Scores:
         """Area under the success curve, percent."""
         return float(self.success.mean() * 100)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Every figure of `FIGURES`, in percent."""
-        return {name: float(figure.read(self)) for name, figure in FIGURES.items()}
+        return {name: float(figure.read(self)) for name, figure in METRICS.items()}
 
 
-class Figure(NamedTuple):
+class Metric(NamedTuple):
     """A number of the tables: the heading of its column, and how it is read from scores, in percent."""
 
     heading: str
@@ -88,13 +88,13 @@ class Figure(NamedTuple):
 
 
 # Tables, JSON, CSV, plots and the report take from here what they show, in this order.
-FIGURES: dict[str, Figure] = {
-    "auc": Figure("AUC", lambda one: one.auc),
-    "op50": Figure("OP50", lambda one: one.success[_OP50] * 100),
-    "op75": Figure("OP75", lambda one: one.success[_OP75] * 100),
-    "p20": Figure("P20", lambda one: one.precision[_P20] * 100),
-    "p_norm": Figure("P_norm", lambda one: one.norm_precision[_P_NORM] * 100),
-    "mean_iou": Figure("mean IoU", lambda one: one.mean_iou),
+METRICS: dict[str, Metric] = {
+    "auc": Metric("AUC", lambda one: one.auc),
+    "op50": Metric("OP50", lambda one: one.success[_OP50] * 100),
+    "op75": Metric("OP75", lambda one: one.success[_OP75] * 100),
+    "p20": Metric("P20", lambda one: one.precision[_P20] * 100),
+    "p_norm": Metric("P_norm", lambda one: one.norm_precision[_P_NORM] * 100),
+    "mean_iou": Metric("mean IoU", lambda one: one.mean_iou),
 }
 
 

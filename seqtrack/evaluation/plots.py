@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from seqtrack.evaluation.metrics import (
-    FIGURES,
+    METRICS,
     NORM_PRECISION_THRESHOLDS,
     PRECISION_THRESHOLDS,
     SUCCESS_THRESHOLDS,
     Array,
     Scores,
 )
-from seqtrack.evaluation.subjects import Evaluation, Subject
-from seqtrack.figures import new_axes, save_figure
+from seqtrack.evaluation.tracker_results import Evaluation, TrackerResult
+from seqtrack.plotting import new_axes, save_figure
 
 _OTHERS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
 _GREYS = {"untrained": ("#777777", "--"), "still": ("#777777", ":")}
@@ -88,18 +88,18 @@ def _subtitle(evaluation: Evaluation) -> str:
 
 def _styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """Line style by subject name."""
-    epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
+    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
     scale = matplotlib.colormaps["viridis"]
     styles: dict[str, dict[str, Any]] = {}
     for place, one in enumerate(epochs):
         shade = place / (len(epochs) - 1) if len(epochs) > 1 else 0.4
         last = one is epochs[-1]
         styles[one.name] = {"color": scale(0.85 * shade), "linewidth": 2.4 if last else 1.3}
-    for one in evaluation.subjects:
+    for one in evaluation.results:
         if one.kind in _GREYS:
             colour, dashes = _GREYS[one.kind]
             styles[one.name] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
-    others = [one for one in evaluation.subjects if one.kind == "results"]
+    others = [one for one in evaluation.results if one.kind == "results"]
     for place, one in enumerate(others):
         styles[one.name] = {"color": _OTHERS[place % len(_OTHERS)], "linewidth": 1.8, "linestyle": "-."}
     return styles
@@ -108,39 +108,39 @@ def _styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 def _curve(evaluation: Evaluation, curve: _Curve) -> Figure:
     figure, (axes,) = new_axes(f"{curve.title}: {_subtitle(evaluation)}")
     styles = _styles(evaluation)
-    means = {one.name: one.mean(evaluation.names) for one in evaluation.subjects}
+    means = {one.name: one.mean(evaluation.names) for one in evaluation.results}
     # The best first, as LaSOT's own plots sort their legends.
-    for name in sorted(means, key=lambda name: -means[name].figures()[curve.figure]):
-        value = means[name].figures()[curve.figure]
+    for name in sorted(means, key=lambda name: -means[name].metrics()[curve.figure]):
+        value = means[name].metrics()[curve.figure]
         axes.plot(curve.thresholds, curve.values(means[name]), label=f"{name} [{value:.1f}]", **styles[name])
     axes.set_xlabel(curve.axis)
     axes.set_ylabel("share of frames")
     axes.set_xlim(float(curve.thresholds[0]), float(curve.thresholds[-1]))
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=FIGURES[curve.figure].heading)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=METRICS[curve.figure].heading)
     return figure
 
 
 def _epochs(evaluation: Evaluation) -> Figure | None:
     """Figures over epochs, with the baselines' AUC as level lines; None with fewer than two epochs."""
-    epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
+    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
     if len(epochs) < 2:
         return None
     figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(evaluation)}")
     x = [one.epoch or 0 for one in epochs]
     for name, colour in zip(_EPOCH_FIGURES, _FIGURE_COLOURS, strict=True):
-        y = [one.mean(evaluation.names).figures()[name] for one in epochs]
+        y = [one.mean(evaluation.names).metrics()[name] for one in epochs]
         main = name == "auc"
         axes.plot(
             x,
             y,
             marker="o",
-            label=FIGURES[name].heading,
+            label=METRICS[name].heading,
             color=colour,
             linewidth=2.4 if main else 1.2,
             markersize=5 if main else 3,
         )
-    for one in evaluation.subjects:
+    for one in evaluation.results:
         if one.kind in _GREYS:
             colour, dashes = _GREYS[one.kind]
             level = one.mean(evaluation.names).auc
@@ -150,7 +150,7 @@ def _epochs(evaluation: Evaluation) -> Figure | None:
 
 def _epochs_by_class(evaluation: Evaluation) -> Figure | None:
     """AUC of each class over epochs; None with one class, one epoch, or more classes than can be told apart."""
-    epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
+    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
     groups = evaluation.classes
     if len(epochs) < 2 or not 2 <= len(groups) <= len(_OTHERS):
         return None
@@ -170,10 +170,10 @@ def _over_epochs(figure: Figure, axes: Axes, label: str) -> Figure:
     return figure
 
 
-def _shown_in_bars(evaluation: Evaluation) -> list[Subject]:
+def _shown_in_bars(evaluation: Evaluation) -> list[TrackerResult]:
     """The last epoch, and whatever is no epoch: bars of every epoch could not be read."""
-    epochs = [one for one in evaluation.subjects if one.kind == "checkpoint"]
-    return [one for one in evaluation.subjects if one.kind != "checkpoint" or one is epochs[-1]]
+    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
+    return [one for one in evaluation.results if one.kind != "checkpoint" or one is epochs[-1]]
 
 
 def _classes(evaluation: Evaluation) -> Figure | None:
@@ -209,7 +209,7 @@ def _classes(evaluation: Evaluation) -> Figure | None:
 
 def _speed(evaluation: Evaluation) -> Figure | None:
     """Frames a second of every tracker whose time was taken; None if there is none."""
-    timed = [(one, one.timing(evaluation.names)["fps"]) for one in evaluation.subjects]
+    timed = [(one, one.timing(evaluation.names)["fps"]) for one in evaluation.results]
     measured = [(one, fps) for one, fps in timed if fps is not None]
     if not measured:
         return None

@@ -1,4 +1,4 @@
-"""Other trackers' result files, found, checked and named, so that they stand beside ours in a table.
+"""Other trackers' result files, found, checked and named, so that they are next to ours in a table.
 
 Knows folders of `<sequence>.txt`, archives of a whole test set, and what the field's evaluators refuse; scoring is
 done elsewhere. The toolkit scores whatever it finds by repeating the last good box. Rows of size 0 are how trackers
@@ -120,7 +120,7 @@ def check_rows(place: str, rows: Array, num_frames: int, *, repair: str) -> tupl
     not_finite = ~np.isfinite(rows).all(axis=1)
     negative = ~not_finite & (rows[:, 2:] < 0).any(axis=1)
     repeated = ~is_box(rows)
-    repeated[:1] = False  # frame 1 is set to the annotation, whatever stands there
+    repeated[:1] = False  # frame 1 is set to the annotation, whatever is there
     for what, where in (("a number that is not finite", not_finite), ("a negative width or height", negative)):
         if repair != "official" and where.any():
             lines = np.flatnonzero(where) + 1

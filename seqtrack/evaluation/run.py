@@ -25,7 +25,7 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.annotations import from_sequences
 from seqtrack.evaluation.gather import score_tracks
 from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, mean_scores
-from seqtrack.evaluation.subjects import Subject, Tracks
+from seqtrack.evaluation.tracker_results import TrackerResult, Tracks
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import ModelSpec
@@ -147,7 +147,7 @@ def _step(tracker: BatchTracker, running: Sequence[_Follower], pool: ThreadPoolE
         _cut(tracker, one, pool)
 
 
-def model_subject(
+def model_result(
     name: str,
     kind: str,
     model: SeqTrack,
@@ -159,11 +159,11 @@ def model_subject(
     convention: Convention = TOOLKIT,
     concurrent: int = CONCURRENT,
     on_frames: Callable[[int], object] | None = None,
-) -> Subject:
+) -> TrackerResult:
     """Track every sequence with a model and score it; arguments as `track_sequences` and `score_tracks`."""
     tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=on_frames)
     scores = score_tracks(tracks, from_sequences(sequences), convention=convention)
-    return Subject(name, kind, epoch, source, scores, tracks)
+    return TrackerResult(name, kind, epoch, source, scores, tracks)
 
 
 def untrained_model(spec: ModelSpec, *, seed: int, device: torch.device) -> SeqTrack:
@@ -225,7 +225,7 @@ def validate(
     seconds = sum(one.seconds for one in tracks.values())
     frames = sum(len(one.boxes_xywh) - 1 for one in tracks.values())
     return {
-        **mean.figures(),
+        **mean.metrics(),
         "sequences": len(sequences),
         "frames": mean.frames,
         "fps": frames / seconds if seconds > 0 else 0.0,

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.files import write_atomic
+from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.evaluation.boxfiles import write_boxes
 from seqtrack.evaluation.metrics import (
-    FIGURES,
+    METRICS,
     NORM_PRECISION_THRESHOLDS,
     PRECISION_THRESHOLDS,
     SUCCESS_THRESHOLDS,
 )
-from seqtrack.evaluation.subjects import Evaluation, Subject
+from seqtrack.evaluation.tracker_results import Evaluation, TrackerResult
 from seqtrack.markdown import bold, escape, image, number, table
 
 FORMAT = "seqtrack-evaluation/1"
-HEADINGS = {name: figure.heading for name, figure in FIGURES.items()} | {"fps": "FPS", "ms_a_frame": "ms a frame"}
+HEADINGS = {name: figure.heading for name, figure in METRICS.items()} | {"fps": "FPS", "ms_a_frame": "ms a frame"}
 COLUMNS = tuple(HEADINGS)
 PROTOCOL = (
     "LaSOT's protocol: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
@@ -51,21 +51,21 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
             "precision_px": PRECISION_THRESHOLDS.tolist(),
             "norm_precision": NORM_PRECISION_THRESHOLDS.tolist(),
         },
-        "trackers": [_tracker_json(evaluation, subject) for subject in evaluation.subjects],
+        "trackers": [_tracker_json(evaluation, result) for result in evaluation.results],
     }
 
 
-def _tracker_json(evaluation: Evaluation, subject: Subject) -> dict[str, Any]:
-    mean = subject.mean(evaluation.names)
+def _tracker_json(evaluation: Evaluation, result: TrackerResult) -> dict[str, Any]:
+    mean = result.mean(evaluation.names)
     return {
-        "name": subject.name,
-        "kind": subject.kind,
-        "epoch": subject.epoch,
-        "source": subject.source,
-        "notes": list(subject.notes),
-        "mean": evaluation.figures(subject, evaluation.names),
-        "classes": {name: evaluation.figures(subject, members) for name, members in evaluation.classes.items()},
-        "sequences": {name: evaluation.figures(subject, [name]) for name in evaluation.names},
+        "name": result.name,
+        "kind": result.kind,
+        "epoch": result.epoch,
+        "source": result.source,
+        "notes": list(result.notes),
+        "mean": evaluation.metrics(result, evaluation.names),
+        "classes": {name: evaluation.metrics(result, members) for name, members in evaluation.classes.items()},
+        "sequences": {name: evaluation.metrics(result, [name]) for name in evaluation.names},
         "curves": {
             "success": mean.success.tolist(),
             "precision": mean.precision.tolist(),
@@ -83,11 +83,11 @@ def to_csv(evaluation: Evaluation) -> str:
     levels = [("all", "all", evaluation.names)]
     levels += [("class", name, members) for name, members in evaluation.classes.items()]
     levels += [("sequence", name, [name]) for name in evaluation.names]
-    for subject in evaluation.subjects:
+    for result in evaluation.results:
         for level, name, members in levels:
-            figures = evaluation.figures(subject, members)
-            row = ["" if figures[column] is None else f"{figures[column]:.4f}" for column in COLUMNS]
-            head = [subject.name, subject.kind, "" if subject.epoch is None else subject.epoch]
+            metrics = evaluation.metrics(result, members)
+            row = ["" if metrics[column] is None else f"{metrics[column]:.4f}" for column in COLUMNS]
+            head = [result.name, result.kind, "" if result.epoch is None else result.epoch]
             writer.writerow([*head, level, name, len(members), sum(frames[one] for one in members), *row])
     return stream.getvalue()
 
@@ -95,9 +95,9 @@ def to_csv(evaluation: Evaluation) -> str:
 def summary_table(evaluation: Evaluation) -> str:
     """Every tracker's mean over all sequences."""
     rows = []
-    for subject in evaluation.subjects:
-        figures = evaluation.figures(subject, evaluation.names)
-        rows.append([subject.name, *(number(figures[name]) for name in COLUMNS)])
+    for result in evaluation.results:
+        metrics = evaluation.metrics(result, evaluation.names)
+        rows.append([result.name, *(number(metrics[name]) for name in COLUMNS)])
     return table(["tracker", *(HEADINGS[name] for name in COLUMNS)], rows)
 
 
@@ -127,7 +127,7 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
     parts += [f"## {escape(best.name)}, class by class and sequence by sequence\n", _full_table(evaluation, best)]
     if plots:
         parts += ["## Plots\n", "\n".join(image(plot, Path(plot).stem) for plot in plots) + "\n"]
-    notes = [f"- {escape(subject.name)}: {escape(note)}" for subject in evaluation.subjects for note in subject.notes]
+    notes = [f"- {escape(result.name)}: {escape(note)}" for result in evaluation.results for note in result.notes]
     if notes:
         parts += ["## Notes\n", "\n".join(notes) + "\n"]
     return "\n".join(parts)
@@ -137,27 +137,27 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _main_subject(evaluation: Evaluation) -> Subject:
+def _main_subject(evaluation: Evaluation) -> TrackerResult:
     """The last epoch's checkpoint, or the first tracker if there is none."""
-    epochs = [subject for subject in evaluation.subjects if subject.kind == "checkpoint"]
-    return epochs[-1] if epochs else evaluation.subjects[0]
+    epochs = [result for result in evaluation.results if result.kind == "checkpoint"]
+    return epochs[-1] if epochs else evaluation.results[0]
 
 
 def _auc_table(evaluation: Evaluation, what: str, groups: dict[str, list[str]]) -> str:
     frames = {one.name: one.num_frames for one in evaluation.annotations}
     rows = []
     for name, members in groups.items():
-        aucs = [number(subject.mean(members).auc) for subject in evaluation.subjects]
+        aucs = [number(result.mean(members).auc) for result in evaluation.results]
         rows.append([name, str(sum(frames[one] for one in members)), *aucs])
-    return table([what, "frames", *(subject.name for subject in evaluation.subjects)], rows)
+    return table([what, "frames", *(result.name for result in evaluation.results)], rows)
 
 
-def _full_table(evaluation: Evaluation, subject: Subject) -> str:
+def _full_table(evaluation: Evaluation, result: TrackerResult) -> str:
     rows = []
     groups: list[tuple[str, list[str]]] = [(bold(name), members) for name, members in evaluation.classes.items()]
     for name, members in groups + [(name, [name]) for name in evaluation.names]:
-        figures = evaluation.figures(subject, members)
-        rows.append([name, *(number(figures[column]) for column in COLUMNS)])
+        metrics = evaluation.metrics(result, members)
+        rows.append([name, *(number(metrics[column]) for column in COLUMNS)])
     return table(["", *(HEADINGS[column] for column in COLUMNS)], rows)
 
 
@@ -169,11 +169,11 @@ def write_tables(evaluation: Evaluation, folder: Path, *, plots: Sequence[str]) 
     write_atomic(folder / "evaluation.md", to_markdown(evaluation, plots).encode())
 
 
-def write_tracks(subject: Subject, folder: Path) -> None:
+def write_tracks(result: TrackerResult, folder: Path) -> None:
     """Write the boxes of every sequence as `<sequence>.txt` into a folder of the subject's name."""
-    place = folder / folder_name(subject.name)
+    place = folder / folder_name(result.name)
     place.mkdir(parents=True, exist_ok=True)
-    for name, tracks in (subject.tracks or {}).items():
+    for name, tracks in (result.tracks or {}).items():
         write_boxes(place / f"{name}.txt", tracks.boxes_xywh)
 
 

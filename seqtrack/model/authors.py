@@ -2,7 +2,7 @@
 
 Our names are theirs, so the mapping is short: what wrappers put into the names is taken off on the way in, nothing
 changes on the way out. Weights that come in have every property that the program relies on later, or are refused.
-A full checkpoint of theirs holds Python objects of their training code (settings, meters) beside the weights; those are
+A full checkpoint of theirs holds Python objects of their training code (settings, meters) with the weights; those are
 refused, or on request replaced by empty stand-ins. How files are read is in `foreign_weights.py`.
 """
 
@@ -63,7 +63,7 @@ def read_authors_file(
         file = read_foreign(path)
         if file.objects and not skip_objects:
             raise UserError(
-                f"{path}: holds Python objects beside plain weights ({_list(file.objects)}). The authors' own full "
+                f"{path}: holds Python objects next to plain weights ({_list(file.objects)}). The authors' own full "
                 "checkpoints do; read it with --skip-objects, which takes the weights alone",
                 code="weights.foreign_objects",
             )

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from seqtrack.errors import UserError
-from seqtrack.model.decoder import Attention, Decoder, DecoderBody, DecoderLayer, WordEmbedding, WordHead
+from seqtrack.model.decoder import Attention, Decoder, DecoderBody, DecoderLayer, TokenEmbedding, TokenHead
 from seqtrack.model.encoder import Encoder, EncoderBody
 from seqtrack.model.positions import sincos_2d, sinusoid_1d
 from seqtrack.model.seqtrack import SeqTrack
@@ -53,7 +53,7 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
     Args:
         spec: what to build.
         seed: makes the initial weights a function of (spec, seed) and leaves torch's generators as they were; None
-            draws from torch's global generator as it stands.
+            draws from torch's global generator as it is.
 
     Raises:
         UserError: the encoder's name is not known.
@@ -85,12 +85,12 @@ def build_empty(spec: ModelSpec) -> SeqTrack:
             )
             for _ in range(spec.decoder_layers)
         ]
-        embedding = WordEmbedding(vocabulary, hidden, sequence_length=spec.sequence_length, dropout=spec.dropout)
+        embedding = TokenEmbedding(vocabulary, hidden, sequence_length=spec.sequence_length, dropout=spec.dropout)
         return SeqTrack(
             Encoder(body),
             nn.Linear(width, hidden),
             Decoder(embedding, DecoderBody(layers, nn.LayerNorm(hidden))),
-            WordHead(hidden, vocabulary),
+            TokenHead(hidden, vocabulary),
             spec=spec,
         )
 
@@ -99,7 +99,7 @@ def _encoder_body(spec: ModelSpec) -> EncoderBody:
     if spec.encoder_type == CUSTOM_ENCODER:
         return _plain_body(spec, spec.embed_dim, spec.depth, spec.num_heads)
     if spec.encoder_type in ENCODERS:
-        _say_if_the_name_has_another_patch(spec)
+        _warn_patch_size_mismatch(spec)
         return _plain_body(spec, *ENCODERS[spec.encoder_type])
     return _timm_body(spec)
 
@@ -140,7 +140,7 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
         )
     if not timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
         raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"))
-    _say_if_the_name_has_another_patch(spec)
+    _warn_patch_size_mismatch(spec)
     vit = timm.create_model(
         name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
         drop_path_rate=spec.drop_path,
@@ -162,7 +162,7 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
     )
 
 
-def _say_if_the_name_has_another_patch(spec: ModelSpec) -> None:
+def _warn_patch_size_mismatch(spec: ModelSpec) -> None:
     named = re.search(r"patch(\d+)", spec.encoder_type)
     if named and int(named[1]) != spec.patch_size:
         log.warning(

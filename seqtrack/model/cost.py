@@ -50,13 +50,13 @@ def cost_of(spec: ModelSpec) -> Cost:
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     templates = torch.empty(1, spec.num_templates, 3, spec.template_size, spec.template_size, device="meta")
     search = torch.empty(1, 3, spec.search_size, spec.search_size, device="meta")
-    words = torch.empty(1, spec.sequence_length, dtype=torch.long, device="meta")
+    tokens = torch.empty(1, spec.sequence_length, dtype=torch.long, device="meta")
     # The two products of attention are counted one by one, whatever kernels this torch has.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as whole_encoder, torch.no_grad():
             model.encoder(templates, search)
         with FlopCounterMode(display=False) as step:
-            scores = model(templates, search, words)
+            scores = model(templates, search, tokens)
             decoder = step.get_total_flops() - sum(step.get_flop_counts()["SeqTrack.encoder"].values())
             scores.sum().backward()
     return Cost(

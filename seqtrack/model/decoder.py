@@ -103,7 +103,7 @@ class DecoderLayer(nn.Module):
         return projected
 
 
-class WordEmbedding(nn.Module):
+class TokenEmbedding(nn.Module):
     """Words to vectors, normalised; and the table of positions in the sequence, which the layers add themselves."""
 
     def __init__(self, vocabulary: int, dim: int, *, sequence_length: int, dropout: float) -> None:
@@ -140,14 +140,14 @@ class DecoderCache:
     """
 
     memory: list[KeysValues]
-    words: list[KeysValues | None]
+    tokens: list[KeysValues | None]
     length: int = 0
 
 
 class Decoder(nn.Module):
     """Words and memory to one vector a word."""
 
-    def __init__(self, embedding: WordEmbedding, body: DecoderBody) -> None:
+    def __init__(self, embedding: TokenEmbedding, body: DecoderBody) -> None:
         super().__init__()
         self.embedding = embedding
         self.body = body
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         """
         placed = memory + memory_positions
         projected = [layer.memory_keys_values(placed, memory) for layer in self.body.layers]
-        return DecoderCache(memory=projected, words=[None] * len(projected))
+        return DecoderCache(memory=projected, tokens=[None] * len(projected))
 
     def forward(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """Read new words, each seeing those before it, and remember them in `cache`.
@@ -178,13 +178,13 @@ class Decoder(nn.Module):
         positions = self.embedding.position_embeddings.weight[cache.length : cache.length + new]
         x = self.embedding(tokens)
         for index, layer in enumerate(self.body.layers):
-            x, cache.words[index] = layer(x, positions, cache.memory[index], cache.words[index], causal=new > 1)
+            x, cache.tokens[index] = layer(x, positions, cache.memory[index], cache.tokens[index], causal=new > 1)
         cache.length += new
         out: Tensor = self.body.norm(x)
         return out
 
 
-class WordHead(nn.Module):
+class TokenHead(nn.Module):
     """Three linear layers with ReLU between: (B, L, D) to (B, L, vocabulary) logits. Not tied to the embedding."""
 
     def __init__(self, dim: int, vocabulary: int) -> None:

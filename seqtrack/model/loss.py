@@ -1,4 +1,4 @@
-"""The training objective and the IoU that is logged beside it. Pure functions of logits and target words."""
+"""The training objective and the IoU that is logged next to it. Pure functions of logits and target words."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def sequence_loss(logits: Tensor, targets: Tensor, bins: int) -> Tensor:
     """Weighted cross-entropy of each sample's sequence.
 
     Args:
-        logits: (B, 5, bins + 2), any float type; reckoned in float32 at least.
+        logits: (B, 5, bins + 2), any float type; computed in float32 at least.
         targets: (B, 5) int64, four coordinate words and END.
 
     Returns:

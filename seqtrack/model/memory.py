@@ -1,4 +1,4 @@
-"""How much memory a training step will take, reckoned from shapes.
+"""How much memory a training step will take, computed from shapes.
 
 An estimate of what PyTorch keeps for the backward pass, held to a measured peak in the tests. Knows models and bytes,
 nothing of machines: `commands/plan.py` compares with what there is.

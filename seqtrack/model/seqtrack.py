@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seqtrack.model.decoder import Decoder, WordHead
+from seqtrack.model.decoder import Decoder, TokenHead
 from seqtrack.model.encoder import Encoder
 from seqtrack.model.spec import ModelSpec
 from seqtrack.tokens import COORDINATES, centre_positions, start_token
@@ -39,7 +39,7 @@ class SeqTrack(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, bottleneck: nn.Linear, decoder: Decoder, vocab_embed: WordHead, *, spec: ModelSpec
+        self, encoder: Encoder, bottleneck: nn.Linear, decoder: Decoder, vocab_embed: TokenHead, *, spec: ModelSpec
     ) -> None:
         super().__init__()
         self.pos_embed = nn.Parameter(torch.empty(1, spec.memory_tokens, spec.hidden_dim))
@@ -107,16 +107,16 @@ class SeqTrack(nn.Module):
         bins = self.spec.bins
         windowed = centre_positions(self.spec.seq_format) if window is not None else ()
         cache = self.decoder.start(memory, self.pos_embed)
-        word = torch.full((memory.shape[0], 1), start_token(bins), dtype=torch.int64, device=memory.device)
-        words, confidences = [], []
+        token = torch.full((memory.shape[0], 1), start_token(bins), dtype=torch.int64, device=memory.device)
+        tokens, confidences = [], []
         for position in range(COORDINATES):
-            logits = self.vocab_embed(self.decoder(word, cache))[:, 0]
+            logits = self.vocab_embed(self.decoder(token, cache))[:, 0]
             if logits.dtype in (torch.bfloat16, torch.float16):
                 logits = logits.float()
             scores = logits.softmax(dim=-1)[:, :bins]
             if window is not None and position in windowed:
                 scores = scores * window.to(scores.device)
-            confidence, word = scores.max(dim=-1, keepdim=True)
-            words.append(word)
+            confidence, token = scores.max(dim=-1, keepdim=True)
+            tokens.append(token)
             confidences.append(confidence.to(torch.float64))
-        return Generated(tokens=torch.cat(words, dim=1), confidences=torch.cat(confidences, dim=1))
+        return Generated(tokens=torch.cat(tokens, dim=1), confidences=torch.cat(confidences, dim=1))

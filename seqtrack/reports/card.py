@@ -102,7 +102,7 @@ def _comparison(files: OutputFiles) -> str:
         return ""
     told = "Phase 2 was resumed from a checkpoint of phase 1 and trained to the end."
     verdict = [f"{told} Verdict: **{files.certificate.verdict}**."] if files.certificate else []
-    return "\n\n".join(["## Resumed and uncut run", *verdict, *plots])
+    return "\n\n".join(["## Resumed and uninterrupted run", *verdict, *plots])
 
 
 def _loading(repo: str, run: RunFiles) -> str:
@@ -110,8 +110,8 @@ def _loading(repo: str, run: RunFiles) -> str:
     phase, path = run.name[-1], f"{run.name}/checkpoints/{newest.file}"
     return f"""## How to load
 
-The files are safetensors: no pickle, nothing runs when they are read. The model's weights stand under `model/`, the
-rest is what training needs to go on (optimizer, schedule, random states).
+The files are safetensors: no pickle, nothing runs when they are read. The model's weights are under `model/`, the
+rest is what training needs to continue (optimizer, schedule, random states).
 
 ```python
 from huggingface_hub import hf_hub_download

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, Header, digest_parts, read_header, sha256_file
+from seqtrack.checkpoints.resume_point import CHECKPOINTS, RUN_FILE
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, Header, digest_components, read_header, sha256_file
 from seqtrack.checkpoints.side_files import (
     SHOWN_PROBLEMS,
     DatasetRecord,
@@ -20,10 +21,9 @@ from seqtrack.checkpoints.side_files import (
     read_metrics,
     read_side_file,
 )
-from seqtrack.checkpoints.start import CHECKPOINTS, RUN_FILE
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, part_digests, verify_checkpoint
-from seqtrack.engine.log import WALL_CLOCK_FIELDS
+from seqtrack.checkpoints.store import Manifest, component_digests, list_checkpoints, verify_checkpoint
 from seqtrack.errors import UserError
+from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 IDENTICAL = "identical"
 DIFFERS = "differs"
@@ -178,7 +178,7 @@ def _written_apart(pair: tuple[Manifest, Manifest]) -> list[str]:
 def _different_parts(pair: tuple[Manifest, Manifest]) -> list[str]:
     try:
         headers = [read_header(manifest.path) for manifest in pair]
-        parts = [part_digests(manifest.path, header) for manifest, header in zip(pair, headers, strict=True)]
+        parts = [component_digests(manifest.path, header) for manifest, header in zip(pair, headers, strict=True)]
     except DamagedFileError as error:
         return [str(error)]
     names = {name for side in parts for name in side if parts[0].get(name) != parts[1].get(name)}
@@ -195,7 +195,7 @@ def _name_part(part: str, pair: tuple[Manifest, Manifest], headers: list[Header]
         if name not in tensors[0] or name not in tensors[1]:
             return f"{part} ({name} is in one of them only)"
         single = [
-            digest_parts(manifest.path, Header({name: side[name]}, {}))
+            digest_components(manifest.path, Header({name: side[name]}, {}))
             for manifest, side in zip(pair, tensors, strict=True)
         ]
         if single[0] != single[1]:
@@ -230,7 +230,7 @@ def _describe(row: EpochRow) -> str:
     return f"epoch {row.epoch}: {row.differences[0]}{step}"
 
 
-def check_chain(folders: Iterable[Path]) -> list[str]:
+def check_hash_chain(folders: Iterable[Path]) -> list[str]:
     """Follow the digests from each epoch's checkpoint to the one it was trained on from.
 
     Args:
@@ -272,7 +272,7 @@ def _altered(manifest: Manifest, digest: str) -> list[str]:
     if digest != manifest.sha256:
         return [f"{manifest.path} was altered: its sha256 is not the manifest's"]
     try:
-        parts = part_digests(manifest.path, verify_checkpoint(manifest))
+        parts = component_digests(manifest.path, verify_checkpoint(manifest))
     except DamagedFileError as error:
         return [str(error)]
     if parts != manifest.parts or parts.get("model") != manifest.weights_sha256:

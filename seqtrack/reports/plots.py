@@ -1,6 +1,6 @@
 """Training curves as pictures. Needs no torch and no display.
 
-While a run goes on, they are drawn by a child process (`python -m seqtrack.reports.plots`), so that drawing holds
+While a run continues, they are drawn by a child process (`python -m seqtrack.reports.plots`), so that drawing holds
 neither the trainer's interpreter lock nor its cores; the child is given the curves and reads no file of the run. Plots
 can be drawn again from metrics.jsonl at any time: one that cannot be written is a warning.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from seqtrack.checkpoints.side_files import read_metrics
-from seqtrack.engine.curves import Curves
-from seqtrack.figures import new_axes, save_figure
+from seqtrack.plotting import new_axes, save_figure
+from seqtrack.runtime.curves import Curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ _MARKED_EPOCHS = 60  # with more, markers would hide the line
 
 
 def _draw(axes: Axes, curves: Curves, name: str, colour: str, *, label: str, dashed: bool = False) -> None:
-    from matplotlib.ticker import MaxNLocator  # here: as in `seqtrack.figures`
+    from matplotlib.ticker import MaxNLocator  # here: as in `seqtrack.plotting`
 
     intervals, epochs = curves.intervals[name].line(), curves.epochs[name].line()
     axes.plot(*intervals, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
@@ -79,11 +79,11 @@ def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> N
 
 
 class PhasePlots:
-    """The plots of a run that goes on: drawn by a child process from time to time, and here once the run is over.
+    """The plots of a run that continues: drawn by a child process from time to time, and here once the run is over.
 
     Args:
         folder: the run's folder.
-        curves: grows while the run goes on.
+        curves: grows while the run continues.
         interval_s: least time between two drawings, and before the first.
     """
 

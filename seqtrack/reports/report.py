@@ -7,7 +7,7 @@ says so. Knows the files through `run_files` and writes prose and tables; measur
 from collections.abc import Callable
 from pathlib import Path
 
-from seqtrack.checkpoints.files import write_atomic
+from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.checkpoints.side_files import EnvironmentRecord
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.config.schema import Config
@@ -50,7 +50,7 @@ def report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
     """The whole report.
 
     Args:
-        place: the folder it will stand in; links to plots and files are relative to it.
+        place: the folder it will are in; links to plots and files are relative to it.
     """
     sections: list[tuple[str, Callable[[], str]]] = [
         ("Team", lambda: _team(team)),

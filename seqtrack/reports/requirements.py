@@ -12,13 +12,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 # requirement: functions as module:qualified name
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
-    "The model: encoder, decoder, word head": (
+    "The model: encoder, decoder, token head": (
         "model.build:build_model",
         "model.seqtrack:SeqTrack.encode",
         "model.seqtrack:SeqTrack.decode",
         "model.seqtrack:SeqTrack.generate",
     ),
-    "Boxes as words, and the loss": (
+    "Boxes as tokens, and the loss": (
         "tokens:boxes_to_tokens",
         "tokens:target_sequences",
         "model.loss:sequence_loss",
@@ -29,12 +29,16 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "data.lasot:open_lasot",
         "data.classes:draw_classes",
     ),
-    "Samples from a fixed seed": ("seeding:sample_generator", "data.pairs:SampleDataset.sample"),
-    "Randomness of a step from a fixed seed": ("seeding:step_seed", "engine.step:Stepper"),
-    "Log line every 50 samples": ("engine.log:interval_line", "engine.log:RunLog.interval"),
-    "Checkpoint after every epoch": ("engine.saving:Saver", "checkpoints.store:write_checkpoint"),
-    "Everything that is state is saved": ("engine.state:TrainState", "engine.state:RandomStates"),
-    "Resume from an epoch": ("resuming:find_run", "resuming:load_state", "checkpoints.start:find_start"),
+    "Samples from a fixed seed": ("seeding:sample_generator", "data.dataset:TrackingDataset.sample"),
+    "Randomness of a step from a fixed seed": ("seeding:step_seed", "training.train_step:TrainStep"),
+    "Log line every 50 samples": ("runtime.metrics_log:interval_line", "runtime.metrics_log:RunLog.interval"),
+    "Checkpoint after every epoch": ("training.checkpointer:Checkpointer", "checkpoints.store:write_checkpoint"),
+    "Everything that is state is saved": ("training.state:TrainState", "training.state:RandomStates"),
+    "Resume from an epoch": (
+        "training.resume:find_run",
+        "training.resume:load_state",
+        "checkpoints.resume_point:find_resume_point",
+    ),
     "Phase 2 is phase 1": ("reports.compare:compare_runs", "reports.verdict:certificate"),
     "Upload to the Hub": ("uploads.watch:Watch", "uploads.sync:Sync"),
     "Tracking": ("tracking.tracker:BatchTracker.track", "evaluation.run:track_sequences"),
@@ -45,7 +49,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a function stands: its name, its file relative to the repository, its line from 1."""
+    """Where a function is: its name, its file relative to the repository, its line from 1."""
 
     function: str
     file: str

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from seqtrack.checkpoints.files import sha256_file
+from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.checkpoints.side_files import Certificate
-from seqtrack.engine.log import clock
 from seqtrack.evaluation.tables import COLUMNS, HEADINGS
 from seqtrack.markdown import Markdown, bold, code, code_block, escape, image, number, table
 from seqtrack.reports.run_files import LogLine, OutputFiles, RunFiles, Upload
+from seqtrack.runtime.metrics_log import clock
 
 NOT_RUN = Markdown("**Not run.**")
-# Words by which the human log tells that a run was cut and went on; the lines are quoted as they stand.
+# Words by which the human log tells that a run was cut and continued; the lines are quoted as they are.
 _EVIDENCE = ("resumes after step", "starts from", "promise", "stopped on request", "moved aside", "first difference")
 # One line a file would bury the rest: an evaluation writes a box file a sequence and tracker.
 _GROUPED = ("/evaluation/boxes/", "/logs/tensorboard/")

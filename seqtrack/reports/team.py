@@ -14,7 +14,7 @@ KEYS = ("title", "team", "number", "course", "members", "repository", "hub", "no
 
 @dataclass(frozen=True)
 class Team:
-    """What stands at the head of a report; every field may be empty.
+    """What is at the head of a report; every field may be empty.
 
     Attributes:
         members: one text a person, such as "Ada Lovelace, 12345".

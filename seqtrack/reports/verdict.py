@@ -7,7 +7,8 @@ import contextlib
 import logging
 from pathlib import Path
 
-from seqtrack.checkpoints.files import utc_now, write_atomic
+from seqtrack.checkpoints.resume_point import RUN_FILE
+from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic
 from seqtrack.checkpoints.side_files import (
     Certificate,
     CertifiedEpoch,
@@ -18,7 +19,6 @@ from seqtrack.checkpoints.side_files import (
     read_side_file,
     write_side_file,
 )
-from seqtrack.checkpoints.start import RUN_FILE
 from seqtrack.errors import UserError
 from seqtrack.markdown import bold, escape
 from seqtrack.reports.compare import IDENTICAL, Comparison, compare_runs
@@ -144,13 +144,13 @@ def say(comparison: Comparison) -> None:
 
 
 def conclude(output_dir: Path, run: RunRecord) -> int:
-    """After phase 2: compare it with phase 1, if that stands beside it.
+    """After phase 2: compare it with phase 1, if that is next to it.
 
     Returns:
         1 when equal bits were promised and the runs differ, otherwise 0.
     """
     # Imported here: only training asks for this, and `verify` needs no torch.
-    from seqtrack.engine.fingerprint import BIT_EQUAL
+    from seqtrack.runtime.environment import BIT_EQUAL
 
     folders = (output_dir / "phase_1", output_dir / "phase_2")
     if run.phase != 2 or not folders[0].is_dir():

@@ -11,7 +11,7 @@ COLOUR_RGB = (255, 196, 0)
 _SHADE_RGB = (20, 20, 20)
 
 
-def draw_box(image: Image, box_xywh: Sequence[float], words: str) -> Image:
+def draw_box(image: Image, box_xywh: Sequence[float], tokens: str) -> Image:
     """A copy of (H, W, 3) uint8 RGB with the box and, above or below it, the words on a dark ground.
 
     Args:
@@ -26,7 +26,7 @@ def draw_box(image: Image, box_xywh: Sequence[float], words: str) -> Image:
     # A dark line around the bright one: the box is seen on any background.
     cv2.rectangle(canvas, (x0, y0), (x1, y1), _SHADE_RGB, line + 2)
     cv2.rectangle(canvas, (x0, y0), (x1, y1), COLOUR_RGB, line)
-    (text_width, text_height), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    (text_width, text_height), below = cv2.getTextSize(tokens, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     pad = max(2, round(4 * scale))
     left = int(np.clip(x0, 0, max(0, width - text_width - 2 * pad)))
     bottom = y0 - line - 1
@@ -35,6 +35,6 @@ def draw_box(image: Image, box_xywh: Sequence[float], words: str) -> Image:
     top = bottom - text_height - below - 2 * pad
     cv2.rectangle(canvas, (left, top), (left + text_width + 2 * pad, bottom), _SHADE_RGB, cv2.FILLED)
     cv2.putText(
-        canvas, words, (left + pad, bottom - below - pad), cv2.FONT_HERSHEY_SIMPLEX, scale, COLOUR_RGB, 1, cv2.LINE_AA
+        canvas, tokens, (left + pad, bottom - below - pad), cv2.FONT_HERSHEY_SIMPLEX, scale, COLOUR_RGB, 1, cv2.LINE_AA
     )
     return canvas

@@ -26,7 +26,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """Everything a tracker needs beside the model.
+    """Everything a tracker needs next to the model.
 
     Attributes:
         search_factor, template_factor: side of the crop as a multiple of sqrt(w * h) of the box.

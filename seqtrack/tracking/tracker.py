@@ -30,7 +30,7 @@ SCORE_SCALE = 10.0  # the score is 10 times the sum of four probabilities: 0 to 
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackResult:
     """What was found in one frame.
 
     Attributes:
@@ -117,7 +117,7 @@ class BatchTracker:
     @torch.no_grad()
     def track(
         self, states: Sequence[TrackState], images: Sequence[Image], crops: Sequence[SearchCrop] | None = None
-    ) -> list[Tracked]:
+    ) -> list[TrackResult]:
         """Find each object in its video's next frame and move its state on.
 
         Args:
@@ -131,28 +131,28 @@ class BatchTracker:
         if crops is None:
             crops = [self.crop(state.box_xywh, image) for state, image in zip(states, images, strict=True)]
         search = self._input([crop.pixels for crop in crops])
-        words, confidences = self._spell(torch.stack([state.templates for state in states]), search)
+        tokens, confidences = self._generate(torch.stack([state.templates for state in states]), search)
         boxes = search_to_image(
-            tokens_to_boxes(words, self.spec.bins, self.spec.seq_format),
+            tokens_to_boxes(tokens, self.spec.bins, self.spec.seq_format),
             torch.from_numpy(np.stack([state.box_xywh for state in states])),
             resize_factor=torch.tensor([crop.resize_factor for crop in crops], dtype=torch.float64),
             search_size_px=self.spec.search_size,
         )
         return [
-            self._move_on(state, image, box, spelt, sure)
-            for state, image, box, spelt, sure in zip(
-                states, images, boxes, words.tolist(), confidences.tolist(), strict=True
+            self._update_state(state, image, box, coordinates, sure)
+            for state, image, box, coordinates, sure in zip(
+                states, images, boxes, tokens.tolist(), confidences.tolist(), strict=True
             )
         ]
 
-    def renew_template(self, state: TrackState, image: Image) -> None:
+    def update_template(self, state: TrackState, image: Image) -> None:
         """Take the object as it looks in `image` as newest template; the first frame's stays, the oldest other goes."""
         newest = self._template(image, state.box_xywh)
         state.templates = torch.cat((state.templates[:1], state.templates[2:], newest))
 
-    def _move_on(
+    def _update_state(
         self, state: TrackState, image: Image, box: Tensor, tokens: list[int], confidences: list[float]
-    ) -> Tracked:
+    ) -> TrackResult:
         height, width = image.shape[:2]
         state.box_xywh = clip_to_image(box, height_px=height, width_px=width, margin_px=MARGIN_PX).numpy()
         state.frame += 1
@@ -166,10 +166,10 @@ class BatchTracker:
         due = self.spec.num_templates > 1 and state.frame % self.settings.update_interval == 0
         updated = due and score > self.settings.update_threshold
         if updated:
-            self.renew_template(state, image)
-        return Tracked(state.box_xywh.copy(), score, tuple(tokens), tuple(confidences), updated)
+            self.update_template(state, image)
+        return TrackResult(state.box_xywh.copy(), score, tuple(tokens), tuple(confidences), updated)
 
-    def _spell(self, templates: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
+    def _generate(self, templates: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
         """Words and probabilities (B, 4), on the CPU."""
         with (
             _tf32(self.settings.precision == "tf32"),
@@ -208,7 +208,7 @@ class Tracker:
         """Look at the first frame, (H, W, 3) uint8 RGB, with the object's box in pixels."""
         (self._state,) = self._batch.start([image], [box_xywh])
 
-    def track(self, image: Image) -> Tracked:
+    def track(self, image: Image) -> TrackResult:
         """Find the object in the next frame.
 
         Raises:

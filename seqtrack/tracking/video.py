@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from seqtrack.checkpoints.files import sync_folder
+from seqtrack.checkpoints.safetensors_io import sync_folder
 from seqtrack.data.decode import read_image
 from seqtrack.data.frames import list_video_frames
 from seqtrack.errors import UserError
@@ -156,13 +156,13 @@ def _probe(kind: str, place: str, fps: float | None) -> FrameSource:
     what = "opened it, but got no picture" if opened else "could not open it"
     if not decoded and kind == "camera":
         there = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
-        words = _library_words("cv2.VideoCapture(int(place)).read()", place)
-        raise UserError(f"camera {place}: OpenCV {what} (devices /dev/video*: {there}){words}", code="track.camera")
+        tokens = _library_words("cv2.VideoCapture(int(place)).read()", place)
+        raise UserError(f"camera {place}: OpenCV {what} (devices /dev/video*: {there}){tokens}", code="track.camera")
     if not decoded:
         size = Path(place).stat().st_size
-        words = _library_words("cv2.VideoCapture(place, cv2.CAP_FFMPEG).read()", place)
+        tokens = _library_words("cv2.VideoCapture(place, cv2.CAP_FFMPEG).read()", place)
         raise UserError(
-            f"{place}: cannot be read as a video: OpenCV's FFmpeg {what} ({size} bytes){words}",
+            f"{place}: cannot be read as a video: OpenCV's FFmpeg {what} ({size} bytes){tokens}",
             code="track.not_a_video",
         )
     if not FPS_RANGE[0] <= told_fps <= FPS_RANGE[1]:
@@ -238,11 +238,11 @@ class VideoWriter:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         self._writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, *wanted)
         if not self._writer.isOpened():
-            words = _library_words(f"cv2.VideoWriter(place, cv2.CAP_FFMPEG, *{wanted})", str(self._temporary))
+            tokens = _library_words(f"cv2.VideoWriter(place, cv2.CAP_FFMPEG, *{wanted})", str(self._temporary))
             self._temporary.unlink(missing_ok=True)
             raise UserError(
                 f"{path}: OpenCV's FFmpeg could not begin a video of {self._size[0]}x{self._size[1]} pixels with codec "
-                f"{codec} and {rate:g} frames per second{words}",
+                f"{codec} and {rate:g} frames per second{tokens}",
                 code="track.codec",
             )
         self._encoder = ThreadPoolExecutor(1)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from seqtrack.checkpoints.files import DamagedFileError, read_header, read_json_object, sync_folder
-from seqtrack.checkpoints.start import CHECKPOINTS
+from seqtrack.checkpoints.resume_point import CHECKPOINTS
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_header, read_json_object, sync_folder
 from seqtrack.checkpoints.store import epoch_name, manifest_from, read_values
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
-from seqtrack.uploads.orders import Orders
+from seqtrack.uploads.orders import TargetClient
 from seqtrack.uploads.settings import TargetSettings, UploadSettings, choose_target, read_settings
 from seqtrack.uploads.target import Remote, digest_of, git_digest, safe_path
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _LARGEST_MANIFEST = 16 * 1024 * 1024
 
 
-class Puller:
+class RemoteReader:
     """Reads from a target through a child process, within deadlines.
 
     Args:
@@ -34,20 +34,20 @@ class Puller:
     """
 
     def __init__(self, target: TargetSettings, settings: UploadSettings, folder: Path) -> None:
-        self._orders = Orders(target, settings, folder)
+        self._orders = TargetClient(target, settings, folder)
 
     def prepare(self) -> None:
         """Make the place if it is new, so that listing it can tell "nothing yet" from "no such place"."""
-        self._orders.carry_out({"operation": "prepare"})
+        self._orders.request({"operation": "prepare"})
 
     def look(self, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
         """(revision, what is listed under these paths at it)."""
-        done = self._orders.carry_out({"operation": "look", "paths": list(paths)})
+        done = self._orders.request({"operation": "look", "paths": list(paths)})
         return done["revision"], {item["path"]: Remote(**item) for item in done["remotes"]}
 
     def list(self) -> tuple[str | None, list[Remote]]:
         """(revision, everything listed at it)."""
-        done = self._orders.carry_out({"operation": "list"})
+        done = self._orders.request({"operation": "list"})
         return done["revision"], [Remote(**item) for item in done["remotes"]]
 
     def fetch(self, remote: Remote, revision: str | None, folder: Path) -> Path:
@@ -58,7 +58,7 @@ class Puller:
         """
         safe_path(remote.path)
         order = {"operation": "fetch", "path": remote.path, "revision": revision, "folder": str(folder)}
-        place = Path(self._orders.carry_out(order, remote.size)["place"])
+        place = Path(self._orders.request(order, remote.size)["place"])
         size = place.stat().st_size
         sha256 = digest_of(place)
         same = sha256 == remote.sha256 if remote.sha256 else git_digest(place, size) == remote.git_sha1
@@ -99,24 +99,24 @@ def fetch_checkpoint(
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
     settings = read_settings(os.environ)
     destination.mkdir(parents=True, exist_ok=True)
-    # Beside the goal, so that the last step is a rename; hidden, so that nothing takes it for a checkpoint.
+    # Next to the goal, so that the last step is a rename; hidden, so that nothing takes it for a checkpoint.
     with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as name:
         folder = Path(name)
-        puller = Puller(target, settings, folder)
+        puller = RemoteReader(target, settings, folder)
         revision, remotes = puller.look([path for phase in wanted for path in checkpoint_paths(phase, epoch)])
         pair = next((p for p in (checkpoint_paths(n, epoch) for n in wanted) if set(p) <= set(remotes)), None)
         if pair is None:
             raise UserError(_which_exist(puller, target, epoch, wanted))
         container, manifest = (remotes[path] for path in pair)
         logger.info("fetching %s (%.1f MB) from %s at %s", container.path, container.size / 1e6, target.shown, revision)
-        promised = _read_promise(puller, manifest, revision, folder, epoch)
+        promised = _read_manifest(puller, manifest, revision, folder, epoch)
         _require_listed(container, promised)
         got = puller.fetch(container, revision, folder)
         _require_container(got, container, promised)
         return _place(got, folder / "manifest.json", destination, container)
 
 
-def newest_epoch(environment: Environment) -> int | None:
+def latest_epoch(environment: Environment) -> int | None:
     """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
 
     Raises:
@@ -124,9 +124,9 @@ def newest_epoch(environment: Environment) -> int | None:
     """
     target = choose_target(environment)
     if target is None:
-        raise UserError("RESUME_EPOCH=newest asks the Hub, and HF_REPO is not set")
+        raise UserError("RESUME_EPOCH=latest asks the Hub, and HF_REPO is not set")
     with tempfile.TemporaryDirectory() as name:
-        puller = Puller(target, read_settings(os.environ), Path(name))
+        puller = RemoteReader(target, read_settings(os.environ), Path(name))
         puller.prepare()
         names = {remote.path for remote in puller.list()[1]}
     start = f"phase_{environment.phase}/checkpoints/SEQTRACK_ep"
@@ -148,7 +148,7 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     goal = root / safe_path(path)
     goal.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=goal.parent, prefix=".fetch-") as name:
-        puller = Puller(target, read_settings(os.environ), Path(name))
+        puller = RemoteReader(target, read_settings(os.environ), Path(name))
         revision, remotes = puller.look([path])
         if path not in remotes:
             raise UserError(f"{target.shown} has no file {path}")
@@ -157,7 +157,9 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     return goal
 
 
-def _read_promise(puller: Puller, manifest: Remote, revision: str | None, folder: Path, epoch: int) -> dict[str, Any]:
+def _read_manifest(
+    puller: RemoteReader, manifest: Remote, revision: str | None, folder: Path, epoch: int
+) -> dict[str, Any]:
     """The manifest, fetched, checked and kept as `folder/manifest.json`."""
     if manifest.size > _LARGEST_MANIFEST:
         raise UserError(f"{manifest.path} has {manifest.size} bytes; no manifest is that large")
@@ -219,7 +221,7 @@ def _put(source: Path, place: Path) -> None:
     sync_folder(place.parent)
 
 
-def _which_exist(puller: Puller, target: TargetSettings, epoch: int, phases: Sequence[int]) -> str:
+def _which_exist(puller: RemoteReader, target: TargetSettings, epoch: int, phases: Sequence[int]) -> str:
     _, remotes = puller.list()
     names = {remote.path for remote in remotes}
     found = [

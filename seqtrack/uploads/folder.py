@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.files import sync_folder
+from seqtrack.checkpoints.safetensors_io import sync_folder
 from seqtrack.errors import UserError
 from seqtrack.uploads.target import (
     Account,

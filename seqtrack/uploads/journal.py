@@ -1,7 +1,7 @@
 """What is known of each file, kept over a crash: SQLite, write-ahead, every change durable before it is acted on.
 
 The journal is a memory, not the truth: what the target holds is asked before anything is sent, so a lost or damaged
-journal costs a reading of the files and no second upload. It is made anew when it cannot be read or belongs to another
+journal costs a reading of the files and no second upload. It is made again when it cannot be read or belongs to another
 target.
 """
 
@@ -48,7 +48,7 @@ class Journal:
         folder: the sidecar's own folder; exists.
         target: key of the target; rows about another one are dropped.
 
-    A file that cannot be made (no space) is done without, and `failing` says so; damage is mended by starting anew.
+    A file that cannot be made (no space) is done without, and `failing` says so; damage is fixed by starting again.
     """
 
     def __init__(self, folder: Path, target: str) -> None:
@@ -58,7 +58,7 @@ class Journal:
             self._open(target)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-                logger.warning("the journal %s cannot be opened (%s); going on without it", self._path, error)
+                logger.warning("the journal %s cannot be opened (%s); continuing without it", self._path, error)
                 self._open(target, place=":memory:")
                 self.failing = str(error)
                 return
@@ -116,7 +116,7 @@ class Journal:
             self.facts.update(facts)
         self._change("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
 
-    def doubt(self) -> None:
+    def mark_unverified(self) -> None:
         """Take nothing for verified any longer: the target may have been emptied."""
         for row in self.rows.values():
             if row.state in ("verified", "committed"):
@@ -134,9 +134,9 @@ class Journal:
         except sqlite3.Error as error:
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")
-            # A full disk is when uploads matter most: go on from memory, and say so in the status.
+            # A full disk is when uploads matter most: continue from memory, and say so in the status.
             if self.failing is None:
-                logger.warning("the journal %s cannot be written (%s); going on without it", self._path, error)
+                logger.warning("the journal %s cannot be written (%s); continuing without it", self._path, error)
             self.failing = str(error)
 
 

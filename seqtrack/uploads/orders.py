@@ -1,7 +1,7 @@
 """Orders to the process that speaks to a target: the one place that knows what every order carries besides its purpose.
 
 An order names the target and the bounds of its requests, and has a deadline from the bytes that it moves. The watching
-sidecar goes its own way after a failure; `Orders` is for whoever waits for an answer: the hand tools and the way back.
+sidecar goes its own way after a failure; `Orders` is for whoever waits for an answer: helper commands and downloads.
 """
 
 import logging
@@ -22,7 +22,7 @@ _TRIES = 4
 
 
 def bounded(
-    order: dict[str, Any], target: TargetSettings, settings: UploadSettings, *, num_bytes: int, patience: float
+    order: dict[str, Any], target: TargetSettings, settings: UploadSettings, *, num_bytes: int, timeout_factor: float
 ) -> tuple[dict[str, Any], float]:
     """The whole of an order, and the seconds that it may take.
 
@@ -30,13 +30,13 @@ def bounded(
         num_bytes: how much it moves.
         patience: factor on the deadline and on the time an answer may take; at least 1.
     """
-    limits = {"connect_s": settings.connect_timeout_s, "read_s": settings.read_timeout_s * patience}
+    limits = {"connect_s": settings.connect_timeout_s, "read_s": settings.read_timeout_s * timeout_factor}
     tries = {"tries": settings.request_tries}
-    deadline_s = (settings.deadline_s + num_bytes / (settings.least_rate_kb_s * 1024.0)) * patience
+    deadline_s = (settings.deadline_s + num_bytes / (settings.least_rate_kb_s * 1024.0)) * timeout_factor
     return {**order, **tries, "target": {**asdict(target), **limits, **tries}}, deadline_s
 
 
-class Orders:
+class TargetClient:
     """Orders that are tried again, more patiently, while the fault may pass by itself.
 
     Args:
@@ -47,7 +47,7 @@ class Orders:
         self.target, self._settings = target, settings
         self._runner = ChildRunner(folder)
 
-    def carry_out(self, order: dict[str, Any], num_bytes: int = 0) -> dict[str, Any]:
+    def request(self, order: dict[str, Any], num_bytes: int = 0) -> dict[str, Any]:
         """The values of the order's last event.
 
         Raises:
@@ -66,7 +66,7 @@ class Orders:
                 self.target,
                 settings,
                 num_bytes=num_bytes,
-                patience=2.0**attempt,
+                timeout_factor=2.0**attempt,
             )
             outcome = self._runner.run(whole, deadline_s=deadline_s, on_event=lambda event: None, tick=lambda: False)
             if outcome.done is not None:

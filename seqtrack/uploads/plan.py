@@ -1,4 +1,4 @@
-"""What is to be sent next: which files are new, which stand still, which belong into one batch.
+"""What is to be sent next: which files are new, which are still, which belong into one batch.
 
 Puts together what the walk found and what the journal remembers. Decides, and touches neither target nor file.
 """
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from seqtrack.uploads.journal import Row
-from seqtrack.uploads.scan import Found, Survey, Unit
+from seqtrack.uploads.scan import FileInfo, Survey, UploadUnit
 
 _ALONE_BYTES = 256 * 1024 * 1024  # a checkpoint this large is worth being seen before others are sent with it
 _MOST_FILES = 5000
 
 
 @dataclass
-class Observer:
+class StabilityTracker:
     """Since when each file has stood still, by the clock of whoever looks: never by the file's own times.
 
     `seen` maps a path to (stat key, monotonic time of the first look that met it); `changed_at` is when a look last
@@ -25,10 +25,10 @@ class Observer:
     changed_at: float | None = None
     _gist: dict[str, str] | None = None
 
-    def look(self, survey: Survey, now: float) -> None:
+    def look(self, scan: Survey, now: float) -> None:
         """Take in one walk."""
         fresh: dict[str, tuple[str, float]] = {}
-        for unit in survey.units:
+        for unit in scan.units:
             for found in unit.files:
                 before = self.seen.get(found.path)
                 fresh[found.path] = before if before is not None and before[0] == found.key else (found.key, now)
@@ -45,19 +45,19 @@ class Observer:
 
 
 @dataclass(frozen=True)
-class Agenda:
+class UploadQueue:
     """The units that are not yet known to be on the target.
 
-    `ready` may go now; `growing` are logs that never stand still and may ride along; `held` wait (settling, set
+    `ready` may go now; `growing` are logs that never are still and may ride along; `held` wait (settling, set
     apart, damaged).
     """
 
-    ready: tuple[Unit, ...]
-    growing: tuple[Unit, ...]
-    held: tuple[Unit, ...]
+    ready: tuple[UploadUnit, ...]
+    growing: tuple[UploadUnit, ...]
+    held: tuple[UploadUnit, ...]
 
     @property
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> tuple[UploadUnit, ...]:
         return self.ready + self.growing + self.held
 
     @property
@@ -66,18 +66,18 @@ class Agenda:
 
 
 def make_agenda(
-    survey: Survey, rows: dict[str, Row], *, settled: Callable[[Found], bool], blocked: Callable[[Row], bool]
-) -> Agenda:
+    scan: Survey, rows: dict[str, Row], *, settled: Callable[[FileInfo], bool], blocked: Callable[[Row], bool]
+) -> UploadQueue:
     """Sort the units of a walk.
 
     Args:
         settled: whether a file without a manifest has stood still long enough.
         blocked: whether a file was set apart and must still wait.
     """
-    ready: list[Unit] = []
-    growing: list[Unit] = []
-    held: list[Unit] = []
-    for unit in survey.units:
+    ready: list[UploadUnit] = []
+    growing: list[UploadUnit] = []
+    held: list[UploadUnit] = []
+    for unit in scan.units:
         if all(_arrived(rows.get(found.path), found) for found in unit.files):
             continue
         known = [row for found in unit.files if (row := rows.get(found.path)) is not None and row.key == found.key]
@@ -89,16 +89,21 @@ def make_agenda(
             growing.append(unit)
         else:
             held.append(unit)
-    return Agenda(tuple(ready), tuple(growing), tuple(held))
+    return UploadQueue(tuple(ready), tuple(growing), tuple(held))
 
 
-def _arrived(row: Row | None, found: Found) -> bool:
+def _arrived(row: Row | None, found: FileInfo) -> bool:
     return row is not None and row.state == "verified" and row.key == found.key
 
 
 def choose_batch(
-    ready: Iterable[Unit], riders: Iterable[Unit], *, most_bytes: float, unit_limit: int | None, is_apart: set[str]
-) -> list[Unit]:
+    ready: Iterable[UploadUnit],
+    opportunistic_files: Iterable[UploadUnit],
+    *,
+    most_bytes: float,
+    unit_limit: int | None,
+    is_apart: set[str],
+) -> list[UploadUnit]:
     """The next batch: the newest checkpoint first, small files along with it.
 
     Files that were set apart go only when there are no others, so that they can spoil no other's commit.
@@ -107,7 +112,7 @@ def choose_batch(
         ready, key=lambda unit: (-unit.is_checkpoint, -max(f.mtime_ns for f in unit.files), unit.files[0].path)
     )
     good = [unit for unit in units if unit.files[0].path not in is_apart] or units
-    batch: list[Unit] = []
+    batch: list[UploadUnit] = []
     size, checkpoint_bytes = 0, 0
     for unit in good:
         crowded = unit.is_checkpoint and checkpoint_bytes and checkpoint_bytes + unit.size >= _ALONE_BYTES
@@ -118,4 +123,4 @@ def choose_batch(
         size += unit.size
         if len(batch) >= (unit_limit or _MOST_FILES):
             return batch
-    return batch + [unit for unit in riders if unit_limit is None]
+    return batch + [unit for unit in opportunistic_files if unit_limit is None]

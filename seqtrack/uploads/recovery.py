@@ -1,7 +1,7 @@
 """What the sidecar does after a failure: wait, be more patient, send less at once, or ask a person.
 
 Holds the state of trouble and nothing of files. A fault that may pass by itself waits with full jitter; one that a
-person must mend waits long and is tried at once when the token file changes.
+person must fix waits long and is tried at once when the token file changes.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ def token_fingerprint() -> str:
 
 @dataclass
 class Recovery:
-    """Trouble as it stands.
+    """Trouble as it is.
 
     Attributes:
         fault: the last one; None once a batch arrived.
         until: monotonic time before which nothing is tried.
         patience: factor on deadlines and read timeouts; doubles with every silence, so that a slow line that needs an
             hour gets it in the end.
-        unit_limit: units in a batch at most; halves while a batch is refused, until the one at fault stands alone.
+        unit_limit: units in a batch at most; halves while a batch is refused, until the one at fault is alone.
     """
 
     settings: UploadSettings
@@ -49,7 +49,7 @@ class Recovery:
     rng: random.Random
     fault: Fault | None = None
     until: float = float("-inf")
-    patience: float = 1.0
+    timeout_factor: float = 1.0
     unit_limit: int | None = None
     use_xet: bool = True
     failures: int = 0
@@ -68,11 +68,11 @@ class Recovery:
         if self.fault is not None:
             logger.info("the target answers again after %d failures", self.failures)
         self.fault, self.until = None, float("-inf")
-        self.patience, self.failures, self.kind_failures = 1.0, 0, 0
+        self.timeout_factor, self.failures, self.kind_failures = 1.0, 0, 0
         if self.unit_limit is not None:
             self.unit_limit *= 2  # what was refused or too much is not in what is left, or shows again
 
-    def suffer(self, fault: Fault, *, num_units: int) -> None:
+    def record_failure(self, fault: Fault, *, num_units: int) -> None:
         """Take note of a failure of a batch of `num_units` and decide when to try again, and how."""
         self.failures += 1
         self.kind_failures = self.kind_failures + 1 if self.fault is not None and self.fault.kind == fault.kind else 1
@@ -80,7 +80,7 @@ class Recovery:
         self.fault = fault
         self._token = token_fingerprint()
         if fault.kind == "deadline":
-            self.patience = min(_MOST_PATIENT, self.patience * 2.0)
+            self.timeout_factor = min(_MOST_PATIENT, self.timeout_factor * 2.0)
         silent = fault.kind == "deadline" and self.kind_failures >= _SILENCES_OF_XET
         if self.use_xet and (fault.kind == "xet" or silent):
             self.use_xet = False
@@ -102,7 +102,7 @@ class Recovery:
         return max(wait, fault.wait_s)
 
     def _say(self, fault: Fault) -> None:
-        """One line for each new kind of trouble; what goes on being the same is in the status file."""
+        """One line for each new kind of trouble; what continues being the same is in the status file."""
         if self.fault is None or self.fault.kind != fault.kind:
             level = logging.ERROR if fault.permanent else logging.WARNING
             logger.log(level, "%s: %s", fault.kind, fault.line)

@@ -67,7 +67,7 @@ class ChildRunner:
                 start_new_session=True,  # a terminal's Ctrl-C is for the parent, which decides what becomes of a batch
             )
         try:
-            return self._converse(child, {"nice": _NICE, **order}, end, deadline_s, on_event, tick)
+            return self._communicate(child, {"nice": _NICE, **order}, end, deadline_s, on_event, tick)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -76,7 +76,7 @@ class ChildRunner:
                 if pipe is not None:
                     pipe.close()
 
-    def _converse(
+    def _communicate(
         self,
         child: "subprocess.Popen[bytes]",
         order: dict[str, Any],
@@ -90,7 +90,7 @@ class ChildRunner:
             child.stdin.write(json.dumps(order).encode() + b"\n")
             child.stdin.flush()
         except BrokenPipeError:
-            return Outcome(fault=Fault("died", f"the sending process did not start: {self._last_words()}"))
+            return Outcome(fault=Fault("died", f"the sending process did not start: {self._stderr_tail()}"))
         lines: Queue[bytes | None] = Queue()
         threading.Thread(target=_listen, args=(child.stdout, lines), daemon=True).start()
         while True:
@@ -100,7 +100,7 @@ class ChildRunner:
                 line = b""
             if line is None:
                 code = child.wait()
-                return Outcome(fault=Fault("died", f"the sending process ended with {code}: {self._last_words()}"))
+                return Outcome(fault=Fault("died", f"the sending process ended with {code}: {self._stderr_tail()}"))
             if line:
                 event = json.loads(line)
                 if event["event"] == "done":
@@ -119,7 +119,7 @@ class ChildRunner:
         except OSError:  # a full disk; its last words are the least of our worries
             return Path(os.devnull).open("wb")
 
-    def _last_words(self) -> str:
+    def _stderr_tail(self) -> str:
         try:
             text = (self._folder / "child.log").read_text(errors="replace").strip()
         except OSError:

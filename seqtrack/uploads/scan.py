@@ -1,7 +1,7 @@
 """What there is to send: one walk of the output folder, and which files belong together.
 
 Knows the trainer's contract (immutable names, temporary names, the manifest written after its checkpoint) and nothing
-of targets. Follows no rule that needs a clock: whether a file stands still is judged by who calls twice.
+of targets. Follows no rule that needs a clock: whether a file is still is judged by who calls twice.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqtrack.checkpoints.files import DamagedFileError, read_json_object
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
 
 _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
 _SKIPPED_FOLDERS = ("superseded", "__pycache__")
@@ -20,7 +20,7 @@ _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
 
 
 @dataclass(frozen=True)
-class Found:
+class FileInfo:
     """A file as the walk met it: its path in the repo, its stat key, size and mtime."""
 
     path: str
@@ -36,13 +36,13 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Unit:
+class UploadUnit:
     """Files that may only be seen together: a checkpoint with its manifest, or one file.
 
     `promised` is (bytes, sha256) that a manifest says of the checkpoint, the first of the files.
     """
 
-    files: tuple[Found, ...]
+    files: tuple[FileInfo, ...]
     promised: tuple[int, str] | None = None
 
     @property
@@ -67,7 +67,7 @@ class Survey:
     manifest and manifests without their checkpoint, which are nothing yet.
     """
 
-    units: tuple[Unit, ...]
+    units: tuple[UploadUnit, ...]
     problems: dict[str, str]
     waiting: tuple[str, ...]
 
@@ -77,11 +77,11 @@ def stat_key(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
 
 
-def survey(root: Path) -> Survey:
+def scan(root: Path) -> Survey:
     """Walk `root`. A folder that is not there yet holds nothing."""
     problems: dict[str, str] = {}
     found = {item.path: item for item in _walk(root, "", problems)}
-    units: list[Unit] = []
+    units: list[UploadUnit] = []
     waiting: list[str] = []
     taken: set[str] = set()
     for path, item in found.items():
@@ -95,7 +95,7 @@ def survey(root: Path) -> Survey:
             continue
         taken |= {path, manifest.path}
         try:
-            units.append(Unit((item, manifest), _promise(root / manifest.path)))
+            units.append(UploadUnit((item, manifest), _promise(root / manifest.path)))
         except (DamagedFileError, FileNotFoundError) as error:
             problems[manifest.path] = str(error)
     for path, item in found.items():
@@ -104,7 +104,7 @@ def survey(root: Path) -> Survey:
         if _in_checkpoints(path) and path.endswith(".json"):
             waiting.append(path)
         else:
-            units.append(Unit((item,)))
+            units.append(UploadUnit((item,)))
     return Survey(tuple(units), problems, tuple(waiting))
 
 
@@ -121,7 +121,7 @@ def _promise(manifest: Path) -> tuple[int, str]:
     return size, digest
 
 
-def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[Found]:
+def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[FileInfo]:
     try:
         entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +144,7 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[Found]:
                 status = entry.stat()
                 if not os.access(entry.path, os.R_OK):
                     raise PermissionError(13, "no right to read it")
-                yield Found(path, stat_key(status), status.st_size, status.st_mtime_ns)
+                yield FileInfo(path, stat_key(status), status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
             continue  # went between the listing and the look
         except UnicodeEncodeError:

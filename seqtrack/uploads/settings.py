@@ -1,6 +1,6 @@
 """The sidecar's own settings: where to, how often, how long, read once from the environment.
 
-Never holds the token: the child reads it anew at each try, so that it can be exchanged while we run.
+Never holds the token: the child reads it again at each try, so that it can be exchanged while we run.
 """
 
 from collections.abc import Mapping

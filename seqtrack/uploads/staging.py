@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqtrack.uploads.scan import Found, Unit, stat_key
+from seqtrack.uploads.scan import FileInfo, UploadUnit, stat_key
 from seqtrack.uploads.target import ChangedError, Staged, digest_of, git_digest, stamp_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Copy:
     """A staged file and the file it came from; `key` is the original's stat key that the digest was taken at."""
 
     staged: Staged
-    found: Found
+    found: FileInfo
     key: str
 
 
@@ -46,7 +46,7 @@ class Staging:
         self._count = 0
         shutil.rmtree(folder, ignore_errors=True)
 
-    def take(self, unit: Unit) -> list[Copy]:
+    def take(self, unit: UploadUnit) -> list[Copy]:
         """Stage and hash the files of a unit, all or none.
 
         Raises:
@@ -70,7 +70,7 @@ class Staging:
             raise
         return copies
 
-    def _take_one(self, found: Found, *, link: bool) -> Copy:
+    def _take_one(self, found: FileInfo, *, link: bool) -> Copy:
         source = self._root / found.path
         self._count += 1
         place = self._folder / f"{self._count:06d}"

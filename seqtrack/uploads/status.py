@@ -64,7 +64,7 @@ def read_status(output_dir: Path) -> dict[str, Any] | None:
     return max(found, key=lambda values: float(values["time"]), default=None)
 
 
-def illnesses(status: dict[str, Any] | None, settings: UploadSettings, now: float) -> list[str]:
+def health_problems(status: dict[str, Any] | None, settings: UploadSettings, now: float) -> list[str]:
     """Why the sidecar is not well, in sentences; empty if it is, or if it has ended well.
 
     Args:

@@ -1,6 +1,6 @@
 """One round: look at the folder, choose a batch, stage it, have it sent, write down what the target confirms.
 
-Owns no loop and no signal: `watch` calls `step` again and again. Every decision stands in the journal before it is
+Owns no loop and no signal: `watch` calls `step` again and again. Every decision is in the journal before it is
 acted on, and only what the target lists counts as arrived.
 """
 
@@ -15,10 +15,10 @@ from seqtrack.uploads.backoff import Clock, monotonic_of, pace
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.journal import Journal, Row
 from seqtrack.uploads.orders import bounded
-from seqtrack.uploads.plan import Agenda, Observer, choose_batch, make_agenda
+from seqtrack.uploads.plan import StabilityTracker, UploadQueue, choose_batch, make_agenda
 from seqtrack.uploads.recovery import Recovery
 from seqtrack.uploads.runner import Outcome, Runner
-from seqtrack.uploads.scan import Found, Unit, stat_key, survey
+from seqtrack.uploads.scan import FileInfo, UploadUnit, scan, stat_key
 from seqtrack.uploads.settings import TargetSettings, UploadSettings
 from seqtrack.uploads.staging import Copy, DamagedError, Staging
 from seqtrack.uploads.target import ChangedError
@@ -52,25 +52,25 @@ class Sync:
         self._root, self._target, self._settings = root, target, settings
         self.journal, self._staging, self._runner, self.recovery = journal, staging, runner, recovery
         self._clock, self._tick = clock, tick
-        self.observer = Observer()
+        self.observer = StabilityTracker()
         self.problems: dict[str, str] = {}
         self.local_fault: str | None = None
         self.prepared = False
         self.unpaced = False  # at the end: do not wait for the next commit's turn
         self.with_logs = False  # one pass, or the end: send logs as they are now
         self.num_arrived = 0
-        self._stumbling: set[str] = set()  # named in failure after failure: sent when there is nothing else
+        self._suspect: set[str] = set()  # named in failure after failure: sent when there is nothing else
         self.last_success: float | None = None
         stored = journal.facts.get(_LAST_COMMIT)
         self._last_commit = None if stored is None else monotonic_of(float(stored), clock)
         self._began = clock.monotonic()
         self._log_sent: dict[str, float] = {}
         self._waiting_since: dict[str, float] = {}
-        self.agenda = Agenda((), (), ())
+        self.agenda = UploadQueue((), (), ())
 
-    def look_around(self) -> Agenda:
+    def look_around(self) -> UploadQueue:
         """Walk the folder and bring the journal up to it."""
-        found = survey(self._root)
+        found = scan(self._root)
         now = self._clock.monotonic()
         self.observer.look(found, now)
         self.problems = dict(found.problems)
@@ -97,11 +97,11 @@ class Sync:
         return self.agenda
 
     def oldest_age_s(self) -> float:
-        """Seconds for which the oldest file that stands still has waited to arrive."""
+        """Seconds for which the oldest file that is still has waited to arrive."""
         now = self._clock.monotonic()
         return max((now - since for since in self._waiting_since.values()), default=0.0)
 
-    def _settled(self, found: Found) -> bool:
+    def _settled(self, found: FileInfo) -> bool:
         return self.observer.age(found.path, self._clock.monotonic()) >= self._settings.settle_s
 
     def _blocked(self, row: Row) -> bool:
@@ -115,8 +115,8 @@ class Sync:
     def step(self) -> float:
         """One round. Returns the seconds until the next is worth while."""
         self.look_around()
-        riders = [unit for unit in self.agenda.growing if self.with_logs or self._log_is_due(unit)]
-        if not self.agenda.ready and not riders:
+        opportunistic_files = [unit for unit in self.agenda.growing if self.with_logs or self._log_is_due(unit)]
+        if not self.agenda.ready and not opportunistic_files:
             return self._settings.poll_s
         wait = self.recovery.wait_s()
         if wait > 0.0:
@@ -128,14 +128,14 @@ class Sync:
             if wait > 0.0:
                 return wait
         if any(unit.is_checkpoint for unit in self.agenda.ready):
-            riders = list(self.agenda.growing)
+            opportunistic_files = list(self.agenda.growing)
         apart = {path for path, row in self.journal.rows.items() if row.state == "apart"}
         batch = choose_batch(
             self.agenda.ready,
-            riders,
+            opportunistic_files,
             most_bytes=self._settings.batch_mb * 2**20,
             unit_limit=self.recovery.unit_limit,
-            is_apart=apart | self._stumbling,
+            is_apart=apart | self._suspect,
         )
         copies = self._stage(batch)
         if not copies:
@@ -147,16 +147,16 @@ class Sync:
         """Let the next commit come at once, whatever an earlier process did."""
         self._last_commit = None
 
-    def was_sent(self, unit: Unit) -> bool:
+    def was_sent(self, unit: UploadUnit) -> bool:
         """Whether some state of a log has arrived in this process's life."""
         return unit.files[0].path in self._log_sent
 
-    def out_of_reach(self) -> set[Unit]:
+    def out_of_reach(self) -> set[UploadUnit]:
         """Units that only a person or a long wait can help: damaged, or set apart."""
         rows = self.journal.rows
         return {unit for unit in self.agenda.held if rows[unit.files[0].path].state in ("damaged", "apart")}
 
-    def _log_is_due(self, unit: Unit) -> bool:
+    def _log_is_due(self, unit: UploadUnit) -> bool:
         sent = self._log_sent.get(unit.files[0].path, self._began)
         return self._clock.monotonic() - sent >= self._settings.log_interval_s
 
@@ -170,7 +170,7 @@ class Sync:
         self.prepared = True
         return True
 
-    def _stage(self, batch: Sequence[Unit]) -> list[list[Copy]]:
+    def _stage(self, batch: Sequence[UploadUnit]) -> list[list[Copy]]:
         """Private copies of a batch; units that cannot be had are left out and said."""
         copies: list[list[Copy]] = []
         for unit in batch:
@@ -194,9 +194,9 @@ class Sync:
                 break
         return copies
 
-    def _as_it_is_now(self, unit: Unit) -> list[Found]:
+    def _as_it_is_now(self, unit: UploadUnit) -> list[FileInfo]:
         """The unit's files with the stat keys that hashing left behind: a link taken and given back moves the ctime."""
-        files: list[Found] = []
+        files: list[FileInfo] = []
         for found in unit.files:
             with contextlib.suppress(FileNotFoundError):
                 files.append(replace(found, key=stat_key((self._root / found.path).stat())))
@@ -209,7 +209,7 @@ class Sync:
         confirmed: set[str] = set()
         commits: list[str] = []
 
-        def hear(event: dict[str, Any]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "committed":
                 commits.append(event["commit"])
                 self._note_commit()
@@ -221,7 +221,7 @@ class Sync:
         names = [unit[0].staged.path for unit in units]
         message = f"Add {names[0]}" + (f" and {len(copies) - 1} more" if len(copies) > 1 else "")
         order = {"operation": "push", "message": message, "files": [asdict(copy.staged) for copy in copies]}
-        outcome = self._order(order, num_bytes, hear)
+        outcome = self._order(order, num_bytes, on_event)
         self._staging.release(copies)
         self._record(copies, confirmed, commits[-1] if commits else None)
         if outcome.fault is not None:
@@ -232,15 +232,15 @@ class Sync:
             self.last_success = self._clock.wall()
             logger.info("%d files (%.1f MB) are on the target and verified", len(confirmed), num_bytes / 1e6)
 
-    def _order(self, order: dict[str, Any], num_bytes: int, hear: Callable[[dict[str, Any]], None]) -> Outcome:
+    def _order(self, order: dict[str, Any], num_bytes: int, on_event: Callable[[dict[str, Any]], None]) -> Outcome:
         whole, deadline_s = bounded(
             {**order, "use_xet": self.recovery.use_xet},
             self._target,
             self._settings,
             num_bytes=num_bytes,
-            patience=self.recovery.patience,
+            timeout_factor=self.recovery.timeout_factor,
         )
-        return self._runner.run(whole, deadline_s=deadline_s, on_event=hear, tick=self._tick)
+        return self._runner.run(whole, deadline_s=deadline_s, on_event=on_event, tick=self._tick)
 
     def _note_commit(self) -> None:
         self._last_commit = self._clock.monotonic()
@@ -255,7 +255,7 @@ class Sync:
                 row.state, row.attempts, row.error = "verified", 0, None
                 row.commit = commit or row.commit
                 self._log_sent[copy.staged.path] = self._clock.monotonic()
-                self._stumbling.discard(copy.staged.path)
+                self._suspect.discard(copy.staged.path)
                 self.num_arrived += 1
             elif row.state != "apart":
                 row.state = "stable"
@@ -264,11 +264,11 @@ class Sync:
 
     def _suffer(self, fault: Fault, units: list[list[Copy]]) -> None:
         """React to a failed batch; one file that fails alone again and again is set apart from the others."""
-        self.recovery.suffer(fault, num_units=len(units))
+        self.recovery.record_failure(fault, num_units=len(units))
         if fault.kind == "repository":
             # What was verified may be gone with the repo.
             self.prepared = False
-            self.journal.doubt()
+            self.journal.mark_unverified()
         guilty = next((unit for unit in units if fault.path in [copy.staged.path for copy in unit]), None)
         if guilty is None and len(units) == 1 and fault.kind in ("refused", "died"):
             guilty = units[0]
@@ -277,7 +277,7 @@ class Sync:
         first = self.journal.rows[guilty[0].staged.path]
         first.attempts += 1
         if first.attempts >= self._settings.tries_before_apart:
-            self._stumbling.add(first.path)
+            self._suspect.add(first.path)
         if fault.kind not in ("refused", "died", "server", "mismatch"):
             self.journal.write([first])
             return
@@ -294,7 +294,7 @@ class Sync:
 
     def _mark(
         self,
-        files: Sequence[Found],
+        files: Sequence[FileInfo],
         state: str,
         *,
         copies: Sequence[Copy] = (),

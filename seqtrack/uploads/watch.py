@@ -16,11 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from seqtrack.checkpoints.start import read_run
+from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.errors import UserError
 from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.journal import Journal
-from seqtrack.uploads.plan import Agenda
+from seqtrack.uploads.plan import UploadQueue
 from seqtrack.uploads.recovery import Recovery
 from seqtrack.uploads.runner import ChildRunner, Runner
 from seqtrack.uploads.settings import TargetSettings, UploadSettings
@@ -30,7 +30,7 @@ from seqtrack.uploads.sync import Sync
 
 logger = logging.getLogger(__name__)
 
-DRAINED, LEFT_OVER = 0, 3
+EXIT_ALL_UPLOADED, EXIT_INCOMPLETE = 0, 3
 _DRAIN_FAILURES = 3
 _QUIET = 3.0  # times the settling of a file: what a finished run still writes comes in pieces
 
@@ -107,14 +107,14 @@ class Watch:
 
     # ---- the three ways to run
     def watch(self) -> int:
-        """Go on until every run in the folder is complete and verified, or until asked to stop."""
+        """Continue until every run in the folder is complete and verified, or until asked to stop."""
         self._say_state("watching")
         while not self._stop.asked.is_set():
             wait = self.sync.step()
             self._tell()
             if self._is_finished():
                 logger.info("every run is complete and every file is verified")
-                return self._close(DRAINED)
+                return self._close(EXIT_ALL_UPLOADED)
             self._clock.sleep(min(max(wait, 0.0), self._settings.poll_s))
         return self.drain()
 
@@ -132,7 +132,7 @@ class Watch:
             left = [unit for unit in self.sync.agenda.units if unit.files[0].path in first]
             left = [unit for unit in left if not (unit.files[0].grows and self.sync.was_sent(unit))]
             if not left and not self.sync.problems:
-                return self._close(DRAINED)
+                return self._close(EXIT_ALL_UPLOADED)
             if self.sync.num_arrived != progress:
                 progress, since = self.sync.num_arrived, self._clock.monotonic()
             fault = self.sync.recovery.fault
@@ -145,7 +145,7 @@ class Watch:
             self._clock.sleep(min(max(wait, 0.01), self._settings.poll_s))
         return self._close(self._left_over())
 
-    def _let_settle(self) -> Agenda:
+    def _let_settle(self) -> UploadQueue:
         """Give what lies there the time to count as still, so that all of it can go in one commit."""
         end = self._clock.monotonic() + 2.0 * self._settings.settle_s
         while True:
@@ -170,7 +170,7 @@ class Watch:
             self._tell()
             agenda = self.sync.look_around()
             if not agenda.units and not self.sync.problems:
-                return self._close(DRAINED)
+                return self._close(EXIT_ALL_UPLOADED)
             unreachable = not (set(agenda.units) - self.sync.out_of_reach())
             if unreachable or recovery.failures - before >= _DRAIN_FAILURES:
                 break
@@ -196,13 +196,13 @@ class Watch:
         agenda = self.sync.look_around()
         names = [unit.files[0].path for unit in agenda.units] + list(self.sync.problems)
         if not names:
-            return DRAINED
+            return EXIT_ALL_UPLOADED
         fault = self.sync.recovery.fault
         reason = f" ({fault.kind}: {fault.line})" if fault is not None else ""
         logger.error("%d files are not on the target: %s%s", len(names), ", ".join(sorted(set(names))[:5]), reason)
         for line in list(self.sync.problems.values())[:20]:
             logger.error("%s", line)
-        return LEFT_OVER
+        return EXIT_INCOMPLETE
 
     # ---- telling
     def _tick(self) -> bool:
@@ -217,7 +217,7 @@ class Watch:
         self._tell()
 
     def _close(self, code: int) -> int:
-        self._say_state("done" if code == DRAINED else "stopped")
+        self._say_state("done" if code == EXIT_ALL_UPLOADED else "stopped")
         return code
 
     def _tell(self, *, sending: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is refused or passed over: no traceback, no hang, and never a wrong load.
+"""A damaged checkpoint is refused or skipped: no traceback, no hang, and never a wrong load.
 
 Files are damaged in every way that disks, copies and editors have: bits flipped, ends cut, pieces missing, doubled or
 swapped, and values of the manifest edited so that it is still good JSON.
@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from seqtrack.checkpoints.files import CHUNK, DamagedFileError, TensorBytes
+from seqtrack.checkpoints.safetensors_io import CHUNK, DamagedFileError, TensorBytes
 from seqtrack.checkpoints.store import (
     Manifest,
+    latest_valid,
     list_checkpoints,
     load_tensors,
     load_weights,
     manifest_of,
-    newest_sound,
     read_manifest,
     read_tensors,
     verify_checkpoint,
@@ -27,7 +27,7 @@ from seqtrack.checkpoints.store import (
 )
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.errors import UserError
-from seqtrack.resuming import Reading
+from seqtrack.training.resume import CachedCheckpoint
 
 DESCRIBE: dict[str, Any] = {
     "created": "2024-01-01T00:00:00Z",
@@ -89,16 +89,16 @@ def _a_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_empty, _gone, _one_bit, _cut_short, _a_folder])
 @pytest.mark.parametrize("what", ["container", "manifest"])
-def test_the_newest_when_damaged_is_passed_over_with_a_warning(
+def test_the_latest_when_damaged_is_skipped_with_a_warning(
     what: str, damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older, newer = write_small(tmp_path, 1), write_small(tmp_path, 2)
     untouched = older.path.read_bytes(), older.manifest_path.read_bytes()
     damage(newer.path if what == "container" else newer.manifest_path)
-    found = newest_sound(list_checkpoints(tmp_path))
+    found = latest_valid(list_checkpoints(tmp_path))
     assert found == older
     if not (what == "manifest" and damage is _gone):  # without a manifest there is nothing to warn of
-        assert "passed over" in caplog.text
+        assert "skipped" in caplog.text
         assert "SEQTRACK_ep0002" in caplog.text
     assert (older.path.read_bytes(), older.manifest_path.read_bytes()) == untouched
 
@@ -149,7 +149,7 @@ def test_the_container_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
 def test_what_is_loaded_is_what_was_verified_whatever_the_disk_says_later(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 1)
     sound = load_tensors(manifest)
-    reading = Reading()
+    reading = CachedCheckpoint()
     reading.verify(manifest)
     _one_bit(manifest.path)
     loaded = reading.take(manifest)
@@ -161,7 +161,7 @@ def test_what_is_loaded_is_what_was_verified_whatever_the_disk_says_later(tmp_pa
 
 def test_a_checkpoint_that_was_not_the_last_to_be_verified_is_read_again(tmp_path: Path) -> None:
     first, second = write_small(tmp_path, 1), write_small(tmp_path, 2)
-    reading = Reading()
+    reading = CachedCheckpoint()
     reading.verify(second)
     assert torch.equal(reading.take(first)["model/weight"], load_tensors(first)["model/weight"])
     reading.verify(second)

@@ -10,7 +10,7 @@ import pytest
 import runs
 from runs import demo_data, environment
 
-from seqtrack.checkpoints.files import new_file, write_atomic, write_container
+from seqtrack.checkpoints.safetensors_io import new_file, write_atomic, write_checkpoint_file
 
 __all__ = ["demo_data"]
 
@@ -39,7 +39,7 @@ def test_every_file_of_a_run_has_what_the_umask_leaves(mask: int, demo_data: Pat
 
 def test_a_failed_write_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "run.json"
-    for write in (lambda: write_atomic(path, b"x"), lambda: write_container(path, {}, {})):
+    for write in (lambda: write_atomic(path, b"x"), lambda: write_checkpoint_file(path, {}, {})):
         with pytest.raises(OSError) as failure:
             write()
         assert failure.value.errno == errno.ENOENT and failure.value.filename == str(path)
@@ -67,12 +67,12 @@ def test_a_checkpoint_that_cannot_be_written_names_its_file(tmp_path: Path) -> N
     import torch
 
     from checkpoints.test_full_disk import _describe
-    from seqtrack.engine.saving import Saver
     from seqtrack.errors import RunError
+    from seqtrack.training.checkpointer import Checkpointer
 
     (tmp_path / "SEQTRACK_ep0001.json").mkdir()
-    saver = Saver(tmp_path, parent_sha256=None)
-    saver.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(4)}, {}, describe=_describe(1))
+    checkpointer = Checkpointer(tmp_path, parent_sha256=None)
+    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(4)}, {}, describe=_describe(1))
     with pytest.raises(RunError) as failure:
-        saver.wait()
+        checkpointer.wait()
     assert failure.value.code == "run.disk" and str(tmp_path / "SEQTRACK_ep0001.json") in str(failure.value)

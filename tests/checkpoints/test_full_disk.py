@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from checkpoints.test_damage import DESCRIBE, write_small
-from seqtrack.checkpoints.files import write_atomic, write_container
+from seqtrack.checkpoints.safetensors_io import write_atomic, write_checkpoint_file
 from seqtrack.checkpoints.store import list_checkpoints, manifest_of, verify_checkpoint, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
-from seqtrack.engine.saving import Saver
 from seqtrack.errors import RunError
+from seqtrack.training.checkpointer import Checkpointer
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -101,23 +101,23 @@ def _describe(step: int) -> dict[str, object]:
 def test_a_write_that_fails_in_the_background_stops_the_run_at_its_next_step(disk: Path) -> None:
     folder = disk / "checkpoints"
     folder.mkdir()
-    saver = Saver(folder, parent_sha256=None)
-    saver.before_write = lambda: _leave(disk, 2)
+    checkpointer = Checkpointer(folder, parent_sha256=None)
+    checkpointer.before_write = lambda: _leave(disk, 2)
     tensors = {"model/weight": torch.zeros(64 * PAGE)}
-    saver.save("SEQTRACK_ep0001.safetensors", tensors, {}, describe=_describe(1))
+    checkpointer.save("SEQTRACK_ep0001.safetensors", tensors, {}, describe=_describe(1))
     with pytest.raises(RunError, match=r"could not be written .*No space left.*older checkpoints are untouched"):
-        saver.wait()
+        checkpointer.wait()
     assert list_checkpoints(folder) == []
-    saver.check()
+    checkpointer.check()
 
 
 def test_too_little_room_is_said_before_the_write(disk: Path) -> None:
     _leave(disk, 2 * 1024 * 1024 // PAGE)
-    saver = Saver(disk, parent_sha256=None)
+    checkpointer = Checkpointer(disk, parent_sha256=None)
     with pytest.raises(RunError, match=r"has 2 MB free; the next checkpoint needs 4 MB .* make room"):
-        saver.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(10**6)}, {}, describe=_describe(1))
+        checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(10**6)}, {}, describe=_describe(1))
     with pytest.raises(RunError, match="2 MB free"):
-        saver.reserve({"model/w": torch.zeros(10**6)})
+        checkpointer.preallocate({"model/w": torch.zeros(10**6)})
 
 
 def test_a_read_only_folder_is_an_error_with_its_cause(disk: Path) -> None:
@@ -125,5 +125,5 @@ def test_a_read_only_folder_is_an_error_with_its_cause(disk: Path) -> None:
     before = manifest.path.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(OSError, match="Read-only file system"):
-        write_container(disk / "SEQTRACK_ep0002.safetensors", {}, {})
+        write_checkpoint_file(disk / "SEQTRACK_ep0002.safetensors", {}, {})
     assert manifest.path.read_bytes() == before

@@ -11,12 +11,12 @@ import torch
 from fuzz.test_fuzz_checkpoints import new_state, trained_state
 
 from checkpoints.test_damage import write_small
-from seqtrack.checkpoints.files import DamagedFileError, read_header, read_json_object
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_header, read_json_object
 from seqtrack.checkpoints.store import (
     Manifest,
+    latest_valid,
     list_checkpoints,
     load_weights,
-    newest_sound,
     read_manifest,
     read_values,
     verify_checkpoint,
@@ -76,15 +76,15 @@ ODD_STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ODD_STATES)
-def test_a_state_of_another_structure_is_refused_by_its_component_and_passed_over(tmp_path: Path, name: str) -> None:
+def test_a_state_of_another_structure_is_refused_by_its_component_and_skipped(tmp_path: Path, name: str) -> None:
     older, newer = write_small(tmp_path, 1), write_small(tmp_path, 2)
-    assert newest_sound(list_checkpoints(tmp_path)) == newer, "the negative control"
+    assert latest_valid(list_checkpoints(tmp_path)) == newer, "the negative control"
     changed = _rewrite(newer, _with_state(**ODD_STATES[name]))
     for read in (verify_checkpoint, lambda manifest: read_values(manifest.path, read_header(manifest.path))):
         with pytest.raises(DamagedFileError, match=f"state component {next(iter(ODD_STATES[name]))}") as caught:
             read(changed)
         assert caught.value.code == "checkpoint.state"
-    assert newest_sound(list_checkpoints(tmp_path)) == older
+    assert latest_valid(list_checkpoints(tmp_path)) == older
 
 
 def _twice(head: bytes) -> bytes:
@@ -187,7 +187,7 @@ ODD_TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], None]] = {
     "words": lambda t: t.update({"rng/0/python/words": torch.full((625,), -1)}),
     "a number as a tensor": lambda t: t.update({"meters/count": torch.ones(1)}),
     "in a list": lambda t: t.update({"optimizer/groups/0": torch.ones(1)}),
-    "beside a value": lambda t: t.update({"rng/0/numpy/position": torch.ones(1)}),
+    "next to a value": lambda t: t.update({"rng/0/numpy/position": torch.ones(1)}),
 }
 
 

@@ -1,4 +1,4 @@
-"""What the doctor says of sound and of unsound machines and settings. Each judgement is shown with its opposite."""
+"""What the doctor says of valid and of invalid machines and settings. Each judgement is shown with its opposite."""
 
 import json
 import os

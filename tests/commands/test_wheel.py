@@ -55,7 +55,7 @@ def seqtrack(installed: Path, tmp_path: Path, demo_data: Path) -> Callable[..., 
 def test_it_is_the_installed_package_that_runs(
     installed: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    code = "from seqtrack.engine import fingerprint as f; print(f.__file__, f.source_commit(), f.lock_digest())"
+    code = "from seqtrack.training import fingerprint as f; print(f.__file__, f.source_commit(), f.lock_digest())"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(installed)}, cwd=installed.parent,
         capture_output=True, text=True, check=True, timeout=100,

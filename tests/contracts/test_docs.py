@@ -13,15 +13,15 @@ from seqtrack.commands.docs import parser_of, parsers, render
 from seqtrack.config.environment import VARIABLES, read_variable
 from seqtrack.config.fields import reader
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
-from seqtrack.uploads.watch import LEFT_OVER
+from seqtrack.uploads.watch import EXIT_INCOMPLETE
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.parent.suffix != ".d")
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 JOBS = ("train-phase1", "train-phase2", "prepare-data")
-# What the entrypoint takes beside a command: it turns the word into a number before anything else reads it.
-ENTRYPOINT_VALUES = {("RESUME_EPOCH", "newest")}
-# Variables that belong to Docker, compose or the shell and are explained where they stand.
+# What the entrypoint takes next to a command: it turns the word into a number before anything else reads it.
+ENTRYPOINT_VALUES = {("RESUME_EPOCH", "latest")}
+# Variables that belong to Docker, compose or the shell and are explained where they are.
 FOREIGN_VARIABLES = {
     "PYTHON", "CI", "CUDA", "IMAGE", "GPUS", "MEMLOCK", "SHM_SIZE", "TENSORBOARD_PORT", "COMMIT", "LOCK_DIGEST",
     "BASE_CU121", "BASE_CU128", "HF_HOME", "PWD", "UID", "GID", "PUID", "PGID", "DOCKER_ENGINE_TOOL",
@@ -175,7 +175,7 @@ def test_a_new_option_makes_the_page_stale(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_exit_code_is_on_the_page_and_no_other() -> None:
     table = COMMANDS_PAGE.split("## Exit codes")[1].split("\n## ")[0]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert listed == sorted({0, 1, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, LEFT_OVER})
+    assert listed == sorted({0, 1, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, EXIT_INCOMPLETE})
 
 
 def test_every_reader_of_a_variable_exists() -> None:

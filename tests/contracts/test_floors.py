@@ -13,12 +13,14 @@ PACKAGE = ROOT / "seqtrack"
 
 # Modules and folders by floor; a module may import from its own folder and from floors below it.
 FLOORS: list[tuple[str, ...]] = [
-    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "processes", "parsing", "markdown"),
+    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "process", "parsing", "markdown"),
     ("config", "checkpoints", "annotation_files"),
-    ("model", "data", "figures"),
-    ("engine", "tracking", "evaluation", "uploads"),
+    ("model", "data", "plotting"),
+    ("runtime",),
+    ("tracking", "evaluation", "uploads"),
     ("reports",),
-    ("train", "prepare", "records", "resuming", "commands", "cli", "__main__"),
+    ("training",),
+    ("train", "commands", "cli", "__main__"),
 ]
 # Siblings on one floor do not know each other, save where one is made of the other, said here.
 SIBLINGS = {("evaluation", "tracking")}
@@ -29,7 +31,7 @@ TOP = len(FLOORS) - 1
 FORBIDDEN: list[tuple[str, tuple[str, ...], str]] = [
     (
         "uploads",
-        ("torch", "seqtrack.engine", "seqtrack.model", "seqtrack.data", "seqtrack.tracking", "seqtrack.evaluation"),
+        ("torch", "seqtrack.training", "seqtrack.model", "seqtrack.data", "seqtrack.tracking", "seqtrack.evaluation"),
         "the sidecar meets training only in the output folder",
     ),
     ("model", ("seqtrack.config",), "a model is built from its own dataclass"),
@@ -39,7 +41,7 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], str]] = [
     ("cli", ("torch", "numpy", "cv2", "matplotlib"), "--help answers at once"),
 ]
 # Modules that may import torch.distributed.
-DISTRIBUTED = {"seqtrack.engine.ranks"}
+DISTRIBUTED = {"seqtrack.runtime.distributed"}
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,14 @@ def floor_of(part: str) -> int | None:
 
 
 def complaint(one: Import) -> str | None:
-    """Why an import may not stand where it stands, or None."""
+    """Why an import is refused, or None."""
     if one.target == "seqtrack" or one.target.startswith("seqtrack."):
         here, there = part_of(one.module), part_of(one.target)
         if floor_of(there) is None:
             there = "__init__"  # `from seqtrack import __version__`
         own, other = floor_of(here), floor_of(there)
         if own is None or other is None:
-            return f"{one}: {here} stands on no floor; add it to FLOORS"
+            return f"{one}: {here} is on no floor; add it to FLOORS"
         if here == there or own == other == TOP or (own == other == 0):
             return None
         if other > own:
@@ -150,7 +152,7 @@ def test_nobody_imports_what_it_must_not_know() -> None:
     assert [text for one in package_imports() for text in breaches(one)] == []
 
 
-def test_every_module_stands_on_a_floor_and_every_floor_has_its_modules() -> None:
+def test_every_module_is_on_a_floor_and_every_floor_has_its_modules() -> None:
     parts = {part_of(module_name(path, PACKAGE)) for path in PACKAGE.rglob("*.py")}
     assert sorted(part for part in parts if floor_of(part) is None) == []
     known = {part for floor in FLOORS for part in floor}
@@ -162,13 +164,13 @@ def test_every_module_stands_on_a_floor_and_every_floor_has_its_modules() -> Non
     [
         ("seqtrack.data.crop", "from seqtrack.model.images import x", "data and model are siblings"),
         ("seqtrack.model.build", "import seqtrack.data.crop", "model and data are siblings"),
-        ("seqtrack.config.loader", "from seqtrack.engine import state", "goes up, from floor 1 to floor 3"),
+        ("seqtrack.config.loader", "from seqtrack.training import state", "goes up, from floor 1 to floor 6"),
         ("seqtrack.boxes", "def f():\n    from seqtrack.config import load", "goes up, from floor 0 to floor 1"),
-        ("seqtrack.engine.loop", "from torch import distributed", "only seqtrack.engine.ranks may"),
-        ("seqtrack.engine.loop", "import torch.distributed as dist", "only seqtrack.engine.ranks may"),
+        ("seqtrack.training.trainer", "from torch import distributed", "only seqtrack.runtime.distributed may"),
+        ("seqtrack.training.trainer", "import torch.distributed as dist", "only seqtrack.runtime.distributed may"),
         ("seqtrack.data.crop", "from ..model import build", "data and model are siblings"),
-        ("seqtrack.uploads.watch", "from seqtrack.engine.log import x", "uploads and engine are siblings"),
-        ("seqtrack.somewhere.new", "import seqtrack.errors", "somewhere stands on no floor"),
+        ("seqtrack.uploads.watch", "from seqtrack.tracking.tracker import x", "uploads and tracking are siblings"),
+        ("seqtrack.somewhere.new", "import seqtrack.errors", "somewhere is on no floor"),
     ],
 )
 def test_an_import_that_goes_up_or_sideways_is_named(module: str, source: str, message: str) -> None:
@@ -194,7 +196,7 @@ def test_forbidden_knowledge_is_named(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("seqtrack.evaluation.run", "from seqtrack.tracking import tracker"),
-        ("seqtrack.engine.ranks", "import torch.distributed"),
+        ("seqtrack.runtime.distributed", "import torch.distributed"),
         ("seqtrack.commands.train", "from seqtrack import train"),
         ("seqtrack.data.crop", "from . import sequence\nfrom seqtrack.errors import UserError\nimport seqtrackx"),
         ("seqtrack.model.spec", "if TYPE_CHECKING:\n    from seqtrack.config.schema import Config"),
@@ -210,7 +212,7 @@ def test_a_good_import_is_not_complained_of(module: str, source: str) -> None:
     ("module", "unwanted"),
     [
         ("seqtrack.checkpoints.store", ["torch"]),
-        ("seqtrack.checkpoints.files", ["torch"]),
+        ("seqtrack.checkpoints.safetensors_io", ["torch"]),
         ("seqtrack.config.environment", ["torch", "numpy"]),
         ("seqtrack.seeding", ["torch"]),
         ("seqtrack.reports.report", ["torch", "cv2", "timm"]),
@@ -224,7 +226,7 @@ def test_what_is_read_without_torch_loads_none_through_others_either(module: str
 
 def test_the_whole_of_the_uploader_loads_no_torch() -> None:
     modules = [module_name(path, PACKAGE) for path in sorted((PACKAGE / "uploads").glob("*.py"))]
-    assert loaded_by(f"import {', '.join(modules)}", ["torch", "timm", "seqtrack.engine", "seqtrack.model"]) == []
+    assert loaded_by(f"import {', '.join(modules)}", ["torch", "timm", "seqtrack.training", "seqtrack.model"]) == []
 
 
 def test_loading_is_noticed() -> None:

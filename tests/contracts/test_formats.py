@@ -17,7 +17,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encodin
 
 @dataclass(frozen=True)
 class Field:
-    """A row of a table: the name as written, whether it may be missing, and what stands in the other cells."""
+    """A row of a table: the name as written, whether it may be missing, and what is in the other cells."""
 
     name: str
     optional: bool

@@ -21,11 +21,11 @@ CATCHES_ALL = {
     "commands/doctor_project.py": "whatever a client raises is told in one classified line, without the token",
     "commands/train.py": "one of several processes tells its launcher how it ended, after its traceback was printed",
     "data/loader.py": "a worker's error travels to the trainer, which raises it",
-    "engine/saving.py": "the writing thread keeps the exception, and the training thread raises it",
+    "training/checkpointer.py": "the writing thread keeps the exception, and the training thread raises it",
     "uploads/child.py": "whatever a client raises must reach the parent as one classified event",
 }
 
-# Methods whose meaning stands where their protocol is written down, in torch's documentation for the last two.
+# Methods whose meaning is where their protocol is written down, in torch's documentation for the last two.
 KNOWN_METHODS = {"state_dict", "load_state_dict"}
 
 # Strings that belong to one machine or to how this code came about, put together so that this file does not hold them.

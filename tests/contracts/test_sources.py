@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from data.makers import make_got10k, write_sequence
 
+from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.demo import Plan, ensure_demo
-from seqtrack.data.pairs import SampleDataset, SampleSpec
 from seqtrack.data.sources import SOURCES, Source, describe, open_source
 from seqtrack.errors import UserError
 
@@ -38,7 +38,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(scope="module", params=SOURCES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A data set's name, and a data folder in which a small one stands."""
+    """A data set's name, and a data folder in which a small one is."""
     data_dir = tmp_path_factory.mktemp(request.param)
     MAKERS[request.param](data_dir)
     return request.param, data_dir
@@ -99,7 +99,7 @@ def test_a_class_can_be_chosen_and_an_unknown_one_is_refused_with_those_that_exi
 
 def test_samples_can_be_drawn(source: Source) -> None:
     spec = SampleSpec(template_size=16, search_size=32)
-    dataset = SampleDataset([source], [1.0], spec, seed=0)
+    dataset = TrackingDataset([source], [1.0], spec, seed=0)
     assert len({dataset.sample(0, index).search.tobytes() for index in range(5)}) == 5
 
 

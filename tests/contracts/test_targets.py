@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from uploads.harness import REPO, TOKEN, content
 from uploads.hub_server import Hub
-from uploads.rig import REPO, TOKEN, content
 
 from seqtrack.uploads.runner import ChildRunner, Outcome
 from seqtrack.uploads.target import Remote, Staged, digest_of, git_digest, stamp_of

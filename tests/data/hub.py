@@ -71,22 +71,22 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(("GET", path, self.headers.get("Range", "")))
             if hub.status != 200:
-                self._answer(hub.status, b'{"error": "planned"}')
+                self._call_checking_workers(hub.status, b'{"error": "planned"}')
             elif path.startswith(f"/api/datasets/{REPO}/tree/"):
-                self._answer(200, json.dumps(hub.listing()).encode())
+                self._call_checking_workers(200, json.dumps(hub.listing()).encode())
             elif path.startswith(f"/datasets/{REPO}/resolve/main/"):
                 # As the Hub does for large files: the bytes are on another host name.
                 name = path.rpartition("/")[2]
                 port = self.server.server_address[1]
-                self._answer(302, b"", {"Location": f"http://localhost:{port}/store/{name}"})
+                self._call_checking_workers(302, b"", {"Location": f"http://localhost:{port}/store/{name}"})
             elif path.startswith("/store/") and hub.store_status:
-                self._answer(hub.store_status.pop(0), b"")
+                self._call_checking_workers(hub.store_status.pop(0), b"")
             elif path.startswith("/store/"):
                 self._send(hub.files[path.rpartition("/")[2]])
             else:
-                self._answer(404, b'{"error": "unknown"}', {"X-Error-Code": "RepoNotFound"})
+                self._call_checking_workers(404, b'{"error": "unknown"}', {"X-Error-Code": "RepoNotFound"})
 
-        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        def _call_checking_workers(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
             for key, value in {
                 "Content-Length": str(len(body)),

@@ -27,7 +27,7 @@ def _problems(folder: Path) -> list[Problem]:
     return caught.value.problems
 
 
-def test_a_good_sequence_is_read_as_it_stands(folder: Path) -> None:
+def test_a_good_sequence_is_read_as_it_is(folder: Path) -> None:
     rows = _rows(folder)
     rows[3], rows[4] = "-5,-38,12.5,7", "0,0,0,0"
     (folder / "groundtruth.txt").write_text("\n".join(rows))

@@ -99,7 +99,7 @@ def test_a_server_that_ignores_ranges_is_survived(served: Served, tmp_path: Path
     assert len(_download(served, tmp_path / "data", "book")["book"]) == 3
 
 
-def test_a_killed_download_goes_on_in_the_next_process(served: Served, tmp_path: Path) -> None:
+def test_a_killed_download_continues_in_the_next_process(served: Served, tmp_path: Path) -> None:
     """The server falls silent; the process is killed; what had arrived is not asked for again."""
     members = {**_members(tmp_path, "book"), "book-1/pad.bin": os.urandom(4_000_000)}
     served.files["book.zip"] = zip_of(members, tmp_path / "padded.zip")
@@ -142,7 +142,7 @@ def test_a_server_that_is_overloaded_for_a_moment_is_asked_again(served: Served,
     served.store_status = [503, 429]
     assert len(_download(served, tmp_path / "data", "book")["book"]) == 3
     served.store_status = [403]
-    with pytest.raises(UserError, match="the same command goes on"):
+    with pytest.raises(UserError, match="the same command continues"):
         _download(served, tmp_path / "other", "book")
 
 

@@ -19,7 +19,7 @@ from data.hub import Hub as Served
 from data.hub import HubServer, zip_of
 from data.makers import jpeg, picture, tree, write_sequence
 from seqtrack.cli import main
-from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
 
@@ -226,7 +226,7 @@ def _try(pristine: Path, root: Path, kinds: list[str], seed: int, capsys: pytest
     assert "Traceback" not in said.out + said.err
     try:
         source = open_source("lasot", root, classes=(), split="train")
-        dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=16), seed=seed)
+        dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=16, search_size=16), seed=seed)
         for index in range(3):
             dataset.sample(0, index)
     except UserError as error:

@@ -108,7 +108,7 @@ def test_a_missing_folder_and_an_empty_one_are_errors_that_end(tmp_path: Path) -
         _names(tmp_path)
 
 
-def test_a_sequence_that_stands_twice_is_refused(make_lasot) -> None:  # type: ignore[no-untyped-def]
+def test_a_sequence_that_is_twice_is_refused(make_lasot) -> None:  # type: ignore[no-untyped-def]
     root = make_lasot("book-1")
     shutil.copytree(root / "book" / "book-1", root / "book-1")
     with pytest.raises(UserError, match="book-1") as caught:

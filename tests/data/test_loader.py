@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from seqtrack.data.loader import Batch, BatchLoader, WorkerDied, share
-from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.dataset import SampleSpec, TrackingDataset
+from seqtrack.data.loader import Batch, BatchLoader, WorkerDied, shard_range
 from seqtrack.data.sources import open_source
 from seqtrack.errors import RunError, UserError
 
@@ -25,14 +25,16 @@ SAMPLES, GLOBAL_BATCH = 22, 5
 
 
 @pytest.fixture
-def dataset(make_lasot) -> SampleDataset:  # type: ignore[no-untyped-def]
+def dataset(make_lasot) -> TrackingDataset:  # type: ignore[no-untyped-def]
     source = open_source("lasot", make_lasot("book-1", "coin-1"), classes=(), split="train")
-    return SampleDataset([source], [1.0], SPEC, seed=5)
+    return TrackingDataset([source], [1.0], SPEC, seed=5)
 
 
-def _loader(dataset: SampleDataset, workers: int = 0, world: int = 1, rank: int = 0, **options: int) -> BatchLoader:
+def _loader(
+    dataset: TrackingDataset, workers: int = 0, world_size: int = 1, rank: int = 0, **options: int
+) -> BatchLoader:
     numbers = {"batch_size_global": GLOBAL_BATCH, "samples_per_epoch": SAMPLES, **options}
-    return BatchLoader(dataset, world=world, rank=rank, num_workers=workers, **numbers)  # type: ignore[arg-type]
+    return BatchLoader(dataset, world_size=world_size, rank=rank, num_workers=workers, **numbers)  # type: ignore[arg-type]
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
@@ -47,7 +49,7 @@ def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[bytes]:
     return [_bytes(batch) for batch in loader.batches(epoch, start)]
 
 
-def test_a_batch_holds_what_its_samples_hold(dataset: SampleDataset) -> None:
+def test_a_batch_holds_what_its_samples_hold(dataset: TrackingDataset) -> None:
     batches = list(_loader(dataset).batches(2))
     assert [batch.count for batch in batches] == [5, 5, 5, 5, 2] and _loader(dataset).steps_per_epoch == 5
     assert [batch.global_count for batch in batches] == [5, 5, 5, 5, 2]
@@ -66,7 +68,7 @@ def test_a_batch_holds_what_its_samples_hold(dataset: SampleDataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_workers_makes_the_same_bytes(dataset: SampleDataset, workers: int) -> None:
+def test_any_number_of_workers_makes_the_same_bytes(dataset: TrackingDataset, workers: int) -> None:
     plain, loader = _loader(dataset), _loader(dataset, workers)
     try:
         for epoch in (0, 1, 2):
@@ -77,7 +79,7 @@ def test_any_number_of_workers_makes_the_same_bytes(dataset: SampleDataset, work
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_from_any_start_the_rest_is_the_same(dataset: SampleDataset, workers: int) -> None:
+def test_from_any_start_the_rest_is_the_same(dataset: TrackingDataset, workers: int) -> None:
     whole = _stream(_loader(dataset), 1)
     loader = _loader(dataset, workers)
     try:
@@ -87,7 +89,7 @@ def test_from_any_start_the_rest_is_the_same(dataset: SampleDataset, workers: in
         loader.close()
 
 
-def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(dataset: SampleDataset) -> None:
+def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(dataset: TrackingDataset) -> None:
     loader = _loader(dataset, 2)
     try:
         for _ in range(3):
@@ -99,31 +101,31 @@ def test_an_epoch_left_in_the_middle_does_not_disturb_the_next(dataset: SampleDa
         loader.close()
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_ranks_put_together_have_the_global_batches_of_one(dataset: SampleDataset, world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_put_together_have_the_global_batches_of_one(dataset: TrackingDataset, world_size: int) -> None:
     whole = list(_loader(dataset).batches(3))
-    shares = [list(_loader(dataset, world=world, rank=rank).batches(3)) for rank in range(world)]
+    shares = [list(_loader(dataset, world_size=world_size, rank=rank).batches(3)) for rank in range(world_size)]
     for step, expected in enumerate(whole):
-        parts = [ranks[step] for ranks in shares]
+        parts = [distributed[step] for distributed in shares]
         assert sum(part.count for part in parts) == expected.count == parts[0].global_count
         for name in ("templates", "search", "template_brightness", "search_brightness", "boxes", "indices"):
             joined = torch.cat([getattr(part, name)[: part.count] for part in parts])
             assert torch.equal(joined, getattr(expected, name)), name
 
 
-def test_a_rank_without_a_share_gets_one_sample_that_counts_nothing(dataset: SampleDataset) -> None:
-    last = list(_loader(dataset, world=4, rank=3).batches(0))[-1]
+def test_a_rank_without_a_share_gets_one_sample_that_counts_nothing(dataset: TrackingDataset) -> None:
+    last = list(_loader(dataset, world_size=4, rank=3).batches(0))[-1]
     assert last.count == 0 and len(last.indices) == 1 and last.global_count == 2
 
 
-@pytest.mark.parametrize(("samples", "world"), [(5, 1), (5, 2), (5, 4), (2, 4), (16, 3), (1, 8)])
-def test_shares_are_those_of_array_split(samples: int, world: int) -> None:
-    expected = [part.tolist() for part in np.array_split(np.arange(samples), world)]
-    assert [list(range(*share(samples, world, rank))) for rank in range(world)] == expected
+@pytest.mark.parametrize(("samples", "world_size"), [(5, 1), (5, 2), (5, 4), (2, 4), (16, 3), (1, 8)])
+def test_shares_are_those_of_array_split(samples: int, world_size: int) -> None:
+    expected = [part.tolist() for part in np.array_split(np.arange(samples), world_size)]
+    assert [list(range(*shard_range(samples, world_size, rank))) for rank in range(world_size)] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_global_random_states_are_left_alone(dataset: SampleDataset, workers: int) -> None:
+def test_the_global_random_states_are_left_alone(dataset: TrackingDataset, workers: int) -> None:
     torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     loader = _loader(dataset, workers)
     try:
@@ -136,7 +138,7 @@ def test_the_global_random_states_are_left_alone(dataset: SampleDataset, workers
 
 
 def test_a_damaged_frame_met_by_a_worker_is_a_users_error_without_a_workers_traceback(
-    dataset: SampleDataset, tmp_path: Path
+    dataset: TrackingDataset, tmp_path: Path
 ) -> None:
     for path in tmp_path.rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-100])
@@ -172,7 +174,7 @@ def _workers() -> list[int]:
     return [pid for pid in _children(os.getpid()) if pid in ours]
 
 
-def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: SampleDataset) -> None:
+def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: TrackingDataset) -> None:
     loader = _loader(dataset, 2, samples_per_epoch=4000)
     batches = loader.batches(0)
     next(batches)
@@ -184,7 +186,7 @@ def test_a_killed_worker_becomes_a_clear_error_quickly(dataset: SampleDataset) -
     assert not multiprocessing.active_children(), "the other worker was ended as well"
 
 
-def test_a_workers_death_disturbs_nothing_until_its_batch_is_waited_for(dataset: SampleDataset) -> None:
+def test_a_workers_death_disturbs_nothing_until_its_batch_is_waited_for(dataset: TrackingDataset) -> None:
     loader = _loader(dataset, 1, samples_per_epoch=4000)
     batches = loader.batches(0)
     next(batches)
@@ -199,7 +201,7 @@ def test_a_workers_death_disturbs_nothing_until_its_batch_is_waited_for(dataset:
 
 @pytest.mark.parametrize("epochs", [0, 1], ids=["before the first epoch", "between two"])
 def test_a_worker_that_died_while_it_had_nothing_to_do_is_the_same_clear_error(
-    epochs: int, dataset: SampleDataset
+    epochs: int, dataset: TrackingDataset
 ) -> None:
     loader = _loader(dataset, 1)
     loader.start_workers()
@@ -213,7 +215,7 @@ def test_a_worker_that_died_while_it_had_nothing_to_do_is_the_same_clear_error(
 
 
 def test_workers_that_were_started_ahead_make_the_same_batches_and_no_others_are_started(
-    dataset: SampleDataset,
+    dataset: TrackingDataset,
 ) -> None:
     expected = [_stream(_loader(dataset), epoch, start) for epoch, start in ((3, 2), (4, 0))]
     loader = _loader(dataset, 2)
@@ -228,7 +230,7 @@ def test_workers_that_were_started_ahead_make_the_same_batches_and_no_others_are
     assert _workers() == []
 
 
-def test_after_a_worker_died_the_loader_can_be_used_again(dataset: SampleDataset) -> None:
+def test_after_a_worker_died_the_loader_can_be_used_again(dataset: TrackingDataset) -> None:
     loader = _loader(dataset, 1, samples_per_epoch=400)
     batches = loader.batches(0)
     next(batches)
@@ -242,7 +244,7 @@ def test_after_a_worker_died_the_loader_can_be_used_again(dataset: SampleDataset
         loader.close()
 
 
-def test_closing_ends_the_workers(dataset: SampleDataset) -> None:
+def test_closing_ends_the_workers(dataset: TrackingDataset) -> None:
     loader = _loader(dataset, 2)
     next(loader.batches(0))
     assert len(_workers()) == 2
@@ -255,10 +257,10 @@ _CHILD = """
     import sys, time
     from pathlib import Path
     from seqtrack.data.loader import BatchLoader
-    from seqtrack.data.pairs import SampleDataset, SampleSpec
+    from seqtrack.data.dataset import TrackingDataset, SampleSpec
     from seqtrack.data.sources import open_source
     source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
-    dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=1)
+    dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=1)
     loader = BatchLoader(dataset, batch_size_global=4, samples_per_epoch=10**6, num_workers=2)
     for batch in loader.batches(0):
         print("step", flush=True)
@@ -282,8 +284,8 @@ def _wait_gone(processes: list[int], seconds: float) -> bool:
     return all(_is_gone(pid) for pid in processes)
 
 
-def test_workers_leave_signals_to_the_parent(dataset: SampleDataset, tmp_path: Path) -> None:
-    """What compose sends on stop reaches the whole group: the workers must go on while the trainer saves."""
+def test_workers_leave_signals_to_the_parent(dataset: TrackingDataset, tmp_path: Path) -> None:
+    """What compose sends on stop reaches the whole group: the workers must continue while the trainer saves."""
     child, workers = _start_child(tmp_path / "data")
     try:
         for worker in workers:
@@ -299,7 +301,7 @@ def test_workers_leave_signals_to_the_parent(dataset: SampleDataset, tmp_path: P
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_die_with_the_parent(dataset: SampleDataset, tmp_path: Path, sent: signal.Signals) -> None:
+def test_workers_die_with_the_parent(dataset: TrackingDataset, tmp_path: Path, sent: signal.Signals) -> None:
     child, workers = _start_child(tmp_path / "data")
     assert len(workers) == 2
     child.send_signal(sent)
@@ -312,10 +314,10 @@ _CRASH = """
     import sys
     from pathlib import Path
     from seqtrack.data.loader import BatchLoader
-    from seqtrack.data.pairs import SampleDataset, SampleSpec
+    from seqtrack.data.dataset import TrackingDataset, SampleSpec
     from seqtrack.data.sources import open_source
     source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
-    dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=1)
+    dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=1)
     loader = BatchLoader(dataset, batch_size_global=4, samples_per_epoch=10**6, num_workers=2)
     batches = loader.batches(0)
     next(batches)
@@ -324,13 +326,13 @@ _CRASH = """
 """
 
 
-def test_a_program_that_ends_without_closing_does_not_hang(dataset: SampleDataset, tmp_path: Path) -> None:
+def test_a_program_that_ends_without_closing_does_not_hang(dataset: TrackingDataset, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(_CRASH), str(tmp_path / "data")]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     assert subprocess.run(command, env=environment, timeout=45).returncode == 3
 
 
-def test_a_worker_that_stands_still_is_ended_as_well(dataset: SampleDataset) -> None:
+def test_a_worker_that_is_still_is_ended_as_well(dataset: TrackingDataset) -> None:
     loader = _loader(dataset, 1, samples_per_epoch=4000)
     next(loader.batches(0))
     (worker,) = _workers()
@@ -348,7 +350,7 @@ def _memory_mb(processes: list[int]) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _soak(dataset: SampleDataset, epochs: int, samples: int) -> list[float]:
+def _soak(dataset: TrackingDataset, epochs: int, samples: int) -> list[float]:
     loader = _loader(dataset, 2, batch_size_global=16, samples_per_epoch=samples)
     sizes = []
     try:
@@ -362,26 +364,26 @@ def _soak(dataset: SampleDataset, epochs: int, samples: int) -> list[float]:
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_over_twenty_epochs(dataset: SampleDataset) -> None:
+def test_memory_does_not_grow_over_twenty_epochs(dataset: TrackingDataset) -> None:
     sizes = _soak(dataset, 20, 320)
     assert sizes[-1] - sizes[4] < 10, sizes
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_over_twenty_long_epochs(dataset: SampleDataset) -> None:
+def test_memory_does_not_grow_over_twenty_long_epochs(dataset: TrackingDataset) -> None:
     sizes = _soak(dataset, 20, 8000)
     assert sizes[-1] - sizes[2] < 10, sizes
 
 
-def test_the_sum_of_an_epoch_is_reproducible_in_another_process(dataset: SampleDataset, tmp_path: Path) -> None:
+def test_the_sum_of_an_epoch_is_reproducible_in_another_process(dataset: TrackingDataset, tmp_path: Path) -> None:
     """Nothing of this process, such as its hash seed, enters a sample."""
     code = """
         import hashlib, sys
         from pathlib import Path
-        from seqtrack.data.pairs import SampleDataset, SampleSpec
+        from seqtrack.data.dataset import TrackingDataset, SampleSpec
         from seqtrack.data.sources import open_source
         source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
-        dataset = SampleDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=5)
+        dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=16, search_size=32), seed=5)
         print(hashlib.sha256(b"".join(dataset.sample(0, i).search.tobytes() for i in range(20))).hexdigest())
     """
     here = hashlib.sha256(b"".join(dataset.sample(0, i).search.tobytes() for i in range(20))).hexdigest()
@@ -392,12 +394,12 @@ def test_the_sum_of_an_epoch_is_reproducible_in_another_process(dataset: SampleD
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size_global": 0}, {"samples_per_epoch": 0}, {"workers": -1}])
-def test_impossible_numbers_are_refused(dataset: SampleDataset, wrong: dict[str, int]) -> None:
+def test_impossible_numbers_are_refused(dataset: TrackingDataset, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least"):
         _loader(dataset, **wrong)
 
 
-class _Broken(SampleDataset):
+class _Broken(TrackingDataset):
     """Fails at one sample, as a bug or a lack of the system's would."""
 
     error: Exception
@@ -417,7 +419,7 @@ class _Broken(SampleDataset):
     ],
 )
 def test_a_workers_error_is_one_line_with_its_reason_and_the_workers_traceback_behind_it(
-    dataset: SampleDataset, error: Exception, code: str
+    dataset: TrackingDataset, error: Exception, code: str
 ) -> None:
     dataset.__class__, dataset.error = _Broken, error  # type: ignore[attr-defined]
     loader = _loader(dataset, 2)
@@ -429,10 +431,10 @@ def test_a_workers_error_is_one_line_with_its_reason_and_the_workers_traceback_b
     assert not _workers()
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_request_to_stop_ends_the_wait_for_a_worker_that_stands_still(dataset: SampleDataset, world: int) -> None:
-    loader = _loader(dataset, 1, world=world, samples_per_epoch=4000)
-    loader._stop_patience_s = 0.0 if world == 1 else 0.5
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_request_to_stop_ends_the_wait_for_a_worker_that_is_still(dataset: TrackingDataset, world_size: int) -> None:
+    loader = _loader(dataset, 1, world_size=world_size, samples_per_epoch=4000)
+    loader._stop_patience_s = 0.0 if world_size == 1 else 0.5
     batches = loader.batches(0, stop=lambda: True)
     next(batches)
     (worker,) = _workers()
@@ -444,10 +446,12 @@ def test_a_request_to_stop_ends_the_wait_for_a_worker_that_stands_still(dataset:
     assert _wait_gone([worker], 5)
 
 
-def test_a_request_to_stop_takes_no_batch_away_that_is_there_in_time(dataset: SampleDataset) -> None:
-    loader = _loader(dataset, 2, world=2)
+def test_a_request_to_stop_takes_no_batch_away_that_is_there_in_time(dataset: TrackingDataset) -> None:
+    loader = _loader(dataset, 2, world_size=2)
     try:
-        assert [_bytes(one) for one in loader.batches(0, stop=lambda: True)] == _stream(_loader(dataset, world=2), 0)
+        assert [_bytes(one) for one in loader.batches(0, stop=lambda: True)] == _stream(
+            _loader(dataset, world_size=2), 0
+        )
     finally:
         loader.close()
 
@@ -456,11 +460,11 @@ _STREAM = """
     import hashlib, os, resource, sys
     from pathlib import Path
     from seqtrack.data.loader import BatchLoader
-    from seqtrack.data.pairs import SampleDataset, SampleSpec
+    from seqtrack.data.dataset import TrackingDataset, SampleSpec
     from seqtrack.data.sources import open_source
     from seqtrack.errors import RunError
     source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
-    dataset = SampleDataset([source], [1.0], SampleSpec(template_size=256, search_size=256), seed=1)
+    dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=256, search_size=256), seed=1)
     for limit in sys.argv[2:]:
         kind, value = limit.split("=")
         resource.setrlimit(getattr(resource, kind), (int(value), int(value)))
@@ -486,7 +490,7 @@ def _stream_in_a_process(root: Path, *limits: str, before: tuple[str, ...] = ())
 
 
 def test_few_descriptors_and_a_tiny_shared_memory_are_enough_and_too_few_are_named(
-    dataset: SampleDataset, tmp_path: Path
+    dataset: TrackingDataset, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     usual = _stream_in_a_process(data)

@@ -12,7 +12,7 @@ import yaml
 
 from data.makers import jpeg, picture, write_sequence
 from data.test_frames import cmyk, huge
-from seqtrack.checkpoints.files import read_json_object
+from seqtrack.checkpoints.safetensors_io import read_json_object
 from seqtrack.cli import main
 
 TINY = {
@@ -95,7 +95,7 @@ def test_a_resume_after_frames_were_replaced_names_the_data_and_so_does_verify(
     assert not Path("output/phase_2").exists()
     assert train("output", PHASE="1", RESUME_EPOCH="1") == 2
     assert "error [data.changed]" in capsys.readouterr().err
-    # A run of its own on the other pictures, compared: the difference has its cause beside it.
+    # A run of its own on the other pictures, compared: the difference has its cause next to it.
     assert train("other", PHASE="1", RESUME_EPOCH="") == 0
     capsys.readouterr()
     code = main(["verify", "again/phase_1", "other/phase_1"])

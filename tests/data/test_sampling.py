@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from seqtrack.data.pairs import SampleDataset, SampleSpec
+from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.sampling import MODES, FrameIndex, draw_frames, usable
 from seqtrack.data.sequence import Sequence, visible_frames
 from seqtrack.data.sources import Source
@@ -108,7 +108,7 @@ def test_a_sequence_too_short_or_rarely_visible_is_left_out_with_a_line(caplog: 
     enough[6] = True
     clips = [_whole("a-1", 19), sequence("a-2", visible=rare), sequence("a-3", visible=enough), _whole("a-4", 20)]
     spec = SampleSpec(template_size=32, search_size=32)
-    dataset = SampleDataset([Source("X", clips, "train", True)], [1], spec, seed=0, verify_up_to=0)
+    dataset = TrackingDataset([Source("X", clips, "train", True)], [1], spec, seed=0, verify_up_to=0)
     drawn = {dataset.choose(sample_generator(0, 0, index))[1].name for index in range(100)}
     assert drawn == {"a-3", "a-4"}
     assert "sequence a-1 is left out: 19 frames" in caplog.text
@@ -119,11 +119,11 @@ def test_a_sequence_too_short_or_rarely_visible_is_left_out_with_a_line(caplog: 
 def test_sources_of_which_nothing_can_be_drawn_are_refused() -> None:
     spec = SampleSpec(template_size=32, search_size=32)
     with pytest.raises(UserError, match="none of its 1 sequences"):
-        SampleDataset([Source("X", [_whole("a-1", 19)], "train", True)], [1], spec, seed=0, verify_up_to=0)
+        TrackingDataset([Source("X", [_whole("a-1", 19)], "train", True)], [1], spec, seed=0, verify_up_to=0)
     good = Source("X", [_whole("a-1", 30)], "train", True)
     for ratios in ([], [0.0], [-1.0], [1.0, 1.0]):
         with pytest.raises(UserError, match="DATASETS_RATIO"):
-            SampleDataset([good], ratios, spec, seed=0, verify_up_to=0)
+            TrackingDataset([good], ratios, spec, seed=0, verify_up_to=0)
 
 
 def _chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
@@ -134,7 +134,7 @@ def _counts(ratios: list[float], draws: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each data set, and each sequence of the first, is drawn."""
     first = Source("A", [_whole(f"a-{i}", 20 + 50 * i) for i in range(10)], "train", True)
     second = Source("B", [_whole(f"b-{i}", 40) for i in range(3)], "train", True)
-    dataset = SampleDataset(
+    dataset = TrackingDataset(
         [first, second], ratios, SampleSpec(template_size=32, search_size=32), seed=4, verify_up_to=0
     )
     sets, clips = np.zeros(2), np.zeros(10)
@@ -172,7 +172,7 @@ def test_the_measure_fails_sequences_drawn_by_their_length() -> None:
 def test_classes_are_drawn_in_proportion_to_their_sequences() -> None:
     clips = [_whole(f"book-{i}", 50) for i in range(6)] + [_whole(f"coin-{i}", 50) for i in range(2)]
     spec = SampleSpec(template_size=32, search_size=32)
-    dataset = SampleDataset([Source("X", clips, "train", True)], [1], spec, seed=0, verify_up_to=0)
+    dataset = TrackingDataset([Source("X", clips, "train", True)], [1], spec, seed=0, verify_up_to=0)
     names = [dataset.choose(sample_generator(0, 0, i))[1].class_name for i in range(8000)]
     counts = np.array([names.count("book"), names.count("coin")], dtype=float)
     assert _chi_square(counts, np.array([6000.0, 2000.0])) < _CHI_1

@@ -25,11 +25,11 @@ MOUNT_POINTS = {"C /run", "A /run/secrets", "A /run/secrets/hf_token"}
 
 
 @pytest.fixture(scope="module")
-def uncut(image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
+def uninterrupted(image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
     """Phase 1 of the run that other tests interrupt, uninterrupted."""
     from docker.containers import copy_of_the_repository
 
-    project = Project(copy_of_the_repository(tmp_path_factory.mktemp("uncut")), image, variables=dict(LONGER))
+    project = Project(copy_of_the_repository(tmp_path_factory.mktemp("uninterrupted")), image, variables=dict(LONGER))
     request.addfinalizer(project.down)
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
@@ -111,7 +111,9 @@ def test_files_belong_to_the_owner_of_the_folder_and_nothing_is_written_elsewher
     assert set(docker("diff", container["Id"]).splitlines()) <= MOUNT_POINTS
 
 
-def test_stop_saves_within_the_grace_and_up_goes_on_to_the_same_end(make_project: MakeProject, uncut: Project) -> None:
+def test_stop_saves_within_the_grace_and_up_continues_to_the_same_end(
+    make_project: MakeProject, uninterrupted: Project
+) -> None:
     project = make_project(variables=dict(LONGER))
     up = begin_and_wait(project)
     asked = time.monotonic()
@@ -124,10 +126,10 @@ def test_stop_saves_within_the_grace_and_up_goes_on_to_the_same_end(make_project
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
     assert "resumes after step" in screen
-    assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"
+    assert verdict(project.image, uninterrupted.output / "phase_1", project.output / "phase_1") == "identical"
 
 
-def test_a_killed_container_goes_on_to_the_same_end(make_project: MakeProject, uncut: Project) -> None:
+def test_a_killed_container_continues_to_the_same_end(make_project: MakeProject, uninterrupted: Project) -> None:
     project = make_project(variables=dict(LONGER))
     up = begin_and_wait(project)
     docker("kill", project.container("train-phase1")["Id"])
@@ -135,10 +137,10 @@ def test_a_killed_container_goes_on_to_the_same_end(make_project: MakeProject, u
     assert project.exit_code("train-phase1") == 137
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
-    assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"
+    assert verdict(project.image, uninterrupted.output / "phase_1", project.output / "phase_1") == "identical"
 
 
-def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uncut: Project) -> None:
+def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uninterrupted: Project) -> None:
     tool = os.environ.get("DOCKER_ENGINE_TOOL")
     if not tool:
         pytest.skip("DOCKER_ENGINE_TOOL does not name a command that stops and starts the engine")
@@ -147,7 +149,7 @@ def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uncut:
     try:
         assert command([tool, "down"]).returncode == 0
         up.communicate(timeout=60)
-        # It stops answering a while before it is gone, and a second one would refuse to start beside it.
+        # It stops answering a while before it is gone, and a second one would refuse to start next to it.
         wait_until("the engine's end", lambda: not Path("/var/run/docker.pid").exists())
     finally:  # whatever happened here, other tests need an engine
         started = command([tool, "up"], timeout=120, capture_output=False, stdin=subprocess.DEVNULL)
@@ -155,7 +157,7 @@ def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uncut:
     assert len(project.checkpoints()) < 2, "the run was over before the engine was stopped"
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
-    assert verdict(project.image, uncut.output / "phase_1", project.output / "phase_1") == "identical"
+    assert verdict(project.image, uninterrupted.output / "phase_1", project.output / "phase_1") == "identical"
 
 
 def test_the_verdict_on_two_different_runs_is_that_they_differ(make_project: MakeProject, reference: Project) -> None:

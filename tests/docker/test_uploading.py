@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from docker.containers import SMALL, Project, command, docker, wait_until
-from seqtrack.checkpoints.files import sha256_file
+from seqtrack.checkpoints.safetensors_io import sha256_file
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 MakeProject = Callable[..., Project]
@@ -154,7 +154,7 @@ def lone_container(project: Project, *, output: Path, **variables: str) -> str:
     return said.stdout + said.stderr
 
 
-def test_a_lone_container_uploads_beside_training_and_ends_when_all_is_there(project: Project) -> None:
+def test_a_lone_container_uploads_next_to_training_and_ends_when_all_is_there(project: Project) -> None:
     start_hub(project)
     said = lone_container(project, output=project.output, PHASE="1")
     assert missing(project) == []
@@ -167,5 +167,5 @@ def test_a_lone_container_uploads_beside_training_and_ends_when_all_is_there(pro
     one, two = (json.loads(path.read_text()) for path in manifests)
     assert one["weights_sha256"] == two["weights_sha256"]
     # Another one, which is told to take the newest, learns that there is nothing left to do.
-    said = lone_container(project, output=project.folder / "third", PHASE="1", RESUME_EPOCH="newest")
+    said = lone_container(project, output=project.folder / "third", PHASE="1", RESUME_EPOCH="latest")
     assert "the run is complete there" in said

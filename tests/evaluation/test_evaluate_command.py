@@ -14,7 +14,7 @@ import pytest
 from seqtrack.annotation_files import read_boxes
 from seqtrack.cli import main
 from seqtrack.evaluation.boxfiles import write_boxes
-from seqtrack.evaluation.metrics import FIGURES
+from seqtrack.evaluation.metrics import METRICS
 
 from .conftest import EvaluationData
 
@@ -56,12 +56,12 @@ class TestCheckpoints:
         assert evaluate(output) == 0
         folder = output / "phase_1" / "evaluation"
         found = trackers(folder)
-        assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "still box"]
+        assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "static box"]
         for one in found.values():
-            assert set(one["mean"]) == {*FIGURES, "fps", "ms_a_frame"}
+            assert set(one["mean"]) == {*METRICS, "fps", "ms_a_frame"}
             assert set(one["classes"]) == {"disk", "tile"}
             assert len(one["sequences"]) == 4 and len(one["curves"]["success"]) == 21
-        assert found["epoch 2"]["mean"]["fps"] > 0 and found["still box"]["mean"]["fps"] is None
+        assert found["epoch 2"]["mean"]["fps"] > 0 and found["static box"]["mean"]["fps"] is None
         assert found["epoch 1"]["sequences"] != found["epoch 2"]["sequences"], "two epochs have different weights"
         printed = capsys.readouterr().out
         assert "| epoch 3 |" in printed and f"{found['epoch 3']['mean']['auc']:.3f}" in printed
@@ -79,10 +79,10 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("words", "names"),
         [
-            (["last"], ["epoch 3", "still box"]),
-            (["2"], ["epoch 2", "still box"]),
-            (["1-2"], ["epoch 1", "epoch 2", "still box"]),
-            (["3", "1", "3"], ["epoch 1", "epoch 3", "still box"]),
+            (["last"], ["epoch 3", "static box"]),
+            (["2"], ["epoch 2", "static box"]),
+            (["1-2"], ["epoch 1", "epoch 2", "static box"]),
+            (["3", "1", "3"], ["epoch 1", "epoch 3", "static box"]),
         ],
     )
     def test_some_epochs_may_be_chosen(
@@ -99,7 +99,7 @@ class TestCheckpoints:
         file = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors"
         arguments = ["--checkpoint", str(file), "--untrained", "-o", str(output / "elsewhere")]
         assert evaluate(output, *arguments) == 0
-        assert list(trackers(output / "elsewhere")) == ["epoch 2", "untrained", "still box"]
+        assert list(trackers(output / "elsewhere")) == ["epoch 2", "untrained", "static box"]
 
     def test_classes_and_sequences_narrow_the_split(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
         output = make_run(1)
@@ -117,16 +117,16 @@ class TestCheckpoints:
         assert evaluate(output, "--results", str(folder / "boxes"), "-o", str(again)) == 0
         for name in ("epoch_1", "epoch_2", "untrained"):
             before, after = trackers(folder)[name.replace("_", " ")], trackers(again)[name]
-            assert {key: before["mean"][key] for key in FIGURES} == {key: after["mean"][key] for key in FIGURES}
+            assert {key: before["mean"][key] for key in METRICS} == {key: after["mean"][key] for key in METRICS}
         boxes = read_boxes(folder / "boxes" / "epoch_2" / "disk-3.txt")
         assert boxes.shape == (14, 4) and (boxes != np.trunc(boxes)).any(), "boxes are floats, not cut to whole pixels"
 
-    def test_other_trackers_stand_beside_the_checkpoints(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
+    def test_other_trackers_are_next_to_the_checkpoints(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
         output = make_run(1)
         assert evaluate(output) == 0
         results = output / "phase_1" / "evaluation" / "boxes" / "untrained"
         assert evaluate(output, "--checkpoint", "1", "--results", str(results)) == 0
-        assert list(trackers(output / "phase_1" / "evaluation")) == ["epoch 1", "untrained", "still box"]
+        assert list(trackers(output / "phase_1" / "evaluation")) == ["epoch 1", "untrained", "static box"]
 
     def test_tables_and_plots_agree_with_the_json(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
         output = make_run(2)
@@ -139,7 +139,7 @@ class TestCheckpoints:
         for row in rows:
             one = found[row["tracker"]]
             level = {"all": {"all": one["mean"]}, "class": one["classes"], "sequence": one["sequences"]}[row["level"]]
-            for column in (*FIGURES, "fps"):
+            for column in (*METRICS, "fps"):
                 value = level[row["name"]][column]
                 assert row[column] == ("" if value is None else f"{value:.4f}")
         markdown = (folder / "evaluation.md").read_text()

@@ -25,8 +25,8 @@ def scored(data: EvaluationData, tracker: str) -> metrics.Scores:
 
 @pytest.mark.parametrize("tracker", sorted(TOOLKIT))
 def test_the_toolkits_numbers_come_out_to_the_last_published_digit(lasot_eval: EvaluationData, tracker: str) -> None:
-    figures = scored(lasot_eval, tracker).figures()
-    assert {name: round(figures[name], 4) for name in TOOLKIT[tracker]} == TOOLKIT[tracker]
+    metrics = scored(lasot_eval, tracker).metrics()
+    assert {name: round(metrics[name], 4) for name in TOOLKIT[tracker]} == TOOLKIT[tracker]
 
 
 def test_both_trackers_are_scored_in_seconds(lasot_eval: EvaluationData) -> None:
@@ -38,7 +38,7 @@ def test_both_trackers_are_scored_in_seconds(lasot_eval: EvaluationData) -> None
 
 def test_the_python_evaluators_convention_costs_what_it_is_known_to(lasot_eval: EvaluationData) -> None:
     boxes = lasot_eval.results("siamrpnpp")
-    figures = metrics.mean_scores(
+    scores = metrics.mean_scores(
         [
             metrics.score(
                 boxes[span],
@@ -48,9 +48,9 @@ def test_the_python_evaluators_convention_costs_what_it_is_known_to(lasot_eval: 
             )
             for span in lasot_eval.spans()
         ]
-    ).figures()
-    assert round(figures["p20"], 4) == round(49.1437 - 0.0005, 4)
-    assert (round(figures["auc"], 4), round(figures["p_norm"], 4)) == (49.5591, 56.9406)
+    ).metrics()
+    assert round(scores["p20"], 4) == round(49.1437 - 0.0005, 4)
+    assert (round(scores["auc"], 4), round(scores["p_norm"], 4)) == (49.5591, 56.9406)
 
 
 def _sequence_aucs(data: EvaluationData, auc: Callable[[np.ndarray, np.ndarray], float]) -> float:

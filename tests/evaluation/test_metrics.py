@@ -1,4 +1,4 @@
-"""The rules of LaSOT's protocol, each on a few frames, with the opposite beside it."""
+"""The rules of LaSOT's protocol, each on a few frames, with the opposite next to it."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_the_annotation_itself_scores_all_but_the_last_threshold() -> None:
     boxes = frames(BOX, moved(5), moved(9))
     scores = metrics.score(boxes, boxes, all_visible(3))
     # IoU > 1 is never true: a perfect tracker reaches 20 of 21 thresholds.
-    assert scores.figures() == pytest.approx(
+    assert scores.metrics() == pytest.approx(
         {"auc": 100 * 20 / 21, "op50": 100, "op75": 100, "p20": 100, "p_norm": 100, "mean_iou": 100}
     )
 
@@ -32,7 +32,7 @@ def test_the_annotation_itself_scores_all_but_the_last_threshold() -> None:
 def test_a_box_elsewhere_scores_only_the_first_frame_that_it_was_given() -> None:
     annotated = frames(BOX, BOX, BOX, BOX)
     scores = metrics.score(frames(*[moved(500, 500)] * 4), annotated, all_visible(4))
-    assert scores.figures()["op50"] == scores.figures()["p20"] == scores.figures()["p_norm"] == 25
+    assert scores.metrics()["op50"] == scores.metrics()["p20"] == scores.metrics()["p_norm"] == 25
     assert scores.auc == pytest.approx(25 * 20 / 21)
 
 
@@ -40,20 +40,20 @@ def test_an_overlap_that_equals_a_threshold_is_not_above_it() -> None:
     annotated = frames(BOX, [0.0 + 1, 1, 10, 10], [1, 1, 10, 10])
     half, more = [1.0, 1, 10, 5], [1.0, 1, 10, 5.001]
     scores = metrics.score(frames(BOX, half, more), annotated, all_visible(3))
-    assert scores.figures()["op50"] == pytest.approx(100 * 2 / 3)
+    assert scores.metrics()["op50"] == pytest.approx(100 * 2 / 3)
 
 
 def test_a_distance_that_equals_a_threshold_is_within_it() -> None:
     annotated = frames(BOX, BOX, BOX)
     scores = metrics.score(frames(BOX, moved(20), moved(20.001)), annotated, all_visible(3))
-    assert scores.figures()["p20"] == pytest.approx(100 * 2 / 3)
+    assert scores.metrics()["p20"] == pytest.approx(100 * 2 / 3)
 
 
 def test_normalised_distance_is_counted_in_widths_and_heights_of_the_annotation() -> None:
     annotated = frames(BOX, BOX, BOX)
     # 6 px are 0.15 of the width of 40, and 0.3 of the height of 20.
     scores = metrics.score(frames(BOX, moved(dx=6), moved(dy=6)), annotated, all_visible(3))
-    assert scores.figures()["p_norm"] == pytest.approx(100 * 2 / 3)
+    assert scores.metrics()["p_norm"] == pytest.approx(100 * 2 / 3)
 
 
 def test_the_centre_is_that_of_whole_pixels() -> None:
@@ -68,9 +68,9 @@ def test_an_absent_frame_counts_below_the_line_and_not_above() -> None:
     annotated = frames(BOX, BOX, BOX, BOX)
     visible = np.array([True, True, False, False])
     scores = metrics.score(annotated, annotated, visible)
-    assert scores.figures()["op50"] == scores.figures()["p20"] == scores.figures()["p_norm"] == 50
+    assert scores.metrics()["op50"] == scores.metrics()["p20"] == scores.metrics()["p_norm"] == 50
     assert scores.mean_iou == 100  # the mean IoU is of the frames where there is something to overlap
-    assert metrics.score(annotated, annotated, all_visible(4)).figures()["op50"] == 100
+    assert metrics.score(annotated, annotated, all_visible(4)).metrics()["op50"] == 100
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_frames_beyond_the_annotation_are_cut() -> None:
     annotated = frames(BOX, BOX)
     longer = metrics.score(frames(BOX, moved(3), moved(99), moved(99)), annotated, all_visible(2))
     exact = metrics.score(frames(BOX, moved(3)), annotated, all_visible(2))
-    assert longer.figures() == exact.figures()
+    assert longer.metrics() == exact.metrics()
 
 
 def test_fewer_boxes_than_frames_are_refused() -> None:
@@ -119,14 +119,14 @@ def test_arrays_of_another_shape_are_refused(boxes: np.ndarray, visible: int) ->
 def test_a_visible_frame_without_a_usable_annotation_is_a_failure_and_a_hit(annotation: list[float]) -> None:
     """The toolkit writes -1 for both: no overlap is below it, and every distance threshold is above it."""
     annotated = frames(BOX, annotation)
-    toolkit = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2)).figures()
+    toolkit = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2)).metrics()
     assert (toolkit["op50"], toolkit["p20"], toolkit["p_norm"]) == (50, 100, 100)
-    python = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2), convention=metrics.PYTRACKING).figures()
+    python = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2), convention=metrics.PYTRACKING).metrics()
     if min(annotation[2:]) > 0:  # they ask for a width and a height only
         assert (python["p20"], python["p_norm"]) == (50, 50)
     else:
         assert (python["op50"], python["p20"], python["p_norm"]) == (50, 50, 100)
-    absent = metrics.score(frames(BOX, moved(1)), annotated, np.array([True, False])).figures()
+    absent = metrics.score(frames(BOX, moved(1)), annotated, np.array([True, False])).metrics()
     assert (absent["op50"], absent["p20"], absent["p_norm"]) == (50, 50, 50)
 
 

@@ -10,7 +10,7 @@ import torch
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import from_sequences
-from seqtrack.evaluation.gather import still_boxes
+from seqtrack.evaluation.gather import static_boxes
 from seqtrack.evaluation.metrics import mean_scores, score
 from seqtrack.evaluation.run import read_frame, refuse_leak, track_sequences, validate
 from seqtrack.model.seqtrack import SeqTrack
@@ -85,9 +85,9 @@ def test_a_frame_that_cannot_be_read_names_its_file(model: SeqTrack, sequences: 
         track_sequences(model.eval(), [broken], SETTINGS)
 
 
-def test_a_box_that_stands_still_scores_what_standing_still_is_worth(sequences: list[Sequence]) -> None:
+def test_a_box_that_is_still_scores_what_standing_still_is_worth(sequences: list[Sequence]) -> None:
     annotation = from_sequences(sequences)[0]
-    still = still_boxes(annotation)
+    still = static_boxes(annotation)
     assert (still.boxes_xywh == annotation.boxes_xywh[0]).all() and still.fps is None
     moving = score(still.boxes_xywh, annotation.boxes_xywh, annotation.visible).auc
     assert moving < score(annotation.boxes_xywh, annotation.boxes_xywh, annotation.visible).auc
@@ -100,7 +100,7 @@ class TestValidation:
         found = validate(model, sequences, SETTINGS, trained_on=training_sequences)
         tracks = track_sequences(model.eval(), sequences, SETTINGS)
         scores = [score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible) for one in from_sequences(sequences)]
-        assert {name: found[name] for name in mean_scores(scores).figures()} == mean_scores(scores).figures()
+        assert {name: found[name] for name in mean_scores(scores).metrics()} == mean_scores(scores).metrics()
         assert (found["sequences"], found["frames"]) == (4, 56)
 
     def test_leaves_every_random_state_and_every_mode_as_it_was(

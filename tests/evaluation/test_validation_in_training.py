@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.evaluation.metrics import FIGURES
+from seqtrack.evaluation.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "DATA.TRAIN.SAMPLE_PER_EPOCH 24 DATA.MAX_SAMPLE_INTERVAL 20 TRAIN.BATCH_SIZE 8 TRAIN.NUM_WORKER 0"
@@ -45,7 +45,7 @@ def test_a_run_with_validation_ends_in_the_bits_of_one_without(tmp_path: Path, d
     found = [record for record in map(json.loads, lines) if record["type"] == "validation"]
     assert [record["epoch"] for record in found] == [1, 2]
     for record in found:
-        assert all(0 <= record[name] <= 100 for name in FIGURES) and record["sequences"] == 4
+        assert all(0 <= record[name] <= 100 for name in METRICS) and record["sequences"] == 4
     assert '"validation"' not in (tmp_path / "without" / "phase_1" / "logs" / "metrics.jsonl").read_text()
 
 

@@ -64,7 +64,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="module")
 def answers(
-    uncut: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory
+    uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[object]]]:
     """For each mistake: how the command ended, and the output folder before and after."""
     base = tmp_path_factory.mktemp("bad")
@@ -74,7 +74,7 @@ def answers(
         if bad.fresh:
             output.mkdir()
         else:
-            shutil.copytree(uncut, output)
+            shutil.copytree(uninterrupted, output)
         before = tree(output)
         env = environment(output, demo_data, bad.keys, **bad.variables)
         ended = command("train", env=env) if name == "an unknown key" else train(env)
@@ -97,8 +97,8 @@ def test_a_mistake_ends_with_2_one_message_and_nothing_written(name: str, answer
     assert len(errors) == bad.problems, errors
 
 
-def test_the_same_settings_without_a_mistake_are_accepted(uncut: Path, demo_data: Path) -> None:
-    assert command("train", env=environment(uncut, demo_data)).code == 0
+def test_the_same_settings_without_a_mistake_are_accepted(uninterrupted: Path, demo_data: Path) -> None:
+    assert command("train", env=environment(uninterrupted, demo_data)).code == 0
 
 
 def _linked(demo: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What can happen to a run while it goes on: disks, damage, workers that die, numbers that are not finite.
+"""What can happen to a run while it continues: disks, damage, workers that die, numbers that are not finite.
 
 A run that broke ends with exit code 1 and its cause, without a traceback, and leaves every older checkpoint as it was.
 """
@@ -43,7 +43,7 @@ def _fill(disk: Path, *, leave: int) -> None:
 
 
 def _run_and_fill(env: dict[str, str], disk: Path, *, leave: int) -> Ended:
-    """Start a run and fill its disk once it has a checkpoint; anew where the run was over before that."""
+    """Start a run and fill its disk once it has a checkpoint; again where the run was over before that."""
     for _ in range(5):
         with start(env) as running:
             assert running.until(lambda: (disk / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json").exists())
@@ -60,7 +60,7 @@ def _run_and_fill(env: dict[str, str], disk: Path, *, leave: int) -> Ended:
 
 @pytest.mark.parametrize("leave", [0, 400_000, 9_000_000], ids=["nothing left", "half a checkpoint", "one more only"])
 def test_a_disk_that_fills_up_ends_the_run_with_its_cause_and_older_checkpoints_stay(
-    leave: int, disk: Path, uncut: Path, demo_data: Path
+    leave: int, disk: Path, uninterrupted: Path, demo_data: Path
 ) -> None:
     env = environment(disk, demo_data, EPOCHS=3 if leave == 0 else 20)
     ended = _run_and_fill(env, disk, leave=leave)
@@ -70,12 +70,15 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_cause_and_older_checkpoints_
     assert "make room" in ended.said
     kept = _sums(disk / "phase_1")
     assert "SEQTRACK_ep0001.safetensors" in kept
-    assert kept["SEQTRACK_ep0001.safetensors"] == _sums(uncut / "phase_1")["SEQTRACK_ep0001.safetensors"] or leave != 0
+    assert (
+        kept["SEQTRACK_ep0001.safetensors"] == _sums(uninterrupted / "phase_1")["SEQTRACK_ep0001.safetensors"]
+        or leave != 0
+    )
     assert not list((disk / "phase_1").rglob(".*.tmp"))
     if leave == 0:
         (disk / "filler").unlink()
         completed(env)
-        assert_same_run(disk / "phase_1", uncut / "phase_1")
+        assert_same_run(disk / "phase_1", uninterrupted / "phase_1")
 
 
 def test_a_read_only_output_folder_is_refused_with_2(disk: Path, demo_data: Path) -> None:
@@ -86,8 +89,8 @@ def test_a_read_only_output_folder_is_refused_with_2(disk: Path, demo_data: Path
     assert "Traceback" not in ended.said
 
 
-def test_a_finished_run_in_a_read_only_folder_still_says_so(disk: Path, uncut: Path, demo_data: Path) -> None:
-    shutil.copytree(uncut / "phase_1", disk / "phase_1")
+def test_a_finished_run_in_a_read_only_folder_still_says_so(disk: Path, uninterrupted: Path, demo_data: Path) -> None:
+    shutil.copytree(uninterrupted / "phase_1", disk / "phase_1")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert "there is nothing to do" in completed(environment(disk, demo_data)).said
 
@@ -111,17 +114,17 @@ def _cut(path: Path) -> None:
     [(_one_bit, "safetensors"), (_empty, "safetensors"), (_cut, "json")],
     ids=["a bit", "empty", "a cut manifest"],
 )
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
-    damage: object, suffix: str, uncut: Path, demo_data: Path, tmp_path: Path
+def test_a_run_whose_latest_checkpoint_is_damaged_continues_from_the_one_before(
+    damage: object, suffix: str, uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(uncut / "phase_1", tmp_path / "phase_1")
+    shutil.copytree(uninterrupted / "phase_1", tmp_path / "phase_1")
     damage(tmp_path / "phase_1" / "checkpoints" / f"SEQTRACK_ep0003.{suffix}")  # type: ignore[operator]
     before = _sums(tmp_path / "phase_1")
     ended = completed(environment(tmp_path, demo_data))
-    assert "passed over" in ended.said and "SEQTRACK_ep0003" in ended.said
-    assert "passed over" in next((tmp_path / "phase_1" / "logs").glob("*.log")).read_text()
+    assert "skipped" in ended.said and "SEQTRACK_ep0003" in ended.said
+    assert "skipped" in next((tmp_path / "phase_1" / "logs").glob("*.log")).read_text()
     assert "resumes after step 12 (epoch 2" in ended.said
-    assert_same_run(tmp_path / "phase_1", uncut / "phase_1")
+    assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
     (aside,) = (tmp_path / "phase_1" / "checkpoints" / "superseded").iterdir()
     assert {name: (aside / name).read_bytes() for name in before if "ep0003" in name} == {
         name: data for name, data in before.items() if "ep0003" in name
@@ -129,12 +132,12 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_differences(
-    uncut: Path, demo_data: Path, tmp_path: Path
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     other = {"MODEL.DECODER.DEC_LAYERS": "2"}
     completed(environment(tmp_path, demo_data, other, EPOCHS=2))
     foreign = epochs(tmp_path / "phase_1")[1]
-    theirs = shutil.copytree(uncut / "phase_1", tmp_path / "mine" / "phase_1") / "checkpoints"
+    theirs = shutil.copytree(uninterrupted / "phase_1", tmp_path / "mine" / "phase_1") / "checkpoints"
     for path in theirs.glob("SEQTRACK_ep000[23]*"):
         path.unlink()
     shutil.copy(foreign.path, theirs)
@@ -148,22 +151,22 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_differences(
 
 
 def test_a_restart_from_an_earlier_epoch_moves_the_later_ones_aside_and_ends_the_same(
-    uncut: Path, demo_data: Path, tmp_path: Path
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(uncut / "phase_1", tmp_path / "phase_1")
+    shutil.copytree(uninterrupted / "phase_1", tmp_path / "phase_1")
     ended = completed(environment(tmp_path, demo_data, RESUME_EPOCH=1))
     assert ended.said.count("moved aside") == 4
-    assert_same_run(tmp_path / "phase_1", uncut / "phase_1")
+    assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
     (aside,) = (tmp_path / "phase_1" / "checkpoints" / "superseded").iterdir()
     for path in aside.glob("*.safetensors"):
-        assert path.read_bytes() == (uncut / "phase_1" / "checkpoints" / path.name).read_bytes()
+        assert path.read_bytes() == (uninterrupted / "phase_1" / "checkpoints" / path.name).read_bytes()
     assert len(list(aside.glob("*.safetensors"))) == 2
 
 
 def test_checkpoints_without_their_runs_record_are_not_trained_over(
-    uncut: Path, demo_data: Path, tmp_path: Path
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(uncut / "phase_1", tmp_path / "phase_1")
+    shutil.copytree(uninterrupted / "phase_1", tmp_path / "phase_1")
     (tmp_path / "phase_1" / "run.json").unlink()
     before = tree(tmp_path)
     ended = train(environment(tmp_path, demo_data))
@@ -199,8 +202,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_spoils_no_chec
         assert all(bool(weight.isfinite().all()) for weight in load_weights(manifest).values()), manifest.file
 
 
-def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_goes_on(
-    uncut: Path, demo_data: Path, tmp_path: Path
+def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_continues(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, {"TRAIN.NUM_WORKER": "1"})
     with start(env) as running:
@@ -212,7 +215,7 @@ def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_goes_on(
     assert "error [loader.worker_died]" in ended.said and "SIGKILL" in ended.said
     assert "Traceback" not in ended.said
     completed(env)
-    assert_same_run(tmp_path / "phase_1", uncut / "phase_1")
+    assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
 
 
 def _children(running: Running) -> list[int]:
@@ -231,13 +234,13 @@ def test_repeating_samples_are_warned_of_at_the_start_and_in_the_log_file(demo_d
         assert 0 <= text.find("TRAIN.SAMPLING is fixed_per_epoch") < text.index("Epoch 1 :")
 
 
-def test_sampling_as_usual_warns_of_nothing(uncut: Path) -> None:
-    log = next((uncut / "phase_1" / "logs").glob("*.log")).read_text()
+def test_sampling_as_usual_warns_of_nothing(uninterrupted: Path) -> None:
+    log = next((uninterrupted / "phase_1" / "logs").glob("*.log")).read_text()
     assert "WARNING" not in log and "fixed_per_epoch" not in log
 
 
-def test_what_a_run_writes_says_how_it_began_and_what_it_promises(uncut: Path) -> None:
-    record = json.loads((uncut / "phase_1" / "run.json").read_text())
+def test_what_a_run_writes_says_how_it_began_and_what_it_promises(uninterrupted: Path) -> None:
+    record = json.loads((uninterrupted / "phase_1" / "run.json").read_text())
     assert record["state"] == "complete"
     (began,) = record["starts"]
     assert began["promise"] == "bit-equal"

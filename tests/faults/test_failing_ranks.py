@@ -16,7 +16,7 @@ import pytest
 import torch
 from runs import ROOT, assert_same_run, environment, numbers, start
 
-from faults.pairs import ranks_of, together
+from faults.process_pairs import ranks_of, together
 
 VALIDATES = {"TRAIN.VALIDATION_INTERVAL": "1", "TRAIN.VALIDATION_SEQUENCES": "1"}
 
@@ -66,19 +66,19 @@ def _fail(stage: str, rank: int) -> None:
     if os.environ["RANK"] != str(rank):
         return
     from seqtrack import train
-    from seqtrack.data.pairs import SampleDataset
-    from seqtrack.engine import saving
-    from seqtrack.engine.state import RandomStates
+    from seqtrack.data.dataset import TrackingDataset
     from seqtrack.evaluation import run
     from seqtrack.model.seqtrack import SeqTrack
+    from seqtrack.training import checkpointer
+    from seqtrack.training.state import RandomStates
 
     {
         "start": lambda: _patch(train, "load_state", _raise(KeyError("planted"), call=1)),
-        "data": lambda: _patch(SampleDataset, "sample", _raise(ValueError("planted"), call=20)),
+        "data": lambda: _patch(TrackingDataset, "sample", _raise(ValueError("planted"), call=20)),
         "forward": lambda: _patch(SeqTrack, "forward", _raise(torch.OutOfMemoryError("planted"), call=3)),
         "optimizer": lambda: _patch(torch.optim.AdamW, "step", _raise(RuntimeError("planted"), call=3)),
         "random states": lambda: _patch(RandomStates, "of_this_rank", _raise(ValueError("planted"), call=2)),
-        "save": lambda: _patch(saving, "write_checkpoint", _raise(OSError(errno.ENOSPC, "planted"), call=1)),
+        "save": lambda: _patch(checkpointer, "write_checkpoint", _raise(OSError(errno.ENOSPC, "planted"), call=1)),
         "validation": lambda: _patch(run, "track_sequences", _raise(ValueError("planted"), call=1)),
     }[stage]()
 
@@ -98,8 +98,10 @@ def _fail(stage: str, rank: int) -> None:
 def test_a_failure_of_one_rank_at_any_stage_ends_all(
     stage: str, rank: int, last: str, demo_data: Path, tmp_path: Path
 ) -> None:
-    with ranks_of(environment(tmp_path, demo_data, VALIDATES, EPOCHS=30), 3, partial(_fail, stage, rank)) as ranks:
-        ended = [one.end() for one in ranks]
+    with ranks_of(
+        environment(tmp_path, demo_data, VALIDATES, EPOCHS=30), 3, partial(_fail, stage, rank)
+    ) as distributed:
+        ended = [one.end() for one in distributed]
     assert [one.code for one in ended] == [1, 1, 1]
     for number, one in enumerate(ended):
         expected = last if number == rank else "error [run.peer_lost]: "
@@ -124,7 +126,7 @@ def test_the_launcher_ends_with_the_error_of_the_rank_that_failed(demo_data: Pat
 
 
 def _gate(folder: Path) -> None:
-    """Hold the validation of rank 0 from its first frame on, until a file lets it go on."""
+    """Hold the validation of rank 0 from its first frame on, until a file lets it continue."""
     from seqtrack.evaluation import run
 
     _short_sequences()
@@ -132,7 +134,7 @@ def _gate(folder: Path) -> None:
     def around(inner: Callable[..., Any]) -> Callable[..., Any]:
         def gated(path: Path) -> Any:
             (folder / "validating").touch()
-            while not (folder / "go on").exists():
+            while not (folder / "continue").exists():
                 time.sleep(0.002)
             return inner(path)
 
@@ -167,14 +169,14 @@ def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_val
 ) -> None:
     assert _scored(validated) == [1, 2]
     env, folder = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=2), tmp_path / "out" / "phase_1"
-    with ranks_of(env, 2, partial(_gate, tmp_path)) as ranks:
-        assert ranks[0].until((tmp_path / "validating").exists)
+    with ranks_of(env, 2, partial(_gate, tmp_path)) as distributed:
+        assert distributed[0].until((tmp_path / "validating").exists)
         assert (folder / "checkpoints" / "SEQTRACK_ep0001.json").exists()
-        ranks[struck].signal(number)
+        distributed[struck].signal(number)
         if number == signal.SIGKILL:
-            ranks[struck].end()
-        (tmp_path / "go on").touch()
-        assert [one.end().code for one in ranks] == codes
+            distributed[struck].end()
+        (tmp_path / "continue").touch()
+        assert [one.end().code for one in distributed] == codes
     assert _scored(folder) == scored
     together(env, 2, _short_sequences)
     assert_same_run(folder, validated)
@@ -183,11 +185,11 @@ def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_val
 def _slow(folder: Path, work_s: float) -> None:
     """Rank 0 takes `work_s` for what it does alone; that is longer than the processes wait to meet."""
     from seqtrack import train
-    from seqtrack.engine import ranks
     from seqtrack.evaluation import run
+    from seqtrack.runtime import distributed
 
     _short_sequences()
-    ranks._MEETING_LIMIT = timedelta(seconds=0.8 * work_s)
+    distributed._MEETING_LIMIT = timedelta(seconds=0.8 * work_s)
 
     def around(inner: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*args: Any, **kwargs: Any) -> Any:

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import completed, demo_data, environment, epochs, numbers, train, tree, uncut
+from runs import completed, demo_data, environment, epochs, numbers, train, tree, uninterrupted
 
-__all__ = ["demo_data", "uncut"]
+__all__ = ["demo_data", "uninterrupted"]
 
 STEADY = {"TRAIN.SCHEDULER.TYPE": "step", "DATA.TRAIN.SAMPLE_PER_EPOCH": "48"}  # three steps per epoch
 
@@ -41,7 +41,7 @@ def test_a_finished_run_that_trains_longer_ends_as_the_run_planned_longer(
     assert [start["config_changes"] for start in run["starts"]] == [[], ["TRAIN.EPOCH: 2 / 4"]]
 
 
-def test_phase_2_goes_on_from_a_shorter_phase_1(short: Path, planned: Path, demo_data: Path, tmp_path: Path) -> None:
+def test_phase_2_continues_from_a_shorter_phase_1(short: Path, planned: Path, demo_data: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(short, tmp_path / "output"))
     completed(environment(output, demo_data, STEADY, EPOCHS=4, PHASE=2, RESUME_EPOCH=2))
     mine, theirs = epochs(output / "phase_2"), epochs(planned / "phase_1")

@@ -26,7 +26,7 @@ mutate = _load()
 @pytest.mark.parametrize("fault", mutate.FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_can_still_be_planted(fault: Any) -> None:
     source = (ROOT / "seqtrack" / fault.file).read_text()
-    assert source.count(fault.old) == 1, "its text must stand exactly once in the file"
+    assert source.count(fault.old) == 1, "its text must are exactly once in the file"
     assert fault.new != fault.old
     words = fault.tests.partition(" -k ")[0].split()
     assert words and all((ROOT / word).is_file() for word in words)

@@ -18,8 +18,8 @@ import torch
 import yaml
 from runs import PATIENCE_S, ROOT, Running, assert_same_run, completed, environment, numbers, start
 
-from faults.pairs import free_port, ranks_of, together
-from seqtrack.engine import devices
+from faults.process_pairs import free_port, ranks_of, together
+from seqtrack.runtime import devices
 
 EXACT = {"MODEL.DECODER.DROPOUT": "0.0"}
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
@@ -59,13 +59,13 @@ def _assert_close(ours: Path, theirs: Path, *, within: float = 1e-5) -> None:
                 assert value == other[key], (one["step"], key)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_processes_train_on_the_same_samples_to_the_same_losses_as_one(
-    world: int, uneven_alone: Path, demo_data: Path, tmp_path: Path
+    world_size: int, uneven_alone: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    ended = together(environment(tmp_path, demo_data, UNEVEN, EPOCHS=2), world)
+    ended = together(environment(tmp_path, demo_data, UNEVEN, EPOCHS=2), world_size)
     _assert_close(tmp_path / "phase_1", uneven_alone)
-    assert f"{world} processes" in ended[0].said
+    assert f"{world_size} processes" in ended[0].said
     said = ended[1].said.splitlines()  # where torch 2.9 adds lines of its own
     assert [line for line in said if not line.startswith("[Gloo]")] == [], "one process speaks for all"
 
@@ -104,7 +104,7 @@ def test_two_processes_promise_equal_bits_to_themselves(demo_data: Path, pair_un
 
 
 @pytest.mark.parametrize(
-    ("world", "keys"),
+    ("world_size", "keys"),
     [
         (2, {}),
         (3, {}),
@@ -117,31 +117,31 @@ def test_two_processes_promise_equal_bits_to_themselves(demo_data: Path, pair_un
     ids=["2", "3", "4", "3 with parts in bf16", "3 with uneven batches"],
 )
 def test_a_run_cut_after_an_epoch_and_resumed_is_bit_equal_to_the_uninterrupted(
-    world: int, keys: dict[str, str], demo_data: Path, tmp_path: Path
+    world_size: int, keys: dict[str, str], demo_data: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path / "whole", demo_data, keys, EPOCHS=2)
-    together(env, world)
+    together(env, world_size)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     cut = tmp_path / "cut" / "phase_1"
     for path in (cut / "checkpoints").glob("SEQTRACK_ep0002.*"):
         path.unlink()
     record = json.loads((cut / "run.json").read_text())
     (cut / "run.json").write_text(json.dumps({**record, "state": "running"}))
-    ended = together({**env, "OUTPUT_DIR": str(tmp_path / "cut")}, world)
+    ended = together({**env, "OUTPUT_DIR": str(tmp_path / "cut")}, world_size)
     assert "resumes after step" in ended[0].said
     assert_same_run(cut, tmp_path / "whole" / "phase_1")
 
 
 @pytest.mark.parametrize("struck", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uncut_pair(
+def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uninterrupted_pair(
     struck: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN)
     for seen in ("Epoch 1 : 32", "Epoch 3 : 16"):
-        with ranks_of(env, 2) as ranks:
-            assert ranks[0].until(lambda seen=seen, main=ranks[0]: seen in main.said())  # type: ignore[misc]
-            ranks[struck].signal(signal.SIGKILL)
-            other = ranks[1 - struck].end()
+        with ranks_of(env, 2) as distributed:
+            assert distributed[0].until(lambda seen=seen, main=distributed[0]: seen in main.said())  # type: ignore[misc]
+            distributed[struck].signal(signal.SIGKILL)
+            other = distributed[1 - struck].end()
             assert other.code == 1
             assert other.said.splitlines()[-1].startswith("error [run.peer_lost]: ")
             assert "Traceback" not in other.said
@@ -154,10 +154,10 @@ def test_a_stop_asked_of_one_of_two_stops_and_saves_both(
     asked: int, demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data)
-    with ranks_of(env, 2) as ranks:
-        assert ranks[0].until(lambda: "Epoch 2 : 16" in ranks[0].said())
-        ranks[asked].signal(signal.SIGTERM)
-        assert [rank.end(within_s=10).code for rank in ranks] == [75, 75]
+    with ranks_of(env, 2) as distributed:
+        assert distributed[0].until(lambda: "Epoch 2 : 16" in distributed[0].said())
+        distributed[asked].signal(signal.SIGTERM)
+        assert [rank.end(within_s=10).code for rank in distributed] == [75, 75]
     together(env, 2)
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
@@ -172,9 +172,9 @@ def _workers(launcher: Running) -> dict[int, int]:
                 variables = (place / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue  # it ended while we looked
-            ranks = [int(word[5:]) for word in variables if word.startswith(b"RANK=")]
-            if parent == launcher.process.pid and ranks:
-                found[ranks[0]] = int(place.name)
+            distributed = [int(word[5:]) for word in variables if word.startswith(b"RANK=")]
+            if parent == launcher.process.pid and distributed:
+                found[distributed[0]] = int(place.name)
     return found
 
 
@@ -282,7 +282,7 @@ def test_machines_that_cannot_meet_are_refused(wrong: dict[str, str], demo_data:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_after_the_death_of_a_worker_the_launcher_goes_on_from_the_newest_checkpoint(
+def test_after_the_death_of_a_worker_the_launcher_continues_from_the_latest_checkpoint(
     demo_data: Path, pair_uncut: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN, NPROC=2)
@@ -347,8 +347,8 @@ def test_every_rank_takes_the_device_type_of_rank_0(demo_data: Path, tmp_path: P
 
 
 def test_a_gpu_that_only_rank_0_has_ends_all_ranks_at_once(demo_data: Path, tmp_path: Path) -> None:
-    with ranks_of(environment(tmp_path, demo_data, DEVICE="auto"), 2, _one_gpu_for_rank_0) as ranks:
-        ended = [rank.end() for rank in ranks]
+    with ranks_of(environment(tmp_path, demo_data, DEVICE="auto"), 2, _one_gpu_for_rank_0) as distributed:
+        ended = [rank.end() for rank in distributed]
     # Rank 0 holds the store here; without it rank 1 may not read the answers any more.
     assert ended[0].code == 2 and ended[1].code in (1, 2)
     assert "error [device.ranks_differ]: " in ended[0].said

@@ -1,4 +1,4 @@
-"""Everything from outside that can end a run or take its screen away: the run saves and says why, or goes on."""
+"""Everything from outside that can end a run or take its screen away: the run saves and says why, or continues."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from runs import _FORKS, Ended, command, environment, start, train
 
-from seqtrack.processes import STOP_SIGNALS
+from seqtrack.process import STOP_SIGNALS
 
 LONG = {"DATA.TRAIN.SAMPLE_PER_EPOCH": "40000"}
 
@@ -46,7 +46,7 @@ def test_every_signal_that_would_end_a_run_saves_it_and_is_named(
     assert list((tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_step*.safetensors"))
 
 
-def test_a_stop_that_comes_while_a_worker_stands_still_saves_and_ends_with_75(demo_data: Path, tmp_path: Path) -> None:
+def test_a_stop_that_comes_while_a_worker_is_still_saves_and_ends_with_75(demo_data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path, demo_data, {**LONG, "TRAIN.NUM_WORKER": "1"})
     with start(env) as running:
         assert running.until(lambda: "Epoch 1 :" in running.said())

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from uploads.hub_server import Hub
-from uploads.rig import (
+from uploads.harness import (
     REPO,
     ROOT,
     Sidecar,
@@ -31,6 +30,7 @@ from uploads.rig import (
     status,
     until,
 )
+from uploads.hub_server import Hub
 
 
 def test_a_file_written_slowly_in_pieces_is_sent_when_it_is_whole(hub: Hub, output: Path) -> None:

@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from uploads.hub_server import Hub
-from uploads.rig import (
+from uploads.harness import (
     REPO,
     ROOT,
     TOKEN,
@@ -29,12 +28,13 @@ from uploads.rig import (
     status,
     until,
 )
+from uploads.hub_server import Hub
 
 from seqtrack.uploads.journal import STATES, is_verified
 
 
 def states(output: Path) -> set[str]:
-    """The states that stand in the journal now."""
+    """The states that are in the journal now."""
     place = output / ".uploads" / "journal.sqlite"
     if not place.exists():
         return set()
@@ -212,7 +212,7 @@ def test_the_journal_tells_retention_what_may_be_deleted(hub: Hub, output: Path)
 
 def test_a_day_without_the_hub_with_a_clock_that_jumps(tmp_path: Path) -> None:
     env = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    script = ROOT / "tests" / "uploads" / "day_outage.py"
+    script = ROOT / "tests" / "uploads" / "day_long_outage.py"
     done = subprocess.run([sys.executable, script, tmp_path], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

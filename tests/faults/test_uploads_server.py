@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub
-from uploads.rig import (
+from uploads.harness import (
     REPO,
     TOKEN,
     assert_arrived,
@@ -27,6 +26,7 @@ from uploads.rig import (
     status,
     until,
 )
+from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub
 
 STAGES = ("whoami", "create", "info", "paths-info", "preupload", "batch", "put", "verify", "commit")
 FAILING = (500, 502, 503, 504)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from runs import Running, environment, epochs, start
+from uploads.harness import REPO, environ, on_hub, sidecar, until
 from uploads.hub_server import Hub
-from uploads.rig import REPO, environ, on_hub, sidecar, until
 
 from seqtrack.uploads.journal import is_verified
 

@@ -21,24 +21,24 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from fuzz.mutations import cases
-from seqtrack.checkpoints.files import DamagedFileError, canonical_json, read_header
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, canonical_json, read_header
 from seqtrack.checkpoints.store import (
     Manifest,
+    component_digests,
+    latest_valid,
     list_checkpoints,
     load_tensors,
     manifest_of,
-    newest_sound,
-    part_digests,
     read_manifest,
     read_values,
     verify_checkpoint,
     write_checkpoint,
 )
 from seqtrack.checkpoints.tensors import tensor_bytes
-from seqtrack.engine.optimizer import NamedOptimizer, OptimizerSettings, Schedule, ScheduleSettings
-from seqtrack.engine.state import History, Meters, RandomStates, TrainState
 from seqtrack.errors import UserError
 from seqtrack.model.authors import read_authors_file
+from seqtrack.training.optimizer import NamedOptimizer, OptimizerSettings, Schedule, ScheduleSettings
+from seqtrack.training.state import History, Meters, RandomStates, TrainState
 
 SHORT, LONG = 60, 1200
 # What a manifest says of the state; a date, a version or a device may differ without an effect on the load.
@@ -87,14 +87,14 @@ class _Pair:
         """What a start of a run makes of these two files."""
         self.newer.path.write_bytes(container)
         self.newer.manifest_path.write_bytes(manifest)
-        found = newest_sound(list_checkpoints(self.folder))
+        found = latest_valid(list_checkpoints(self.folder))
         assert found is not None, "the older checkpoint was lost"
         try:
             manifest_of(self.newer.path)
         except UserError as error:
             assert error.code != "user.error"
         if found.file == self.older.file:
-            return "passed over"
+            return "skipped"
         for name in FACTS[:7]:
             assert getattr(found, name) == getattr(self.newer, name), name
         values = read_values(found.path, verify_checkpoint(found))
@@ -119,7 +119,7 @@ def _with_digest(manifest: Manifest, container: bytes, *, digests: bool = False)
     told = json.loads(manifest.manifest_path.read_text())
     told |= {"sha256": hashlib.sha256(container).hexdigest(), "bytes": len(container)}
     with contextlib.suppress(DamagedFileError):
-        told["parts"] = part_digests(manifest.path, read_header(manifest.path)) if digests else told["parts"]
+        told["parts"] = component_digests(manifest.path, read_header(manifest.path)) if digests else told["parts"]
     manifest.manifest_path.write_text(json.dumps(told))
     return read_manifest(manifest.manifest_path)
 
@@ -249,7 +249,7 @@ def _fuzz(folder: Path, target: str, count: int) -> Counter[str]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_damaged_inputs_are_refused_or_load_what_they_held(target: str, tmp_path: Path) -> None:
     outcomes = _fuzz(tmp_path, target, SHORT)
-    assert outcomes["refused"] + outcomes["passed over"] > SHORT // 3, outcomes
+    assert outcomes["refused"] + outcomes["skipped"] > SHORT // 3, outcomes
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
-from runs import demo_data, environment, uncut
+from runs import demo_data, environment, uninterrupted
 
 from fuzz.mutations import cases
 from seqtrack.checkpoints.side_files import (
@@ -21,11 +21,11 @@ from seqtrack.checkpoints.side_files import (
 )
 from seqtrack.cli import main
 from seqtrack.config.environment import configure
-from seqtrack.engine.log import RunLog
 from seqtrack.errors import RunError, UserError
-from seqtrack.resuming import Reading, find_run
+from seqtrack.runtime.metrics_log import RunLog
+from seqtrack.training.resume import CachedCheckpoint, find_run
 
-__all__ = ["demo_data", "uncut"]
+__all__ = ["demo_data", "uninterrupted"]
 
 FILES: dict[str, type[BaseModel] | None] = {
     "phase_1/run.json": RunRecord,
@@ -38,12 +38,12 @@ STEPS_PER_EPOCH = 6
 
 
 @pytest.fixture(scope="module")
-def output(uncut: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def output(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two phases with a certificate, and the environment of the command that looks at them."""
     folder = tmp_path_factory.mktemp("fuzz")
     output = folder / "output"
     for phase in ("phase_1", "phase_2"):
-        shutil.copytree(uncut / "phase_1", output / phase)
+        shutil.copytree(uninterrupted / "phase_1", output / phase)
     (folder / "file").write_text("")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(output, demo_data).items():
@@ -67,7 +67,7 @@ def start_again(output: Path) -> int:
     settings, config = configure(os.environ, known_datasets=["demo"])
     digest = json.loads((output / "phase_2" / "dataset.json").read_text())["digest"]
     try:
-        start = find_run(settings, config, digest, Reading(), STEPS_PER_EPOCH)
+        start = find_run(settings, config, digest, CachedCheckpoint(), STEPS_PER_EPOCH)
         RunLog(output / "phase_1" / "logs", phase=1, resume_step=start.step, writes=True).close()
     except UserError:
         return 2

@@ -65,7 +65,7 @@ def find(pattern: str, *, beside: str | None = None) -> list[Any]:
     """One pytest parameter for each file that fits, with the set's name as its id; one that skips if there is none.
 
     Args:
-        beside: suffix of the set's other file. A set that lacks it is skipped: half a set proves nothing.
+        next to: suffix of the set's other file. A set that lacks it is skipped: half a set proves nothing.
     """
     where = folder()
     paths = sorted(where.glob(pattern)) if where else []

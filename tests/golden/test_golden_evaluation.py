@@ -38,8 +38,8 @@ def test_curves_and_figures_are_the_authors(golden: tuple[dict[str, np.ndarray],
     np.testing.assert_array_equal(scores.precision.astype(np.float32), arrays[f"ev_{kind}_precision"])
     np.testing.assert_array_equal(scores.norm_precision.astype(np.float32), arrays[f"ev_{kind}_norm_precision"])
     assert scores.auc == pytest.approx(numbers[f"ev_{kind}_auc"], abs=1e-5)
-    assert scores.figures()["p20"] == numbers[f"ev_{kind}_prec20"]
-    assert scores.figures()["p_norm"] == numbers[f"ev_{kind}_nprec20"]
+    assert scores.metrics()["p20"] == numbers[f"ev_{kind}_prec20"]
+    assert scores.metrics()["p_norm"] == numbers[f"ev_{kind}_nprec20"]
 
 
 def test_iou_is_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]]) -> None:

@@ -223,7 +223,7 @@ def test_golden_logits(run: Run) -> None:
 
 
 def test_golden_loss_and_iou(run: Run) -> None:
-    """The objective, and the IoU logged beside it."""
+    """The objective, and the IoU logged next to it."""
     assert run.loss == pytest.approx(float(run.theirs["loss"]), rel=2e-6)
     if run.exact is not None:
         assert run.loss == pytest.approx(float(run.exact["loss64"]), rel=2e-6)

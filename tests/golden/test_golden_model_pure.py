@@ -35,7 +35,7 @@ def test_golden_words_of_boxes_in_all_formats(pure: dict[str, Tensor], seq_forma
 
 
 def test_golden_words_back_to_image_boxes(pure: dict[str, Tensor]) -> None:
-    """De-spelled, mapped back around the previous state, clipped. They reckon in float32."""
+    """De-spelled, mapped back around the previous state, clipped. They compute in float32."""
     rows = pure["detok"]
     read = tokens_to_boxes(rows[:, :4].long(), 4000)
     factor = rows[:, 8]

@@ -74,7 +74,7 @@ def test_tracker_gives_the_authors_boxes(recorded: Recorded, mode: str) -> None:
             np.testing.assert_allclose(found.confidences[same], expected_confidences[same], rtol=TIE)
             state.box_xywh = expected_box.copy()
             if found.template_updated:
-                tracker.renew_template(state, frame)
+                tracker.update_template(state, frame)
             continue
         # They divide words by bins - 1 in float32, we in float64: 1e-4 px apart in an image of 640 px.
         np.testing.assert_allclose(found.box_xywh, expected_box, rtol=0, atol=5e-4, err_msg=f"frame {index + 1}")

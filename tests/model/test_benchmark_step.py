@@ -1,4 +1,4 @@
-"""The step's benchmark prints what it promises; its numbers are looked at where a machine stands still."""
+"""The step's benchmark prints what it promises; its numbers are looked at where a machine is still."""
 
 import json
 import os

@@ -41,8 +41,8 @@ def test_boxes_without_area_overlap_by_nought_and_give_no_nan() -> None:
 
 def test_a_centred_half_size_box_comes_back_around_the_previous_centre() -> None:
     previous = torch.tensor([[100.0, 50.0, 40.0, 20.0]], dtype=torch.float64)
-    spelt = torch.tensor([[0.5, 0.5, 0.25, 0.125]], dtype=torch.float64)
-    back = boxes.search_to_image(spelt, previous, resize_factor=2.0, search_size_px=256)
+    coordinates = torch.tensor([[0.5, 0.5, 0.25, 0.125]], dtype=torch.float64)
+    back = boxes.search_to_image(coordinates, previous, resize_factor=2.0, search_size_px=256)
     assert back.tolist() == [[120 - 16, 60 - 8, 32.0, 16.0]]
 
 

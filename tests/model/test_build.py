@@ -23,7 +23,7 @@ TIMM_NAMES = [
 ]
 
 
-def test_a_seed_gives_the_same_weights_another_seed_others_and_torchs_generator_stands_still() -> None:
+def test_a_seed_gives_the_same_weights_another_seed_others_and_torchs_generator_is_still() -> None:
     torch.manual_seed(9)
     before = torch.get_rng_state()
     first, again, other = build_model(SMALL, seed=1), build_model(SMALL, seed=1), build_model(SMALL, seed=2)

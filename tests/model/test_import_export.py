@@ -127,7 +127,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(
 
 
 class Settings:
-    """Like the training settings that the authors pickle beside the weights."""
+    """Like the training settings that the authors pickle next to the weights."""
 
     def __init__(self) -> None:
         self.env = {"workspace_dir": "/somewhere"}
@@ -148,7 +148,7 @@ class ListOfTheirs(list[int]):
     """A list of another class."""
 
 
-def test_plain_entries_beside_the_weights_are_passed_over_without_a_question(
+def test_plain_entries_next_to_the_weights_are_skipped_without_a_question(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Whoever saves optimizer, generators, rates and settings as numbers and texts need not say --skip-objects."""
@@ -173,7 +173,7 @@ def test_plain_entries_beside_the_weights_are_passed_over_without_a_question(
 
 @pytest.mark.parametrize("thing", [ListOfTheirs([1, 2]), defaultdict(list, {1: [2]}), {(1, 2): {3}, (4, 5): None}])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_of_any_kind_beside_the_weights_are_left_out_on_request(
+def test_objects_of_any_kind_next_to_the_weights_are_left_out_on_request(
     state: dict[str, torch.Tensor], tmp_path: Path, thing: object, protocol: int
 ) -> None:
     torch.save({"net": dict(state), "seen": thing}, tmp_path / "x.pth.tar", pickle_protocol=protocol)

@@ -15,16 +15,16 @@ from seqtrack.tokens import centre_positions, hann_window, start_token, target_s
 def _uncached(model: SeqTrack, memory: torch.Tensor, window: torch.Tensor | None) -> Generated:
     """The plain way: the whole prefix through the whole decoder for every word."""
     bins = model.spec.bins
-    words = torch.full((memory.shape[0], 1), start_token(bins))
+    tokens = torch.full((memory.shape[0], 1), start_token(bins))
     confidences = []
     for position in range(4):
-        scores = model.decode(memory, words)[:, -1].softmax(-1)[:, :bins]
+        scores = model.decode(memory, tokens)[:, -1].softmax(-1)[:, :bins]
         if window is not None and position in centre_positions(model.spec.seq_format):
             scores = scores * window
-        best, word = scores.max(-1, keepdim=True)
+        best, token = scores.max(-1, keepdim=True)
         confidences.append(best.double())
-        words = torch.cat((words, word), dim=1)
-    return Generated(words[:, 1:], torch.cat(confidences, dim=1))
+        tokens = torch.cat((tokens, token), dim=1)
+    return Generated(tokens[:, 1:], torch.cat(confidences, dim=1))
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -55,10 +55,10 @@ def test_a_batch_gives_the_words_of_its_samples_alone(variant: SeqTrack) -> None
 @torch.no_grad()
 def test_a_word_does_not_see_the_words_behind_it(variant: SeqTrack) -> None:
     memory = variant.encode(*pictures(variant.spec, 2))
-    words = torch.tensor([[51, 3, 14, 15, 9], [51, 2, 6, 5, 35]])
-    changed = words.clone()
+    tokens = torch.tensor([[51, 3, 14, 15, 9], [51, 2, 6, 5, 35]])
+    changed = tokens.clone()
     changed[:, 3] = 40
-    before, after = variant.decode(memory, words), variant.decode(memory, changed)
+    before, after = variant.decode(memory, tokens), variant.decode(memory, changed)
     torch.testing.assert_close(before[:, :3], after[:, :3])
     assert not torch.allclose(before[:, 3], after[:, 3])
 

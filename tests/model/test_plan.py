@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from seqtrack.cli import main
-from seqtrack.engine.gpus import find_gpu
 from seqtrack.model.build import build_empty
 from seqtrack.model.cost import cost_of
 from seqtrack.model.memory import checkpoint_bytes, training_memory
 from seqtrack.model.spec import ModelSpec
+from seqtrack.runtime.gpus import find_gpu
 
 GIB = 2**30
 LARGE = "vit_large_patch16"
@@ -177,8 +177,8 @@ def test_a_card_too_small_for_any_batch_is_told_so(plan: Callable[..., Plan]) ->
 def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", "--config", "demo", "--disk-gib", "10", "--memory-gib", "10"]) == 0
     said = capsys.readouterr().out
-    for word in ("parameters", "tokens", "GFLOP", "memory", "checkpoint", "disk", "upload"):
-        assert word in said
+    for token in ("parameters", "tokens", "GFLOP", "memory", "checkpoint", "disk", "upload"):
+        assert token in said
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def _attend(state: State, name: str, heads: int, q: Tensor, k: Tensor, v: Tensor
     return out
 
 
-def _decode(model: SeqTrack, state: State, memory: Tensor, words: Tensor) -> Tensor:
+def _decode(model: SeqTrack, state: State, memory: Tensor, tokens: Tensor) -> Tensor:
     spec = model.spec
-    x = _norm(state, "decoder.embedding.LayerNorm", state["decoder.embedding.word_embeddings.weight"][words], 1e-5)
+    x = _norm(state, "decoder.embedding.LayerNorm", state["decoder.embedding.word_embeddings.weight"][tokens], 1e-5)
     x, memory = x.transpose(0, 1), memory.transpose(0, 1)
     query_positions = state["decoder.embedding.position_embeddings.weight"][: len(x), None]
     keys = memory + state["pos_embed"].transpose(0, 1)
@@ -100,6 +100,6 @@ def test_every_variant_agrees_with_the_plain_description(variant: SeqTrack) -> N
     if spec.hidden_dim != spec.embed_dim:
         memory = _linear(state, "bottleneck", memory)
     torch.testing.assert_close(variant.encode(templates, search), memory, rtol=1e-9, atol=1e-9)
-    words, _ = target_sequences(some_boxes(3), spec.bins, spec.seq_format)
-    ours, theirs = variant.decode(memory, words), _decode(variant, state, memory, words)
+    tokens, _ = target_sequences(some_boxes(3), spec.bins, spec.seq_format)
+    ours, theirs = variant.decode(memory, tokens), _decode(variant, state, memory, tokens)
     assert (ours - theirs).norm() < 1e-9 * theirs.norm()

@@ -23,9 +23,11 @@ def _any_bits(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """Every entry any finite 32 bits: negative zeros and denormals are among them."""
     rng = np.random.default_rng(3)
     sizes = {name: shape.numel() for name, shape in shapes.items()}
-    words = torch.from_numpy(rng.integers(0, 1 << 64, (sum(sizes.values()) + 1) // 2, dtype=np.uint64).view(np.float32))
-    words[~words.isfinite()] = -0.0
-    parts = words[: sum(sizes.values())].split(list(sizes.values()))
+    tokens = torch.from_numpy(
+        rng.integers(0, 1 << 64, (sum(sizes.values()) + 1) // 2, dtype=np.uint64).view(np.float32)
+    )
+    tokens[~tokens.isfinite()] = -0.0
+    parts = tokens[: sum(sizes.values())].split(list(sizes.values()))
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 

@@ -68,10 +68,10 @@ def test_a_box_that_is_not_a_number_is_refused() -> None:
 
 def test_formats_differ_in_order_and_an_unknown_one_is_refused() -> None:
     box = torch.tensor([[0.5, 0.25, 0.2, 0.1]])
-    spelt = {name: target_sequences(box, 1001, name)[1][0, :4].tolist() for name in FORMATS}
-    assert spelt["cxcywh"] == spelt["xywh"] == [500, 250, 200, 100]
-    assert spelt["whxy"] == [200, 100, 500, 250]
-    assert spelt["corner"] == (cxcywh_to_xyxy(box)[0] * 1000).long().tolist()
+    coordinates = {name: target_sequences(box, 1001, name)[1][0, :4].tolist() for name in FORMATS}
+    assert coordinates["cxcywh"] == coordinates["xywh"] == [500, 250, 200, 100]
+    assert coordinates["whxy"] == [200, 100, 500, 250]
+    assert coordinates["corner"] == (cxcywh_to_xyxy(box)[0] * 1000).long().tolist()
     with pytest.raises(ValueError, match="xyxy"):
         target_sequences(box, 1001, "xyxy")
 

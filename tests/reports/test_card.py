@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from uploads.rig import put
+from uploads.harness import put
 
 from seqtrack.checkpoints.store import FORMAT
 from seqtrack.errors import UserError

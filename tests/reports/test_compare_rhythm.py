@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import completed, demo_data, environment, start, uncut
+from runs import completed, demo_data, environment, start, uninterrupted
 
-__all__ = ["demo_data", "uncut"]
+__all__ = ["demo_data", "uninterrupted"]
 
 
 @pytest.fixture(scope="module")
-def resumed(uncut: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resumed(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phase 2 that logs at another interval than its phase 1, and validates, which phase 1 did not."""
     output = tmp_path_factory.mktemp("rhythm")
-    (output / "phase_1").symlink_to(uncut / "phase_1")
+    (output / "phase_1").symlink_to(uninterrupted / "phase_1")
     keys = {"TRAIN.PRINT_INTERVAL": "32", "TRAIN.VALIDATION_INTERVAL": "2", "TRAIN.VALIDATION_SEQUENCES": "1"}
     completed(environment(output, demo_data, keys, PHASE=2, RESUME_EPOCH=1))
     return output

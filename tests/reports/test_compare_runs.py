@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Ended, completed, demo_data, environment, epochs, start, uncut
+from runs import Ended, completed, demo_data, environment, epochs, start, uninterrupted
 
-from seqtrack.checkpoints.files import TensorBytes, read_header
+from seqtrack.checkpoints.safetensors_io import TensorBytes, read_header
 from seqtrack.checkpoints.store import Manifest, read_values, write_checkpoint
 from seqtrack.errors import UserError
-from seqtrack.reports.compare import check_chain, compare_runs
+from seqtrack.reports.compare import check_hash_chain, compare_runs
 
-__all__ = ["demo_data", "uncut"]
+__all__ = ["demo_data", "uninterrupted"]
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def pair(resumed: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resumed(uncut: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resumed(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("resumed") / "output"
-    shutil.copytree(uncut, output)
+    shutil.copytree(uninterrupted, output)
     completed(environment(output, demo_data, PHASE=2, RESUME_EPOCH=1))
     return output
 
@@ -42,7 +42,7 @@ def _last(ended: Ended) -> str:
 
 
 def _rewrite(manifest: Manifest, *, drop: str | None = None) -> None:
-    """Write a checkpoint again, sound in itself, with one part as if it had never been saved."""
+    """Write a checkpoint again, valid in itself, with one part as if it had never been saved."""
     header = read_header(manifest.path)
     raw = manifest.path.read_bytes()
     tensors = {
@@ -69,10 +69,10 @@ def test_a_resumed_run_is_identical_and_the_certificate_says_what_was_compared(p
 
 
 def test_a_run_of_another_seed_differs_from_its_first_epoch_in_its_weights(
-    uncut: Path, demo_data: Path, tmp_path: Path
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     completed(environment(tmp_path, demo_data, SEED=7))
-    ended = _verify(tmp_path, str(uncut / "phase_1"), str(tmp_path / "phase_1"))
+    ended = _verify(tmp_path, str(uninterrupted / "phase_1"), str(tmp_path / "phase_1"))
     assert (ended.code, _last(ended)) == (1, "differs")
     assert "first difference: epoch 1: model (" in ended.said
     assert "first log numbers that differ are at step 1" in ended.said
@@ -172,14 +172,14 @@ def test_the_verdict_is_given_where_nothing_can_be_written(read_only: Path) -> N
 
 
 def test_a_whole_chain_is_whole_over_both_phases(pair: Path) -> None:
-    assert check_chain([pair / "phase_1"]) == []
-    assert check_chain([pair / "phase_2", pair / "phase_1"]) == []
+    assert check_hash_chain([pair / "phase_1"]) == []
+    assert check_hash_chain([pair / "phase_2", pair / "phase_1"]) == []
     ended = _verify(pair, "--chain", "phase_2", "phase_1")
     assert (ended.code, _last(ended)) == (0, "whole")
 
 
 def test_a_missing_link_is_found(pair: Path) -> None:
-    assert any("epoch 2: the link to epoch 1 is missing" in problem for problem in check_chain([pair / "phase_2"]))
+    assert any("epoch 2: the link to epoch 1 is missing" in problem for problem in check_hash_chain([pair / "phase_2"]))
     ended = _verify(pair, "--chain", "phase_2")
     assert (ended.code, _last(ended)) == (1, "broken")
 
@@ -189,13 +189,13 @@ def test_an_altered_link_is_found(pair: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    problems = check_chain([pair / "phase_1"])
+    problems = check_hash_chain([pair / "phase_1"])
     assert any("epoch 2:" in problem and "was altered" in problem for problem in problems)
 
 
 def test_a_link_altered_with_its_manifest_is_found_by_the_next_one(pair: Path) -> None:
     _rewrite(epochs(pair / "phase_1")[2], drop="rng")
-    assert check_chain([pair / "phase_1"]) == [
+    assert check_hash_chain([pair / "phase_1"]) == [
         "epoch 3: was not trained on from this epoch 2: its parent's sha256 differs"
     ]
 
@@ -205,7 +205,7 @@ def test_a_foreign_link_is_found(pair: Path, demo_data: Path, tmp_path: Path) ->
     foreign = epochs(tmp_path / "other" / "phase_1")[2]
     for source in (foreign.path, foreign.manifest_path):
         shutil.copy(source, pair / "phase_1" / "checkpoints")
-    problems = " ".join(check_chain([pair / "phase_1"]))
+    problems = " ".join(check_hash_chain([pair / "phase_1"]))
     assert "epoch 2: was not trained on from this epoch 1" in problems
     assert "epoch 3: was not trained on from this epoch 2" in problems
 
@@ -214,5 +214,5 @@ def test_a_manifest_whose_digests_were_edited_is_found(pair: Path) -> None:
     path = epochs(pair / "phase_1")[3].manifest_path
     told = json.loads(path.read_text())
     path.write_text(json.dumps({**told, "weights_sha256": "0" * 64}))
-    (problem,) = check_chain([pair / "phase_1"])
+    (problem,) = check_hash_chain([pair / "phase_1"])
     assert problem.startswith("epoch 3: ")

@@ -1,4 +1,4 @@
-"""The report says what the files of a run say: every number in it stands in one of them."""
+"""The report says what the files of a run say: every number in it is in one of them."""
 
 import json
 import re
@@ -12,12 +12,12 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from seqtrack.engine.log import clock
 from seqtrack.errors import UserError
 from seqtrack.reports.page import report_page
 from seqtrack.reports.report import write_report
 from seqtrack.reports.requirements import REQUIREMENTS, find, find_places
 from seqtrack.reports.team import Team, read_team
+from seqtrack.runtime.metrics_log import clock
 
 READER = MarkdownIt("commonmark", {"html": True}).enable("table")
 CLASS = {"sequences": 1, "frames": 1, "visible": 1, "absent": 0, "missing": 0}
@@ -118,7 +118,7 @@ def unfounded(report: str, output: Path) -> list[str]:
 
 
 class TestNumbers:
-    def test_every_number_stands_in_a_file_of_the_run(self, finished_run: Path) -> None:
+    def test_every_number_is_in_a_file_of_the_run(self, finished_run: Path) -> None:
         report = written(finished_run)
         assert unfounded(report, finished_run) == []
         assert len(_NUMBER.findall(report)) > 200
@@ -183,7 +183,7 @@ class TestNumbers:
             mean = tracker["mean"]
             fps = "–" if mean["fps"] is None else f"{mean['fps']:.3f}"
             assert f"| {tracker['name']} | {mean['auc']:.3f} | {mean['op50']:.3f} |" in report and fps in report
-        assert {"epoch 1", "epoch 2", "untrained", "still box"} <= set(table)
+        assert {"epoch 1", "epoch 2", "untrained", "static box"} <= set(table)
 
     def test_uploaded_files_are_those_of_the_target(self, finished_run: Path) -> None:
         import hashlib
@@ -218,7 +218,7 @@ class TestProof:
             logs = [path.read_text().splitlines() for path in finished_run.glob(f"phase_*/logs/{name}")]
             assert any(len(log) >= int(number) and log[int(number) - 1] == line for log in logs)
 
-    def test_another_verdict_is_reported_as_it_stands(self, finished_run: Path) -> None:
+    def test_another_verdict_is_reported_as_it_is(self, finished_run: Path) -> None:
         file = finished_run / "comparison" / "certificate.json"
         certificate = json.loads(file.read_text())
         certificate |= {"verdict": "differs", "first_difference": "epoch 2: model"}
@@ -272,7 +272,7 @@ def test_configuration_shows_every_difference_from_the_authors(finished_run: Pat
     assert [row[0].strip("`") for row in rows(text)] == [one.key for one in differences]
 
 
-def test_links_hold_from_wherever_a_report_stands(finished_run: Path) -> None:
+def test_links_hold_from_wherever_a_report_is(finished_run: Path) -> None:
     for path in write_report(finished_run, Team()):
         links = re.findall(r"\]\(([^)]+)\)", path.read_text())
         assert len(links) > 10
@@ -287,7 +287,7 @@ class TestFunctions:
                 line = (ROOT / place.file).read_text().splitlines()[place.line - 1]
                 assert re.search(rf"(def|class) {place.function.rsplit('.', maxsplit=1)[-1]}\b", line)
 
-    @pytest.mark.parametrize("name", ["tokens:no_such", "nowhere:tokens", "engine.state:TrainState.no_such"])
+    @pytest.mark.parametrize("name", ["tokens:no_such", "nowhere:tokens", "training.state:TrainState.no_such"])
     def test_a_function_that_is_not_there_is_an_error(self, name: str) -> None:
         with pytest.raises(LookupError):
             find(name)

@@ -4,22 +4,22 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import demo_data, uncut
+from runs import demo_data, uninterrupted
 
+from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.checkpoints.side_files import RunRecord, changed
-from seqtrack.checkpoints.start import read_run
-from seqtrack.engine.fingerprint import BIT_EQUAL, LAST_DIGITS, promise
 from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.verdict import conclude, table
+from seqtrack.runtime.environment import BIT_EQUAL, LAST_DIGITS, promise
 
-__all__ = ["demo_data", "uncut"]
+__all__ = ["demo_data", "uninterrupted"]
 
 
 @pytest.fixture
-def output(uncut: Path, tmp_path: Path) -> Path:
+def output(uninterrupted: Path, tmp_path: Path) -> Path:
     """Two phases, the second a copy of the first."""
     for phase in ("phase_1", "phase_2"):
-        shutil.copytree(uncut / "phase_1", tmp_path / phase)
+        shutil.copytree(uninterrupted / "phase_1", tmp_path / phase)
     return tmp_path
 
 

@@ -120,7 +120,7 @@ def test_both_phases_on_a_fresh_clone_end_identical(
     assert len(means) == 10
     assert means[-1] >= least_iou
     assert means[-1] >= 5 * means[0]
-    assert list(tmp_path.iterdir()) == [], "output belongs beside the script, wherever it was called from"
+    assert list(tmp_path.iterdir()) == [], "output belongs next to the script, wherever it was called from"
     code, said = local(clone, "train-phase2", cwd=tmp_path, timeout=600, RESUME_EPOCH=str(resume), **variables)
     assert code == 0, said
     assert said.strip().splitlines()[-1] == "identical"
@@ -134,7 +134,7 @@ def test_both_phases_on_a_fresh_clone_end_identical(
     trackers = json.loads((phase / "evaluation/evaluation.json").read_text())["trackers"]
     auc = {tracker["name"]: tracker["mean"]["auc"] for tracker in trackers}
     assert auc["epoch 10"] >= least_auc, auc
-    assert max(auc["untrained"], auc["still box"]) < 10, auc
+    assert max(auc["untrained"], auc["static box"]) < 10, auc
     rising = [auc[f"epoch {epoch}"] for epoch in range(1, 11)]
     assert sum(rising[-3:]) > sum(rising[:3]) + 60, rising
     code, said = local(clone, "plan")

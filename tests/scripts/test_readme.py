@@ -1,4 +1,4 @@
-"""Every command that the README shows is run by a test, or stands here with the reason why not."""
+"""Every command that the README shows is run by a test, or is here with the reason why not."""
 
 import re
 from pathlib import Path

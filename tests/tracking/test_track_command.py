@@ -98,7 +98,7 @@ def test_a_box_that_begins_with_a_minus_sign_is_a_value_in_both_forms(
 
 
 @pytest.mark.parametrize(
-    ("words", "joined"),
+    ("tokens", "joined"),
     [
         (["a", "--box", "-1,2,3,4", "-o", "-5.mp4"], ["a", "--box=-1,2,3,4", "-o-5.mp4"]),
         (["--box", "-.5,2,3,4"], ["--box=-.5,2,3,4"]),
@@ -109,9 +109,9 @@ def test_a_box_that_begins_with_a_minus_sign_is_a_value_in_both_forms(
     ],
 )
 def test_a_word_that_begins_like_a_negative_number_belongs_to_the_option_before_it(
-    words: list[str], joined: list[str]
+    tokens: list[str], joined: list[str]
 ) -> None:
-    assert _join_negative_values(words) == joined
+    assert _join_negative_values(tokens) == joined
 
 
 @pytest.mark.parametrize(("fps", "expected"), [("66.667", 66.667), ("7.4996", 7.4996), ("0.25", 0.25)])
@@ -196,7 +196,7 @@ def test_what_cannot_be_done_is_told_with_exit_code_2(
     assert not list(output.glob("tracks/*")), "nothing is left behind"
 
 
-def test_without_its_own_a_checkpoint_takes_the_configuration_beside_it_and_there_must_be_one(
+def test_without_its_own_a_checkpoint_takes_the_configuration_next_to_it_and_there_must_be_one(
     track: Callable[..., int],
     output: Path,
     video_folder: Path,

@@ -13,20 +13,20 @@ from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.tracking.settings import TrackerSettings, check_precision, tracker_settings
-from seqtrack.tracking.tracker import BatchTracker, Tracked, Tracker
+from seqtrack.tracking.tracker import BatchTracker, Tracker, TrackResult
 
 from .conftest import FIRST_BOX
 
 NEVER = TrackerSettings(update_interval=9999)
 
 
-def follow(model: SeqTrack, settings: TrackerSettings, frames: list[np.ndarray]) -> list[Tracked]:
+def follow(model: SeqTrack, settings: TrackerSettings, frames: list[np.ndarray]) -> list[TrackResult]:
     tracker = Tracker(model, settings)
     tracker.start(frames[0], FIRST_BOX)
     return [tracker.track(frame) for frame in frames[1:]]
 
 
-def boxes(tracked: list[Tracked]) -> np.ndarray:
+def boxes(tracked: list[TrackResult]) -> np.ndarray:
     return np.stack([one.box_xywh for one in tracked])
 
 
@@ -82,7 +82,7 @@ def test_the_window_pulls_boxes_to_where_the_object_was(model: SeqTrack, frames:
     """Without it the same weights put the first centre elsewhere, and its outermost words can win."""
     bins = model.spec.bins
     windowed = follow(model, TrackerSettings(window=True), frames)
-    assert all(0 < word < bins - 1 for one in windowed for word in one.tokens[:2])
+    assert all(0 < token < bins - 1 for one in windowed for token in one.tokens[:2])
     plain = follow(model, TrackerSettings(window=False), frames)
     assert windowed[0].tokens != plain[0].tokens
     assert windowed[0].confidences[0] <= plain[0].confidences[0]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from uploads.harness import checkpoint, put
 from uploads.hub_server import Hub
-from uploads.rig import checkpoint, put
 
 
 @pytest.fixture

@@ -339,7 +339,7 @@ class Handler(BaseHTTPRequestHandler):
                 fault = self.hub.draw(stage, self.path) if stage not in ("state", "control") else None
                 self.note(stage)
                 self.check_token(stage)
-                self.suffer(fault)
+                self.record_failure(fault)
                 body, headers = getattr(self, "on_" + stage.replace("-", "_"))(names, fault)
                 if fault is not None and fault.reset == "after":
                     self.cut()
@@ -374,7 +374,7 @@ class Handler(BaseHTTPRequestHandler):
             message = "You don't have the rights to write to this repo. Use a token with write access."
             raise Reply(403, {"error": message}, {"X-Error-Message": message.replace("\n", " ")})
 
-    def suffer(self, fault: Fault | None) -> None:
+    def record_failure(self, fault: Fault | None) -> None:
         """What can be suffered before the call is acted on."""
         if fault is None:
             return
@@ -625,7 +625,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve until stopped; faults come over POST /_control, what happened stands at GET /_state."""
+    """Serve until stopped; faults come over POST /_control, what happened is at GET /_state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from uploads.harness import REPO, checkpoint, environ, files_of, once, put
 from uploads.hub_server import Entry, Hub, git_sha1, make_entry
-from uploads.rig import REPO, checkpoint, environ, files_of, once, put
 
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError

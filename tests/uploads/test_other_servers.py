@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from uploads.harness import REPO, assert_arrived, checkpoint, environ, once, put, sidecar
 from uploads.other_server import WAYS, OtherHub
-from uploads.rig import REPO, assert_arrived, checkpoint, environ, once, put, sidecar
 
 from seqtrack.config.environment import read_environment
-from seqtrack.uploads.fetch import fetch_checkpoint, newest_epoch
+from seqtrack.uploads.fetch import fetch_checkpoint, latest_epoch
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_every_way_to_speak_the_protocol_is_understood(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     here = read_environment(os.environ)
-    assert newest_epoch(here) == 2
+    assert latest_epoch(here) == 2
     place = fetch_checkpoint(here, 2, tmp_path / "new")
     assert place.read_bytes() == (output / "phase_1" / "checkpoints" / place.name).read_bytes()
 

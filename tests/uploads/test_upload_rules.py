@@ -5,52 +5,52 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from uploads.rig import checkpoint, put
+from uploads.harness import checkpoint, put
 
 from seqtrack.config.environment import Environment
 from seqtrack.uploads.backoff import Clock, commit_limit_wait, jittered, monotonic_of, pace
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.journal import Journal, Row
-from seqtrack.uploads.plan import Observer, choose_batch, make_agenda
+from seqtrack.uploads.plan import StabilityTracker, choose_batch, make_agenda
 from seqtrack.uploads.recovery import Recovery
 from seqtrack.uploads.runner import child_environment
-from seqtrack.uploads.scan import Found, Survey, Unit, survey
+from seqtrack.uploads.scan import FileInfo, Survey, UploadUnit, scan
 from seqtrack.uploads.settings import UploadSettings, choose_target
-from seqtrack.uploads.status import illnesses
+from seqtrack.uploads.status import health_problems
 
 MB = 1024 * 1024
 
 
-def unit(path: str, *, size: int = 10, mtime: int = 0, promised: bool = False) -> Unit:
-    found = Found(path, f"{size}-{mtime}-0-{hash(path) % 1000}", size, mtime)
-    return Unit((found,), (size, "0" * 64) if promised else None)
+def unit(path: str, *, size: int = 10, mtime: int = 0, promised: bool = False) -> UploadUnit:
+    found = FileInfo(path, f"{size}-{mtime}-0-{hash(path) % 1000}", size, mtime)
+    return UploadUnit((found,), (size, "0" * 64) if promised else None)
 
 
 def test_the_walk_pairs_a_checkpoint_with_its_manifest_and_holds_back_a_half(output: Path) -> None:
     checkpoint(output, 3)[1].unlink()
     checkpoint(output, 4)[0].unlink()
-    found = survey(output)
+    found = scan(output)
     pairs = [tuple(f.path.rsplit("/", 1)[1] for f in u.files) for u in found.units if u.is_checkpoint]
     assert pairs == [(f"SEQTRACK_ep000{n}.safetensors", f"SEQTRACK_ep000{n}.json") for n in (1, 2)]
     assert [path.rsplit("/", 1)[1] for path in found.waiting] == ["SEQTRACK_ep0003.safetensors", "SEQTRACK_ep0004.json"]
 
 
 def test_the_walk_of_a_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert survey(tmp_path / "nothing") == Survey((), {}, ())
+    assert scan(tmp_path / "nothing") == Survey((), {}, ())
 
 
-def test_a_file_stands_still_by_our_clock_not_by_its_own(tmp_path: Path) -> None:
+def test_a_file_is_still_by_our_clock_not_by_its_own(tmp_path: Path) -> None:
     path = put(tmp_path / "a.txt", b"1")
-    observer = Observer()
-    observer.look(survey(tmp_path), 0.0)
-    observer.look(survey(tmp_path), 9.0)
+    observer = StabilityTracker()
+    observer.look(scan(tmp_path), 0.0)
+    observer.look(scan(tmp_path), 9.0)
     assert (observer.age("a.txt", 9.0), observer.changed_at) == (9.0, None)
     put(path, b"2")
-    observer.look(survey(tmp_path), 10.0)
+    observer.look(scan(tmp_path), 10.0)
     assert (observer.age("a.txt", 12.0), observer.changed_at) == (2.0, 10.0)
 
 
-def test_the_newest_checkpoint_goes_first_and_a_large_one_goes_without_others() -> None:
+def test_the_latest_checkpoint_goes_first_and_a_large_one_goes_without_others() -> None:
     old = unit("old.safetensors", size=300 * MB, mtime=1, promised=True)
     new = unit("new.safetensors", size=300 * MB, mtime=2, promised=True)
     log = unit("train.log", mtime=3)
@@ -79,7 +79,7 @@ def test_what_is_verified_is_no_longer_on_the_agenda_until_it_changes() -> None:
     row = Row("a.txt", one.files[0].key, 10, state="verified")
     rules = {"settled": lambda _: True, "blocked": lambda _: False}
     assert make_agenda(Survey((one,), {}, ()), {"a.txt": row}, **rules).units == ()
-    changed = Unit((replace(one.files[0], key="other"),))
+    changed = UploadUnit((replace(one.files[0], key="other"),))
     assert make_agenda(Survey((changed,), {}, ()), {"a.txt": row}, **rules).ready == (changed,)
 
 
@@ -111,17 +111,17 @@ def test_silence_makes_more_patient_and_success_forgets_it() -> None:
     time = Ticking()
     recovery = Recovery(UploadSettings(), time.clock(), random.Random(0))
     for _ in range(3):
-        recovery.suffer(Fault("deadline", "silence"), num_units=2)
-    assert recovery.patience == 8.0
+        recovery.record_failure(Fault("deadline", "silence"), num_units=2)
+    assert recovery.timeout_factor == 8.0
     recovery.arrived()
-    assert (recovery.patience, recovery.wait_s(), recovery.fault) == (1.0, 0.0, None)
+    assert (recovery.timeout_factor, recovery.wait_s(), recovery.fault) == (1.0, 0.0, None)
 
 
 def test_a_refused_batch_is_halved_and_a_named_file_is_not() -> None:
     recovery = Recovery(UploadSettings(), Ticking().clock(), random.Random(0))
-    recovery.suffer(Fault("refused", "no", path="a.txt"), num_units=9)
+    recovery.record_failure(Fault("refused", "no", path="a.txt"), num_units=9)
     assert recovery.unit_limit is None
-    recovery.suffer(Fault("refused", "no"), num_units=9)
+    recovery.record_failure(Fault("refused", "no"), num_units=9)
     assert recovery.unit_limit == 5
     recovery.arrived()
     assert recovery.unit_limit == 10, "one batch that arrived may be followed by a larger one"
@@ -129,15 +129,15 @@ def test_a_refused_batch_is_halved_and_a_named_file_is_not() -> None:
 
 def test_xet_that_fails_is_left_for_lfs() -> None:
     recovery = Recovery(UploadSettings(), Ticking().clock(), random.Random(0))
-    recovery.suffer(Fault("server", "503"), num_units=1)
+    recovery.record_failure(Fault("server", "503"), num_units=1)
     assert recovery.use_xet
-    recovery.suffer(Fault("xet", "CAS"), num_units=1)
+    recovery.record_failure(Fault("xet", "CAS"), num_units=1)
     assert not recovery.use_xet
     silent = Recovery(UploadSettings(), Ticking().clock(), random.Random(0))
     tried = []
     for _ in range(3):
         tried.append(silent.use_xet)
-        silent.suffer(Fault("deadline", "the batch did not end"), num_units=1)
+        silent.record_failure(Fault("deadline", "the batch did not end"), num_units=1)
     assert tried == [True, True, True] and not silent.use_xet, "silence may be the line's; the third time it is not"
     state = Path("/state")
     assert child_environment({}, use_xet=False, state=state)["HF_HUB_DISABLE_XET"] == "1"
@@ -149,11 +149,11 @@ def test_only_an_exchanged_token_ends_a_long_wait(tmp_path: Path, monkeypatch: p
     token = put(tmp_path / "token", b"one")
     monkeypatch.setenv("HF_TOKEN_PATH", str(token))
     recovery = Recovery(UploadSettings(slow_retry_s=300.0), Ticking().clock(), random.Random(0))
-    recovery.suffer(Fault("token", "refused"), num_units=1)
+    recovery.record_failure(Fault("token", "refused"), num_units=1)
     assert recovery.wait_s() == 300.0
     put(token, b"two")
     assert recovery.wait_s() == 0.0
-    recovery.suffer(Fault("quota", "full"), num_units=1)
+    recovery.record_failure(Fault("quota", "full"), num_units=1)
     put(token, b"three")
     assert recovery.wait_s() == 300.0
 
@@ -199,9 +199,9 @@ WELL = {"state": "watching", "time": 1000.0, "oldest_age_s": 5.0, "fault": None,
     ],
 )
 def test_who_is_well(change: dict[str, object], reason: str | None) -> None:
-    found = illnesses({**WELL, **change}, UploadSettings(), now=1000.0)
+    found = health_problems({**WELL, **change}, UploadSettings(), now=1000.0)
     assert (found == []) if reason is None else (len(found) == 1 and reason in found[0])
 
 
 def test_no_status_is_not_well() -> None:
-    assert len(illnesses(None, UploadSettings(), now=0.0)) == 1
+    assert len(health_problems(None, UploadSettings(), now=0.0)) == 1

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from uploads.rig import checkpoint, content, put
+from uploads.harness import checkpoint, content, put
 
 
 def main(output: Path, number: int, largest: int, seconds: float) -> None:

@@ -1,0 +1,269 @@
+"""One training sample: templates, a search region and its box, as a pure function of (seed, epoch, index).
+
+Knows how frames are drawn, read, cropped and augmented. It must not know of batches, workers or ranks: they change who
+computes a sample, never what it is. Crops come first; mirror image and grey are made on the crop and give the very
+pixels that they would give on the whole frame.
+"""
+
+import logging
+import time
+from collections.abc import Sequence as ListOf
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from seqtrack.data import augment, crop
+from seqtrack.data.augment import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
+from seqtrack.data.crop import Image
+from seqtrack.data.decode import FrameFile, check_frames
+from seqtrack.data.sampling import FrameIndex, Mode, draw_frames, usable
+from seqtrack.data.sequence import Sequence
+from seqtrack.data.sources import Source
+from seqtrack.errors import Problem, UserError
+from seqtrack.seeding import sample_generator
+
+_log = logging.getLogger(__name__)
+# Every epoch of `fixed_per_epoch` is drawn as this one.
+_FIXED_EPOCH = 0
+# Half a million files cost half a minute; all of LaSOT would cost minutes at each start.
+_VERIFY_UP_TO = 500_000
+_SHOWN = 1000
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """What a sample is made of. Sizes in pixels, factors in roots of the box's area.
+
+    Attributes:
+        interval: the largest number of frames between those of a sample, as the mode understands it.
+        sampling: "stateless": every epoch has samples of its own; "fixed_per_epoch": every epoch repeats the same.
+        augment: with False nothing is random but the choice of frames.
+    """
+
+    template_size: int
+    search_size: int
+    num_templates: int = 2
+    template_factor: float = 4.0
+    search_factor: float = 4.0
+    template_jitter: Jitter = NO_JITTER
+    search_jitter: Jitter = AUTHORS_SEARCH_JITTER
+    interval: int = 400
+    mode: Mode = "order"
+    sampling: Literal["stateless", "fixed_per_epoch"] = "stateless"
+    augment: bool = True
+
+    @property
+    def frames_per_sample(self) -> int:
+        return self.num_templates + 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: `templates` (T, 3, S, S) and `search` (3, S, S) uint8 RGB, `box` (4,) float32 cx, cy, w, h in
+    fractions of the search crop and not yet clipped, brightness factors, and where the frames came from."""
+
+    templates: Image
+    search: Image
+    template_brightness: NDArray[np.float32]
+    search_brightness: np.float32
+    box: NDArray[np.float32]
+    source: str
+    sequence: str
+    frames: tuple[int, ...]
+
+
+class TrackingDataset:
+    """Draws samples from sources.
+
+    Args:
+        sources: opened data sets.
+        ratios: how often each is drawn from, in any unit.
+        spec: what a sample is made of.
+        seed: non-negative.
+        verify_up_to: look at the header and the end of every frame file that may be drawn, if there are not more than
+            this many, so that a file that cannot be used is found now and not in the night.
+
+    Raises:
+        UserError: a ratio is negative or none is positive, a source has no sequence that can be sampled, or frame
+            files are empty, truncated or no JPEGs that can be used.
+    """
+
+    def __init__(
+        self,
+        sources: ListOf[Source],
+        ratios: ListOf[float],
+        spec: SampleSpec,
+        *,
+        seed: int,
+        verify_up_to: int = _VERIFY_UP_TO,
+    ) -> None:
+        if len(sources) != len(ratios) or not sources or min(ratios) < 0 or not sum(ratios) > 0:
+            raise UserError(
+                f"DATASETS_RATIO: {list(ratios)} for {len(sources)} data sets; one ratio each, above 0 in sum"
+            )
+        self.spec = spec
+        self.seed = seed
+        self.sources = list(sources)
+        self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
+        self._sequences: list[list[Sequence]] = []
+        self._frames: list[list[FrameIndex]] = []
+        for source in sources:
+            kept = [sequence for sequence in source.sequences if self._keep(source, sequence)]
+            if not kept:
+                raise UserError(f"{source.name}: none of its {len(source.sequences)} sequences can be sampled")
+            self._sequences.append(kept)
+            self._frames.append([FrameIndex(sequence) for sequence in kept])
+        self._verify(verify_up_to)
+
+    def _verify(self, at_most: int) -> None:
+        pairs = [
+            pair
+            for kept, frames in zip(self._sequences, self._frames, strict=True)
+            for pair in zip(kept, frames, strict=True)
+        ]
+        count = sum(len(frames.has_box) for _, frames in pairs)
+        if count > at_most:
+            _log.info("%d frame files are not looked at before training; `seqtrack data check --decode` does it", count)
+            return
+        begun = time.monotonic()
+        problems = check_frames(
+            sequence.frame_path(int(index)) for sequence, frames in pairs for index in frames.has_box
+        )
+        if len(problems) > _SHOWN:
+            more = f"{len(problems) - _SHOWN} more frame files like these"
+            problems[_SHOWN:] = [Problem(more, problems[_SHOWN].code)]
+        if problems:
+            raise UserError(problems)
+        _log.info(
+            "headers of %d frame files are valid (%.1f s); damage inside a file is only found when the frame is drawn, "
+            "and ends the run: `seqtrack data check --decode` finds it before",
+            count, time.monotonic() - begun,
+        )  # fmt: skip
+
+    def _keep(self, source: Source, sequence: Sequence) -> bool:
+        reason = usable(sequence, self.spec.frames_per_sample)
+        if reason is not None:
+            _log.warning("%s: sequence %s is left out: %s", source.name, sequence.name, reason)
+        return reason is None
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all sequences that are sampled."""
+        return sum(sequence.num_frames for kept in self._sequences for sequence in kept)
+
+    def automatic_epoch(self) -> int:
+        """Samples of an epoch that uses as many frames as there are: `SAMPLE_PER_EPOCH: auto`."""
+        return max(1, self.num_frames // self.spec.frames_per_sample)
+
+    def choose(self, generator: np.random.Generator) -> tuple[Source, Sequence, NDArray[np.int64]]:
+        """Draw source, sequence and frames (numbers from 0, templates first)."""
+        spec = self.spec
+        which = min(int(np.searchsorted(self._limits, generator.random(), side="right")), len(self._limits) - 1)
+        place = int(generator.integers(len(self._sequences[which])))
+        frames = draw_frames(
+            generator,
+            self._frames[which][place],
+            mode=spec.mode,
+            num_templates=spec.num_templates,
+            num_search=1,
+            gap=spec.interval,
+        )
+        return self.sources[which], self._sequences[which][place], frames
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """The sample with this number in this epoch.
+
+        Raises:
+            UserError: a frame file cannot be read; it names the file.
+        """
+        spec = self.spec
+        generator = sample_generator(self.seed, _FIXED_EPOCH if spec.sampling == "fixed_per_epoch" else epoch, index)
+        source, sequence, frames = self.choose(generator)
+        grey, mirrored = generator.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)
+        crops = [
+            self._crop(
+                generator,
+                sequence,
+                int(frame),
+                grey=bool(grey),
+                mirrored=bool(mirrored),
+                is_search=place == spec.num_templates,
+            )
+            for place, frame in enumerate(frames)
+        ]
+        return Sample(
+            templates=np.stack([image for image, _, _ in crops[:-1]]),
+            search=crops[-1][0],
+            template_brightness=np.array([brightness for _, brightness, _ in crops[:-1]], dtype=np.float32),
+            search_brightness=crops[-1][1],
+            box=crops[-1][2],
+            source=source.name,
+            sequence=sequence.name,
+            frames=tuple(int(frame) for frame in frames),
+        )
+
+    def _crop(
+        self,
+        generator: np.random.Generator,
+        sequence: Sequence,
+        frame: int,
+        *,
+        grey: bool,
+        mirrored: bool,
+        is_search: bool,
+    ) -> tuple[Image, np.float32, NDArray[np.float32]]:
+        """One crop (3, S, S) RGB, its brightness factor and the box in it.
+
+        Every number is drawn whether it is used or not, so that one that is switched off leaves the others as they are.
+        """
+        spec = self.spec
+        jitter, factor, size = (
+            (spec.search_jitter, spec.search_factor, spec.search_size)
+            if is_search
+            else (spec.template_jitter, spec.template_factor, spec.template_size)
+        )
+        normal, uniform = generator.standard_normal(2), generator.random(2)
+        brightness, flipped = augment.draw_brightness(generator), bool(generator.random() < augment.FLIP_PROBABILITY)
+        if not spec.augment:
+            jitter, brightness, flipped, grey, mirrored = NO_JITTER, np.float32(1), False, False, False
+        file = FrameFile(sequence.frame_path(frame))
+        box = sequence.boxes_xywh[frame]
+        if mirrored:
+            box = augment.mirror_box(box, file.width)
+        around = augment.jitter_box(box, jitter, normal=normal, uniform=uniform)
+        window = crop.crop_window(around, factor)
+        square = _cut_from_file(file, window, mirrored=mirrored)
+        if grey:
+            square = augment.to_grey(square)
+        image = crop.resize(square, size)
+        target = crop.box_in_crop(box, around, resize_factor=size / window.side, size=size)
+        if flipped:
+            image = augment.mirror(image)
+            target[0] = 1 - target[0]
+        return _planes_rgb(image), brightness, target.astype(np.float32)
+
+
+def _planes_rgb(image_bgr: Image) -> Image:
+    """(S, S, 3) BGR -> (3, S, S) RGB. OpenCV splits planes six times as fast as NumPy transposes them."""
+    planes = np.empty((3, *image_bgr.shape[:2]), dtype=np.uint8)
+    cv2.split(image_bgr, [planes[2], planes[1], planes[0]])
+    return planes
+
+
+def _cut_from_file(file: FrameFile, window: crop.Window, *, mirrored: bool) -> Image:
+    """The window's pixels in BGR; `mirrored`: the window is in the frame's mirror image."""
+    left, right = crop.covered_span(window.left, window.side, file.width)
+    top, bottom = crop.covered_span(window.top, window.side, file.height)
+    if mirrored:
+        left, right = file.width - right, file.width - left
+    patch = file.region(left, top, right, bottom)
+    pixels, patch_left = patch.pixels_bgr, patch.left
+    if mirrored and pixels.size:
+        pixels = augment.mirror(pixels)
+        patch_left = file.width - (patch.left + pixels.shape[1])
+    return crop.cut(
+        pixels, window, patch_left=patch_left, patch_top=patch.top, frame_width=file.width, frame_height=file.height
+    )

@@ -1,0 +1,224 @@
+"""One optimizer step: forward, loss, backward, clip, update.
+
+Knows the model, one batch and the numbers of the recipe; knows nothing of epochs, files or time. Nothing here waits for
+the device except `TrainStep.read`, which is called for a step when the next one has been launched.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seqtrack.data.loader import Batch
+from seqtrack.device import LESS_MEMORY, explain_out_of_memory
+from seqtrack.errors import RunError
+from seqtrack.model.images import normalise
+from seqtrack.model.loss import sequence_loss, teacher_forced_iou
+from seqtrack.runtime.distributed import DistributedContext, Gradients
+from seqtrack.seeding import step_seed
+from seqtrack.tokens import target_sequences
+from seqtrack.training.state import TrainState
+
+
+class NotFiniteError(RunError):
+    """A loss or a gradient is NaN or infinite. Training on would spoil the weights, so the run ends."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The recipe's numbers that one step needs. `amp` is None for plain float32."""
+
+    seed: int
+    bins: int
+    seq_format: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    loss_weight: float
+    clip_norm: float
+    accumulation: int
+    amp: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class SentBatch:
+    """What the device needs of a batch, on its way there or arrived.
+
+    Args:
+        images: templates, search regions, and the brightness of both, as in `Batch`.
+        input_tokens, targets: (B, 5) int64.
+        real: (B,) float32, 0 for a sample that is in for an empty share.
+    """
+
+    images: tuple[Tensor, Tensor, Tensor, Tensor]
+    input_tokens: Tensor
+    targets: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over the whole global batch, and what the ranks voted.
+
+    Args:
+        grad_norm: the gradient's L2 norm before clipping; None where fp16 overflowed and the step was skipped.
+        stop, save: whether any rank voted so.
+    """
+
+    loss_sum: float
+    iou_sum: float
+    count: int
+    grad_norm: float | None
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device may still be computing; `TrainStep.read` waits for it.
+
+    Args:
+        step: its number in the run, from 1.
+        where: epoch and samples, for a message.
+        rates: learning rates of the coming step.
+        numbers: float64, on its way to the host: loss, IoU, votes to stop and to save, gradient's norm.
+        arrived: after which `numbers` can be read; None on a CPU.
+    """
+
+    step: int
+    where: str
+    count: int
+    rates: list[float]
+    numbers: Tensor
+    arrived: "torch.cuda.Event | None"
+
+
+def no_votes() -> tuple[bool, bool]:
+    """Neither to stop nor to save."""
+    return False, False
+
+
+class TrainStep:
+    """Takes steps with one model. `callable_model` is the wrapped or compiled form of `state.model`."""
+
+    def __init__(
+        self, state: TrainState, callable_model: nn.Module, distributed: DistributedContext, settings: StepSettings
+    ) -> None:
+        self.state = state
+        self.model = callable_model
+        self.distributed = distributed
+        self.settings = settings
+        self.gradients = Gradients(state.model, distributed)
+        self._copies = torch.cuda.Stream(distributed.device) if distributed.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = no_votes) -> LaunchedStep:
+        """Train on this rank's share of one global batch.
+
+        Args:
+            votes: asked at the end whether this rank wants to stop and to save.
+
+        Raises:
+            RunError: the batch does not fit into the device's memory.
+        """
+        state, settings = self.state, self.settings
+        # Seeded from the step, so that nothing between two steps can shift what dropout draws.
+        torch.manual_seed(step_seed(settings.seed, state.step, self.distributed.rank))
+        self.gradients.clear()
+        size = batch.search.shape[0]
+        with explain_out_of_memory(f"at step {state.step + 1} with {size} samples per process", LESS_MEMORY):
+            loss_sum, iou_sum = self._backward(self._send(batch), batch.global_count)
+            self.gradients.sum_over_ranks()
+            state.scaler.unscale_(state.optimizer.inner)
+            grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), settings.clip_norm)
+            state.scaler.step(state.optimizer.inner)
+            state.scaler.update()
+        state.scheduler.advance()
+        state.step += 1
+        # The votes are launched as constants: a copy to the device would wait for everything before it.
+        given = [torch.full_like(loss_sum, vote) for vote in votes()]
+        sums = self.distributed.sum_in_place(torch.stack((loss_sum, iou_sum, *given)))
+        numbers = torch.cat((sums, grad_norm.double().reshape(1))).to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if self._copies is not None else None  # type: ignore[no-untyped-call]
+        if arrived is not None:
+            arrived.record()  # type: ignore[no-untyped-call]
+        where = f"epoch {state.epoch}, samples {int(batch.indices[0])}..{int(batch.indices[-1])} of this rank"
+        return LaunchedStep(state.step, where, batch.global_count, state.scheduler.rates(), numbers, arrived)
+
+    def read(self, launched: LaunchedStep) -> StepResult:
+        """Wait for a step and look at its numbers.
+
+        Raises:
+            NotFiniteError: the loss or the gradient is not finite; the weights may be spoilt and must not be saved.
+            RunError: fp16's scale has shrunk so far that no gradient fits.
+        """
+        if launched.arrived is not None:
+            launched.arrived.synchronize()
+        loss, iou, stop, save, norm = launched.numbers.tolist()
+        # fp16's scaler finds infinite gradients on purpose, takes no step, and lowers its scale: that is its design.
+        skipped = not math.isfinite(norm) and self.state.scaler.is_enabled()
+        if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
+            finite = math.isfinite(loss)
+            what = f"the gradient's norm is {norm}" if finite else f"the loss is {loss / launched.count}"
+            raise NotFiniteError(
+                f"{what} at step {launched.step} ({launched.where}); the checkpoints before it are valid: lower "
+                "TRAIN.LR or turn TRAIN.AMP off, and resume from one of them",
+                code="train.not_finite",
+            )
+        if skipped and (scale := self.state.scaler.get_scale()) < 1:
+            raise RunError(
+                f"every gradient overflows in fp16 up to step {launched.step} ({launched.where}), although the loss is "
+                f"scaled by {scale:g} only; the checkpoints are valid: use TRAIN.AMP bf16 or off",
+                code="train.fp16_scale",
+            )
+        return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
+
+    def _send(self, batch: Batch) -> SentBatch:
+        """Copy a batch to the device, next to what that still computes; what needs a check is checked before."""
+        inputs, targets = target_sequences(batch.boxes, self.settings.bins, self.settings.seq_format)
+        real = (torch.arange(batch.search.shape[0]) < batch.count).to(torch.float32)
+        images = (batch.templates, batch.search, batch.template_brightness, batch.search_brightness)
+        on_host = (*images, inputs, targets, real)
+        if self._copies is None:
+            sent = [tensor.to(self.distributed.device) for tensor in on_host]
+        else:
+            computing = torch.cuda.current_stream(self.distributed.device)
+            with torch.cuda.stream(self._copies):
+                sent = [tensor.to(self.distributed.device, non_blocking=True) for tensor in on_host]
+            computing.wait_stream(self._copies)
+            for tensor in sent:  # so that its memory is not used again before the step has read it
+                tensor.record_stream(computing)
+        templates, search, template_brightness, search_brightness, inputs, targets, real = sent
+        return SentBatch((templates, search, template_brightness, search_brightness), inputs, targets, real)
+
+    def _backward(self, batch: SentBatch, global_count: int) -> tuple[Tensor, Tensor]:
+        """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device."""
+        settings, real = self.settings, batch.real
+        size = len(real)
+        parts = min(settings.accumulation, size)
+        # Ranks may hold unequal shares: each weighs its samples by the global count, and gradients are summed.
+        scale = settings.loss_weight / global_count
+        loss_sum = torch.zeros((), dtype=torch.float64, device=real.device)
+        iou_sum = torch.zeros_like(loss_sum)
+        for part in range(parts):
+            rows = slice(part * size // parts, (part + 1) * size // parts)
+            losses, ious = self._losses(batch, rows)
+            weighted = losses * real[rows]
+            self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
+            loss_sum += weighted.detach().double().sum()
+            iou_sum += (ious * real[rows]).double().sum()
+        return loss_sum, iou_sum
+
+    def _losses(self, batch: SentBatch, rows: slice) -> tuple[Tensor, Tensor]:
+        """Loss (n,) and teacher-forced IoU (n,) of the samples `rows`."""
+        settings = self.settings
+        templates, search, *brightness = (tensor[rows] for tensor in batch.images)
+        templates = normalise(templates, brightness[0], mean=settings.mean, std=settings.std)
+        search = normalise(search, brightness[1], mean=settings.mean, std=settings.std)
+        with torch.autocast(self.distributed.device.type, dtype=settings.amp, enabled=settings.amp is not None):
+            logits = self.model(templates, search, batch.input_tokens[rows])
+        logits, targets = logits.float(), batch.targets[rows]
+        losses = sequence_loss(logits, targets, settings.bins)
+        with torch.no_grad():
+            ious = teacher_forced_iou(logits, targets, settings.bins, settings.seq_format)
+        return losses, ious

@@ -1,0 +1,285 @@
+"""A sample is a pure function of seed, epoch and index, and crop-first gives what whole-frame processing gives."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.makers import jpeg, picture, write_sequence
+from data.test_frames import cmyk, huge
+from seqtrack.data import augment, crop, dataset
+from seqtrack.data.dataset import Sample, SampleSpec, TrackingDataset
+from seqtrack.data.decode import FrameFile
+from seqtrack.data.sources import Source, open_source
+from seqtrack.errors import UserError
+from seqtrack.seeding import sample_generator
+
+SPEC = SampleSpec(template_size=32, search_size=64, num_templates=2)
+
+
+def same(one: Sample, other: Sample) -> bool:
+    """Bit for bit, in every part."""
+    arrays = ("templates", "search", "template_brightness", "search_brightness", "box")
+    return (one.source, one.sequence, one.frames) == (other.source, other.sequence, other.frames) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays
+    )
+
+
+@pytest.fixture
+def root(make_lasot) -> Path:  # type: ignore[no-untyped-def]
+    return make_lasot("book-1", "book-2", "coin-1")
+
+
+@pytest.fixture
+def source(root: Path) -> Source:
+    return open_source("lasot", root, classes=(), split="train")
+
+
+def _dataset(source: Source, *, seed: int = 7, **changes: object) -> TrackingDataset:
+    return TrackingDataset([source], [1.0], replace(SPEC, **changes), seed=seed)  # type: ignore[arg-type]
+
+
+def test_a_sample_has_the_shapes_and_types_that_the_model_is_given(source: Source) -> None:
+    sample = _dataset(source).sample(0, 0)
+    assert sample.templates.shape == (2, 3, 32, 32) and sample.templates.dtype == np.uint8
+    assert sample.search.shape == (3, 64, 64) and sample.search.dtype == np.uint8
+    assert sample.box.shape == (4,) and sample.box.dtype == np.float32
+    assert sample.template_brightness.shape == (2,) and sample.template_brightness.dtype == np.float32
+    assert sample.search_brightness.dtype == np.float32 and 0.8 <= sample.search_brightness <= 1.2
+    assert len(sample.frames) == 3
+
+
+def test_the_same_numbers_give_the_same_sample_and_any_other_number_another(source: Source) -> None:
+    first = _dataset(source).sample(3, 11)
+    dataset = _dataset(source)
+    for index in (5, 2, 8):
+        dataset.sample(1, index)  # what was drawn before must not matter
+    assert same(first, dataset.sample(3, 11))
+    assert not same(first, dataset.sample(3, 12))
+    assert not same(first, dataset.sample(4, 11))
+    assert not same(first, _dataset(source, seed=8).sample(3, 11))
+
+
+def test_fixed_per_epoch_repeats_the_samples_in_every_epoch_and_stateless_does_not(source: Source) -> None:
+    fixed = _dataset(source, sampling="fixed_per_epoch")
+    assert same(fixed.sample(1, 4), fixed.sample(2, 4)) and not same(fixed.sample(1, 4), fixed.sample(1, 5))
+    assert not same(_dataset(source).sample(1, 4), _dataset(source).sample(2, 4))
+
+
+def test_two_hundred_samples_are_all_different(source: Source) -> None:
+    dataset = _dataset(source)
+    assert len({dataset.sample(0, index).search.tobytes() for index in range(200)}) == 200
+
+
+def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample, set[str]]:
+    """The authors' order of work, written out plainly: grey and mirror the whole frame, then jitter, crop, resize."""
+    spec = dataset.spec
+    g = sample_generator(dataset.seed, epoch, index)
+    source, sequence, frames = dataset.choose(g)
+    grey, mirrored = g.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)
+    done = {name for name, flag in (("grey", grey), ("mirrored", mirrored)) if flag}
+    images, brightness, box_out = [], [], np.zeros(4)
+    for place, number in enumerate(frames):
+        is_search = place == len(frames) - 1
+        size = spec.search_size if is_search else spec.template_size
+        factor = spec.search_factor if is_search else spec.template_factor
+        jitter = spec.search_jitter if is_search else spec.template_jitter
+        normal, uniform = g.standard_normal(2), g.random(2)
+        brightness.append(augment.draw_brightness(g))
+        flip = g.random() < 0.5
+        frame = FrameFile(sequence.frame_path(int(number))).whole()
+        box = sequence.boxes_xywh[number]
+        if grey:
+            frame = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+        if mirrored:
+            frame = np.ascontiguousarray(frame[:, ::-1])
+            box = np.array([frame.shape[1] - box[0] - box[2], *box[1:]])
+        around = augment.jitter_box(box, jitter, normal=normal, uniform=uniform)
+        image, resize_factor = crop.crop_frame(frame, around, factor=factor, size=size)
+        box_out = crop.box_in_crop(box, around, resize_factor=resize_factor, size=size)
+        if flip:
+            done.add("flip")
+            image = image[:, ::-1]
+            box_out[0] = 1 - box_out[0]
+        images.append(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
+    return (
+        Sample(
+            templates=np.stack(images[:-1]),
+            search=images[-1],
+            template_brightness=np.array(brightness[:-1]),
+            search_brightness=brightness[-1],
+            box=box_out.astype(np.float32),
+            source=source.name,
+            sequence=sequence.name,
+            frames=tuple(int(frame) for frame in frames),
+        ),
+        done,
+    )
+
+
+def test_crop_first_gives_the_very_pixels_of_whole_frame_processing(source: Source) -> None:
+    dataset = _dataset(source)
+    met: set[str] = set()
+    for index in range(150):
+        expected, done = _reference(dataset, 0, index)
+        assert same(dataset.sample(0, index), expected), (index, done)
+        met |= done
+    assert met == {"grey", "mirrored", "flip"}, "each augmentation took part"
+
+
+def test_crop_first_gives_the_very_pixels_on_real_frames(test_data: Path) -> None:
+    source = open_source("lasot", test_data / "lasot_mini", classes=(), split="train")
+    dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=128, search_size=256), seed=3)
+    for index in range(60):
+        assert same(dataset.sample(0, index), _reference(dataset, 0, index)[0]), index
+
+
+def _count_where(source: Source, probability: float, what: str) -> None:
+    dataset = _dataset(source)
+    count = sum(what in _reference(dataset, 5, index)[1] for index in range(600))
+    assert abs(count - 600 * probability) < 5 * np.sqrt(600 * probability * (1 - probability))
+
+
+@pytest.mark.parametrize(("what", "probability"), [("grey", 0.05), ("mirrored", 0.5)])
+def test_augmentations_are_as_frequent_as_the_authors(source: Source, what: str, probability: float) -> None:
+    _count_where(source, probability, what)
+
+
+def test_the_box_is_where_the_object_is_whatever_was_done_to_the_picture(tmp_path: Path) -> None:
+    """A bright square on black: after mirror, jitter, flip and resize the box still covers the bright pixels."""
+    folder = write_sequence(tmp_path / "data" / "book" / "book-1", 24, width=320, height=240)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(1, 25):
+        x, y, w, h = int(rng.integers(80, 200)), int(rng.integers(60, 150)), *rng.integers(24, 40, size=2).tolist()
+        image = np.zeros((240, 320, 3), dtype=np.uint8)
+        image[y : y + h, x : x + w] = 255
+        (folder / "img" / f"{number:08d}.jpg").write_bytes(jpeg(image))
+        rows.append(f"{x},{y},{w},{h}")
+    (folder / "groundtruth.txt").write_text("\n".join(rows))
+    source = open_source("lasot", tmp_path / "data", classes=(), split="train")
+    dataset = _dataset(source, search_size=256)
+    checked = 0
+    for index in range(60):
+        sample = dataset.sample(0, index)
+        cx, cy, w, h = (float(v) * 255 for v in sample.box)
+        x, y, bw, bh = cv2.boundingRect((sample.search[0] > 128).astype(np.uint8))
+        if x == 0 or y == 0 or x + bw == 256 or y + bh == 256:
+            continue  # cut by the crop's border
+        checked += 1
+        scale = w / 30
+        assert abs((x + (bw - 1) / 2) - cx) < 1 + scale and abs((y + (bh - 1) / 2) - cy) < 1 + scale
+        assert abs(bw - w) < 2 + scale and abs(bh - h) < 2 + scale
+    assert checked > 30
+
+
+def test_without_augmentation_templates_and_search_are_centred_on_the_box(source: Source) -> None:
+    sample = _dataset(source, augment=False).sample(0, 3)
+    assert np.allclose(sample.box[:2], 0.5) and sample.search_brightness == 1
+
+
+def test_a_truncated_jpeg_met_in_training_names_the_file(root: Path, source: Source) -> None:
+    dataset = _dataset(source)
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"\.jpg: is a truncated JPEG"):
+        dataset.sample(0, 0)
+
+
+def test_a_frame_that_vanished_after_opening_names_the_file(root: Path, source: Source) -> None:
+    dataset = _dataset(source)
+    for path in root.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"\.jpg: cannot be read"):
+        dataset.sample(0, 0)
+
+
+def test_a_missing_frame_is_never_drawn(root: Path) -> None:
+    for name in ("book/book-1", "book/book-2", "coin/coin-1"):
+        for number in (3, 9, 17):
+            (root / name / "img" / f"{number:08d}.jpg").unlink()
+    dataset = _dataset(open_source("lasot", root, classes=(), split="train"))
+    drawn = {frame + 1 for index in range(200) for frame in dataset.sample(0, index).frames}
+    assert not drawn & {3, 9, 17} and len(drawn) == 21
+
+
+@pytest.mark.parametrize("side", [3, 40, 700, 2500])
+def test_a_window_far_beyond_the_frame_is_black_there_and_right_inside(side: int) -> None:
+    frame = picture(1, 120, 90)
+    window = crop.Window(60 - side // 2, 45 - side // 2, side)
+    square = crop.cut(frame, window, patch_left=0, patch_top=0, frame_width=120, frame_height=90)
+    padded = np.zeros((90 + 2 * side, 120 + 2 * side, 3), dtype=np.uint8)
+    reaches_x, reaches_y = window.left + side >= 120, window.top + side >= 90
+    kept = frame[: 90 - reaches_y, : 120 - reaches_x]
+    padded[side : side + kept.shape[0], side : side + kept.shape[1]] = kept
+    expected = padded[window.top + side : window.top + 2 * side, window.left + side : window.left + 2 * side]
+    np.testing.assert_array_equal(square, expected)
+
+
+def test_planes_are_split_in_the_order_red_green_blue() -> None:
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    image[..., 0], image[..., 1], image[..., 2] = 10, 20, 30  # BGR
+    assert [int(plane[0, 0]) for plane in dataset._planes_rgb(image)] == [30, 20, 10]
+
+
+def test_a_box_wholly_outside_the_frame_gives_a_black_crop_mirrored_or_not(root: Path) -> None:
+    for name in ("book/book-1", "book/book-2", "coin/coin-1"):
+        (root / name / "groundtruth.txt").write_text("900,900,9,9\n" * 24)
+    dataset = _dataset(open_source("lasot", root, classes=(), split="train"))
+    assert not any(dataset.sample(0, index).search.any() for index in range(20))
+
+
+def test_damaged_frames_are_found_before_training_all_at_once(root: Path) -> None:
+    images = root / "book" / "book-1" / "img"
+    whole = (images / "00000002.jpg").read_bytes()
+    (images / "00000002.jpg").write_bytes(whole[:-40])
+    (images / "00000003.jpg").write_bytes(b"")
+    (images / "00000004.jpg").write_bytes(b"GIF89a" + whole)
+    source = open_source("lasot", root, classes=(), split="train")
+    with pytest.raises(UserError) as caught:
+        _dataset(source)
+    first, second, third = caught.value.problems
+    assert "00000002.jpg: is a truncated JPEG" in first
+    assert "00000003.jpg: is empty" in second and "00000004.jpg: is not a JPEG" in third
+
+
+def test_a_damaged_frame_that_is_never_drawn_is_no_obstacle(root: Path) -> None:
+    folder = root / "book" / "book-1"
+    (folder / "groundtruth.txt").write_text("0,0,0,0\n" + "5,5,20,20\n" * 23)
+    (folder / "img" / "00000001.jpg").write_bytes(b"")
+    assert _dataset(open_source("lasot", root, classes=(), split="train")).num_frames == 72
+
+
+def test_of_very_many_damaged_frames_the_first_are_named_and_the_rest_counted(
+    root: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_SHOWN", 20)
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        _dataset(source)
+    assert len(caught.value.problems) == 21 and caught.value.problems[-1].startswith("52 more")
+    assert {problem.code for problem in caught.value.problems} == {"data.frame"}
+
+
+def test_frames_that_only_a_header_shows_to_be_unusable_are_found_before_training(root: Path) -> None:
+    images = root / "book" / "book-1" / "img"
+    for number in (5, 6):
+        (images / f"{number:08d}.jpg").write_bytes(cmyk((images / f"{number:08d}.jpg").read_bytes()))
+    (images / "00000009.jpg").write_bytes(huge((images / "00000009.jpg").read_bytes()))
+    with pytest.raises(UserError) as caught:
+        _dataset(open_source("lasot", root, classes=(), split="train"))
+    named = [problem.split(":")[0] for problem in caught.value.problems]
+    assert named == [str(images / f"{number:08d}.jpg") for number in (5, 6, 9)]
+
+
+def test_a_data_set_too_large_to_look_at_first_says_so(
+    root: Path, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    with caplog.at_level("INFO"):
+        TrackingDataset([source], [1.0], SPEC, seed=0, verify_up_to=71)
+    assert "72 frame files are not looked at" in caplog.text

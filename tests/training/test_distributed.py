@@ -1,0 +1,122 @@
+"""What the processes of one run exchange, and where they meet."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults.process_pairs import free_port
+from torch import distributed as dist
+from torch import nn
+
+from seqtrack.runtime.distributed import (
+    DistributedContext,
+    Gradients,
+    PeerLostError,
+    hold_store,
+    meeting_place,
+    peers_needed,
+)
+from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING
+from seqtrack.training import build
+from seqtrack.training.train_step import TrainStep
+from training.harness import Run
+
+# Told that there are two, in a group of one: every exchange takes place and changes nothing.
+TWO = DistributedContext(0, 2, torch.device("cpu"))
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_exchanges_the_gradients_once_and_everything_else_once(
+    parts: int, group: None, demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "phase_1", demo_data, {"TRAIN.ACCUMULATION_STEPS": parts})
+    train_step = TrainStep(run.state, run.state.model, TWO, build.step_settings(run.config, TWO))
+    sizes: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(tensor.numel())
+        return all_reduce(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(dist, "all_reduce", counted)
+    batches = iter(run.loader.batches(1))
+    results = [train_step.read(train_step(next(batches), lambda: (True, False))) for _ in range(3)]
+    run.loader.close()
+    gradients = sum(one.numel() for one in run.state.model.parameters() if one.requires_grad)
+    assert Counter(sizes) == {gradients: 3, 4: 3}
+    assert all(result.stop and not result.save for result in results)
+
+
+class TwoTypes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 2)
+        self.b = nn.Linear(2, 2).double()
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.frozen(self.b(self.a(x).double()).float()).sum()
+
+
+def test_gradients_stay_where_they_are_from_step_to_step_and_equal_those_of_one_process(group: None) -> None:
+    torch.manual_seed(0)
+    model, x = TwoTypes(), torch.randn(4, 3)
+    alone = Gradients(model, DistributedContext(0, 1, TWO.device))
+    alone.clear()
+    model(x).backward()
+    expected = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    gradients = Gradients(model, TWO)
+    places = {name: one.grad.data_ptr() for name, one in model.named_parameters() if one.grad is not None}
+    assert len(places) == 4
+    for _ in range(3):
+        gradients.clear()
+        model(x).backward()
+        gradients.sum_over_ranks()
+        for name, one in model.named_parameters():
+            assert (one.grad is None) == (name not in expected)
+            if one.grad is not None:
+                assert torch.equal(one.grad, expected[name]) and one.grad.data_ptr() == places[name]
+
+
+def test_a_start_after_a_death_reads_nothing_that_the_dead_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = hold_store(address := f"127.0.0.1:{free_port()}")
+    stores = []
+    for start in ("0", "0", "1"):
+        monkeypatch.setenv(MEETING, f"{address} {start}")
+        stores.append(meeting_place(2))
+    first, beside_it, after_a_death = stores
+    first.set("address of rank 1", "gone")
+    assert beside_it.check(["address of rank 1"])
+    assert not after_a_death.check(["address of rank 1"])
+    del held
+
+
+def test_the_processes_of_one_machine_meet_without_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAUNCH_FOLDER, str(tmp_path))
+    monkeypatch.setenv(MEETING, "")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    one, other = meeting_place(2), meeting_place(2)
+    one.set("here", "1")
+    assert other.get("here") == b"1" and (tmp_path / "store").exists()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+
+
+def test_a_failure_of_our_own_is_not_taken_for_a_lost_peer() -> None:
+    with pytest.raises(RuntimeError, match="size mismatch") as caught, peers_needed():
+        raise RuntimeError("size mismatch")
+    assert not isinstance(caught.value, PeerLostError)
+    with pytest.raises(PeerLostError), peers_needed():
+        raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")

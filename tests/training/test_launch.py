@@ -1,0 +1,272 @@
+"""What a step waits for, what is read late, and the graphs that `torch.compile` makes."""
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from runs import assert_same_run, environment
+from torch.amp.grad_scaler import GradScaler
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqtrack.config.environment import configure
+from seqtrack.config.schema import Config
+from seqtrack.data.loader import Batch
+from seqtrack.errors import UserError
+from seqtrack.model import images
+from seqtrack.model.build import build_empty
+from seqtrack.model.spec import model_spec
+from seqtrack.runtime.distributed import DistributedContext
+from seqtrack.training import build, optimizer
+from seqtrack.training.optimizer import NamedOptimizer, Schedule
+from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.train_step import NotFiniteError, TrainStep
+from training.harness import RANKS, Run, saved
+
+# Stands for a GPU: its tensors hold no values, so that nothing on the host can look at one.
+GPU = DistributedContext(0, 1, torch.device("meta"))
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operators that would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __enter__(self) -> "_Waits":
+        self._constants = _Constants(self.found)
+        self._constants.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._constants.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            self.found[name] += 1
+            return False if args[0].dtype == torch.bool else 1.0
+        if func is torch.ops.aten._to_copy.default:
+            device = kwargs.get("device") or args[0].device
+            self._copied(name, args[0].device, device, kwargs.get("non_blocking", False))
+            if args[0].is_meta and device.type == "cpu":
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        elif func is torch.ops.aten.copy_.default:
+            self._copied(name, args[1].device, args[0].device, len(args) > 2 and args[2])
+        return func(*args, **kwargs)
+
+    def _copied(self, name: str, source: torch.device, target: torch.device, non_blocking: bool) -> None:
+        if source != target and not non_blocking:
+            self.found[f"{name} {source} to {target}"] += 1
+
+
+class _Constants(TorchFunctionMode):
+    """Counts constants that are made on the host and copied to the GPU."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == "meta":
+            self.found["constant"] += 1
+        return func(*args, **kwargs)
+
+
+class _FakeEvent:
+    waits = 0
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None:
+        _FakeEvent.waits += 1
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Streams and events that do nothing, and an AdamW that takes tensors without values."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", _FakeEvent)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    monkeypatch.setattr(torch, "meta", torch.cpu, raising=False)  # what `checkpoint` looks for
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(optimizer, "AdamW", lambda groups, *, fused, **rest: torch.optim.AdamW(groups, **rest))
+    images._per_channel.cache_clear()
+    yield
+    images._per_channel.cache_clear()
+
+
+def _state(config: Config, device: torch.device) -> TrainState:
+    model = build_empty(model_spec(config)).to_empty(device=device)
+    named = NamedOptimizer(model, build.optimizer_settings(config))
+    return TrainState(
+        model=model,
+        optimizer=named,
+        scheduler=Schedule(named, build.schedule_settings(config, 6)),
+        scaler=GradScaler(device.type, enabled=False),
+        rng=RandomStates(0),
+        meters=Meters(),
+        history=History(),
+    )
+
+
+def _batch(size: int, config: Config) -> Batch:
+    search, template, templates = config.DATA.SEARCH.SIZE, config.DATA.TEMPLATE.SIZE, config.DATA.TEMPLATE.NUMBER
+    return Batch(
+        templates=torch.zeros(size, templates, 3, template, template, dtype=torch.uint8),
+        search=torch.zeros(size, 3, search, search, dtype=torch.uint8),
+        template_brightness=torch.ones(size, templates),
+        search_brightness=torch.ones(size),
+        boxes=torch.full((size, 4), 0.4),
+        indices=torch.arange(size),
+        global_count=size,
+        count=size,
+    )
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"TRAIN.ACCUMULATION_STEPS": "4"},
+        {"MODEL.ENCODER.USE_CHECKPOINT": "True"},
+        {"DATA.SEQ_FORMAT": "whxy"},
+        {"DATA.SEQ_FORMAT": "corner", "MODEL.FEATURE_TYPE": "token"},
+        {"TRAIN.GRAD_CLIP_NORM": "0", "MODEL.ENCODER.DROP_PATH": "0.1"},
+    ],
+    ids=lambda keys: " ".join(keys.values()) or "default",
+)
+def test_a_step_on_a_gpu_launches_without_waiting_and_is_waited_for_once(
+    keys: dict[str, str], fake_gpu: None, demo_data: Path, tmp_path: Path
+) -> None:
+    _, config = configure(environment(tmp_path, demo_data, keys))
+    batch, state = _batch(4, config), _state(config, GPU.device)
+    train_step = TrainStep(state, state.model, GPU, build.step_settings(config, RANKS))
+    train_step._copies = SimpleNamespace()  # type: ignore[assignment]
+    with _Waits():
+        train_step(batch)  # constants are copied once, and AdamW makes its state
+    with _Waits() as waits:
+        launched = train_step(batch)
+    assert not waits.found
+    assert launched.numbers.device.type == "cpu" and launched.arrived is not None
+    before = _FakeEvent.waits
+    train_step.read(launched)
+    assert _FakeEvent.waits == before + 1
+
+
+def test_the_count_of_waits_sees_each_kind() -> None:
+    there, here = torch.ones(3, device="meta"), torch.ones(3)
+    with _Waits() as waits:
+        here.to("meta", non_blocking=True).to("cpu", non_blocking=True)
+    assert not waits.found
+    ways: list[Callable[[], object]] = [
+        lambda: here.to("meta"),
+        lambda: there.cpu(),
+        lambda: there[0].item(),
+        lambda: bool((there > 0).all()),
+        lambda: there.copy_(here),
+        lambda: torch.tensor([1.0], device="meta"),
+    ]
+    for number, way in enumerate(ways):
+        with _Waits() as waits:
+            way()
+        assert sum(waits.found.values()) == 1, number
+
+
+@pytest.fixture(scope="module")
+def whole(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("launch") / "whole", demo_data, overflows=(3,))
+    assert run.until(None)
+    return run
+
+
+def test_reading_late_changes_no_number(whole: Run, demo_data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", demo_data, overflows=(3,))
+    run.reads_late = True
+    assert run.until(None)
+    assert_same_run(run.folder, whole.folder)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_a_late_reader_stops_with_every_step_counted_and_continues_as_if_never_cut(
+    stop: int, whole: Run, demo_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run = Run(folder, demo_data, overflows=(3,))
+    run.reads_late = True
+    assert not run.until(stop)
+    assert run.state.step == stop + (stop > 1), "the vote is read when one step more was launched"
+    assert run.state.meters.steps == (run.state.step - 1) % 6 + 1
+    at = run.at(run.state.step)
+    resumed = Run(folder, demo_data, overflows=(3,), state=saved(at), resume_step=at.step, parent=run.parent)
+    resumed.reads_late = True
+    assert resumed.until(None)
+    assert_same_run(folder, whole.folder)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 6], ids=["first", "stop", "after", "last"])
+def test_a_late_reader_saves_nothing_after_a_loss_that_is_not_finite(
+    step: int, demo_data: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", demo_data)
+    run.reads_late = True
+    run.state.model.register_forward_hook(
+        lambda _module, _inputs, logits: logits * float("nan") if run.state.step + 1 == step else logits
+    )
+    with pytest.raises(NotFiniteError, match=f"at step {step} "):
+        run.until(4 if step != 6 else None)
+    assert not list((run.folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("batches", [(4, 2, 4), (3, 1, 2, 3)])
+def test_a_full_batch_is_computed_by_the_same_graph_before_and_after_a_short_one(
+    batches: tuple[int, ...], demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    made: list[int] = []
+
+    def counting(graph: Any, _example: Any) -> Any:
+        made.append(number := len(made))
+
+        def run(*inputs: Any) -> Any:
+            used.append(number)
+            return graph.forward(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    torch._dynamo.reset()
+    _, config = configure(environment(tmp_path, demo_data, {"TRAIN.COMPILE": "True"}))
+    state = Run(tmp_path / "run", demo_data).state
+    train_step = TrainStep(state, build.callable_form(config, state.model), RANKS, build.step_settings(config, RANKS))
+    graphs = []
+    for size in batches:
+        used.clear()
+        train_step.read(train_step(_batch(size, config)))
+        graphs.append(list(used))
+    torch._dynamo.reset()
+    assert graphs[0] and graphs[-1] == graphs[0], "the graph that a resumed process would take"
+    assert all(other != graphs[0] for other in graphs[1:-1])
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    _, config = configure(environment(tmp_path, demo_data, {"TRAIN.COMPILE": "True"}))
+    with pytest.raises(UserError) as refused:
+        build.set_kernels(config, RANKS)
+    assert refused.value.code == "device.no_compiler"

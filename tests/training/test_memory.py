@@ -1,0 +1,201 @@
+"""Where memory runs out: on the device, and of the page-locked kind that copies are faster from."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import environment
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from seqtrack import device
+from seqtrack.checkpoints.store import manifest_of, verify_checkpoint
+from seqtrack.cli import main
+from seqtrack.device import is_out_of_memory
+from seqtrack.errors import RunError
+from seqtrack.training import build, checkpointer
+from seqtrack.training.checkpointer import Checkpointer
+from seqtrack.training.train_step import TrainStep
+from training.harness import RANKS, Run
+
+# As torch 2.4 to 2.11 report it: the allocator, the driver (AcceleratorError is a RuntimeError), cuBLAS, NCCL, the CPU.
+LACKS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("NCCL error ... Last error: Cuda failure 2 'out of memory'"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    MemoryError(),
+]
+OTHERS = [
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"),
+    ValueError("CUDA out of memory"),
+]
+
+
+def _raiser(error: BaseException) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_a_lack_of_memory_is_known_by_every_name_and_nothing_else_is() -> None:
+    assert [is_out_of_memory(error) for error in (*LACKS, *OTHERS)] == [True] * len(LACKS) + [False] * len(OTHERS)
+
+
+PLACES = {"batch": "torch.Tensor.to", "forward": "seqtrack.model.seqtrack.SeqTrack.forward"}
+PLACES["optimizer"] = "torch.optim.AdamW.step"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("error", [*LACKS[:3], OTHERS[0]], ids=["torch", "driver", "cublas", "other"])
+def test_a_step_that_finds_no_memory_ends_with_advice(
+    place: str, error: Exception, tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = next(iter(tiny.loader.batches(1)))
+    train_step = TrainStep(tiny.state, tiny.state.model, RANKS, build.step_settings(tiny.config, RANKS))
+    with monkeypatch.context() as patched, pytest.raises((RunError, RuntimeError)) as ended:
+        patched.setattr(PLACES[place], _raiser(error))
+        train_step(batch)
+    if error is OTHERS[0]:
+        assert ended.value is error
+    else:
+        assert isinstance(ended.value, RunError) and ended.value.code == "device.out_of_memory"
+
+
+@pytest.fixture(scope="module")
+def tiny(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("memory") / "run", demo_data)
+    run.state.scaler = GradScaler(RANKS.device.type, enabled=False)  # one that is on may not begin a step twice
+    return run
+
+
+@pytest.mark.parametrize("error", [LACKS[0], LACKS[1], LACKS[2]], ids=["torch", "driver", "cublas"])
+@pytest.mark.parametrize(("fresh", "method"), [(True, "to"), (False, "to_empty")])
+def test_a_model_that_does_not_fit_the_device_ends_with_advice(
+    error: Exception, fresh: bool, method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, method, _raiser(error))
+    with pytest.raises(RunError) as ended:
+        build.build_training_model(tiny.config, RANKS, fresh=fresh)
+    assert ended.value.code == "device.out_of_memory"
+
+
+def test_a_run_that_finds_no_memory_ends_with_1_and_one_line(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environment(tmp_path, demo_data).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.optim.AdamW, "step", _raiser(LACKS[1]))
+    assert main(["train"]) == 1
+    said = capsys.readouterr().err
+    assert "[device.out_of_memory]" in said and "Traceback" not in said
+    assert not list((tmp_path / "phase_1" / "checkpoints").iterdir())
+
+
+class _OnGpu(Tensor):
+    """A tensor on the CPU that says it lies on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+def _state() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return {
+        "model/a": torch.rand(300, 3, generator=generator),
+        "model/b": torch.rand(70, generator=generator).to(torch.bfloat16),
+        "model/none": torch.zeros(0, 4),
+        "optimizer/state/a/step": torch.tensor(3.0),
+        "rng/torch": torch.arange(7, dtype=torch.uint8),
+        "rng/words": torch.arange(9),
+    }
+
+
+def _save(folder: Path, tensors: dict[str, Tensor]) -> str:
+    folder.mkdir()
+    checkpointer = Checkpointer(folder, parent_sha256=None)
+    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.0, "created": ""}
+    checkpointer.preallocate(tensors)
+    facts = {**describe, "config_digest": None, "data_digest": None}
+    checkpointer.save("SEQTRACK_ep0001.safetensors", tensors, {}, describe=facts)
+    checkpointer.wait()
+    manifest = manifest_of(folder / "SEQTRACK_ep0001.json")
+    verify_checkpoint(manifest)
+    return manifest.sha256
+
+
+@pytest.mark.parametrize("refused", [RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError("pinned"), None])
+@pytest.mark.parametrize("piece", [64 << 20, 256, 1])
+def test_a_checkpoint_is_the_same_whether_memory_can_be_page_locked_or_not(
+    refused: Exception | None,
+    piece: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = _save(tmp_path / "plain", _state())
+    empty, asked = torch.empty, []
+
+    def pinning(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            asked.append(size[0])
+            if refused is not None:
+                raise refused
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", pinning)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(checkpointer, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(device, "_not_pinned", set())
+    tensors: dict[str, Tensor] = {name: tensor.as_subclass(_OnGpu) for name, tensor in _state().items()}
+    with caplog.at_level(logging.WARNING, logger="seqtrack"):
+        assert _save(tmp_path / "pinned", tensors) == plain
+    lines = [record for record in caplog.records if record.name == "seqtrack.device"]
+    needed = sum(-(-tensor.nbytes // 64) * 64 for tensor in tensors.values())
+    if refused is None:
+        assert sum(asked) == needed and not lines
+    else:
+        assert len(asked) == len(lines) == 1, "the first refusal is the last question"
+        assert lines[0].args is not None and needed / 1e6 in lines[0].args
+
+
+def test_a_batch_that_cannot_be_page_locked_is_used_as_it_is(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = next(iter(tiny.loader.batches(1)))
+    monkeypatch.setattr(device, "_not_pinned", set())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", _raiser(LACKS[1]))
+    assert batch.pin_memory() is batch
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    pinned = batch.pin_memory()
+    assert pinned is not batch and torch.equal(pinned.search, batch.search) and pinned.count == batch.count
+
+
+def test_the_memory_found_before_the_first_step_is_all_that_the_saves_use(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    buffers_like = checkpointer._buffers_like
+    monkeypatch.setattr(checkpointer, "_buffers_like", lambda tensors: made.append(1) or buffers_like(tensors))
+    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "2", "TEST.EPOCH": "2"})
+    assert run.until(None)
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*.json"))) == 2
+    assert made == [1]
+
+
+def test_reserved_memory_beyond_the_cards_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reserved, card = 5 << 30, [4 << 30]
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("T", (), {"total_memory": card[0]}))
+    for card[0], warnings in ((4 << 30, 1), (6 << 30, 0)):
+        caplog.clear()
+        found = device.peak_memory(torch.device("cuda"))
+        assert found == {"max_memory_allocated": 3 << 30, "max_memory_reserved": reserved}
+        assert len(caplog.records) == warnings
+    assert set(device.peak_memory(torch.device("cpu")).values()) == {None}

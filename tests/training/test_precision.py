@@ -1,0 +1,161 @@
+"""fp16's overflows, numbers that are not finite, and what a run promises in each precision."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import assert_same_run, epochs, numbers
+
+from seqtrack.checkpoints.side_files import EpochRecord, ValidationRecord, read_metrics
+from seqtrack.config.environment import configure
+from seqtrack.errors import RunError
+from seqtrack.runtime.metrics_log import RunLog
+from seqtrack.training.build import run_fingerprint, set_kernels
+from seqtrack.training.state import Meters
+from seqtrack.training.train_step import NotFiniteError
+from training.harness import RANKS, Run, saved
+
+OVERFLOWS = (2, 9)  # one in each of the first two epochs of 6 steps
+SEVERAL = {"TRAIN.EPOCH": "2", "TEST.EPOCH": "2"}
+
+
+@pytest.fixture(scope="module")
+def overflown(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("engine") / "overflown", demo_data, SEVERAL, overflows=OVERFLOWS)
+    assert run.until(None)
+    return run
+
+
+def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_mean(overflown: Run) -> None:
+    records = numbers(overflown.folder)
+    intervals = {record["step"]: record for record in records if record["type"] == "interval"}
+    assert {step for step, record in intervals.items() if record["grad_norm"] is None} == set(OVERFLOWS)
+    assert {step for step, record in intervals.items() if record["skipped_steps"] == 1} == set(OVERFLOWS)
+    first, second = (record for record in records if record["type"] == "epoch")
+    assert (first["steps"], first["skipped_steps"], second["skipped_steps"]) == (6, 1, 1)
+    taken = [intervals[step]["grad_norm"] for step in range(1, 7) if step not in OVERFLOWS]
+    assert first["grad_norm"] == pytest.approx(sum(taken) / 5)
+    assert overflown.state.step == overflown.state.scheduler.step_count == 12, "the schedule counts skipped steps"
+    steps = {int(values["step"]) for values in overflown.state.optimizer.inner.state.values()}
+    assert steps == {10}, "AdamW does not"
+    assert sorted(epochs(overflown.folder)) == [1, 2]
+
+
+def test_an_interval_longer_than_the_run_has_no_word_of_the_overflow_but_the_count(
+    overflown: Run, demo_data: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", demo_data, {**SEVERAL, "TRAIN.PRINT_INTERVAL": "1000"}, overflows=OVERFLOWS)
+    assert run.until(None)
+    intervals = [record for record in numbers(run.folder) if record["type"] == "interval"]
+    assert [record["skipped_steps"] for record in intervals] == [1, 1]
+    assert all(record["grad_norm"] > 0 for record in intervals)
+    assert [item.weights_sha256 for item in epochs(run.folder).values()] == [
+        item.weights_sha256 for item in epochs(overflown.folder).values()
+    ]
+
+
+@pytest.mark.parametrize("cut", [8, 9])
+def test_a_run_cut_before_or_after_an_overflow_continues_as_if_never_cut(
+    cut: int, overflown: Run, demo_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert not Run(folder, demo_data, SEVERAL, overflows=OVERFLOWS).until(cut)
+    first = Run(folder, demo_data, SEVERAL).at(cut)
+    resumed = Run(
+        folder,
+        demo_data,
+        SEVERAL,
+        overflows=OVERFLOWS,
+        state=saved(first),
+        resume_step=cut,
+        parent=epochs(folder)[1].sha256,
+    )
+    assert resumed.until(None)
+    assert_same_run(folder, overflown.folder)
+
+
+def test_a_run_whose_every_gradient_overflows_ends(demo_data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", demo_data, overflows=range(1, 1000))
+    with pytest.raises(RunError) as ended:
+        run.until(None)
+    assert ended.value.code == "train.fp16_scale"
+    assert run.state.step == 11, "1024 halved eleven times"
+
+
+def test_without_a_scaler_an_infinite_gradient_ends_the_run(demo_data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", demo_data, overflows=(2,))
+    run.state.scaler = torch.amp.GradScaler(RANKS.device.type, enabled=False)  # type: ignore[attr-defined]
+    with pytest.raises(NotFiniteError) as ended:
+        run.until(None)
+    assert ended.value.code == "train.not_finite"
+
+
+def test_a_state_saved_without_a_scale_continues_with_one(demo_data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", demo_data)
+    tensors, values = run.state.capture()
+    resumed = Run(tmp_path / "resumed", demo_data, state=(tensors, {**values, "scaler": {}}))
+    assert resumed.state.scaler.get_scale() == 1024.0
+    assert resumed.until(1) is False
+
+
+def test_meters_without_a_step_taken_have_no_mean_norm() -> None:
+    meters = Meters()
+    assert meters.grad_norm is None
+    meters.add(1.0, 1.0, 1, None)
+    assert (meters.grad_norm, meters.skipped, meters.steps) == (None, 1, 1)
+    meters.add(1.0, 1.0, 1, 3.0)
+    assert (meters.grad_norm, meters.interval_skipped) == (3.0, 1)
+    meters.start_interval()
+    assert meters.interval_skipped == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_null_in_the_records(value: float, tmp_path: Path) -> None:
+    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+    names = ("op50", "op75", "p20", "p_norm", "mean_iou", "sequences", "frames", "fps")
+    log.validation(1, 6, {"auc": value, **dict.fromkeys(names, 0.5)})
+    log.close()
+    (record,) = read_metrics(tmp_path / "metrics.jsonl").of(ValidationRecord)
+    assert (record.auc, record.p20) == (None, 0.5)
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=lambda _: pytest.fail("not JSON"))
+
+
+def test_peak_memory_is_in_every_epochs_record_and_in_no_comparison(overflown: Run) -> None:
+    found = read_metrics(overflown.folder / "logs" / "metrics.jsonl").of(EpochRecord)
+    for record in found:
+        on_gpu = RANKS.device.type == "cuda"
+        assert isinstance(record.max_memory_reserved, int) == on_gpu
+        assert isinstance(record.max_memory_allocated, int) == on_gpu
+    assert not any("max_memory_reserved" in record for record in numbers(overflown.folder))
+
+
+def _fingerprint(folder: Path, data: Path, keys: dict[str, str]) -> dict[str, Any]:
+    from runs import environment
+
+    _, config = configure(environment(folder, data, keys))
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        set_kernels(config, RANKS)
+        assert torch.backends.cuda.matmul.allow_tf32 == config.TRAIN.TF32
+        return run_fingerprint(config, RANKS)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
+        torch.use_deterministic_algorithms(False)
+
+
+def test_whatever_changes_bits_is_in_the_fingerprint(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        _fingerprint(tmp_path, demo_data, keys)
+        for keys in ({}, {"TRAIN.AMP": "bf16"}, {"TRAIN.COMPILE": "True"}, {"TRAIN.TF32": "True"})
+    ]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    found.append(_fingerprint(tmp_path, demo_data, {}))
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    found.append(_fingerprint(tmp_path, demo_data, {}))
+    for one, other in itertools.combinations(found, 2):
+        assert one != other

@@ -1,0 +1,217 @@
+"""One step, one line of the log, one warning: the parts of the loop, each held to what it says."""
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from runs import numbers
+from torch import nn
+
+from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
+from seqtrack.checkpoints.store import load_weights, manifest_of
+from seqtrack.data.loader import Batch
+from seqtrack.runtime.metrics_log import RunLog, interval_line, logging_to
+from seqtrack.training import build, sanity_checks
+from seqtrack.training.checkpointer import Checkpointer
+from seqtrack.training.optimizer import ScheduleSettings, learning_rate_factor
+from seqtrack.training.train_step import NotFiniteError, StepResult, TrainStep
+from training.harness import RANKS, Run
+
+
+def _interval(**changes: Any) -> IntervalRecord:
+    values: dict[str, Any] = {
+        "phase": 1, "epoch": 8, "step": 31, "sample": 992, "samples": 992, "interval_samples": 32, "loss": 8.07525,
+        "iou": 0.06536, "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0, "time_s": 62.0,
+        "skipped_steps": 0,
+        "elapsed_s": 14591.0, "eta_s": 0.0, "samples_per_s": 0.5, "data_wait_s": 1.0, "data_wait_share": 0.01,
+    }  # fmt: skip
+    return IntervalRecord(**{**values, **changes})
+
+
+def test_the_line_every_interval_has_the_form_that_scripts_read() -> None:
+    assert interval_line(_interval()) == (
+        "[phase_1] Epoch 8 : 992 / 992 samples , time for last 32 samples : 0:01:02 hours , "
+        "time since beginning : 4:03:11 hours , time left to finish the epoch : 0:00:00 hours , "
+        "Loss/total: 8.07525 , IoU: 0.06536"
+    )
+
+
+def test_intervals_count_samples_not_batches_and_the_epoch_is_the_mean_of_its_samples(
+    demo_data: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "1", "TEST.EPOCH": "1"})
+    assert run.until(None)
+    *intervals, epoch = [record for record in numbers(run.folder) if record["type"] in ("interval", "epoch")]
+    assert [record["sample"] for record in intervals] == [16, 32, 48, 64, 80, 88]
+    assert {record["samples"] for record in intervals} == {88}
+    assert (epoch["samples"], epoch["steps"]) == (88, 6)
+    weights = [16] * 5 + [8]
+    mean = sum(weight * record["interval_loss"] for weight, record in zip(weights, intervals, strict=True)) / 88
+    assert epoch["loss"] == pytest.approx(mean, rel=1e-12)
+    assert epoch["loss"] == intervals[-1]["loss"], "the last line shows the epoch's mean"
+    assert epoch["loss"] != intervals[-1]["interval_loss"], "and not its last batch"
+
+
+def test_a_resumed_log_reads_as_if_never_cut(tmp_path: Path) -> None:
+    for name in ("logs", "whole"):
+        (tmp_path / name).mkdir()
+    log = RunLog(tmp_path / "logs", phase=1, resume_step=0, writes=True)
+    for step in (1, 2, 3):
+        log.record(_interval(epoch=1, step=step, elapsed_s=float(step)))
+    log.close()
+    with (tmp_path / "logs" / "metrics.jsonl").open("a") as file:
+        file.write('{"type": "interval", "st')  # a kill in the middle of a line
+    again = RunLog(tmp_path / "logs", phase=1, resume_step=2, writes=True)
+    assert again.elapsed_before_s == 2.0
+    again.record(_interval(epoch=1, step=3, elapsed_s=9.0))
+    again.close()
+    assert [record.step for record in read_metrics(tmp_path / "logs" / "metrics.jsonl").records] == [1, 2, 3]
+    assert all(json.loads(line) for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_log_file_that_cannot_be_written_is_an_error_not_a_silence() -> None:
+    raised = False
+    with contextlib.suppress(OSError), logging_to(Path("/dev/full"), rank=0):  # closing the file fails as well
+        with pytest.raises(OSError, match="No space left"):
+            logging.getLogger("seqtrack.test").info("a line")
+        raised = True
+    assert raised, "by the line itself, so that the run ends there"
+
+
+def test_only_rank_0_writes(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, phase=1, resume_step=0, writes=False)
+    log.interval(_interval())
+    log.epoch({})
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def run(demo_data: Path, tmp_path: Path) -> Run:
+    return Run(tmp_path / "run", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"})
+
+
+def _step(run: Run, batch: Batch) -> StepResult:
+    train_step = TrainStep(run.state, run.state.model, RANKS, build.step_settings(run.config, RANKS))
+    return train_step.read(train_step(batch))
+
+
+def test_what_happens_between_two_steps_cannot_shift_a_step(run: Run, demo_data: Path, tmp_path: Path) -> None:
+    twin = Run(tmp_path / "twin", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"})
+    batch = next(iter(run.loader.batches(1)))
+    first = _step(run, batch)
+    torch.manual_seed(999)
+    torch.rand(1000)
+    assert _step(twin, batch) == first
+    second = _step(run, batch)
+    assert second.loss_sum != first.loss_sum
+
+
+def test_weights_that_are_not_finite_end_the_run_at_the_step_with_its_samples(run: Run) -> None:
+    with torch.no_grad():
+        next(run.state.model.parameters()).fill_(float("nan"))
+    batch = next(iter(run.loader.batches(1)))
+    with pytest.raises(NotFiniteError, match=r"the loss is nan at step 1 \(epoch 0, samples 0\.\.15"):
+        _step(run, batch)
+
+
+def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
+    batch = next(iter(run.loader.batches(1)))
+    result = _step(run, batch)
+    norms = [parameter.grad.norm() for parameter in run.state.optimizer.parameters() if parameter.grad is not None]
+    assert result.grad_norm > 0.1, "before clipping"
+    assert float(torch.stack(norms).norm()) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_write_fails_in_the_background_with_its_own_error_when_it_is_no_disks_fault(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, parent_sha256=None)
+    rest = {"created": "", "config_digest": None, "data_digest": None, "loss": float("nan"), "iou": 0.0}
+    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, **rest}
+    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(3)}, {}, describe=describe)
+    with pytest.raises(ValidationError) as caught:
+        checkpointer.wait()
+    assert [error["loc"] for error in caught.value.errors()] == [("loss",)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_keeps_the_state_of_its_moment_while_training_continues(tmp_path: Path) -> None:
+    weight = torch.zeros(2_000_000)
+    checkpointer = Checkpointer(tmp_path, parent_sha256=None)
+    rest = {"created": "", "config_digest": None, "data_digest": None, "loss": 1.0, "iou": 0.0}
+    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, **rest}
+    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": weight}, {}, describe=describe)
+    weight.fill_(1.0)
+    checkpointer.wait()
+    assert not load_weights(manifest_of(tmp_path / "SEQTRACK_ep0001.json"))["w"].any()
+
+
+def test_a_state_that_was_put_back_shares_no_memory_with_what_was_read(
+    run: Run, demo_data: Path, tmp_path: Path
+) -> None:
+    run.until(2)
+    tensors, values = run.state.capture()
+    twin = Run(tmp_path / "twin", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"}, state=(tensors, values))
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    ours = [tensor for name, tensor in twin.state.capture()[0].items() if name.startswith(("model/", "optimizer/"))]
+    assert ours and not theirs & {tensor.untyped_storage().data_ptr() for tensor in ours}
+
+
+def test_what_no_step_needs_is_not_loaded_before_the_first() -> None:
+    code = "import sys, seqtrack.train; print([name for name in ('matplotlib', 'tensorboard') if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.strip() == "[]"
+
+
+class _Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(2, 2)
+        self.decoder = nn.Linear(2, 1)
+
+
+def test_an_encoder_without_a_gradient_is_warned_of() -> None:
+    model = _Tiny()
+    model.decoder(model.encoder(torch.ones(1, 2)).detach()).sum().backward()
+    assert "encoder receives no gradient" in str(sanity_checks.check_encoder_gradient(model))
+    model.decoder(model.encoder(torch.ones(1, 2))).sum().backward()
+    assert sanity_checks.check_encoder_gradient(model) is None
+    frozen = _Tiny()
+    frozen.encoder.requires_grad_(False)
+    assert sanity_checks.check_encoder_gradient(frozen) is None
+
+
+def test_a_first_loss_far_from_that_of_guessing_is_warned_of() -> None:
+    assert sanity_checks.check_first_loss(8.3, 4000) is None
+    assert "8.295" in str(sanity_checks.check_first_loss(2.0, 4000))
+
+
+def test_an_iou_that_never_changes_is_warned_of() -> None:
+    epochs = [{"epoch": 1, "iou": 0.25}, {"epoch": 2, "iou": 0.25}]
+    assert "the same to the last digit" in str(sanity_checks.check_history(epochs))
+    assert sanity_checks.check_history([*epochs, {"epoch": 3, "iou": 0.26}]) is None
+
+
+def _settings(kind: str, **changes: Any) -> ScheduleSettings:
+    values: dict[str, Any] = {"steps_per_epoch": 10, "epochs": 5, "drop_epoch": 2, "gamma": 0.1}
+    return ScheduleSettings(kind=kind, **{**values, **changes})
+
+
+def test_schedules_drop_where_they_say() -> None:
+    step = _settings("step")
+    assert [learning_rate_factor(at, step) for at in (0, 19, 20, 40)] == pytest.approx([1, 1, 0.1, 0.01])
+    mstep = _settings("mstep", milestones=(1, 3))
+    assert [learning_rate_factor(at, mstep) for at in (9, 10, 29, 30)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    cosine = _settings("cosine", warmup_steps=10, final_ratio=0.02)
+    assert learning_rate_factor(0, cosine) == pytest.approx(0.1)
+    assert learning_rate_factor(9, cosine) == pytest.approx(1.0)
+    assert learning_rate_factor(30, cosine) == pytest.approx(0.51)
+    assert learning_rate_factor(50, cosine) == pytest.approx(0.02)
+    with pytest.raises(ValueError, match="known are step, mstep, cosine"):
+        learning_rate_factor(0, _settings("line"))
