@@ -52,16 +52,14 @@ def one_thread() -> Iterator[None]:
 
 # What takes longest, in the order in which it is begun, so that no process is left alone with one at the end.
 _LONGEST = [
-    "uploads",
     "docker",
+    "uploads",
+    "test_golden_model.py",
     "test_local.py",
     "test_several_processes.py",
-    "test_golden_model.py",
     "test_golden_tracker.py",
-    "test_cut_runs.py",
-    "test_weights.py",
+    "test_interrupted_runs.py",
     "reports",
-    "test_bad_input.py",
 ]
 
 

@@ -91,7 +91,9 @@ def test_both_phases_on_a_fresh_clone_end_identical(
     assert answer.stdout.strip().splitlines()[-1] == "identical", answer.stdout + answer.stderr
 
 
-@pytest.mark.parametrize("owner", [0, pytest.param(1000, marks=pytest.mark.long), 12345])
+@pytest.mark.parametrize(
+    "owner", [pytest.param(0, marks=pytest.mark.long), pytest.param(1000, marks=pytest.mark.long), 12345]
+)
 def test_files_belong_to_the_owner_of_the_folder_and_nothing_is_written_elsewhere(
     make_project: MakeProject, owner: int
 ) -> None:
@@ -140,6 +142,7 @@ def test_a_killed_container_continues_to_the_same_end(make_project: MakeProject,
     assert verdict(project.image, uninterrupted.output / "phase_1", project.output / "phase_1") == "identical"
 
 
+@pytest.mark.long
 def test_an_engine_that_restarts_loses_nothing(make_project: MakeProject, uninterrupted: Project) -> None:
     tool = os.environ.get("DOCKER_ENGINE_TOOL")
     if not tool:
@@ -167,7 +170,8 @@ def test_the_verdict_on_two_different_runs_is_that_they_differ(make_project: Mak
     assert verdict(project.image, reference.output / "phase_1", project.output / "phase_1") == "differs"
 
 
-@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("each", [1, 2])
 def test_two_containers_are_the_same_run_as_one_of_as_many_ranks(
     make_project: MakeProject, reference: Project, each: int
 ) -> None:

@@ -64,11 +64,11 @@ class Started:
         return self.process.returncode, said
 
 
-ResumePoint = Callable[..., Started]
+StartEntrypoint = Callable[..., Started]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[ResumePoint]:
+def start(tmp_path: Path) -> Iterator[StartEntrypoint]:
     """Start `docker/entrypoint WORDS...` with stand-ins and some variables."""
     package = tmp_path / "stand-in" / "seqtrack"
     package.mkdir(parents=True)
@@ -101,13 +101,13 @@ def start(tmp_path: Path) -> Iterator[ResumePoint]:
             one.process.wait()
 
 
-def test_without_a_target_the_trainer_runs_alone_and_its_exit_code_is_the_answer(start: ResumePoint) -> None:
+def test_without_a_target_the_trainer_runs_alone_and_its_exit_code_is_the_answer(start: StartEntrypoint) -> None:
     run = start("train", TRAIN_DOES="0:75")
     assert run.finish()[0] == 75
     assert run.notes() == ["start train", "train ended 75"]
 
 
-def test_with_a_repository_the_uploader_runs_next_to_it_and_is_waited_for(start: ResumePoint) -> None:
+def test_with_a_repository_the_uploader_runs_next_to_it_and_is_waited_for(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5", UPLOAD_DOES="1.5")
     code, said = run.finish()
     assert code == 0
@@ -116,13 +116,13 @@ def test_with_a_repository_the_uploader_runs_next_to_it_and_is_waited_for(start:
     assert "waiting for the uploader" in said
 
 
-def test_no_sidecar_means_none(start: ResumePoint) -> None:
+def test_no_sidecar_means_none(start: StartEntrypoint) -> None:
     run = start("--no-sidecar", "train", HF_REPO="me/tracker")
     assert run.finish()[0] == 0
     assert run.notes() == ["start train", "train ended 0"]
 
 
-def test_a_failing_uploader_changes_nothing_about_training(start: ResumePoint) -> None:
+def test_a_failing_uploader_changes_nothing_about_training(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="1", UPLOAD_DOES="0:1")
     code, said = run.finish()
     assert code == 0
@@ -130,7 +130,7 @@ def test_a_failing_uploader_changes_nothing_about_training(start: ResumePoint) -
     assert "not everything is uploaded" in said
 
 
-def test_an_uploader_that_does_not_end_is_given_up_after_the_drain_time(start: ResumePoint) -> None:
+def test_an_uploader_that_does_not_end_is_given_up_after_the_drain_time(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0", UPLOAD_DOES="60", UPLOAD_DRAIN_S="1")
     code, said = run.finish()
     assert code == 0
@@ -138,7 +138,7 @@ def test_an_uploader_that_does_not_end_is_given_up_after_the_drain_time(start: R
     assert "not everything is uploaded" in said
 
 
-def test_after_a_crash_what_was_written_is_uploaded_and_the_trainers_code_stays(start: ResumePoint) -> None:
+def test_after_a_crash_what_was_written_is_uploaded_and_the_trainers_code_stays(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5:1", UPLOAD_DOES="60")
     run.wait_for("start upload --once")
     run.process.send_signal(signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_after_a_crash_what_was_written_is_uploaded_and_the_trainers_code_stays(
     assert "training ended with exit code 1" in said
 
 
-def test_a_refused_configuration_starts_no_last_upload(start: ResumePoint) -> None:
+def test_a_refused_configuration_starts_no_last_upload(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5:2", UPLOAD_DOES="60")
     assert run.finish()[0] == 2
     assert "start upload --once" not in run.notes()
@@ -155,7 +155,7 @@ def test_a_refused_configuration_starts_no_last_upload(start: ResumePoint) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_goes_to_the_trainer_first_and_to_the_uploader_when_the_trainer_has_saved(
-    start: ResumePoint, number: signal.Signals
+    start: StartEntrypoint, number: signal.Signals
 ) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60", TRAIN_SLOW_S="0.5")
     run.wait_for("start upload")
@@ -165,7 +165,7 @@ def test_a_stop_goes_to_the_trainer_first_and_to_the_uploader_when_the_trainer_h
     assert run.notes()[2:] == [f"train got {number.name}", "train stopped", "upload got SIGTERM", "upload stopped"]
 
 
-def test_under_nohup_a_closed_terminal_stops_neither(start: ResumePoint) -> None:
+def test_under_nohup_a_closed_terminal_stops_neither(start: StartEntrypoint) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         run = start("train", HF_REPO="me/tracker", TRAIN_DOES="2", UPLOAD_DOES="3")
@@ -178,14 +178,14 @@ def test_under_nohup_a_closed_terminal_stops_neither(start: ResumePoint) -> None
     assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
 
 
-def test_without_an_uploader_signals_reach_the_trainer_itself(start: ResumePoint) -> None:
+def test_without_an_uploader_signals_reach_the_trainer_itself(start: StartEntrypoint) -> None:
     run = start("train", TRAIN_DOES="60")
     run.wait_for("start train")
     run.process.send_signal(signal.SIGTERM)
     assert run.finish()[0] == 75
 
 
-def test_a_trainer_is_asked_to_stop_when_the_entrypoint_is_killed(start: ResumePoint) -> None:
+def test_a_trainer_is_asked_to_stop_when_the_entrypoint_is_killed(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60")
     run.wait_for("start train")
     run.wait_for("start upload")
@@ -197,7 +197,7 @@ def test_a_trainer_is_asked_to_stop_when_the_entrypoint_is_killed(start: ResumeP
         time.sleep(0.02)
 
 
-def test_nonsense_is_refused_whole_before_anything_starts(start: ResumePoint) -> None:
+def test_nonsense_is_refused_whole_before_anything_starts(start: StartEntrypoint) -> None:
     run = start("train", PHASE="3", EPOCHS="many", HF_REPO="no-owner", SEQTRACK_TYPO="1")
     code, said = run.finish()
     assert code == 2
@@ -206,14 +206,14 @@ def test_nonsense_is_refused_whole_before_anything_starts(start: ResumePoint) ->
         assert f"]: {name}" in said
 
 
-def test_an_unknown_job_is_refused_with_the_known_ones(start: ResumePoint) -> None:
+def test_an_unknown_job_is_refused_with_the_known_ones(start: StartEntrypoint) -> None:
     code, said = start("trian").finish()
     assert code == 2
     assert "'trian' is neither a job" in said
     assert "train-phase1" in said
 
 
-def test_any_other_program_runs_as_it_is(start: ResumePoint) -> None:
+def test_any_other_program_runs_as_it_is(start: StartEntrypoint) -> None:
     run = start("sh", "-c", "exit 7")
     assert run.finish()[0] == 7
 
@@ -251,13 +251,13 @@ def test_root_is_given_up_whole_for_the_output_folders_owner(
 
 
 @pytest.mark.parametrize("phase", ["1", "2"])
-def test_the_jobs_name_sets_the_phase(start: ResumePoint, phase: str) -> None:
+def test_the_jobs_name_sets_the_phase(start: StartEntrypoint, phase: str) -> None:
     run = start(f"train-phase{phase}", PHASE="1", STAND_IN_TELLS="PHASE")
     assert run.finish()[0] == 0
     assert run.notes()[1] == phase
 
 
-def test_ctrl_c_reaches_the_trainer_once_and_the_uploader_not_at_all(start: ResumePoint) -> None:
+def test_ctrl_c_reaches_the_trainer_once_and_the_uploader_not_at_all(start: StartEntrypoint) -> None:
     run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60", TRAIN_SLOW_S="1")
     run.wait_for("start upload")
     run.wait_for("start train")
@@ -267,7 +267,9 @@ def test_ctrl_c_reaches_the_trainer_once_and_the_uploader_not_at_all(start: Resu
     assert "upload got SIGINT" not in run.notes()
 
 
-def test_settings_come_from_the_environment_first_and_from_the_file_second(start: ResumePoint, tmp_path: Path) -> None:
+def test_settings_come_from_the_environment_first_and_from_the_file_second(
+    start: StartEntrypoint, tmp_path: Path
+) -> None:
     (tmp_path / ".env").write_text("PHASE=3\nOUTPUT_DIR=./elsewhere\nSEED=4\n")
     show = "import os; print(os.environ['PHASE'], os.environ['OUTPUT_DIR'], os.environ['DATA_DIR'], os.environ['SEED'])"
     run = start(sys.executable, "-c", show, PHASE="1")
@@ -275,7 +277,7 @@ def test_settings_come_from_the_environment_first_and_from_the_file_second(start
     assert said.split() == ["1", str(tmp_path / "elsewhere"), str(tmp_path / "data"), "4"]
 
 
-def test_the_allocator_is_told_to_keep_memory_unless_it_was_told_otherwise(start: ResumePoint) -> None:
+def test_the_allocator_is_told_to_keep_memory_unless_it_was_told_otherwise(start: StartEntrypoint) -> None:
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "THP_MEM_ALLOC_ENABLE")
     show = f"import os; print(*(os.environ[name] for name in {names}))"
     kept, _ = start(sys.executable, "-c", show, MALLOC_TRIM_THRESHOLD_="5").process.communicate(timeout=30)
@@ -284,7 +286,7 @@ def test_the_allocator_is_told_to_keep_memory_unless_it_was_told_otherwise(start
 
 
 def test_latest_is_the_hubs_latest_or_the_beginning_or_what_the_run_here_began_with(
-    start: ResumePoint, tmp_path: Path
+    start: StartEntrypoint, tmp_path: Path
 ) -> None:
     target = tmp_path / "target"
     variables = {"RESUME_EPOCH": "latest", "UPLOAD_TARGET": f"folder:{target}", "EPOCHS": "9"}

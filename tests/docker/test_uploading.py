@@ -116,6 +116,7 @@ def test_everything_is_on_the_hub_soon_after_training_and_the_token_nowhere(proj
     assert not [path for path in project.output.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
+@pytest.mark.long
 def test_a_hub_that_is_down_stops_nothing_and_gets_everything_later(project: Project) -> None:
     screen = project.up("train-phase1")
     assert project.exit_code("train-phase1") == 0, screen
