@@ -1,6 +1,7 @@
-"""What a device can do, answered once for training, tracking, `plan` and `doctor`: natively, never by emulation.
+"""Which device a process computes on, how many processes a run has on this machine, and what a device can do.
 
-The answers are functions of a compute capability, so that they hold for a GPU that is not in this machine as well.
+The one place that decides it, for training, tracking, evaluation, `plan` and `doctor`. What a device can do natively,
+never by emulation, is a function of its compute capability, so that it holds for a GPU of another machine as well.
 """
 
 import contextlib
@@ -10,7 +11,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 
@@ -19,21 +21,72 @@ from seqtrack.errors import RunError, UserError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+DeviceType = Literal["cpu", "cuda"]
 Capability = tuple[int, int]
 # Ampere: the first generation whose matrix units take bf16 and TF32. torch emulates bf16 on older ones, slower than
 # float32, and calls that supported.
 _AMPERE: Capability = (8, 0)
-# Texts of the errors that torch has no type for; the last is its allocator's on a CPU.
+# Messages of the errors that torch has no type for; the last is its CPU allocator's.
 _OUT_OF_MEMORY = re.compile(
     r"CUDA error: out of memory|CUDA out of memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|'out of memory'"
     r"|can't allocate memory|not enough memory"
 )
 LESS_MEMORY = (
-    "raise TRAIN.ACCUMULATION_STEPS, set MODEL.ENCODER.USE_CHECKPOINT True, or lower BATCH_SIZE; `seqtrack plan` says "
-    "what each needs"
+    "raise TRAIN.ACCUMULATION_STEPS, set MODEL.ENCODER.USE_CHECKPOINT True, or lower BATCH_SIZE; `seqtrack plan` "
+    "estimates what each needs"
 )
 _not_pinned: set[str] = set()
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The device type of every process of a run on this machine, and the number of processes."""
+
+    device: DeviceType
+    processes: int
+
+
+def visible_gpus() -> int:
+    """The number of GPUs that this torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_plan(device: str, processes: int | str) -> DevicePlan:
+    """What the variables DEVICE (auto, cpu, cuda) and NPROC (a number or "auto") mean on this machine.
+
+    "auto" processes are one per GPU, and one on a CPU.
+
+    Raises:
+        UserError: `device.no_gpu`, a GPU was requested and none is usable; `device.too_many_processes`, every process
+            needs its own GPU and there are fewer.
+    """
+    gpus = 0 if device == "cpu" else visible_gpus()
+    if device == "cuda" and gpus == 0:
+        raise UserError(
+            f"DEVICE=cuda, but there is no usable GPU (torch {torch.__version__} with CUDA {torch.version.cuda}); use "
+            "DEVICE=cpu, or run `seqtrack doctor` to find the reason",
+            code="device.no_gpu",
+        )
+    kind: DeviceType = "cuda" if gpus else "cpu"
+    wanted = max(1, gpus) if processes == "auto" else int(processes)
+    if kind == "cuda" and wanted > gpus:
+        raise UserError(
+            f"NPROC={wanted}, but there {'is 1 usable GPU' if gpus == 1 else f'are {gpus} usable GPUs'} and every "
+            f"process needs its own; use NPROC={gpus} or DEVICE=cpu",
+            code="device.too_many_processes",
+        )
+    return DevicePlan(kind, wanted)
+
+
+def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """The device that DEVICE=`name` means for process `local_rank` of this machine.
+
+    Raises:
+        UserError: as `device_plan` with `local_rank` + 1 processes.
+    """
+    kind = device_plan(name, local_rank + 1).device
+    return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
 
 
 def capability_of(device: torch.device) -> Capability | None:
@@ -59,7 +112,7 @@ def choose_precision(amp: str, capability: Capability | None) -> str:
 
 
 def is_emulated(precision: str, capability: Capability | None) -> bool:
-    """Whether a GPU computes in this precision without hardware for it: correct, and slower than float32."""
+    """Whether a GPU emulates this precision: correct, and slower than float32."""
     return precision == "bf16" and capability is not None and capability < _AMPERE
 
 
@@ -90,8 +143,8 @@ def compiler_problem(device: torch.device) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device or the host had no memory left.
 
-    torch has a type of its own for its allocator only. The driver's, cuBLAS's and NCCL's refusals are a RuntimeError,
-    from 2.8 on an AcceleratorError, which is a kind of it: only the text says so.
+    Only torch's allocator has an exception type. The errors of the driver, cuBLAS and NCCL are a RuntimeError (from 2.8
+    on a subclass of it, AcceleratorError) and can be recognised by their text only.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -100,7 +153,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(doing: str, advice: str) -> Iterator[None]:
-    """End with one sentence where memory runs out in the block.
+    """Turn an out-of-memory error of the block into a RunError with advice.
 
     Args:
         doing: continues "out of memory ...": where, and with how much.
@@ -119,9 +172,9 @@ def explain_out_of_memory(doing: str, advice: str) -> Iterator[None]:
 
 
 def pin_or_none(pin: Callable[[], T], what: str, num_bytes: int) -> T | None:
-    """What `pin` puts into page-locked memory; None where that is refused, as it is under WSL2 beyond a small limit.
+    """What `pin` allocates in page-locked memory; None where that fails, as it does under WSL2 beyond a small limit.
 
-    Page-locked memory only makes copies faster. The refusal is logged once for each `what`.
+    Page-locked memory only makes copies faster. The failure is logged once per `what`.
     """
     try:
         return pin()
@@ -138,7 +191,7 @@ def pin_or_none(pin: Callable[[], T], what: str, num_bytes: int) -> T | None:
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """The most bytes that tensors took, and that torch held for them, since the last call; None on a CPU."""
+    """Peak bytes allocated to tensors and reserved by torch since the last call; None on a CPU."""
     if device.type != "cuda":
         return {"max_memory_allocated": None, "max_memory_reserved": None}
     reserved, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory

@@ -1,6 +1,6 @@
 """One run, top to bottom; read this first.
 
-Settings, data, where to start, the state, the loop, the proof. What can be refused is refused before it writes.
+Settings, data, resume point, state, training loop, comparison. Whatever is refused is refused before the first write.
 """
 
 import contextlib
@@ -8,25 +8,22 @@ import logging
 import os
 from collections.abc import Mapping
 
-import torch
-from torch.amp.grad_scaler import GradScaler
-
 from seqtrack.checkpoints.resume_point import ResumePoint, write_run
 from seqtrack.checkpoints.side_files import DatasetRecord
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
-from seqtrack.data.sources import SOURCES, Source, describe
+from seqtrack.data.sources import SOURCES, describe
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.plots import PhasePlots
+from seqtrack.run_dir import LOGS, log_path
 from seqtrack.runtime.distributed import DistributedContext, join
 from seqtrack.runtime.metrics_log import EarlyLogRecords, RunLog, logging_to
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training import build, run_metadata
 from seqtrack.training.checkpointer import Checkpointer
-from seqtrack.training.optimizer import NamedOptimizer, Schedule
 from seqtrack.training.resume import CachedCheckpoint, claim_folder, find_run, load_state, log_resume_point
-from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.state import TrainState
 from seqtrack.training.train_step import TrainStep
 from seqtrack.training.trainer import Trainer, Validation
 
@@ -34,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def train(environ: Mapping[str, str] = os.environ) -> int:
-    """Train one phase as the environment asks. Returns 0 when complete, 75 when stopped on request.
+    """Train one phase by the environment variables. Returns 0 when complete, 75 when stopped on request.
 
     Raises:
-        UserError: configuration, data or checkpoints are not as they must be; nothing was written.
+        UserError: configuration, data or checkpoints are invalid; nothing was written.
         RunError: the run could not continue.
     """
     with EarlyLogRecords() as early, StopRequest() as stop:
@@ -51,7 +48,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
         sources = build.open_sources(config, environment.data_dir)
         data, cached = DatasetRecord.model_validate(describe(sources)), CachedCheckpoint()
         folder = environment.phase_folder()
-        with contextlib.closing(_make_loader(config, sources, distributed)) as loader:
+        with contextlib.closing(build.build_loader(config, sources, distributed)) as loader:
             loader.start_workers()
             start = distributed.run_on_rank0_and_broadcast(
                 lambda: find_run(environment, config, data.digest, cached, loader.steps_per_epoch)
@@ -59,7 +56,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
             if start.finished:
                 logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
                 return 0
-            state = _make_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
+            state = build.build_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
             checkpointer = run_metadata.make_checkpointer(folder, start)
             load_state(state, start, distributed, cached)
             validate = build.make_validation(config, environment.data_dir, sources, distributed)
@@ -67,7 +64,9 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
                 claim_folder(folder, start, distributed),
                 run_metadata.explain_disk_errors(folder),
                 logging_to(
-                    run_metadata.log_path(folder, environment, distributed), rank=distributed.rank, earlier=early.take()
+                    log_path(folder, environment.config) if distributed.is_main else None,
+                    rank=distributed.rank,
+                    earlier=early.take(),
                 ),
             ):
                 run_metadata.log_run_header(environment, config, distributed, sources, loader)
@@ -85,37 +84,6 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
                 )
 
 
-def _make_loader(config: Config, sources: list[Source], distributed: DistributedContext) -> BatchLoader:
-    dataset = build.make_dataset(config, sources)
-    return BatchLoader(
-        dataset,
-        batch_size_global=config.TRAIN.BATCH_SIZE,
-        samples_per_epoch=build.samples_per_epoch(config, dataset),
-        world_size=distributed.world_size,
-        rank=distributed.rank,
-        num_workers=build.num_workers(config),
-        pin=distributed.device.type == "cuda",
-    )
-
-
-def _make_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
-    model = build.build_training_model(config, distributed, fresh=fresh)
-    optimizer = NamedOptimizer(model, build.optimizer_settings(config))
-    rng = RandomStates(distributed.rank)
-    rng.seed(config.TRAIN.SEED)
-    return TrainState(
-        model=model,
-        optimizer=optimizer,
-        scheduler=Schedule(optimizer, build.schedule_settings(config, steps_per_epoch)),
-        scaler=GradScaler(
-            distributed.device.type, enabled=build.step_settings(config, distributed).amp is torch.float16
-        ),
-        rng=rng,
-        meters=Meters(),
-        history=History(),
-    )
-
-
 def _run(
     environment: Environment,
     config: Config,
@@ -129,7 +97,7 @@ def _run(
     checkpointer: Checkpointer,
     validate: Validation | None,
 ) -> int:
-    """From where the run starts to the verdict."""
+    """Train from the resume point on, and compare the phases at the end."""
     folder = environment.phase_folder()
     began = log_resume_point(start, build.run_fingerprint(config, distributed))
     record = (
@@ -137,24 +105,21 @@ def _run(
         if distributed.is_main
         else None
     )
-    train_step = TrainStep(
-        state, build.callable_form(config, state.model), distributed, build.step_settings(config, distributed)
-    )
-    log = RunLog(folder / "logs", phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
+    train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
+    log = RunLog(folder / LOGS, phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
     plots = PhasePlots(folder, log.curves)
     checkpointer.on_durable = run_metadata.after_checkpoint(folder, environment, config, plots)
     with contextlib.closing(log), contextlib.closing(plots), contextlib.closing(checkpointer):
         complete = Trainer(
             state,
+            config,
             loader=loader,
             train_step=train_step,
             checkpointer=checkpointer,
             log=log,
             distributed=distributed,
             stop=stop,
-            plan=build.trainer_config(
-                config, run_metadata.manifest_facts(environment, config, distributed, data.digest)
-            ),
+            manifest_fields=run_metadata.manifest_fields(environment, config, distributed, data.digest),
             validate=validate,
         ).run()
     if record is None:

@@ -53,18 +53,17 @@ def _state(config_name: str) -> Any:
     from seqtrack.config.loader import load_config
     from seqtrack.model.build import build_model
     from seqtrack.model.spec import model_spec
-    from seqtrack.training import build
     from seqtrack.training.optimizer import NamedOptimizer, Schedule
     from seqtrack.training.state import History, Meters, RandomStates, TrainState
 
     config = load_config(config_name, overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "scratch")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(model_spec(config), seed=1).to(device)
-    optimizer = NamedOptimizer(model, build.optimizer_settings(config))
+    optimizer = NamedOptimizer(model, config.TRAIN)
     state = TrainState(
         model=model,
         optimizer=optimizer,
-        scheduler=Schedule(optimizer, build.schedule_settings(config, 100)),
+        scheduler=Schedule(optimizer, config.TRAIN, 100),
         scaler=GradScaler(device.type, enabled=False),
         rng=RandomStates(0),
         meters=Meters(),

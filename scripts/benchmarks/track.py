@@ -24,9 +24,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from seqtrack.config.loader import load_config
+    from seqtrack.device import choose_device
     from seqtrack.model.build import build_model
     from seqtrack.model.spec import model_spec
-    from seqtrack.runtime.devices import choose_device
     from seqtrack.runtime.environment import describe_device
     from seqtrack.tracking.settings import tracker_settings
     from seqtrack.tracking.tracker import Tracker

@@ -35,10 +35,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from seqtrack import train as training
     from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
     from seqtrack.config.environment import configure
-    from seqtrack.device import capability_of, choose_precision
+    from seqtrack.device import capability_of, choose_device, choose_precision
     from seqtrack.model.cost import cost_of
     from seqtrack.model.spec import model_spec
-    from seqtrack.runtime.devices import choose_device
     from seqtrack.runtime.environment import describe_device
     from seqtrack.runtime.gpus import find_gpu
     from seqtrack.training.train_step import TrainStep

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqtrack import train as training
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import step_name
 from seqtrack.config.environment import VARIABLES, configure
@@ -118,9 +117,9 @@ class Trainer:
         self.device = torch.device(context.device, 0) if context.is_cuda else torch.device("cpu")
         self.distributed = DistributedContext(0, 1, self.device)
         build.set_kernels(config, self.distributed)
-        self.state: TrainState = training._make_state(config, self.distributed, 1000, fresh=True)
+        self.state: TrainState = build.build_state(config, self.distributed, 1000, fresh=True)
         model = build.callable_form(config, self.state.model)
-        self.train_step = TrainStep(self.state, model, self.distributed, build.step_settings(config, self.distributed))
+        self.train_step = TrainStep(self.state, model, self.distributed, config)
         self.batch = make_batch(config, batch)
 
     def launch(self, batch: Batch | None = None) -> Any:

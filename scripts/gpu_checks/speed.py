@@ -21,7 +21,6 @@ from gpu_checks.common import (
     wait,
 )
 from gpu_checks.exactness import _model_sets, _switches
-from seqtrack import train as training
 from seqtrack.commands.plan import Machine, make_plan
 from seqtrack.data.sources import open_source
 from seqtrack.model.build import build_model
@@ -30,6 +29,7 @@ from seqtrack.model.spec import model_spec
 from seqtrack.runtime.gpus import find_gpu
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker
+from seqtrack.training import build
 
 GIB = 2**30
 
@@ -193,7 +193,7 @@ def data_fed(context: Context, check: Check) -> str:
         config = context.config(keys)
         trainer = context.trainer(keys, batch=batch)
         sources = [open_source("DEMO", context.work / "data", classes=(), split="train")]
-        with contextlib.closing(training._make_loader(config, sources, trainer.distributed)) as loader:
+        with contextlib.closing(build.build_loader(config, sources, trainer.distributed)) as loader:
             loader.start_workers()
             batches, waited, before = iter(loader.batches(1)), 0.0, None
             for number in range(steps + 8):

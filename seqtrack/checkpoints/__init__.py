@@ -1,1 +1,1 @@
-"""What a run keeps: containers with their manifests, written whole, listed and verified without torch."""
+"""Checkpoint files with their manifests, and the JSON files next to them; listed and verified without torch."""

@@ -1,6 +1,7 @@
-"""What a file is, by its first bytes: asked by every reader of checkpoint-like files before it parses one.
+"""What a file is, by its first bytes.
 
-A download that brought a page, a pointer or another archive is reported as that, not as what a parser makes of it.
+Every reader of checkpoint-like files asks before it parses one, so that a download that brought an HTML page, an LFS
+pointer or another archive is reported as that.
 """
 
 import re
@@ -28,8 +29,8 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 class FileKind:
     """What a file is.
 
-    `name` completes "this is ..."; `code` is the error's where that is not what was expected; `is_impostor` says that
-    no reader of checkpoints can use such a file, whatever it expects.
+    `name` completes "this is ..."; `code` is the error code where something else was expected; `is_impostor` marks what
+    no reader of checkpoints can use.
     """
 
     name: str
@@ -55,9 +56,9 @@ def recognize_bytes(head: bytes, size: int) -> FileKind:
         return FileKind("an empty file", "file.empty")
     if head.startswith(_LFS):
         found = re.search(rb"^size (\d{1,18})$", head, re.MULTILINE)
-        told = f" ({found[1].decode()} bytes)" if found else ""
+        size_text = f" ({found[1].decode()} bytes)" if found else ""
         return FileKind(
-            f"a Git LFS pointer, not the file itself{told}: fetch it with `git lfs pull`", "file.lfs_pointer"
+            f"a Git LFS pointer, not the file itself{size_text}: fetch it with `git lfs pull`", "file.lfs_pointer"
         )
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")):
         return FileKind("an HTML page, not a checkpoint", "file.html_page")
@@ -65,7 +66,7 @@ def recognize_bytes(head: bytes, size: int) -> FileKind:
         return FileKind(TORCH_ZIP, "file.torch", is_impostor=False)
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileKind(PICKLE, "file.torch", is_impostor=False)
-    # Eight bytes of length, of which the upper ones are zero for any head that fits a memory, then a JSON object.
+    # Eight bytes of length, whose upper ones are zero for any head that fits into memory, then a JSON object.
     if head[8:9] == b"{" and head[5:8] == b"\0\0\0":
         return FileKind(SAFETENSORS, "file.safetensors", is_impostor=False)
     if _is_tar(head):
@@ -79,8 +80,8 @@ def recognize_bytes(head: bytes, size: int) -> FileKind:
     if text.startswith((b"{", b"[")):
         return FileKind(JSON, "file.json", is_impostor=False)
     if not head.strip(b"\0"):
-        return FileKind("zero bytes only: it was never written whole", "file.unknown")
-    return FileKind(f"no kind of file that is known here (it begins with {head[:16]!r})", "file.unknown")
+        return FileKind("zero bytes only: it was never written completely", "file.unknown")
+    return FileKind(f"an unknown kind of file (it begins with {head[:16]!r})", "file.unknown")
 
 
 def _is_tar(head: bytes) -> bool:

@@ -1,48 +1,39 @@
-"""Where a run starts: from scratch, from the newest checkpoint of its own folder, or from an epoch of another.
+"""Where a run starts: from scratch, from the latest checkpoint of its own folder, or from an epoch of another.
 
-Decides by what the folders hold, changes nothing in them while deciding, and needs no torch. What is there of later
-epochs and steps than the start is moved aside by `prepare_folder`; no checkpoint is overwritten or deleted.
+Decides by what the folders hold, changes nothing in them while deciding, and needs no torch. `prepare_folder` then
+moves later epochs and steps aside; no checkpoint is overwritten or deleted.
 """
 
 import contextlib
 import fcntl
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqtrack.checkpoints.manifest import Manifest, read_manifest
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, sync_folder, utc_now, write_atomic
 from seqtrack.checkpoints.side_files import RunRecord, changed, read_side_file, write_side_file
-from seqtrack.checkpoints.store import (
-    Manifest,
-    latest_valid,
-    list_checkpoints,
-    manifest_path,
-    read_manifest,
-    verify_checkpoint,
-)
+from seqtrack.checkpoints.store import latest_valid, list_checkpoints, verify_checkpoint
 from seqtrack.errors import Problem, UserError
+from seqtrack.run_dir import CHECKPOINTS as CHECKPOINTS
+from seqtrack.run_dir import LOCK_FILE, LOGS, PLOTS, SUPERSEDED, manifest_path, metrics_path, parse_checkpoint_name
+from seqtrack.run_dir import RUN_FILE as RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-CHECKPOINTS = "checkpoints"
-SUPERSEDED = "superseded"
-LOCK = ".lock"
 RESUMABLE = ("epoch", "step")
-_NAME = re.compile(r"SEQTRACK_(ep|step)(\d+)\.(safetensors|json)")
 
 
 @dataclass(frozen=True)
 class ResumePoint:
     """The decision.
 
-    `manifest` is None for a run from scratch; `finished` says that there is nothing left to train; `config_changes` are
-    the keys that differ from the checkpoint's configuration and change no step already taken.
+    `manifest` is None for a run from scratch; with `finished` there is nothing left to train; `config_changes` are the
+    keys that differ from the checkpoint's configuration and change no step already taken.
     """
 
     manifest: Manifest | None
@@ -58,17 +49,18 @@ def read_run(folder: Path) -> RunRecord | None:
     """The record of the run in `folder`, or None when there is none.
 
     Raises:
-        UserError: there is one and it is not valid.
+        UserError: it is not valid.
     """
     try:
         return read_side_file(folder / RUN_FILE, RunRecord)
     except UserError as error:
-        # How the run began is nowhere else, so that continuing without it would be a guess.
-        raise UserError([*error.problems, f"move {folder} aside, or restore {RUN_FILE} from a copy"]) from error
+        # How the run began is recorded nowhere else, so that continuing without it would be a guess.
+        hint = Problem(f"move {folder} aside, or restore {RUN_FILE} from a copy", error.code)
+        raise UserError([*error.problems, hint]) from error
 
 
 def write_run(folder: Path, record: RunRecord, **changes: Any) -> RunRecord:
-    """Store `record` with `changes`, whole; returns it."""
+    """Store `record` with `changes`; returns it."""
     record = changed(record, **changes, updated=utc_now())
     write_side_file(folder / RUN_FILE, record)
     return record
@@ -88,43 +80,44 @@ def find_resume_point(
     Args:
         folder: this phase's folder; need not exist.
         resume_epoch: the epoch after which to continue, or None for a run from scratch.
-        epochs: the last epoch of the run as it is asked for now; a complete run of fewer epochs continues.
-        elsewhere: other phases' folders to look in for that epoch.
-        fetch: brings an epoch's checkpoint from a remote store, or returns None; asked last.
-        verify: raises DamagedFileError for a checkpoint that is not what its manifest says.
+        epochs: the last epoch of the run as it is requested now; a complete run of fewer epochs continues.
+        elsewhere: other phases' folders to search for that epoch.
+        fetch: downloads an epoch's checkpoint from a remote store, or returns None; tried last.
+        verify: raises DamagedFileError for a checkpoint that does not match its manifest.
 
     Raises:
-        UserError: the epoch is nowhere to be found (the message lists those that are), or the folder holds
-            checkpoints that no run of it explains.
+        UserError: the epoch cannot be found (the message lists those that exist), or the folder holds checkpoints but
+            no record of their run.
     """
     run = read_run(folder)
     own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.resume_epoch):
-        newest = latest_valid(own, verify=verify)
-        if run.state == "complete" and (_is_end(newest, epochs) if own else run.epochs >= epochs):
-            return ResumePoint(newest, finished=True)
-        if newest is not None:
-            return ResumePoint(newest)
+        latest = latest_valid(own, verify=verify)
+        if run.state == "complete" and (_is_end(latest, epochs) if own else run.epochs >= epochs):
+            return ResumePoint(latest, finished=True)
+        if latest is not None:
+            return ResumePoint(latest)
         if run.state == "complete" and not own:
             raise UserError(
                 f"{folder} is complete after epoch {run.epochs} and holds no checkpoint to continue from, to "
                 f"epoch {epochs}: put its last checkpoint and its .json back",
                 code="start.nothing_to_extend",
             )
-        resume_epoch = run.resume_epoch  # cut before its first save: begin as it began
+        resume_epoch = run.resume_epoch  # killed before its first save: begin as it began
     if run is None and own and resume_epoch is None:
         raise UserError(
             f"{folder / CHECKPOINTS} holds {len(own)} checkpoints but {folder / RUN_FILE} is missing: set RESUME_EPOCH "
-            f"to one of {_epochs(own)} to continue from it, or move {folder} aside"
+            f"to one of {_epochs(own)} to continue from it, or move {folder} aside",
+            code="start.no_record",
         )
     if resume_epoch is None:
         return ResumePoint(None)
     return ResumePoint(_find_epoch(resume_epoch, [folder, *elsewhere], fetch, verify))
 
 
-def _is_end(newest: Manifest | None, epochs: int) -> bool:
-    """Whether the newest valid checkpoint is the last epoch's; a run whose end was damaged since trains it again."""
-    return newest is not None and newest.kind == "epoch" and newest.epoch >= epochs
+def _is_end(latest: Manifest | None, epochs: int) -> bool:
+    """Whether the latest valid checkpoint is the last epoch's; a run whose end was damaged since trains it again."""
+    return latest is not None and latest.kind == "epoch" and latest.epoch >= epochs
 
 
 def _find_epoch(
@@ -141,19 +134,20 @@ def _find_epoch(
         seen.append(f"{place / CHECKPOINTS} holds {_epochs(manifests)}")
         problems += unusable_checkpoints(place / CHECKPOINTS).values()
         for manifest in manifests:
-            if manifest.epoch == epoch:
-                try:
-                    verify(manifest)
-                except DamagedFileError as error:
-                    logger.warning("skipped a damaged checkpoint: %s", error)
-                    problems.append(Problem(f"damaged: {error}", error.code))
-                    continue
-                return manifest
-            others.append(manifest)
+            if manifest.epoch != epoch:
+                others.append(manifest)
+                continue
+            try:
+                verify(manifest)
+            except DamagedFileError as error:
+                logger.warning("skipping corrupt checkpoint: %s", error)
+                problems.append(Problem(f"damaged: {error}", error.code))
+                continue
+            return manifest
     fetched = fetch(epoch) if fetch is not None else None
     if fetched is not None:
         return fetched
-    hint = "" if fetch is not None else "; set HF_REPO to look on the Hugging Face Hub as well"
+    hint = "" if fetch is not None else "; set HF_REPO to search the Hugging Face Hub as well"
     if problems and (latest := latest_valid(others, verify=verify)):
         hint = f"; the latest valid one is of epoch {latest.epoch}: RESUME_EPOCH={latest.epoch}{hint}"
     first = f"there is no checkpoint after epoch {epoch} to resume from: {'; '.join(seen)}{hint}"
@@ -161,7 +155,7 @@ def _find_epoch(
 
 
 def unusable_checkpoints(folder: Path) -> dict[Path, Problem]:
-    """What has the name of an epoch's checkpoint in `folder` and cannot be resumed from, with the reason."""
+    """Files in `folder` with the name of an epoch's checkpoint that cannot be resumed from, with the reason."""
     found: dict[Path, Problem] = {}
     for path in sorted(folder.glob("SEQTRACK_ep*.safetensors")):
         try:
@@ -185,57 +179,60 @@ def _epochs(manifests: Sequence[Manifest]) -> str:
 
 @contextlib.contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder` until the block ends; the kernel lets go of it too when this process dies.
+    """Keep other runs out of `folder` until the block ends; the kernel releases the lock when this process dies.
 
     Raises:
         UserError: another process trains in it, or it cannot be written.
     """
     with _needs_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process trains in {folder}; wait for it, or set another OUTPUT_DIR") from error
-        except OSError as error:  # some network file systems know no locks
-            logger.warning("%s cannot be locked (%s): take care that no second run uses it", folder, error.strerror)
+            raise UserError(
+                f"another process trains in {folder}; wait for it, or set another OUTPUT_DIR",
+                code="start.folder_in_use",
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): make sure that no second run uses it", folder, error.strerror)
         yield
     finally:
         os.close(handle)
 
 
 def prepare_folder(folder: Path, start: ResumePoint) -> None:
-    """Make the run's folders, sweep away what a kill left half-written, and move aside what comes after the start.
+    """Make the run's folders, remove what a kill left half-written, and move aside what comes after the start.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    checkpoints, logs, plots = folder / CHECKPOINTS, folder / "logs", folder / "plots"
+    checkpoints = folder / CHECKPOINTS
     with _needs_writing(folder):
-        for place in (checkpoints, logs, plots):
+        for place in (checkpoints, folder / LOGS, folder / PLOTS):
             place.mkdir(parents=True, exist_ok=True)
-        for place in (folder, checkpoints, logs, plots):
+        for place in (folder, checkpoints, folder / LOGS, folder / PLOTS):
             for leftover in place.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
-        _move_aside(checkpoints, start, metrics=logs / "metrics.jsonl")
+        _move_aside(checkpoints, start, metrics=metrics_path(folder))
 
 
 def _move_aside(checkpoints: Path, start: ResumePoint, *, metrics: Path) -> None:
-    """What has the name of a checkpoint after the start, valid or damaged: the run would overwrite it."""
+    """Every file with the name of a checkpoint after the start, valid or damaged: the run would overwrite it."""
     later = sorted(path for path in checkpoints.iterdir() if _comes_after(path.name, start))
-    for container in [path for path in later if path.suffix != ".json" and path.with_suffix(".json") not in later]:
-        # Written, and killed before its manifest: no checkpoint yet, and the run will write the same again.
-        logger.info("removed what a kill left without its manifest: %s", container)
-        container.unlink()
-        later.remove(container)
+    for file in [path for path in later if path.suffix != ".json" and manifest_path(path) not in later]:
+        # Killed before its manifest was written: no checkpoint yet, and the run will write the same again.
+        logger.info("removed a checkpoint file that a kill left without its manifest: %s", file)
+        file.unlink()
+        later.remove(file)
     if not later:
         return
     aside = _new_folder(checkpoints / SUPERSEDED)
     for path, problem in unusable_checkpoints(checkpoints).items():
         if path in later and problem.code == "resume.imported":
-            logger.warning("%s; it makes room for this run's, and is moved to %s", problem, aside)
-    # Manifests leave first: a container without one is no checkpoint, wherever a kill falls.
+            logger.warning("%s; this run needs its name: it is moved to %s", problem, aside)
+    # Manifests first: a file without one is no checkpoint, wherever a kill falls.
     for path in sorted(later, key=lambda path: path.suffix != ".json"):
         logger.info("moved aside, superseded by the restart: %s -> %s", path, aside)
         path.rename(aside / path.name)
@@ -246,15 +243,13 @@ def _move_aside(checkpoints: Path, start: ResumePoint, *, metrics: Path) -> None
 
 
 def _comes_after(name: str, start: ResumePoint) -> bool:
-    """Whether the run that begins at `start` will come to this checkpoint's name."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return False
-    kind, number = match[1], int(match[2])
-    if start.manifest is None:
-        return True
+    """Whether the run that begins at `start` will write a checkpoint of this name."""
+    parsed = parse_checkpoint_name(name)
+    if parsed is None or start.manifest is None:
+        return parsed is not None
+    kind, number = parsed
     finished = start.manifest.epoch if start.manifest.sample == 0 else start.manifest.epoch - 1
-    return number > (finished if kind == "ep" else start.step)
+    return number > (finished if kind == "ep" else start.manifest.step)
 
 
 def _new_folder(parent: Path) -> Path:
@@ -264,7 +259,7 @@ def _new_folder(parent: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-    raise UserError(f"{parent} holds a thousand folders of this second")
+    raise UserError(f"{parent} holds a thousand folders of this second", code="start.folder_exists")
 
 
 @contextlib.contextmanager
@@ -274,5 +269,6 @@ def _needs_writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}: {error.filename}); give it to this user, make room, or set "
-            "OUTPUT_DIR to another folder"
+            "OUTPUT_DIR to another folder",
+            code="start.not_writable",
         ) from error

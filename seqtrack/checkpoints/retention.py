@@ -1,4 +1,4 @@
-"""Which checkpoints may go. Decided again from the folder each time; needs no torch."""
+"""Which checkpoints may be deleted. Decided again from the folder each time; needs no torch."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,14 +10,13 @@ def checkpoints_to_delete(
 ) -> list[Manifest]:
     """The checkpoints that are no longer needed, oldest first.
 
-    Checkpoints inside an epoch go as soon as a newer checkpoint exists. Of the epochs' checkpoints the newest `keep`
-    stay (all of them for 0), and so does the one of the best IoU; another goes only if `is_safe` says that it is
-    verified elsewhere.
+    Checkpoints inside an epoch are deleted as soon as a newer checkpoint exists. Of the epochs' checkpoints the newest
+    `keep` stay (all of them for 0), and so does the one of the best IoU; another one is deleted only if `is_safe`.
 
     Args:
-        manifests: of one folder, oldest first, each known to be whole.
+        manifests: of one folder, oldest first.
         keep: >= 0.
-        is_safe: asked for epochs' checkpoints only.
+        is_safe: whether an epoch's checkpoint is verified elsewhere.
     """
     if not manifests:
         return []

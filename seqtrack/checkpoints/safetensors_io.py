@@ -1,14 +1,15 @@
-"""Files that are whole or absent, and the safetensors container read and written as bytes.
+"""Files that are complete or absent, and safetensors files read and written as bytes.
 
-Knows bytes, digests and the container's header; knows nothing of training, and needs no torch: listing and verifying
-checkpoints works in the sidecar too. The container is written here rather than by the library because the digest is
-taken while the bytes go out and the bytes must be durable before the name appears; the result is an ordinary
-safetensors file that the library reads (format: github.com/huggingface/safetensors, "Format").
+Knows bytes, digests and the file's head; knows nothing of training and needs no torch, so that the sidecar can list and
+verify checkpoints. The bytes are written here and not by the library, which needs a second copy of all tensors and
+leaves no place to compute digests in the same pass; the result is an ordinary file that the library reads (format:
+github.com/huggingface/safetensors, "Format").
 """
 
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -16,56 +17,41 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from seqtrack.checkpoints.recognize import JSON, SAFETENSORS, recognize_bytes
+from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json
 
 CHUNK = 8 * 1024 * 1024
 _MAX_HEADER = 64 * 1024 * 1024
 DTYPE_BYTES: dict[str, int] = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
-class DamagedFileError(Exception):
-    """A file is not what it says it is; the message tells file, what was found and what was expected."""
+class DamagedFileError(UserError):
+    """A file is not what its name, head or manifest claims."""
 
     def __init__(self, message: str, code: str = "checkpoint.damaged") -> None:
-        self.code = code
-        super().__init__(message)
+        super().__init__(message, code)
 
 
 @dataclass(frozen=True)
 class TensorBytes:
-    """A tensor as the container holds it: element type, shape and its raw little-endian bytes in C order."""
+    """A tensor's safetensors element type, its shape, and its raw little-endian bytes in C order."""
 
     dtype: str
     shape: tuple[int, ...]
     data: memoryview
 
-    @property
-    def num_bytes(self) -> int:
-        return self.data.nbytes
-
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: element type, shape, and [begin, end) in bytes from the start of the file."""
+    """Element type, shape and place of a tensor: [begin, end) in bytes from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -75,10 +61,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The head of a container: tensors by name in file order, and the free metadata."""
+    """The head of a checkpoint file: tensors by name in file order, and the free metadata."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint file that was read or written: head, size, sha256, and the digest of each state component."""
+
+    header: Header
+    size: int
+    sha256: str
+    parts: dict[str, str]
 
 
 def utc_now() -> str:
@@ -87,7 +83,7 @@ def utc_now() -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for one value: sorted keys, no spaces, NaN refused; equal values give equal bytes."""
+    """JSON with sorted keys and without spaces, so that equal values give equal bytes; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
@@ -102,7 +98,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Let every OSError of the block name `path`: a failed write or flush would not say which file it was about."""
+    """Name `path` in every OSError of the block: a failed write or flush would not name its file."""
     try:
         yield
     except OSError as error:
@@ -112,13 +108,13 @@ def name_in_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A hidden file next to `path`, open for unbuffered writing; it becomes `path`, durably, when the block ends well.
+    """A hidden file next to `path`, open for unbuffered writing, that becomes `path` durably when the block succeeds.
 
-    Every file of a run that is not appended to is made here. Its mode is what the umask leaves of 0666, as for a file
-    that a shell makes: a run under umask 022 can be read by an uploader of another user, one under 077 by nobody.
+    Every file of a run that is not appended to is made here. Its mode is what the umask leaves of 0666: an uploader of
+    another user can read a run under umask 022, and nobody else one under 077.
 
     Raises:
-        OSError: no space, no right, a read-only folder; it names `path`, and the hidden file is taken away again.
+        OSError: no space, no permission, a read-only folder; it names `path`, and the hidden file is removed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with name_in_errors(path):
@@ -142,7 +138,7 @@ def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` at `path` so that a reader, now or after a power cut, finds the old file or the new one, never a part.
+    """Replace `path` such that a reader finds the old file or the new one, now and after a power cut.
 
     Raises:
         OSError: as for `new_file`.
@@ -189,118 +185,117 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_header(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """The head of a container and the order in which the tensors' bytes follow it.
+@dataclass
+class _Hasher:
+    """Digests of a file and of each of its tensors, computed in two threads while the next piece is read or written."""
 
-    Wide element types come first, so that every tensor starts at a multiple of its element size; names sort within a
-    type, so that equal contents give equal files.
-    """
-    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
-    head: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name in order:
-        tensor = tensors[name]
-        end = position + tensor.num_bytes
-        head[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, order
+    header: Header
+    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
+    _running: list[Future[None]] = field(default_factory=list)
+    _size: int = 0
+
+    def __post_init__(self) -> None:
+        self._whole = hashlib.sha256()
+        self._tensors = {name: hashlib.sha256() for name in self.header.entries}
+
+    def __enter__(self) -> "_Hasher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+
+    def add(self, piece: bytes | memoryview, name: str | None = None) -> None:
+        """The next piece of the file, a part of the tensor `name` or of the head."""
+        wait(self._running)  # one piece ahead and no more: buffers must not pile up
+        digests = [self._whole] if name is None else [self._whole, self._tensors[name]]
+        self._running = [self._threads.submit(digest.update, piece) for digest in digests]
+        self._size += len(piece)
+
+    def contents(self) -> Contents:
+        wait(self._running)
+        rows = {
+            name: (entry.dtype, entry.shape, self._tensors[name].hexdigest())
+            for name, entry in self.header.entries.items()
+        }
+        return Contents(self.header, self._size, self._whole.hexdigest(), _join_digests(rows))
 
 
-@dataclass(frozen=True)
-class Written:
-    """What reached a container: its size, its sha256, and the digest of every state component (`digest_components`)."""
-
-    size: int
-    sha256: str
-    parts: dict[str, str]
-
-
-def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> Written:
-    """Write a safetensors file durably; every digest is taken in the same pass, in threads next to the write.
+def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> Contents:
+    """Write a safetensors file durably; every digest is computed in the same pass.
 
     Raises:
         OSError: the write failed; neither the file nor its temporary is left.
     """
-    head, order = checkpoint_header(tensors, metadata)
-    whole = hashlib.sha256()
-    digests = {name: hashlib.sha256() for name in order}
-    with new_file(path) as file, ThreadPoolExecutor(2) as threads:
-        for name, piece in _pieces(head, tensors, order):
-            hashed = [threads.submit(whole.update, piece)]
-            if name is not None:
-                hashed.append(threads.submit(digests[name].update, piece))
-            write_whole(file, piece)
-            wait(hashed)
-        size = file.tell()
-    rows = {name: (tensors[name].dtype, tensors[name].shape, digests[name].hexdigest()) for name in order}
-    return Written(size, whole.hexdigest(), _join_digests(rows))
-
-
-def _pieces(
-    head: bytes, tensors: Mapping[str, TensorBytes], order: list[str]
-) -> Iterator[tuple[str | None, memoryview]]:
-    yield None, memoryview(head)
-    for name in order:
-        data = tensors[name].data
-        if data.nbytes:
-            flat = data.cast("B") if data.format != "B" or data.ndim != 1 else data
+    head, header = _lay_out(tensors, metadata)
+    with new_file(path) as file, _Hasher(header) as hasher:
+        hasher.add(head)
+        write_whole(file, head)
+        for name in header.entries:
+            data = memoryview(tensors[name].data)
+            flat = data.cast("B") if data.nbytes else memoryview(b"")
             for start in range(0, flat.nbytes, CHUNK):
-                yield name, flat[start : start + CHUNK]
+                piece = flat[start : start + CHUNK]
+                hasher.add(piece, name)
+                write_whole(file, piece)
+        return hasher.contents()
+
+
+def _lay_out(tensors: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> tuple[bytes, Header]:
+    """The head's bytes, and the tensors in file order.
+
+    Wide element types come first, so that every tensor starts at a multiple of its element size; names sort within a
+    type, so that equal contents give equal files.
+    """
+    head: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    order = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
+    ends = list(itertools.accumulate((tensors[name].data.nbytes for name in order), initial=0))
+    for name, offsets in zip(order, itertools.pairwise(ends), strict=True):
+        head[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": list(offsets)}
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    entries = {
+        name: Entry(tensors[name].dtype, tensors[name].shape, start + begin, start + end)
+        for name, (begin, end) in zip(order, itertools.pairwise(ends), strict=True)
+    }
+    return len(text).to_bytes(8, "little") + text, Header(entries, dict(metadata))
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the head of a container without reading its tensors.
+    """Read and check the head of a checkpoint file without reading its tensors.
 
     Raises:
-        DamagedFileError: the head is cut, is not JSON, or its offsets do not tile the file exactly.
+        DamagedFileError: the head is incomplete, is not JSON, or its offsets do not tile the file exactly.
     """
     with path.open("rb") as file:
         return _parse_head(path, _read_head(path, file), os.fstat(file.fileno()).st_size)
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What was read of a checkpoint file: its head, its sha256, and every component's digest."""
-
-    header: Header
-    sha256: str
-    parts: dict[str, str]
-
-
 def read_checkpoint_file(path: Path, place: Callable[[Header], Mapping[str, memoryview]] | None = None) -> Contents:
-    """Read a container once, from its first byte to its last, so that what was digested is what was loaded.
-
-    The digests are taken in other threads while the next piece is read.
+    """Read a checkpoint file once, from first byte to last, so that what was verified is what was loaded.
 
     Args:
-        place: given the head, the memory into which the bytes of the wanted tensors go, by name; none are wanted
-            without it.
+        place: given the head, the memory for the bytes of the wanted tensors, by name; none are wanted without it.
 
     Raises:
         DamagedFileError: as for `read_header`, or the file changed its size meanwhile.
     """
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(2) as threads:
-        text = _read_head(path, file)
-        header = _parse_head(path, text, os.fstat(file.fileno()).st_size)
+    with path.open("rb", buffering=0) as file:
+        head = _read_head(path, file)
+        header = _parse_head(path, head, os.fstat(file.fileno()).st_size)
         wanted = place(header) if place is not None else {}
-        whole = hashlib.sha256(text)
-        digests = {name: hashlib.sha256() for name in header.entries}
-        digested: list[Future[None]] = []
-        for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-            for start in range(entry.begin, entry.end, CHUNK):
-                end = min(start + CHUNK, entry.end)
-                inside = slice(start - entry.begin, end - entry.begin)
-                piece = wanted[name][inside] if name in wanted else memoryview(bytearray(end - start))
-                _read_into(path, file, piece)
-                wait(digested)  # one piece ahead and no more: pieces that nobody wants must not pile up
-                digested = [threads.submit(digest.update, piece) for digest in (whole, digests[name])]
-        if file.read(1):
-            raise DamagedFileError(f"{path} grew while it was read")
-        wait(digested)
-    rows = {name: (entry.dtype, entry.shape, digests[name].hexdigest()) for name, entry in header.entries.items()}
-    return Contents(header, whole.hexdigest(), _join_digests(rows))
+        with _Hasher(header) as hasher:
+            hasher.add(head)
+            for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+                for start in range(entry.begin, entry.end, CHUNK):
+                    end = min(start + CHUNK, entry.end)
+                    inside = slice(start - entry.begin, end - entry.begin)
+                    piece = wanted[name][inside] if name in wanted else memoryview(bytearray(end - start))
+                    _read_into(path, file, piece)
+                    hasher.add(piece, name)
+            if file.read(1):
+                raise DamagedFileError(f"{path} grew while it was read")
+            return hasher.contents()
 
 
 def _read_into(path: Path, file: io.FileIO, piece: memoryview) -> None:
@@ -328,7 +323,7 @@ def _read_head(path: Path, file: BinaryIO | io.FileIO) -> bytes:
 
 
 def _parse_head(path: Path, raw: bytes, size: int) -> Header:
-    length = len(raw) - 8
+    """Stricter than the library: no key twice, no reading that a second parser could take otherwise."""
     try:
         head = parse_json(raw[8:])
     except ParseError as error:
@@ -337,9 +332,9 @@ def _parse_head(path: Path, raw: bytes, size: int) -> Header:
         raise DamagedFileError(f"{path}: the head is not a JSON object", "checkpoint.head")
     metadata = head.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise DamagedFileError(f"{path}: the metadata in the head is not a table of texts")
-    entries = {name: _entry(path, name, value, 8 + length) for name, value in head.items()}
-    position = 8 + length
+        raise DamagedFileError(f"{path}: the metadata in the head are not strings by name", "checkpoint.head")
+    entries = {name: _entry(path, name, value, len(raw)) for name, value in head.items()}
+    position = len(raw)
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             raise DamagedFileError(f"{path}: tensor {name} starts at byte {entry.begin}, expected {position}")
@@ -350,26 +345,26 @@ def _parse_head(path: Path, raw: bytes, size: int) -> Header:
 
 
 def _entry(path: Path, name: str, value: Any, start: int) -> Entry:
-    problem = DamagedFileError(f"{path}: tensor {name} has a malformed description: {value!r:.200}")
+    problem = DamagedFileError(f"{path}: tensor {name} has a malformed description: {value!r:.200}", "checkpoint.head")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise problem
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise problem
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or len(shape) > 16:
         raise problem
     if not all(type(number) is int and 0 <= number < 2**48 for number in [*shape, *offsets]):
         raise problem
-    if len(shape) > 16 or math.prod(shape) * DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
+    if math.prod(shape) * DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
         raise problem
     return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
 def digest_components(path: Path, header: Header) -> dict[str, str]:
-    """Hex sha256 of each state component's tensors, by the first word of their names ("model/...", "optimizer/...").
+    """Hex sha256 of each state component's tensors, by the first part of their names ("model/...", "optimizer/...").
 
     It is that of the canonical JSON list of [name, element type, shape, sha256 of the bytes] in name order, so that it
-    depends on nothing else in the file, and can be computed in any order of the tensors.
+    depends on nothing else in the file and can be computed in any order of the tensors.
     """
     rows = {}
     with path.open("rb") as file:

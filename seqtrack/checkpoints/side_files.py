@@ -1,13 +1,12 @@
-"""The JSON files that are next to a run's checkpoints, each described once: run.json, environment.json, dataset.json,
-metrics.jsonl, certificate.json, evaluation.json.
+"""The JSON files of a run next to its checkpoint files, one model per file.
 
-Every reader of the package gets these objects, never a dictionary: a wrong type, an unknown or missing field, a key
-that is there twice, NaN, a document nested too deep or a file that is none ends here, with file, field, what was
+Every reader of the package gets these objects, never a dictionary: a wrong type, an unknown or missing field, a
+duplicate key, NaN, a document nested too deep or a file of another kind is refused here, with file, field, what was
 found and what was expected. Unknown fields are refused: a file with other fields has another version. Needs no torch.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -19,14 +18,14 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, parse_json, short_repr
 
 INVALID = "side_file.invalid"
-# More damaged lines than this are only counted.
+# Further damaged lines are only counted.
 SHOWN_PROBLEMS = 5
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Phase = Annotated[int, Field(ge=1, le=2)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# A number that is not finite, such as the mean of nothing, becomes null: JSON has no word for it.
+# A number that is not finite, such as the mean of nothing, becomes null: JSON has no NaN.
 Measured = Annotated[
     float | None, BeforeValidator(lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
 ]
@@ -35,19 +34,19 @@ Fingerprint = dict[str, Scalar]
 
 
 class Strict(BaseModel):
-    """No conversion between types, no field more or less, finite numbers only."""
+    """No conversion between types, no missing or unknown field, finite numbers only."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StartRecord(Strict):
-    """One start of a run: where it continued, on what machine, and what had changed."""
+    """One start of a run: where it continued, on what machine, what had changed, and which guarantee holds."""
 
     step: Count
     epoch: Count
     source: str | None
     fingerprint: Fingerprint
-    promise: str
+    guarantee: str
     differences: list[str] = []
     config_changes: list[str] = []
 
@@ -116,7 +115,7 @@ class DatasetRecord(Strict):
 
 
 class _Record(Strict):
-    """What every line of metrics.jsonl has."""
+    """The fields that every line of metrics.jsonl has."""
 
     phase: Phase
     epoch: Count
@@ -185,7 +184,7 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator
 
 
 class CertifiedRun(Strict):
-    """One of the two runs of a certificate: facts of its run.json and environment.json, as far as they were there."""
+    """One of the two runs of a certificate: facts of run.json and environment.json, None where a file is missing."""
 
     folder: str
     config: str | None = None
@@ -213,7 +212,7 @@ class CertifiedEpoch(Strict):
 
 
 class Certificate(Strict):
-    """certificate.json: a verdict with everything that it rests on."""
+    """certificate.json: a verdict with its evidence."""
 
     format: Literal["seqtrack-certificate/1"] = "seqtrack-certificate/1"
     verdict: Literal["identical", "differs"]
@@ -237,7 +236,7 @@ Figures = dict[str, float | None]
 
 
 class EvaluatedTracker(Strict):
-    """One tracker of evaluation.json: its figures over all sequences, by class and by sequence, and its curves."""
+    """One tracker of evaluation.json: its metrics over all sequences, by class and by sequence, and its curves."""
 
     name: str
     kind: str
@@ -265,10 +264,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_side_file(path: Path, kind: type[M]) -> M | None:
-    """A file next to a run as its object, or None where there is no such file.
+    """The object in a file of `kind`, or None where there is no such file.
 
     Raises:
-        UserError: it is there and is not what `kind` describes; every wrong field is named (code `side_file.invalid`).
+        UserError: `side_file.invalid`, the file is not what `kind` describes; every wrong field is named.
     """
     try:
         return kind.model_validate(parse_json(path.read_bytes()))
@@ -279,18 +278,18 @@ def read_side_file(path: Path, kind: type[M]) -> M | None:
 
 
 def write_side_file(path: Path, content: BaseModel) -> None:
-    """Write such a file, whole."""
+    """Write such a file atomically."""
     write_json(path, content.model_dump())
 
 
 def changed(record: M, **changes: Any) -> M:
-    """A copy with other values, checked as a file would be."""
+    """A copy with other values, validated as a file would be."""
     return type(record).model_validate({**record.model_dump(), **changes})
 
 
 @dataclass
 class Metrics:
-    """The records of a metrics.jsonl in order, and its lines that are none (each names file and line)."""
+    """The records of a metrics.jsonl in order, and its damaged lines (each problem names file and line)."""
 
     records: list[Record] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -340,7 +339,7 @@ def metrics_lines(path: Path) -> Iterator[tuple[bytes, Record | Problem]]:
 
 
 def shorten(problems: list[Problem]) -> list[Problem]:
-    """The first few problems, and how many more there are."""
+    """The first few problems, and the number of the others."""
     more = len(problems) - SHOWN_PROBLEMS
     rest = [Problem(f"and {more} more lines like these", INVALID)] if more > 0 else []
     return [*problems[:SHOWN_PROBLEMS], *rest]
@@ -349,17 +348,22 @@ def shorten(problems: list[Problem]) -> list[Problem]:
 def _problems(place: str, error: OSError | ParseError | ValidationError) -> list[Problem]:
     """What is wrong with a file, one problem per field."""
     if isinstance(error, ValidationError):
-        sentences: Iterable[str] = map(_field_problem, error.errors(include_url=False))
+        sentences = field_problems(error)
     else:
         sentences = [f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)]
     return [Problem(f"{place}: {sentence}", INVALID) for sentence in sentences]
 
 
-def _field_problem(detail: Any) -> str:
-    where = short_repr(".".join(str(part) for part in detail["loc"]) or "the document", 120)[1:-1]
-    if detail["type"] == "missing":
-        return f"{where} is missing"
-    if detail["type"] == "extra_forbidden":
-        return f"{where} is unknown in this version of the file"
-    expected = detail["msg"].replace("Input should be", "expected")
-    return f"{where} is {short_repr(detail['input'])}, {expected}"
+def field_problems(error: ValidationError) -> list[str]:
+    """What is wrong with a document, one sentence per field: where, what was found, what was expected."""
+    sentences = []
+    for detail in error.errors(include_url=False):
+        where = short_repr(".".join(str(part) for part in detail["loc"]) or "the document", 120)[1:-1]
+        if detail["type"] == "missing":
+            sentences.append(f"{where} is missing")
+        elif detail["type"] == "extra_forbidden":
+            sentences.append(f"{where} is unknown in this version of the file")
+        else:
+            expected = detail["msg"].replace("Input should be", "expected")
+            sentences.append(f"{where} is {short_repr(detail['input'])}, {expected}")
+    return sentences

@@ -1,19 +1,21 @@
-"""Checkpoints as a folder holds them: a container, and next to it a manifest that is written last.
+"""Checkpoints as a folder holds them: listed, verified, loaded, written and removed.
 
-The folder is the truth; no list of it is kept. A container without a manifest is no checkpoint. Listing and verifying
-need no torch; `load_weights` and `write_weights` bring it in themselves.
+The folder is the truth; no list of it is kept. Listing and verifying need no torch; loading and writing weights import
+it themselves.
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
 
+from seqtrack.checkpoints.manifest import FORMAT as FORMAT
+from seqtrack.checkpoints.manifest import Manifest as Manifest
+from seqtrack.checkpoints.manifest import manifest_from as manifest_from
+from seqtrack.checkpoints.manifest import read_manifest as read_manifest
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.checkpoints.safetensors_io import (
     Contents,
@@ -23,153 +25,38 @@ from seqtrack.checkpoints.safetensors_io import (
     canonical_json,
     digest_components,
     read_checkpoint_file,
-    read_json_object,
     sync_folder,
     write_checkpoint_file,
     write_json,
 )
+from seqtrack.checkpoints.side_files import Count, field_problems
 from seqtrack.errors import UserError
-from seqtrack.parsing import ParseError, parse_json, short_repr
+from seqtrack.parsing import ParseError, parse_json
+from seqtrack.run_dir import epoch_name as epoch_name
+from seqtrack.run_dir import manifest_path as manifest_path
+from seqtrack.run_dir import step_name as step_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
 STATE_KEY = "state"
 MODEL_PART = "model"
 KINDS = ("epoch", "step", "imported")
-_ZERO_DIGEST = "0" * 64
-_JSON_TYPES: dict[type, str] = {
-    bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object",
-    type(None): "null",
-}  # fmt: skip
+_NO_DIGEST = "0" * 64
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class Manifest:
-    """What is said of one checkpoint, next to it in JSON.
-
-    `step` counts optimizer steps of the whole run, `sample` the samples of the current epoch that were trained (0 at an
-    epoch's end); `loss` and `iou` are the epoch's sample-weighted means. `parts` maps each part of the state to its
-    digest; `parent_sha256` is the `sha256` of the checkpoint that this one was trained on from, so that manifests form
-    a chain.
-    """
-
-    format: Literal["seqtrack-checkpoint/1"]
-    kind: Literal["epoch", "step", "imported"]
-    epoch: Count
-    step: Count
-    sample: Count
-    file: str
-    bytes: Count
-    sha256: Digest
-    weights_sha256: Digest
-    parts: dict[str, Digest]
-    loss: Number | None
-    iou: Number | None
-    parent_sha256: Digest | None
-    config_digest: Digest | None
-    data_digest: Digest | None
-    created: str
-    phase: Count | None = None
-    config: dict[str, Any] | None = None
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str | None = None
-    folder: Path = field(default=Path(), compare=False)
-
-    @property
-    def path(self) -> Path:
-        """The container this manifest speaks of."""
-        return self.folder / self.file
-
-    @property
-    def manifest_path(self) -> Path:
-        return manifest_path(self.path)
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest as its file holds it: every field but where it lies."""
-        values = asdict(self)
-        del values["folder"]
-        return values
-
-
-def manifest_path(container: Path) -> Path:
-    return container.with_suffix(".json")
-
-
-def epoch_name(epoch: int) -> str:
-    """File name of the checkpoint after `epoch`; the authors' stem with the container's suffix."""
-    return f"SEQTRACK_ep{epoch:04d}.safetensors"
-
-
-def step_name(step: int) -> str:
-    """File name of a checkpoint taken inside an epoch, after optimizer step `step` of the run."""
-    return f"SEQTRACK_step{step:08d}.safetensors"
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read and check one manifest; its container is not opened.
-
-    Raises:
-        DamagedFileError: a field is missing, unknown or of another type, or the file is named otherwise than expected.
-        FileNotFoundError: there is none.
-    """
-    return manifest_from(read_json_object(path), path)
-
-
-def manifest_from(values: Mapping[str, Any], path: Path) -> Manifest:
-    """The manifest that a file's JSON tells, if it is one that `path` may hold.
-
-    Raises:
-        DamagedFileError: as for `read_manifest`.
-    """
-    try:
-        manifest = Manifest(**{**values, "folder": values.get("folder", path.parent)})
-    except ValidationError as error:
-        raise DamagedFileError(f"{path}: {_explain(error)}", "checkpoint.manifest") from error
-    if manifest.file != path.with_suffix(".safetensors").name:
-        raise DamagedFileError(
-            f"{path}: file is {short_repr(manifest.file)}, expected {path.stem}.safetensors", "checkpoint.manifest"
-        )
-    return manifest
-
-
-def _explain(error: ValidationError) -> str:
-    """Every problem of a validation: where, what was found, what was expected."""
-    sentences = []
-    for item in error.errors(include_url=False):
-        place = ".".join(map(str, item["loc"]))
-        if item["type"] in ("missing", "missing_argument"):
-            sentences.append(f"{place} is missing")
-        elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            sentences.append(f"{place} is unknown")
-        else:
-            found = item["input"]
-            shown = f"{_JSON_TYPES.get(type(found), 'a value')}"
-            if not isinstance(found, dict | list):
-                shown += f" ({short_repr(found) if isinstance(found, str) else found})"
-            expected = item["msg"].partition(" or instance of")[0].replace("dictionary", "object")
-            sentences.append(f"{place} is {shown}: {expected[:1].lower()}{expected[1:]}")
-    return "; ".join(sentences)
-
-
 def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Manifest]:
-    """The checkpoints whose manifests can be read, oldest first by step; others are skipped with a warning.
+    """The checkpoints with a readable manifest, oldest first by step; others are skipped with a warning.
 
-    Bytes are not verified here: see `verify_checkpoint`.
+    Their bytes are not verified: see `verify_checkpoint`.
     """
     found: list[Manifest] = []
     wanted = tuple(kinds)
-    for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("."):
-            continue
+    for path in sorted(folder.glob("[!.]*.json")):
         try:
             manifest = read_manifest(path)
         except FileNotFoundError:
@@ -179,21 +66,22 @@ def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Mani
             continue
         if manifest.kind in wanted:
             found.append(manifest)
-    return sorted(found, key=lambda manifest: (manifest.step, manifest.kind == "epoch"))
+    return sorted(found, key=_age)
+
+
+def _age(manifest: Manifest) -> tuple[int, bool]:
+    return manifest.step, manifest.kind == "epoch"
 
 
 def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], Contents] = read_checkpoint_file) -> Header:
-    """Check that the container is the one the manifest describes, byte for byte, and that both tell the same.
+    """Check that the file is the one the manifest describes, byte for byte, and that its state agrees with it.
 
     Args:
-        read: reads the whole container.
-
-    Returns:
-        the container's head.
+        read: reads the whole file.
 
     Raises:
-        DamagedFileError: it is missing, of another size, of another digest, not a container, its state has another
-            structure, or the manifest tells another step or other digests of components.
+        DamagedFileError: it is missing, has another size or digest, is no safetensors file, or its state has another
+            structure, step or component digests than expected.
     """
     path = manifest.path
     try:
@@ -201,45 +89,45 @@ def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], Contents] = 
         if size != manifest.bytes:
             raise DamagedFileError(f"{path} has {size} bytes; its manifest says {manifest.bytes}")
         contents = read(path)
-        if contents.sha256 != manifest.sha256:
-            raise DamagedFileError(f"{path} has sha256 {contents.sha256}; its manifest says {manifest.sha256}")
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
+    if contents.sha256 != manifest.sha256:
+        raise DamagedFileError(f"{path} has sha256 {contents.sha256}; its manifest says {manifest.sha256}")
     values = read_values(path, contents.header)
-    for name, told in _facts(values).items():
-        if getattr(manifest, name) != told:
-            raise DamagedFileError(f"{manifest.manifest_path} says {name} {getattr(manifest, name)!r}; {path} {told!r}")
+    for name, found in _facts(values).items():
+        if getattr(manifest, name) != found:
+            raise DamagedFileError(
+                f"{manifest.manifest_path} says {name} {getattr(manifest, name)!r}; {path} {found!r}"
+            )
     parts = _with_values(contents.parts, values)
     if parts != manifest.parts or parts.get(MODEL_PART) != manifest.weights_sha256:
         differing = sorted(name for name in {*parts, *manifest.parts} if parts.get(name) != manifest.parts.get(name))
         raise DamagedFileError(
-            f"{manifest.manifest_path} says other digests than {path} has: of {', '.join(differing) or MODEL_PART}"
+            f"{manifest.manifest_path} has other component digests than {path}: {', '.join(differing) or MODEL_PART}"
         )
     return contents.header
 
 
 def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the state tells of the manifest's fields; nothing where the container holds weights only."""
+    """The manifest's fields that follow from the state; none where the file holds weights only."""
     facts: dict[str, Any] = {name: values[name] for name in ("epoch", "step", "sample") if name in values}
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
-    history = values.get("history")
-    epochs = history.get("epochs") if isinstance(history, dict) else None
-    last = epochs[-1] if isinstance(epochs, list) and epochs else None
-    if facts.get("kind") == "epoch" and isinstance(last, dict):
-        facts |= {name: last[name] for name in ("loss", "iou") if name in last}
+    epochs = values.get("history", {}).get("epochs")
+    if facts.get("kind") == "epoch" and epochs:
+        facts |= {name: epochs[-1][name] for name in ("loss", "iou") if name in epochs[-1]}
     return facts
 
 
 def latest_valid(
     manifests: Iterable[Manifest], *, verify: Callable[[Manifest], object] = verify_checkpoint
 ) -> Manifest | None:
-    """The newest of these checkpoints that `verify` finds valid; damaged ones are skipped with a warning."""
-    for manifest in sorted(manifests, key=lambda item: (item.step, item.kind == "epoch"), reverse=True):
+    """The newest of these checkpoints that `verify` accepts; corrupt ones are skipped with a warning."""
+    for manifest in sorted(manifests, key=_age, reverse=True):
         try:
             verify(manifest)
         except DamagedFileError as error:
-            logger.warning("skipped a damaged checkpoint: %s", error)
+            logger.warning("skipping corrupt checkpoint: %s", error)
             continue
         return manifest
     return None
@@ -273,7 +161,7 @@ class _PythonGenerator(_Part):
 
 class _NumpyGenerator(_Part):
     kind: str
-    position: Annotated[int, Field(ge=0, le=624)]  # NumPy does not look, and would draw from beyond its table
+    position: Annotated[int, Field(ge=0, le=624)]  # NumPy does not check it, and would read beyond its table
     has_gauss: Annotated[int, Field(ge=0, le=1)]
     cached: Number
 
@@ -289,7 +177,7 @@ class _History(_Part):
 
 
 class _State(_Part):
-    """The structure of the state next to its tensors. That none is missing or too many is for the reader to say."""
+    """The structure of a state without its tensors. `TrainState.restore` checks that it is complete."""
 
     epoch: Count = 0
     step: Count = 0
@@ -304,7 +192,7 @@ class _State(_Part):
 
 
 def read_values(path: Path, header: Header) -> dict[str, Any]:
-    """The small values of the state: what is not a tensor, kept as JSON in the container's metadata.
+    """The state's plain values: what is not a tensor, kept as JSON in the file's metadata.
 
     Raises:
         DamagedFileError: there are none, or a component has another structure than a state has.
@@ -317,12 +205,13 @@ def read_values(path: Path, header: Header) -> dict[str, Any]:
     except ParseError as error:
         raise DamagedFileError(f"{path}: the training state cannot be read ({error})", "checkpoint.state") from error
     except ValidationError as error:
-        raise DamagedFileError(f"{path}: the state component {_explain(error)}", "checkpoint.state") from error
+        problems = "; ".join(field_problems(error))
+        raise DamagedFileError(f"{path}: the state component {problems}", "checkpoint.state") from error
     return dict(values)
 
 
 def component_digests(path: Path, header: Header) -> dict[str, str]:
-    """The digest of every part of a state, from the bytes of the container: tensors by part, and each small value."""
+    """The digest of every state component, from the bytes of the file: its tensors, its plain values, or both."""
     return _with_values(digest_components(path, header), read_values(path, header))
 
 
@@ -339,80 +228,74 @@ def _with_values(tensors: Mapping[str, str], values: Mapping[str, Any]) -> dict[
 def write_checkpoint(
     path: Path, tensors: Mapping[str, TensorBytes], values: Mapping[str, Any], *, describe: Mapping[str, Any]
 ) -> Manifest:
-    """Write container, then manifest, each durably; return the manifest.
+    """Write the checkpoint file, then the manifest, each durably.
 
     Args:
-        path: the container's final path.
-        tensors: names "part/..." to bytes.
-        values: the small values, by part; JSON-able without NaN.
-        describe: the manifest's other fields (`Manifest`'s, less those that follow from the bytes); checked before
-            anything is written, by the rules of whoever reads them.
+        tensors: by their names "component/...".
+        values: plain values by component; JSON-able without NaN.
+        describe: the manifest's fields that do not follow from the bytes; validated before anything is written.
 
     Raises:
-        OSError: what the file system said; no manifest is left that speaks of a part.
+        OSError: as the file system reported it; no manifest of an incomplete file is left.
     """
-    manifest = Manifest(
-        format=FORMAT,
-        file=path.name,
-        bytes=0,
-        sha256=_ZERO_DIGEST,
-        weights_sha256=_ZERO_DIGEST,
-        parts={},
-        folder=path.parent,
-        **describe,
-    )
+    unknown = {"bytes": 0, "sha256": _NO_DIGEST, "weights_sha256": _NO_DIGEST, "parts": {}}
+    fields = {"format": FORMAT, "file": path.name, **unknown, **describe}
+    manifest = Manifest.model_validate(fields).in_folder(path.parent)
     written = write_checkpoint_file(path, tensors, {STATE_KEY: canonical_json(dict(values))})
     parts = _with_values(written.parts, values)
-    manifest = replace(
-        manifest, bytes=written.size, sha256=written.sha256, weights_sha256=parts[MODEL_PART], parts=parts
+    manifest = manifest.model_copy(
+        update={
+            "bytes": written.size,
+            "sha256": written.sha256,
+            "weights_sha256": parts[MODEL_PART],
+            "parts": parts,
+        }
     )
-    write_json(manifest.manifest_path, manifest.to_json())
+    write_json(manifest.manifest_path, manifest.model_dump())
     return manifest
 
 
 def remove_checkpoint(manifest: Manifest) -> None:
-    """Take a checkpoint away, manifest first, so that none ever speaks of a file that is gone."""
+    """Remove a checkpoint, manifest first, so that none ever describes a missing file."""
     manifest.manifest_path.unlink(missing_ok=True)
     sync_folder(manifest.folder)
     manifest.path.unlink(missing_ok=True)
 
 
 def load_tensors(manifest: Manifest, *, part: str | None = None) -> dict[str, "Tensor"]:
-    """The tensors of a verified checkpoint, on the CPU, by their full names or, for one part, without its prefix.
-
-    Raises:
-        UserError: the file is not the one its manifest describes.
-    """
-    try:
-        tensors = read_tensors(manifest, part=part)
-    except DamagedFileError as error:
-        raise UserError(f"{error}; take another checkpoint, or fetch this one again", code=error.code) from error
-    skip = 0 if part is None else len(part) + 1
-    return {name[skip:]: tensor for name, tensor in tensors.items()}
-
-
-def read_tensors(manifest: Manifest, *, part: str | None = None) -> dict[str, "Tensor"]:
-    """Verify a checkpoint as `verify_checkpoint` does and keep what was read for it, all or one part, by full names.
+    """Verify a checkpoint and load its tensors on the CPU: all by their full names, or those of one state component
+    by their names in it.
 
     Raises:
         DamagedFileError: as for `verify_checkpoint`.
     """
-    from seqtrack.checkpoints.tensors import new_tensor, writable_bytes
+    return load_checkpoint(manifest, part=part)[0]
+
+
+def load_checkpoint(manifest: Manifest, *, part: str | None = None) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """The tensors as `load_tensors` gives them, and the plain values, of one pass over the file.
+
+    Raises:
+        DamagedFileError: as for `verify_checkpoint`.
+    """
+    from seqtrack.checkpoints.tensors import memory_of, new_tensor  # deferred: listing and verifying need no torch
 
     tensors: dict[str, Tensor] = {}
+    prefix = "" if part is None else f"{part}/"
 
     def place(header: Header) -> dict[str, memoryview]:
         for name, entry in header.entries.items():
-            if part is None or name.startswith(f"{part}/"):
+            if name.startswith(prefix):
                 tensors[name] = new_tensor(f"{manifest.path}: {name}", entry)
-        return {name: writable_bytes(tensor) for name, tensor in tensors.items()}
+        return {name: memory_of(tensor) for name, tensor in tensors.items()}
 
-    verify_checkpoint(manifest, read=lambda path: read_checkpoint_file(path, place))
-    return tensors
+    header = verify_checkpoint(manifest, read=lambda path: read_checkpoint_file(path, place))
+    named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return named, read_values(manifest.path, header)
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a checkpoint named by its container or its manifest.
+    """The manifest of a checkpoint named by its file or its manifest.
 
     Raises:
         UserError: there is none, or it cannot be used.
@@ -431,22 +314,20 @@ def manifest_of(path: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
-    except DamagedFileError as error:
-        raise UserError(str(error), code=error.code) from error
 
 
 def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
     """The model's state dict from a verified checkpoint, on the CPU.
 
     Raises:
-        UserError: the file is not the one its manifest describes.
+        DamagedFileError: as for `verify_checkpoint`.
     """
     return load_tensors(manifest, part=MODEL_PART)
 
 
 def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapping[str, Any]) -> Manifest:
     """Write weights from elsewhere as a checkpoint of kind "imported": good for tracking, not for resuming."""
-    from seqtrack.checkpoints.tensors import tensor_bytes
+    from seqtrack.checkpoints.tensors import tensor_bytes  # deferred: listing and verifying need no torch
 
     tensors = {f"{MODEL_PART}/{name}": tensor_bytes(tensor) for name, tensor in weights.items()}
     return write_checkpoint(path, tensors, {}, describe={**describe, "kind": "imported"})

@@ -29,11 +29,10 @@ _WORK = "_SEQTRACK_DOCTOR"
 def try_device(environment: "Environment", config: "Config", *, limit_s: float = LIMIT_S) -> "Iterator[Finding]":
     """Try in processes of their own what a run with these settings needs of its device."""
     from seqtrack.commands.doctor import BAD, OK, Finding
-    from seqtrack.device import capability_of, choose_precision, is_emulated
+    from seqtrack.device import capability_of, choose_device, choose_precision, device_plan, is_emulated
     from seqtrack.errors import UserError
     from seqtrack.model.memory import checkpoint_bytes
     from seqtrack.model.spec import model_spec
-    from seqtrack.runtime.devices import choose_device, device_plan
 
     try:
         plan = device_plan(environment.device, environment.nproc)

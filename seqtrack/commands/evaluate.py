@@ -223,10 +223,10 @@ def _track_checkpoints(
     """Track with each checkpoint in turn, and with the untrained model if the flag or else `untrained` says so."""
     from tqdm import tqdm
 
+    from seqtrack.device import choose_device
     from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source
     from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.evaluation.run import model_result, untrained_model
-    from seqtrack.runtime.devices import choose_device
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import check_precision, tracker_settings
 

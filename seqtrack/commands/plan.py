@@ -198,8 +198,7 @@ def find_machine(
     import torch
 
     from seqtrack.commands import machine as measured
-    from seqtrack.device import capability_of
-    from seqtrack.runtime.devices import device_plan, visible_gpus
+    from seqtrack.device import capability_of, device_plan, visible_gpus
 
     disk, disk_from = measured.free_disk(environment.output_dir)
     if disk_gib is not None:

@@ -132,8 +132,8 @@ def _tracker(
     """The tracker, and what its boxes depend on, for the records."""
     import torch
 
+    from seqtrack.device import choose_device
     from seqtrack.evaluation.gather import checkpoint_source
-    from seqtrack.runtime.devices import choose_device
     from seqtrack.runtime.environment import describe_device
     from seqtrack.tracking.load import load_model, set_threads
     from seqtrack.tracking.settings import check_precision, tracker_settings

@@ -29,15 +29,19 @@ def run(args: argparse.Namespace) -> int:
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
     from seqtrack.config.environment import read_variable
-    from seqtrack.runtime.devices import device_plan
 
     if args.max_restarts is not None:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
         _one_of_several()
     processes = read_variable(os.environ, "NPROC")
-    if processes != 1:
-        plan = device_plan(read_variable(os.environ, "DEVICE"), processes)
+    device = read_variable(os.environ, "DEVICE")
+    if processes == "auto" and device == "cpu":
+        processes = 1
+    elif processes != 1 and device != "cpu":
+        from seqtrack.device import device_plan  # deferred: only GPUs have to be counted by torch
+
+        plan = device_plan(device, processes)
         processes, os.environ["DEVICE"] = plan.processes, plan.device
     if processes == 1 and read_variable(os.environ, "NNODES") == 1 and read_variable(os.environ, "MAX_RESTARTS") == 0:
         from seqtrack.train import train

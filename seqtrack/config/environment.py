@@ -23,6 +23,7 @@ from seqtrack.config.loader import is_file_name, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import short_repr
+from seqtrack.run_dir import phase_name
 
 # Phase 2 shows that a run which was interrupted after this epoch ends as the uninterrupted one did.
 DEFAULT_RESUME_EPOCH = 3
@@ -267,7 +268,7 @@ class Environment(Settings):
 
     def phase_folder(self, phase: int | None = None) -> Path:
         """Where everything of one phase's run is written; this one's unless another is named."""
-        return self.output_dir / f"phase_{phase or self.phase}"
+        return self.output_dir / phase_name(phase or self.phase)
 
 
 VARIABLES = {name.upper(): field for name, field in Environment.model_fields.items()}

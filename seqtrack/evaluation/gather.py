@@ -4,6 +4,7 @@ Knows manifests and result files; knows no command line and writes nothing. Mode
 trackers are scored without torch.
 """
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from seqtrack.evaluation.annotations import Annotation
 from seqtrack.evaluation.metrics import TOOLKIT, Convention, Scores, score
 from seqtrack.evaluation.results import ResultSet
 from seqtrack.evaluation.tracker_results import TrackerResult, Tracks
+from seqtrack.run_dir import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
     Raises:
         UserError: a word that is none of these, an epoch that is not there (with those that are).
     """
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     there = {manifest.epoch: manifest for manifest in list_checkpoints(folder, kinds=("epoch",))}
     epochs = ", ".join(map(str, sorted(there))) or "none"
     chosen: dict[Path, Manifest] = {}
@@ -45,11 +47,11 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 problems += unusable_checkpoints(folder).values()
         elif token.replace("-", "", 1).isdigit() and token[0] != "-":
             first, _, last = token.partition("-")
-            for epoch in range(int(first), int(last or first) + 1):
-                if epoch in there:
-                    found.append(there[epoch])
-                else:
-                    problems.append(f"{folder} holds no checkpoint of epoch {epoch}; there are: {epochs}")
+            begin, end = int(first), int(last or first)
+            found = [there[epoch] for epoch in sorted(there) if begin <= epoch <= end]
+            if len(found) != end - begin + 1:  # not by listing the range: it may be as long as a typing error
+                missing = next(epoch for epoch in itertools.count(begin) if epoch not in there)
+                problems.append(f"{folder} lacks epoch {missing} of {token}; it holds: {epochs}")
         elif "/" in token or token.endswith((".safetensors", ".json")) or Path(token).is_file():
             try:
                 found = [manifest_of(Path(token))]

@@ -20,6 +20,7 @@ from seqtrack.evaluation.metrics import (
 )
 from seqtrack.evaluation.tracker_results import Evaluation, TrackerResult
 from seqtrack.markdown import bold, escape, image, number, table
+from seqtrack.run_dir import EVALUATION_FILE
 
 FORMAT = "seqtrack-evaluation/1"
 HEADINGS = {name: figure.heading for name, figure in METRICS.items()} | {"fps": "FPS", "ms_a_frame": "ms a frame"}
@@ -164,7 +165,7 @@ def _full_table(evaluation: Evaluation, result: TrackerResult) -> str:
 def write_tables(evaluation: Evaluation, folder: Path, *, plots: Sequence[str]) -> None:
     """Write evaluation.json, evaluation.csv and evaluation.md into an existing folder, each whole or not at all."""
     text = json.dumps(to_json(evaluation), indent=1, allow_nan=False) + "\n"
-    write_atomic(folder / "evaluation.json", text.encode())
+    write_atomic(folder / EVALUATION_FILE, text.encode())
     write_atomic(folder / "evaluation.csv", to_csv(evaluation).encode())
     write_atomic(folder / "evaluation.md", to_markdown(evaluation, plots).encode())
 

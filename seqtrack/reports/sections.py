@@ -17,7 +17,7 @@ from seqtrack.runtime.metrics_log import clock
 
 NOT_RUN = Markdown("**Not run.**")
 # Words by which the human log tells that a run was cut and continued; the lines are quoted as they are.
-_EVIDENCE = ("resumes after step", "starts from", "promise", "stopped on request", "moved aside", "first difference")
+_EVIDENCE = ("resumes after step", "starts from", "guarantee", "stopped on request", "moved aside", "first difference")
 # One line a file would bury the rest: an evaluation writes a box file a sequence and tracker.
 _GROUPED = ("/evaluation/boxes/", "/logs/tensorboard/")
 

@@ -150,7 +150,7 @@ def conclude(output_dir: Path, run: RunRecord) -> int:
         1 when equal bits were promised and the runs differ, otherwise 0.
     """
     # Imported here: only training asks for this, and `verify` needs no torch.
-    from seqtrack.runtime.environment import BIT_EQUAL
+    from seqtrack.runtime.environment import BITWISE
 
     folders = (output_dir / "phase_1", output_dir / "phase_2")
     if run.phase != 2 or not folders[0].is_dir():
@@ -162,7 +162,7 @@ def conclude(output_dir: Path, run: RunRecord) -> int:
         return 0
     write_comparison(comparison, output_dir / "comparison")
     say(comparison)
-    if comparison.verdict == IDENTICAL or run.starts[-1].promise != BIT_EQUAL:
+    if comparison.verdict == IDENTICAL or run.starts[-1].guarantee != BITWISE:
         return 0
     first = _read(folders[0] / RUN_FILE, RunRecord)
     if first is not None and first.config_digest != run.config_digest:

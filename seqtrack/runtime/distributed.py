@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
+from seqtrack.device import choose_device
 from seqtrack.errors import Problem, RunError, UserError
-from seqtrack.runtime.devices import choose_device
 from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING, tell_joined
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
-"""What a run's last digits depend on: hardware kind, libraries, number of processes and threads.
+"""What a run's bits depend on: hardware kind, libraries, number of processes and threads.
 
-Two runs with one fingerprint and one configuration end in the same bits; with another fingerprint they see the same
-samples and take the same steps, and differ in the last digits of floating point.
+Two runs with one fingerprint and one configuration are bitwise equal; with another fingerprint they see the same
+samples, take the same steps, and differ in the last digits of floating point.
 """
 
 import hashlib
@@ -14,36 +14,24 @@ from typing import Any
 
 import torch
 
+from seqtrack.checkpoints.side_files import EnvironmentRecord
 from seqtrack.runtime.distributed import DistributedContext
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "opencv-python-headless",
-    "safetensors",
-    "huggingface-hub",
-    "yacs",
-)
+    "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "safetensors", "huggingface-hub", "yacs",
+)  # fmt: skip
 # Variables that choose other kernels or another order of sums.
 _SWITCHES = (
-    "CUBLAS_WORKSPACE_CONFIG",
-    "NVIDIA_TF32_OVERRIDE",
-    "NCCL_ALGO",
-    "NCCL_PROTO",
-    "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "ONEDNN_MAX_CPU_ISA",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-)
-BIT_EQUAL = "bit-equal"
-LAST_DIGITS = "same samples and steps, last digits may differ"
+    "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "NCCL_ALGO", "NCCL_PROTO", "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+)  # fmt: skip
+# The reproducibility guarantees: equal bits, or the same samples and steps with other last digits.
+BITWISE, SAME_SAMPLES = "bitwise", "same_samples"
 
 
 def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool) -> dict[str, Any]:
-    """Everything that the promise of equal bits depends on, as a flat JSON-able table.
+    """Everything that bitwise reproducibility depends on, as a flat JSON-able table.
 
     Args:
         precision: what the step computes in: fp32, bf16 or fp16.
@@ -52,7 +40,7 @@ def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bo
     device = distributed.device
     found: dict[str, Any] = {
         "device": device.type,
-        "world": distributed.world_size,
+        "world_size": distributed.world_size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -71,18 +59,18 @@ def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bo
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     else:
-        # The vector unit chosen at run time decides the order of the sums, whatever the processor's name.
+        # The vector instructions chosen at run time decide the order of the sums, whatever the processor's name.
         found |= {"cpu": _cpu_name(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     return found
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words: a GPU's name, or the processor's."""
+    """A GPU's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}"
 
 
-def promise(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str]]:
-    """Which promise holds between two runs, and what decides it, each as a text."""
+def guarantee(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str]]:
+    """The reproducibility guarantee between two runs by their fingerprints, and the reasons if it is not bitwise."""
     differences = [
         f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now"
         for key in sorted(set(ours) | set(theirs))
@@ -92,7 +80,7 @@ def promise(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str
         differences.append("TRAIN.COMPILE: the compiler measures which kernels are fastest, and may choose others")
     if not ours["deterministic"]:
         differences.append("TRAIN.DETERMINISTIC is off: kernels may add in any order")
-    return (LAST_DIGITS if differences else BIT_EQUAL), differences
+    return (SAME_SAMPLES if differences else BITWISE), differences
 
 
 def versions() -> dict[str, str]:
@@ -107,13 +95,12 @@ def versions() -> dict[str, str]:
 
 
 def source_commit() -> str:
-    """The commit of this code: as the image was told, else as git says of this source tree, else "unknown".
+    """The commit of this code: the image's SOURCE_COMMIT, else that of this source tree, else "unknown".
 
-    An installed package has no commit: a repository around its environment is somebody else's.
+    An installed package has no commit: a repository around its environment is another project's.
     """
-    told = os.environ.get("SOURCE_COMMIT")
-    if told:
-        return told
+    if commit := os.environ.get("SOURCE_COMMIT"):
+        return commit
     if not (_ROOT / ".git").exists() or not (_ROOT / "pyproject.toml").is_file():
         return "unknown"
     try:
@@ -130,7 +117,7 @@ def source_commit() -> str:
 
 
 def lock_digest() -> str:
-    """sha256 of requirements.lock next to this code; where it was not shipped, of the installed packages' versions."""
+    """sha256 of requirements.lock next to this code; without that file, of the installed packages' versions."""
     lock = _ROOT / "requirements.lock"
     if lock.is_file():
         return hashlib.sha256(lock.read_bytes()).hexdigest()
@@ -138,21 +125,21 @@ def lock_digest() -> str:
     return "installed:" + hashlib.sha256("\n".join(sorted(installed)).encode()).hexdigest()
 
 
-def environment(distributed: DistributedContext, runtime_environment: dict[str, Any]) -> dict[str, Any]:
+def environment_record(distributed: DistributedContext, run_fingerprint: dict[str, Any]) -> EnvironmentRecord:
     """The record `environment.json`: code, lock, libraries, machine."""
-    return {
-        "commit": source_commit(),
-        "lock_sha256": lock_digest(),
-        "versions": versions(),
-        "fingerprint": runtime_environment,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu_memory_bytes": torch.cuda.get_device_properties(distributed.device).total_memory
-        if distributed.device.type == "cuda"
-        else None,
-    }
+    device = distributed.device
+    gpu_memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return EnvironmentRecord(
+        commit=source_commit(),
+        lock_sha256=lock_digest(),
+        versions=versions(),
+        fingerprint=run_fingerprint,
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        cpu_count=os.cpu_count(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu_memory_bytes=gpu_memory,
+    )
 
 
 def _cpu_name() -> str:

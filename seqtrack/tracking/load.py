@@ -14,6 +14,7 @@ from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
+from seqtrack.run_dir import CONFIG_FILE
 
 
 def checkpoint_config(manifest: Manifest) -> Config:
@@ -24,7 +25,7 @@ def checkpoint_config(manifest: Manifest) -> Config:
     """
     if manifest.config is not None:
         return config_from_text(yaml.safe_dump(manifest.config), f"{manifest.manifest_path.name} (config)")
-    beside = manifest.folder.parent / "config.yaml"
+    beside = manifest.folder.parent / CONFIG_FILE
     if not beside.is_file():
         raise UserError(
             f"{manifest.path}: its manifest holds no configuration and there is no {beside}: the sizes of the model "

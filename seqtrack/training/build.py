@@ -1,27 +1,26 @@
-"""Builds the training components from a checked configuration.
+"""Builds the components of a training run from its configuration; the only factory.
 
-The only other readers of a run's keys are `train.py`, `training/run_metadata.py` and the two translations that training
-and tracking share: `model.spec.model_spec` and `tracking.settings.tracker_settings`. Everything below takes values,
-never the configuration.
+A component takes its own section of the configuration as its settings; what the data and the model are built from is
+translated here, by `model.spec.model_spec` and `tracking.settings.tracker_settings`.
 """
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.config.schema import Config
 from seqtrack.data.augment import Jitter
 from seqtrack.data.classes import draw_classes
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
+from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import Source, open_source
 from seqtrack.device import (
-    DTYPES,
     capability_of,
     choose_precision,
     compiler_problem,
@@ -38,17 +37,15 @@ from seqtrack.model.weights import load_pretrained
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import fingerprint
 from seqtrack.runtime.stop import StopRequest
-from seqtrack.training.optimizer import OptimizerSettings, ScheduleSettings
-from seqtrack.training.train_step import StepSettings
-from seqtrack.training.trainer import TrainerConfig, Validation
+from seqtrack.training.optimizer import NamedOptimizer, Schedule
+from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.trainer import Validation
 
 logger = logging.getLogger(__name__)
 
-Sampling = Literal["stateless", "fixed_per_epoch"]
-
 
 def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> list[Source]:
-    """The data sets of a configuration, its drawn classes included.
+    """The data sets of a configuration, its randomly chosen classes included.
 
     Raises:
         UserError: everything that is wrong with any of them.
@@ -66,10 +63,14 @@ def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> lis
     return opened
 
 
-def sample_spec(config: Config) -> SampleSpec:
-    """What a training sample is made of."""
+def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
+    """The dataset that samples are drawn from.
+
+    Raises:
+        UserError: a source that cannot be sampled, or damaged frame files.
+    """
     data = config.DATA
-    return SampleSpec(
+    spec = SampleSpec(
         template_size=data.TEMPLATE.SIZE,
         search_size=data.SEARCH.SIZE,
         num_templates=data.TEMPLATE.NUMBER,
@@ -81,127 +82,87 @@ def sample_spec(config: Config) -> SampleSpec:
         mode=data.SAMPLER_MODE,
         sampling=config.TRAIN.SAMPLING,
     )
+    return TrackingDataset(sources, data.TRAIN.DATASETS_RATIO, spec, seed=config.TRAIN.SEED)
 
 
-def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
-    """What samples are drawn from.
-
-    Raises:
-        UserError: a source that cannot be sampled, or damaged frame files.
-    """
-    return TrackingDataset(sources, config.DATA.TRAIN.DATASETS_RATIO, sample_spec(config), seed=config.TRAIN.SEED)
-
-
-def step_settings(config: Config, distributed: DistributedContext) -> StepSettings:
-    """The recipe's numbers of one step, with the precision that the device is good at."""
-    return StepSettings(
-        seed=config.TRAIN.SEED,
-        bins=config.MODEL.BINS,
-        seq_format=config.DATA.SEQ_FORMAT,
-        mean=config.DATA.MEAN,
-        std=config.DATA.STD,
-        loss_weight=config.TRAIN.CE_WEIGHT,
-        clip_norm=config.TRAIN.GRAD_CLIP_NORM or math.inf,
-        accumulation=config.TRAIN.ACCUMULATION_STEPS,
-        amp=DTYPES[choose_precision(config.TRAIN.AMP, capability_of(distributed.device))],
+def build_loader(config: Config, sources: list[Source], distributed: DistributedContext) -> BatchLoader:
+    """The loader of this rank's shards of the batches; its workers are not started yet."""
+    dataset = make_dataset(config, sources)
+    per_epoch = config.DATA.TRAIN.SAMPLE_PER_EPOCH
+    return BatchLoader(
+        dataset,
+        batch_size_global=config.TRAIN.BATCH_SIZE,
+        samples_per_epoch=dataset.automatic_epoch() if isinstance(per_epoch, str) else per_epoch,
+        world_size=distributed.world_size,
+        rank=distributed.rank,
+        num_workers=_num_workers(config),
+        pin=distributed.device.type == "cuda",
     )
 
 
+def _num_workers(config: Config) -> int:
+    """TRAIN.NUM_WORKER; "auto" is the cores of this process divided by the processes of this machine, at most 12.
+
+    More never were faster: one worker prepares several hundred samples per second.
+    """
+    workers = config.TRAIN.NUM_WORKER
+    if not isinstance(workers, str):
+        return workers
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(12, len(os.sched_getaffinity(0)) // processes))
+
+
+def set_kernels(config: Config, distributed: DistributedContext) -> None:
+    """Set the number of threads, and kernels whose sums are deterministic.
+
+    Raises:
+        UserError: the device has none for the requested precision, or no compiler for TRAIN.COMPILE.
+    """
+    train = config.TRAIN
+    capability = capability_of(distributed.device)
+    precision = choose_precision(train.AMP, capability)  # refused here, before anything is written
+    if train.COMPILE and (problem := compiler_problem(distributed.device)):
+        raise UserError(f"{problem}; install it, or set TRAIN.COMPILE False", code="device.no_compiler")
+    if is_emulated(precision, capability):
+        logger.warning("this GPU has no hardware for bf16, which is slower than float32 on it: set TRAIN.AMP auto")
+    if train.TF32 and not has_tf32(capability):
+        logger.warning("TRAIN.TF32 has no effect: %s has no TF32", distributed.device.type)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.TF32
+    if train.NUM_THREADS:
+        torch.set_num_threads(train.NUM_THREADS)
+    if distributed.device.type == "cuda" and train.DETERMINISTIC:
+        # cuBLAS takes its workspace from this variable; it must be set before the first product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not train.DETERMINISTIC
+    torch.use_deterministic_algorithms(train.DETERMINISTIC)
+    # Filling fresh memory would reveal reads of uninitialised memory; no kernel here does that, and it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def run_fingerprint(config: Config, distributed: DistributedContext) -> dict[str, Any]:
-    """What the run's last digits depend on; asked for after `set_kernels`."""
+    """What the run's bits depend on; valid after `set_kernels`."""
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
     return fingerprint(distributed, precision=precision, compiled=config.TRAIN.COMPILE)
 
 
-def optimizer_settings(config: Config) -> OptimizerSettings:
-    """What AdamW is made with."""
-    train = config.TRAIN
-    return OptimizerSettings(
-        name=train.OPTIMIZER,
-        learning_rate=train.LR,
-        encoder_multiplier=train.ENCODER_MULTIPLIER,
-        weight_decay=train.WEIGHT_DECAY,
-        freeze_encoder=train.FREEZE_ENCODER,
-        encoder_open=train.ENCODER_OPEN,
-    )
-
-
-def schedule_settings(config: Config, steps_per_epoch: int) -> ScheduleSettings:
-    """What the learning rate depends on; TYPE step takes its factor from DECAY_RATE, as the authors' files do."""
-    train, scheduler = config.TRAIN, config.TRAIN.SCHEDULER
-    return ScheduleSettings(
-        kind=scheduler.TYPE,
-        steps_per_epoch=steps_per_epoch,
-        epochs=train.EPOCH,
-        drop_epoch=train.LR_DROP_EPOCH,
-        gamma=scheduler.DECAY_RATE if scheduler.TYPE == "step" else scheduler.GAMMA,
-        milestones=scheduler.MILESTONES,
-        warmup_steps=scheduler.WARMUP_STEPS,
-        final_ratio=scheduler.FINAL_RATIO,
-    )
-
-
-def trainer_config(config: Config, manifest_facts: dict[str, Any]) -> TrainerConfig:
-    """The loop's numbers, and what every manifest of the run says alike."""
-    train = config.TRAIN
-    return TrainerConfig(
-        epochs=train.EPOCH,
-        batch_size=train.BATCH_SIZE,
-        print_interval=train.PRINT_INTERVAL,
-        save_interval_s=train.SAVE_INTERVAL_S,
-        bins=config.MODEL.BINS,
-        validation_interval=train.VALIDATION_INTERVAL,
-        describe=manifest_facts,
-    )
-
-
-def set_kernels(config: Config, distributed: DistributedContext) -> None:
-    """Threads, and kernels whose sums come out the same each time.
-
-    Raises:
-        UserError: the device has none for the precision asked for, or no compiler for TRAIN.COMPILE.
-    """
-    capability = capability_of(distributed.device)
-    precision = choose_precision(config.TRAIN.AMP, capability)  # refused here, before anything is written
-    if config.TRAIN.COMPILE and (problem := compiler_problem(distributed.device)):
-        raise UserError(f"{problem}; install it, or set TRAIN.COMPILE False", code="device.no_compiler")
-    if is_emulated(precision, capability):
-        logger.warning("this GPU has no hardware for bf16, which is slower than float32 on it: set TRAIN.AMP auto")
-    if config.TRAIN.TF32 and not has_tf32(capability):
-        logger.warning("TRAIN.TF32 has no effect: %s has no TF32", distributed.device.type)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.TRAIN.TF32
-    if config.TRAIN.NUM_THREADS:
-        torch.set_num_threads(config.TRAIN.NUM_THREADS)
-    deterministic = config.TRAIN.DETERMINISTIC
-    if distributed.device.type == "cuda" and deterministic:
-        # cuBLAS takes its workspace from this variable; it must be set before the first product.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic)
-    # Filling fresh memory guards against reading it unwritten; no kernel here does, and it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
 def build_training_model(config: Config, distributed: DistributedContext, *, fresh: bool) -> SeqTrack:
-    """The model on its device: with its first weights for a fresh run, otherwise with none yet: a checkpoint has all.
+    """The model on its device, with initial weights for a fresh run and otherwise uninitialised: a checkpoint has all.
 
     Raises:
-        UserError: the pretrained weights cannot be had.
+        UserError: the pretrained weights cannot be obtained.
     """
     spec = model_spec(config)
+    made: list[SeqTrack] = []
 
-    def initialise() -> SeqTrack:
+    def initialise() -> None:
         model = build_model(spec, seed=config.TRAIN.SEED)
         if spec.pretrain_type != "scratch":
             load_pretrained(model, spec)
-        return model.to(distributed.device)
+        made.append(model.to(distributed.device))
 
-    with explain_out_of_memory("while the model was put on the device", "take a smaller model, or DEVICE=cpu"):
-        made: list[SeqTrack] = []
+    with explain_out_of_memory("while the model was put on the device", "use a smaller model, or DEVICE=cpu"):
         if fresh:
-            distributed.run_on_rank0_and_broadcast(
-                lambda: made.append(initialise())
-            )  # rank 0 alone: what is downloaded is downloaded once
+            distributed.run_on_rank0_and_broadcast(initialise)  # rank 0 alone, so that a download happens once
         model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
         if fresh:
             distributed.share(model)
@@ -211,42 +172,46 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
     return model
 
 
-def callable_form(config: Config, model: nn.Module) -> nn.Module:
-    """The form of the model that a step calls: compiled if asked for."""
-    # One graph for each batch size: a graph for any size would be made for the short batch at an epoch's end and serve
-    # the full ones from then on, but not in a process that starts there.
-    return cast(nn.Module, torch.compile(model, dynamic=False)) if config.TRAIN.COMPILE else model
+def build_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
+    """The training state before its first step; for a run that resumes, to be restored.
 
-
-def num_workers(config: Config) -> int:
-    """TRAIN.NUM_WORKER, or for "auto" a core each of those that this process may use, shared with its machine's others.
-
-    More than 12 never were faster: one prepares several hundred samples a second.
+    Raises:
+        UserError: as for `build_training_model`, or no parameter is left to train.
     """
-    asked = config.TRAIN.NUM_WORKER
-    if not isinstance(asked, str):
-        return asked
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(12, len(os.sched_getaffinity(0)) // processes))
+    model = build_training_model(config, distributed, fresh=fresh)
+    optimizer = NamedOptimizer(model, config.TRAIN)
+    rng = RandomStates(distributed.rank)
+    rng.seed(config.TRAIN.SEED)
+    precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=Schedule(optimizer, config.TRAIN, steps_per_epoch),
+        scaler=GradScaler(distributed.device.type, enabled=precision == "fp16"),
+        rng=rng,
+        meters=Meters(),
+        history=History(),
+    )
 
 
-def samples_per_epoch(config: Config, dataset: TrackingDataset) -> int:
-    """DATA.TRAIN.SAMPLE_PER_EPOCH, or as many samples as use each frame about once for "auto"."""
-    asked = config.DATA.TRAIN.SAMPLE_PER_EPOCH
-    return dataset.automatic_epoch() if isinstance(asked, str) else asked
+def callable_form(config: Config, model: nn.Module) -> nn.Module:
+    """The form of the model that a step calls: compiled with TRAIN.COMPILE."""
+    # One graph per batch size: a dynamic graph would be made for the short batch at an epoch's end and serve the full
+    # ones from then on, but not in a process that starts there.
+    return cast(nn.Module, torch.compile(model, dynamic=False)) if config.TRAIN.COMPILE else model
 
 
 def make_validation(
     config: Config, data_dir: Path, trained_on: Sequence[Source], distributed: DistributedContext
 ) -> Validation | None:
-    """What scores a model on held-out sequences of the same data sets; None where the configuration asks for none.
+    """A function that scores a model on held-out sequences of the same data sets; None if the configuration has none.
 
     Raises:
-        UserError: a sequence that is trained on is among them, or they cannot be opened.
+        UserError: a held-out sequence is trained on, or they cannot be opened.
     """
     if config.TRAIN.VALIDATION_INTERVAL == 0 or not distributed.is_main:
         return None
-    # Imported here: a run without validation needs no tracker.
+    # Deferred for start-up time: a run without validation needs no tracker.
     from seqtrack.evaluation.run import refuse_leak, validate
     from seqtrack.tracking.settings import tracker_settings
 

@@ -1,6 +1,6 @@
-"""Saving while training continues: a quick copy of the state, then a durable write in the background.
+"""Saving while training continues: a quick copy of the state, then a durable write in a background thread.
 
-Training is still for the copy alone. A write is durable before the next one starts; if it fails, the run stops at
+Training is blocked for the copy alone. A write is durable before the next one starts; if it fails, the run stops at
 the next step with the cause.
 """
 
@@ -8,15 +8,15 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError
-from seqtrack.checkpoints.store import Manifest, write_checkpoint
+from seqtrack.checkpoints.manifest import Manifest
+from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError
@@ -24,10 +24,10 @@ from seqtrack.process import limit_problem
 
 logger = logging.getLogger(__name__)
 
-# Next to the container itself: its head, the manifest, the log lines and plots that follow.
+# In addition to the tensors: the file's head, the manifest, the log lines and plots that follow.
 _SPARE_BYTES = 8 * 1024 * 1024
-# Memory for copies is taken in pieces of this size: torch rounds a page-locked block up to a power of two, so that one
-# block for B256's 1.09 GB would take 2.1.
+# Memory for copies is allocated in pieces of this size: torch rounds a page-locked block up to a power of two, so that
+# one block for B256's 1.09 GB would take 2.1.
 _PIECE_BYTES = 64 * 1024 * 1024
 _ALIGNMENT = 64
 
@@ -49,7 +49,6 @@ class Checkpointer:
         self.on_durable = on_durable
         # Called in the writing thread before a checkpoint: what it relies on must be durable before it is.
         self.before_write: Callable[[], None] | None = None
-        self.last_stall_s = 0.0
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -57,33 +56,34 @@ class Checkpointer:
     def save(
         self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, describe: Mapping[str, Any]
     ) -> None:
-        """Copy the state and start writing it; waits first until the write before is durable.
+        """Copy the state and start writing it; first waits until the previous write is durable.
 
         Raises:
             RunError: too little space, or an earlier write failed.
         """
         started = time.perf_counter()
         self.wait()
-        self._check_space(_num_bytes(tensors.values()))
+        self._check_space(tensors)
         copied = self._copy(tensors)
-        self.last_stall_s = time.perf_counter() - started
-        kind = describe["kind"]
+        blocked_s = time.perf_counter() - started
         thread = threading.Thread(
-            target=self._write, args=(self.folder / name, copied, dict(values), dict(describe), kind), name="checkpoint"
+            target=self._write,
+            args=(self.folder / name, copied, dict(values), dict(describe), blocked_s),
+            name="checkpoint",
         )
         try:
             thread.start()
         except RuntimeError as error:  # "can't start new thread"
-            raise RunError(limit_problem(error) or str(error)) from error
+            raise RunError(limit_problem(error) or str(error), code="limits.processes") from error
         self._thread = thread
 
     def preallocate(self, tensors: Mapping[str, Tensor]) -> None:
-        """Find the memory for copies of such tensors now: the first save would stand for it otherwise.
+        """Allocate the memory for copies of such tensors now rather than in the first save.
 
         Raises:
             RunError: too little space on the disk for a checkpoint of this size.
         """
-        self._check_space(_num_bytes(tensors.values()))
+        self._check_space(tensors)
         self._buffers = _buffers_like(tensors)
 
     @property
@@ -95,23 +95,21 @@ class Checkpointer:
         """Raise what went wrong with a write in the background, if anything did.
 
         Raises:
-            RunError: the disk's fault, with the cause, and what to do; any other exception as it was.
+            RunError: a failure of the disk, with the cause and what to do; any other exception unchanged.
         """
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            limit = limit_problem(failure)
-            if limit is not None:
-                raise RunError(limit) from failure
-            if not isinstance(failure, (OSError, DamagedFileError)):
-                raise failure
-            what = str(failure)
-            if isinstance(failure, OSError):
-                what = f"{failure.filename or self.folder} could not be written ({failure.strerror})"
-            raise RunError(
-                f"{what}; older checkpoints are untouched: fix the disk or make room and start again; it continues "
-                "from the newest of them",
-                code="run.disk",
-            ) from failure
+        failure, self._failure = self._failure, None
+        if failure is None:
+            return
+        limit = limit_problem(failure)
+        if limit is not None:
+            raise RunError(limit) from failure
+        if not isinstance(failure, OSError):
+            raise failure
+        raise RunError(
+            f"{failure.filename or self.folder} could not be written ({failure.strerror}); older checkpoints are "
+            "untouched: fix the disk or make room and start again; it continues from the latest of them",
+            code="run.disk",
+        ) from failure
 
     def wait(self) -> None:
         """Return when the last write is durable.
@@ -125,27 +123,28 @@ class Checkpointer:
         self.check()
 
     def close(self) -> None:
-        """Let the write in progress end, whatever happened to the run; its failure is only logged here."""
+        """Let the write in progress finish, whatever happened to the run; its failure is only logged here."""
         try:
             self.wait()
         except RunError as error:
             logger.error("%s", error)
 
-    def _check_space(self, num_bytes: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if free < num_bytes + _SPARE_BYTES:
+    def _check_space(self, tensors: Mapping[str, Tensor]) -> None:
+        needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(self.folder).free
+        if free < needed + _SPARE_BYTES:
             raise RunError(
-                f"{self.folder} has {free / 1e6:.0f} MB free; the next checkpoint needs {num_bytes / 1e6:.0f} MB and "
-                f"{_SPARE_BYTES / 1e6:.0f} MB to spare: make room, or set TRAIN.KEEP_CHECKPOINTS"
+                f"{self.folder} has {free / 1e6:.0f} MB free; the next checkpoint needs {needed / 1e6:.0f} MB and "
+                f"{_SPARE_BYTES / 1e6:.0f} MB to spare: make room, or set TRAIN.KEEP_CHECKPOINTS",
+                code="run.no_space",
             )
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors' values now, in buffers on the CPU that are kept from save to save.
+        """The tensors' values now, in buffers on the CPU that are reused from save to save.
 
-        Fresh memory would cost more than the copy itself: the pages have to be found first.
+        Fresh memory would cost more than the copy itself, because of its page faults.
         """
         if not all(_fits(self._buffers.get(name), tensor) for name, tensor in tensors.items()):
-            self._buffers = {}  # given back before as much is asked for again
+            self._buffers = {}  # freed before as much is allocated again
             self._buffers = _buffers_like(tensors)
         for name, tensor in tensors.items():
             self._buffers[name].copy_(tensor.detach(), non_blocking=True)
@@ -154,33 +153,33 @@ class Checkpointer:
         return {name: self._buffers[name] for name in tensors}
 
     def _write(
-        self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], describe: dict[str, Any], kind: str
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        describe: Mapping[str, Any],
+        blocked_s: float,
     ) -> None:
         try:
-            self._write_and_tidy(path, tensors, values, describe, kind)
+            started = time.perf_counter()
+            if self.before_write is not None:
+                self.before_write()
+            raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
+            manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
+            if manifest.kind == "epoch":
+                self.parent_sha256 = manifest.sha256
+            logger.info(
+                "checkpoint %s : %.1f MB , blocked training for %.3f s , durable after %.2f s , sha256 %s",
+                manifest.file,
+                manifest.bytes / 1e6,
+                blocked_s,
+                time.perf_counter() - started,
+                manifest.sha256[:16],
+            )
+            if self.on_durable is not None:
+                self.on_durable(manifest)
         except BaseException as error:  # noqa: BLE001 - nothing is swallowed: `check` raises it in the training thread
             self._failure = error
-
-    def _write_and_tidy(
-        self, path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], describe: dict[str, Any], kind: str
-    ) -> None:
-        started = time.perf_counter()
-        if self.before_write is not None:
-            self.before_write()
-        raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
-        manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
-        if kind == "epoch":
-            self.parent_sha256 = manifest.sha256
-        logger.info(
-            "checkpoint %s : %.1f MB , training stood %.3f s , durable after %.2f s , sha256 %s",
-            manifest.file,
-            manifest.bytes / 1e6,
-            self.last_stall_s,
-            time.perf_counter() - started,
-            manifest.sha256[:16],
-        )
-        if self.on_durable is not None:
-            self.on_durable(manifest)
 
 
 def _fits(buffer: Tensor | None, tensor: Tensor) -> bool:
@@ -189,35 +188,27 @@ def _fits(buffer: Tensor | None, tensor: Tensor) -> bool:
 
 def _buffers_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A buffer on the CPU for each tensor; for a GPU's in page-locked memory, if there is enough of it."""
-    pieces: list[dict[str, Tensor]] = []
-    free = 0
-    for name, tensor in tensors.items():
-        if _padded(tensor) > free:
-            pieces.append({})
-            free = _PIECE_BYTES
-        pieces[-1][name] = tensor
-        free -= _padded(tensor)
-    sizes = [sum(map(_padded, piece.values())) for piece in pieces]
-    memory = None
+    places: list[tuple[int, int]] = []  # (piece, first byte in it) of each tensor
+    sizes: list[int] = []
+    for tensor in tensors.values():
+        if not sizes or sizes[-1] + _padded(tensor) > _PIECE_BYTES:
+            sizes.append(0)
+        places.append((len(sizes) - 1, sizes[-1]))
+        sizes[-1] += _padded(tensor)
+    pieces = None
     if any(tensor.is_cuda for tensor in tensors.values()):
-        memory = pin_or_none(
+        pieces = pin_or_none(
             lambda: [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes], "checkpoints", sum(sizes)
         )
-    if memory is None:
-        memory = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-    buffers = {}
-    for piece, block in zip(pieces, memory, strict=True):
-        block.zero_()  # the kernel finds the pages now
-        start = 0
-        for name, tensor in piece.items():
-            buffers[name] = block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            start += _padded(tensor)
-    return buffers
+    if pieces is None:
+        pieces = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    for piece in pieces:
+        piece.zero_()  # takes the page faults now
+    return {
+        name: pieces[number][start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), (number, start) in zip(tensors.items(), places, strict=True)
+    }
 
 
 def _padded(tensor: Tensor) -> int:
     return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def _num_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)

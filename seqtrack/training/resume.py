@@ -1,6 +1,6 @@
-"""Resuming: is the checkpoint of the same experiment, where does the run continue, and what does it promise.
+"""Resuming: is the checkpoint of the same experiment, where does the run continue, and which guarantee holds.
 
-Runs on rank 0 before anything is written; the other ranks are told the outcome.
+Decided on rank 0 before anything is written, and broadcast to the others.
 """
 
 import contextlib
@@ -13,67 +13,61 @@ from typing import Any
 
 from torch import Tensor
 
-from seqtrack.checkpoints import resume_point as resume_point
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_header
+from seqtrack.checkpoints import resume_point
+from seqtrack.checkpoints.manifest import Manifest
+from seqtrack.checkpoints.resume_point import ResumePoint
 from seqtrack.checkpoints.side_files import StartRecord
-from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_tensors, read_values
+from seqtrack.checkpoints.store import load_checkpoint, manifest_of
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import Difference, compare_configs, config_digest, config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import FRAMES_COVERED_BY
 from seqtrack.device import explain_out_of_memory
 from seqtrack.errors import Problem, UserError
-from seqtrack.runtime import environment as runtime_environment
+from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, FETCHED
 from seqtrack.runtime.distributed import DistributedContext
-from seqtrack.training.build import schedule_settings
+from seqtrack.runtime.environment import guarantee
 from seqtrack.training.optimizer import first_changed_step
 from seqtrack.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# Checkpoints brought from the Hub to resume from; a hidden folder, so that the sidecar does not send them back.
-FETCHED = ".fetched"
 # Keys that decide nothing but the learning rate of each step, and how many steps there are.
 _SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 
-_OTHER_DATA = Problem(
-    "the data are other sequences, annotations or frame files than there (digest in dataset.json)", "data.changed"
-)
-# Named with every guarantee: the digest of the data knows no more of the frame files.
+_OTHER_DATA = Problem("the sequences, annotations or frame files differ (digest in dataset.json)", "data.changed")
+# Logged with every guarantee: the data digest covers no more of the frame files.
 _CONDITION = f"(of the frame files, the {FRAMES_COVERED_BY} was compared, not the contents)"
 
 
 class CachedCheckpoint:
-    """Keeps the tensors of the checkpoint that was verified last: it is not read a second time to be loaded."""
+    """Keeps the checkpoint that was verified last, so that it is read only once."""
 
     def __init__(self) -> None:
-        self._manifest: Manifest | None = None
-        self._tensors: dict[str, Tensor] = {}
+        self._kept: tuple[Manifest, dict[str, Tensor], dict[str, Any]] | None = None
 
     def verify(self, manifest: Manifest) -> None:
         """Read a checkpoint.
 
         Raises:
-            DamagedFileError: it is not what its manifest says.
+            DamagedFileError: it does not match its manifest.
         """
-        self._manifest, self._tensors = None, {}  # a damaged one must not are in memory next to the next
-        self._tensors = read_tensors(manifest)
-        self._manifest = manifest
+        self._kept = None  # freed before the next one is read
+        self._kept = (manifest, *load_checkpoint(manifest))
 
-    def take(self, manifest: Manifest) -> dict[str, Tensor]:
-        """The tensors of that checkpoint, read now if it was not the last; they are the caller's from now on.
+    def take(self, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values of that checkpoint, read now if it was not the last; not kept any longer.
 
         Raises:
-            UserError: it is damaged.
+            DamagedFileError: it does not match its manifest.
         """
-        known, tensors = self._manifest, self._tensors
-        self._manifest, self._tensors = None, {}
-        return tensors if known == manifest else load_tensors(manifest)
+        kept, self._kept = self._kept, None
+        return kept[1:] if kept is not None and kept[0] == manifest else load_checkpoint(manifest)
 
 
 def find_run(
     environment: Environment, config: Config, data_digest: str, cached: CachedCheckpoint, steps_per_epoch: int
-) -> resume_point.ResumePoint:
+) -> ResumePoint:
     """Where this run starts, after checking that it is the run of this folder and of that checkpoint.
 
     Raises:
@@ -81,29 +75,23 @@ def find_run(
     """
     folder = environment.phase_folder()
     run = resume_point.read_run(folder)
-    stored = load_config(str(folder / "config.yaml")) if run is not None else None
+    stored = load_config(str(folder / CONFIG_FILE)) if run is not None else None
     if run is not None and stored is not None:
-        problems = [_sentence(one) for one in _fixed_differences(stored, config)]
-        problems += _other_data(run.data_digest, data_digest)
-        if problems:
-            raise UserError(
-                [
-                    f"{folder} holds a run of another configuration; nothing was changed. "
-                    "Set OUTPUT_DIR to another folder, or set these back:",
-                    *problems,
-                ],
-                code=_code(problems),
-            )
+        problems = _differences(stored, config) + _other_data(run.data_digest, data_digest)
+        _refuse(
+            f"{folder} holds a run of another configuration; nothing was changed. Set OUTPUT_DIR to another folder, or "
+            "set these back:",
+            problems,
+        )
     others = [environment.phase_folder(phase) for phase in (1, 2) if phase != environment.phase]
-
     fetched = environment.output_dir / FETCHED
 
     def fetch(epoch: int) -> Manifest:
-        # Imported here: a run that finds its checkpoint on this disk need not load the Hub's client.
+        # Deferred for start-up time: a run that finds its checkpoint on this disk needs no Hub client.
         from seqtrack.uploads.fetch import fetch_checkpoint
 
         logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.target)
-        return manifest_of(fetch_checkpoint(environment, epoch, fetched / resume_point.CHECKPOINTS))
+        return manifest_of(fetch_checkpoint(environment, epoch, fetched / CHECKPOINTS))
 
     start = resume_point.find_resume_point(
         folder,
@@ -128,37 +116,33 @@ def _changes(manifest: Manifest, config: Config, data_digest: str, steps_per_epo
         UserError: it is a checkpoint of another experiment.
     """
     problems = _other_data(manifest.data_digest, data_digest)
-    changes: tuple[str, ...] = ()
+    theirs = None
     if manifest.config_digest != config_digest(config):
-        theirs = None
         if manifest.config is not None:
             theirs = config_from_text(json.dumps(manifest.config), str(manifest.manifest_path))
         if theirs is None or config_digest(theirs) != manifest.config_digest:
-            problems.append("its configuration has another digest")
+            theirs = None
+            problems.append(Problem("its configuration has another digest", "run.other_experiment"))
         else:
-            problems += [_sentence(one) for one in _fixed_differences(theirs, config)]
-            if not problems:
-                _refuse_changed_steps(str(manifest.path), theirs, config, manifest.step, steps_per_epoch)
-            changes = tuple(str(one) for one in compare_configs(theirs, config) if one.must_match)
-    if problems:
-        raise UserError(
-            [f"{manifest.path} is of another experiment and cannot be resumed by this one:", *problems],
-            code=_code(problems),
-        )
-    return changes
+            problems += _differences(theirs, config)
+    _refuse(f"{manifest.path} is of another experiment and cannot be resumed by this one:", problems)
+    if theirs is None:
+        return ()
+    _refuse_changed_steps(str(manifest.path), theirs, config, manifest.step, steps_per_epoch)
+    return tuple(str(one) for one in compare_configs(theirs, config) if one.must_match)
 
 
-def _fixed_differences(theirs: Config, ours: Config) -> list[Difference]:
+def _differences(theirs: Config, ours: Config) -> list[Problem]:
     """Differences that make another experiment whatever steps were taken."""
     return [
-        one
+        _problem(one)
         for one in compare_configs(theirs, ours)
         if one.must_match and not one.key.startswith(_SCHEDULE) and not _has_no_effect(one.key, theirs, ours)
     ]
 
 
 def _has_no_effect(key: str, theirs: Config, ours: Config) -> bool:
-    """Whether nothing of a training run depends on a key, because of what other keys say."""
+    """Whether a training run does not depend on a key, because of the values of other keys."""
     if key == "TRAIN.ENCODER_OPEN":
         return not (theirs.TRAIN.FREEZE_ENCODER or ours.TRAIN.FREEZE_ENCODER)
     return key == "DATA.TRAIN.DATASETS_RATIO" and len(ours.DATA.TRAIN.DATASETS_NAME) == 1
@@ -170,39 +154,38 @@ def _refuse_changed_steps(what: str, theirs: Config, ours: Config, steps: int, s
     Raises:
         UserError: with the first such step.
     """
-    before, after = (schedule_settings(config, steps_per_epoch) for config in (theirs, ours))
-    step = first_changed_step(before, after, steps=steps) if before != after else None
+    keys = [_problem(one) for one in compare_configs(theirs, ours) if one.key.startswith(_SCHEDULE)]
+    step = first_changed_step(theirs.TRAIN, ours.TRAIN, steps_per_epoch, steps=steps) if keys else None
     if step is not None:
-        keys = [_sentence(one) for one in compare_configs(theirs, ours) if one.key.startswith(_SCHEDULE)]
         raise UserError(
             [
                 f"{what} has taken {steps} steps; step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would have "
                 "another learning rate, or not be taken at all: this would be another run, and nothing was changed. "
                 "Set OUTPUT_DIR to another folder, or set these back:",
-                *keys,
+                *map(str, keys),
             ],
             code="resume.step_would_differ",
         )
 
 
-def _other_data(theirs: str | None, ours: str) -> list[str]:
-    if theirs == ours:
-        return []
-    return [_OTHER_DATA]
+def _other_data(theirs: str | None, ours: str) -> list[Problem]:
+    return [] if theirs == ours else [_OTHER_DATA]
 
 
-def _code(problems: list[str]) -> str:
-    return _OTHER_DATA.code if problems == [_OTHER_DATA] else "run.other_experiment"
+def _problem(one: Difference) -> Problem:
+    return Problem(f"{one.key} is {one.b!r} now, {one.a!r} there", "run.other_experiment")
 
 
-def _sentence(one: Difference) -> str:
-    return f"{one.key} is {one.b!r} now, {one.a!r} there"
+def _refuse(sentence: str, problems: list[Problem]) -> None:
+    if problems:
+        code = _OTHER_DATA.code if problems == [_OTHER_DATA] else "run.other_experiment"
+        raise UserError([Problem(sentence, code), *problems])
 
 
 def load_state(
-    state: TrainState, start: resume_point.ResumePoint, distributed: DistributedContext, cached: CachedCheckpoint
+    state: TrainState, start: ResumePoint, distributed: DistributedContext, cached: CachedCheckpoint
 ) -> None:
-    """Put the checkpoint's state into `state`, on every rank.
+    """Restore the checkpoint's state on every rank.
 
     Raises:
         UserError: the checkpoint does not fit.
@@ -210,22 +193,22 @@ def load_state(
     manifest = start.manifest
     if manifest is None:
         return
-    values = distributed.run_on_rank0_and_broadcast(lambda: _values(manifest))
-    tensors = distributed.broadcast(cached.take(manifest) if distributed.is_main else {})
-    with explain_out_of_memory("while the checkpoint was put on the device", "take a smaller model, or DEVICE=cpu"):
+    tensors: dict[str, Tensor] = {}
+
+    def take() -> dict[str, Any]:
+        found, values = cached.take(manifest)
+        tensors.update(found)
+        return values
+
+    values = distributed.run_on_rank0_and_broadcast(take)
+    tensors = distributed.broadcast(tensors)
+    with explain_out_of_memory("while the checkpoint was put on the device", "use a smaller model, or DEVICE=cpu"):
         state.restore(tensors, values)
 
 
-def _values(manifest: Manifest) -> dict[str, Any]:
-    try:
-        return read_values(manifest.path, read_header(manifest.path))  # `Reading` checks every byte
-    except (DamagedFileError, OSError) as error:
-        raise UserError(f"{error}; take another checkpoint, or fetch this one again") from error
-
-
 @contextlib.contextmanager
-def claim_folder(folder: Path, start: resume_point.ResumePoint, distributed: DistributedContext) -> Iterator[None]:
-    """The run's folder, made ready by rank 0 and kept from other runs until the block ends.
+def claim_folder(folder: Path, start: ResumePoint, distributed: DistributedContext) -> Iterator[None]:
+    """The run's folder, prepared by rank 0 and locked against other runs until the block ends.
 
     Raises:
         UserError: it cannot be written, or another run is in it.
@@ -240,33 +223,36 @@ def claim_folder(folder: Path, start: resume_point.ResumePoint, distributed: Dis
         yield
 
 
-def log_resume_point(start: resume_point.ResumePoint, ours: dict[str, Any]) -> StartRecord:
-    """Log where the run starts and which promise holds; returns the record of it for run.json."""
+def log_resume_point(start: ResumePoint, ours: dict[str, Any]) -> StartRecord:
+    """Log where the run starts and which reproducibility guarantee holds; returns the record of it for run.json."""
     manifest = start.manifest
-    held, differences = runtime_environment.promise(ours, ours if manifest is None else manifest.fingerprint)
+    held, differences = guarantee(ours, ours if manifest is None else manifest.fingerprint)
     if manifest is None:
-        start_line = "starts from scratch; promise for a resumed run on this hardware and lock: %s %s"
-        logger.info(start_line, held, _CONDITION)
-        return StartRecord(source=None, step=0, epoch=0, fingerprint=ours, promise=held, differences=differences)
-    logger.info(
-        "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
-        manifest.step,
-        manifest.epoch,
-        manifest.sample,
-        manifest.path,
-        manifest.sha256[:16],
-    )
-    for change in start.config_changes:
-        logger.info("changed since, without changing a step already taken: %s", change)
-    logger.info("promise that holds with that checkpoint: %s %s", held, _CONDITION)
-    for difference in differences:
-        logger.info("  because %s", difference)
+        logger.info(
+            "starts from scratch; reproducibility guarantee for a resumed run on this hardware and lock: %s %s",
+            held,
+            _CONDITION,
+        )
+    else:
+        logger.info(
+            "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
+            manifest.step,
+            manifest.epoch,
+            manifest.sample,
+            manifest.path,
+            manifest.sha256[:16],
+        )
+        for change in start.config_changes:
+            logger.info("changed since, without changing a step already taken: %s", change)
+        logger.info("reproducibility guarantee with that checkpoint: %s %s", held, _CONDITION)
+        for difference in differences:
+            logger.info("  because %s", difference)
     return StartRecord(
-        source=f"{manifest.folder.parent.name}/{manifest.file}",
+        source=f"{manifest.folder.parent.name}/{manifest.file}" if manifest else None,
         step=start.step,
-        epoch=manifest.epoch,
+        epoch=manifest.epoch if manifest else 0,
         fingerprint=ours,
-        promise=held,
+        guarantee=held,
         differences=differences,
         config_changes=list(start.config_changes),
     )

@@ -1,4 +1,4 @@
-"""What is next to a run: first log lines, run.json, configuration, data, environment, and the manifests' facts."""
+"""The files next to a run's checkpoints (run.json, configuration, data, environment), and its first log lines."""
 
 import contextlib
 import errno
@@ -9,17 +9,12 @@ from typing import Any
 
 import yaml
 
-from seqtrack.checkpoints import resume_point as resume_point
+from seqtrack.checkpoints.manifest import Manifest
+from seqtrack.checkpoints.resume_point import RESUMABLE, ResumePoint, read_run, write_run
 from seqtrack.checkpoints.retention import checkpoints_to_delete
 from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic
-from seqtrack.checkpoints.side_files import (
-    DatasetRecord,
-    EnvironmentRecord,
-    RunRecord,
-    StartRecord,
-    write_side_file,
-)
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, remove_checkpoint
+from seqtrack.checkpoints.side_files import DatasetRecord, RunRecord, StartRecord, write_side_file
+from seqtrack.checkpoints.store import list_checkpoints, remove_checkpoint
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import config_digest, dump_config
 from seqtrack.config.schema import Config
@@ -28,6 +23,7 @@ from seqtrack.data.sources import Source
 from seqtrack.errors import RunError
 from seqtrack.reports import verdict
 from seqtrack.reports.plots import PhasePlots
+from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, DATASET_FILE, ENVIRONMENT_FILE
 from seqtrack.runtime import environment as runtime_environment
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.training.build import run_fingerprint
@@ -43,7 +39,7 @@ _DISK_ERRORS = frozenset(
 
 @contextlib.contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system says while a run continues into an end with a cause.
+    """Turn an error of the file system during a run into a RunError with its cause.
 
     Raises:
         RunError: a file of the run could not be written.
@@ -56,16 +52,9 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         where = error.filename or folder
         raise RunError(
             f"{where} could not be written ({error.strerror}); the checkpoints in {folder} are untouched: fix the "
-            "disk or make room and start again, the run continues from the newest of them",
+            "disk or make room and start again, the run continues from the latest of them",
             code="run.disk",
         ) from error
-
-
-def log_path(folder: Path, environment: Environment, distributed: DistributedContext) -> Path | None:
-    """The human log of a run; None in a process that writes none."""
-    if not distributed.is_main:
-        return None
-    return folder / "logs" / f"seqtrack-{Path(environment.config).stem}.log"
 
 
 def log_run_header(
@@ -75,7 +64,7 @@ def log_run_header(
     sources: list[Source],
     loader: BatchLoader,
 ) -> None:
-    """The first lines of a log: code, lock, machine, configuration, data, sizes, and where output goes."""
+    """Log code, lock, machine, configuration, data, sizes, and where output goes."""
     uploads = "the sidecar uploads new files" if environment.target else "nothing is uploaded"
     logger.info(
         "commit %s , lock sha256 %s", runtime_environment.source_commit(), runtime_environment.lock_digest()[:16]
@@ -123,14 +112,11 @@ def open_run(
     data: DatasetRecord,
     began: StartRecord,
 ) -> RunRecord:
-    """Write what is next to the run; returns the record in run.json.
-
-    A kill right after it leaves a run without its other files, which the next start writes.
-    """
-    before = resume_point.read_run(folder)
+    """Write the files next to the checkpoints, run.json before the others; returns the record in it."""
+    before = read_run(folder)
     now = utc_now()
-    write_atomic(folder / "config.yaml", dump_config(config).encode())
-    record = resume_point.write_run(
+    write_atomic(folder / CONFIG_FILE, dump_config(config).encode())
+    record = write_run(
         folder,
         RunRecord(
             state="running",
@@ -145,15 +131,12 @@ def open_run(
             updated=now,
         ),
     )
-    write_side_file(folder / "dataset.json", data)
-    write_side_file(
-        folder / "environment.json",
-        EnvironmentRecord(**runtime_environment.environment(distributed, began.fingerprint)),
-    )
+    write_side_file(folder / DATASET_FILE, data)
+    write_side_file(folder / ENVIRONMENT_FILE, runtime_environment.environment_record(distributed, began.fingerprint))
     return record
 
 
-def manifest_facts(
+def manifest_fields(
     environment: Environment, config: Config, distributed: DistributedContext, data_digest: str
 ) -> dict[str, Any]:
     """The fields of a manifest that are the same for all checkpoints of this process."""
@@ -169,39 +152,39 @@ def manifest_facts(
 
 
 def conclude(environment: Environment, record: RunRecord) -> int:
-    """The verdict over both phases, where both are there, and the word that the run is complete; the exit code."""
+    """Compare both phases, if both exist, and mark the run complete; returns the exit code."""
     code = verdict.conclude(environment.output_dir, record)
-    # Last: the sidecar takes this word for the end of all files.
-    resume_point.write_run(environment.phase_folder(), record, state="complete")
+    # Last: the sidecar expects no further files after it.
+    write_run(environment.phase_folder(), record, state="complete")
     return code
 
 
-def make_checkpointer(folder: Path, start: resume_point.ResumePoint) -> Checkpointer:
-    """The saver of a run."""
+def make_checkpointer(folder: Path, start: ResumePoint) -> Checkpointer:
+    """The checkpointer of a run, which continues the hash chain of the checkpoint it starts from."""
     parent = None
     if start.manifest is not None:
         parent = start.manifest.sha256 if start.manifest.kind == "epoch" else start.manifest.parent_sha256
-    return Checkpointer(folder / resume_point.CHECKPOINTS, parent_sha256=parent)
+    return Checkpointer(folder / CHECKPOINTS, parent_sha256=parent)
 
 
 def after_checkpoint(
     folder: Path, environment: Environment, config: Config, plots: PhasePlots
 ) -> Callable[[Manifest], None]:
-    """What follows each durable checkpoint: the folder is tidied, and plots are drawn again after an epoch."""
+    """Called after each durable checkpoint: deletes old checkpoints, and redraws the plots after an epoch."""
 
     def is_safe(manifest: Manifest) -> bool:
         if environment.target is None:
             return True
-        from seqtrack.uploads.journal import is_verified
+        from seqtrack.uploads.journal import is_verified  # deferred: only runs with an upload target need it
 
         place = manifest.path.relative_to(environment.output_dir).as_posix()
         return is_verified(environment.output_dir, place, manifest.sha256)
 
-    def tidy(manifest: Manifest) -> None:
-        present = list_checkpoints(folder / resume_point.CHECKPOINTS, kinds=resume_point.RESUMABLE)
+    def on_durable(manifest: Manifest) -> None:
+        present = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
         for old in checkpoints_to_delete(present, keep=config.TRAIN.KEEP_CHECKPOINTS, is_safe=is_safe):
             remove_checkpoint(old)
         if manifest.kind == "epoch":
             plots.redraw()
 
-    return tidy
+    return on_durable

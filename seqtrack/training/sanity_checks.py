@@ -1,4 +1,4 @@
-"""Signs that a run which continues is worth nothing: said loudly, as early as they can be seen."""
+"""Signs that a run is worthless although it continues: logged prominently, as early as they can be detected."""
 
 import logging
 import math
@@ -12,11 +12,7 @@ _FIRST_LOSS_TOLERANCE = 0.2
 
 
 def check_first_loss(loss: float, bins: int) -> str | None:
-    """A model that knows nothing yet spreads its guess over all words: its loss is about ln(bins + 2).
-
-    Returns:
-        a warning, or None when the loss is within 20 % of that.
-    """
+    """Warn if the first loss is not within 20 % of ln(bins + 2), that of a uniform guess over all tokens."""
     expected = math.log(bins + 2)
     if abs(loss - expected) <= _FIRST_LOSS_TOLERANCE * expected:
         return None
@@ -27,7 +23,7 @@ def check_first_loss(loss: float, bins: int) -> str | None:
 
 
 def check_encoder_gradient(model: nn.Module) -> str | None:
-    """The encoder must receive a gradient unless it is frozen."""
+    """Warn if the encoder receives no gradient although it is not frozen."""
     trained = [p for name, p in model.named_parameters() if "encoder" in name and p.requires_grad]
     if not trained or any(p.grad is not None and bool((p.grad != 0).any()) for p in trained):
         return None
@@ -35,7 +31,7 @@ def check_encoder_gradient(model: nn.Module) -> str | None:
 
 
 def check_history(epochs: list[dict[str, Any]]) -> str | None:
-    """An IoU that is the same in two epochs to the last digit is not measured on what is being trained."""
+    """Warn if the IoU of two epochs is the same to the last digit: it is not measured on what is trained."""
     if len(epochs) < 2 or epochs[-1]["iou"] != epochs[-2]["iou"]:
         return None
     return (
@@ -45,7 +41,7 @@ def check_history(epochs: list[dict[str, Any]]) -> str | None:
 
 
 def warn(problem: str | None) -> None:
-    """Say a warning so that nobody overlooks it."""
+    """Log a warning that nobody overlooks."""
     if problem:
         logger.warning("%s", "!" * 100)
         logger.warning("WARNING: %s", problem)

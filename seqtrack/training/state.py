@@ -1,11 +1,12 @@
 """The training state: one dataclass, whose fields are what a checkpoint keeps.
 
-A field is saved because it is a field, and loading refuses a part that is missing or unknown by its name: forgetting
-one (as the field's trainers forgot the scheduler) is not possible.
+A component is saved because it is a field, and loading refuses a missing or unknown one by its name: none can be
+forgotten, as other trainers forgot the scheduler.
 """
 
+import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -39,7 +40,7 @@ class Meters:
     skipped: int = 0
 
     def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float | None) -> None:
-        """One step: sums over its `count` samples of all ranks, and its gradient's norm, None if fp16 skipped it."""
+        """Add one step: sums over its `count` samples of all ranks, and its gradient norm, None if fp16 skipped it."""
         self.loss_sum += loss_sum
         self.iou_sum += iou_sum
         self.count += count
@@ -58,7 +59,7 @@ class Meters:
 
     @property
     def loss(self) -> float:
-        """Mean loss a sample over the epoch so far."""
+        """Mean loss per sample over the epoch so far."""
         return self.loss_sum / self.count
 
     @property
@@ -82,8 +83,8 @@ class Meters:
 
 @dataclass
 class History:
-    """One record for every finished epoch: epoch, loss, iou, samples, steps, lr, grad_norm, skipped_steps. No
-    wall-clock time: the history of a resumed run must equal the uninterrupted one's."""
+    """One record per finished epoch: epoch, loss, iou, samples, steps, lr, grad_norm, skipped_steps. No wall-clock
+    time: the history of a resumed run must equal the uninterrupted one's."""
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -98,8 +99,8 @@ class History:
 class RandomStates:
     """The states of Python's, NumPy's, torch's CPU and every GPU's global generator, of every rank.
 
-    Training itself draws from none of them between steps (see `seqtrack.seeding`); they are kept because other code
-    in the process may. They stay on the CPU: a generator state moved to a GPU on load cannot be put back.
+    Training itself draws from none of them between steps (see `seqtrack.seeding`); they are saved because other code
+    in the process may. They stay on the CPU: a generator state moved to a GPU cannot be restored.
     """
 
     def __init__(self, rank: int) -> None:
@@ -107,18 +108,18 @@ class RandomStates:
         self.of_ranks: dict[str, dict[str, Any]] = {}
 
     def seed(self, seed: int) -> None:
-        """Start every generator from the run's seed: a fresh process would start them from the machine's entropy."""
-        token = process_seed(seed, self.rank)
-        random.seed(token)
-        np.random.seed(token % 2**32)  # noqa: NPY002
-        torch.manual_seed(token)
+        """Seed every generator from the run's seed; a fresh process has seeded them from the machine's entropy."""
+        number = process_seed(seed, self.rank)
+        random.seed(number)
+        np.random.seed(number % 2**32)  # noqa: NPY002
+        torch.manual_seed(number)
 
     def of_this_rank(self) -> dict[str, Any]:
         """This process's states, as tensors and plain values."""
-        version, tokens, gauss = random.getstate()
+        version, internal, gauss = random.getstate()
         kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - it is saved, not drawn from
         state: dict[str, Any] = {
-            "python": {"version": version, "words": torch.tensor(tokens, dtype=torch.int64), "gauss": gauss},
+            "python": {"version": version, "words": torch.tensor(internal, dtype=torch.int64), "gauss": gauss},
             "numpy": {
                 "kind": kind,
                 "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -136,7 +137,7 @@ class RandomStates:
         return self.of_ranks or {str(self.rank): self.of_this_rank()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put this rank's states back; a rank that the saved run did not have takes rank 0's."""
+        """Restore this rank's states; a rank that the saved run did not have takes rank 0's."""
         own = state.get(str(self.rank)) or state["0"]
         python, legacy = own["python"], own["numpy"]
         random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
@@ -185,10 +186,10 @@ class TrainState:
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Put a captured state back, whole.
+        """Restore a captured state.
 
         Raises:
-            UserError: a part is missing, unknown, or belongs to another model.
+            UserError: a component is missing, unknown, or belongs to another model.
         """
         names = {item.name for item in fields(self)}
         of_tensors = {name.split("/", 1)[0] for name in tensors}
@@ -205,7 +206,7 @@ class TrainState:
             part = _join(values.get(item.name, {}), item.name, tensors)
             if item.name == "model":
                 _load_model(self.model, part)
-            elif part or item.name != "scaler":  # a run in another precision than fp16 has no scale to bring
+            elif part or item.name != "scaler":  # only a run in fp16 has saved a scale
                 try:
                     getattr(self, item.name).load_state_dict(part)
                 except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
@@ -231,7 +232,7 @@ def _expect_keys(what: str, found: set[str], expected: set[str]) -> None:
 
 
 def _split(tree: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Part a nested dictionary into its plain values and its tensors by path."""
+    """Split a nested dictionary into its plain values and its tensors by path."""
     plain: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for key, value in tree.items():
@@ -249,27 +250,16 @@ def _split(tree: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[s
 
 
 def _join(plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The opposite of `_split`."""
-    tree: dict[str, Any] = _copy(plain)
-    for path, tensor in _under(tensors, prefix):
-        place = tree
-        *folders, leaf = path
-        for name in folders:
-            place = place.setdefault(name, {}) if isinstance(place, dict) else {}
+    """The inverse of `_split`."""
+    tree: dict[str, Any] = copy.deepcopy(dict(plain))
+    for name, tensor in tensors.items():
+        first, *folders = name.split("/")
+        if first != prefix or not folders:
+            continue
+        place, leaf = tree, folders.pop()
+        for folder in folders:
+            place = place.setdefault(folder, {}) if isinstance(place, dict) else {}
         if not isinstance(place, dict) or leaf in place:
-            raise UserError(
-                f"the checkpoint holds {prefix}/{'/'.join(path)} as a tensor and as a value", code="checkpoint.state"
-            )
+            raise UserError(f"the checkpoint holds {name} as a tensor and as a value", code="checkpoint.state")
         place[leaf] = tensor
     return tree
-
-
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[list[str], Tensor]]:
-    for name, tensor in tensors.items():
-        first, *rest = name.split("/")
-        if first == prefix and rest:
-            yield rest, tensor

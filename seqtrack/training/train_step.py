@@ -1,7 +1,7 @@
 """One optimizer step: forward, loss, backward, clip, update.
 
-Knows the model, one batch and the numbers of the recipe; knows nothing of epochs, files or time. Nothing here waits for
-the device except `TrainStep.read`, which is called for a step when the next one has been launched.
+Knows the model, one batch and the recipe; knows nothing of epochs, files or time. Nothing here waits for the device
+except `TrainStep.read`, which is called for a step when the next one has been launched.
 """
 
 import math
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from seqtrack.config.schema import Config
 from seqtrack.data.loader import Batch
-from seqtrack.device import LESS_MEMORY, explain_out_of_memory
+from seqtrack.device import DTYPES, LESS_MEMORY, capability_of, choose_precision, explain_out_of_memory
 from seqtrack.errors import RunError
 from seqtrack.model.images import normalise
 from seqtrack.model.loss import sequence_loss, teacher_forced_iou
@@ -23,32 +24,17 @@ from seqtrack.training.state import TrainState
 
 
 class NotFiniteError(RunError):
-    """A loss or a gradient is NaN or infinite. Training on would spoil the weights, so the run ends."""
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """The recipe's numbers that one step needs. `amp` is None for plain float32."""
-
-    seed: int
-    bins: int
-    seq_format: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    loss_weight: float
-    clip_norm: float
-    accumulation: int
-    amp: torch.dtype | None
+    """A loss or a gradient is NaN or infinite. Further training would ruin the weights, so the run ends."""
 
 
 @dataclass(frozen=True)
 class SentBatch:
-    """What the device needs of a batch, on its way there or arrived.
+    """What the device needs of a batch, in transfer or there.
 
     Args:
         images: templates, search regions, and the brightness of both, as in `Batch`.
         input_tokens, targets: (B, 5) int64.
-        real: (B,) float32, 0 for a sample that is in for an empty share.
+        real: (B,) float32, 0 for the placeholder sample of an empty shard.
     """
 
     images: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -59,11 +45,11 @@ class SentBatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over the whole global batch, and what the ranks voted.
+    """Sums over the whole global batch, and the votes of the ranks.
 
     Args:
         grad_norm: the gradient's L2 norm before clipping; None where fp16 overflowed and the step was skipped.
-        stop, save: whether any rank voted so.
+        stop, save: whether any rank voted for it.
     """
 
     loss_sum: float
@@ -82,8 +68,8 @@ class LaunchedStep:
         step: its number in the run, from 1.
         where: epoch and samples, for a message.
         rates: learning rates of the coming step.
-        numbers: float64, on its way to the host: loss, IoU, votes to stop and to save, gradient's norm.
-        arrived: after which `numbers` can be read; None on a CPU.
+        numbers: float64, in transfer to the host: loss, IoU, votes to stop and to save, gradient norm.
+        arrived: the event after which `numbers` can be read; None on a CPU.
     """
 
     step: int
@@ -103,34 +89,36 @@ class TrainStep:
     """Takes steps with one model. `callable_model` is the wrapped or compiled form of `state.model`."""
 
     def __init__(
-        self, state: TrainState, callable_model: nn.Module, distributed: DistributedContext, settings: StepSettings
+        self, state: TrainState, callable_model: nn.Module, distributed: DistributedContext, config: Config
     ) -> None:
         self.state = state
         self.model = callable_model
         self.distributed = distributed
-        self.settings = settings
+        self.config = config
+        # None for plain float32.
+        self.amp = DTYPES[choose_precision(config.TRAIN.AMP, capability_of(distributed.device))]
         self.gradients = Gradients(state.model, distributed)
         self._copies = torch.cuda.Stream(distributed.device) if distributed.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = no_votes) -> LaunchedStep:
-        """Train on this rank's share of one global batch.
+        """Train on this rank's shard of one global batch.
 
         Args:
-            votes: asked at the end whether this rank wants to stop and to save.
+            votes: called at the end: whether this rank wants to stop, and to save.
 
         Raises:
             RunError: the batch does not fit into the device's memory.
         """
-        state, settings = self.state, self.settings
+        state, train = self.state, self.config.TRAIN
         # Seeded from the step, so that nothing between two steps can shift what dropout draws.
-        torch.manual_seed(step_seed(settings.seed, state.step, self.distributed.rank))
+        torch.manual_seed(step_seed(train.SEED, state.step, self.distributed.rank))
         self.gradients.clear()
         size = batch.search.shape[0]
         with explain_out_of_memory(f"at step {state.step + 1} with {size} samples per process", LESS_MEMORY):
             loss_sum, iou_sum = self._backward(self._send(batch), batch.global_count)
             self.gradients.sum_over_ranks()
             state.scaler.unscale_(state.optimizer.inner)
-            grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), settings.clip_norm)
+            grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), train.GRAD_CLIP_NORM or math.inf)
             state.scaler.step(state.optimizer.inner)
             state.scaler.update()
         state.scheduler.advance()
@@ -146,16 +134,16 @@ class TrainStep:
         return LaunchedStep(state.step, where, batch.global_count, state.scheduler.rates(), numbers, arrived)
 
     def read(self, launched: LaunchedStep) -> StepResult:
-        """Wait for a step and look at its numbers.
+        """Wait for a step and check its numbers.
 
         Raises:
-            NotFiniteError: the loss or the gradient is not finite; the weights may be spoilt and must not be saved.
+            NotFiniteError: the loss or the gradient is not finite; the weights may be ruined and must not be saved.
             RunError: fp16's scale has shrunk so far that no gradient fits.
         """
         if launched.arrived is not None:
             launched.arrived.synchronize()
         loss, iou, stop, save, norm = launched.numbers.tolist()
-        # fp16's scaler finds infinite gradients on purpose, takes no step, and lowers its scale: that is its design.
+        # fp16's scaler provokes infinite gradients by design: it then skips the step and lowers its scale.
         skipped = not math.isfinite(norm) and self.state.scaler.is_enabled()
         if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
             finite = math.isfinite(loss)
@@ -174,8 +162,8 @@ class TrainStep:
         return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
 
     def _send(self, batch: Batch) -> SentBatch:
-        """Copy a batch to the device, next to what that still computes; what needs a check is checked before."""
-        inputs, targets = target_sequences(batch.boxes, self.settings.bins, self.settings.seq_format)
+        """Copy a batch to the device while that still computes; values are checked on the host before."""
+        inputs, targets = target_sequences(batch.boxes, self.config.MODEL.BINS, self.config.DATA.SEQ_FORMAT)
         real = (torch.arange(batch.search.shape[0]) < batch.count).to(torch.float32)
         images = (batch.templates, batch.search, batch.template_brightness, batch.search_brightness)
         on_host = (*images, inputs, targets, real)
@@ -193,11 +181,11 @@ class TrainStep:
 
     def _backward(self, batch: SentBatch, global_count: int) -> tuple[Tensor, Tensor]:
         """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device."""
-        settings, real = self.settings, batch.real
+        train, real = self.config.TRAIN, batch.real
         size = len(real)
-        parts = min(settings.accumulation, size)
-        # Ranks may hold unequal shares: each weighs its samples by the global count, and gradients are summed.
-        scale = settings.loss_weight / global_count
+        parts = min(train.ACCUMULATION_STEPS, size)
+        # Ranks may hold unequal shards: each weighs its samples by the global count, and gradients are summed.
+        scale = train.CE_WEIGHT / global_count
         loss_sum = torch.zeros((), dtype=torch.float64, device=real.device)
         iou_sum = torch.zeros_like(loss_sum)
         for part in range(parts):
@@ -211,14 +199,14 @@ class TrainStep:
 
     def _losses(self, batch: SentBatch, rows: slice) -> tuple[Tensor, Tensor]:
         """Loss (n,) and teacher-forced IoU (n,) of the samples `rows`."""
-        settings = self.settings
+        data, bins = self.config.DATA, self.config.MODEL.BINS
         templates, search, *brightness = (tensor[rows] for tensor in batch.images)
-        templates = normalise(templates, brightness[0], mean=settings.mean, std=settings.std)
-        search = normalise(search, brightness[1], mean=settings.mean, std=settings.std)
-        with torch.autocast(self.distributed.device.type, dtype=settings.amp, enabled=settings.amp is not None):
+        templates = normalise(templates, brightness[0], mean=data.MEAN, std=data.STD)
+        search = normalise(search, brightness[1], mean=data.MEAN, std=data.STD)
+        with torch.autocast(self.distributed.device.type, dtype=self.amp, enabled=self.amp is not None):
             logits = self.model(templates, search, batch.input_tokens[rows])
         logits, targets = logits.float(), batch.targets[rows]
-        losses = sequence_loss(logits, targets, settings.bins)
+        losses = sequence_loss(logits, targets, bins)
         with torch.no_grad():
-            ious = teacher_forced_iou(logits, targets, settings.bins, settings.seq_format)
+            ious = teacher_forced_iou(logits, targets, bins, data.SEQ_FORMAT)
         return losses, ious

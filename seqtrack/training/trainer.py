@@ -1,15 +1,13 @@
 """The loop over epochs and steps: when to log, when to save, when to stop.
 
-Knows the training state and the objects that act on it; knows nothing of configuration files or of where a run came
-from.
+Knows the training state and the objects that act on it; knows nothing of how they were built or where a run starts.
 """
 
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +15,10 @@ from torch import nn
 
 from seqtrack.checkpoints.safetensors_io import utc_now
 from seqtrack.checkpoints.side_files import IntervalRecord
-from seqtrack.checkpoints.store import epoch_name, step_name
+from seqtrack.config.schema import Config
 from seqtrack.data.loader import Batch, BatchLoader
 from seqtrack.device import peak_memory
+from seqtrack.run_dir import epoch_name, step_name
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.runtime.stop import StopRequest
@@ -30,29 +29,21 @@ from seqtrack.training.train_step import LaunchedStep, StepResult, TrainStep
 
 logger = logging.getLogger(__name__)
 
-# Scores a model on held-out sequences; None when it was told to stop before it had them.
+# Scores a model on held-out sequences; None when it was stopped before it had them.
 Validation = Callable[[nn.Module, StopRequest], dict[str, float] | None]
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
-    """The numbers of the loop. `describe` holds the manifest's fields that are the same for the whole run."""
-
-    epochs: int
-    batch_size: int
-    print_interval: int
-    save_interval_s: float
-    bins: int
-    validation_interval: int
-    describe: dict[str, Any] = field(default_factory=dict)
-
-
 class Trainer:
-    """Trains from where the state is to the last epoch, or until asked to stop."""
+    """Trains from where the state is to the last epoch, or until a stop is requested.
+
+    Args:
+        manifest_fields: the fields of a manifest that are the same for the whole run.
+    """
 
     def __init__(
         self,
         state: TrainState,
+        config: Config,
         *,
         loader: BatchLoader,
         train_step: TrainStep,
@@ -60,20 +51,21 @@ class Trainer:
         log: RunLog,
         distributed: DistributedContext,
         stop: StopRequest,
-        plan: TrainerConfig,
+        manifest_fields: Mapping[str, Any],
         validate: Validation | None = None,
     ) -> None:
         self.state = state
+        self.config = config
         self.loader = loader
         self.train_step = train_step
         self.checkpointer = checkpointer
         self.log = log
         self.distributed = distributed
         self.stop = stop
-        self.plan = plan
+        self.manifest_fields = manifest_fields
         self.validate = validate
-        # On a GPU a step's numbers are read when the next step has been launched, so that the GPU never waits for this
-        # process. What a step did is therefore counted, logged and checked one step late, but before any save.
+        # On a GPU a step's numbers are read when the next step has been launched, so that the GPU never waits for the
+        # host. They are therefore counted, logged and checked one step late, but before any save.
         self.reads_late = distributed.device.type == "cuda"
         self._unread: deque[tuple[LaunchedStep, int]] = deque()
         checkpointer.before_write = log.sync
@@ -81,16 +73,16 @@ class Trainer:
         self._last_save = self._started
 
     def run(self) -> bool:
-        """Train. Returns True when the last epoch is done, False when stopped on request (the state is saved)."""
+        """Train. Returns True when the last epoch is done, False when stopped on request, with the state saved."""
         state = self.state
         self._gather_generators()
         if self.distributed.is_main:
-            coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.expected_state_shapes().items()}
-            self.checkpointer.preallocate({**coming, **state.capture()[0]})
+            expected = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.expected_state_shapes().items()}
+            self.checkpointer.preallocate({**expected, **state.capture()[0]})
         if state.epoch and not state.sample and not self._after_epoch(state.epoch):
             return False
         first = state.epoch if state.sample else state.epoch + 1
-        for epoch in range(first, self.plan.epochs + 1):
+        for epoch in range(first, self.config.TRAIN.EPOCH + 1):
             if state.sample == 0:
                 state.epoch, state.meters = epoch, Meters()
             if not self._train_epoch(epoch):
@@ -105,7 +97,7 @@ class Trainer:
         samples = self.loader.samples_per_epoch
         timer = _Timer(state.sample)
         batches = self.loader.batches(
-            epoch, start_step=state.sample // self.plan.batch_size, stop=lambda: self.stop.is_set
+            epoch, start_step=state.sample // self.config.TRAIN.BATCH_SIZE, stop=lambda: self.stop.is_set
         )
         with self.log.progress(epoch, samples, done=state.sample) as bar:
             while state.sample < samples:
@@ -120,10 +112,10 @@ class Trainer:
                 self._unread.append((launched, state.sample))
                 last = state.sample >= samples
                 late = self.reads_late and not last and state.step > 1
-                # Only between two steps is the state whole: all ranks vote, then all save or all continue.
+                # Only between two steps is the state consistent: all ranks vote, then all save or all continue.
                 stop, save = self._read(timer, leave=int(late))
                 if state.step == 1:
-                    self._look_at_first(batch)
+                    self._check_first_step(batch)
                 if last:
                     break
                 if stop or save:
@@ -135,9 +127,13 @@ class Trainer:
         return self._after_epoch(epoch)
 
     def _after_epoch(self, epoch: int) -> bool:
-        """Validate the epoch whose checkpoint was saved, unless its scores are known. Returns False when stopped."""
+        """Validate the epoch whose checkpoint was saved, unless it has scores. Returns False when stopped."""
         finished = True
-        if self.validate is not None and epoch % self.plan.validation_interval == 0 and self.log.lacks_scores(epoch):
+        if (
+            self.validate is not None
+            and epoch % self.config.TRAIN.VALIDATION_INTERVAL == 0
+            and self.log.lacks_scores(epoch)
+        ):
             self.checkpointer.wait()  # a validation may take hours, and a death in it must not cost the epoch
             scores = self.validate(self.state.model, self.stop)
             finished = scores is not None
@@ -146,26 +142,26 @@ class Trainer:
         # Only rank 0 validates; the others wait for it here.
         votes = torch.tensor([not finished, self.stop.is_set], dtype=torch.float64, device=self.distributed.device)
         unfinished, stop = self.distributed.sum_in_place(votes).tolist()
-        if unfinished or (stop and epoch < self.plan.epochs):
+        if unfinished or (stop and epoch < self.config.TRAIN.EPOCH):
             return self._stopped()
         return True
 
     def _read(self, timer: "_Timer", *, leave: int = 0) -> tuple[bool, bool]:
-        """Count and log the steps that were launched, except the last `leave`; whether they voted to stop, to save."""
+        """Count and log the launched steps, except the last `leave`. Returns whether any voted to stop, and to save."""
         results = []
         while len(self._unread) > leave:
             launched, sample = self._unread.popleft()
             result = self.train_step.read(launched)
             results.append(result)
             self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
-            interval, samples = self.plan.print_interval, self.loader.samples_per_epoch
+            interval, samples = self.config.TRAIN.PRINT_INTERVAL, self.loader.samples_per_epoch
             if sample >= samples or sample // interval > (sample - result.count) // interval:
                 self._log_interval(launched, sample, timer, result)
         return any(result.stop for result in results), any(result.save for result in results)
 
-    def _look_at_first(self, batch: Batch) -> None:
+    def _check_first_step(self, batch: Batch) -> None:
         if self.distributed.is_main:
-            sanity_checks.warn(sanity_checks.check_first_loss(self.state.meters.loss, self.plan.bins))
+            sanity_checks.warn(sanity_checks.check_first_loss(self.state.meters.loss, self.config.MODEL.BINS))
             sanity_checks.warn(sanity_checks.check_encoder_gradient(self.state.model))
             self.log.images(1, "samples/search", batch.search[:8])
             self.log.images(1, "samples/template", batch.templates[:8, 0])
@@ -173,26 +169,29 @@ class Trainer:
     def _votes(self) -> tuple[bool, bool]:
         """Whether this process wants to stop, and whether a save is due."""
         self.checkpointer.check()
-        # A disk slower than the interval puts saves off; waiting for it would hold training up.
-        due = 0 < self.plan.save_interval_s <= time.perf_counter() - self._last_save and not self.checkpointer.is_busy
+        # With a disk slower than the interval saves are postponed; waiting for it would block training.
+        due = (
+            0 < self.config.TRAIN.SAVE_INTERVAL_S <= time.perf_counter() - self._last_save
+            and not self.checkpointer.is_busy
+        )
         return self.stop.is_set, due and self.distributed.is_main
 
     def _stopped(self) -> bool:
         logger.info(
             "stopped on request (%s) at epoch %d, step %d: the state is saved; start again to continue",
-            self.stop.signal_name or "asked of another process",
+            self.stop.signal_name or "of another process",
             self.state.epoch,
             self.state.step,
         )
         return False
 
     def _stopped_waiting(self, timer: "_Timer") -> bool:
-        """Asked to stop while no batch came: between two steps the state is whole."""
+        """Stop while the loader has no batch: between two steps the state is consistent."""
         self._read(timer)
-        if self.distributed.world_size > 1:  # the others wait in the middle of their step and cannot save with this one
+        if self.distributed.world_size > 1:  # the others wait inside their step and cannot save
             logger.info("stopped on request (%s) while waiting for a batch: nothing is saved", self.stop.signal_name)
             return False
-        if self.state.sample:  # else the checkpoint of the epoch before is this very state
+        if self.state.sample:  # else the previous epoch's checkpoint holds this state
             self._save("step", step_name(self.state.step))
         return self._stopped()
 
@@ -272,7 +271,7 @@ class Trainer:
                 "loss": loss if loss is not None else state.meters.loss,
                 "iou": iou if iou is not None else state.meters.iou,
                 "created": utc_now(),
-                **self.plan.describe,
+                **self.manifest_fields,
             }
             self.checkpointer.save(name, tensors, values, describe=describe)
         self._last_save = time.perf_counter()
@@ -283,7 +282,7 @@ class Trainer:
 
 
 class _Timer:
-    """Wall-clock time of an epoch and of the running interval, and how much of it went in waiting for data."""
+    """Wall-clock time of an epoch and of the running interval, and how much of it was spent waiting for data."""
 
     def __init__(self, sample: int) -> None:
         self.first_sample = sample
@@ -295,12 +294,12 @@ class _Timer:
         self.interval_wait_s += seconds
 
     def interval(self) -> tuple[float, float]:
-        """Seconds of the interval that ends now, and of waiting in it."""
+        """Seconds of the interval that ends now, and seconds of it spent waiting."""
         now = time.perf_counter()
         seconds, wait = now - self.interval_begin, self.interval_wait_s
         self.interval_begin, self.interval_wait_s = now, 0.0
         return max(seconds, math.ulp(1.0)), wait
 
     def epoch(self, sample: int) -> tuple[float, float, int]:
-        """Seconds since the epoch (or its rest) began, seconds of waiting, samples trained in it."""
+        """Seconds since the epoch (or the rest of it) began, seconds of it spent waiting, samples trained in it."""
         return max(time.perf_counter() - self.begin, math.ulp(1.0)), self.wait_s, sample - self.first_sample

@@ -21,7 +21,6 @@ from seqtrack.checkpoints.store import (
     load_weights,
     manifest_of,
     read_manifest,
-    read_tensors,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -152,7 +151,7 @@ def test_what_is_loaded_is_what_was_verified_whatever_the_disk_says_later(tmp_pa
     reading = CachedCheckpoint()
     reading.verify(manifest)
     _one_bit(manifest.path)
-    loaded = reading.take(manifest)
+    loaded = reading.take(manifest)[0]
     assert loaded.keys() == sound.keys()
     assert all(torch.equal(loaded[name], sound[name]) for name in sound)
     with pytest.raises(UserError, match="its manifest says"):
@@ -163,7 +162,7 @@ def test_a_checkpoint_that_was_not_the_last_to_be_verified_is_read_again(tmp_pat
     first, second = write_small(tmp_path, 1), write_small(tmp_path, 2)
     reading = CachedCheckpoint()
     reading.verify(second)
-    assert torch.equal(reading.take(first)["model/weight"], load_tensors(first)["model/weight"])
+    assert torch.equal(reading.take(first)[0]["model/weight"], load_tensors(first)["model/weight"])
     reading.verify(second)
     _one_bit(first.path)
     with pytest.raises(DamagedFileError):
@@ -181,14 +180,14 @@ def test_a_file_larger_than_a_piece_is_digested_whole(tmp_path: Path) -> None:
         describe={**DESCRIBE, "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5},
     )
     for part in (None, "model", "optimizer"):
-        read = read_tensors(manifest, part=part)
+        read = load_tensors(manifest, part=part)
         assert all(torch.equal(read[name], weights if "weight" in name else torch.tensor(7.0)) for name in read)
         assert len(read) == (1 if part else 2)
     for place in (CHUNK, 2 * CHUNK, manifest.bytes - 1):
         _flip_at(manifest.path, place)
         for part in (None, "model", "optimizer"):
             with pytest.raises(DamagedFileError, match="has sha256"):
-                read_tensors(manifest, part=part)
+                load_tensors(manifest, part=part)
         _flip_at(manifest.path, place)
     verify_checkpoint(manifest)
 
@@ -209,5 +208,5 @@ def test_an_element_type_that_is_never_stored_is_refused_by_its_name(tmp_path: P
         {},
         describe={**DESCRIBE, "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5},
     )
-    with pytest.raises(UserError, match=r"SEQTRACK_ep0001.*tensors of type U32 are never stored"):
+    with pytest.raises(UserError, match=r"SEQTRACK_ep0001.*tensors U32"):
         load_tensors(manifest)

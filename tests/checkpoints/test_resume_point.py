@@ -1,7 +1,6 @@
 """Where a run starts is decided by what its folders hold, and nothing that is there is overwritten."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -272,7 +271,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     best = min(manifests, key=lambda item: item.epoch)
     assert [item.epoch for item in checkpoints_to_delete(manifests, keep=2, is_safe=_always)] == [1, 2, 3]
 
-    manifests[0] = replace(best, iou=0.99)
+    manifests[0] = best.model_copy(update={"iou": 0.99})
     assert [item.epoch for item in checkpoints_to_delete(manifests, keep=2, is_safe=_always)] == [2, 3]
 
 

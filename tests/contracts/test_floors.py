@@ -13,7 +13,7 @@ PACKAGE = ROOT / "seqtrack"
 
 # Modules and folders by floor; a module may import from its own folder and from floors below it.
 FLOORS: list[tuple[str, ...]] = [
-    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "process", "parsing", "markdown"),
+    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "process", "parsing", "markdown", "run_dir"),
     ("config", "checkpoints", "annotation_files"),
     ("model", "data", "plotting"),
     ("runtime",),

@@ -58,7 +58,7 @@ def digest(output: str) -> str:
 def test_other_spellings_and_hidden_files_train_the_same_checkpoint(train: Callable[..., int]) -> None:
     assert train("clean") == 0
     log = Path("clean/phase_1/logs/seqtrack-tiny.log").read_text()
-    (line,) = [line for line in log.splitlines() if "promise" in line]
+    (line,) = [line for line in log.splitlines() if "guarantee" in line]
     assert "frame files" in line and "size" in line, "the condition of the guarantee is in the same line"
     assert read_json_object(Path("clean/phase_1/dataset.json"))["frames_covered_by"] == "size"
     folder = Path("data/book/book-1")

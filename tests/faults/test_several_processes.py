@@ -19,7 +19,7 @@ import yaml
 from runs import PATIENCE_S, ROOT, Running, assert_same_run, completed, environment, numbers, start
 
 from faults.process_pairs import free_port, ranks_of, together
-from seqtrack.runtime import devices
+from seqtrack import device
 
 EXACT = {"MODEL.DECODER.DROPOUT": "0.0"}
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
@@ -92,14 +92,14 @@ def test_a_run_resumed_on_another_number_of_processes_says_which_promise_holds(
         running.signal(signal.SIGTERM)
         assert running.end().code == 75
     said = together(env, 2)[0].said
-    assert "promise that holds with that checkpoint: same samples and steps, last digits may differ" in said
-    assert "because world: 1 then, 2 now" in said
+    assert "guarantee with that checkpoint: same_samples" in said
+    assert "because world_size: 1 then, 2 now" in said
     _assert_close(tmp_path / "phase_1", uneven_alone)
 
 
 def test_two_processes_promise_equal_bits_to_themselves(demo_data: Path, pair_uncut: Path, tmp_path: Path) -> None:
     said = together(environment(tmp_path, demo_data), 2)[0].said
-    assert "bit-equal" in said
+    assert "bitwise" in said
     assert_same_run(tmp_path / "phase_1", pair_uncut)
 
 
@@ -366,7 +366,7 @@ def _one_gpu_for_rank_0() -> None:
 
 def _one_gpu_for_rank_1() -> None:
     if os.environ["RANK"] == "1":
-        devices.visible_gpus = lambda: 2
+        device.visible_gpus = lambda: 2
 
 
 def test_a_verdict_is_reported_as_a_verdict_and_nothing_starts_again(

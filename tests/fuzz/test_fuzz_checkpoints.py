@@ -35,9 +35,10 @@ from seqtrack.checkpoints.store import (
     write_checkpoint,
 )
 from seqtrack.checkpoints.tensors import tensor_bytes
+from seqtrack.config.schema import Train
 from seqtrack.errors import UserError
 from seqtrack.model.authors import read_authors_file
-from seqtrack.training.optimizer import NamedOptimizer, OptimizerSettings, Schedule, ScheduleSettings
+from seqtrack.training.optimizer import NamedOptimizer, Schedule
 from seqtrack.training.state import History, Meters, RandomStates, TrainState
 
 SHORT, LONG = 60, 1200
@@ -49,10 +50,10 @@ def new_state(seed: int) -> TrainState:
     """A whole training state around a model of two tensors."""
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
-    optimizer = NamedOptimizer(model, OptimizerSettings("ADAMW", 1e-3, 0.1, 0.01))
+    optimizer = NamedOptimizer(model, Train())
     rng = RandomStates(0)
     return TrainState(
-        model, optimizer, Schedule(optimizer, ScheduleSettings("step", 10, 5, 3, 0.1)),
+        model, optimizer, Schedule(optimizer, Train(), 10),
         GradScaler("cpu", enabled=True), rng, Meters(), History(),
     )  # fmt: skip
 

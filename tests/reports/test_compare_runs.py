@@ -52,7 +52,7 @@ def _rewrite(manifest: Manifest, *, drop: str | None = None) -> None:
     }
     values = {name: value for name, value in read_values(manifest.path, header).items() if name != drop}
     skipped = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
-    describe: dict[str, Any] = {key: value for key, value in manifest.to_json().items() if key not in skipped}
+    describe: dict[str, Any] = {key: value for key, value in manifest.model_dump().items() if key not in skipped}
     write_checkpoint(manifest.path, tensors, values, describe=describe)
 
 

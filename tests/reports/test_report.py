@@ -354,7 +354,7 @@ class TestPage:
             change(values)
             (finished_run / name).write_text(json.dumps(values))
         with next((finished_run / "phase_1" / "logs").glob("*.log")).open("a") as log:
-            log.write(f"resumes after step ```\n{hostile} promise\n")
+            log.write(f"resumes after step ```\n{hostile} guarantee\n")
         before = READER.parse(written(finished_run))
         assert [token.tag for token in before if token.type == "heading_open"].count("h1") == 1
         assert not [token for token in before if token.type == "html_block"]

@@ -10,20 +10,21 @@ from runs import TEST_DEVICE, environment
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from seqtrack.checkpoints.store import Manifest, load_tensors, manifest_of, read_values, step_name, verify_checkpoint
+from seqtrack.checkpoints.store import Manifest, load_checkpoint, manifest_of, step_name
 from seqtrack.config.environment import configure
 from seqtrack.data.sources import open_source
-from seqtrack.runtime.distributed import DistributedContext, choose_device
+from seqtrack.device import choose_device
+from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.runtime.stop import StopRequest
-from seqtrack.train import _make_loader, _make_state
 from seqtrack.training import build
 from seqtrack.training.checkpointer import Checkpointer
 from seqtrack.training.state import TrainState
 from seqtrack.training.train_step import TrainStep
-from seqtrack.training.trainer import Trainer, TrainerConfig
+from seqtrack.training.trainer import Trainer
 
 RANKS = DistributedContext(0, 1, choose_device(TEST_DEVICE))
+ALWAYS = {"TRAIN.SAVE_INTERVAL_S": "0", "TRAIN.VALIDATION_INTERVAL": "1"}
 DESCRIBE = {"config_digest": "0" * 64, "data_digest": "0" * 64}
 
 
@@ -56,13 +57,13 @@ class Run:
         **hooks: Any,
     ) -> None:
         torch.set_num_threads(1)
-        _, self.config = configure(environment(folder.parent, data, keys))
+        _, self.config = configure(environment(folder.parent, data, {**ALWAYS, **(keys or {})}))
         self.folder = folder
         for name in ("checkpoints", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         sources = [open_source("DEMO", data, classes=(), split="train")]
-        self.loader = _make_loader(self.config, sources, RANKS)
-        self.state = _make_state(self.config, RANKS, self.loader.steps_per_epoch, fresh=True)
+        self.loader = build.build_loader(self.config, sources, RANKS)
+        self.state = build.build_state(self.config, RANKS, self.loader.steps_per_epoch, fresh=True)
         # A scaler that scales, and grows every third step, so that its state is one of those that count.
         self.state.scaler = GradScaler(RANKS.device.type, init_scale=1024.0, growth_interval=3, enabled=True)
         if state is not None:
@@ -85,25 +86,17 @@ class Run:
         self.stop.step = step
         checkpointer = Checkpointer(self.folder / "checkpoints", parent_sha256=self.parent)
         log = RunLog(self.folder / "logs", phase=1, resume_step=max(self.resume_step, self.state.step), writes=True)
-        plan = TrainerConfig(
-            epochs=self.config.TRAIN.EPOCH,
-            batch_size=self.config.TRAIN.BATCH_SIZE,
-            print_interval=self.config.TRAIN.PRINT_INTERVAL,
-            save_interval_s=0,
-            bins=self.config.MODEL.BINS,
-            validation_interval=1,
-            describe=DESCRIBE,
-        )
         with closing(log), closing(checkpointer):
             loop = Trainer(
                 self.state,
+                self.config,
                 loader=self.loader,
-                train_step=TrainStep(self.state, self.state.model, RANKS, build.step_settings(self.config, RANKS)),
+                train_step=TrainStep(self.state, self.state.model, RANKS, self.config),
                 checkpointer=checkpointer,
                 log=log,
                 distributed=RANKS,
                 stop=self.stop,
-                plan=plan,
+                manifest_fields=DESCRIBE,
                 **self.hooks,
             )
             loop.reads_late = self.reads_late
@@ -118,4 +111,4 @@ class Run:
 
 def saved(manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state in a checkpoint, as `TrainState.restore` takes it."""
-    return load_tensors(manifest), read_values(manifest.path, verify_checkpoint(manifest))
+    return load_checkpoint(manifest)

@@ -21,7 +21,6 @@ from seqtrack.runtime.distributed import (
     peers_needed,
 )
 from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING
-from seqtrack.training import build
 from seqtrack.training.train_step import TrainStep
 from training.harness import Run
 
@@ -41,7 +40,7 @@ def test_a_step_exchanges_the_gradients_once_and_everything_else_once(
     parts: int, group: None, demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path / "phase_1", demo_data, {"TRAIN.ACCUMULATION_STEPS": parts})
-    train_step = TrainStep(run.state, run.state.model, TWO, build.step_settings(run.config, TWO))
+    train_step = TrainStep(run.state, run.state.model, TWO, run.config)
     sizes: list[int] = []
     all_reduce = dist.all_reduce
 

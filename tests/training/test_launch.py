@@ -110,11 +110,11 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _state(config: Config, device: torch.device) -> TrainState:
     model = build_empty(model_spec(config)).to_empty(device=device)
-    named = NamedOptimizer(model, build.optimizer_settings(config))
+    named = NamedOptimizer(model, config.TRAIN)
     return TrainState(
         model=model,
         optimizer=named,
-        scheduler=Schedule(named, build.schedule_settings(config, 6)),
+        scheduler=Schedule(named, config.TRAIN, 6),
         scaler=GradScaler(device.type, enabled=False),
         rng=RandomStates(0),
         meters=Meters(),
@@ -153,7 +153,7 @@ def test_a_step_on_a_gpu_launches_without_waiting_and_is_waited_for_once(
 ) -> None:
     _, config = configure(environment(tmp_path, demo_data, keys))
     batch, state = _batch(4, config), _state(config, GPU.device)
-    train_step = TrainStep(state, state.model, GPU, build.step_settings(config, RANKS))
+    train_step = TrainStep(state, state.model, GPU, config)
     train_step._copies = SimpleNamespace()  # type: ignore[assignment]
     with _Waits():
         train_step(batch)  # constants are copied once, and AdamW makes its state
@@ -250,7 +250,7 @@ def test_a_full_batch_is_computed_by_the_same_graph_before_and_after_a_short_one
     torch._dynamo.reset()
     _, config = configure(environment(tmp_path, demo_data, {"TRAIN.COMPILE": "True"}))
     state = Run(tmp_path / "run", demo_data).state
-    train_step = TrainStep(state, build.callable_form(config, state.model), RANKS, build.step_settings(config, RANKS))
+    train_step = TrainStep(state, build.callable_form(config, state.model), RANKS, config)
     graphs = []
     for size in batches:
         used.clear()

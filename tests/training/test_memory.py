@@ -57,7 +57,7 @@ def test_a_step_that_finds_no_memory_ends_with_advice(
     place: str, error: Exception, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = next(iter(tiny.loader.batches(1)))
-    train_step = TrainStep(tiny.state, tiny.state.model, RANKS, build.step_settings(tiny.config, RANKS))
+    train_step = TrainStep(tiny.state, tiny.state.model, RANKS, tiny.config)
     with monkeypatch.context() as patched, pytest.raises((RunError, RuntimeError)) as ended:
         patched.setattr(PLACES[place], _raiser(error))
         train_step(batch)

@@ -16,11 +16,12 @@ from torch import nn
 
 from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
 from seqtrack.checkpoints.store import load_weights, manifest_of
+from seqtrack.config.schema import Scheduler, Train
 from seqtrack.data.loader import Batch
 from seqtrack.runtime.metrics_log import RunLog, interval_line, logging_to
-from seqtrack.training import build, sanity_checks
+from seqtrack.training import sanity_checks
 from seqtrack.training.checkpointer import Checkpointer
-from seqtrack.training.optimizer import ScheduleSettings, learning_rate_factor
+from seqtrack.training.optimizer import learning_rate_factor
 from seqtrack.training.train_step import NotFiniteError, StepResult, TrainStep
 from training.harness import RANKS, Run
 
@@ -99,7 +100,7 @@ def run(demo_data: Path, tmp_path: Path) -> Run:
 
 
 def _step(run: Run, batch: Batch) -> StepResult:
-    train_step = TrainStep(run.state, run.state.model, RANKS, build.step_settings(run.config, RANKS))
+    train_step = TrainStep(run.state, run.state.model, RANKS, run.config)
     return train_step.read(train_step(batch))
 
 
@@ -198,20 +199,14 @@ def test_an_iou_that_never_changes_is_warned_of() -> None:
     assert sanity_checks.check_history([*epochs, {"epoch": 3, "iou": 0.26}]) is None
 
 
-def _settings(kind: str, **changes: Any) -> ScheduleSettings:
-    values: dict[str, Any] = {"steps_per_epoch": 10, "epochs": 5, "drop_epoch": 2, "gamma": 0.1}
-    return ScheduleSettings(kind=kind, **{**values, **changes})
+def _factor(step: int, *, drop: int = 400, **schedule: Any) -> float:
+    """The factor of a run of 5 epochs with 10 steps each."""
+    return learning_rate_factor(step, Train(EPOCH=5, LR_DROP_EPOCH=drop, SCHEDULER=Scheduler(**schedule)), 10)
 
 
-def test_schedules_drop_where_they_say() -> None:
-    step = _settings("step")
-    assert [learning_rate_factor(at, step) for at in (0, 19, 20, 40)] == pytest.approx([1, 1, 0.1, 0.01])
-    mstep = _settings("mstep", milestones=(1, 3))
-    assert [learning_rate_factor(at, mstep) for at in (9, 10, 29, 30)] == pytest.approx([1, 0.1, 0.1, 0.01])
-    cosine = _settings("cosine", warmup_steps=10, final_ratio=0.02)
-    assert learning_rate_factor(0, cosine) == pytest.approx(0.1)
-    assert learning_rate_factor(9, cosine) == pytest.approx(1.0)
-    assert learning_rate_factor(30, cosine) == pytest.approx(0.51)
-    assert learning_rate_factor(50, cosine) == pytest.approx(0.02)
-    with pytest.raises(ValueError, match="known are step, mstep, cosine"):
-        learning_rate_factor(0, _settings("line"))
+def test_schedules_drop_at_their_epochs() -> None:
+    assert [_factor(at, drop=2) for at in (0, 19, 20, 40)] == pytest.approx([1, 1, 0.1, 0.01])
+    mstep = {"TYPE": "mstep", "MILESTONES": (1, 3)}
+    assert [_factor(at, **mstep) for at in (9, 10, 29, 30)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    cosine = {"TYPE": "cosine", "WARMUP_STEPS": 10, "FINAL_RATIO": 0.02}
+    assert [_factor(at, **cosine) for at in (0, 9, 30, 50)] == pytest.approx([0.1, 1.0, 0.51, 0.02])
