@@ -1,4 +1,4 @@
-"""What a process settles with the kernel (Linux): signals that ask it to stop, its parent's death, limits, its screen.
+"""Signals, the parent's death, resource limits and standard streams of a process (Linux).
 
 Imports nothing heavy: the entrypoint and every command use it before anything else is loaded.
 """
@@ -30,21 +30,21 @@ STOP_SIGNALS = (
 
 
 def stop_signals() -> list[signal.Signals]:
-    """STOP_SIGNALS without SIGHUP where it is ignored: that is what `nohup` asks for."""
+    """STOP_SIGNALS, without SIGHUP under `nohup`."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOP_SIGNALS if not (number == signal.SIGHUP and ignored)]
 
 
 def end_with_parent(number: int) -> None:
-    """Ask for signal `number` when the process that started this one dies, however it dies.
+    """Request signal `number` for the death of the parent process.
 
-    A parent that died before this call goes unnoticed: where that matters, look at the parent's id afterwards.
+    A parent that died before this call goes unnoticed: where that matters, check the parent's id afterwards.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 class _Screen(io.FileIO):
-    """A standard stream whose reader may go away: from then on what is written to it is dropped.
+    """A standard stream whose reader may go away: output after that is dropped.
 
     `lost` is the error of the first write that failed.
     """
@@ -54,19 +54,19 @@ class _Screen(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             written = super().write(data)
-            return len(data) if written is None else written  # None: the terminal does not take it now
+            return len(data) if written is None else written  # None: the terminal accepts nothing now
         except OSError as error:
             self.lost = self.lost or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # for libraries that write to the number
+            os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor
             os.close(nowhere)
             return len(data)
 
 
 def protect_screen() -> None:
-    """Let a closed terminal, a broken pipe or a full disk behind stdout and stderr end nothing.
+    """Survive a closed terminal, a broken pipe or a full disk behind stdout and stderr.
 
-    The numbers 0 to 2 are opened if they are closed: the next file of the run would get one of them, and with it
+    Descriptors 0 to 2 are opened if they are closed: the next file of the run would get one of them, and with it
     whatever a library prints.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -75,11 +75,11 @@ def protect_screen() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         before = getattr(sys, name)
         if before is not getattr(sys, f"__{name}__") or isinstance(_raw(before), _Screen):
-            continue  # somebody's own object, or ours
+            continue  # replaced by the caller, or protected already
         protected = io.TextIOWrapper(
             io.BufferedWriter(_Screen(number, "w", closefd=False)),
             encoding=before.encoding if before else "utf-8",
-            errors="backslashreplace",  # a character that the locale lacks ends nothing either
+            errors="backslashreplace",  # a character that the locale lacks is no error
             line_buffering=number == 2 or before is None or before.line_buffering or before.write_through,
         )
         setattr(sys, name, protected)
@@ -91,7 +91,7 @@ def _raw(stream: Any) -> Any:
 
 
 def unwritten_output() -> OSError | None:
-    """Why what was printed did not reach stdout, None if it did or if only its reader went away."""
+    """Why output did not reach stdout; None if it did or if only its reader went away."""
     sys.stdout.flush()
     raw = _raw(sys.stdout)
     lost = raw.lost if isinstance(raw, _Screen) else None
@@ -102,7 +102,7 @@ _MEMORY_WORDS = ("cannot allocate memory", "can't allocate memory", "failed to m
 
 
 def limit_problem(error: BaseException) -> Problem | None:
-    """The limit of this process that caused an error, in a sentence; None where no limit is known to have done so."""
+    """The limit of this process that caused an error; None if no known limit did."""
     one: BaseException | None = error
     while one is not None:
         number, words = getattr(one, "errno", None), str(one).lower()
@@ -113,7 +113,7 @@ def limit_problem(error: BaseException) -> Problem | None:
                 f"({reason}); {OPEN_FILES_WANTED} are enough: raise it, in a container with --ulimit nofile=4096",
                 "limits.open_files",
             )
-        # The same error as of a lock that another process holds: it counts only where nobody caught it before.
+        # A lock held by another process raises the same error: it counts only where nobody caught it before.
         if (isinstance(one, BlockingIOError) and one is error) or "can't start new thread" in words:
             return Problem(
                 f"no further process or thread can be started ({reason}): ulimit -u is {_soft(resource.RLIMIT_NPROC)}, "
@@ -137,7 +137,7 @@ def limit_problem(error: BaseException) -> Problem | None:
     return None
 
 
-# Reserved rather than used: torch for CUDA 12 maps more than 3 GiB of libraries before it computes anything.
+# torch for CUDA 12 maps more than 3 GiB of libraries before it computes anything.
 ADDRESS_SPACE_WANTED = 8 << 30
 OPEN_FILES_WANTED = 256
 

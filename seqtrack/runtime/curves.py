@@ -1,6 +1,6 @@
 """Training curves in bounded memory: what a plot can show of a run of any length.
 
-A plot is about 900 pixels wide. Neighbouring points are joined into buckets that keep their lowest and highest value,
+A plot is about 900 pixels wide. Neighbouring points are merged into buckets that keep their lowest and highest value,
 so that the drawn line covers what the line through all points would cover. Needs no torch and no matplotlib.
 """
 
@@ -20,7 +20,7 @@ Bucket = tuple[float, float, float]  # position of its first point, lowest and h
 
 @dataclass
 class Curve:
-    """Points in the order in which they come, at most `LIMIT` buckets of `stride` points each."""
+    """Points in order, in at most `LIMIT` buckets of `stride` points each."""
 
     buckets: list[Bucket] = field(default_factory=list)
     stride: int = 1
@@ -50,7 +50,7 @@ class Curve:
 
 
 class Curves:
-    """Loss and IoU of one run: every interval at its place, and the mean of every epoch."""
+    """Loss and IoU of one run: of every interval, and the mean of every epoch."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.intervals = {name: Curve() for name in NAMES}
@@ -62,7 +62,7 @@ class Curves:
         return any(curve.buckets for curve in (*self.intervals.values(), *self.epochs.values()))
 
     def add(self, record: Record) -> None:
-        """Take in one more record; epoch e reaches from e - 0.5 to e + 0.5."""
+        """Add one record; epoch e covers e - 0.5 to e + 0.5."""
         if isinstance(record, IntervalRecord):
             position = record.epoch - 0.5 + record.sample / record.samples
             self.intervals["loss"].add(position, record.interval_loss)
@@ -72,7 +72,7 @@ class Curves:
                 curve.add(record.epoch, getattr(record, name))
 
     def to_json(self) -> dict[str, Any]:
-        """What a child process needs to draw them."""
+        """The curves as JSON, for the process that draws them."""
         return {
             kind: {name: list(curve.buckets) for name, curve in getattr(self, kind).items()}
             for kind in ("intervals", "epochs")
@@ -80,7 +80,7 @@ class Curves:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Curves:
-        """The opposite of `to_json`."""
+        """The inverse of `to_json`."""
         made = cls()
         for kind in ("intervals", "epochs"):
             for name, buckets in values[kind].items():

@@ -1,8 +1,7 @@
 """The processes of one run. The only file that imports torch.distributed.
 
-A run of one process goes through the same calls; they then do nothing. Everything that is summed over processes is
-summed by one all-reduce over a buffer whose layout never changes, so that it comes out the same each time for the same
-number of processes.
+A run of one process makes the same calls, which then do nothing. Every sum over processes is one all-reduce of a buffer
+whose layout never changes, so that it has the same bits each time for the same number of processes.
 """
 
 import contextlib
@@ -23,19 +22,19 @@ from torch.distributed import FileStore, PrefixStore, Store, TCPStore, rendezvou
 
 from seqtrack.device import choose_device
 from seqtrack.errors import Problem, RunError, UserError
-from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING, tell_joined
+from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING, mark_joined
 
 T = TypeVar("T")
 
-# How long the processes wait for each other to start.
+# How long the processes wait for each other at the start.
 _MEETING_LIMIT = timedelta(minutes=15)
-# Once they have met they wait without a limit: one of them may validate, download or write to a slow disk for hours.
-# A process that dies closes its connections, and its launcher ends the others.
+# After that they wait without a limit: one of them may validate, download or write to a slow disk for hours. A process
+# that dies closes its connections, and its launcher ends the others.
 _NO_LIMIT = timedelta(days=365)
 
 
 class PeerLostError(RunError):
-    """Another process of the run ended; this one cannot continue, and has nothing of its own to report."""
+    """Another process of the run ended, so this one cannot continue; it has no problem of its own."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class DistributedContext:
         return self.rank == 0
 
     def sum_in_place(self, numbers: Tensor) -> Tensor:
-        """The sums over all ranks of each element, on the device and without waiting for it."""
+        """Sum each element over all ranks, on the device and without waiting for it."""
         if self.world_size > 1:
             dist.all_reduce(numbers)
         return numbers
@@ -73,18 +72,18 @@ class DistributedContext:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def run_on_rank0_and_broadcast(self, decide: Callable[[], T]) -> T:
-        """What rank 0 decides, on every rank; what it raises as the user's mistake, every rank raises.
+    def run_on_rank0_and_broadcast(self, function: Callable[[], T]) -> T:
+        """Rank 0's result on every rank; its UserError is raised on every rank.
 
         Raises:
             UserError: rank 0's.
         """
         if self.world_size == 1:
-            return decide()
+            return function()
         answer: tuple[T | None, list[Problem]] = (None, [])
         if self.is_main:
             try:
-                answer = (decide(), [])
+                answer = (function(), [])
             except UserError as error:
                 answer = (None, error.problems)
         value, problems = self.broadcast_object(answer)
@@ -93,7 +92,7 @@ class DistributedContext:
         return value  # type: ignore[no-any-return]
 
     def broadcast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Rank 0's CPU tensors on every rank; the others' argument is not looked at."""
+        """Rank 0's CPU tensors on every rank; the argument of the others is ignored."""
         if self.world_size == 1:
             return tensors
         shapes = self.broadcast_object({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
@@ -115,9 +114,9 @@ class DistributedContext:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        # After a failure the others may are in a collective, and taking the group apart would wait for them. gloo's
-        # is never taken apart: its threads may need Python's lock while the destructor, which holds it, waits for
-        # them (seen with torch 2.4.1). `end_process` leaves both to the kernel.
+        # After a failure the others may be inside a collective, and destroying the group would wait for them. gloo's is
+        # never destroyed: its threads may need the GIL while the destructor, which holds it, waits for them (seen with
+        # torch 2.4.1). `end_process` leaves both to the kernel.
         if failure is None and self.world_size > 1 and self.device.type == "cuda":
             dist.destroy_process_group()
 
@@ -125,10 +124,10 @@ class DistributedContext:
 class Gradients:
     """The gradients of a model's trainable parameters, and their sum over the ranks.
 
-    With several ranks each gradient is a view into one flat buffer per element type, made once, in the order of the
-    parameters, and summed whole. An element's place in what is summed decides in which order the ranks' addends come;
-    here it is the same in the first step of a process and in every other. (DistributedDataParallel lays its buffers out
-    again after the first step, so that with three ranks a resumed run differs from an uninterrupted one.)
+    With several ranks each gradient is a view into one flat buffer per element type, allocated once in the order of the
+    parameters. An element's place in the reduced buffer decides the order of the ranks' addends; here it is the same in
+    every step. (DistributedDataParallel rebuilds its buckets after the first step, so that with three ranks a resumed
+    run differs from an uninterrupted one.)
     """
 
     def __init__(self, model: nn.Module, distributed: DistributedContext) -> None:
@@ -145,7 +144,7 @@ class Gradients:
             self._flat.append(flat)
 
     def clear(self) -> None:
-        """Begin a step. One process gives the memory back: its gradients need not lie next to each other."""
+        """Begin a step. A single process frees the memory: its gradients need not be contiguous."""
         if self._ranks.world_size == 1:
             for parameter in self._parameters:
                 parameter.grad = None
@@ -153,14 +152,14 @@ class Gradients:
             flat.zero_()
 
     def sum_over_ranks(self) -> None:
-        """Replace every gradient by its sum over the ranks: once per step, after the last part of the batch."""
+        """Replace every gradient by its sum over the ranks: once per step, after the last accumulation part."""
         for flat in self._flat:
             self._ranks.sum_in_place(flat)
 
 
 @contextlib.contextmanager
 def peers_needed() -> Iterator[None]:
-    """Say in words that another process of the run went away in the middle of an exchange.
+    """Explain the error of a collective whose peer has ended.
 
     Raises:
         PeerLostError: instead of the backend's own exception.
@@ -180,8 +179,8 @@ def peers_needed() -> Iterator[None]:
 def end_process(code: int) -> NoReturn:
     """End one process of several with `code`, when everything it had to write is written.
 
-    The interpreter is not taken apart: a gloo thread that lets go of its last tensor only then finds no interpreter to
-    give it back to, and the process aborts after its work was done (seen with torch 2.4.1, one end in twenty).
+    Without the interpreter's shutdown: a gloo thread that releases its last tensor after it makes the process abort
+    although its work is done (seen with torch 2.4.1, in one of twenty runs).
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -190,11 +189,11 @@ def end_process(code: int) -> NoReturn:
 
 
 def join(device_name: str) -> DistributedContext:
-    """Meet the other processes, as the launcher's or torchrun's environment variables say; alone without them.
+    """Join the process group of the launcher's or torchrun's environment variables; a single process without them.
 
     Raises:
-        UserError: the device asked for is not there, for this process or another.
-        RunError: `run.not_met`, the others did not come.
+        UserError: the requested device does not exist, for this process or another.
+        RunError: `run.not_met`, the others did not join.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -202,29 +201,29 @@ def join(device_name: str) -> DistributedContext:
         device = choose_device(device_name, local_rank=local_rank)
     else:
         try:
-            store = meeting_place(world_size)
+            store = rendezvous_store(world_size)
             device = _common_device(store, device_name, rank, world_size, local_rank)
         except RuntimeError as error:
             raise RunError(
-                f"the {world_size} processes of the run did not meet: {error}", code="run.not_met"
+                f"not all of the {world_size} processes of the run joined: {error}", code="run.not_met"
             ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_NO_LIMIT, store=store, rank=rank, world_size=world_size)
-    tell_joined()
+    mark_joined()
     return DistributedContext(rank, world_size, device)
 
 
-def meeting_place(world_size: int) -> Store:
-    """Where the processes of one start of a run find each other; a start after a death reads nothing of the dead."""
+def rendezvous_store(world_size: int) -> Store:
+    """The rendezvous store of one start of a run; a restart reads nothing that the processes before it wrote."""
     meeting, folder = os.environ.get(MEETING), os.environ.get(LAUNCH_FOLDER)
     if meeting:
         address, start = meeting.split()
         return PrefixStore(f"start {start}", _tcp_store(address, hold=False))
     if folder:
-        # All on this machine: nothing listens beyond it. The launcher makes a folder for each start.
+        # One machine: nothing listens beyond it. The launcher makes a folder for each start.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         store = FileStore(str(Path(folder, "store")), world_size)
@@ -235,7 +234,7 @@ def meeting_place(world_size: int) -> Store:
 
 
 def hold_store(address: str) -> Store:
-    """Hold the place at `address` ("host:port", of this machine) where machines meet, as long as the result lives."""
+    """The rendezvous server at `address` ("host:port" of this machine); it runs as long as the result lives."""
     return _tcp_store(address, hold=True)
 
 
@@ -245,7 +244,7 @@ def _tcp_store(address: str, *, hold: bool) -> Store:
 
 
 def _common_device(store: Store, name: str, rank: int, world_size: int, local_rank: int) -> torch.device:
-    """This rank's device, of the type that rank 0 takes. Every rank sees every rank's answer, so all decide alike."""
+    """This rank's device, of rank 0's type. Every rank reads every rank's answer, so that all decide alike."""
     try:
         mine: dict[str, Any] = {"device": choose_device(name, local_rank=local_rank).type, "problems": []}
     except UserError as error:

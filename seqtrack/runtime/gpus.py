@@ -1,7 +1,7 @@
-"""The NVIDIA cards that users of this project meet: compute capability, memory and peak rates, by name.
+"""NVIDIA GPUs of this project's users: compute capability, memory and peak rates, by name.
 
-`plan` takes them for a card that is not in this machine, benchmarks for the share of the peak that a step reaches. A
-card that is missing here has no such share, rather than a wrong one.
+`plan` uses them for a GPU of another machine, benchmarks for the model FLOPs utilisation (MFU) of a step; a GPU that
+is missing here has none.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Gpu:
         capability: compute capability.
         memory_gib: installed; the driver and a desktop take some of it.
         fp32, tf32, half: dense peak in TFLOP/s of matrix products (half: fp16 or bf16 with float32 sums); 0 where the
-            card has no unit for it. For laptop cards at the highest boost clock, so utilisation is a lower bound.
+            card has no unit for it. For laptop GPUs at the highest boost clock, so utilisation is a lower bound.
     """
 
     capability: Capability
@@ -78,10 +78,10 @@ GPUS: dict[str, Gpu] = {
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The card of that name, as the driver or a person writes it; None for one that is not in the table."""
+    """The GPU of that name, as the driver or a person writes it; None for one that is not in the table."""
     return {_short(known): gpu for known, gpu in GPUS.items()}.get(_short(name))
 
 
 def _short(name: str) -> str:
-    words = [word for word in name.lower().replace("-", " ").split() if word not in ("nvidia", "tesla", "geforce")]
-    return " ".join(words).removesuffix(" gpu")
+    parts = [word for word in name.lower().replace("-", " ").split() if word not in ("nvidia", "tesla", "geforce")]
+    return " ".join(parts).removesuffix(" gpu")

@@ -1,8 +1,7 @@
-"""Start the processes of one run on this machine, watch them, and say how the run ended.
+"""Start the processes of one run on this machine, watch them, and report how the run ended.
 
-Each process leaves its ending (exit code, and what its user has to be told) as a file in a folder that this process
-reads. Where the processes of one machine are the whole run they also meet in that folder, so that no port is opened.
-Imports no torch: what it starts imports that.
+Each process writes its ending (exit code and problems) to a file in a folder that the launcher reads. A run on one
+machine also has its rendezvous in that folder, so that no port is opened. Needs no torch on one machine.
 """
 
 import json
@@ -22,18 +21,18 @@ from seqtrack.runtime.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
-# Environment variables for the processes: the folder, and where several machines meet and for which start ("" for one).
+# Environment variables for the processes: the folder, and "host:port START" of the rendezvous of several machines.
 LAUNCH_FOLDER, MEETING = "_SEQTRACK_LAUNCH_FOLDER", "_SEQTRACK_MEETING"
 _JOINED = "joined"
 _POLL_S = 0.05
 # After one process has failed, for the others to end by themselves: rank 0 may have a checkpoint to finish. Those that
-# a GPU's collective holds do not end at all.
+# are inside a GPU collective do not end at all.
 _GRACE_S = 10.0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How many processes to start here, and where they meet those of other machines ("host:port", or "")."""
+    """How many processes to start here, and the rendezvous with other machines ("host:port", or "")."""
 
     processes: int
     machines: int = 1
@@ -48,9 +47,9 @@ class Ending:
 
     Args:
         code: its exit code; negative for a signal.
-        problems: what the user has to be told.
+        problems: for the user.
         lost_peer: it ended only because another process did.
-        designed: it ended as a run may end (complete, stopped, a verdict, a user's mistake): a restart changes nothing.
+        designed: a restart changes nothing: complete, stopped, a verdict, or a user error.
     """
 
     code: int
@@ -60,7 +59,7 @@ class Ending:
 
 
 def leave_ending(ending: Ending) -> bool:
-    """Tell the launcher of this process how it ends; False when there is none."""
+    """Write this process's ending for its launcher; False when there is none."""
     folder = os.environ.get(LAUNCH_FOLDER)
     if folder is None:
         return False
@@ -69,8 +68,8 @@ def leave_ending(ending: Ending) -> bool:
     return True
 
 
-def tell_joined() -> None:
-    """Tell the launcher of this process that the run has begun: from now on a stop saves."""
+def mark_joined() -> None:
+    """Signal the launcher of this process that the rendezvous is complete: from now on a stop saves."""
     if LAUNCH_FOLDER in os.environ:
         Path(os.environ[LAUNCH_FOLDER], _JOINED).touch()
 
@@ -82,12 +81,12 @@ def launch(command: Sequence[str], how: Launch) -> int:
         the run's exit code: 0 complete, 1 for a verdict, 75 stopped on request.
 
     Raises:
-        UserError: what a process found that the user can fix.
-        RunError: a process failed more often than allowed; the message is its own.
+        UserError: a user error of a process.
+        RunError: a process failed more often than allowed, with its own message.
     """
     store = None
     if how.machines > 1 and how.machine == 0:
-        # Held here, so that processes that start again find it. Imported here: one machine needs no torch.
+        # Held here, so that restarted processes find it. Deferred: one machine needs no torch.
         from seqtrack.runtime.distributed import hold_store
 
         store = hold_store(how.rendezvous)
@@ -103,14 +102,14 @@ def launch(command: Sequence[str], how: Launch) -> int:
 
 
 def _run_once(command: Sequence[str], how: Launch, restart: int, stop: StopRequest) -> list[Ending]:
-    """Start every process, wait for all. Returns the endings that count, the first to end first."""
+    """Start every process and wait for all. Returns their endings in order."""
     with tempfile.TemporaryDirectory(prefix="seqtrack-") as name:
         folder = Path(name)
         shared = {
             **os.environ,
             LAUNCH_FOLDER: name,
             "WORLD_SIZE": str(how.machines * how.processes),
-            # One thread each unless told; the configuration decides that in the processes.
+            # The cores divided by the processes, unless set; the configuration may override it in the processes.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // how.processes)),
             MEETING: f"{how.rendezvous} {restart}" if how.machines > 1 else "",
         }
@@ -130,21 +129,21 @@ def _run_once(command: Sequence[str], how: Launch, restart: int, stop: StopReque
 
 def _watch(running: dict[int, "subprocess.Popen[bytes]"], folder: Path, stop: StopRequest) -> list[Ending]:
     endings: list[Ending] = []
-    failed_at, told = 0.0, False
+    failed_at, stopped = 0.0, False
     while running:
         ended = [rank for rank, process in running.items() if process.poll() is not None]
-        joined = (folder / _JOINED).exists()  # asked after: one that ended well had joined before
+        joined = (folder / _JOINED).exists()  # checked last: one that completed had joined before
         for rank in ended:
             endings.append(_ending(folder, rank, running.pop(rank).returncode))
         failed = any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings)
         failed_at = failed_at or (time.monotonic() if failed else 0.0)
-        # Before the processes have met nothing is written, so nothing is lost.
+        # Before the rendezvous nothing is written, so nothing is lost.
         if (endings or stop.is_set) and not joined:
             break
         if failed and time.monotonic() - failed_at > _GRACE_S:
             break
-        if stop.is_set and not told:
-            told = True
+        if stop.is_set and not stopped:
+            stopped = True
             for process in running.values():
                 process.terminate()
         if not ended:
@@ -158,18 +157,18 @@ def _ending(folder: Path, rank: int, code: int) -> Ending:
         values = parse_json(path.read_text())
         problems = [Problem(text, code) for text, code in values.pop("problems")]
         return Ending(problems=problems, **values)
-    if code in (0, STOPPED_EXIT_CODE):  # told to stop before it listened
+    if code in (0, STOPPED_EXIT_CODE):  # stopped before it had a signal handler
         return Ending(code, designed=True)
     how = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     text = (
         f"process {rank} of the run died ({how}). The checkpoints are not affected: start again to continue from the "
-        "newest, or set MAX_RESTARTS"
+        "latest, or set MAX_RESTARTS"
     )
     return Ending(code, [Problem(text, "run.process_died")])
 
 
 def _cause(endings: Sequence[Ending]) -> Problem:
-    """Why the run ended: the first problem that is not another process's."""
+    """Why the run ended: the first problem that was not caused by another process."""
     own = [problem for ending in endings if not ending.lost_peer for problem in ending.problems]
     return (own or [problem for ending in endings for problem in ending.problems])[0]
 

@@ -1,7 +1,7 @@
-"""What a run says: the human log on screen and in its file, `metrics.jsonl`, and TensorBoard.
+"""The log of a run on screen and in its file, `metrics.jsonl`, and TensorBoard.
 
-The three agree because they are fed from one record. On resume the records after the point of resumption are dropped,
-so that the files read as if the run had never been cut. Only rank 0 writes.
+The three agree because they are fed from one record. On resume the records after the resume point are dropped, so that
+the files equal an uninterrupted run's. Only rank 0 writes.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -29,6 +30,7 @@ from seqtrack.checkpoints.side_files import (
     shorten,
 )
 from seqtrack.errors import Problem
+from seqtrack.run_dir import DAMAGED_METRICS_FILE, METRICS_FILE, TENSORBOARD, phase_name
 from seqtrack.runtime.curves import Curves
 
 logger = logging.getLogger("seqtrack")
@@ -41,21 +43,21 @@ WALL_CLOCK_FIELDS = frozenset(
 
 
 class _OneLine(logging.Formatter):
-    """For the screen: an error's traceback is in the log file."""
+    """For the screen: an error's traceback is in the log file only."""
 
     def format(self, record: logging.LogRecord) -> str:
         return record.getMessage()
 
 
 class _ScreenHandler(logging.Handler):
-    """Prints above a progress bar, if one is there."""
+    """Prints above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _RankHandler(logging.Handler):
-    """Lets a rank other than 0 speak only when something is wrong."""
+    """Prints the warnings of a rank other than 0."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(logging.WARNING)
@@ -73,20 +75,16 @@ class _FileHandler(logging.FileHandler):
             raise
 
 
-class EarlyLogRecords(logging.Handler):
-    """Keeps what is said before a run's log file can be opened; a context manager."""
+class EarlyLogRecords(BufferingHandler):
+    """Keeps the records of the time before a run's log file can be opened; a context manager."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._lines: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record)
+        super().__init__(sys.maxsize)
 
     def take(self) -> list[logging.LogRecord]:
-        """The lines so far; no more are kept."""
+        """The records so far; no more are kept."""
         logger.removeHandler(self)
-        return self._lines
+        return self.buffer
 
     def __enter__(self) -> "EarlyLogRecords":
         logger.addHandler(self)
@@ -100,30 +98,29 @@ class EarlyLogRecords(logging.Handler):
 def logging_to(path: Path | None, *, rank: int, earlier: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
     """Send this package's log lines to the screen and, on rank 0, to `path` as well, until the block ends.
 
+    An error that ends the block, or a thread, goes to the file with its traceback; the screen gets errors where the
+    command ends.
+
     Args:
-        earlier: lines that were said already and are still missing in `path`.
+        earlier: records that were printed before and belong into `path`.
     """
-    handlers: list[logging.Handler] = [_ScreenHandler() if rank == 0 else _RankHandler(rank)]
-    if path is not None:
-        handlers.append(_FileHandler(path, encoding="utf-8"))
-    for handler in handlers:
-        on_screen = not isinstance(handler, logging.FileHandler)
-        handler.setFormatter(_OneLine() if on_screen else logging.Formatter("%(message)s"))
+    screen: logging.Handler = _ScreenHandler() if rank == 0 else _RankHandler(rank)
+    screen.setFormatter(_OneLine())
+    file = _FileHandler(path, encoding="utf-8") if path is not None else logging.NullHandler()
+    file.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate, hook = logger.level, logger.propagate, threading.excepthook
+    for handler in (screen, file):
         logger.addHandler(handler)
-    if path is not None:
-        for record in list(earlier):
-            handlers[-1].handle(record)
-    level, propagate = logger.level, logger.propagate
+    for record in list(earlier):
+        file.handle(record)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    hook = threading.excepthook
 
     def keep(error: BaseException, about: str) -> None:
-        """In the log file alone: on screen an error is said once, where the command ends."""
+        text = f"{about}: {str(error) or type(error).__name__}"
+        info = (type(error), error, error.__traceback__)
         with contextlib.suppress(OSError):
-            if path is not None:
-                text = f"{about}: {str(error) or type(error).__name__}"
-                handlers[-1].handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), _exc_info(error)))
+            file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), info))
 
     def thread_failed(args: "threading.ExceptHookArgs") -> None:
         if args.exc_value is not None:
@@ -139,13 +136,9 @@ def logging_to(path: Path | None, *, rank: int, earlier: Sequence[logging.LogRec
         threading.excepthook = hook
         logger.setLevel(level)
         logger.propagate = propagate
-        for handler in handlers:
+        for handler in (screen, file):
             logger.removeHandler(handler)
             handler.close()
-
-
-def _exc_info(error: BaseException) -> tuple[type[BaseException], BaseException, Any]:
-    return type(error), error, error.__traceback__
 
 
 def clock(seconds: float) -> str:
@@ -154,9 +147,9 @@ def clock(seconds: float) -> str:
 
 
 def interval_line(record: IntervalRecord) -> str:
-    """The line every 50 samples; users' scripts read it, so its form is fixed."""
+    """The log line of an interval; users' scripts parse it, so its form is fixed."""
     return (
-        f"[phase_{record.phase}] Epoch {record.epoch} : {record.sample} / {record.samples} samples , "
+        f"[{phase_name(record.phase)}] Epoch {record.epoch} : {record.sample} / {record.samples} samples , "
         f"time for last {record.interval_samples} samples : {clock(record.time_s)} hours , "
         f"time since beginning : {clock(record.elapsed_s)} hours , "
         f"time left to finish the epoch : {clock(record.eta_s)} hours , "
@@ -165,12 +158,11 @@ def interval_line(record: IntervalRecord) -> str:
 
 
 class RunLog:
-    """The run's records. `resume_step` is the optimizer step that the run starts from.
-
-    `curves` holds what the plots show of the records so far.
+    """The run's records. `curves` holds what the plots show of them so far.
 
     Args:
         folder: the run's `logs` folder.
+        resume_step: the optimizer step that the run starts from.
         writes: whether this process writes (rank 0).
     """
 
@@ -181,9 +173,9 @@ class RunLog:
         self.curves = Curves()
         self._file: int | None = None
         self._unscored: set[int] = set()
-        self._board_folder, self._resume_step = folder / "tensorboard", resume_step
+        self._board_folder, self._resume_step = folder / TENSORBOARD, resume_step
         self._board_works = True
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS_FILE
         if not writes:
             return
         with new_file(self._path) as kept:
@@ -191,7 +183,7 @@ class RunLog:
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
 
     def _keep_records(self, kept: BinaryIO, resume_step: int) -> None:
-        """Copy the records up to the start; lines that are none are set aside, in the order in which they were."""
+        """Copy the records up to the resume point; damaged lines are moved to another file in their order."""
         problems: list[Problem] = []
         aside: list[bytes] = []
         buffered = io.BufferedWriter(cast(io.RawIOBase, kept), 1024 * 1024)
@@ -207,21 +199,21 @@ class RunLog:
         buffered.flush()
         buffered.detach()
         if aside:
-            place = self._path.with_name("metrics-damaged.jsonl")
+            place = self._path.with_name(DAMAGED_METRICS_FILE)
             before = place.read_bytes() if place.exists() else b""
             write_atomic(place, before + b"".join(aside))
             for problem in shorten(problems):
-                logger.warning("set aside into %s: %s", place, problem)
+                logger.warning("moved to %s: %s", place, problem)
 
     @functools.cached_property
     def _board(self) -> Any:
-        # Opened with the first record: ranks that do not write need not load it, and no first step waits for it.
+        # Opened with the first record, for start-up time: ranks that do not write never load it.
         from torch.utils.tensorboard.writer import SummaryWriter
 
         return SummaryWriter(str(self._board_folder), purge_step=self._resume_step + 1)  # type: ignore[no-untyped-call]
 
     def interval(self, record: IntervalRecord) -> None:
-        """Log and keep one interval."""
+        """Log and record one interval."""
         if not self.writes:
             return
         logger.info("%s", interval_line(record))
@@ -239,7 +231,7 @@ class RunLog:
         )
 
     def epoch(self, values: dict[str, Any]) -> None:
-        """Log and keep one epoch: `values` is its history record with its wall-clock fields."""
+        """Log and record one epoch: `values` is its history record with its wall-clock fields."""
         if not self.writes:
             return
         record = EpochRecord(phase=self.phase, **values)
@@ -263,18 +255,18 @@ class RunLog:
         self._to_board(lambda board: board.flush())
 
     def validation(self, epoch: int, step: int, scores: dict[str, float]) -> None:
-        """Log and keep the scores on held-out sequences."""
+        """Log and record the scores on held-out sequences."""
         if not self.writes:
             return
-        words = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
-        logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, words)
+        shown = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, shown)
         values = {"type": "validation", "phase": self.phase, "epoch": epoch, "step": step, **scores}
         record = ValidationRecord.model_validate(values)
         self.record(record)
         self._scalars(epoch, {f"validation/{name}": getattr(record, name) for name in scores})
 
     def lacks_scores(self, epoch: int) -> bool:
-        """Whether `epoch` is recorded, by this process or one before it in this folder, and no validation of it."""
+        """Whether `epoch` is recorded, by this process or an earlier one in this folder, and no validation of it."""
         return epoch in self._unscored
 
     def _note(self, record: Record) -> None:
@@ -285,21 +277,21 @@ class RunLog:
             self._unscored.discard(record.epoch)
 
     def record(self, record: Record) -> None:
-        """Append one record in a single write, so that a kill leaves a whole line or none."""
+        """Append one record in a single write, so that a kill leaves a complete line or none."""
         if self._file is not None:
             values = record.model_dump()
             line = (json.dumps({"type": values.pop("type"), **values}, allow_nan=False) + "\n").encode()
             with name_in_errors(self._path):
                 if rest := line[os.write(self._file, line) :]:
-                    os.write(self._file, rest)  # a disk that took a part says here why
+                    os.write(self._file, rest)  # after a partial write this raises the reason
             self._note(record)
 
     def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
-        """A bar below the lines, where a person looks at a terminal."""
+        """A progress bar below the log lines, on terminals only."""
         return tqdm(
             total=samples,
             initial=done,
-            desc=f"phase_{self.phase} epoch {epoch}",
+            desc=f"{phase_name(self.phase)} epoch {epoch}",
             unit="sample",
             leave=False,
             dynamic_ncols=True,
@@ -322,7 +314,7 @@ class RunLog:
         self._to_board(lambda board: [board.add_scalar(name, value, step) for name, value in known.items()])
 
     def _to_board(self, write: Callable[[Any], object]) -> None:
-        """TensorBoard's numbers are all in metrics.jsonl: what it cannot write is a warning and never ends a run."""
+        """TensorBoard's numbers are all in metrics.jsonl: a failure to write them is a warning and never ends a run."""
         if not self._board_works:
             return
         try:
@@ -337,5 +329,5 @@ class RunLog:
             self.sync()
             os.close(self._file)
             self._file = None
-        if "_board" in self.__dict__:  # nothing is opened only to be closed
+        if "_board" in self.__dict__:  # not opened only to be closed
             self._to_board(lambda board: board.close())

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal sets a flag, and the loop looks at it between steps."""
+"""Stopping on request: a signal sets a flag, and the training loop checks it between steps."""
 
 import signal
 from types import FrameType
@@ -7,7 +7,7 @@ from seqtrack.process import stop_signals
 
 
 class StopRequest:
-    """Whether this process was asked to stop; a context manager that puts the old signal handlers back."""
+    """Whether a stop was requested by a signal; a context manager that restores the signal handlers."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -17,12 +17,12 @@ class StopRequest:
     def is_set(self) -> bool:
         return self.signal_name is not None
 
-    def _raise_flag(self, number: int, _frame: FrameType | None) -> None:
+    def _set(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
 
     def __enter__(self) -> "StopRequest":
         for number in stop_signals():
-            self._previous[number] = signal.signal(number, self._raise_flag)
+            self._previous[number] = signal.signal(number, self._set)
         return self
 
     def __exit__(self, *_: object) -> None:

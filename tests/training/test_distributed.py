@@ -17,8 +17,8 @@ from seqtrack.runtime.distributed import (
     Gradients,
     PeerLostError,
     hold_store,
-    meeting_place,
     peers_needed,
+    rendezvous_store,
 )
 from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING
 from seqtrack.training.train_step import TrainStep
@@ -93,7 +93,7 @@ def test_a_start_after_a_death_reads_nothing_that_the_dead_wrote(monkeypatch: py
     stores = []
     for start in ("0", "0", "1"):
         monkeypatch.setenv(MEETING, f"{address} {start}")
-        stores.append(meeting_place(2))
+        stores.append(rendezvous_store(2))
     first, beside_it, after_a_death = stores
     first.set("address of rank 1", "gone")
     assert beside_it.check(["address of rank 1"])
@@ -107,7 +107,7 @@ def test_the_processes_of_one_machine_meet_without_a_port(tmp_path: Path, monkey
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
-    one, other = meeting_place(2), meeting_place(2)
+    one, other = rendezvous_store(2), rendezvous_store(2)
     one.set("here", "1")
     assert other.get("here") == b"1" and (tmp_path / "store").exists()
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"

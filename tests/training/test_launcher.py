@@ -15,7 +15,7 @@ from seqtrack.runtime.launcher import Launch, launch
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
-from seqtrack.runtime.launcher import Ending, leave_ending, tell_joined
+from seqtrack.runtime.launcher import Ending, leave_ending, mark_joined
 from seqtrack.errors import Problem
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 (folder / f"{time.monotonic_ns()} {os.getpid()} {Path(os.environ['_SEQTRACK_LAUNCH_FOLDER']).name}").touch()
@@ -26,7 +26,7 @@ def met():  # as a collective would hold them until all are there
     (folder / f"met {os.getpid()}").touch()
     while len(list(folder.glob("met *"))) % int(os.environ["WORLD_SIZE"]):
         time.sleep(0.001)
-    tell_joined()
+    mark_joined()
 def end(code, *problems, **how):
     leave_ending(Ending(code, [Problem(*problem) for problem in problems], **how))
     os._exit(code)
