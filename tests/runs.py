@@ -7,6 +7,7 @@ signals, real exit codes, real files, a tenth of the time.
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,10 +52,15 @@ TINY = {
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and all that it said."""
+    """How a process ended, and its output."""
 
     code: int
     said: str
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes of the errors that it reported, in order."""
+        return re.findall(r"^error \[([a-z0-9_.]+)\]: ", self.said, re.MULTILINE)
 
 
 def environment(
@@ -112,8 +118,9 @@ def _become(words: list[str], env: dict[str, str], log: str, prepare: Callable[[
 class Running:
     """A run in progress."""
 
-    def __init__(self, process: BaseProcess, log: Path) -> None:
+    def __init__(self, process: BaseProcess, log: Path, env: Mapping[str, str]) -> None:
         self.process = process
+        self.env = env
         self.log = log
 
     def said(self) -> str:
@@ -152,7 +159,7 @@ def start(env: Mapping[str, str], *words: str, prepare: Callable[[], None] | Non
     os.close(handle)
     process = _FORKS.Process(target=_become, args=(list(words or ("train",)), dict(env), log, prepare))
     process.start()
-    running = Running(process, Path(log))
+    running = Running(process, Path(log), env)
     try:
         yield running
     finally:
@@ -172,6 +179,18 @@ def completed(env: Mapping[str, str]) -> Ended:
     ended = train(env)
     assert ended.code == 0, ended.said
     return ended
+
+
+def children(running: Running) -> list[int]:
+    """Process ids of a run's loader workers."""
+    tasks = Path(f"/proc/{running.process.pid}/task").iterdir()
+    return [int(process) for task in tasks for process in (task / "children").read_text().split()]
+
+
+def log_of(output: Path, phase: int = 1) -> str:
+    """The human-readable log of a phase."""
+    (path,) = (output / f"phase_{phase}" / "logs").glob("*.log")
+    return path.read_text()
 
 
 def epochs(folder: Path) -> dict[int, Manifest]:

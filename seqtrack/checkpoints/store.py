@@ -8,9 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from seqtrack.checkpoints.manifest import FORMAT as FORMAT
 from seqtrack.checkpoints.manifest import Manifest as Manifest
@@ -29,7 +27,6 @@ from seqtrack.checkpoints.safetensors_io import (
     write_checkpoint_file,
     write_json,
 )
-from seqtrack.checkpoints.side_files import Count, field_problems
 from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json
 from seqtrack.run_dir import epoch_name as epoch_name
@@ -45,8 +42,6 @@ STATE_KEY = "state"
 MODEL_PART = "model"
 KINDS = ("epoch", "step", "imported")
 _NO_DIGEST = "0" * 64
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Manifest]:
@@ -113,9 +108,12 @@ def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {name: values[name] for name in ("epoch", "step", "sample") if name in values}
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
-    epochs = values.get("history", {}).get("epochs")
-    if facts.get("kind") == "epoch" and epochs:
-        facts |= {name: epochs[-1][name] for name in ("loss", "iou") if name in epochs[-1]}
+    if facts.get("kind") == "epoch":
+        try:
+            last = values["history"]["epochs"][-1]
+            facts |= {name: last[name] for name in ("loss", "iou")}
+        except (LookupError, TypeError):
+            pass  # no history: for `TrainState.restore` to refuse
     return facts
 
 
@@ -133,81 +131,21 @@ def latest_valid(
     return None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _ParameterGroup(_Part):
-    names: list[str]
-    lr: Number
-    weight_decay: Number
-    betas: list[Number]
-
-
-class _Optimizer(_Part):
-    groups: list[_ParameterGroup] = []
-    state: dict[str, dict[str, Any]] = {}
-
-
-class _Schedule(_Part):
-    step_count: Count = 0
-    kind: str = ""
-
-
-class _PythonGenerator(_Part):
-    version: int
-    gauss: Number | None
-
-
-class _NumpyGenerator(_Part):
-    kind: str
-    position: Annotated[int, Field(ge=0, le=624)]  # NumPy does not check it, and would read beyond its table
-    has_gauss: Annotated[int, Field(ge=0, le=1)]
-    cached: Number
-
-
-class _Generators(_Part):
-    python: _PythonGenerator
-    numpy: _NumpyGenerator
-    cuda: dict[str, dict[str, Any]] = {}
-
-
-class _History(_Part):
-    epochs: list[dict[str, Number | list[Number] | None]] = []
-
-
-class _State(_Part):
-    """The structure of a state without its tensors. `TrainState.restore` checks that it is complete."""
-
-    epoch: Count = 0
-    step: Count = 0
-    sample: Count = 0
-    model: dict[str, Any] = {}
-    optimizer: _Optimizer = _Optimizer()
-    scheduler: _Schedule = _Schedule()
-    scaler: dict[str, Number] = {}
-    rng: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _Generators] = {}
-    meters: dict[str, Number] = {}
-    history: _History = _History()
-
-
 def read_values(path: Path, header: Header) -> dict[str, Any]:
     """The state's plain values: what is not a tensor, kept as JSON in the file's metadata.
 
     Raises:
-        DamagedFileError: there are none, or a component has another structure than a state has.
+        DamagedFileError: there are none, or they are not a JSON object. `TrainState.restore` checks their structure.
     """
     if STATE_KEY not in header.metadata:
         raise DamagedFileError(f"{path}: holds no training state", "checkpoint.state")
     try:
         values = parse_json(header.metadata[STATE_KEY])
-        _State.model_validate(values)
     except ParseError as error:
         raise DamagedFileError(f"{path}: the training state cannot be read ({error})", "checkpoint.state") from error
-    except ValidationError as error:
-        problems = "; ".join(field_problems(error))
-        raise DamagedFileError(f"{path}: the state component {problems}", "checkpoint.state") from error
-    return dict(values)
+    if not isinstance(values, dict):
+        raise DamagedFileError(f"{path}: the training state is not an object", "checkpoint.state")
+    return values
 
 
 def component_digests(path: Path, header: Header) -> dict[str, str]:

@@ -5,6 +5,7 @@ forgotten, as other trainers forgot the scheduler.
 """
 
 import copy
+import operator
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -78,7 +79,7 @@ class Meters:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         _expect_keys("meters", set(state), {item.name for item in fields(self)})
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, name, type(getattr(self, name))(value))
 
 
 @dataclass
@@ -142,6 +143,8 @@ class RandomStates:
         python, legacy = own["python"], own["numpy"]
         random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
         keys = legacy["keys"].numpy().astype(np.uint32)
+        if not 0 <= legacy["position"] <= len(keys):  # NumPy does not check it, and would read beyond its table
+            raise ValueError(f"NumPy's generator is at position {legacy['position']} of {len(keys)}")
         np.random.set_state(  # noqa: NPY002
             (legacy["kind"], keys, legacy["position"], legacy["has_gauss"], legacy["cached"])
         )
@@ -200,20 +203,22 @@ class TrainState:
                 code="checkpoint.state",
             )
         for item in fields(self):
-            if isinstance(getattr(self, item.name), int):
-                setattr(self, item.name, values[item.name])
-                continue
-            part = _join(values.get(item.name, {}), item.name, tensors)
-            if item.name == "model":
-                _load_model(self.model, part)
-            elif part or item.name != "scaler":  # only a run in fp16 has saved a scale
-                try:
-                    getattr(self, item.name).load_state_dict(part)
-                except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
-                    raise UserError(
-                        f"the checkpoint's state component {item.name} cannot be used: {error!r}",
-                        code="checkpoint.state",
-                    ) from error
+            try:
+                self._restore_component(item.name, tensors, values)
+            except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
+                raise UserError(
+                    f"the checkpoint's state component {item.name} cannot be used: {error!r}", code="checkpoint.state"
+                ) from error
+
+    def _restore_component(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        if isinstance(getattr(self, name), int):
+            setattr(self, name, operator.index(values[name]))
+            return
+        part = _join(values.get(name, {}), name, tensors)
+        if name == "model":
+            _load_model(self.model, part)
+        elif part or name != "scaler":  # only a run in fp16 has saved a scale
+            getattr(self, name).load_state_dict(part)
 
 
 def _load_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

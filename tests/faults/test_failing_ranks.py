@@ -1,5 +1,4 @@
-"""One process of several fails, is stopped or takes long, at each stage of a run; the others must not wait in vain, and
-must wait as long as they have to."""
+"""One process of several fails, is stopped or takes long, at each stage of a run: the others must end, or must wait."""
 
 import dataclasses
 import errno
@@ -84,19 +83,19 @@ def _fail(stage: str, rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "rank", "last"),
+    ("stage", "rank", "code"),
     [
-        ("start", 0, "error [run.unexpected_error]: process 0: KeyError: 'planted'"),
-        ("data", 1, "error [run.unexpected_error]: process 1: ValueError: planted"),
-        ("forward", 1, "error [device.out_of_memory]: "),
-        ("optimizer", 1, "error [run.unexpected_error]: process 1: RuntimeError: planted"),
-        ("random states", 1, "error [run.unexpected_error]: process 1: ValueError: planted"),
-        ("save", 0, "error ["),
-        ("validation", 0, "error [run.unexpected_error]: process 0: ValueError: planted"),
+        ("start", 0, "run.unexpected_error"),
+        ("data", 1, "run.unexpected_error"),
+        ("forward", 1, "device.out_of_memory"),
+        pytest.param("optimizer", 1, "run.unexpected_error", marks=pytest.mark.long),
+        pytest.param("random states", 1, "run.unexpected_error", marks=pytest.mark.long),
+        ("save", 0, "run.disk"),
+        ("validation", 0, "run.unexpected_error"),
     ],
 )
 def test_a_failure_of_one_rank_at_any_stage_ends_all(
-    stage: str, rank: int, last: str, demo_data: Path, tmp_path: Path
+    stage: str, rank: int, code: str, demo_data: Path, tmp_path: Path
 ) -> None:
     with ranks_of(
         environment(tmp_path, demo_data, VALIDATES, EPOCHS=30), 3, partial(_fail, stage, rank)
@@ -104,8 +103,7 @@ def test_a_failure_of_one_rank_at_any_stage_ends_all(
         ended = [one.end() for one in distributed]
     assert [one.code for one in ended] == [1, 1, 1]
     for number, one in enumerate(ended):
-        expected = last if number == rank else "error [run.peer_lost]: "
-        assert one.said.splitlines()[-1].startswith(expected), one.said
+        assert one.codes == [code if number == rank else "run.peer_lost"], one.said
 
 
 @pytest.mark.long
@@ -120,9 +118,7 @@ def test_the_launcher_ends_with_the_error_of_the_rank_that_failed(demo_data: Pat
     env["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
     with start(env) as launcher:
         ended = launcher.end()
-    assert ended.code == 1
-    assert ended.said.splitlines()[-1].startswith("error [device.out_of_memory]: ")
-    assert "peer_lost" not in ended.said
+    assert (ended.code, ended.codes) == (1, ["device.out_of_memory"])
 
 
 def _gate(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped at any moment, and started again, ends as the run that nothing disturbed.
+"""A run that is killed or stopped at any moment and started again ends as the run that nothing disturbed.
 
 "As" means every bit: the bytes of each epoch's checkpoint (weights, optimizer, scheduler, random states, history), the
 manifests, and the numbers of the log in their order.
@@ -11,19 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import assert_same_run, command, completed, environment, epochs, numbers, start, tree
+from runs import PATIENCE_S, assert_same_run, command, completed, environment, epochs, numbers, start, tree
 
 from seqtrack.checkpoints.store import list_checkpoints
 from seqtrack.reports.compare import compare_runs
 
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
-
-
-def _finish(env: dict[str, str]) -> None:
-    assert completed(env).code == 0
 
 
 def test_two_uninterrupted_runs_are_the_same_run_whichever_way_they_are_started(
@@ -40,41 +37,34 @@ def test_another_seed_is_another_run(uninterrupted: Path, demo_data: Path, tmp_p
         assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
 
 
-def _half_written(checkpoints: Path) -> bool:
-    return any(checkpoints.glob(".*.safetensors.*.tmp"))
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "half_written": lambda folder: any(folder.glob(".*.safetensors.*.tmp")),
+    "without_manifest": lambda folder: any(
+        not path.with_suffix(".json").exists() for path in folder.glob("*.safetensors")
+    ),
+    "inside_an_epoch": lambda folder: any(folder.glob("SEQTRACK_step*.json")),
+    "second_epoch": lambda folder: (folder / "SEQTRACK_ep0002.json").exists(),
+}
 
 
-def _without_manifest(checkpoints: Path) -> bool:
-    return any(not path.with_suffix(".json").exists() for path in checkpoints.glob("*.safetensors"))
-
-
-def _inside_an_epoch(checkpoints: Path) -> bool:
-    return any(checkpoints.glob("SEQTRACK_step*.json"))
-
-
-def _second_epoch(checkpoints: Path) -> bool:
-    return (checkpoints / "SEQTRACK_ep0002.json").exists()
-
-
-@pytest.mark.parametrize("moment", [_half_written, _without_manifest, _inside_an_epoch, _second_epoch])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_a_moment_of_a_save_ends_as_an_uninterrupted_one(
-    moment: object, uninterrupted: Path, demo_data: Path, tmp_path: Path
+    moment: str, uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN)
     with start(env) as running:
-        assert running.until(lambda: moment(tmp_path / "phase_1" / "checkpoints"), every_s=0.0)  # type: ignore[operator]
+        assert running.until(lambda: MOMENTS[moment](tmp_path / "phase_1" / "checkpoints"), every_s=0.0)
         running.signal(signal.SIGKILL)
         assert running.end().code == -signal.SIGKILL
-    _finish(env)
+    completed(env)
     assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
-    left = [path.name for path in (tmp_path / "phase_1").rglob(".*.tmp")]
-    assert left == [], "what the kill left half-written is swept away"
+    assert not list((tmp_path / "phase_1").rglob(".*.tmp")), "what the kill left half-written is removed"
 
 
 def _kill_again_and_again(
     env: dict[str, str], moments: random.Random, number: int, *, kills: int, longest_s: float
 ) -> int:
-    """Start, wait a drawn time, signal; until the run completes or `kills` are used up. Returns the kills used."""
+    """Start, wait a random time, signal; until the run completes or `kills` are used up. Returns the kills used."""
     for used in range(kills):
         with start(env) as running:
             running.process.join(moments.uniform(0, longest_s))
@@ -92,8 +82,8 @@ def test_a_run_killed_at_random_moments_ends_as_an_uninterrupted_one(
     number: signal.Signals, uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN)
-    _kill_again_and_again(env, random.Random(20), number, kills=6, longest_s=1.6)
-    _finish(env)
+    _kill_again_and_again(env, random.Random(20), number, kills=3, longest_s=1.6)
+    completed(env)
     assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
 
 
@@ -109,40 +99,29 @@ def test_a_run_killed_at_a_hundred_random_moments_ends_as_an_uninterrupted_one(
     longest_s = 0.6 * (time.monotonic() - began)
     kills, moments, runs = 0, random.Random(int(number)), 0
     while kills < 100:
-        output = tmp_path / f"run{runs}"
-        env = environment(output, demo_data, keys, EPOCHS=4)
+        env = environment(tmp_path / f"run{runs}", demo_data, keys, EPOCHS=4)
         kills += _kill_again_and_again(env, moments, number, kills=100 - kills, longest_s=longest_s)
+        completed(env)
+        assert_same_run(tmp_path / f"run{runs}" / "phase_1", tmp_path / "uninterrupted" / "phase_1")
         runs += 1
-        _finish(env)
-        assert_same_run(output / "phase_1", tmp_path / "uninterrupted" / "phase_1")
     print(f"{kills} times signal {int(number)} over {runs} runs, each ended as the uninterrupted one")
 
 
-def test_a_stopped_run_saves_ends_within_ten_seconds_with_75_and_says_so(
-    uninterrupted: Path, demo_data: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_saves_ends_with_75_and_continues(uninterrupted: Path, demo_data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path, demo_data)
     with start(env) as running:
         assert running.until(lambda: "Epoch 2 : 16" in running.said())
         running.signal(signal.SIGTERM)
-        ended = running.end(within_s=10)
+        ended = running.end()
     assert ended.code == 75
-    assert "stopped on request (SIGTERM) at epoch 2" in ended.said
+    assert "SIGTERM" in ended.said
     assert json.loads((tmp_path / "phase_1" / "run.json").read_text())["state"] == "stopped"
-    newest = list_checkpoints(tmp_path / "phase_1" / "checkpoints")[-1]
-    assert (newest.kind, newest.epoch) == ("step", 2)
-    again = completed(env)
-    assert f"resumes after step {newest.step} (epoch 2, {newest.sample} samples into it)" in again.said
+    latest = list_checkpoints(tmp_path / "phase_1" / "checkpoints")[-1]
+    assert (latest.kind, latest.epoch) == ("step", 2)
+    completed(env)
+    resumed = json.loads((tmp_path / "phase_1" / "run.json").read_text())["starts"][1]
+    assert (resumed["step"], resumed["epoch"]) == (latest.step, 2)
     assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
-
-
-def test_an_interrupt_from_the_keyboard_stops_in_the_same_way(demo_data: Path, tmp_path: Path) -> None:
-    with start(environment(tmp_path, demo_data)) as running:
-        assert running.until(lambda: "Epoch 1 : 16" in running.said())
-        running.signal(signal.SIGINT)
-        ended = running.end(within_s=10)
-    assert ended.code == 75
-    assert "stopped on request (SIGINT)" in ended.said
 
 
 def test_phase_2_ends_as_phase_1_did_and_says_identical_last(
@@ -151,37 +130,33 @@ def test_phase_2_ends_as_phase_1_did_and_says_identical_last(
     (tmp_path / "phase_1").symlink_to(uninterrupted / "phase_1")
     before = tree(uninterrupted / "phase_1")
     ended = completed(environment(tmp_path, demo_data, PHASE=2, RESUME_EPOCH=1))
-    assert ended.said.splitlines()[-1] == "identical"
     log = next((tmp_path / "phase_2" / "logs").glob("*.log")).read_text()
-    assert log.splitlines()[-1] == "identical"
+    assert ended.said.splitlines()[-1] == log.splitlines()[-1] == "identical"
     assert sorted(epochs(tmp_path / "phase_2")) == [2, 3]
     assert compare_runs(tmp_path / "phase_1", tmp_path / "phase_2").verdict == "identical"
     assert tree(uninterrupted / "phase_1") == before, "phase 2 only reads phase 1"
-    assert {record["phase"] for record in numbers(tmp_path / "phase_2")} == {2}, "each phase has a log of its own"
-    assert {record["epoch"] for record in numbers(tmp_path / "phase_2")} == {2, 3}, "labels continue where it resumed"
+    assert {record["phase"] for record in numbers(tmp_path / "phase_2")} == {2}, "each phase has its own log"
+    assert {record["epoch"] for record in numbers(tmp_path / "phase_2")} == {2, 3}, "epochs count on"
 
 
 def test_a_second_run_in_a_folder_in_use_is_refused(demo_data: Path, tmp_path: Path) -> None:
-    env = environment(tmp_path, demo_data, EPOCHS=50)
+    env = environment(tmp_path, demo_data, EPOCHS=3000)
     with start(env) as first:
         assert first.until(lambda: "Epoch 1 : 16" in first.said())
         with start(env) as second:
             ended = second.end()
-        assert ended.code == 2
-        assert "another process trains in" in ended.said
-        first.signal(signal.SIGTERM)
+        assert (ended.code, ended.codes) == (2, ["start.folder_in_use"])
+        first.signal(signal.SIGINT)
         assert first.end().code == 75, "and the first continues undisturbed"
 
 
-def test_a_finished_run_says_so_and_changes_nothing(uninterrupted: Path, demo_data: Path) -> None:
+def test_a_finished_run_changes_nothing(uninterrupted: Path, demo_data: Path) -> None:
     before = tree(uninterrupted)
-    ended = completed(environment(uninterrupted, demo_data))
-    assert "is complete after epoch 3; there is nothing to do" in ended.said
+    completed(environment(uninterrupted, demo_data))
     assert tree(uninterrupted) == before
 
 
 def test_a_stop_while_torch_is_being_imported_ends_with_75_too(demo_data: Path, tmp_path: Path) -> None:
-
     env = environment(tmp_path, demo_data)
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "seqtrack", "train"], env=env, stderr=subprocess.PIPE, cwd=tmp_path
@@ -193,7 +168,7 @@ def test_a_stop_while_torch_is_being_imported_ends_with_75_too(demo_data: Path, 
                 break
         os.kill(process.pid, signal.SIGTERM)
         process.stderr.read()
-        assert process.wait(10) == 75
+        assert process.wait(PATIENCE_S) == 75
     finally:
         process.kill()
     assert list(tmp_path.iterdir()) == []

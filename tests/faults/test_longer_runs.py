@@ -1,4 +1,4 @@
-"""A finished run trains longer where no step that it has taken would change; then it is the run planned longer."""
+"""A finished run can be extended where no step that it has taken would change; it then equals the longer run."""
 
 import json
 import shutil
@@ -52,7 +52,6 @@ def test_phase_2_continues_from_a_shorter_phase_1(short: Path, planned: Path, de
     ("keys", "variables", "step"),
     [
         ({"TRAIN.SCHEDULER.TYPE": "cosine"}, {"EPOCHS": 4}, 6),
-        ({"TRAIN.SCHEDULER.TYPE": "cosine"}, {"EPOCHS": 2}, 6),
         ({"TRAIN.LR_DROP_EPOCH": "1"}, {"EPOCHS": 4}, 4),
         ({"TRAIN.SCHEDULER.WARMUP_STEPS": "6"}, {"EPOCHS": 4}, 1),
         ({"TRAIN.SCHEDULER.TYPE": "mstep", "TRAIN.SCHEDULER.MILESTONES": "[1]"}, {"EPOCHS": 2}, 4),
@@ -65,7 +64,7 @@ def test_a_schedule_under_which_a_step_taken_would_differ_is_refused_with_that_s
     before = tree(short)
     ended = train(environment(short, demo_data, {**STEADY, **keys}, **variables))
     assert ended.code == 2, ended.said
-    assert "error [resume.step_would_differ]" in ended.said
+    assert set(ended.codes) == {"resume.step_would_differ"}
     assert f"step {step} (epoch {(step + 2) // 3})" in ended.said
     assert tree(short) == before
 
@@ -74,20 +73,20 @@ def test_a_schedule_under_which_a_step_taken_would_differ_is_refused_with_that_s
     "keys",
     [
         {"TRAIN.LR_DROP_EPOCH": "2"},
-        {"TRAIN.SCHEDULER.DECAY_RATE": "0.5"},
-        {"TRAIN.SCHEDULER.FINAL_RATIO": "0.5"},
+        {"TRAIN.SCHEDULER.DECAY_RATE": "0.5", "TRAIN.SCHEDULER.FINAL_RATIO": "0.5"},
         {"TRAIN.SCHEDULER.TYPE": "mstep", "TRAIN.SCHEDULER.MILESTONES": "[2]"},
         {"TRAIN.ENCODER_OPEN": "[patch_embed]"},
         {"DATA.TRAIN.DATASETS_RATIO": "[3]"},
     ],
 )
 def test_a_key_that_changes_no_step_taken_need_not_match(keys: dict[str, str], short: Path, demo_data: Path) -> None:
-    ended = train(environment(short, demo_data, {**STEADY, **keys}, EPOCHS=2))
-    assert ended.code == 0 and "there is nothing to do" in ended.said
+    before = tree(short)
+    completed(environment(short, demo_data, {**STEADY, **keys}, EPOCHS=2))
+    assert tree(short) == before
 
 
-@pytest.mark.parametrize("keys", [{"TRAIN.SEED": "1"}, {"TRAIN.LR": "2e-3"}, {"TRAIN.BATCH_SIZE": "8"}])
+@pytest.mark.parametrize("keys", [{"TRAIN.SEED": "1"}, {"TRAIN.BATCH_SIZE": "8"}])
 def test_a_key_of_another_experiment_is_refused(keys: dict[str, str], short: Path, demo_data: Path) -> None:
     ended = train(environment(short, demo_data, {**STEADY, **keys}, EPOCHS=4))
-    assert ended.code == 2 and "error [run.other_experiment]" in ended.said
+    assert ended.code == 2 and "run.other_experiment" in ended.codes
     assert next(iter(keys)) in ended.said
