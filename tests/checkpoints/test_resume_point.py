@@ -1,4 +1,4 @@
-"""Where a run starts is decided by what its folders hold, and nothing that is there is overwritten."""
+"""The resume point follows from what the folders hold, and nothing in them is overwritten."""
 
 import json
 from pathlib import Path
@@ -74,24 +74,24 @@ def test_a_finished_run_whose_checkpoints_were_moved_away_stays_finished(tmp_pat
     assert find_resume_point(tmp_path, resume_epoch=None, epochs=5).finished
 
 
-def test_checkpoints_that_no_run_explains_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_checkpoints_without_a_run_record_are_refused_with_their_epochs(tmp_path: Path) -> None:
     _run(tmp_path, 2)
-    with pytest.raises(UserError, match=r"run\.json is missing: set RESUME_EPOCH to one of epochs 1, 2"):
+    with pytest.raises(UserError) as refusal:
         find_resume_point(tmp_path, resume_epoch=None, epochs=5)
+    assert refusal.value.code == "start.no_record" and "epochs 1, 2" in str(refusal.value)
     start = find_resume_point(tmp_path, resume_epoch=2, epochs=5)
     assert start.manifest is not None and start.manifest.epoch == 2
 
 
-def test_an_epoch_that_is_nowhere_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+def test_a_missing_epoch_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     _run(tmp_path / "phase_1", 2, state="complete")
     with pytest.raises(UserError) as refusal:
         find_resume_point(tmp_path / "phase_2", resume_epoch=4, epochs=5, elsewhere=[tmp_path / "phase_1"])
-    assert "no checkpoint after epoch 4" in str(refusal.value)
-    assert "phase_1/checkpoints holds epochs 1, 2" in str(refusal.value)
-    assert "phase_2/checkpoints holds no epochs" in str(refusal.value)
+    assert refusal.value.code == "resume.no_checkpoint"
+    assert "epoch 4" in str(refusal.value) and "epochs 1, 2" in str(refusal.value)
 
 
-def test_an_epoch_is_looked_for_here_then_there_then_far_away(tmp_path: Path) -> None:
+def test_an_epoch_is_searched_here_then_in_other_folders_then_remotely(tmp_path: Path) -> None:
     here, there = _run(tmp_path / "phase_2", 1, state="running"), _run(tmp_path / "phase_1", 2, state="complete")
     far = write_small(tmp_path, 3)
     asked: list[int] = []
@@ -108,12 +108,12 @@ def test_an_epoch_is_looked_for_here_then_there_then_far_away(tmp_path: Path) ->
 
     assert find(1) == here[0] and find(1).folder == here[0].folder  # type: ignore[union-attr]
     assert find(2) == there[1]
-    assert asked == [], "what is on this disk is not asked for elsewhere"
+    assert asked == [], "what is on this disk is not fetched"
     assert find(3) == far
     there[1].path.write_bytes(b"damaged")
     with pytest.raises(UserError) as refusal:
         find(2)
-    assert any("damaged" in problem for problem in refusal.value.problems)
+    assert [problem.code for problem in refusal.value.problems] == ["resume.no_checkpoint", "checkpoint.damaged"]
     assert asked == [3, 2], "and a damaged one is fetched, if it can be"
 
 
@@ -157,7 +157,7 @@ def test_a_start_inside_an_epoch_moves_that_epochs_own_end_aside(tmp_path: Path)
     ]
 
 
-def test_leftovers_of_a_kill_are_swept_and_other_files_are_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_and_other_files_are_not(tmp_path: Path) -> None:
     manifests = _run(tmp_path, 1, state="running")
     for name in (".SEQTRACK_ep0002.safetensors.77.tmp", ".SEQTRACK_ep0002.json.x.tmp", "SEQTRACK_ep0002.safetensors"):
         (tmp_path / "checkpoints" / name).write_bytes(b"half")
@@ -169,31 +169,17 @@ def test_leftovers_of_a_kill_are_swept_and_other_files_are_not(tmp_path: Path) -
     assert left == {"run.json", manifests[0].file, manifests[0].manifest_path.name, "notes.txt"}
 
 
-def _edited(folder: Path, **fields: object) -> str:
-    return json.dumps({**json.loads((folder / "run.json").read_text()), **fields})
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("format", "another/9"),
-        ("epochs", "x"),
-        ("epochs", [4]),
-        ("epochs", 1e3),
-        ("epochs", True),
-        ("epochs", 0),
-        ("resume_epoch", "1"),
-        ("state", "over"),
-        ("phase", 3),
-        ("starts", {}),
-        ("starts", [5]),
-        ("config_digest", "0" * 63),
-        ("unheard_of", 1),
+        ("format", "another/9"), ("epochs", "x"), ("epochs", 1e3), ("epochs", True), ("epochs", 0), ("state", "over"),
+        ("starts", {}), ("starts", [5]), ("config_digest", "0" * 63), ("unheard_of", 1),
     ],
-)
+)  # fmt: skip
 def test_a_record_with_a_wrong_field_is_refused_with_file_and_field(tmp_path: Path, field: str, value: object) -> None:
     _run(tmp_path, 5, state="complete")
-    (tmp_path / "run.json").write_text(_edited(tmp_path, **{field: value}))
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, field: value}))
     with pytest.raises(UserError) as refusal:
         find_resume_point(tmp_path, resume_epoch=None, epochs=5)
     problem = refusal.value.problems[0]
@@ -205,23 +191,16 @@ def test_a_record_with_a_wrong_field_is_refused_with_file_and_field(tmp_path: Pa
     "text",
     [
         b"",
-        b'{"format": ',
         b"[]",
-        b"5",
-        b'"x"',
         b"[" * 100_000,
-        b'{"a":' * 100_000,
         b'{"epochs": NaN}',
-        b'{"epochs": Infinity}',
         b'{"epochs": 1, "epochs": 2}',
         b"1" * 10_000,
         b"\xff\xfe{\x00}\x00",
-        b"\x00" * 100,
-        b'{"config": "\\ud83d"}',
     ],
-    ids=range(14),
+    ids=range(7),
 )
-def test_a_record_that_is_no_record_is_refused_not_ignored(tmp_path: Path, text: bytes) -> None:
+def test_a_file_that_is_no_record_is_refused_not_ignored(tmp_path: Path, text: bytes) -> None:
     _run(tmp_path, 1, state="running")
     (tmp_path / "run.json").write_bytes(text)
     with pytest.raises(UserError) as refusal:
@@ -251,9 +230,10 @@ def test_a_finished_run_without_checkpoints_cannot_continue_and_does_not_begin_a
     assert refusal.value.code == "start.nothing_to_extend"
 
 
-def test_a_folder_is_held_against_another_run_until_it_is_let_go(tmp_path: Path) -> None:
-    with lock_run_dir(tmp_path), pytest.raises(UserError, match="another process trains"), lock_run_dir(tmp_path):
+def test_a_folder_is_locked_against_another_run_until_it_is_released(tmp_path: Path) -> None:
+    with lock_run_dir(tmp_path), pytest.raises(UserError) as refusal, lock_run_dir(tmp_path):
         pass
+    assert refusal.value.code == "start.folder_in_use"
     with lock_run_dir(tmp_path):
         pass
 
@@ -262,7 +242,7 @@ def _always(_: Manifest) -> bool:
     return True
 
 
-def test_all_checkpoints_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+def test_all_checkpoints_are_kept_by_default(tmp_path: Path) -> None:
     assert checkpoints_to_delete(_run(tmp_path, 4), keep=0, is_safe=_always) == []
 
 
@@ -298,7 +278,7 @@ def _imported(folder: Path, epoch: int) -> Manifest:
     return write_checkpoint(path, weights, {}, describe={**DESCRIBE, **facts})
 
 
-def test_imported_weights_are_named_as_what_cannot_be_resumed_from(tmp_path: Path) -> None:
+def test_imported_weights_cannot_be_resumed_from(tmp_path: Path) -> None:
     imported = _imported(tmp_path, 1)
     with pytest.raises(UserError) as refusal:
         find_resume_point(tmp_path, resume_epoch=1, epochs=5)
@@ -321,7 +301,7 @@ def test_every_file_that_was_skipped_is_named_with_its_reason_and_the_latest_val
     assert [problem.code for problem in others] == ["file.json", "checkpoint.missing", "checkpoint.damaged"]
 
 
-def test_imported_weights_are_warned_of_before_they_make_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_imported_weights_are_warned_of_before_they_are_moved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _run(tmp_path, 1, state="running")
     imported = [_imported(tmp_path, epoch) for epoch in (2, 3)]
     prepare_folder(tmp_path, find_resume_point(tmp_path, resume_epoch=None, epochs=5))

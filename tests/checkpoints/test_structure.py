@@ -32,9 +32,9 @@ def _rewrite(manifest: Manifest, change: HEAD) -> Manifest:
     head = change(raw[8 : 8 + length])
     data = len(head).to_bytes(8, "little") + head + raw[8 + length :]
     manifest.path.write_bytes(data)
-    told = json.loads(manifest.manifest_path.read_text())
-    told |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    manifest.manifest_path.write_text(json.dumps(told))
+    fields = json.loads(manifest.manifest_path.read_text())
+    fields |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest.manifest_path.write_text(json.dumps(fields))
     return read_manifest(manifest.manifest_path)
 
 
@@ -110,9 +110,9 @@ def test_a_manifest_with_a_field_of_another_type_is_refused(tmp_path: Path, name
 
 def test_every_problem_of_a_manifest_is_named_at_once(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 2)
-    told = json.loads(manifest.manifest_path.read_text()) | {"epoch": "2", "loss": [], "extra": 1}
-    del told["sha256"]
-    manifest.manifest_path.write_text(json.dumps(told))
+    fields = json.loads(manifest.manifest_path.read_text()) | {"epoch": "2", "loss": [], "extra": 1}
+    del fields["sha256"]
+    manifest.manifest_path.write_text(json.dumps(fields))
     with pytest.raises(DamagedFileError) as caught:
         read_manifest(manifest.manifest_path)
     for field in ("epoch", "loss", "extra", "sha256"):
@@ -121,9 +121,9 @@ def test_every_problem_of_a_manifest_is_named_at_once(tmp_path: Path) -> None:
 
 def test_a_manifest_that_tells_other_digests_of_components_is_damage(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 2)
-    told = json.loads(manifest.manifest_path.read_text())
-    for changes in ({"weights_sha256": "0" * 64}, {"parts": told["parts"] | {"rng": "0" * 64}}, {"parts": {}}):
-        manifest.manifest_path.write_text(json.dumps(told | changes))
+    fields = json.loads(manifest.manifest_path.read_text())
+    for changes in ({"weights_sha256": "0" * 64}, {"parts": fields["parts"] | {"rng": "0" * 64}}, {"parts": {}}):
+        manifest.manifest_path.write_text(json.dumps(fields | changes))
         with pytest.raises(DamagedFileError):
             verify_checkpoint(read_manifest(manifest.manifest_path))
 

@@ -39,7 +39,7 @@ def mutate(data: bytes, rng: random.Random, *, other: bytes | None = None) -> by
 def mutate_json(text: str | bytes, rng: random.Random) -> bytes:
     """A JSON document with one value replaced, removed, doubled or given another key; it stays JSON.
 
-    A key that is there twice is among the results, and so is NaN.
+    Duplicate keys and NaN are among the results.
     """
     tree = json.loads(text)
     places = list(_places(tree))

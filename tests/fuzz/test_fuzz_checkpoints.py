@@ -1,7 +1,7 @@
-"""Damaged manifests, checkpoint files and archives: each is refused in words, or loads what it held before.
+"""Damaged manifests, checkpoint files and archives: each is refused with a code, or loads what it held before.
 
-No traceback, no hang, and never a wrong load: what is loaded without an error equals the original, or its digests are
-not the manifest's. The old format of torch.save has no checksum at all; there, shapes and types must hold.
+No traceback, no hang, and never a wrong load. The old format of torch.save has no checksum; there, shapes and types
+must be right.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ from seqtrack.model.authors import read_authors_file
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
 from seqtrack.training.state import History, Meters, RandomStates, TrainState
 
-SHORT, LONG = 60, 1200
-# What a manifest says of the state; a date, a version or a device may differ without an effect on the load.
+SHORT, LONG = 40, 1200
+# Fields of a manifest that describe the state; the others may differ without an effect on the load.
 FACTS = ("kind", "epoch", "step", "sample", "file", "bytes", "sha256", "weights_sha256", "parts", "loss", "iou")
 
 
@@ -84,9 +84,9 @@ class _Pair:
         self.tensors = load_tensors(self.newer)
         self.values = read_values(self.newer.path, read_header(self.newer.path))
 
-    def loads(self, container: bytes, manifest: bytes) -> str:
+    def loads(self, file_bytes: bytes, manifest: bytes) -> str:
         """What a start of a run makes of these two files."""
-        self.newer.path.write_bytes(container)
+        self.newer.path.write_bytes(file_bytes)
         self.newer.manifest_path.write_bytes(manifest)
         found = latest_valid(list_checkpoints(self.folder))
         assert found is not None, "the older checkpoint was lost"
@@ -109,19 +109,19 @@ def _manifests(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]
     return [pair.good[1]], True, lambda data: pair.loads(pair.good[0], data)
 
 
-def _containers(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
+def _files(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
     pair = _Pair(folder)
     return [pair.good[0]], False, lambda data: pair.loads(data, pair.good[1])
 
 
-def _with_digest(manifest: Manifest, container: bytes, *, digests: bool = False) -> Manifest:
+def _with_digest(manifest: Manifest, file_bytes: bytes, *, digests: bool = False) -> Manifest:
     """The manifest of a file that was changed by someone who gave it the file's digest, or all `digests`."""
-    manifest.path.write_bytes(container)
-    told = json.loads(manifest.manifest_path.read_text())
-    told |= {"sha256": hashlib.sha256(container).hexdigest(), "bytes": len(container)}
+    manifest.path.write_bytes(file_bytes)
+    fields = json.loads(manifest.manifest_path.read_text())
+    fields |= {"sha256": hashlib.sha256(file_bytes).hexdigest(), "bytes": len(file_bytes)}
     with contextlib.suppress(DamagedFileError):
-        told["parts"] = component_digests(manifest.path, read_header(manifest.path)) if digests else told["parts"]
-    manifest.manifest_path.write_text(json.dumps(told))
+        fields["parts"] = component_digests(manifest.path, read_header(manifest.path)) if digests else fields["parts"]
+    manifest.manifest_path.write_text(json.dumps(fields))
     return read_manifest(manifest.manifest_path)
 
 
@@ -230,7 +230,7 @@ def _pickles(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
 
 
 TARGETS: dict[str, Callable[[Path], tuple[list[bytes], bool, Callable[[bytes], Any]]]] = {
-    "manifest": _manifests, "container": _containers, "head": _heads, "state": _states, "zip": _zips,
+    "manifest": _manifests, "file": _files, "head": _heads, "state": _states, "zip": _zips,
     "old format": _old_files, "pickle": _pickles,
 }  # fmt: skip
 
