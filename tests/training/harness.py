@@ -1,4 +1,4 @@
-"""A training run inside the test's process, to be stopped after any step and taken up again with any state."""
+"""A training run inside the test's process, which can be stopped after any step and resumed with any state."""
 
 from collections.abc import Container, Mapping
 from contextlib import closing
@@ -29,7 +29,7 @@ DESCRIBE = {"config_digest": "0" * 64, "data_digest": "0" * 64}
 
 
 class StopAfter(StopRequest):
-    """Asks to stop once the run has come to a step, as a signal at that moment would."""
+    """Requests a stop after a step, as a signal at that moment would."""
 
     def __init__(self, state: TrainState) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the processes of one run exchange, and where they meet."""
+"""Collectives of the processes of one run, and their rendezvous."""
 
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING
 from seqtrack.training.train_step import TrainStep
 from training.harness import Run
 
-# Told that there are two, in a group of one: every exchange takes place and changes nothing.
+# Two ranks by name, in a group of one: every collective takes place and changes nothing.
 TWO = DistributedContext(0, 2, torch.device("cpu"))
 
 
@@ -88,20 +88,20 @@ def test_gradients_stay_where_they_are_from_step_to_step_and_equal_those_of_one_
                 assert torch.equal(one.grad, expected[name]) and one.grad.data_ptr() == places[name]
 
 
-def test_a_start_after_a_death_reads_nothing_that_the_dead_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_reads_nothing_that_the_processes_before_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
     held = hold_store(address := f"127.0.0.1:{free_port()}")
     stores = []
     for start in ("0", "0", "1"):
         monkeypatch.setenv(MEETING, f"{address} {start}")
         stores.append(rendezvous_store(2))
-    first, beside_it, after_a_death = stores
+    first, same_start, restart = stores
     first.set("address of rank 1", "gone")
-    assert beside_it.check(["address of rank 1"])
-    assert not after_a_death.check(["address of rank 1"])
+    assert same_start.check(["address of rank 1"])
+    assert not restart.check(["address of rank 1"])
     del held
 
 
-def test_the_processes_of_one_machine_meet_without_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rendezvous_of_one_machine_needs_no_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LAUNCH_FOLDER, str(tmp_path))
     monkeypatch.setenv(MEETING, "")
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -113,7 +113,7 @@ def test_the_processes_of_one_machine_meet_without_a_port(tmp_path: Path, monkey
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
 
 
-def test_a_failure_of_our_own_is_not_taken_for_a_lost_peer() -> None:
+def test_another_failure_is_not_taken_for_a_lost_peer() -> None:
     with pytest.raises(RuntimeError, match="size mismatch") as caught, peers_needed():
         raise RuntimeError("size mismatch")
     assert not isinstance(caught.value, PeerLostError)

@@ -11,7 +11,7 @@ from seqtrack.errors import RunError, UserError
 from seqtrack.runtime import launcher
 from seqtrack.runtime.launcher import Launch, launch
 
-# Each notes its start, its process id and the start of the run that it belongs to; `wait` never returns by itself.
+# Each records its start, its process id and the start of the run that it belongs to; `wait` never returns.
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_one_failure_ends_processes_that_no_signal_reaches_and_is_the_reason_giv
     assert_none_left(tmp_path)
 
 
-def test_the_reason_is_the_failure_and_not_those_who_lost_a_peer_even_if_they_end_first(tmp_path: Path) -> None:
+def test_the_reason_is_the_failure_and_not_a_lost_peer_that_ended_first(tmp_path: Path) -> None:
     script = """
 met()
 if rank != 2: end(1, ("a peer ended", "run.peer_lost"), lost_peer=True)
@@ -147,7 +147,7 @@ def test_a_stop_before_they_met_waits_for_nobody(tmp_path: Path) -> None:
     assert_none_left(tmp_path)
 
 
-def test_a_process_told_to_stop_before_it_listened_ends_the_run_with_75(tmp_path: Path) -> None:
+def test_a_process_stopped_before_it_had_handlers_ends_the_run_with_75(tmp_path: Path) -> None:
     assert run(tmp_path, "if rank == 1: os._exit(75)\nwait()") == 75
     assert_none_left(tmp_path)
 
@@ -156,7 +156,7 @@ def test_one_that_ended_well_waits_for_a_slow_one_without_a_limit(tmp_path: Path
     assert run(tmp_path, "met()\nif rank == 0: time.sleep(1.0)\nend(0, designed=True)") == 0
 
 
-def test_signal_handlers_are_as_they_were(tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path, "met(); end(0, designed=True)")
     assert signal.getsignal(signal.SIGTERM) is before

