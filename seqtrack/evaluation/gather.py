@@ -51,7 +51,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
             found = [there[epoch] for epoch in sorted(there) if begin <= epoch <= end]
             if len(found) != end - begin + 1:  # not by listing the range: it may be as long as a typing error
                 missing = next(epoch for epoch in itertools.count(begin) if epoch not in there)
-                problems.append(f"{folder} lacks epoch {missing} of {token}; it holds: {epochs}")
+                problems.append(f"{folder} holds no checkpoint of epoch {missing}; there are: {epochs}")
         elif "/" in token or token.endswith((".safetensors", ".json")) or Path(token).is_file():
             try:
                 found = [manifest_of(Path(token))]
