@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: builds the virtual environment $venv (.venv) from the lock files, completely or not at all.
+# Sourced by the other scripts: builds the virtual environment $venv (.venv) from the lock files, or changes nothing.
 #
-# $venv/lock-digests lists what is installed, one line per lock: "DIGEST FILE". While the lines agree with the lock files the
-# environment is kept. It is built under another name and renamed when complete, so an interrupted build leaves nothing
-# that looks finished.
+# $venv/lock-digests lists what is installed, one line per lock: "DIGEST FILE". While the lines agree with the lock
+# files the environment is kept. It is built under another name and renamed when complete, so an interrupted build
+# leaves nothing that looks finished.
 
 # Where this is set, as in many container images, every start compiles torch's sources again, which takes four seconds.
 unset PYTHONDONTWRITEBYTECODE

@@ -6,7 +6,8 @@
 #   --long      also the long variants, then --fast under each installed Python of 3.10 to 3.12: hours
 #
 # Creates .venv if needed, as scripts/local.sh does. SEQTRACK_TEST_DATA and SEQTRACK_GOLDENS name folders with real test
-# data and reference outputs; without them the tests that need them are skipped. With CI=true a skipped test is a failure.
+# data and reference outputs; without them the tests that need them are skipped. With CI=true a skipped test is a
+# failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
@@ -46,8 +47,8 @@ elif ! timeout 20 docker info >/dev/null 2>&1; then
   [ "${CI:-}" = true ] && { log "in CI this is a failure"; failed="$failed docker"; }
   markers="($markers) and not docker"
 fi
-# One process more than cores, because one of them mostly waits; at most three, because some tests build the whole model,
-# which takes gigabytes.
+# One process more than cores, because one of them mostly waits; at most three, because some tests build the whole
+# model, which takes gigabytes.
 processes=$(($(nproc) > 1 ? 3 : 0))
 check tests python -m pytest -m "$markers" -n "${PROCESSES:-$processes}" --dist loadgroup --no-loadscope-reorder \
   --durations=15 "$@"
