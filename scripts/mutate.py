@@ -135,7 +135,7 @@ FAULTS = [
     Fault(f"{DAMAGE} -k whatever_the_disk", "a checkpoint is read again after it was verified", "CachedCheckpoint.take",
           "known == manifest", "False"),
     Fault(DAMAGE, "a manifest may name another step than its file", "verify_checkpoint",
-          "getattr(manifest, name) != told", "False"),
+          "getattr(manifest, name) != ...", "False"),
     Fault(START, "a checkpoint is deleted that exists nowhere else", "checkpoints_to_delete",
           "item is not best and is_safe(item)", "item is not best"),
     # --- logs and comparison
@@ -183,7 +183,7 @@ def inject(fault: Fault, tree: Path) -> tuple[Path, str]:
         raise LookupError(f"{fault.place} is defined {len(found)} times: {[str(path) for path, _ in found]}")
     path, scope = found[0]
     old = ast.parse(fault.old).body[0]
-    # An expression that gives way to a statement is one itself; otherwise it may be part of a larger expression.
+    # Replaced by a statement, `old` must be a whole statement; otherwise it may be part of a larger expression.
     is_expression = isinstance(old, ast.Expr) and fault.new not in ("pass", "return", "raise")
     pattern = old.value if isinstance(old, ast.Expr) and is_expression else old
     places = [node for node in ast.walk(scope) if isinstance(node, ast.stmt | ast.expr) and _matches(pattern, node)]
@@ -225,7 +225,7 @@ def run_tests(tree: Path, tests: str, data: Path) -> tuple[int, str]:
 
 
 def try_fault(fault: Fault, tree: Path, data: Path) -> str:
-    """Run a fault's tests with the fault; the outcome starts with `noticed` or says why not."""
+    """Run a fault's tests with the fault; the outcome starts with `noticed` or gives the reason."""
     began = time.monotonic()
     try:
         path, faulty = inject(fault, tree)

@@ -1,4 +1,4 @@
-"""Drawing frames in the mode `order` has the statistics of the authors' sampler over the same visible frames."""
+"""Sampling frames in the mode `order` has the statistics of the authors' sampler over the same visible frames."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from seqtrack.data.sequence import Sequence
 from seqtrack.seeding import sample_generator
 
 
-@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
+@pytest.fixture(params=sets.find("pure*.npz", companion=".json"))
 def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(request.param) as stored:
         arrays = {key: stored[key] for key in ("order_ids", "order_visible")}
@@ -49,7 +49,9 @@ def _limits(statistics: dict[str, Any], count: int) -> dict[str, float]:
     return limits
 
 
-def test_frames_are_drawn_as_the_authors_draw_them(golden: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
+def test_frames_have_the_statistics_of_the_authors(
+    golden: tuple[dict[str, np.ndarray], dict[str, Any]],
+) -> None:
     arrays, expected = golden
     ids = _draw(arrays["order_visible"], 20_000, gap=400)
     found = _statistics(ids)
@@ -60,16 +62,16 @@ def test_frames_are_drawn_as_the_authors_draw_them(golden: tuple[dict[str, np.nd
     assert arrays["order_visible"][ids].all(), "only visible frames"
 
 
-def test_another_interval_would_be_noticed(golden: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
+def test_another_interval_is_noticed(golden: tuple[dict[str, np.ndarray], dict[str, Any]]) -> None:
     arrays, expected = golden
     found = _statistics(_draw(arrays["order_visible"], 20_000, gap=360))
     assert abs(found["mean |x - t1|"] - expected["mean |x - t1|"]) > _limits(found, 20_000)["mean |x - t1|"]
 
 
-def test_the_authors_own_draws_have_the_statistics_that_ours_are_held_to(
+def test_the_authors_own_draws_are_within_the_same_limits(
     golden: tuple[dict[str, np.ndarray], dict[str, Any]],
 ) -> None:
-    """A check of this test's measure: the 300 draws that are stored agree with it as well."""
+    """Control of the limits themselves, with the 300 stored draws."""
     arrays, expected = golden
     found = _statistics(arrays["order_ids"])
     limits = _limits(found, len(arrays["order_ids"]))
