@@ -32,7 +32,7 @@ COUNTED = (
 )
 PER = r"process|rank|step|sample|sequence|tracker|epoch|batch|GPU|second|hour|core|frame|worker|line|class|run|phase"
 STATE = r"(seqtrack|tests)/(checkpoints|reports)/"
-TOKENS = r"(seqtrack|tests)/(model|tracking)/|seqtrack/tokens|tests/golden/"
+TOKENS = r"(seqtrack|tests)/model/|seqtrack/(tracking/tracker|tokens)|tests/golden/"
 UPLOADS = r"(seqtrack|tests)/uploads/|docs/uploads"
 RULES = [
     Rule(r"beside", "next to, with"),
@@ -58,7 +58,7 @@ RULES = [
     Rule(r"hand tools?", "helper commands"),
     Rule(r"the door", "the module that builds the training components"),
     Rule(r"still box", "static-box baseline"),
-    Rule(r"(sheet|sheets)(?<!contact sheet)(?<!contact sheets)", "contact sheet"),
+    Rule(r"(?<!contact )(?<!data )sheets?", "contact sheet"),
     Rule(r"plausib(le|ility)", "sanity check"),
     Rule(r"struck", "killed"),
     Rule(r"dealt out|dealt", "distributed"),
@@ -66,12 +66,11 @@ RULES = [
     Rule(rf"({COUNTED}) an? ({PER})", "per ..."),
     Rule(r"RESUME_EPOCH=newest", "RESUME_EPOCH=latest"),
     Rule(r"containers?", "checkpoint file", STATE + "|seqtrack/training/"),
-    Rule(r"(?<!\.)parts", "components", STATE),
-    Rule(r"parts? of (the|a|its|their) (training )?state", "state component"),
-    Rule(r"words?|word_\w+", "token", TOKENS),
-    Rule(r"figures", "metrics (numbers), plots (images)", r"(seqtrack|tests)/(evaluation|reports)/"),
+    Rule(r"parts of (the|a|its|their) (training )?state", "state components"),
+    Rule(r"words?(?!_embeddings)", "token", TOKENS),  # word_embeddings is a name of the authors' state dict
+    Rule(r"figures", "metrics (numbers), plots (images)", r"(seqtrack|tests)/(evaluation|reports)/(?!plots)"),
     Rule(r"survey|agenda|riders?|way back", "scan, upload queue, opportunistic files, download", UPLOADS),
-    Rule(r"silences?|patience|last words?|suffer\w*", "timeouts, timeout factor, last output", UPLOADS),
+    Rule(r"silences?|last words?|suffer\w*", "timeouts, last output, record_failure", UPLOADS),
 ]
 
 
