@@ -1,9 +1,9 @@
-"""Data pipeline: samples per second and core, and time per stage, at B256 (two templates and a search region).
+"""Data pipeline: samples a second a core, and where the time goes, at B256 (two templates and a search region).
 
-Frames are 1280x720, drawn at two file sizes: 225 KB at quality 90, as for the measurement of the authors' loader, and
-65 KB, LaSOT's average; --data adds the 1280x720 sequences of a folder of real video. Boxes have the distribution of
-LaSOT's. Numbers are for one process and in CPU time, so that other load has little influence. For comparison, the plain
-pipeline works in the authors' order (decode, mirror and convert the whole frame to grayscale, then crop).
+Frames are 1280x720, drawn here at two file sizes: 225 KB at quality 90, which the authors' loader was measured on, and
+65 KB, LaSOT's average. With --data, the 1280x720 sequences of a folder of real video as well. Boxes have the sizes and
+places that LaSOT's have. The figures are of one process; time is the processor's, so that a busy machine does not
+enter. The plain pipeline next to it works in the authors' order (decode, mirror and grey the whole frame, then crop).
 """
 
 import argparse
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every kind of frame; the headline numbers are those of 225 KB."""
+    """Measure every kind of frame; the headline figures are those of 225 KB."""
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def _real(folder: Path) -> Source:
 
 
 def _best_ms(work: Callable[[int], object], samples: int, repeats: int) -> float:
-    """CPU time of one call, the best of several rounds."""
+    """Processor time of one call, the best of several rounds."""
     best = float("inf")
     for _ in range(repeats):
         started = time.process_time()
@@ -134,7 +134,7 @@ def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
 
 
 def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
-    """Milliseconds per sample in each stage, measured by running the stages one after the other."""
+    """Milliseconds a sample in each stage, measured by doing the stages one after the other."""
     spent = dict.fromkeys(("draw", "read", "decode", "cut", "grey_and_mirror", "resize", "planes"), 0.0)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -171,7 +171,7 @@ def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
 
 
 def _plain_sample(dataset: TrackingDataset, index: int) -> list[np.ndarray]:
-    """The authors' order of operations: everything on the whole frame, the crop last, floats made here."""
+    """The authors' order of work on the same frames: everything on the whole frame, the crop last, floats made here."""
     generator = sample_generator(1, 0, index)
     _, clip, frames = dataset.choose(generator)
     mirrored, grey = generator.random() < 0.5, generator.random() < 0.05
@@ -193,7 +193,7 @@ def _plain_sample(dataset: TrackingDataset, index: int) -> list[np.ndarray]:
 
 
 def _measure_loader(source: Source, samples: int, workers: int) -> dict[str, float]:
-    """Wall time with worker processes, and the main process's time per batch."""
+    """Wall time through the worker processes, and what handing a batch over costs the main process."""
     dataset = TrackingDataset([source], [1.0], _SPEC, seed=1)
     loader = BatchLoader(dataset, batch_size_global=16, samples_per_epoch=max(64, samples), num_workers=workers)
     try:

@@ -1,7 +1,7 @@
-"""Frames per second of the tracker: one sequence, one frame at a time, as in `seqtrack track`.
+"""Frames a second of the tracker: one sequence, one frame at a time, as a user of `seqtrack track` has it.
 
-Weights are random and frames are noise around a moving block, which does not change the time. The first frames are a
-warm-up.
+Weights are drawn from a seed and the frames are noise around a moving block: the time does not depend on either. The
+first frames warm up and are not counted.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     tracker.start(noise, (290.0, 150.0, 60.0, 60.0))
-    # The tracker may run a copy of the model, so every call of an encoder is measured.
+    # The tracker may run a copy of the model, so the encoder is watched wherever it is called.
     handles = [
         torch.nn.modules.module.register_module_forward_pre_hook(_only(type(model.encoder), before)),
         torch.nn.modules.module.register_module_forward_hook(_only(type(model.encoder), after)),

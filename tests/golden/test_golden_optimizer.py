@@ -23,7 +23,7 @@ def _config_of(path: Path) -> Config:
 
 
 @pytest.mark.parametrize("path", _GROUPS)
-def test_the_groups_have_the_authors_parameters_order_and_rates(path: Path) -> None:
+def test_the_groups_hold_the_authors_parameters_in_their_order_with_their_rates(path: Path) -> None:
     config = _config_of(path)
     model = build_empty(model_spec(config))
     ours = parameter_groups(model, build.optimizer_settings(config))
@@ -45,13 +45,13 @@ def test_adamw_has_the_authors_constants(path: Path) -> None:
         assert mine["eps"] == other["eps"]
 
 
-def test_the_rate_of_every_epoch_equals_the_authors(goldens: Path) -> None:
+def test_the_rate_of_every_epoch_is_the_authors(goldens: Path) -> None:
     path = goldens / "lr_schedule.json"
     if not path.exists():
         pytest.skip(f"{goldens} has no lr_schedule.json")
     recorded = json.loads(path.read_text())
     config = load_config("seqtrack_b256")
-    steps = 7  # per epoch; the authors' rate changes between epochs only
+    steps = 7  # of an epoch: the authors' rate changes between epochs only
     settings = build.schedule_settings(config, steps)
     base = config.TRAIN.LR, config.TRAIN.LR * config.TRAIN.ENCODER_MULTIPLIER
     assert len(recorded["epoch"]) > config.TRAIN.LR_DROP_EPOCH, "the drop is in the record"
