@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from seqtrack import annotation_files
 from seqtrack.annotation_files import (
     read_archive,
     read_box_archive,
@@ -16,8 +14,10 @@ from seqtrack.annotation_files import (
     read_names,
     read_places,
 )
-from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.boxfiles import write_boxes
+
+from seqtrack import annotation_files
+from seqtrack.errors import Problem, UserError
 
 BOM = b"\xef\xbb\xbf"
 

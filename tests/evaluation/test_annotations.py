@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from seqtrack.evaluation.annotations import Annotation, choose, from_sequences, read_annotations
 
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
-from seqtrack.evaluation.annotations import Annotation, choose, from_sequences, read_annotations
 
 from .conftest import EvaluationData
 

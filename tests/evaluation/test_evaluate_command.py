@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
 from seqtrack.annotation_files import read_boxes
-from seqtrack.cli import main
 from seqtrack.evaluation.boxfiles import write_boxes
+
+from seqtrack.cli import main
 from seqtrack.evaluation.metrics import METRICS
 
 from .conftest import EvaluationData

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from seqtrack.errors import UserError
 from seqtrack.evaluation.annotations import Annotation
 from seqtrack.evaluation.boxfiles import write_boxes
+
+from seqtrack.errors import UserError
 from seqtrack.evaluation.metrics import mean_scores, score
 from seqtrack.evaluation.results import read_results
 

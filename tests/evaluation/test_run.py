@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seqtrack.evaluation.annotations import from_sequences
+from seqtrack.evaluation.gather import static_boxes
 
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
-from seqtrack.evaluation.annotations import from_sequences
-from seqtrack.evaluation.gather import static_boxes
 from seqtrack.evaluation.metrics import mean_scores, score
 from seqtrack.evaluation.run import read_frame, refuse_leak, track_sequences, validate
 from seqtrack.model.seqtrack import SeqTrack

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-
 from seqtrack.annotation_files import read_boxes
+
 from seqtrack.checkpoints.store import epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.cli import _join_negative_values, main
