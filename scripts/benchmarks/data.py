@@ -2,8 +2,8 @@
 
 Frames are 1280x720, drawn here at two file sizes: 225 KB at quality 90, which the authors' loader was measured on, and
 65 KB, LaSOT's average; with --data also the 1280x720 sequences of a folder of real video. Boxes are distributed as
-LaSOT's. All numbers are for one process and in CPU time, so that a busy machine does not matter. The plain pipeline, for
-comparison, works in the authors' order (decode, mirror and grey the whole frame, then crop).
+LaSOT's. All numbers are for one process and in CPU time, so that a busy machine does not matter. The plain pipeline, to
+compare, works in the authors' order (decode, mirror and grey the whole frame, then crop).
 """
 
 import argparse
