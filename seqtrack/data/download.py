@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import httpx2
-from huggingface_hub import HfApi, RepoFile, hf_hub_download
+from huggingface_hub import HfApi, RepoFile, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.data.annotations import attempt, class_of
@@ -35,8 +37,6 @@ REPO = "l-lt/LaSOT"
 _SPACE_FACTOR = 1.02
 _TRIES = 5
 _PAUSE_S = 0.5
-# Where `hf_hub_download` keeps partial files inside the target folder.
-_HUB_CACHE = ".cache/huggingface"
 # JPEG does not compress, so the files of a real zip are about as large as the zip; text is the rest.
 _MAX_GROWTH = 4
 _ALLOWANCE_BYTES = 64 * 1024 * 1024
@@ -111,7 +111,10 @@ def download_classes(
             with (root / ".download.lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 zips = _list_zips(hub, [name for name in classes if missing[name]])
-                _require_download_space(root, zips)
+                # A zip is as large as its contents, and both exist until it is unpacked.
+                rest = sum(one.size - _size(_part(root, one)) for one in zips)
+                needed = int((max(0, rest) + max(one.size for one in zips)) * _SPACE_FACTOR)
+                _require_space(root, needed, f"download and unpack {', '.join(one.class_name for one in zips)}")
                 for zip_ in zips:
                     archive = _download(zip_, root, hub)
                     strict = bool(sequences)
@@ -169,27 +172,35 @@ def _list_zips(hub: Hub, classes: Collection[str]) -> list[_Zip]:
     return [zips[name] for name in classes]
 
 
-def _require_download_space(root: Path, zips: list[_Zip]) -> None:
-    """A zip is as large as its contents, and both exist until it is unpacked."""
-    partial = sum(path.stat().st_size for path in (root / _HUB_CACHE).rglob("*.incomplete"))
-    rest = max(0, sum(one.size for one in zips) - partial)
-    needed = int((rest + max(one.size for one in zips)) * _SPACE_FACTOR)
-    _require_space(root, needed, f"download and unpack {', '.join(one.class_name for one in zips)}")
+def _part(root: Path, zip_: _Zip) -> Path:
+    """The growing file of a download; the digest in its name keeps another version of the zip from being continued."""
+    return root / f".{zip_.path}.{zip_.sha256[:16]}.part"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _download(zip_: _Zip, root: Path, hub: Hub) -> Path:
-    """The verified zip in `root`. A download that was interrupted is continued, by this process or the next."""
-    archive = root / zip_.path
+    """The verified zip in `root`. A download that was interrupted is continued, by this process or the next.
+
+    With the client's `http_get`: its `hf_hub_download` discards what a killed process received.
+    """
+    archive, part = root / zip_.path, _part(root, zip_)
     if archive.exists() and sha256_file(archive) == zip_.sha256:
         return archive
-    archive.unlink(missing_ok=True)
+    if _size(part) > zip_.size:
+        part.unlink()
+    url = hf_hub_url(hub.repo, zip_.path, repo_type="dataset", revision=hub.revision, endpoint=hub.endpoint)
+    headers = build_hf_headers(token=hub.token or False)
     for failures in range(1, _TRIES + 1):
         try:
-            hf_hub_download(
-                hub.repo, zip_.path,
-                repo_type="dataset", revision=hub.revision, endpoint=hub.endpoint, token=hub.token or False,
-                local_dir=root,
-            )  # fmt: skip
+            with part.open("ab") as file:
+                begun = file.tell()
+                http_get(
+                    url, file,
+                    resume_size=begun, headers=headers, expected_size=zip_.size, displayed_filename=zip_.path,
+                )  # fmt: skip
             break
         except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
             if failures == _TRIES or not _is_transient(error):
@@ -197,12 +208,11 @@ def _download(zip_: _Zip, root: Path, hub: Hub) -> Path:
                 raise UserError(text, "download.failed") from error
             _log.warning("%s: %s", zip_.path, _first_line(error))
             time.sleep(_PAUSE_S * 2**failures)
-    if archive.stat().st_size != zip_.size or sha256_file(archive) != zip_.sha256:
-        archive.unlink()
-        shutil.rmtree(root / _HUB_CACHE, ignore_errors=True)
+    if sha256_file(part) != zip_.sha256:
+        part.unlink()
         text = f"{zip_.path}: the received bytes differ from what the Hub lists (sha256 {zip_.sha256}); deleted"
         raise UserError(text, "download.digest")
-    shutil.rmtree(root / _HUB_CACHE, ignore_errors=True)
+    part.replace(archive)
     return archive
 
 

@@ -1,4 +1,4 @@
-"""At LaSOT's real size the published numbers of frames come out."""
+"""At LaSOT's full size the numbers of frames are the published ones."""
 
 import os
 from collections.abc import Collection
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.data.lasot import class_of, open_lasot
+from seqtrack.data.annotations import class_of
+from seqtrack.data.lasot import open_lasot
 from seqtrack.data.sources import describe, open_source
 
 # Published for the official split.
@@ -32,7 +33,7 @@ def _write_annotations(root: Path, test_data: Path, *, classes: Collection[str] 
             os.close(os.open(folder / "img" / f"{number:08d}.jpg", os.O_CREAT))
 
 
-def test_the_published_numbers_of_training_frames_come_out(test_data: Path, tmp_path: Path) -> None:
+def test_the_numbers_of_training_frames_are_the_published_ones(test_data: Path, tmp_path: Path) -> None:
     classes = tuple(TRAIN_FRAMES)
     _write_annotations(tmp_path, test_data, classes=classes, frames="all")
     source = open_source("lasot", tmp_path, classes=classes, split="train")
