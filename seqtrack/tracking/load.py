@@ -1,5 +1,6 @@
 """Checkpoints ready to track: selected from a run, weights verified, sizes from the configuration stored with them."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
+from seqtrack.parsing import short_repr
 
 _EPOCHS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
@@ -48,13 +50,13 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 epochs = ", ".join(map(str, sorted(existing))) or "none"
                 text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {epochs}"
                 problems.append(Problem(text, "checkpoint.no_epoch"))
-        elif "/" in word or word.endswith((".safetensors", ".json")) or Path(word).is_file():
+        elif "/" in word or word.endswith((".safetensors", ".json")) or os.path.isfile(word):  # noqa: PTH113 - Path.is_file raises for a name that is too long
             try:
                 found = [manifest_of(Path(word))]
             except UserError as error:
                 problems += error.problems
         else:
-            text = f"--checkpoint {word}: expected all, last, an epoch such as 3, a range 2-5, or a file"
+            text = f"--checkpoint {short_repr(word)}: expected all, last, an epoch such as 3, a range 2-5, or a file"
             problems.append(Problem(text, "checkpoint.option"))
         chosen |= {manifest.path: manifest for manifest in found}
     if problems:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from seqtrack.data.annotations import class_of
 from seqtrack.data.lasot import open_lasot
@@ -33,6 +34,7 @@ def _write_annotations(root: Path, test_data: Path, *, classes: Collection[str] 
             os.close(os.open(folder / "img" / f"{number:08d}.jpg", os.O_CREAT))
 
 
+@pytest.mark.long  # makes 213,695 files
 def test_the_numbers_of_training_frames_are_the_published_ones(test_data: Path, tmp_path: Path) -> None:
     classes = tuple(TRAIN_FRAMES)
     _write_annotations(tmp_path, test_data, classes=classes, frames="all")
@@ -53,3 +55,5 @@ def test_all_1120_sequences_open(test_data: Path, tmp_path: Path) -> None:
     sequences = open_lasot(root, classes=(), split="train")
     assert len(sequences) == 1120 and sum(one.num_frames for one in sequences) == 2_831_982
     assert sum(int(one.absent.sum()) for one in sequences) == 79_622
+    for name, count in TRAIN_FRAMES.items():
+        assert sum(one.num_frames for one in sequences if one.class_name == name) == count

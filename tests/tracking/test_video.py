@@ -11,11 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from seqtrack.tracking.draw import COLOUR_RGB, draw_box
 
 from seqtrack.errors import UserError
 from seqtrack.tracking import video
-from seqtrack.tracking.video import CODECS, VideoWriter, ask_for_box, nearest_rate, open_frames
+from seqtrack.tracking.video import (
+    CODECS,
+    COLOUR_RGB,
+    VideoWriter,
+    ask_for_box,
+    draw_box,
+    nearest_rate,
+    open_frames,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
