@@ -7,6 +7,10 @@ Knows no data set, frame or tracker.
 """
 
 import re
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +32,11 @@ T = TypeVar("T")
 _MAX_SHOWN, _MAX_PROBLEMS = 20, 10_000
 _MAX_TEXT_BYTES = 16 * 1024 * 1024
 _MAX_ARCHIVE_BYTES = 256 * 1024 * 1024
+# What zipfile and NumPy's header parser raise for damaged bytes; neither documents it.
+_ARCHIVE_ERRORS = (
+    ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, MemoryError,
+    SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 
 # Files in the official format are parsed by NumPy, twenty times as fast as line by line; integers three times faster.
 _INTEGER, _DECIMAL = rb"-?[0-9]{1,9}", rb"-?[0-9]{1,9}(?:\.[0-9]{1,17})?(?:[eE][+-]?[0-9]{1,2})?"
@@ -311,7 +320,7 @@ def _read_arrays(path: Path, kinds: dict[str, str]) -> dict[str, NDArray[Any]]:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", "file.unreadable") from error
-    except Exception as error:  # zipfile and NumPy raise a dozen undocumented types for damaged bytes
+    except _ARCHIVE_ERRORS as error:
         reason = short_repr(str(error), 200)
         raise UserError(f"{path}: cannot be read as an .npz archive ({reason})", "file.archive") from error
     for key, array in arrays.items():
