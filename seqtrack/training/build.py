@@ -10,15 +10,15 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from seqtrack.config.schema import Config
 from seqtrack.data.augment import Jitter
-from seqtrack.data.classes import draw_classes
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
+from seqtrack.data.lasot import draw_classes
 from seqtrack.data.sources import Source, open_source
 from seqtrack.device import (
     DTYPES,
@@ -43,8 +43,6 @@ from seqtrack.training.train_step import StepSettings
 from seqtrack.training.trainer import TrainerConfig, Validation
 
 logger = logging.getLogger(__name__)
-
-Sampling = Literal["stateless", "fixed_per_epoch"]
 
 
 def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> list[Source]:
@@ -79,7 +77,6 @@ def sample_spec(config: Config) -> SampleSpec:
         search_jitter=Jitter(center=data.SEARCH.CENTER_JITTER, scale=data.SEARCH.SCALE_JITTER),
         interval=data.MAX_SAMPLE_INTERVAL,
         mode=data.SAMPLER_MODE,
-        sampling=config.TRAIN.SAMPLING,
     )
 
 

@@ -226,17 +226,17 @@ def _children(running: Running) -> list[int]:
     ]
 
 
-def test_repeating_samples_are_warned_of_at_the_start_and_in_the_log_file(demo_data: Path, tmp_path: Path) -> None:
-    keys = {"TRAIN.SAMPLING": "fixed_per_epoch"}
+def test_an_unusual_setting_is_warned_of_at_the_start_and_in_the_log_file(demo_data: Path, tmp_path: Path) -> None:
+    keys = {"DATA.SEARCH.CENTER_JITTER": "4.5"}
     said = completed(environment(tmp_path, demo_data, keys, EPOCHS=1)).said
     log = next((tmp_path / "phase_1" / "logs").glob("*.log")).read_text()
     for text in (said, log):
-        assert 0 <= text.find("TRAIN.SAMPLING is fixed_per_epoch") < text.index("Epoch 1 :")
+        assert 0 <= text.find("DATA.SEARCH.CENTER_JITTER") < text.index("Epoch 1 :")
 
 
 def test_sampling_as_usual_warns_of_nothing(uninterrupted: Path) -> None:
     log = next((uninterrupted / "phase_1" / "logs").glob("*.log")).read_text()
-    assert "WARNING" not in log and "fixed_per_epoch" not in log
+    assert "WARNING" not in log and "DATA.SEARCH.CENTER_JITTER" not in log
 
 
 def test_what_a_run_writes_says_how_it_began_and_what_it_promises(uninterrupted: Path) -> None:

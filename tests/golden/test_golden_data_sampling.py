@@ -1,15 +1,13 @@
 """Sampling frames in the mode `order` has the statistics of the authors' sampler over the same visible frames."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import model_sets as sets
 import numpy as np
 import pytest
 
-from seqtrack.data.sampling import FrameIndex, draw_frames
-from seqtrack.data.sequence import Sequence
+from seqtrack.data.sampling import draw_frames
 from seqtrack.seeding import sample_generator
 
 
@@ -21,11 +19,9 @@ def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[
 
 
 def _draw(visible: np.ndarray, count: int, gap: int) -> np.ndarray:
-    n = len(visible)
-    boxes = np.tile([1.0, 1.0, 5.0, 5.0], (n, 1))
-    frames = FrameIndex(Sequence("a-1", "a", Path(), boxes, visible > 0, visible == 0, np.zeros(n, dtype=np.bool_)))
+    numbers = np.flatnonzero(visible)
     generators = (sample_generator(1, 0, index) for index in range(count))
-    drawn = [draw_frames(g, frames, mode="order", num_templates=2, num_search=1, gap=gap) for g in generators]
+    drawn = [draw_frames(g, numbers, mode="order", num_templates=2, gap=gap) for g in generators]
     return np.array(drawn)
 
 
