@@ -1,11 +1,11 @@
-# One image for training, uploading, evaluating: on the CUDA base for the driver's interface alone, since torch's packages
-# bring cuDNN, cuBLAS and NCCL themselves. CPU machines use the same image.
+# One image for training, uploading and evaluating, on the small CUDA base: torch's packages contain cuDNN, cuBLAS and
+# NCCL. Machines without a GPU use the same image.
 #
 #   docker build -t seqtrack .                          torch 2.4.1 with CUDA 12.1 (GPUs up to Hopper)
 #   docker build -t seqtrack --build-arg CUDA=cu128 .   torch 2.9.1 with CUDA 12.8 (Blackwell: RTX 50, B200)
 #
-# Pin a base by digest with --build-arg BASE_CU121=nvidia/cuda@sha256:... There is no `# syntax=` line on purpose: it
-# would make every build ask a registry, and the engine's own front end has all that is used here.
+# Pin a base by digest with --build-arg BASE_CU121=nvidia/cuda@sha256:... There is deliberately no `# syntax=` line: it
+# makes every build ask a registry, and the engine's own front end supports everything used here.
 ARG CUDA=cu121
 ARG BASE_CU121=nvidia/cuda:12.1.1-base-ubuntu22.04
 ARG BASE_CU128=nvidia/cuda:12.8.1-base-ubuntu22.04
@@ -14,7 +14,7 @@ FROM ${BASE_CU121} AS base-cu121
 FROM ${BASE_CU128} AS base-cu128
 # hadolint ignore=DL3006
 FROM base-${CUDA} AS system
-# Python is the system's: 3.10 on Ubuntu 22.04. No version is pinned: the base's digest decides it.
+# Python is the system's: 3.10 on Ubuntu 22.04. Its version is not pinned: the base image determines it.
 # hadolint ignore=DL3008
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt,sharing=locked \
@@ -23,7 +23,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ca-certificates python3 tini \
     && rm -rf /var/log/apt /var/log/dpkg.log /var/cache/debconf
 
-# The installer stays behind in a stage of its own.
+# The installer has its own stage and is not part of the image.
 FROM system AS installer
 # hadolint ignore=DL3008
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
@@ -35,9 +35,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM system AS packages
 ARG CUDA
-# Installed where it will be used, with the installer and its downloads mounted only for this step: copying five
-# gigabytes from another stage would double the build's time and disk, and leave nothing less behind.
-# --compile-bytecode: the file system may be read-only later, and compiling torch at each start costs ten seconds.
+# Installed in the final stage, with the installer and its downloads mounted for this step only: copying five gigabytes
+# from another stage would double the build's time and disk usage for the same result.
+# --compile-bytecode: the file system may be read-only later, and compiling torch at each start takes ten seconds.
 RUN --mount=type=bind,from=installer,source=/uv,target=/uv \
     --mount=type=bind,source=requirements.lock,target=/locks/requirements-cu121.lock \
     --mount=type=bind,source=requirements-cu128.lock,target=/locks/requirements-cu128.lock \
@@ -49,8 +49,8 @@ RUN --mount=type=bind,from=installer,source=/uv,target=/uv \
 FROM packages AS program
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# The container starts as root only to become the owner of the mounted output folder (docker/entrypoint). Unmounted or
-# fresh volumes take their owner from here, so that without any mount it is this ordinary user.
+# The container starts as root only to switch to the owner of the mounted output folder (docker/entrypoint). Unmounted
+# folders and new volumes take their owner from here, so that without any mount it is this user.
 RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin seqtrack \
     && install -d -o seqtrack -g seqtrack /output /data /cache
 WORKDIR /app
@@ -58,7 +58,7 @@ COPY requirements*.in requirements*.lock pyproject.toml LICENSE README.md ./
 COPY docker/entrypoint docker/healthcheck docker/
 COPY seqtrack seqtrack
 ARG CUDA
-# What a run records as its lock is the file of this name.
+# A run records the file of this name as its lock.
 RUN if [ "${CUDA}" != cu121 ]; then cp "requirements-${CUDA}.lock" requirements.lock; fi \
     && python -m compileall -q seqtrack
 STOPSIGNAL SIGTERM
@@ -86,7 +86,7 @@ LABEL org.opencontainers.image.title="seqtrack" \
       org.opencontainers.image.revision="${COMMIT}" \
       seqtrack.cuda="${CUDA}" \
       seqtrack.lock.sha256="${LOCK_DIGEST}"
-# Where no argument names the commit (`docker compose build`), the context's .git does.
+# Without the argument (`docker compose build`), the commit is read from the context's .git.
 RUN --mount=type=bind,target=/context \
     if [ "${COMMIT}" != unknown ]; then echo "${COMMIT}" >.commit; else \
     sh /context/docker/read-commit /context/.git >.commit; fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What redrawing a run's plots costs the trainer: `bench_plots.py 2000 60000 600000` prints one JSON object per length.
+"""The trainer's cost of redrawing plots: `bench_plots.py 2000 60000 600000` prints one JSON object per length.
 
-Processor seconds, not wall time, of this process and of the process that draws. `--before` measures the way it was
-until commit 5b6aff4, in whose checkout it has to run: metrics.jsonl read and all points drawn by the trainer itself.
+CPU seconds, not wall time, of this process and of the plotting process. `--before` measures the implementation until
+commit 5b6aff4, in whose checkout it must run: the trainer itself read metrics.jsonl and plotted all points.
 """
 
 import argparse

@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes the virtual environment $venv (.venv) from the lock files, whole or not at all.
+# Sourced by the other scripts: builds the virtual environment $venv (.venv) from the lock files, or changes nothing.
 #
-# $venv/lock-digests says what is in it: one line a lock, "DIGEST FILE". While the lines agree with the lock files the
-# environment is kept as it is. It is built next to its place under another name and renamed when complete, so a build
-# that was cut off leaves nothing that looks finished.
+# $venv/lock-digests lists what is installed, one line per lock: "DIGEST FILE". While the lines agree with the lock
+# files the environment is kept. It is built under another name and renamed when complete, so an interrupted build
+# leaves nothing that looks finished.
 
-# Where this is set, as in many container images, every start would compile torch's sources again, for four seconds.
+# Where this is set, as in many container images, every start compiles torch's sources again, which takes four seconds.
 unset PYTHONDONTWRITEBYTECODE
 
 venv=${VENV:-.venv} # a folder in the repository's root
 
-say() { printf '%s\n' "$*" >&2; }
+log() { printf '%s\n' "$*" >&2; }
 stop() {
   printf 'error: %s\n' "$*" >&2
   exit 2
@@ -20,20 +20,20 @@ stop() {
 find_python() {
   local name found=""
   for name in ${PYTHON:-python3 python3.11 python3.12 python3.10 python}; do
-    # A name alone proves nothing: version managers put stubs on the PATH that only print an error.
+    # The name is not enough: version managers put stubs on the PATH that only print an error.
     if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
       if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
         "$name" -c 'import sys; print(sys.executable)'
         return
       fi
-      found="$name is a fitting Python, but has no 'venv': on Debian and Ubuntu, 'sudo apt install python3-venv' adds it"
+      found="$name is a supported Python without 'venv'; on Debian and Ubuntu: sudo apt install python3-venv"
     fi
   done
   stop "${found:-no Python 3.10, 3.11 or 3.12 found${PYTHON:+ at PYTHON=$PYTHON}. Install one (Ubuntu 22.04 has 3.10,
 Debian 12 has 3.11, both as 'python3') or name one: PYTHON=/path/to/python3.11 $0 ...}"
 }
 
-# install_uv PYTHON FOLDER: a small environment with uv alone; returns 1 where it cannot be had.
+# install_uv PYTHON FOLDER: a small environment with only uv; returns 1 if it cannot be installed.
 install_uv() {
   "$1" -m venv "$2" &&
     "$2/bin/python" -m pip --quiet --disable-pip-version-check install --require-hashes -r requirements-uv.lock >&2
@@ -41,10 +41,10 @@ install_uv() {
 
 digest_line() { sha256sum "$1"; }
 
-# has_lock FOLDER LOCK: whether the environment in FOLDER was completed from this very lock file.
+# has_lock FOLDER LOCK: whether the environment in FOLDER was completed from exactly this lock file.
 has_lock() { grep -qxF "$(digest_line "$2")" "$1/lock-digests" 2>/dev/null; }
 
-# install_lock FOLDER LOCK: every package of LOCK, each file checked against its hash, then the line that says so.
+# install_lock FOLDER LOCK: every package of LOCK, each file checked against its hash; then record the lock's digest.
 install_lock() {
   if [ -n "$uv" ]; then
     "$uv" pip install --quiet --python "$1/bin/python" --require-hashes --no-deps -r "$2"
@@ -59,10 +59,10 @@ has_locks() {
   for lock in "$@"; do has_lock "$venv" "$lock" || return 1; done
 }
 
-# make_environment LOCK...: bring $venv in the current folder (the repository's root) to the state of these locks.
+# make_environment LOCK...: make $venv in the current folder (the repository's root) match these locks.
 make_environment() {
   if has_locks "$@"; then return; fi
-  # Two commands started together (training and upload, say) must not both build it.
+  # Two commands started at the same time (training and upload) must not both build it.
   exec 8<requirements.lock
   flock 8
   if ! has_locks "$@"; then build_environment "$@"; fi
@@ -72,23 +72,23 @@ make_environment() {
 build_environment() {
   local python tools lock uv="" began=$SECONDS
   python=$(find_python)
-  say "making $venv with $python from $* (once; kept while the locks are unchanged; about 5 GB)"
+  log "creating $venv with $python from $* (once, until a lock changes; about 5 GB)"
   rm -rf "$venv.new"
   tools=$(mktemp -d)
   if install_uv "$python" "$tools"; then
     uv=$tools/bin/uv
   else
-    say "uv could not be installed; continuing with pip, which takes longer"
+    log "uv could not be installed; using pip, which is slower"
   fi
   "$python" -m venv ${uv:+--without-pip} "$venv.new"
   for lock in "$@"; do install_lock "$venv.new" "$lock"; done
-  # The package itself is this folder, so that an edited file is the one that runs.
+  # The package itself is this folder, so that edits take effect.
   pwd >"$("$venv.new/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/seqtrack.pth"
-  # Commands such as .venv/bin/pytest name their Python by its path, which is about to change.
+  # Commands such as .venv/bin/pytest contain the path of their Python, which is about to change.
   grep -rlIZF --exclude-dir=__pycache__ "/$venv.new" "$venv.new/bin" | xargs -0r sed -i "s|/${venv//./\\.}\.new|/$venv|g"
   rm -rf "$tools" "$venv.old"
   if [ -e "$venv" ]; then mv "$venv" "$venv.old"; fi
   mv "$venv.new" "$venv"
   rm -rf "$venv.old"
-  say "$venv is ready after $((SECONDS - began)) s"
+  log "$venv is ready after $((SECONDS - began)) s"
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Check on a GPU machine, without a network, that everything that is promised holds under CUDA.
+"""Check every guarantee under CUDA, on a GPU machine without a network.
 
     python3 scripts/gpu_check.py --out FOLDER [--extras FOLDER] [--only NAME,NAME] [--budget-s 480]
 
-Each item runs under its own limit and ends as ok, FAILED, skipped or over budget; none stops the others. They run in
-the order of their value. One line per item is printed at once, and FOLDER/gpu_check.json is rewritten after each: a
-machine that is taken away loses nothing. The exit code is 0 unless an item FAILED. `scripts/gpu_check.sh` makes the
-extras (reference outputs, small wheels) where there is a network. `--device cpu --small` tries the items themselves.
+Each item has its own time limit and ends as ok, FAILED, skipped or over budget; none stops the others. The most
+valuable items run first. Each prints one line, and FOLDER/gpu_check.json is rewritten after each, so that a preempted
+machine loses nothing. The exit code is 0 unless an item FAILED. `scripts/gpu_check.sh` prepares the extras (reference
+outputs, small wheels) on a machine with a network. `--device cpu --small` tests the items themselves.
 """
 
 import argparse
@@ -33,7 +33,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 @dataclass
 class Outcome:
-    """How an item ended. `values` holds every figure that it measured."""
+    """The outcome of an item. `values` holds every number that it measured."""
 
     name: str
     state: str = "running"

@@ -3,11 +3,11 @@
 #
 #   train-phase1                  train from scratch into ./output/phase_1 (PHASE, EPOCHS, ...: see docs/configuration.md)
 #   RESUME_EPOCH=3 ... train-phase2   continue from phase 1's epoch 3 into ./output/phase_2, and compare the two
-#   upload [--once]               push what is in ./output to HF_REPO
+#   upload [--once]               upload ./output to HF_REPO
 #   evaluate, verify, report, data, hub, plan, doctor, track, export, import: `scripts/local.sh JOB --help` explains each
 #
-# The first use makes .venv from requirements.lock. Settings come from the environment, then from .env if there is one.
-# Works from any folder; output goes to ./output next to this script's folder unless OUTPUT_DIR says otherwise.
+# The first call creates .venv from requirements.lock. Settings come from the environment, then from .env if it exists.
+# Works from any folder; output goes to the repository's ./output unless OUTPUT_DIR is set.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Make every lock file again from the short lists: scripts/lock.sh [--upgrade]
+# Regenerate every lock file from the requirements lists: scripts/lock.sh [--upgrade]
 #
-# A lock names every package with its version and the SHA-256 of each file that may be installed for it, for Python
-# 3.10 to 3.12 on Linux x86-64. Without --upgrade, what is locked stays as it is and only changes to the lists count.
+# A lock lists every package with its version and the SHA-256 of each file that may be installed for it, for Python
+# 3.10 to 3.12 on Linux x86-64. Without --upgrade, locked versions stay and only changes to the lists take effect.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
@@ -15,12 +15,12 @@ fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-install_uv "$(find_python)" "$scratch" || stop "uv could not be installed with pip, and these locks are made with uv"
+install_uv "$(find_python)" "$scratch" || stop "uv, which makes these locks, could not be installed with pip"
 
 compile() { # compile LIST LOCK [option...]
   local list=$1 lock=$2
   shift 2
-  say "$list -> $lock"
+  log "$list -> $lock"
   "$scratch/bin/uv" pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header \
     --output-file "$lock" "$@" "$list"
 }

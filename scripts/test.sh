@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Check everything: scripts/test.sh [--fast | --long] [pytest argument...]
 #
-#   (nothing)   style, types, shell, Dockerfile, then every test; those that need Docker when an engine answers
+#   (nothing)   style, types, shell, Dockerfile, then every test; those that need Docker if an engine answers
 #   --fast      without the tests that need Docker and without whole training runs: a few minutes
-#   --long      also the full forms of the soaks, then --fast under each Python of 3.10 to 3.12 that is here: hours
+#   --long      also the long variants, then --fast under each installed Python of 3.10 to 3.12: hours
 #
-# Makes .venv if needed, as scripts/local.sh does. SEQTRACK_TEST_DATA and SEQTRACK_GOLDENS name folders of real test
-# data and reference outputs; tests that need them are skipped without, and the summary says why. With CI=true a skipped
-# test is a failure.
+# Creates .venv if needed, as scripts/local.sh does. SEQTRACK_TEST_DATA and SEQTRACK_GOLDENS name folders with real test
+# data and reference outputs; without them the tests that need them are skipped. With CI=true a skipped test is a
+# failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
@@ -24,10 +24,10 @@ outer_path=$PATH
 PATH=$PWD/$venv/bin:$PATH
 
 failed=""
-check() { # check NAME COMMAND...: run on after a failure, so that one run shows all
+check() { # check NAME COMMAND...: continue after a failure, so that one run shows all of them
   local name=$1 began=$SECONDS
   shift
-  if "$@"; then say "$name: good ($((SECONDS - began)) s)"; else say "$name: FAILED"; failed="$failed $name"; fi
+  if "$@"; then log "$name: passed ($((SECONDS - began)) s)"; else log "$name: FAILED"; failed="$failed $name"; fi
 }
 
 if [ $# -eq 0 ]; then
@@ -43,17 +43,17 @@ markers="not long"
 if [ "$form" = fast ]; then
   markers="not long and not docker and not run"
 elif ! timeout 20 docker info >/dev/null 2>&1; then
-  say "no Docker engine answers: the tests marked docker are left out"
-  [ "${CI:-}" = true ] && { say "in CI that is a failure"; failed="$failed docker"; }
+  log "no Docker engine answers: skipping the tests marked docker"
+  [ "${CI:-}" = true ] && { log "in CI this is a failure"; failed="$failed docker"; }
   markers="($markers) and not docker"
 fi
-# One process more than cores, for one of them mostly waits; three at most: some tests build the whole model, which takes
-# gigabytes each.
+# One process more than cores, because one of them mostly waits; at most three, because some tests build the whole
+# model, which takes gigabytes.
 processes=$(($(nproc) > 1 ? 3 : 0))
 check tests python -m pytest -m "$markers" -n "${PROCESSES:-$processes}" --dist loadgroup --no-loadscope-reorder \
   --durations=15 "$@"
 
-# Each Python has an environment of its own, .venv-3.10 and so on; arguments choose the tests there too.
+# Each Python has its own environment, .venv-3.10 and so on; arguments select the tests there too.
 if [ "$form" = long ]; then
   for version in 3.10 3.11 3.12; do
     # pyenv's stubs on the PATH answer for one version only; the others are in its folder.
@@ -61,9 +61,9 @@ if [ "$form" = long ]; then
     if python=$(PATH=$outer_path PYTHON=$names find_python 2>/dev/null); then
       check "python $version" env PATH="$outer_path" PYTHON="$python" VENV=".venv-$version" scripts/test.sh --fast "$@"
     else
-      say "python $version: not on this machine"
+      log "python $version: not installed"
     fi
   done
 fi
 
-[ -z "$failed" ] || { say "failed:$failed"; exit 1; }
+[ -z "$failed" ] || { log "failed:$failed"; exit 1; }

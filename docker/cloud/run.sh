@@ -2,9 +2,9 @@
 # Start one phase on a machine that has Docker and an NVIDIA driver, without compose:
 #   PHASE=1 HF_REPO=me/seqtrack HF_TOKEN_PATH=~/hf_token docker/cloud/run.sh
 #
-# Settings are the usual variables (docs/configuration.md). The container continues when the terminal closes; follow it with
-# `docker logs -f seqtrack-phase1`. It uploads while it trains, ends when everything is on the Hub, and after a reboot
-# continues where it stopped. GPUS="" runs without a GPU.
+# Settings are the usual variables (docs/configuration.md). The container runs in the background; follow it with
+# `docker logs -f seqtrack-phase1`. It uploads while it trains and ends when everything is on the Hub; after a failure
+# it is started again, up to five times, and continues where it stopped. GPUS="" runs without a GPU.
 set -euo pipefail
 
 image=${IMAGE:-seqtrack}
@@ -14,13 +14,13 @@ output=$(realpath -m "${OUTPUT_DIR:-output}")
 data=$(realpath -m "${DATA_DIR:-data}")
 mkdir -p "$output" "$data"
 
-# --stop-timeout: the trainer saves and the uploader drains before the machine goes; Docker alone would wait 10 s.
+# --stop-timeout: time for the trainer to save and the uploader to finish; Docker's default is 10 s.
 options=(--detach --name "$name" --stop-timeout 150 --shm-size "${SHM_SIZE:-2g}" --restart on-failure:5
   --read-only --tmpfs /tmp --volume "$output:/output" --volume "$data:/data" --volume seqtrack-cache:/cache
   --env "PHASE=$phase")
 if [ -n "${GPUS-all}" ]; then options+=(--gpus "${GPUS-all}" --ulimit memlock=-1); fi
 if [ -n "${HF_TOKEN_PATH:-}" ]; then
-  # A mounted file: a value given with --env would are in `docker inspect` for all to read.
+  # A mounted file: everybody could read a value given with --env in `docker inspect`.
   options+=(--volume "$(realpath "$HF_TOKEN_PATH"):/run/secrets/hf_token:ro" --env HF_TOKEN_PATH=/run/secrets/hf_token)
 fi
 for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC HF_REPO HF_ENDPOINT \
@@ -29,7 +29,7 @@ for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERR
 done
 if [ -n "${NETWORK:-}" ]; then options+=(--network "$NETWORK"); fi
 
-# What a finished container of this name wrote is in the output folder; the container itself is in the way.
+# A finished container blocks its name; what it wrote is in the output folder.
 docker rm "$name" >/dev/null 2>&1 || true
 docker run "${options[@]}" "$image" train
 echo "follow it:  docker logs -f $name"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Slurm with Apptainer: sbatch docker/cloud/slurm.sh
 #
-# Once, where Docker or the registry can be reached:  apptainer build seqtrack.sif docker-daemon://seqtrack:latest
-# The job is signalled two minutes before its time is up, saves, ends with 75, and puts itself in the queue again.
+# Once, on a machine with Docker or access to the registry:  apptainer build seqtrack.sif docker-daemon://seqtrack:latest
+# Two minutes before its time limit the job is signalled, saves, exits with 75, and is queued again.
 #SBATCH --job-name=seqtrack
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
@@ -26,8 +26,8 @@ if [ -n "${HF_TOKEN_PATH:-}" ]; then
   export APPTAINERENV_HF_TOKEN_PATH=/run/hf_token
 fi
 
-# bash ends a `wait` for a signal, with a code that is not the child's, and several signals can make it forget the child's
-# own. One is handed on, the rest are ignored; the code is asked for when the child is gone.
+# A signal ends bash's `wait` with a code that is not the child's, and several signals can make bash lose the child's own.
+# So one signal is forwarded, further ones are ignored, and the code is read after the child has ended.
 child="" signalled=""
 # shellcheck disable=SC2329  # a trap calls it
 hand_on() {
@@ -38,10 +38,10 @@ hand_on() {
   fi
 }
 trap hand_on TERM INT
-# Apptainer runs as the user who submitted, so the entrypoint has nobody to become and changes no owner.
+# Apptainer runs as the user who submitted, so the entrypoint changes neither user nor owners.
 apptainer run --nv --containall --bind "$binds" "${SIF:-$folder/seqtrack.sif}" train &
 child=$!
-if [ -n "$signalled" ]; then kill -TERM "$child" 2>/dev/null; fi # it came before there was a child
+if [ -n "$signalled" ]; then kill -TERM "$child" 2>/dev/null; fi # it arrived before the child was started
 wait "$child"
 while kill -0 "$child" 2>/dev/null; do wait "$child"; done
 trap '' TERM INT

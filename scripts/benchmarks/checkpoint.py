@@ -1,6 +1,6 @@
 """How long a checkpoint of B256 blocks training, when it is durable, and how soon a restarted run takes a step.
 
-Compared with `torch.save` of the same state to the same disk, which a trainer without a background write waits for.
+Compared with `torch.save` of the same state to the same disk, for which a trainer without background writes waits.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Data pipeline: samples a second a core, and where the time goes, at B256 (two templates and a search region).
+"""Data pipeline: samples per second per core, and the time of each stage, at B256 (two templates, one search region).
 
 Frames are 1280x720, drawn here at two file sizes: 225 KB at quality 90, which the authors' loader was measured on, and
-65 KB, LaSOT's average. With --data, the 1280x720 sequences of a folder of real video as well. Boxes have the sizes and
-places that LaSOT's have. The figures are of one process; time is the processor's, so that a busy machine does not
-enter. The plain pipeline next to it works in the authors' order (decode, mirror and grey the whole frame, then crop).
+65 KB, LaSOT's average; with --data also the 1280x720 sequences of a folder of real video. Boxes are distributed as
+LaSOT's. All numbers are for one process and in CPU time, so that a busy machine does not matter. The plain pipeline, to
+compare, works in the authors' order (decode, mirror and grey the whole frame, then crop).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from seqtrack.data import augment, crop, jpeg
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.loader import BatchLoader
-from seqtrack.data.sequence import Sequence, visible_frames
+from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source, open_source
 from seqtrack.seeding import sample_generator
 
@@ -35,14 +35,14 @@ _QUALITY = {225: 90, 65: 60}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=300, help="samples of each measurement (default: 300)")
-    parser.add_argument("--repeats", type=int, default=3, help="the best of so many is taken (default: 3)")
+    parser.add_argument("--samples", type=int, default=300, help="samples per measurement (default: 300)")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions, of which the best counts (default: 3)")
     parser.add_argument("--data", type=Path, help="folder of real video, such as lasot_mini")
-    parser.add_argument("--workers", type=int, default=0, help="measure the loader with so many workers as well")
+    parser.add_argument("--workers", type=int, default=0, help="also measure the loader with this many workers")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every kind of frame; the headline figures are those of 225 KB."""
+    """Measure every kind of frame; the headline numbers are those of 225 KB."""
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -81,13 +81,12 @@ def _drawn(folder: Path, kilobytes: int) -> Source:
     ratio = np.exp(rng.normal(0, 0.4, n))
     w, h = np.minimum(side * ratio, _WIDTH - 1), np.minimum(side / ratio, _HEIGHT - 1)
     boxes = np.stack((rng.random(n) * (_WIDTH - w), rng.random(n) * (_HEIGHT - h), w, h), axis=1).round()
-    none = np.zeros(n, dtype=np.bool_)
-    clip = Sequence("drawn-1", "drawn", folder / "img", boxes, visible_frames(boxes, none, none), none, none)
+    clip = Sequence("drawn-1", "drawn", boxes, np.zeros(n, dtype=np.bool_), folder / "img", np.ones(n, dtype=np.int64))
     return Source(f"drawn, {statistics.mean(sizes) / 1000:.0f} KB", [clip], "train", True)
 
 
 def _frame_of(rng: np.random.Generator, target_bytes: int, quality: int) -> bytes:
-    """A frame with edges and grain, the grain as strong as the file size asks for."""
+    """A frame with edges and as much noise as the file size needs."""
     cells = rng.integers(0, 256, (_HEIGHT // 40, _WIDTH // 40, 3), dtype=np.uint8)
     smooth = cv2.resize(cells, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     grain = cv2.GaussianBlur(rng.standard_normal((_HEIGHT, _WIDTH, 3)).astype(np.float32), (0, 0), 0.8)
@@ -134,7 +133,7 @@ def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
 
 
 def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
-    """Milliseconds a sample in each stage, measured by doing the stages one after the other."""
+    """Milliseconds per sample in each stage, measured one after the other."""
     spent = dict.fromkeys(("draw", "read", "decode", "cut", "grey_and_mirror", "resize", "planes"), 0.0)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -193,7 +192,7 @@ def _plain_sample(dataset: TrackingDataset, index: int) -> list[np.ndarray]:
 
 
 def _measure_loader(source: Source, samples: int, workers: int) -> dict[str, float]:
-    """Wall time through the worker processes, and what handing a batch over costs the main process."""
+    """Wall time with worker processes, and the cost of a delivered batch in the main process."""
     dataset = TrackingDataset([source], [1.0], _SPEC, seed=1)
     loader = BatchLoader(dataset, batch_size_global=16, samples_per_epoch=max(64, samples), num_workers=workers)
     try:

@@ -1,9 +1,9 @@
-"""One whole training step: forward, loss, backward, clipping at 0.1, AdamW; next to a plain 2048-cube matmul.
+"""One complete training step (forward, loss, backward, clipping at 0.1, AdamW), relative to a 2048-cube matmul.
 
-The matmul runs between the steps of the same process, in float32 whatever the step's dtype, so that its rate and the
-step's were measured on the machine in the same state. `gflops` counts the model's nominal work (459 GFLOP a sample at
-B256 with two templates: three times the forward pass), not what was saved or computed twice. On the CPU
-the process starts again with the allocator's settings as the entrypoint has them; the result says which were set.
+The matmul runs between the steps in the same process, in float32 for every dtype of the step, so that both rates belong
+to the same state of the machine. `gflops` counts the model's nominal work (459 GFLOP per sample at B256 with two
+templates: three times the forward pass), regardless of what is skipped or computed twice. On the CPU the process
+restarts itself with the entrypoint's allocator settings; the result lists them.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from seqtrack.runtime.gpus import find_gpu
 from seqtrack.tokens import target_sequences
 
 CUBE = 2048
-# What docker/entrypoint sets for the trainer: freed activations are kept and used again. Otherwise each step asks the
-# kernel for some 140,000 fresh pages, which cost it 0.2 to 3 s. The last one is torch's own: large tensors begin on
-# pages of 2 MiB, and small objects do not settle in the room that they leave.
+# As set by docker/entrypoint: freed activations are kept and reused. Otherwise each step requests about 140,000 new
+# pages, which takes 0.2 to 3 s. The last one is torch's own: large tensors start on pages of 2 MiB, which avoids
+# fragmentation.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
@@ -107,11 +107,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _result(
     args: argparse.Namespace, spec: ModelSpec, seconds: list[float], matmul_seconds: list[float], peak: int
 ) -> dict[str, Any]:
-    # The decoder's 0.2 % is left out, as in the figures this is compared with.
+    # Without the decoder's 0.2 %, as in the numbers this is compared with.
     sample = 3 * cost_of(spec).encoder_flops
     rates = [sample * args.batch / each / 1e9 for each in seconds]
     matmul_rates = [2 * CUBE**3 / each / 1e9 for each in matmul_seconds]
-    # Each step is compared with the matmuls right before and after it: a neighbour's load then weighs on both.
+    # Each step is compared with the matmuls before and after it, so that other load affects both.
     ratios = [rate / statistics.mean(matmul_rates[i : i + 2]) for i, rate in enumerate(rates)]
     median = statistics.median(seconds)
     result = {
@@ -140,7 +140,7 @@ def _result(
 
 
 def _start_again_with_the_allocator_set() -> None:
-    """glibc reads its settings once, when a process starts: become that process. A setting that is there stays."""
+    """Restart this process, because glibc reads its settings once. Variables that are set are kept."""
     if not set(ALLOCATOR) <= set(os.environ) and "LD_PRELOAD" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**ALLOCATOR, **os.environ})
 
@@ -154,7 +154,7 @@ def _set_kernels(args: argparse.Namespace) -> None:
 
 
 def _make_step(model: SeqTrack, args: argparse.Namespace, device: torch.device) -> Any:
-    """The step as a function without arguments, over one fixed batch that already lies on the device."""
+    """The step as a function without arguments, on one fixed batch on the device."""
     spec = model.spec
     generator = torch.Generator().manual_seed(2)
     templates = torch.randn(
@@ -200,7 +200,7 @@ def _time_matmul(device: torch.device, *, repeats: int = 5) -> float:
 
 
 def _reset_peak(device: torch.device) -> None:
-    """Forget the peak so far. On Linux, "5" resets the process's high-water mark of resident memory."""
+    """Reset the peak. On Linux, "5" resets the process's high-water mark of resident memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -221,7 +221,7 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-# What an operator's name says about where the time goes; the first part that is found counts.
+# Kind of work by operator name; the first match counts.
 _GROUPS = (
     ("attention", ("scaled_dot_product", "_softmax")),
     ("matrix products", ("mm", "linear", "convolution")),
@@ -233,7 +233,7 @@ _GROUPS = (
 
 
 def _print_profile(step: Any, device: torch.device) -> None:
-    """The share of each kind of work, then the single operators, on stderr."""
+    """Print the share of each kind of work, then the operators, to stderr."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -1,7 +1,7 @@
-"""Frames a second of the tracker: one sequence, one frame at a time, as a user of `seqtrack track` has it.
+"""Frames per second of the tracker on one sequence, one frame at a time, as in `seqtrack track`.
 
-Weights are drawn from a seed and the frames are noise around a moving block: the time does not depend on either. The
-first frames warm up and are not counted.
+Weights are random and the frames are noise: the time does not depend on either. The first frames warm up and are not
+counted.
 """
 
 import argparse

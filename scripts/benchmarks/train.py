@@ -1,8 +1,8 @@
-"""A whole run as a user has it: the loop with loader, log and saves, on drawn frames; what a bare step leaves out.
+"""A complete run on drawn frames with loader, log and saves: what a bare training step leaves out.
 
 `step_gap_s` is the time between two calls of the training step: waiting for data, logging, saving. On a GPU
-`device_gap_s` is the time in which the device had finished one step and not begun the next, by CUDA events. Utilisation
-is given where the card's peak is known, by the model's nominal work and by the work that is done.
+`device_gap_s` is the time between the end of one step and the start of the next on the device, by CUDA events.
+Utilization is reported if the card's peak is known, for the model's nominal and for the executed work.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train one epoch and return the figures."""
+    """Train one epoch and return the numbers."""
     import torch
 
     from seqtrack import train as training
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     events: list[tuple[Any, Any]] = []
 
     class TimedStepper(TrainStep):
-        """The run's own step, with the times at which it was called and came back."""
+        """The run's own step, recording when it is called and when it returns."""
 
         def __call__(self, *batch: Any, **votes: Any) -> Any:
             marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if torch.cuda.is_available() else []

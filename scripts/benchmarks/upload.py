@@ -1,9 +1,9 @@
-"""What the sidecar costs training: wall time of the demo with and without it, side by side, while the server fails.
+"""The sidecar's effect on training: wall time of the demo with and without it, for several states of the server.
 
-Runs of training alternate: one without a sidecar, then one for each state of the server (well, down, slow at 10 KB/s,
-refusing every call), then one without again, and so on. Each run is compared with the mean of the two plain runs
-around it, so that a slow drift of the machine cancels. Wall time is that of the training process from start to exit.
-Then one large file is sent alone, for rate and memory.
+Training runs alternate: one without a sidecar, one for each state of the server (`well`, down, slow at 10 KB/s,
+refusing every call), one without again, and so on. Each run is compared with the mean of the two plain runs around it,
+so that a slow drift of the machine cancels. Wall time is that of the training process. Then one large file is uploaded,
+for rate and memory.
 """
 
 import argparse
@@ -33,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--pairs", type=int, default=3, help="runs of each kind")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=1600, help="samples an epoch")
+    parser.add_argument("--samples", type=int, default=1600, help="samples per epoch")
     parser.add_argument("--states", default=",".join(STATES), help="states of the server, separated by commas")
-    parser.add_argument("--megabytes", type=int, default=1100, help="size of the file that is sent alone; 0 for none")
+    parser.add_argument("--megabytes", type=int, default=1100, help="size of the single large file; 0 for none")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure and return the figures."""
+    """Measure and return the numbers."""
     states = args.states.split(",") if args.states else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result: dict[str, Any] = {"pairs": args.pairs, "cores": len(os.sched_getaffinity(0))}
         if args.pairs:
-            _train(folder, args, None)  # draws the demo's data, fills caches; not counted
+            _train(folder, args, None)  # draws the demo's data and fills caches; not measured
             plain = [_train(folder, args, None)]
             timed: dict[str, list[tuple[int, float]]] = {state: [] for state in states}
             for turn in range(args.pairs):
@@ -108,7 +108,7 @@ def _train(folder: Path, args: argparse.Namespace, state: str | None) -> float:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     server = sidecar = None
-    port = 9  # the discard port: nobody listens, connections are refused
+    port = 9  # the discard port: connections are refused
     try:
         if state is not None and state != "down":
             server, port = _server(folder, STATES[state])
@@ -131,7 +131,7 @@ def _train(folder: Path, args: argparse.Namespace, state: str | None) -> float:
 
 
 def _send(folder: Path, size: int) -> dict[str, Any]:
-    """One large file alone, from a page cache that holds it."""
+    """Upload one large file from the page cache."""
     output = folder / "large"
     output.mkdir()
     place = output / "weights.bin"

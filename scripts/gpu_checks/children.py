@@ -1,4 +1,4 @@
-"""What runs in child processes. Imported by the process that forks them: nothing may touch the GPU at import."""
+"""Code of child processes. The process that forks them imports it, so nothing may touch the GPU at import."""
 
 import hashlib
 import os
@@ -119,7 +119,7 @@ def alone_in_a_group(device: str) -> int:
         if device == "cuda":
             dist.destroy_process_group()
             return 0
-    os._exit(0)  # gloo's threads cannot be taken apart safely
+    os._exit(0)  # gloo's threads cannot be destroyed safely
 
 
 TASKS = {

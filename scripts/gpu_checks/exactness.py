@@ -122,9 +122,9 @@ def _golden(context: Context, check: Check, sets: Any, rule: str) -> float:
         check.values[f"{rule} {what}"] = relative
         check.that(relative <= allowed, f"set {rule}: {what} {relative:.1e}, allowed {allowed:.1e}")
         worst = max(worst, relative / allowed)
-    told = sets.read_json(f"model_b256_{rule}.json") or {}
+    facts = sets.read_json(f"model_b256_{rule}.json") or {}
     sequence_loss(logits, targets.to(context.device), model.spec.bins).mean().backward()
-    norms = told.get("grad_norm", {})
+    norms = facts.get("grad_norm", {})
     off = {
         name: abs(float(p.grad.double().norm()) - norms[name]) / norms[name]
         for name, p in model.named_parameters()
@@ -285,7 +285,7 @@ def save(context: Context, check: Check) -> str:
     check.values |= {"stalls_s": stalls, "bytes": sum(b.nbytes for b in buffers)}
     check.values["pinned_bytes"] = sum(b.nbytes for b in buffers if b.is_pinned()) if context.is_cuda else 0
     stall = sorted(stalls)[1]
-    check.that(stall < 0.06 or not context.is_cuda, f"training stood for {stall * 1e3:.0f} ms")
+    check.that(stall < 0.06 or not context.is_cuda, f"training was blocked for {stall * 1e3:.0f} ms")
     return f"stall {stall * 1e3:.1f} ms, reserved in {check.values['reserve_s']:.2f} s"
 
 

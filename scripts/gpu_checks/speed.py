@@ -35,7 +35,7 @@ GIB = 2**30
 
 
 def memory(context: Context, check: Check) -> str:
-    """Peak memory of the real step against what `plan` says, tensors and the whole process."""
+    """Peak memory of the real step against what `plan` estimates, tensors and the whole process."""
     capability = torch.cuda.get_device_capability(0) if context.is_cuda else None
     at_start = _used(context)
     worst, table = [1.0, 1.0], []
@@ -63,8 +63,8 @@ def memory(context: Context, check: Check) -> str:
     check.values |= {"table": table, "used_at_start": at_start}
     if context.is_cuda:
         # The context and the libraries' workspaces: what is used beyond torch's own.
-        beside = [row["device_total"] - row["reserved"] for row in table]
-        check.values["process_bytes_median"] = sorted(beside)[len(beside) // 2]
+        outside = [row["device_total"] - row["reserved"] for row in table]
+        check.values["process_bytes_median"] = sorted(outside)[len(outside) // 2]
         check.that(worst[0] >= 0.85 and worst[1] <= 1.05, f"reserved / planned is {worst[0]:.2f} to {worst[1]:.2f}")
     return f"reserved / planned {worst[0]:.2f} to {worst[1]:.2f} over {len(table)} settings"
 
@@ -166,11 +166,11 @@ def _golden_tracker(context: Context, check: Check) -> None:
     from seqtrack.config.loader import load_config
     from seqtrack.model.build import build_empty
 
-    told = sets.read_json("tracker_b256.json")
+    facts = sets.read_json("tracker_b256.json")
     theirs = sets.read(sets.folder() / "tracker_b256.npz")
-    frames, box = sets.video(told["T"])
-    model = sets.fill(build_empty(model_spec(load_config(told["config"]))), told["rule"]).to(context.device)
-    settings = TrackerSettings(update_interval=told["update_interval"], update_threshold=told["update_threshold"])
+    frames, box = sets.video(facts["T"])
+    model = sets.fill(build_empty(model_spec(load_config(facts["config"]))), facts["rule"]).to(context.device)
+    settings = TrackerSettings(update_interval=facts["update_interval"], update_threshold=facts["update_threshold"])
     follower = BatchTracker(model, settings)
     (state,) = follower.start([frames[0]], [box])
     wrong = 0
@@ -248,6 +248,6 @@ def compiled(context: Context, check: Check) -> str:
         trainer = context.trainer({**keys, "MODEL.ENCODER.USE_CHECKPOINT": True}, batch=full)
         check.values["checkpointing"] = timed(trainer, steps=max(1, steps // 2), warm=1)
         dynamo.reset()
-    beside = context.speeds.get(f"bf16/{full}")
-    gain = f", {row['samples_per_s'] / beside - 1:+.0%} against eager" if beside else ""
+    eager = context.speeds.get(f"bf16/{full}")
+    gain = f", {row['samples_per_s'] / eager - 1:+.0%} against eager" if eager else ""
     return f"{row['samples_per_s']:.0f} samples/s{gain}, first step {check.values['first_step_s']:.0f} s"

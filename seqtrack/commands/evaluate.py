@@ -1,30 +1,35 @@
-"""`seqtrack evaluate`: score checkpoints, baselines and other trackers' files side by side by LaSOT's protocol."""
+"""`seqtrack evaluate`: score checkpoints, baselines and other trackers' result files by LaSOT's protocol."""
 
 import argparse
-import functools
 import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
+from seqtrack.commands.track import add_precision_and_device
+from seqtrack.config.environment import Environment, read_environment
+from seqtrack.config.loader import load_config
+from seqtrack.config.schema import Config
+from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
 
 if TYPE_CHECKING:
-    import torch
-
-    from seqtrack.config.environment import Environment
-    from seqtrack.config.schema import Config
+    from seqtrack.checkpoints.store import Manifest
+    from seqtrack.data.annotations import Annotation
+    from seqtrack.data.sequence import Sequence
     from seqtrack.data.sources import Source
-    from seqtrack.evaluation.tracker_results import TrackerResult
+    from seqtrack.evaluation.results import TrackerResult
+    from seqtrack.model.seqtrack import SeqTrack
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything has a default: with none given, every epoch of phase 1 on the test split of its own data set."""
+    """By default every epoch of phase 1 is evaluated on the test split of its own data set."""
     parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     parser.add_argument(
         "--checkpoint",
@@ -60,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--convention",
         choices=("toolkit", "pytracking"),
         default="toolkit",
-        help="how a visible frame whose annotation is no box counts: as in LaSOT's toolkit, or as in pytracking and "
+        help="how a visible frame counts whose annotation is not a box: as in LaSOT's toolkit, or as in pytracking and "
         "the authors' evaluator (default: toolkit)",
     )
     parser.add_argument(
@@ -68,14 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="track with the untrained model as well (default: with all checkpoints)",
     )
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "tf32", "bf16", "fp16"),
-        default="fp32",
-        help="of the encoder; tf32 and fp16 need a GPU (default: fp32)",
-    )
+    add_precision_and_device(parser)
     parser.add_argument("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
     parser.add_argument(
         "-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)"
     )
@@ -83,38 +82,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write tables, plots and boxes, and print the table of means."""
-    from seqtrack.config.environment import read_environment
-    from seqtrack.errors import UserError
-    from seqtrack.evaluation.annotations import choose, read_annotations
-    from seqtrack.evaluation.gather import results_from_files, static_box_result
+    # Imported here for the start-up time of --help, as in the functions below.
+    from seqtrack.data.annotations import read_annotations
     from seqtrack.evaluation.metrics import CONVENTIONS
     from seqtrack.evaluation.plots import draw_plots
-    from seqtrack.evaluation.results import read_results
+    from seqtrack.evaluation.results import Evaluation, choose, read_results, static_box_result
     from seqtrack.evaluation.tables import summary_table, write_tables, write_tracks
-    from seqtrack.evaluation.tracker_results import Evaluation
 
     environment = read_environment(os.environ)
     begun = time.monotonic()
     folder = environment.phase_folder(args.phase)
     wanted = args.checkpoint or ([] if args.results else ["all"])
     if args.annotations is not None and (wanted or not args.results):
-        raise UserError("--annotations has no frames: it goes with --results and without --checkpoint")
+        text = "--annotations has no frames: use it with --results and without --checkpoint"
+        raise UserError(text, "evaluation.option")
     if args.concurrent < 1:
-        raise UserError(f"--concurrent is {args.concurrent}; at least one sequence is tracked at a time")
+        raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
 
-    names = split_commas(args.sequences)
-    conditions: dict[str, Any] = {}
-    results: list[TrackerResult] = []
     if args.annotations is not None:
-        annotations = choose(read_annotations(args.annotations), classes=split_commas(args.classes), names=names)
+        classes, names = split_commas(args.classes), split_commas(args.sequences)
+        annotations = choose(read_annotations(args.annotations), classes=classes, names=names)
+        results: list[TrackerResult] = []
         conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
-        results, annotations, conditions = _tracked(args, environment, folder, wanted, names)
-    others = [one for place in args.results or () for one in read_results(place, annotations, repair=args.repair)]
-    if others:
+        results, annotations, conditions = _track_run(args, environment, folder, wanted)
+    if args.results:
         conditions["repair"] = args.repair
     conditions["convention"], convention = args.convention, CONVENTIONS[args.convention]
-    results += results_from_files(others, annotations, convention=convention)
+    results += read_results(args.results or (), annotations, repair=args.repair, convention=convention)
     results.append(static_box_result(annotations, convention=convention))
 
     evaluation = Evaluation(annotations, results, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
@@ -127,33 +122,30 @@ def run(args: argparse.Namespace) -> int:
                 write_tracks(result, target / "boxes")
         write_tables(evaluation, target, plots=[f"plots/{name}" for name in plots])
     except OSError as error:
-        raise UserError(f"{target}: the evaluation cannot be written there ({error})") from error
+        raise UserError(f"{target}: the evaluation cannot be written there ({error})", "evaluation.output") from error
     print(summary_table(evaluation), end="")
     logger.info("tables, plots and boxes are in %s", target)
     return 0
 
 
-def _tracked(
-    args: argparse.Namespace, environment: "Environment", folder: Path, wanted: list[str], names: tuple[str, ...]
-) -> tuple[list["TrackerResult"], list[Any], dict[str, Any]]:
-    """Track with every wanted checkpoint; returns subjects, annotations, and the conditions for the records."""
-    from seqtrack.config.loader import load_config
+def _track_run(
+    args: argparse.Namespace, environment: Environment, folder: Path, wanted: list[str]
+) -> tuple[list["TrackerResult"], list["Annotation"], dict[str, Any]]:
+    """Track with every wanted checkpoint; returns results, annotations, and the conditions for the records."""
     from seqtrack.data.sources import describe
-    from seqtrack.evaluation.annotations import choose, from_sequences
-    from seqtrack.evaluation.gather import select_checkpoints
+    from seqtrack.evaluation.results import choose
 
-    manifests = select_checkpoints(folder, wanted) if wanted else []
+    manifests: list[Manifest] = []
     config = None
-    if manifests:
-        from seqtrack.tracking.load import checkpoint_config  # imports torch, which result files do not need
+    if wanted:
+        from seqtrack.tracking.load import checkpoint_config, select_checkpoints  # torch, not needed for result files
 
+        manifests = select_checkpoints(folder, wanted)
         config = checkpoint_config(manifests[-1])
     elif (folder / "config.yaml").is_file():
         config = load_config(str(folder / "config.yaml"))
     source = _open(args, environment, config)
-    annotations = choose(from_sequences(source.sequences), names=names)
-    kept = {one.name for one in annotations}
-    sequences = [sequence for sequence in source.sequences if sequence.name in kept]
+    annotations = choose(source.sequences, names=split_commas(args.sequences))
     conditions: dict[str, Any] = {
         "dataset": source.name,
         "split": source.split,
@@ -162,21 +154,22 @@ def _tracked(
     }
     if not manifests:
         return [], annotations, conditions
+    names = {one.name for one in annotations}
+    sequences = [sequence for sequence in source.sequences if sequence.name in names]
     if args.split == "test":
-        _refuse_trained_sequences(folder, source.name, [sequence.name for sequence in sequences])
-    _refuse_unusable_frames(sequences)
+        _refuse_trained_sequences(folder, source.name, names)
     results, more = _track_checkpoints(args, environment, manifests, sequences, source.name, untrained="all" in wanted)
     return results, annotations, {**conditions, "run": folder.name, **more}
 
 
-def _open(args: argparse.Namespace, environment: "Environment", config: "Config | None") -> "Source":
-    """The data set: the flag's, the environment's if it was set there, else what the run was trained on."""
-    from seqtrack.data.classes import draw_classes
+def _open(args: argparse.Namespace, environment: Environment, config: Config | None) -> "Source":
+    """The data set: the option's, the environment's if set there, else the run's own."""
+    from seqtrack.data.lasot import draw_classes
     from seqtrack.data.sources import SOURCES, open_source
 
     name, classes = args.dataset, split_commas(args.classes)
     if name is None and config is not None and not environment.given("DATASET"):
-        # Of several training sets the first whose test split is known here.
+        # Of several training sets the first that is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
         if not classes and not environment.given("CLASSES"):
             classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
@@ -184,62 +177,53 @@ def _open(args: argparse.Namespace, environment: "Environment", config: "Config 
     return open_source(name, environment.data_dir, classes=classes or environment.classes, split=args.split)
 
 
-def _refuse_trained_sequences(folder: Path, dataset: str, names: Sequence[str]) -> None:
-    """Refuse a test split that holds sequences which the run's own records name as training sequences."""
-    from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
-    from seqtrack.errors import UserError
-
+def _refuse_trained_sequences(folder: Path, dataset: str, names: Iterable[str]) -> None:
+    """Refuse test sequences that the run's own records list as training sequences."""
     place = folder / "dataset.json"
     recorded = read_side_file(place, DatasetRecord)
     sources = recorded.sources if recorded is not None else []
     trained = {name for one in sources if (one.name, one.split) == (dataset, "train") for name in one.names}
-    leaked = [name for name in names if name in trained]
+    leaked = sorted(trained.intersection(names))
     if leaked:
         raise UserError(
-            f"{len(leaked)} sequences of the test split were trained on, says {place}: {', '.join(leaked[:10])}; "
-            "a model must not be judged by what it was trained on (--split train shows training sequences as such)"
+            f"{len(leaked)} test sequences were trained on according to {place}: {', '.join(leaked[:10])}; "
+            "a model must not be evaluated on its training data (--split train shows training sequences as such)",
+            "evaluation.leak",
         )
-
-
-def _refuse_unusable_frames(sequences: list[Any]) -> None:
-    """Refuse frame files that are missing or cannot be used before hours of tracking, not when they are reached."""
-    from seqtrack.data.decode import check_frames
-    from seqtrack.errors import UserError
-
-    problems = check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames))
-    if problems:
-        raise UserError(problems)
 
 
 def _track_checkpoints(
     args: argparse.Namespace,
-    environment: "Environment",
-    manifests: list[Any],
-    sequences: list[Any],
+    environment: Environment,
+    manifests: list["Manifest"],
+    sequences: list["Sequence"],
     dataset: str,
     *,
     untrained: bool,
 ) -> tuple[list["TrackerResult"], dict[str, Any]]:
-    """Track with each checkpoint in turn, and with the untrained model if the flag or else `untrained` says so."""
+    """Track with each checkpoint in turn, and with the untrained model if `--untrained` or by default `untrained`."""
+    import torch
     from tqdm import tqdm
 
+    from seqtrack.data.decode import check_frames
     from seqtrack.device import choose_device
-    from seqtrack.evaluation.gather import checkpoint_name, checkpoint_source
     from seqtrack.evaluation.metrics import CONVENTIONS
-    from seqtrack.evaluation.run import model_result, untrained_model
-    from seqtrack.tracking.load import load_model, set_threads
+    from seqtrack.evaluation.run import model_result
+    from seqtrack.model.build import build_model
+    from seqtrack.runtime.environment import describe_device
+    from seqtrack.tracking.load import checkpoint_name, checkpoint_source, load_model, set_threads
     from seqtrack.tracking.settings import check_precision, tracker_settings
 
+    # Missing and unusable frame files are found before hours of tracking.
+    problems = check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames))
+    if problems:
+        raise UserError(problems)
     device = choose_device(args.device or environment.device)
     check_precision(args.precision, device)
     frames = sum(sequence.num_frames - 1 for sequence in sequences)
     results: list[TrackerResult] = []
-    conditions: dict[str, Any] = {}
 
-    settings_of = functools.cache(lambda config: tracker_settings(config, dataset=dataset, precision=args.precision))
-
-    def track(name: str, kind: str, model: Any, config: Any, epoch: int | None, source: dict[str, Any]) -> None:
-        settings = settings_of(config)
+    def track(name: str, kind: str, model: "SeqTrack", epoch: int | None, source: dict[str, Any]) -> None:
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             result = model_result(
                 name, kind, model, sequences, settings,
@@ -250,33 +234,26 @@ def _track_checkpoints(
         metrics = result.mean(list(result.scores)).metrics()
         fps = result.timing(list(result.scores))["fps"] or 0.0
         logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, metrics["auc"], metrics["p20"], fps)
-        conditions.update(
-            window=settings.window, update_interval=settings.update_interval, update_threshold=settings.update_threshold
-        )
 
+    last_config = None
     for manifest in manifests:
         model, config = load_model(manifest, device)
         set_threads(config)
+        if config != last_config:
+            settings, last_config = tracker_settings(config, dataset=dataset, precision=args.precision), config
         source = {**checkpoint_source(manifest), "step": manifest.step}
-        track(checkpoint_name(manifest, manifests), "checkpoint", model, config, manifest.epoch, source)
+        track(checkpoint_name(manifest, manifests), "checkpoint", model, manifest.epoch, source)
     if args.untrained if args.untrained is not None else untrained:
-        spec = model.spec
-        model = untrained_model(spec, seed=config.TRAIN.SEED, device=device)
-        track("untrained", "untrained", model, config, None, {"seed": config.TRAIN.SEED})
-    return results, {**_measured_with(args, device), **conditions}
-
-
-def _measured_with(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
-    """What times and last digits depend on, for the records."""
-    import torch
-
-    from seqtrack.runtime.environment import describe_device
-
-    return {
+        fresh = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
+        track("untrained", "untrained", fresh, None, {"seed": config.TRAIN.SEED})
+    return results, {
         "device": describe_device(device),
         "precision": args.precision,
         "concurrent": args.concurrent,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "window": settings.window,
+        "update_interval": settings.update_interval,
+        "update_threshold": settings.update_threshold,
     }

@@ -1,24 +1,27 @@
-"""`seqtrack track`: follow one object through a video, a folder of frames or a camera."""
+"""`seqtrack track`: track one object through a video, a folder of frames or a camera."""
 
 import argparse
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqtrack.config.environment import Environment, read_environment
+from seqtrack.errors import STOPPED_EXIT_CODE, UserError
+from seqtrack.parsing import ParseError, parse_float
+
 if TYPE_CHECKING:
-    from seqtrack.checkpoints.store import Manifest
-    from seqtrack.config.environment import Environment
+    from seqtrack.runtime.stop import StopRequest
     from seqtrack.tracking.tracker import Tracker
-    from seqtrack.tracking.video import FrameSource, Image
+    from seqtrack.tracking.video import FrameSource
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to follow, with which weights, and where the video goes."""
+    """What to track, with which weights, and where the video goes."""
     parser.add_argument(
         "source",
         metavar="VIDEO|FOLDER|CAMERA",
@@ -46,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="frames per second of the output (default: the source's own, its mean where it varies; 30 for a folder)",
     )
+    add_precision_and_device(parser)
+    parser.add_argument("--no-video", action="store_true", help="write OUT.txt and OUT.json only")
+
+
+def add_precision_and_device(parser: argparse.ArgumentParser) -> None:
+    """The options that `track` and `evaluate` share."""
     parser.add_argument(
         "--precision",
         choices=("fp32", "tf32", "bf16", "fp16"),
@@ -53,16 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the encoder; tf32 and fp16 need a GPU (default: fp32)",
     )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
-    parser.add_argument("--no-video", action="store_true", help="write OUT.txt and OUT.json only")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Track, write OUT.mp4, OUT.txt and OUT.json, and print where the first two are. A stop on request keeps what was
-    tracked."""
+    """Track, write OUT.mp4, OUT.txt and OUT.json, and print the paths of the first two. A stop on request keeps the
+    frames tracked so far."""
+    # Imported here for the start-up time of --help, as in the functions below.
     from seqtrack.checkpoints.safetensors_io import write_json
-    from seqtrack.config.environment import read_environment
-    from seqtrack.errors import STOPPED_EXIT_CODE, UserError
-    from seqtrack.evaluation.boxfiles import write_boxes
+    from seqtrack.data.annotations import write_boxes
     from seqtrack.runtime.stop import StopRequest
     from seqtrack.tracking.video import CODECS, FPS_RANGE, open_frames
 
@@ -70,42 +77,30 @@ def run(args: argparse.Namespace) -> int:
     box = _numbers("--box", args.box, 4) if args.box else None
     (fps,) = _numbers("--fps", args.fps, 1) if args.fps else (None,)
     if args.frames is not None and args.frames < 1:
-        raise UserError(f"--frames is {args.frames}; at least 1 frame is tracked", code="track.option")
+        raise UserError(f"--frames is {args.frames}; expected at least 1", code="track.option")
     if fps is not None and not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
         raise UserError(f"--fps is {fps:g}; expected {FPS_RANGE[0]:g} to {FPS_RANGE[1]:g}", code="track.option")
     source = open_frames(args.source, fps=fps)
-    manifest = _checkpoint(args, environment)
     target = args.output or environment.output_dir / "tracks" / f"{source.name}.mp4"
     if target.suffix.lower() not in CODECS:
         raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="track.output")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target.parent}: cannot be made ({error.strerror})", code="track.output") from error
-
     with StopRequest() as stop:
-        import numpy as np
-
-        boxes, conditions = _follow(args, environment, source, manifest, target, box=box, stop=stop)
-        write_boxes(target.with_suffix(".txt"), np.stack(boxes))
-        write_json(target.with_suffix(".json"), conditions)
-        stopped = stop.is_set and source.kind != "camera"  # a camera has no other end than being stopped
+        boxes, record = _track(args, environment, source, target, box, stop)
+        write_boxes(target.with_suffix(".txt"), boxes)
+        write_json(target.with_suffix(".json"), record)
+        stopped = stop.is_set and source.kind != "camera"  # a camera only ends by being stopped
     if not args.no_video:
         print(target)
     print(target.with_suffix(".txt"))
-    logger.info("%d frames, %.1f frames per second for the tracker alone", len(boxes), conditions["tracker_fps"] or 0)
+    logger.info("%d frames, %.1f frames per second for the tracker alone", len(boxes), record["tracker_fps"] or 0)
     if stopped:
         logger.warning("stopped on request after %d frames; the files hold these", len(boxes))
     return STOPPED_EXIT_CODE if stopped else 0
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
-    from seqtrack.errors import UserError
-    from seqtrack.parsing import ParseError, parse_float
-
-    words = text.replace(",", " ").split()
     try:
-        values = tuple(map(parse_float, words))
+        values = tuple(map(parse_float, text.replace(",", " ").split()))
         if len(values) != count:
             raise ParseError(f"found {len(values)} numbers, expected {count}")
     except ParseError as error:
@@ -114,31 +109,21 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _checkpoint(args: argparse.Namespace, environment: "Environment") -> "Manifest":
-    from seqtrack.errors import UserError
-    from seqtrack.evaluation.gather import select_checkpoints
-
-    found = select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
-    if len(found) != 1:
-        raise UserError(
-            f"--checkpoint {args.checkpoint}: one checkpoint tracks, {len(found)} were named", code="track.option"
-        )
-    return found[0]
-
-
-def _tracker(
-    args: argparse.Namespace, environment: "Environment", manifest: "Manifest"
-) -> tuple["Tracker", dict[str, Any]]:
-    """The tracker, and what its boxes depend on, for the records."""
+def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple["Tracker", dict[str, Any]]:
+    """The tracker, and what its boxes depend on, for the record."""
     import torch
 
     from seqtrack.device import choose_device
-    from seqtrack.evaluation.gather import checkpoint_source
     from seqtrack.runtime.environment import describe_device
-    from seqtrack.tracking.load import load_model, set_threads
+    from seqtrack.tracking.load import checkpoint_source, load_model, select_checkpoints, set_threads
     from seqtrack.tracking.settings import check_precision, tracker_settings
     from seqtrack.tracking.tracker import Tracker
 
+    manifests = select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
+    if len(manifests) != 1:
+        text = f"--checkpoint {args.checkpoint}: names {len(manifests)} checkpoints, expected one"
+        raise UserError(text, code="track.option")
+    (manifest,) = manifests
     device = choose_device(args.device or environment.device)
     check_precision(args.precision, device)
     model, config = load_model(manifest, device)
@@ -161,32 +146,37 @@ def _tracker(
     }
 
 
-def _follow(
+def _track(
     args: argparse.Namespace,
-    environment: "Environment",
+    environment: Environment,
     source: "FrameSource",
-    manifest: "Manifest",
     target: Path,
-    *,
     box: tuple[float, ...] | None,
-    stop: Any,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Boxes of every frame, the given one first, and the record that is next to them."""
-    import contextlib
-
+    stop: "StopRequest",
+) -> tuple[Any, dict[str, Any]]:
+    """Boxes (N, 4) of every frame, the given one first, and the record that is written next to them."""
     import numpy as np
     from tqdm import tqdm
 
-    from seqtrack.tracking.draw import draw_box
-    from seqtrack.tracking.video import VideoWriter
+    from seqtrack.tracking.video import VideoWriter, ask_for_box, draw_box
 
     frames = source.frames()
     first = next(frames)
-    box = box or _ask(first, source)
-    tracker, conditions = _tracker(args, environment, manifest)
-    tracker.start(first, box)
-    boxes, seconds = [np.asarray(box, dtype=np.float64)], 0.0
     size = (first.shape[1], first.shape[0])
+    box = box or ask_for_box(first)
+    if box is None:
+        raise UserError(
+            f"--box is missing and there is no window to draw it in: give --box x,y,w,h of the object in the first "
+            f"frame of {source.place}, in pixels of {size[0]}x{size[1]}, such as --box 261,48,39,65",
+            code="track.option",
+        )
+    tracker, conditions = _load_tracker(args, environment)
+    tracker.start(first, box)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target.parent}: cannot be created ({error.strerror})", code="track.output") from error
+    boxes, seconds = [np.asarray(box, dtype=np.float64)], 0.0
     with contextlib.ExitStack() as stack:
         video: VideoWriter | None = None
         if not args.no_video:
@@ -194,19 +184,18 @@ def _follow(
             video.write(draw_box(first, box, "given"))
         total = min(source.count or args.frames or 0, args.frames or source.count or 0) or None
         bar = stack.enter_context(tqdm(total=total, initial=1, unit="frame", disable=None))
-        for image in _until(frames, args.frames, stop):
+        while not stop.is_set and len(boxes) != args.frames and (image := next(frames, None)) is not None:
             begun = time.perf_counter()
             found = tracker.track(image)
             taken = time.perf_counter() - begun
             seconds += taken
             boxes.append(found.box_xywh)
             if video is not None:
-                video.write(
-                    draw_box(image, found.box_xywh.tolist(), f"score {found.score:.1f}/40  {1 / taken:.1f} FPS")
-                )
+                caption = f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"
+                video.write(draw_box(image, found.box_xywh.tolist(), caption))
                 video.fps = source.fps if args.fps else source.mean_fps
             bar.update()
-    return boxes, {
+    return np.stack(boxes), {
         "format": "seqtrack-track/1",
         "source": args.source,
         "box_xywh": list(box),
@@ -215,25 +204,3 @@ def _follow(
         "tracker_fps": (len(boxes) - 1) / seconds if seconds else None,
         **conditions,
     }
-
-
-def _ask(first: "Image", source: "FrameSource") -> tuple[float, ...]:
-    from seqtrack.errors import UserError
-    from seqtrack.tracking.video import ask_for_box
-
-    box = ask_for_box(first)
-    if box is None:
-        raise UserError(
-            f"--box is missing and there is no window to draw it in: give --box x,y,w,h of the object in the first "
-            f"frame of {source.place}, in pixels of {first.shape[1]}x{first.shape[0]}, such as --box 261,48,39,65",
-            code="track.option",
-        )
-    return box
-
-
-def _until(frames: "Iterator[Image]", limit: int | None, stop: Any) -> "Iterator[Image]":
-    """Frames after the first, up to the limit or a request to stop."""
-    for number, image in enumerate(frames, start=2):
-        if stop.is_set or (limit is not None and number > limit):
-            return
-        yield image

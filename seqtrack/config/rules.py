@@ -169,10 +169,3 @@ def _jitter(config: Config) -> str | None:
         f"DATA.SEARCH.CENTER_JITTER {search.CENTER_JITTER:g} is above DATA.SEARCH.FACTOR {search.FACTOR:g}: "
         "some objects' centres will lie outside their search region"
     )
-
-
-@_rule("TRAIN.SAMPLING", table=CAUTIONS)
-def _repeated_samples(config: Config) -> str | None:
-    if config.TRAIN.SAMPLING != "fixed_per_epoch":
-        return None
-    return "TRAIN.SAMPLING is fixed_per_epoch: every epoch repeats the samples of the first"

@@ -101,10 +101,6 @@ class Train(Settings):
     )
     TF32: bool = setting(False, "float32 products on the matrix units of newer GPUs: faster, with 10 bits of precision")
     COMPILE: bool = setting(False, "run the model through torch.compile; a resumed run may differ in its last digits")
-    SAMPLING: Literal["stateless", "fixed_per_epoch"] = setting(
-        "stateless",
-        "stateless: new samples each epoch; fixed_per_epoch: every epoch repeats the first one's",
-    )
     DETERMINISTIC: bool = setting(True, "deterministic kernels; without them two runs differ in their bits")
     NUM_THREADS: int = setting(0, "compute threads of a process; 0 leaves torch's choice", ge=0, le=1024)
     SAVE_INTERVAL_S: float = setting(
@@ -160,9 +156,7 @@ class Data(Settings):
         IMAGENET_STD, "standard deviation of red, green, blue", min_length=3, max_length=3
     )
     MAX_SAMPLE_INTERVAL: int = setting(200, "frames from the base frame to the furthest frame of a sample", ge=1)
-    SAMPLER_MODE: Literal["order", "causal", "trident", "stark"] = setting(
-        "order", "how the frames of a sample are drawn"
-    )
+    SAMPLER_MODE: Literal["order", "causal"] = setting("order", "how the frames of a sample are drawn")
     SEQ_FORMAT: Literal["xywh", "whxy", "corner"] = setting(
         "xywh",
         "order of the coordinate tokens: xywh is cx, cy, w, h; whxy is w, h, cx, cy; corner is x0, y0, x1, y1",

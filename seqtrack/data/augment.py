@@ -1,7 +1,4 @@
-"""Augmentation, with every random number an argument: jitter of boxes, mirror image, grey, brightness.
-
-Knows arrays and a generator that is handed in. It must not know of files, sequences or crops.
-"""
+"""Augmentation, with every random number an argument: box jitter, flip, greyscale, brightness. Knows arrays only."""
 
 from dataclasses import dataclass
 
@@ -9,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from seqtrack.data import Image
 
 GREY_PROBABILITY = 0.05
 FLIP_PROBABILITY = 0.5

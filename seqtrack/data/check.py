@@ -1,7 +1,4 @@
-"""The doctor of a data folder: counts what is there and says all that is wrong, changing nothing.
-
-Knows how a data set can be broken. It must not know how the answer is shown.
-"""
+"""`seqtrack data check`: counts what is in a data folder and finds every problem, changing nothing."""
 
 import hashlib
 import os
@@ -13,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from seqtrack.annotation_files import attempt
-from seqtrack.data.annotations import Annotation, read_annotation
+from seqtrack.data.annotations import attempt, class_of
 from seqtrack.data.decode import FrameFile, check_frames
 from seqtrack.data.frames import FrameFolder, scan_frames
-from seqtrack.data.lasot import SPLITS, Layout, check_classes, class_of
+from seqtrack.data.lasot import SPLITS, Layout, check_classes
+from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
 
-_SHOWN_PER_SEQUENCE = 20
+_MAX_SHOWN_PER_SEQUENCE = 20
 
 
 @dataclass
@@ -49,13 +46,13 @@ class Row:
 
 @dataclass
 class Report:
-    """What the doctor found.
+    """Result of a check.
 
     Attributes:
         rows: by class and split.
-        problems: what is wrong; training refuses it or must not be trusted with it.
-        notes: what a person may want to know and training copes with.
-        decoded: frames that were decoded.
+        problems: training refuses this, or must not be trusted with it.
+        notes: worth knowing, and no obstacle to training.
+        decoded: number of frames that were decoded.
     """
 
     root: str
@@ -65,7 +62,6 @@ class Report:
     decoded: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The same for a program."""
         return {**asdict(self), "ok": not self.problems}
 
 
@@ -81,10 +77,10 @@ def check_layout(
     Args:
         classes: empty for all.
         decode: read every pixel of every frame.
-        progress: told the name of each sequence when it has been examined.
+        progress: called with the name of each sequence that has been examined.
 
     Raises:
-        UserError: a class is not there.
+        UserError: a class does not exist.
     """
     unknown = check_classes(classes, layout)
     if unknown:
@@ -107,7 +103,7 @@ def check_layout(
                 progress(name)
             if len(here) < len(names):
                 gone = ", ".join(name for name in names if name not in layout.folders)
-                report.notes.append(f"{class_name}: {split} sequences that are not there: {gone}")
+                report.notes.append(f"{class_name}: {split} sequences that are missing: {gone}")
             report.rows.append(row)
     report.problems += _leaks(firsts)
     stray = [name for name in layout.folders if class_of(name) in chosen and name not in in_a_split]
@@ -118,35 +114,34 @@ def check_layout(
 
 def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> None:
     problems: list[Problem] = []
-    annotation = attempt(problems, read_annotation, folder)
+    sequence = attempt(problems, read_sequence, folder, row.class_name)
     report.problems += problems
-    # What is wrong with the folder of frames has been reported with the annotation.
+    # Problems of the folder of frames have been reported with the sequence.
     frames = attempt([], scan_frames, folder / "img") or FrameFolder([], [], False, [])
     row.sequences += 1
     row.frames_found += len(frames.paths)
     row.bytes_ += sum(frames.sizes)
-    row.frames_expected += len(annotation.boxes_xywh) if annotation else _count_rows(folder / "groundtruth.txt")
+    row.frames_expected += sequence.num_frames if sequence else _count_rows(folder / "groundtruth.txt")
     if frames.left_out:
-        shown = f"{len(frames.left_out)} entries in img are no frames, such as {frames.left_out[0]!a}"
+        shown = f"{len(frames.left_out)} entries in img are not frames, such as {frames.left_out[0]!a}"
         report.notes.append(f"{folder.name}: {shown}")
-    if annotation is not None:
-        boxes = annotation.boxes_xywh
-        row.boxes += int(((boxes[:, 2] > 0) & (boxes[:, 3] > 0)).sum())
-        row.absent += int(annotation.absent.sum())
-        if annotation.missing.any():
-            numbers = (np.flatnonzero(annotation.missing) + 1).tolist()
-            shown = ", ".join(str(number) for number in numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+    if sequence is not None:
+        row.boxes += int((sequence.boxes_xywh[:, 2:] > 0).all(axis=1).sum())
+        row.absent += int(sequence.absent.sum())
+        if sequence.missing.any():
+            numbers = (np.flatnonzero(sequence.missing) + 1).tolist()
+            shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
             report.problems.append(f"{folder}: {len(numbers)} frame files are missing, and not sampled: {shown}")
     if decode:
         report.decoded += len(frames.paths)
-        report.problems += _shorten(_decode_all(folder / "img", frames.paths, annotation), folder.name)
+        report.problems += _shorten(_decode_all(folder, frames.paths, sequence), folder.name)
     else:
         report.problems += _shorten([str(one) for one in check_frames(frames.paths)], folder.name)
 
 
 def _shorten(problems: list[str], name: str) -> list[str]:
-    more = len(problems) - _SHOWN_PER_SEQUENCE
-    return problems if more <= 0 else [*problems[:_SHOWN_PER_SEQUENCE], f"{name}: {more} more frames like these"]
+    more = len(problems) - _MAX_SHOWN_PER_SEQUENCE
+    return problems if more <= 0 else [*problems[:_MAX_SHOWN_PER_SEQUENCE], f"{name}: {more} more such frames"]
 
 
 def _count_rows(path: Path) -> int:
@@ -157,7 +152,7 @@ def _count_rows(path: Path) -> int:
 
 
 def _first_frame(folder: Path) -> str | None:
-    """Digest of the first frame; sequences that begin with the same picture are the same video."""
+    """Digest of the first frame; sequences that begin with the same image are the same video."""
     try:
         data = (folder / "00000001.jpg").read_bytes()
     except OSError:
@@ -168,23 +163,23 @@ def _first_frame(folder: Path) -> str | None:
 def _leaks(firsts: dict[str, dict[str, str]]) -> list[str]:
     by_digest = {digest: name for name, digest in firsts["train"].items()}
     return [
-        f"leak: test sequence {name} begins with the same picture as training sequence {by_digest[digest]}"
+        f"leak: test sequence {name} begins with the same image as training sequence {by_digest[digest]}"
         for name, digest in firsts["test"].items()
         if digest in by_digest and by_digest[digest] != name
     ]
 
 
-def _decode_all(folder: Path, paths: list[Path], annotation: Annotation | None) -> list[str]:
-    """Decode every frame; one sentence for each that is damaged, of another size, or whose box lies outside it."""
+def _decode_all(folder: Path, paths: list[Path], sequence: Sequence | None) -> list[str]:
+    """Decode every frame; one problem for each that is damaged, of another size, or whose box lies outside it."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         results = list(pool.map(_decode_one, paths))
     problems = [problem for problem, _ in results if problem]
     sizes = {size for _, size in results if size is not None}
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
-        problems.append(f"{folder}: frames of {len(sizes)} sizes: {shown}")
-    if annotation is not None and len(sizes) == 1:
-        problems += _boxes_outside(folder.parent, annotation, next(iter(sizes)))
+        problems.append(f"{folder / 'img'}: frames of {len(sizes)} sizes: {shown}")
+    if sequence is not None and len(sizes) == 1:
+        problems += _boxes_outside(folder, sequence, next(iter(sizes)))
     return problems
 
 
@@ -197,12 +192,11 @@ def _decode_one(path: Path) -> tuple[str, tuple[int, int] | None]:
     return "", (file.width, file.height)
 
 
-def _boxes_outside(folder: Path, annotation: Annotation, size: tuple[int, int]) -> Iterable[str]:
-    x, y, w, h = annotation.boxes_xywh.T
-    has_box = (w > 0) & (h > 0) & ~annotation.absent
-    outside = has_box & ((x >= size[0]) | (y >= size[1]) | (x + w <= 0) | (y + h <= 0))
-    for row in np.flatnonzero(outside):
+def _boxes_outside(folder: Path, sequence: Sequence, size: tuple[int, int]) -> Iterable[str]:
+    x, y, w, h = sequence.boxes_xywh.T
+    outside = (x >= size[0]) | (y >= size[1]) | (x + w <= 0) | (y + h <= 0)
+    for row in np.flatnonzero((w > 0) & (h > 0) & ~sequence.absent & outside):
         yield (
-            f"{folder / 'groundtruth.txt'}, line {row + 1}: the box lies wholly outside the "
-            f"{size[0]}x{size[1]} frame, though the target is said to be visible"
+            f"{folder / 'groundtruth.txt'}, line {row + 1}: the box lies completely outside the "
+            f"{size[0]}x{size[1]} frame, although the target is marked as visible"
         )

@@ -1,7 +1,6 @@
 """Crop geometry, the same for training and tracking: a square around a box, cut out and resized.
 
-Knows arithmetic on boxes and pixels, as the published checkpoints were trained with it. It must not know of files or
-randomness.
+Knows arithmetic on boxes and pixels, as the published checkpoints were trained with it; no files and no randomness.
 """
 
 import math
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from seqtrack.data import Image
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Window:
 def crop_window(box_xywh: NDArray[np.float64], factor: float) -> Window:
     """The square around a box whose side is `factor` times the root of the box's area, rounded up.
 
-    Halves are rounded to even, as Python does it and as the published checkpoints were trained.
+    Halves are rounded to even, as in the training of the published checkpoints.
 
     Raises:
         ValueError: the box has no area.
@@ -41,8 +40,7 @@ def crop_window(box_xywh: NDArray[np.float64], factor: float) -> Window:
 def covered_span(start: int, side: int, limit: int) -> tuple[int, int]:
     """The part [low, high) of [start, start + side) that a crop takes from a frame [0, limit); empty: low == high.
 
-    A crop that reaches the last column or row loses it: the published checkpoints were trained with this border, so
-    it belongs to the geometry.
+    A crop that reaches the last column or row loses it: the published checkpoints were trained with this border.
     """
     stop = start + side
     low = max(0, start)
@@ -55,7 +53,7 @@ def cut(patch: Image, window: Window, *, patch_left: int, patch_top: int, frame_
 
     Args:
         patch: part of the frame that holds at least what the window covers of it.
-        patch_left, patch_top: where the patch is in the frame.
+        patch_left, patch_top: position of the patch in the frame.
     """
     left, right = covered_span(window.left, window.side, frame_width)
     top, bottom = covered_span(window.top, window.side, frame_height)
@@ -64,7 +62,7 @@ def cut(patch: Image, window: Window, *, patch_left: int, patch_top: int, frame_
     inside = patch[top - patch_top : bottom - patch_top, left - patch_left : right - patch_left]
     if inside.shape[0] == inside.shape[1] == window.side:
         return inside
-    # Zeros from the system cost nothing until they are touched, which of a huge window happens to few.
+    # np.zeros costs nothing until pages are touched, and of a huge window few are.
     square = np.zeros((window.side, window.side, patch.shape[2]), dtype=np.uint8)
     square[top - window.top : bottom - window.top, left - window.left : right - window.left] = inside
     return square

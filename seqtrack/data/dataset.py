@@ -1,7 +1,7 @@
 """One training sample: templates, a search region and its box, as a pure function of (seed, epoch, index).
 
-Knows how frames are drawn, read, cropped and augmented. It must not know of batches, workers or ranks: they change who
-computes a sample, never what it is. Crops come first; mirror image and grey are made on the crop and give the very
+Knows how frames are drawn, read, cropped and augmented, but no batches, workers or ranks: they change who computes a
+sample, never its content. Frames are cropped first; flipping and greyscale are applied to the crop and give exactly the
 pixels that they would give on the whole frame.
 """
 
@@ -9,38 +9,33 @@ import logging
 import time
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data import augment, crop
+from seqtrack.data import Image, augment, crop
 from seqtrack.data.augment import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
-from seqtrack.data.crop import Image
 from seqtrack.data.decode import FrameFile, check_frames
-from seqtrack.data.sampling import FrameIndex, Mode, draw_frames, usable
+from seqtrack.data.sampling import Mode, draw_frames, why_unusable
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source
 from seqtrack.errors import Problem, UserError
 from seqtrack.seeding import sample_generator
 
 _log = logging.getLogger(__name__)
-# Every epoch of `fixed_per_epoch` is drawn as this one.
-_FIXED_EPOCH = 0
 # Half a million files cost half a minute; all of LaSOT would cost minutes at each start.
 _VERIFY_UP_TO = 500_000
-_SHOWN = 1000
+_MAX_SHOWN = 1000
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a sample is made of. Sizes in pixels, factors in roots of the box's area.
+    """What a sample is made of. Sizes in pixels; factors are multiples of the square root of the box's area.
 
     Attributes:
-        interval: the largest number of frames between those of a sample, as the mode understands it.
-        sampling: "stateless": every epoch has samples of its own; "fixed_per_epoch": every epoch repeats the same.
-        augment: with False nothing is random but the choice of frames.
+        interval: the largest number of frames between those of a sample, as the mode defines it.
+        augment: with False only the choice of frames is random.
     """
 
     template_size: int
@@ -52,7 +47,6 @@ class SampleSpec:
     search_jitter: Jitter = AUTHORS_SEARCH_JITTER
     interval: int = 400
     mode: Mode = "order"
-    sampling: Literal["stateless", "fixed_per_epoch"] = "stateless"
     augment: bool = True
 
     @property
@@ -83,12 +77,12 @@ class TrackingDataset:
         ratios: how often each is drawn from, in any unit.
         spec: what a sample is made of.
         seed: non-negative.
-        verify_up_to: look at the header and the end of every frame file that may be drawn, if there are not more than
-            this many, so that a file that cannot be used is found now and not in the night.
+        verify_up_to: check the header and the end of every frame file that may be drawn, if there are not more than
+            this many, so that an unusable file is found before training.
 
     Raises:
         UserError: a ratio is negative or none is positive, a source has no sequence that can be sampled, or frame
-            files are empty, truncated or no JPEGs that can be used.
+            files are empty, truncated or no usable JPEGs.
     """
 
     def __init__(
@@ -101,40 +95,39 @@ class TrackingDataset:
         verify_up_to: int = _VERIFY_UP_TO,
     ) -> None:
         if len(sources) != len(ratios) or not sources or min(ratios) < 0 or not sum(ratios) > 0:
-            raise UserError(
-                f"DATASETS_RATIO: {list(ratios)} for {len(sources)} data sets; one ratio each, above 0 in sum"
-            )
+            text = f"DATASETS_RATIO: {list(ratios)} for {len(sources)} data sets; expected one ratio each, sum above 0"
+            raise UserError(text, "data.ratios")
         self.spec = spec
         self.seed = seed
         self.sources = list(sources)
         self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
-        self._sequences: list[list[Sequence]] = []
-        self._frames: list[list[FrameIndex]] = []
+        # Of each source: the sequences that are sampled, and the numbers of their visible frames.
+        self._sequences: list[list[tuple[Sequence, NDArray[np.int64]]]] = []
         for source in sources:
-            kept = [sequence for sequence in source.sequences if self._keep(source, sequence)]
+            kept = [(one, np.flatnonzero(one.visible)) for one in source.sequences if self._keep(source, one)]
             if not kept:
-                raise UserError(f"{source.name}: none of its {len(source.sequences)} sequences can be sampled")
+                text = f"{source.name}: none of its {len(source.sequences)} sequences can be sampled"
+                raise UserError(text, "data.no_usable_sequence")
             self._sequences.append(kept)
-            self._frames.append([FrameIndex(sequence) for sequence in kept])
         self._verify(verify_up_to)
 
+    def _keep(self, source: Source, sequence: Sequence) -> bool:
+        reason = why_unusable(sequence, self.spec.frames_per_sample)
+        if reason is not None:
+            _log.warning("%s: sequence %s is left out: %s", source.name, sequence.name, reason)
+        return reason is None
+
     def _verify(self, at_most: int) -> None:
-        pairs = [
-            pair
-            for kept, frames in zip(self._sequences, self._frames, strict=True)
-            for pair in zip(kept, frames, strict=True)
-        ]
-        count = sum(len(frames.has_box) for _, frames in pairs)
+        pairs = [pair for kept in self._sequences for pair in kept]
+        count = sum(len(visible) for _, visible in pairs)
         if count > at_most:
-            _log.info("%d frame files are not looked at before training; `seqtrack data check --decode` does it", count)
+            _log.info("%d frame files are not checked before training; `seqtrack data check --decode` does it", count)
             return
         begun = time.monotonic()
-        problems = check_frames(
-            sequence.frame_path(int(index)) for sequence, frames in pairs for index in frames.has_box
-        )
-        if len(problems) > _SHOWN:
-            more = f"{len(problems) - _SHOWN} more frame files like these"
-            problems[_SHOWN:] = [Problem(more, problems[_SHOWN].code)]
+        problems = check_frames(sequence.frame_path(int(index)) for sequence, visible in pairs for index in visible)
+        if len(problems) > _MAX_SHOWN:
+            more = f"{len(problems) - _MAX_SHOWN} more frame files cannot be used"
+            problems[_MAX_SHOWN:] = [Problem(more, problems[_MAX_SHOWN].code)]
         if problems:
             raise UserError(problems)
         _log.info(
@@ -143,16 +136,10 @@ class TrackingDataset:
             count, time.monotonic() - begun,
         )  # fmt: skip
 
-    def _keep(self, source: Source, sequence: Sequence) -> bool:
-        reason = usable(sequence, self.spec.frames_per_sample)
-        if reason is not None:
-            _log.warning("%s: sequence %s is left out: %s", source.name, sequence.name, reason)
-        return reason is None
-
     @property
     def num_frames(self) -> int:
         """Frames of all sequences that are sampled."""
-        return sum(sequence.num_frames for kept in self._sequences for sequence in kept)
+        return sum(sequence.num_frames for kept in self._sequences for sequence, _ in kept)
 
     def automatic_epoch(self) -> int:
         """Samples of an epoch that uses as many frames as there are: `SAMPLE_PER_EPOCH: auto`."""
@@ -162,38 +149,26 @@ class TrackingDataset:
         """Draw source, sequence and frames (numbers from 0, templates first)."""
         spec = self.spec
         which = min(int(np.searchsorted(self._limits, generator.random(), side="right")), len(self._limits) - 1)
-        place = int(generator.integers(len(self._sequences[which])))
-        frames = draw_frames(
-            generator,
-            self._frames[which][place],
-            mode=spec.mode,
-            num_templates=spec.num_templates,
-            num_search=1,
-            gap=spec.interval,
-        )
-        return self.sources[which], self._sequences[which][place], frames
+        sequence, visible = self._sequences[which][int(generator.integers(len(self._sequences[which])))]
+        frames = draw_frames(generator, visible, mode=spec.mode, num_templates=spec.num_templates, gap=spec.interval)
+        return self.sources[which], sequence, frames
 
     def sample(self, epoch: int, index: int) -> Sample:
-        """The sample with this number in this epoch.
+        """The sample with this index in this epoch.
 
         Raises:
             UserError: a frame file cannot be read; it names the file.
         """
-        spec = self.spec
-        generator = sample_generator(self.seed, _FIXED_EPOCH if spec.sampling == "fixed_per_epoch" else epoch, index)
+        generator = sample_generator(self.seed, epoch, index)
         source, sequence, frames = self.choose(generator)
         grey, mirrored = generator.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)
         crops = [
             self._crop(
-                generator,
-                sequence,
-                int(frame),
-                grey=bool(grey),
-                mirrored=bool(mirrored),
-                is_search=place == spec.num_templates,
+                generator, sequence, int(frame),
+                grey=bool(grey), mirrored=bool(mirrored), is_search=place == self.spec.num_templates,
             )
             for place, frame in enumerate(frames)
-        ]
+        ]  # fmt: skip
         return Sample(
             templates=np.stack([image for image, _, _ in crops[:-1]]),
             search=crops[-1][0],
@@ -217,7 +192,7 @@ class TrackingDataset:
     ) -> tuple[Image, np.float32, NDArray[np.float32]]:
         """One crop (3, S, S) RGB, its brightness factor and the box in it.
 
-        Every number is drawn whether it is used or not, so that one that is switched off leaves the others as they are.
+        Every number is drawn whether it is used or not, so that switching one off leaves the others as they are.
         """
         spec = self.spec
         jitter, factor, size = (

@@ -1,12 +1,11 @@
-"""Reading frame files: pixels of a region or a whole frame, and the refusal of anything that is not a whole JPEG.
+"""Reading frame files: the pixels of a region or a whole frame, and the refusal of anything but an intact JPEG.
 
-Knows a JPEG file's outer form. It must not know why the region is wanted. A decoder that fills what is missing with
-grey would train the model on grey, so a file that breaks off is an error here. Pixels are turned as the file's Exif
-orientation says, as OpenCV's `imread` turns them, with which the authors read frames, and as every viewer shows them.
+Most decoders fill missing data with grey, which would train the model on grey, so a truncated file is an error here.
+Pixels are rotated as the Exif orientation says, as OpenCV's `imread` does, with which the authors read frames.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -15,17 +14,15 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from seqtrack.data import Image
 from seqtrack.data.frames import JPEG_SUFFIXES
 from seqtrack.data.jpeg import JpegError, decode_region
 from seqtrack.errors import Problem, UserError
 
-Image = NDArray[np.uint8]
-
-# A header may claim any size; a frame above this many pixels is refused before memory is asked for.
+# A header may claim any size; a frame above this many pixels is refused before memory is allocated.
 LARGEST_FRAME_PX = 100_000_000
-_LARGEST_FILE_BYTES = 256 * 1024 * 1024
+_MAX_FILE_BYTES = 256 * 1024 * 1024
 # Some cameras pad a file after its end marker; more than this is not padding.
 _PADDING_BYTES = 1024
 _START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
@@ -33,35 +30,23 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _THREADS = 8  # opening files waits for the disk or the network more than it computes
 _CHUNK = 256
 _ORIENTATION_TAG = 0x0112
-_GREY_OR_COLOUR = (1, 3)
+# Stored pixels to shown pixels, by Exif orientation.
+_ROTATIONS: dict[int, Callable[[Image], Image]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image.transpose(1, 0, 2)[:, ::-1],
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
+}
 # The first frame header of a file without large metadata is in these first bytes.
 _HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """How stored pixels are shown: rows and columns exchanged first, then mirrored left to right and top to bottom."""
-
-    exchange: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-
-_TURNS = {
-    1: _Turn(),
-    2: _Turn(mirror_x=True),
-    3: _Turn(mirror_x=True, mirror_y=True),
-    4: _Turn(mirror_y=True),
-    5: _Turn(exchange=True),
-    6: _Turn(exchange=True, mirror_x=True),
-    7: _Turn(exchange=True, mirror_x=True, mirror_y=True),
-    8: _Turn(exchange=True, mirror_y=True),
-}
-
-
-@dataclass(frozen=True)
 class Patch:
-    """Part of a frame: `pixels_bgr` (h, w, 3) uint8 whose first pixel is at (left, top) of the frame."""
+    """Part of a frame: `pixels_bgr` (h, w, 3), whose first pixel is at (left, top) of the frame."""
 
     pixels_bgr: Image
     left: int
@@ -72,11 +57,11 @@ class FrameFile:
     """A frame file, read whole but not yet decoded.
 
     Attributes:
-        width, height: pixels, as the frame is shown.
+        width, height: pixels, of the frame as shown.
         num_bytes: size of the file.
 
     Raises:
-        UserError: it cannot be read, is no JPEG of 8 bits in grey or colour, or breaks off.
+        UserError: it cannot be read, is not an 8-bit JPEG in grey or colour, or is truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,16 +69,15 @@ class FrameFile:
         try:
             with path.open("rb", buffering=0) as file:
                 self.num_bytes = os.fstat(file.fileno()).st_size
-                # Asked with a limit the system sets memory of that size aside, so the limit is on the size it states.
-                self._data = file.readall() if self.num_bytes <= _LARGEST_FILE_BYTES else b""
+                self._data = file.readall() if self.num_bytes <= _MAX_FILE_BYTES else b""
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
         try:
             self._stored = _frame_size(self._data, self._data[-_PADDING_BYTES:], self.num_bytes)
         except JpegError as error:
             raise self._error(str(error)) from error
-        self._turn = _TURNS[read_orientation(self._data)]
-        self.width, self.height = self._stored[::-1] if self._turn.exchange else self._stored
+        self._orientation = read_orientation(self._data)
+        self.width, self.height = self._stored[::-1] if self._orientation >= 5 else self._stored
 
     def _error(self, what: str) -> UserError:
         text = f"{self.path}: {what} ({self.num_bytes} bytes); replace this frame or download it again"
@@ -107,35 +91,25 @@ class FrameFile:
         """
         if left >= right or top >= bottom:
             return Patch(np.zeros((0, 0, 3), dtype=np.uint8), left, top)
-        turn = self._turn
-        if turn.mirror_x:
-            left, right = self.width - right, self.width - left
-        if turn.mirror_y:
-            top, bottom = self.height - bottom, self.height - top
-        if turn.exchange:
-            left, top, right, bottom = top, left, bottom, right
         width, height = self._stored
+        rotate = _ROTATIONS.get(self._orientation)
+        if rotate is not None:  # none of the benchmarks has such frames: decoded whole
+            left, top, right, bottom = 0, 0, width, height
         try:
-            pixels, x, y = decode_region(
+            patch = decode_region(
                 self._data, width=width, height=height, left=left, top=top, right=right, bottom=bottom
             )
         except JpegError as error:
             raise self._error(f"is a damaged JPEG ({error})") from error
-        if turn.exchange:
-            pixels, x, y = pixels.transpose(1, 0, 2), y, x
-        if turn.mirror_x:
-            pixels, x = pixels[:, ::-1], self.width - x - pixels.shape[1]
-        if turn.mirror_y:
-            pixels, y = pixels[::-1], self.height - y - pixels.shape[0]
-        return Patch(np.ascontiguousarray(pixels), x, y)
+        return Patch(*patch) if rotate is None else Patch(np.ascontiguousarray(rotate(patch[0])), 0, 0)
 
     def whole(self) -> Image:
-        """All pixels (height, width, 3) uint8 BGR."""
+        """All pixels (height, width, 3) BGR."""
         return self.region(0, 0, self.width, self.height).pixels_bgr
 
 
 def read_image(path: Path) -> Image:
-    """(H, W, 3) uint8 BGR of one frame file, turned as its Exif orientation says.
+    """(H, W, 3) BGR of one image file, rotated as its Exif orientation says.
 
     Raises:
         UserError: unreadable, damaged, or a JPEG that training would refuse as well.
@@ -156,7 +130,7 @@ def read_image(path: Path) -> Image:
 
 
 def check_frames(paths: Iterable[Path]) -> list[Problem]:
-    """What is wrong with frame files as far as their headers and ends tell, in the order of the paths.
+    """Problems of frame files as far as their headers and ends show them, in the order of the paths.
 
     Costs tens of microseconds per file: it is done for all frames before training begins.
     """
@@ -172,18 +146,15 @@ def check_frames(paths: Iterable[Path]) -> list[Problem]:
 
 
 def _frame_problem(path: str) -> str | None:
-    """What is wrong with a frame file as far as its header and its last bytes tell, or None. Costs microseconds."""
     try:
-        # The plain system calls: this is done for every frame of a data set before training begins.
+        # Plain system calls: this is done for every frame of a data set before training begins.
         handle = os.open(path, os.O_RDONLY)
         try:
             size = os.fstat(handle).st_size
-            head, tail = (
-                os.pread(handle, _HEAD_BYTES, 0),
-                os.pread(handle, _PADDING_BYTES, max(0, size - _PADDING_BYTES)),
-            )
+            head = os.pread(handle, _HEAD_BYTES, 0)
+            tail = os.pread(handle, _PADDING_BYTES, max(0, size - _PADDING_BYTES))
             if size > _HEAD_BYTES and head.startswith(_START_OF_IMAGE) and read_header(head) is None:
-                head = os.pread(handle, min(size, _LARGEST_FILE_BYTES), 0)
+                head = os.pread(handle, min(size, _MAX_FILE_BYTES), 0)
         finally:
             os.close(handle)
     except OSError as error:
@@ -199,23 +170,21 @@ def _frame_size(head: bytes, tail: bytes, size: int) -> tuple[int, int]:
     """Width and height of the stored pixels, from a file's beginning up to its frame header and its last bytes.
 
     Raises:
-        JpegError: it is no JPEG that can be used.
+        JpegError: it is not a usable JPEG.
     """
-    if size > _LARGEST_FILE_BYTES:
+    if size > _MAX_FILE_BYTES:
         raise JpegError("is too large for a frame")
     if not head:
         raise JpegError("is empty")
     if not head.startswith(_START_OF_IMAGE):
         raise JpegError("is not a JPEG")
     if _END_OF_IMAGE not in tail:
-        raise JpegError(
-            f"is a truncated JPEG, or something was appended to it: its end is not in the last {_PADDING_BYTES} bytes"
-        )
+        raise JpegError(f"is a truncated JPEG, or has other data appended: no end in the last {_PADDING_BYTES} bytes")
     header = read_header(head)
     if header is None:
         raise JpegError("is a JPEG without a frame header")
     width, height, colours, bits = header
-    if bits != 8 or colours not in _GREY_OR_COLOUR:
+    if bits != 8 or colours not in (1, 3):
         raise JpegError(f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits")
     if not 0 < width * height <= LARGEST_FRAME_PX:
         raise JpegError(f"claims to be {width} x {height} pixels")
@@ -223,7 +192,7 @@ def _frame_size(head: bytes, tail: bytes, size: int) -> tuple[int, int]:
 
 
 def read_header(data: bytes) -> tuple[int, int, int, int] | None:
-    """Width, height, number of colour planes and bits a sample from the first frame header, or None."""
+    """Width, height, number of colour planes and bits per sample from the first frame header, or None."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -240,7 +209,7 @@ def read_header(data: bytes) -> tuple[int, int, int, int] | None:
 
 
 def read_orientation(data: bytes) -> int:
-    """The Exif orientation, 1 where there is none or where the note cannot be read."""
+    """The Exif orientation, 1 where there is none or it cannot be read."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         length = int.from_bytes(data[at + 2 : at + 4], "big")

@@ -1,8 +1,8 @@
 """The demo data set: synthetic video in LaSOT's layout, drawn by code from a seed at first use.
 
-Knows how to draw and how to publish a folder whole or not at all. It is read back as any LaSOT folder is. Pixels are
-made by integer arithmetic and by OpenCV's fixed-point routines from private generators, one a sequence, so that the
-bytes do not depend on the process, the number of threads or the order of drawing.
+The folder appears complete or not at all, and is read back as any LaSOT folder. Pixels are made by integer arithmetic
+and OpenCV's fixed-point routines from one generator per sequence, so that the bytes do not depend on the process, the
+number of threads or the order of drawing.
 """
 
 import fcntl
@@ -12,8 +12,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.annotation_files import read_names
+from seqtrack.data import Image
+from seqtrack.data.annotations import class_of, read_names
 from seqtrack.data.frames import scan_frames
-from seqtrack.data.lasot import LIST_FILES, class_of, open_lasot
+from seqtrack.data.lasot import LIST_FILES, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
 
@@ -40,15 +39,13 @@ _QUALITY = 90
 _TEXTS = ("groundtruth.txt", "full_occlusion.txt", "out_of_view.txt", "nlp.txt")
 _NOTE = (
     "These frames are synthetic: coloured shapes over drawn backgrounds, made by `seqtrack` from a seed.\n"
-    "Results on them show that the system works, and say nothing about tracking in real video.\n"
+    "Results on them show that the system works, and nothing about tracking in real video.\n"
 )
-
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is drawn: sequences of each class and frames of each sequence, by split."""
+    """Size of the data set: sequences per class and frames per sequence, by split."""
 
     train_sequences: int = 20
     train_frames: int = 50
@@ -60,34 +57,36 @@ FULL = Plan()
 
 
 def open_demo(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
-    """Sequences of one split; draws the data set into `data_dir/demo` if it is not there.
+    """Sequences of one split; draws the data set into `data_dir/demo` if it does not exist.
 
     Raises:
-        UserError: the folder cannot be written, or something else is in it.
+        UserError: the folder cannot be written, or holds something else.
     """
     _log.info(
-        "DATASET=demo: SYNTHETIC video drawn by code, not real frames; results on it prove the system, not a tracker"
+        "DATASET=demo: SYNTHETIC video drawn by code, not real frames; results on it show nothing about real video"
     )
     return open_lasot(ensure_demo(data_dir), classes=classes, split=split)
 
 
 def ensure_demo(data_dir: Path, *, plan: Plan = FULL) -> Path:
-    """The folder of the demo data set, drawn now if it is missing. Safe against processes that do the same."""
+    """The folder of the demo data set, drawn now if it is missing. Safe against concurrent processes."""
     folder = data_dir / "demo"
     if _is_ready(folder, plan):
         return folder
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with _lock(data_dir / ".demo.lock"):
+        with (data_dir / ".demo.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_ready(folder, plan):
                 _publish(folder, plan)
     except OSError as error:
-        raise UserError(f"DATA_DIR: the demo data set cannot be drawn into {folder.absolute()}: {error}") from error
+        text = f"DATA_DIR: the demo data set cannot be drawn into {folder.absolute()}: {error}"
+        raise UserError(text, "data.demo_unwritable") from error
     return folder
 
 
 def _is_ready(folder: Path, plan: Plan) -> bool:
-    """True if this very data set is there, False if nothing does."""
+    """Whether the folder exists; refuses a folder that is not this data set."""
     if not folder.exists():
         return False
     try:
@@ -98,23 +97,16 @@ def _is_ready(folder: Path, plan: Plan) -> bool:
     if found != (VERSION, SEED, vars(plan)):
         raise UserError(
             f"{folder.absolute()} is not the demo data set of this version (expected {MARKER} with version {VERSION}); "
-            "move it away or delete it, and it is drawn again"
+            "move it away or delete it, and it is drawn again",
+            "data.demo_other",
         )
     return True
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _publish(folder: Path, plan: Plan) -> None:
-    """Draw into a temporary folder and rename it: the data set is whole or absent."""
+    """Draw into a temporary folder and rename it: the data set is complete or absent."""
     for stale in folder.parent.glob(".demo-*.tmp"):
-        # Only a process that died can have left it: the lock is ours.
-        shutil.rmtree(stale)
+        shutil.rmtree(stale)  # left by a process that died: we hold the lock
     temporary = folder.parent / f".demo-{os.getpid()}.tmp"
     started = time.monotonic()
     _log.info("drawing the demo data set (synthetic) into %s", folder)
@@ -128,7 +120,7 @@ def _publish(folder: Path, plan: Plan) -> None:
 
 
 def draw_demo(folder: Path, *, plan: Plan = FULL, seed: int = SEED) -> None:
-    """Draw the data set into a new folder, the marker with a digest of all files last."""
+    """Draw the data set into a new folder; the marker with a digest of all files comes last."""
     folder.mkdir()
     digest = hashlib.sha256()
     for split, count, frames, first in (
@@ -149,7 +141,7 @@ def draw_demo(folder: Path, *, plan: Plan = FULL, seed: int = SEED) -> None:
 def draw_sequence(
     folder: Path, class_name: str, number: int, frames: int, digest: "hashlib._Hash", *, seed: int = SEED
 ) -> None:
-    """Draw one sequence and its annotation files; every file's bytes go into the digest."""
+    """Draw one sequence and its annotation files; the bytes of every file are added to the digest."""
     entropy = [_STREAM, seed, CLASSES.index(class_name), number]
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
     scene = _Scene(generator, class_name, frames)
@@ -174,7 +166,7 @@ def draw_sequence(
 
 
 class _Scene:
-    """One sequence: what moves where, and how a frame of it looks.
+    """One sequence: where everything moves, and what a frame looks like.
 
     Attributes:
         boxes: (N, 4) int, x, y, w, h; zeros where the object is absent.
@@ -200,7 +192,7 @@ class _Scene:
 
     @staticmethod
     def _draw_sizes(generator: np.random.Generator, time_: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N, 2) int: width and height, which grow and shrink together by up to a quarter."""
+        """(N, 2) int: width and height, which change together by up to a quarter."""
         base = generator.integers(30, 53, size=2)
         period, phase = generator.integers(40, 90), generator.random()
         scale = 1 + 0.25 * np.sin(2 * np.pi * (time_ / period + phase))
@@ -225,7 +217,7 @@ class _Scene:
         return frame
 
     def _draw_cover(self, frame: Image, index: int, x: int, y: int, w: int, h: int) -> None:
-        """Something like the background passes in front: from the left, whole over it for four frames, off."""
+        """A piece of background passes in front: from the left, covering the object for four frames, and away."""
         step = index - self._cover_from
         if not -2 <= step < 6:
             return
@@ -236,7 +228,7 @@ class _Scene:
 
 
 def _background(generator: np.random.Generator) -> Image:
-    """Dull texture at two scales, (240 + pan, 320 + pan, 3)."""
+    """Texture of low saturation at two scales, (240 + pan, 320 + pan, 3)."""
     height, width = _HEIGHT + _PAN, _WIDTH + _PAN
     tint = generator.integers(80, 150, size=3)
     canvas = np.zeros((height, width, 3), dtype=np.int32) + tint.astype(np.int32)
@@ -263,7 +255,7 @@ def _texture(generator: np.random.Generator) -> Image:
 def _path(
     generator: np.random.Generator, frames: int, *, margin: int, width: int = _WIDTH, height: int = _HEIGHT
 ) -> NDArray[np.int64]:
-    """(N, 2) int: a smooth way through the area that keeps its distance from the border."""
+    """(N, 2) int: a smooth path through the area that keeps `margin` from its border."""
     path = np.empty((frames, 2))
     for axis, limit in enumerate((width, height)):
         room = (limit - 2 * margin) / 2
@@ -274,12 +266,12 @@ def _path(
             0.8 * np.sin(2 * np.pi * (steps / period + phase))
             + 0.2 * np.sin(2 * np.pi * (steps / wobble + wobble_phase))
         )
-    # Rounded before cutting: another sine's last digit must not move anything by a pixel.
+    # Rounded before truncation: the last digit of another libm's sine must not move anything by a pixel.
     return np.asarray(np.round(path, 3).astype(np.int64))
 
 
 def check_demo(folder: Path) -> list[str]:
-    """Compare every file of a drawn data set with the digest in its marker; one sentence if they differ."""
+    """Compare every file of a drawn data set with the digest in its marker; one problem if they differ."""
     try:
         marker = json.loads((folder / MARKER).read_text("utf-8"))
         digest, names = hashlib.sha256(), []
@@ -293,4 +285,4 @@ def check_demo(folder: Path) -> list[str]:
             return []
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder}: the demo data set is damaged ({error}); delete the folder, and it is drawn again"]
-    return [f"{folder}: the demo data set is not as it was drawn; delete the folder, and it is drawn again"]
+    return [f"{folder}: the demo data set was changed after it was drawn; delete the folder, and it is drawn again"]

@@ -1,7 +1,7 @@
 """The only reader of a folder of frames: which files are its frames, and in which order.
 
-Training, evaluation, `data check` and `track` all take frames from here, and pixels from `decode`, so the same folder
-is the same video for all of them. Knows file names; must not know of boxes, data sets or pixels.
+Training, evaluation, `data check` and `track` all list frames here and decode them in `decode`, so the same folder is
+the same video for all of them. Knows file names only.
 """
 
 import logging
@@ -27,8 +27,8 @@ class FrameFolder:
     Attributes:
         paths: of the frames.
         sizes: of their files, bytes.
-        is_numbered: named as data sets do, 00000001.jpg; then other pictures in the folder are no frames.
-        left_out: names of what else is in the folder, hidden files excepted.
+        is_numbered: named 00000001.jpg as in the data sets; then other images in the folder are not frames.
+        left_out: names of the other entries, hidden files excepted.
     """
 
     paths: list[Path]
@@ -38,17 +38,17 @@ class FrameFolder:
 
 
 def is_hidden(name: str) -> bool:
-    """Files that systems put among a user's files: `._*` and `.DS_Store` of macOS, `Thumbs.db` of Windows."""
+    """Files that operating systems create: `._*` and `.DS_Store` of macOS, `Thumbs.db` of Windows."""
     return name.startswith(".") or name.lower() in _OF_FILE_MANAGERS
 
 
 def scan_frames(folder: Path) -> FrameFolder:
-    """Find the frames of a folder; none of them is opened.
+    """Find the frames of a folder without opening them.
 
     Raises:
-        UserError: the folder cannot be read, holds no picture, or something with a frame's name is not a file.
+        UserError: the folder cannot be read, holds no image, or an entry with the name of a frame is not a file.
     """
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     left_out: list[str] = []
     problems: list[Problem] = []
     try:
@@ -59,7 +59,7 @@ def scan_frames(folder: Path) -> FrameFolder:
                 if not entry.name.lower().endswith(IMAGE_SUFFIXES):
                     left_out.append(entry.name)
                 elif entry.is_file():
-                    pictures[entry.name] = entry.stat().st_size
+                    images[entry.name] = entry.stat().st_size
                 else:
                     problems.append(Problem(f"{entry.path}: is not a file, but has the name of a frame", "data.frame"))
     except FileNotFoundError as error:
@@ -69,13 +69,13 @@ def scan_frames(folder: Path) -> FrameFolder:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
     if problems:
         raise UserError(sorted(problems))
-    if not pictures:
-        text = f"{folder}: no images there; expected files such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
+    if not images:
+        text = f"{folder}: no images found; expected files such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
         raise UserError(text, "data.no_frames")
-    numbered = sorted(name for name in pictures if _NUMBERED.fullmatch(name))
-    names = numbered or sorted(pictures, key=_natural_order)
-    left_out += sorted(set(pictures) - set(names))
-    return FrameFolder([folder / name for name in names], [pictures[name] for name in names], bool(numbered), left_out)
+    numbered = sorted(name for name in images if _NUMBERED.fullmatch(name))
+    names = numbered or sorted(images, key=_natural_order)
+    left_out += sorted(set(images) - set(names))
+    return FrameFolder([folder / name for name in names], [images[name] for name in names], bool(numbered), left_out)
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
@@ -84,14 +84,14 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def list_video_frames(folder: Path) -> list[Path]:
-    """The frames of a folder that is tracked as a video; what is left out or missing between them is logged.
+    """The frames of a folder that is tracked as a video; entries left out and missing numbers are logged.
 
     Raises:
         UserError: as `scan_frames`.
     """
     found = scan_frames(folder)
     if found.left_out:
-        _log.warning("%s: %d files are no frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
+        _log.warning("%s: %d files are not frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
     if found.is_numbered:
         numbers = {int(path.stem) for path in found.paths}
         gone = [number for number in range(min(numbers), max(numbers)) if number not in numbers]

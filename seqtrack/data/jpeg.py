@@ -1,9 +1,8 @@
-"""JPEG decoding of a region, by libjpeg-turbo's own interface.
+"""JPEG decoding of a region with libjpeg-turbo's C interface.
 
-The wheel `turbojpeg` carries the library and is used only for that: its Python side cannot decode a region. Within the
-region the pixels are the very ones of a whole decode, because the region is widened by more than the colour planes'
-interpolation reaches. Where the library cannot be loaded, OpenCV decodes the whole frame to the same pixels, slower.
-Knows the library; must not know files or what a frame is.
+The wheel `turbojpeg` is used only for the library in it: its Python side cannot decode a region. Within the region the
+pixels are exactly those of a whole decode, because the region is widened by more than the interpolation of the chroma
+planes reaches. Where the library cannot be loaded, OpenCV decodes the whole frame to the same pixels, more slowly.
 """
 
 import ctypes
@@ -14,15 +13,14 @@ import threading
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+
+from seqtrack.data import Image
 
 _log = logging.getLogger(__name__)
 
-Image = NDArray[np.uint8]
-
 _TJINIT_DECOMPRESS, _TJPF_BGR = 1, 1
-# A region must begin at a block of the colour planes; 32 px is a multiple of every block's width. The margin is more
-# than the interpolation of halved colour planes reaches, which is 2 px.
+# A region must begin at a block of the chroma planes; 32 px is a multiple of every block's width. The margin is more
+# than the interpolation of subsampled chroma reaches, which is 2 px.
 _BLOCK_PX, _MARGIN_PX = 32, 16
 
 
@@ -52,7 +50,7 @@ def _library() -> ctypes.CDLL | None:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError, AttributeError) as error:
-        _log.warning("libjpeg-turbo's library cannot be used (%s); frames are decoded whole, which is slower", error)
+        _log.warning("libjpeg-turbo cannot be loaded (%s); frames are decoded whole, which is slower", error)
         return None
     return library
 
@@ -77,12 +75,12 @@ def decode_region(
     """Decode at least the pixels [left, right) x [top, bottom).
 
     Args:
-        data: a whole JPEG file of 8 bits a sample, grey or in three colours.
+        data: a whole JPEG file with 8 bits per sample, grey or in three colours.
         width, height: of the frame, from its header.
 
     Returns:
-        pixels (h, w, 3) uint8 BGR, and where in the frame the first is: left, top. The orientation a camera may
-        have noted in the file is not applied: boxes refer to the pixels as they are stored.
+        pixels (h, w, 3) uint8 BGR as stored (an Exif orientation is not applied), and the position of the first one in
+        the frame: left, top.
 
     Raises:
         JpegError: the data breaks off, is damaged, or is of a kind that cannot be decoded.
@@ -101,7 +99,7 @@ def decode_region(
         and library.tj3SetCroppingRegion(handle, _Region(x, y, right - x, bottom - y)) == 0
         and library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _TJPF_BGR) == 0
     )
-    # A warning counts as well: it means that data is missing or damaged, and that grey was put in its place.
+    # A warning counts as failure: it means that data is missing or damaged and was replaced by grey.
     if not done:
         message: bytes = library.tj3GetErrorStr(handle)
         raise JpegError(message.decode("ascii", errors="replace"))

@@ -1,31 +1,31 @@
-"""LaSOT's folder layout: finds sequences, filters classes, applies the split, and reports all that is wrong at once.
+"""LaSOT's folder layout: finds sequences, selects classes, applies the split, and reports every problem at once.
 
-Knows the official split and the forms in which the data set is found on disks. It must not know of sampling or of
-images, and writes nothing.
+Knows the official split and the layouts in which the data set is found on disks. Knows nothing of sampling or images,
+and writes nothing.
 """
 
 import difflib
 import logging
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from seqtrack.annotation_files import attempt, read_names
-from seqtrack.data.annotations import Annotation, make_sequence, read_annotation
+import numpy as np
+
+from seqtrack.data.annotations import attempt, class_of, read_names, sequence_order
 from seqtrack.data.frames import is_hidden
-from seqtrack.data.sequence import Sequence
+from seqtrack.data.sequence import Sequence, log_missing_frames, read_sequence
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 LIST_FILES = {"train": "training_set.txt", "test": "testing_set.txt"}
-_SEQUENCE_NAME = re.compile(r"(.+)-([0-9]+)")
-_THREADS = 8  # reading many small files waits more than it computes, above all on a network's disk
+_THREADS = 8  # reading many small files waits more than it computes, above all on a network file system
 _ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark")
+_CLASS_STREAM = 0xC1A55  # drawing classes must not share random numbers with drawing samples
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Layout:
         folders: sequence name -> its folder, in the order of class and number.
         lists: "train" and "test" -> names in the split.
         own_lists: the files that the lists come from, where they are not the official split's.
-        problems: what is wrong with the layout or the lists.
+        problems: of the layout or the lists.
     """
 
     root: Path
@@ -57,18 +57,6 @@ class Layout:
         return sorted((name for name in self.lists[split] if class_of(name) in wanted), key=sequence_order)
 
 
-def class_of(name: str) -> str:
-    """ "racing-car-3" -> "racing-car"."""
-    match = _SEQUENCE_NAME.fullmatch(name)
-    return match.group(1) if match else name
-
-
-def sequence_order(name: str) -> tuple[str, int]:
-    """What names are sorted by: class, then number, so that "coin-2" is before "coin-10"."""
-    match = _SEQUENCE_NAME.fullmatch(name)
-    return (match.group(1), int(match.group(2))) if match else (name, 0)
-
-
 def official_split() -> dict[str, tuple[str, ...]]:
     """The published split: 1,120 training and 280 test sequences of 70 classes."""
     folder = resources.files("seqtrack.data") / "splits"
@@ -78,13 +66,30 @@ def official_split() -> dict[str, tuple[str, ...]]:
     }
 
 
+def draw_classes(chosen: tuple[str, ...], *, count: int, seed: int) -> tuple[str, ...]:
+    """The chosen classes and `count` further ones, drawn at random from the rest of LaSOT's 70 classes.
+
+    All official classes are candidates, whatever is on this disk, so that every machine draws the same ones.
+
+    Raises:
+        UserError: fewer than `count` classes are left.
+    """
+    if count == 0:
+        return chosen
+    others = sorted({class_of(name) for name in official_split()["train"]} - set(chosen))
+    if count > len(others):
+        text = f"DATA.RANDOM_CLASSES is {count}, but only {len(others)} classes are left to draw from"
+        raise UserError(text, "data.random_classes")
+    generator = np.random.default_rng([_CLASS_STREAM, seed])
+    return (*chosen, *(others[i] for i in sorted(generator.choice(len(others), size=count, replace=False))))
+
+
 def find_layout(data_dir: Path, *, lists: dict[str, Path] | None = None) -> Layout:
-    """Find the sequences under a data folder, which holds classes or sequences itself or in a folder named lasot.
+    """Find the sequences below a data folder, which holds classes or sequences itself or in a folder named lasot.
 
     Args:
-        data_dir: the folder to look in.
-        lists: files with names of sequences for "train" and "test", to use instead of the folder's own lists and of
-            the official split.
+        lists: files with sequence names for "train" and "test", used instead of the folder's own lists and of the
+            official split.
 
     Raises:
         UserError: the folder is missing or holds no sequence.
@@ -95,11 +100,8 @@ def find_layout(data_dir: Path, *, lists: dict[str, Path] | None = None) -> Layo
     for root in (*(data_dir / name for name in _ROOT_NAMES), data_dir):
         folders, problems = _find_sequences(root)
         if folders:
-            paths = (
-                lists
-                if lists is not None
-                else {split: root / name for split, name in LIST_FILES.items() if (root / name).is_file()}
-            )
+            own = {split: root / name for split, name in LIST_FILES.items() if (root / name).is_file()}
+            paths = own if lists is None else lists
             names = _read_lists(root, folders, paths, problems, custom=lists is not None)
             return Layout(root, folders, names, paths, problems)
     raise UserError(
@@ -124,11 +126,10 @@ def _find_sequences(root: Path) -> tuple[dict[str, Path], list[Problem]]:
     problems: list[Problem] = []
     pending = [(child, 0) for child in _subfolders(root)]
     for folder, depth in pending:
-        if _SEQUENCE_NAME.fullmatch(folder.name) and (
-            (folder / "groundtruth.txt").exists() or (folder / "img").exists()
-        ):
+        is_sequence = class_of(folder.name) != folder.name
+        if is_sequence and ((folder / "groundtruth.txt").exists() or (folder / "img").exists()):
             if folder.name in found:
-                text = f"sequence {folder.name} is there twice: {found[folder.name]} and {folder}"
+                text = f"sequence {folder.name} exists twice: {found[folder.name]} and {folder}"
                 problems.append(Problem(text, "data.sequence_twice"))
             else:
                 found[folder.name] = folder
@@ -142,13 +143,13 @@ def _find_sequences(root: Path) -> tuple[dict[str, Path], list[Problem]]:
 def _read_lists(
     root: Path, folders: dict[str, Path], paths: dict[str, Path], problems: list[Problem], *, custom: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Names by split; what is wrong with the lists is appended to `problems`."""
+    """Names by split; problems of the lists are appended to `problems`."""
     official = official_split()
     names = dict(official)
     for split, path in paths.items():
         names[split] = tuple(attempt(problems, read_names, path) or ())
     if len(paths) == 1 and not custom:
-        # One list alone: harmless where it says the same as the official split, else it would mix two splits.
+        # A single list: harmless where it agrees with the official split, else it would mix two splits.
         (split, path), on_disk = next(iter(paths.items())), set(folders)
         if set(names[split]) & on_disk != set(official[split]) & on_disk:
             other = next(name for key, name in LIST_FILES.items() if key != split)
@@ -163,7 +164,7 @@ def _read_lists(
 
 
 def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[Problem]:
-    """One sentence for each wanted class that has no sequence on the disk, with the nearest one that has."""
+    """A problem for each wanted class that has no sequence on the disk, with the nearest name that has."""
     problems: list[Problem] = []
     names = (*layout.lists["train"], *layout.lists["test"], *official_split()["train"])
     known = sorted({class_of(name) for name in names})
@@ -177,7 +178,7 @@ def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[Problem]:
             )
             problems.append(Problem(text, "data.class_missing"))
             continue
-        # What is on this disk first: "bus" is nearer to "buk" than "book", and of no use where there is only book.
+        # Classes on this disk first: "bus" is nearer to "buk" than "book", and of no use where only book exists.
         near = [
             match
             for names in (layout.classes, known)
@@ -189,25 +190,19 @@ def check_classes(wanted: tuple[str, ...], layout: Layout) -> list[Problem]:
     return problems
 
 
-def load_sequences(layout: Layout, names: Iterable[str]) -> tuple[list[Sequence], list[Problem]]:
-    """These sequences as their annotation files say, and every problem met."""
-    problems: list[Problem] = []
-
-    def load(name: str) -> Annotation | UserError:
-        try:
-            return read_annotation(layout.folders[name])
-        except UserError as error:
-            return error
+def _load_sequences(layout: Layout, names: list[str], problems: list[Problem]) -> list[Sequence]:
+    def load(name: str) -> tuple[Sequence | None, list[Problem]]:
+        found: list[Problem] = []
+        return attempt(found, read_sequence, layout.folders[name], class_of(name)), found
 
     sequences: list[Sequence] = []
-    names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for name, found in zip(names, pool.map(load, names), strict=True):
-            if isinstance(found, UserError):
-                problems += found.problems
-            else:
-                sequences.append(make_sequence(name, class_of(name), layout.folders[name] / "img", found))
-    return sequences, problems
+        for sequence, found in pool.map(load, names):
+            problems += found
+            if sequence is not None:
+                log_missing_frames(sequence)
+                sequences.append(sequence)
+    return sequences
 
 
 def open_lasot(
@@ -217,26 +212,26 @@ def open_lasot(
 
     Args:
         data_dir: see `find_layout`.
-        classes: empty for all that are there.
+        classes: empty for all that exist there.
         split: "train" or "test".
         lists: see `find_layout`.
 
     Raises:
-        UserError: everything that is wrong with the folder, the lists, the classes and the annotations, at once.
+        UserError: every problem with the folder, the lists, the classes and the annotations.
     """
     layout = find_layout(data_dir, lists=lists)
     problems = layout.problems + check_classes(classes, layout)
     chosen = [name for name in (classes or layout.classes) if name in layout.classes]
-    # Of a list of the user's own every name counts; of the official split only those of classes that are there.
+    # Of a user's own list every name counts; of the official split only those of classes that exist here.
     listed = not classes and split in layout.own_lists
     names = sorted(layout.lists[split], key=sequence_order) if listed else layout.names(split, chosen)
     here = [name for name in names if name in layout.folders]
     if len(here) < len(names):
         gone = [name for name in names if name not in layout.folders]
-        all_gone = ", ".join(gone)
-        _log.warning("%d of %d %s sequences are not in %s: %s", len(gone), len(names), split, layout.root, all_gone)
-    sequences, found = load_sequences(layout, here)
-    problems += found
+        _log.warning(
+            "%d of %d %s sequences are not in %s: %s", len(gone), len(names), split, layout.root, ", ".join(gone)
+        )
+    sequences = _load_sequences(layout, here, problems)
     if not problems and not sequences:
         text = f"no {split} sequence of {', '.join(chosen)} in {layout.root.absolute()}"
         problems = [Problem(text, "data.no_sequence")]

@@ -1,7 +1,6 @@
-"""Data sets by name: opens one, and describes what was opened for the run's records.
+"""Data sets by name: opens one, and describes it for the run's records.
 
-Knows the registry and the digest of the data. It must not know a data set's files: that is its own module's affair, and
-a new data set is one module and one line here.
+Knows the registry and the digest of the data. A new data set is one module and one line here.
 """
 
 import hashlib
@@ -17,6 +16,9 @@ from seqtrack.data.lasot import SPLITS, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
 
+# What a digest of the data covers of the frame files, as logs and records name it.
+FRAMES_COVERED_BY = "size"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -26,7 +28,7 @@ class Source:
         name: upper case, as in the configuration.
         sequences: in a fixed order, the same on every machine.
         split: "train" or "test".
-        synthetic: drawn by code; results on it say nothing about real video.
+        synthetic: drawn by code; results on it show nothing about real video.
     """
 
     name: str
@@ -35,21 +37,13 @@ class Source:
     synthetic: bool
 
 
-@dataclass(frozen=True)
-class _Kind:
-    open: Callable[..., list[Sequence]]
-    synthetic: bool = False
-
-
-# What of the frame files a digest of the data covers, as logs and records say it.
-FRAMES_COVERED_BY = "size"
-
-SOURCES: dict[str, _Kind] = {
-    "LASOT": _Kind(open_lasot),
-    "GOT10K_TRAIN_FULL": _Kind(open_got10k),
-    "GOT10K_VOTTRAIN": _Kind(open_got10k_without_vot),
-    "DEMO": _Kind(open_demo, synthetic=True),
+SOURCES: dict[str, Callable[..., list[Sequence]]] = {
+    "LASOT": open_lasot,
+    "GOT10K_TRAIN_FULL": open_got10k,
+    "GOT10K_VOTTRAIN": open_got10k_without_vot,
+    "DEMO": open_demo,
 }
+_SYNTHETIC = frozenset({"DEMO"})
 
 
 def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: str) -> Source:
@@ -62,19 +56,19 @@ def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: s
         split: "train" or "test".
 
     Raises:
-        UserError: an unknown name, or everything that is wrong with the data.
+        UserError: an unknown name, or every problem with the data.
     """
-    kind = SOURCES.get(name.upper())
-    if kind is None:
+    key = name.upper()
+    if key not in SOURCES:
         text = f"DATASET: unknown data set {name!r}; known are {', '.join(sorted(SOURCES))}"
         raise UserError(text, "data.unknown_data_set")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
-    return Source(name.upper(), kind.open(data_dir, classes=classes, split=split), split, kind.synthetic)
+    return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, key in _SYNTHETIC)
 
 
 def describe(sources: ListOf[Source]) -> dict[str, Any]:
-    """What was opened: a table by class and a digest of what training reads, independent of paths and machines.
+    """Counts by class and a digest of what training reads, independent of paths and machines (see docs/formats.md).
 
     The digest covers every name, box and flag, and of the frame files what `FRAMES_COVERED_BY` names.
     """
@@ -87,9 +81,8 @@ def describe(sources: ListOf[Source]) -> dict[str, Any]:
             )
             row["sequences"] += 1
             row["frames"] += sequence.num_frames
-            row["visible"] += int(sequence.visible.sum())
-            row["absent"] += int(sequence.absent.sum())
-            row["missing"] += int(sequence.missing.sum())
+            for name in ("visible", "absent", "missing"):
+                row[name] += int(getattr(sequence, name).sum())
         entries.append(
             {
                 "name": source.name,
@@ -97,7 +90,7 @@ def describe(sources: ListOf[Source]) -> dict[str, Any]:
                 "synthetic": source.synthetic,
                 "sequences": len(source.sequences),
                 "frames": sum(sequence.num_frames for sequence in source.sequences),
-                "frame_bytes": sum(_total_bytes(sequence) for sequence in source.sequences),
+                "frame_bytes": sum(int(sequence.frame_bytes.clip(min=0).sum()) for sequence in source.sequences),
                 "classes": rows,
                 "names": [sequence.name for sequence in source.sequences],
                 "digest": _digest(source),
@@ -111,16 +104,7 @@ def _digest(source: Source) -> str:
     digest = hashlib.sha256(f"{source.name}/{source.split}".encode())
     for sequence in source.sequences:
         digest.update(f"\n{sequence.name} {sequence.num_frames}\n".encode())
-        for array in (sequence.boxes_xywh.astype("<f8"), sequence.absent, sequence.missing):
+        boxes, sizes = sequence.boxes_xywh.astype("<f8"), sequence.frame_bytes.astype("<i8")
+        for array in (boxes, sequence.absent, sequence.missing, sizes):
             digest.update(array.tobytes())
-        digest.update(_frames_identity(sequence))
     return digest.hexdigest()
-
-
-def _frames_identity(sequence: Sequence) -> bytes:
-    """What the digest knows of a sequence's frame files: their sizes. Whoever adds contents adds them here."""
-    return b"" if sequence.frame_bytes is None else sequence.frame_bytes.astype("<i8").tobytes()
-
-
-def _total_bytes(sequence: Sequence) -> int:
-    return 0 if sequence.frame_bytes is None else int(sequence.frame_bytes.clip(min=0).sum())

@@ -1,8 +1,7 @@
-"""LaSOT's protocol: how boxes of a tracker become success, precision and normalised precision.
+"""LaSOT's protocol: success, precision and normalised precision of a tracker's boxes.
 
-Knows only arrays of boxes (NumPy): no file, no model, no data set. Every number is what LaSOT's own toolkit gives;
-where the Python evaluators of the field part from it (a visible frame whose annotation is no box) the convention is an
-argument.
+Knows only NumPy arrays of boxes. Every number is that of LaSOT's own toolkit; where the Python evaluators of the field
+differ from it (a visible frame whose annotation is not a box) the convention is an argument.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,23 +9,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from seqtrack.data.annotations import Boxes, Flags
+
+Array = NDArray[np.float64]
 
 SUCCESS_THRESHOLDS: Array = np.arange(21, dtype=np.float64) * 0.05  # IoU
 PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64)  # pixels between the centres
-NORM_PRECISION_THRESHOLDS: Array = (
-    np.arange(51, dtype=np.float64) / 100
-)  # the same, in widths and heights of the annotation
+NORM_PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64) / 100  # in widths and heights of the annotation
 
-_OP50, _OP75, _P20, _P_NORM = 10, 15, 20, 20  # positions of 0.50, 0.75, 20 px and 0.20 in the tables above
+_OP50, _OP75, _P20, _P_NORM = 10, 15, 20, 20  # positions of 0.50, 0.75, 20 px and 0.20 in the arrays above
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a visible frame counts as whose annotation is not a box; absent frames are failures everywhere.
+    """How a visible frame counts whose annotation is not a box; absent frames are failures in every convention.
 
     Attributes:
         corner_too: x and y must be above 0 as well as w and h (files count pixels from 1).
@@ -38,14 +36,14 @@ class Convention:
 
 
 TOOLKIT = Convention(corner_too=True, invalid_center=-1.0)
-PYTRACKING = Convention(corner_too=False, invalid_center=float("inf"))  # and its children, the authors' among them
+PYTRACKING = Convention(corner_too=False, invalid_center=float("inf"))  # and the authors' evaluator
 CONVENTIONS = {"toolkit": TOOLKIT, "pytracking": PYTRACKING}
 
 
 class FrameErrors(NamedTuple):
-    """What one frame after another got, each (N,): IoU, centre distance in pixels, the same in annotation sizes.
+    """Per frame, each (N,): IoU, centre distance in pixels, the same in annotation sizes.
 
-    A frame that may not count carries values that no threshold takes: IoU -1 and distances of infinity.
+    A frame that must not count has values that fail every threshold: IoU -1 and infinite distances.
     """
 
     iou: Array
@@ -55,11 +53,11 @@ class FrameErrors(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Curves of one sequence, or their mean over sequences, and the figures read from them.
+    """Curves of one sequence, or their mean over sequences, and the metrics read from them.
 
     Attributes:
-        success: (21,) share of frames above each IoU of `SUCCESS_THRESHOLDS`.
-        precision, norm_precision: (51,) share of frames within each distance of their thresholds.
+        success: (21,) fraction of frames above each IoU of `SUCCESS_THRESHOLDS`.
+        precision, norm_precision: (51,) fraction of frames within each distance of their thresholds.
         mean_iou: percent, over the frames where the target is visible and annotated.
         frames: annotated frames, the absent ones included.
     """
@@ -76,18 +74,18 @@ class Scores:
         return float(self.success.mean() * 100)
 
     def metrics(self) -> dict[str, float]:
-        """Every figure of `FIGURES`, in percent."""
-        return {name: float(figure.read(self)) for name, figure in METRICS.items()}
+        """Every metric of `METRICS`, in percent."""
+        return {name: float(metric.read(self)) for name, metric in METRICS.items()}
 
 
 class Metric(NamedTuple):
-    """A number of the tables: the heading of its column, and how it is read from scores, in percent."""
+    """A column of the tables: its heading, and how it is read from scores, in percent."""
 
     heading: str
     read: Callable[[Scores], float]
 
 
-# Tables, JSON, CSV, plots and the report take from here what they show, in this order.
+# Tables, JSON, CSV, plots and the report show these, in this order.
 METRICS: dict[str, Metric] = {
     "auc": Metric("AUC", lambda one: one.auc),
     "op50": Metric("OP50", lambda one: one.success[_OP50] * 100),
@@ -98,8 +96,8 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def is_box(boxes_xywh: Array) -> Mask:
-    """(N,) whether a predicted row is a box at all: four finite numbers, width and height above 0."""
+def is_box(boxes_xywh: Boxes) -> Flags:
+    """(N,) whether a predicted row is a box: four finite numbers, width and height above 0."""
     finite, positive = np.isfinite(boxes_xywh).all(axis=1), (boxes_xywh[:, 2:] > 0).all(axis=1)
     return np.asarray(finite & positive)
 
@@ -109,7 +107,7 @@ def repair(predicted_xywh: Array, first_xywh: Array) -> Array:
 
     Args:
         predicted_xywh: (N, 4) pixels, as the tracker wrote them.
-        first_xywh: (4,) the annotation of frame 1, which the tracker was given and is not judged by.
+        first_xywh: (4,) the annotation of frame 1, which the tracker was given.
 
     Returns:
         (N, 4): frame 1 is the annotation; a row that is not a box repeats the last one that is.
@@ -124,7 +122,7 @@ def repair(predicted_xywh: Array, first_xywh: Array) -> Array:
 
 
 def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
-    """(N,) intersection over union of two lists of boxes (N, 4), 0 where both are empty."""
+    """(N,) intersection over union of boxes (N, 4), 0 where both are empty."""
     low = np.maximum(a_xywh[:, :2], b_xywh[:, :2])
     high = np.minimum(a_xywh[:, :2] + a_xywh[:, 2:], b_xywh[:, :2] + b_xywh[:, 2:])
     overlap = np.clip(high - low, 0, None).prod(axis=1)
@@ -134,15 +132,15 @@ def iou_xywh(a_xywh: Array, b_xywh: Array) -> Array:
 
 
 def frame_errors(
-    predicted_xywh: Array, annotated_xywh: Array, visible: Mask, *, convention: Convention = TOOLKIT
+    predicted_xywh: Array, annotated_xywh: Array, visible: Flags, *, convention: Convention = TOOLKIT
 ) -> FrameErrors:
     """Compare a tracker's boxes with the annotation, frame by frame.
 
     Args:
-        predicted_xywh: (M, 4) pixels, M >= N; frames beyond the annotation are cut (trackers wrote some for monkey-17).
+        predicted_xywh: (M, 4) pixels, M >= N; frames beyond the annotation are cut (some trackers have monkey-17's).
         annotated_xywh: (N, 4) pixels.
         visible: (N,) False where the target is fully occluded or out of view.
-        convention: what to make of a visible frame whose annotation is not a box.
+        convention: how a visible frame counts whose annotation is not a box.
 
     Raises:
         ValueError: fewer boxes than annotated frames, arrays of another shape, or no frame at all.
@@ -158,12 +156,12 @@ def frame_errors(
     predicted = repair(predicted_xywh[:num_frames], annotated[0])
 
     iou = iou_xywh(predicted, annotated)
-    # The toolkit's boxes hold whole pixels, first to last: their centre lies at x + (w - 1) / 2.
+    # The toolkit's boxes consist of whole pixels, first to last: their centre is x + (w - 1) / 2.
     centers = predicted[:, :2] + (predicted[:, 2:] - 1) / 2, annotated[:, :2] + (annotated[:, 2:] - 1) / 2
     center = np.sqrt(np.square(centers[0] - centers[1]).sum(axis=1))
-    # Divided first and subtracted then: distances of exactly 0.2 are common among whole-numbered boxes, and the other
-    # order rounds some of them to the other side of the threshold (ATOM's P_norm would be 0.002 higher).
-    with np.errstate(divide="ignore", invalid="ignore"):  # an annotation of width 0 is set apart below
+    # Divide first, then subtract: distances of exactly 0.2 are common among integer boxes, and the other order rounds
+    # some of them to the other side of the threshold (ATOM's P_norm would be 0.002 higher).
+    with np.errstate(divide="ignore", invalid="ignore"):  # an annotation of width 0 is overwritten below
         norm_center = np.sqrt(np.square(centers[0] / annotated[:, 2:] - centers[1] / annotated[:, 2:]).sum(axis=1))
 
     invalid = (annotated[:, 0 if convention.corner_too else 2 :] <= 0).any(axis=1)
@@ -172,10 +170,10 @@ def frame_errors(
     return FrameErrors(iou, center, norm_center)
 
 
-def score(predicted_xywh: Array, annotated_xywh: Array, visible: Mask, *, convention: Convention = TOOLKIT) -> Scores:
+def score(predicted_xywh: Array, annotated_xywh: Array, visible: Flags, *, convention: Convention = TOOLKIT) -> Scores:
     """Curves of one sequence; arguments and errors as `frame_errors`.
 
-    Absent frames count nowhere above the line but do count below it: shares are of all N frames.
+    Absent frames never count as hits but do count in the denominator: fractions are of all N frames.
     """
     errors = frame_errors(predicted_xywh, annotated_xywh, visible, convention=convention)
     num_frames = len(annotated_xywh)
@@ -190,10 +188,10 @@ def score(predicted_xywh: Array, annotated_xywh: Array, visible: Mask, *, conven
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """The mean over sequences: each weighs the same, however long it is.
+    """The mean over sequences, each with the same weight however long it is.
 
     Raises:
-        ValueError: there is nothing to take a mean of.
+        ValueError: no scores.
     """
     if not scores:
         raise ValueError("no sequence was scored, so there is no mean")

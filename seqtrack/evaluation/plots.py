@@ -1,13 +1,12 @@
-"""Curves and bars of an evaluation. Needs no display; draws what `Evaluation` holds and computes nothing else.
+"""Curves and bars of an evaluation. Needs no display.
 
-Epochs run from dark to bright in one colour scale, baselines are grey and dashed, other trackers have colours of their
-own, so that a plot of ten epochs and two trackers can still be read.
+Epochs run from dark to bright in one colour scale, baselines are grey and dashed, other trackers have own colours,
+so that a plot of ten epochs and two trackers can still be read.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,23 +22,21 @@ from seqtrack.evaluation.metrics import (
     Array,
     Scores,
 )
-from seqtrack.evaluation.tracker_results import Evaluation, TrackerResult
+from seqtrack.evaluation.results import Evaluation
 from seqtrack.plotting import new_axes, save_figure
 
 _OTHERS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
 _GREYS = {"untrained": ("#777777", "--"), "still": ("#777777", ":")}
-_MOST_BARS = 24  # classes beyond this many are left to the tables
-_EPOCH_FIGURES = ("auc", "op50", "op75", "p20", "p_norm")
-_FIGURE_COLOURS = ("#1f5fa8", "#2a8f5d", "#8e4fb0", "#d1602b", "#b0334f")
+_MAX_BARS = 24  # further classes are only in the tables
+_EPOCH_METRICS = {"auc": "#1f5fa8", "op50": "#2a8f5d", "op75": "#8e4fb0", "p20": "#d1602b", "p_norm": "#b0334f"}
 
 
-@dataclass(frozen=True)
-class _Curve:
+class _Curve(NamedTuple):
     title: str
     axis: str
     thresholds: Array
     values: Callable[[Scores], Array]
-    figure: str  # the number read from the curve, which sorts the legend
+    metric: str  # read from the curve; sorts the legend
 
 
 _CURVES = {
@@ -58,25 +55,18 @@ _CURVES = {
 
 
 def draw_plots(evaluation: Evaluation, folder: Path) -> list[str]:
-    """Draw every plot that the evaluation has data for into a folder, which must exist.
+    """Draw every plot that the evaluation has data for into an existing folder.
 
     Returns:
         file names in the order of a report.
     """
-    drawn: list[str] = []
-
-    def save(figure: Figure | None, name: str) -> None:
-        if figure is not None:
-            save_figure(figure, folder / name)
-            drawn.append(name)
-
-    save(_epochs(evaluation), "epochs.png")
-    save(_epochs_by_class(evaluation), "epochs_by_class.png")
-    for name, curve in _CURVES.items():
-        save(_curve(evaluation, curve), f"{name}.png")
-    save(_classes(evaluation), "classes.png")
-    save(_speed(evaluation), "fps.png")
-    return drawn
+    figures = {"epochs": _epochs(evaluation), "epochs_by_class": _epochs_by_class(evaluation)}
+    figures |= {name: _curve(evaluation, curve) for name, curve in _CURVES.items()}
+    figures |= {"classes": _classes(evaluation), "fps": _speed(evaluation)}
+    drawn = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        save_figure(figure, folder / name)
+    return list(drawn)
 
 
 def _subtitle(evaluation: Evaluation) -> str:
@@ -87,59 +77,56 @@ def _subtitle(evaluation: Evaluation) -> str:
 
 
 def _styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Line style by subject name."""
-    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
+    """Line style by tracker name."""
+    epochs = evaluation.epochs
     scale = matplotlib.colormaps["viridis"]
     styles: dict[str, dict[str, Any]] = {}
     for place, one in enumerate(epochs):
         shade = place / (len(epochs) - 1) if len(epochs) > 1 else 0.4
-        last = one is epochs[-1]
-        styles[one.name] = {"color": scale(0.85 * shade), "linewidth": 2.4 if last else 1.3}
+        styles[one.name] = {"color": scale(0.85 * shade), "linewidth": 2.4 if one is epochs[-1] else 1.3}
+    others = 0
     for one in evaluation.results:
         if one.kind in _GREYS:
             colour, dashes = _GREYS[one.kind]
             styles[one.name] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
-    others = [one for one in evaluation.results if one.kind == "results"]
-    for place, one in enumerate(others):
-        styles[one.name] = {"color": _OTHERS[place % len(_OTHERS)], "linewidth": 1.8, "linestyle": "-."}
+        elif one.kind == "results":
+            styles[one.name] = {"color": _OTHERS[others % len(_OTHERS)], "linewidth": 1.8, "linestyle": "-."}
+            others += 1
     return styles
+
+
+def _legend(figure: Figure, title: str | None = None) -> None:
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=title)
 
 
 def _curve(evaluation: Evaluation, curve: _Curve) -> Figure:
     figure, (axes,) = new_axes(f"{curve.title}: {_subtitle(evaluation)}")
     styles = _styles(evaluation)
     means = {one.name: one.mean(evaluation.names) for one in evaluation.results}
-    # The best first, as LaSOT's own plots sort their legends.
-    for name in sorted(means, key=lambda name: -means[name].metrics()[curve.figure]):
-        value = means[name].metrics()[curve.figure]
-        axes.plot(curve.thresholds, curve.values(means[name]), label=f"{name} [{value:.1f}]", **styles[name])
+    values = {name: mean.metrics()[curve.metric] for name, mean in means.items()}
+    for name in sorted(means, key=lambda name: -values[name]):  # the best first, as in LaSOT's own plots
+        axes.plot(curve.thresholds, curve.values(means[name]), label=f"{name} [{values[name]:.1f}]", **styles[name])
     axes.set_xlabel(curve.axis)
-    axes.set_ylabel("share of frames")
+    axes.set_ylabel("fraction of frames")
     axes.set_xlim(float(curve.thresholds[0]), float(curve.thresholds[-1]))
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=METRICS[curve.figure].heading)
+    _legend(figure, METRICS[curve.metric].heading)
     return figure
 
 
 def _epochs(evaluation: Evaluation) -> Figure | None:
-    """Figures over epochs, with the baselines' AUC as level lines; None with fewer than two epochs."""
-    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
+    """Metrics over epochs, with the baselines' AUC as horizontal lines; None with fewer than two epochs."""
+    epochs = evaluation.epochs
     if len(epochs) < 2:
         return None
     figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(evaluation)}")
-    x = [one.epoch or 0 for one in epochs]
-    for name, colour in zip(_EPOCH_FIGURES, _FIGURE_COLOURS, strict=True):
-        y = [one.mean(evaluation.names).metrics()[name] for one in epochs]
-        main = name == "auc"
+    for name, colour in _EPOCH_METRICS.items():
+        width, size = (2.4, 5) if name == "auc" else (1.2, 3)
+        values = [one.mean(evaluation.names).metrics()[name] for one in epochs]
         axes.plot(
-            x,
-            y,
-            marker="o",
-            label=METRICS[name].heading,
-            color=colour,
-            linewidth=2.4 if main else 1.2,
-            markersize=5 if main else 3,
-        )
+            [one.epoch or 0 for one in epochs], values,
+            marker="o", label=METRICS[name].heading, color=colour, linewidth=width, markersize=size,
+        )  # fmt: skip
     for one in evaluation.results:
         if one.kind in _GREYS:
             colour, dashes = _GREYS[one.kind]
@@ -149,9 +136,8 @@ def _epochs(evaluation: Evaluation) -> Figure | None:
 
 
 def _epochs_by_class(evaluation: Evaluation) -> Figure | None:
-    """AUC of each class over epochs; None with one class, one epoch, or more classes than can be told apart."""
-    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
-    groups = evaluation.classes
+    """AUC of each class over epochs; None with one class, one epoch, or more classes than can be distinguished."""
+    epochs, groups = evaluation.epochs, evaluation.classes
     if len(epochs) < 2 or not 2 <= len(groups) <= len(_OTHERS):
         return None
     figure, (axes,) = new_axes(f"AUC by class and epoch: {_subtitle(evaluation)}")
@@ -166,64 +152,54 @@ def _over_epochs(figure: Figure, axes: Axes, label: str) -> Figure:
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _legend(figure)
     return figure
 
 
-def _shown_in_bars(evaluation: Evaluation) -> list[TrackerResult]:
-    """The last epoch, and whatever is no epoch: bars of every epoch could not be read."""
-    epochs = [one for one in evaluation.results if one.kind == "checkpoint"]
-    return [one for one in evaluation.results if one.kind != "checkpoint" or one is epochs[-1]]
-
-
 def _classes(evaluation: Evaluation) -> Figure | None:
-    """AUC by class; None with a single class. With very many classes, those that the main tracker does worst on."""
+    """AUC by class; None with a single class. Of very many classes, those with the lowest AUC of the main tracker."""
     groups = evaluation.classes
     if len(groups) < 2:
         return None
-    shown = _shown_in_bars(evaluation)
-    first = next((one for one in shown if one.kind not in _GREYS), shown[0])
-    names = sorted(groups, key=lambda name: first.mean(groups[name]).auc)
-    left_out = len(names) - _MOST_BARS
-    names = names[:_MOST_BARS]
+    # Of the epochs only the last: bars of every epoch could not be read.
+    shown = [one for one in evaluation.results if one.kind != "checkpoint" or one is evaluation.epochs[-1]]
+    main = next((one for one in shown if one.kind not in _GREYS), shown[0])
+    names = sorted(groups, key=lambda name: main.mean(groups[name]).auc)[:_MAX_BARS]
+    few = f", the {len(names)} lowest of {len(groups)}" if len(names) < len(groups) else ""
     height = 1.6 + 0.16 * len(names) * len(shown) + 0.12 * len(names)
-    few = f", the {len(names)} lowest of {len(groups)}" if left_out > 0 else ""
     figure, (axes,) = new_axes(f"AUC by class{few}\n{_subtitle(evaluation)}", size=(8.0, max(3.0, height)))
     styles = _styles(evaluation)
     thickness = 0.8 / len(shown)
     rows = np.arange(len(names))
     for place, one in enumerate(shown):
-        values = [one.mean(groups[name]).auc for name in names]
         bars = axes.barh(
-            rows + (place - (len(shown) - 1) / 2) * thickness, values, thickness,
-            color=styles[one.name]["color"], label=one.name, alpha=0.5 if one.kind == "still" else 1.0,
+            rows + (place - (len(shown) - 1) / 2) * thickness, [one.mean(groups[name]).auc for name in names],
+            thickness, color=styles[one.name]["color"], label=one.name, alpha=0.5 if one.kind == "still" else 1.0,
         )  # fmt: skip
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.set_yticks(rows, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("AUC (percent)")
     axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _legend(figure)
     return figure
 
 
 def _speed(evaluation: Evaluation) -> Figure | None:
-    """Frames a second of every tracker whose time was taken; None if there is none."""
-    timed = [(one, one.timing(evaluation.names)["fps"]) for one in evaluation.results]
-    measured = [(one, fps) for one, fps in timed if fps is not None]
+    """Frames per second of every tracker whose time was measured; None if there is none."""
+    timed = {one.name: one.timing(evaluation.names)["fps"] for one in evaluation.results}
+    measured = {name: fps for name, fps in timed.items() if fps is not None}
     if not measured:
         return None
-    device = evaluation.conditions.get("device") or ""
-    figure, (axes,) = new_axes(
-        f"Frames a second on {device}: {_subtitle(evaluation)}", size=(8.0, max(2.4, 1.2 + 0.3 * len(measured)))
-    )
+    conditions = evaluation.conditions
+    title = f"Frames per second on {conditions.get('device') or ''}: {_subtitle(evaluation)}"
+    figure, (axes,) = new_axes(title, size=(8.0, max(2.4, 1.2 + 0.3 * len(measured))))
     styles = _styles(evaluation)
     rows = np.arange(len(measured))
-    bars = axes.barh(rows, [fps for _, fps in measured], 0.7, color=[styles[one.name]["color"] for one, _ in measured])
+    bars = axes.barh(rows, list(measured.values()), 0.7, color=[styles[name]["color"] for name in measured])
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    axes.set_yticks(rows, [one.name for one, _ in measured])
+    axes.set_yticks(rows, list(measured))
     axes.invert_yaxis()
-    together = evaluation.conditions.get("concurrent")
-    axes.set_xlabel(f"frames a second (tracker only, image reading left out; up to {together} sequences at once)")
+    axes.set_xlabel(f"tracker only, without reading images; up to {conditions.get('concurrent')} sequences at once")
     axes.grid(visible=False, axis="y")
     return figure

@@ -1,7 +1,4 @@
-"""An evaluation as files: JSON with everything, CSV with every row, Markdown to be read, boxes in the official form.
-
-Knows `Evaluation` and how to write it; computes nothing but the means that `Evaluation` gives.
-"""
+"""An evaluation as files: JSON with everything, CSV with every row, Markdown to read, boxes in the official format."""
 
 import csv
 import io
@@ -11,40 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
-from seqtrack.evaluation.boxfiles import write_boxes
-from seqtrack.evaluation.metrics import (
-    METRICS,
-    NORM_PRECISION_THRESHOLDS,
-    PRECISION_THRESHOLDS,
-    SUCCESS_THRESHOLDS,
-)
-from seqtrack.evaluation.tracker_results import Evaluation, TrackerResult
+from seqtrack.data.annotations import write_boxes
+from seqtrack.evaluation.metrics import METRICS, NORM_PRECISION_THRESHOLDS, PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS
+from seqtrack.evaluation.results import Evaluation, TrackerResult
 from seqtrack.markdown import bold, escape, image, number, table
 from seqtrack.run_dir import EVALUATION_FILE
 
 FORMAT = "seqtrack-evaluation/1"
-HEADINGS = {name: figure.heading for name, figure in METRICS.items()} | {"fps": "FPS", "ms_a_frame": "ms a frame"}
+HEADINGS = {name: metric.heading for name, metric in METRICS.items()} | {"fps": "FPS", "ms_a_frame": "ms per frame"}
 COLUMNS = tuple(HEADINGS)
 PROTOCOL = (
     "LaSOT's protocol: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
-    "20 px, P_norm up to 0.2 of the annotation's width and height; absent frames count as failures, all sequences "
-    "weigh the same, the first frame is given. All figures but FPS and ms are percent. Mean IoU is over visible frames."
+    "20 px, P_norm up to 0.2 of the annotation's width and height; absent frames count as failures, every sequence has "
+    "the same weight, the first frame is given. All but FPS and ms are percent. Mean IoU is over visible frames."
 )
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything that was measured, as one JSON object."""
+    """The whole evaluation as one JSON object (docs/formats.md)."""
     return {
         "format": FORMAT,
         "protocol": PROTOCOL,
         "conditions": evaluation.conditions,
         "sequences": [
-            {
-                "name": one.name,
-                "class": one.class_name,
-                "frames": one.num_frames,
-                "absent": int((~one.visible).sum()),
-            }
+            {"name": one.name, "class": one.class_name, "frames": one.num_frames, "absent": int(one.absent.sum())}
             for one in evaluation.annotations
         ],
         "thresholds": {
@@ -76,7 +63,7 @@ def _tracker_json(evaluation: Evaluation, result: TrackerResult) -> dict[str, An
 
 
 def to_csv(evaluation: Evaluation) -> str:
-    """One row a tracker and all sequences, class, or sequence."""
+    """One row per tracker for all sequences, one per class, one per sequence."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["tracker", "kind", "epoch", "level", "name", "sequences", "frames", *COLUMNS])
@@ -103,7 +90,7 @@ def summary_table(evaluation: Evaluation) -> str:
 
 
 def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
-    """What a person reads: the conditions, the means, AUC by class and sequence, the last tracker in full, plots.
+    """The conditions, the means, AUC by class and sequence, the last tracker in full, and plots.
 
     Args:
         plots: paths relative to the Markdown file.
@@ -114,34 +101,22 @@ def to_markdown(evaluation: Evaluation, plots: Sequence[str]) -> str:
     parts = [f"# Evaluation on {escape(title)}: {len(evaluation.names)} sequences, {frames} frames\n"]
     if conditions.get("synthetic"):
         parts.append(
-            "**The data set is synthetic**: these numbers show that the system works, nothing about real video.\n"
+            "**The data set is synthetic**: these numbers show that the system works, and nothing about real video.\n"
         )
     parts.append(PROTOCOL + "\n")
-    told = {key: value for key, value in conditions.items() if value not in (None, "", [], False)}
-    parts.append(
-        "\n".join(f"- {escape(key.replace('_', ' '))}: {escape(_shown(value))}" for key, value in told.items()) + "\n"
-    )
+    shown = {key: value for key, value in conditions.items() if value not in (None, "", [], False)}
+    parts.append("".join(f"- {escape(key.replace('_', ' '))}: {escape(value)}\n" for key, value in shown.items()))
     parts += ["## All sequences\n", summary_table(evaluation)]
     parts += ["## AUC by class\n", _auc_table(evaluation, "class", evaluation.classes)]
     parts += ["## AUC by sequence\n", _auc_table(evaluation, "sequence", {name: [name] for name in evaluation.names})]
-    best = _main_subject(evaluation)
-    parts += [f"## {escape(best.name)}, class by class and sequence by sequence\n", _full_table(evaluation, best)]
+    main = evaluation.epochs[-1] if evaluation.epochs else evaluation.results[0]
+    parts += [f"## {escape(main.name)}, by class and sequence\n", _full_table(evaluation, main)]
     if plots:
         parts += ["## Plots\n", "\n".join(image(plot, Path(plot).stem) for plot in plots) + "\n"]
     notes = [f"- {escape(result.name)}: {escape(note)}" for result in evaluation.results for note in result.notes]
     if notes:
         parts += ["## Notes\n", "\n".join(notes) + "\n"]
     return "\n".join(parts)
-
-
-def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _main_subject(evaluation: Evaluation) -> TrackerResult:
-    """The last epoch's checkpoint, or the first tracker if there is none."""
-    epochs = [result for result in evaluation.results if result.kind == "checkpoint"]
-    return epochs[-1] if epochs else evaluation.results[0]
 
 
 def _auc_table(evaluation: Evaluation, what: str, groups: dict[str, list[str]]) -> str:
@@ -163,7 +138,7 @@ def _full_table(evaluation: Evaluation, result: TrackerResult) -> str:
 
 
 def write_tables(evaluation: Evaluation, folder: Path, *, plots: Sequence[str]) -> None:
-    """Write evaluation.json, evaluation.csv and evaluation.md into an existing folder, each whole or not at all."""
+    """Write evaluation.json, evaluation.csv and evaluation.md into an existing folder."""
     text = json.dumps(to_json(evaluation), indent=1, allow_nan=False) + "\n"
     write_atomic(folder / EVALUATION_FILE, text.encode())
     write_atomic(folder / "evaluation.csv", to_csv(evaluation).encode())
@@ -171,13 +146,13 @@ def write_tables(evaluation: Evaluation, folder: Path, *, plots: Sequence[str]) 
 
 
 def write_tracks(result: TrackerResult, folder: Path) -> None:
-    """Write the boxes of every sequence as `<sequence>.txt` into a folder of the subject's name."""
+    """Write the boxes of every sequence as `<sequence>.txt` into a folder with the tracker's name."""
     place = folder / folder_name(result.name)
     place.mkdir(parents=True, exist_ok=True)
-    for name, tracks in (result.tracks or {}).items():
+    for name, tracks in result.tracks.items():
         write_boxes(place / f"{name}.txt", tracks.boxes_xywh)
 
 
 def folder_name(name: str) -> str:
-    """A subject's name as a folder: spaces become underscores, and nothing can lead elsewhere."""
+    """A tracker's name as a folder name, without spaces and separators."""
     return "".join(letter if letter.isalnum() or letter in "+-._" else "_" for letter in name).lstrip(".") or "_"

@@ -27,7 +27,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "Data sets, classes and splits": (
         "data.sources:open_source",
         "data.lasot:open_lasot",
-        "data.classes:draw_classes",
+        "data.lasot:draw_classes",
     ),
     "Samples from a fixed seed": ("seeding:sample_generator", "data.dataset:TrackingDataset.sample"),
     "Randomness of a step from a fixed seed": ("seeding:step_seed", "training.train_step:TrainStep"),

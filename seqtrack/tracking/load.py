@@ -1,12 +1,15 @@
-"""A checkpoint made ready to track: weights verified, sizes from the configuration stored with it.
+"""Checkpoints ready to track: selected from a run, weights verified, sizes from the configuration stored with them."""
 
-Knows checkpoints, configurations and models; knows no video.
-"""
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 import yaml
 
-from seqtrack.checkpoints.store import Manifest, load_weights
+from seqtrack.checkpoints.resume_point import unusable_checkpoints
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of
 from seqtrack.config.loader import config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import Problem, UserError
@@ -14,28 +17,87 @@ from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
-from seqtrack.run_dir import CONFIG_FILE
+from seqtrack.parsing import short_repr
+from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE
+
+_EPOCHS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
+
+
+def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
+    """The requested checkpoints of a run, each once, by epoch.
+
+    Args:
+        run: a folder `phase_N`.
+        wanted: each "all", "last", an epoch "3", a range "2-5", or a path of a checkpoint from anywhere.
+
+    Raises:
+        UserError: a value that is none of these, or an epoch that does not exist (with those that do).
+    """
+    folder = run / CHECKPOINTS
+    existing = {manifest.epoch: manifest for manifest in list_checkpoints(folder, kinds=("epoch",))}
+    chosen: dict[Path, Manifest] = {}
+    problems: list[Problem] = []
+    for word in wanted:
+        found: list[Manifest] = []
+        if word in ("all", "last"):
+            found = [existing[epoch] for epoch in sorted(existing)][-1 if word == "last" else 0 :]
+            if not found:
+                text = f"{folder} holds no epoch's checkpoint; train first, or name a checkpoint file"
+                problems += [Problem(text, "checkpoint.none"), *unusable_checkpoints(folder).values()]
+        elif match := _EPOCHS.fullmatch(word):
+            first, last = int(match[1]), int(match[2] or match[1])
+            found = [manifest for epoch, manifest in existing.items() if first <= epoch <= last]
+            if not found or len(found) < last - first + 1:
+                epochs = ", ".join(map(str, sorted(existing))) or "none"
+                text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {epochs}"
+                problems.append(Problem(text, "checkpoint.no_epoch"))
+        elif "/" in word or word.endswith((".safetensors", ".json")) or os.path.isfile(word):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+            try:
+                found = [manifest_of(Path(word))]
+            except UserError as error:
+                problems += error.problems
+        else:
+            text = f"--checkpoint {short_repr(word)}: expected all, last, an epoch such as 3, a range 2-5, or a file"
+            problems.append(Problem(text, "checkpoint.option"))
+        chosen |= {manifest.path: manifest for manifest in found}
+    if problems:
+        raise UserError(problems)
+    return sorted(chosen.values(), key=lambda manifest: manifest.epoch)
+
+
+def checkpoint_name(manifest: Manifest, others: Iterable[Manifest]) -> str:
+    """ "epoch 3", or the file's name where that says more or two would have the same name."""
+    twins = [one for one in others if one.epoch == manifest.epoch]
+    return f"epoch {manifest.epoch}" if manifest.kind == "epoch" and len(twins) < 2 else manifest.path.stem
+
+
+def checkpoint_source(manifest: Manifest) -> dict[str, object]:
+    """The identity of a checkpoint in records of an evaluation or a tracked video."""
+    return {
+        "file": manifest.file,
+        "sha256": manifest.sha256,
+        "weights_sha256": manifest.weights_sha256,
+        "config_digest": manifest.config_digest,
+    }
 
 
 def checkpoint_config(manifest: Manifest) -> Config:
     """The configuration of a checkpoint: the one in its manifest, else the run's `config.yaml`.
 
     Raises:
-        UserError: there is none, or it is not valid.
+        UserError: there is none, or it is invalid.
     """
     if manifest.config is not None:
         return config_from_text(yaml.safe_dump(manifest.config), f"{manifest.manifest_path.name} (config)")
-    beside = manifest.folder.parent / CONFIG_FILE
-    if not beside.is_file():
-        raise UserError(
-            f"{manifest.path}: its manifest holds no configuration and there is no {beside}: the sizes of the model "
-            "are not known"
-        )
-    return load_config(str(beside))
+    file = manifest.folder.parent / CONFIG_FILE
+    if not file.is_file():
+        text = f"{manifest.path}: the manifest holds no configuration and {file} does not exist: unknown model sizes"
+        raise UserError(text, "checkpoint.no_config")
+    return load_config(str(file))
 
 
 def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Config]:
-    """A model in eval mode on `device`, with a checkpoint's weights, and the configuration it was trained with.
+    """A model in eval mode on `device` with a checkpoint's weights, and the configuration it was trained with.
 
     Raises:
         UserError: a damaged file, or weights that do not fit the configuration.
@@ -52,6 +114,6 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
 
 
 def set_threads(config: Config) -> None:
-    """Compute threads as in training: a model that trains fastest on one thread tracks fastest on one."""
+    """Use as many compute threads as in training: a model that trains fastest on one thread tracks fastest on one."""
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)

@@ -1,8 +1,4 @@
-"""How a trained model tracks: crop factors, window, and when the template is renewed.
-
-`tracker_settings` translates the configuration once, at the door; below it the tracker takes this dataclass and no
-configuration.
-"""
+"""Settings of a tracker: crop factors, window, and template updates. The tracker itself knows no configuration."""
 
 import logging
 from dataclasses import dataclass
@@ -26,13 +22,13 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """Everything a tracker needs next to the model.
+    """Everything a tracker needs besides the model.
 
     Attributes:
         search_factor, template_factor: side of the crop as a multiple of sqrt(w * h) of the box.
-        window: multiply the centre words' probabilities by a Hann window, so that a box near the middle is favoured.
-        update_interval: frames between two chances of a new template.
-        update_threshold: score, of 0 to 40, above which the chance is taken.
+        window: multiply the probabilities of the centre tokens by a Hann window, which favours boxes near the middle.
+        update_interval: frames between two possible template updates.
+        update_threshold: score, from 0 to 40, above which the template is updated.
         mean, std: of red, green and blue in [0, 1], as in training.
         precision: of the encoder's matrix products, one of `PRECISIONS`; everything else is float32 always.
     """
@@ -47,7 +43,7 @@ class TrackerSettings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot track."""
+        """Refuse invalid settings."""
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}", code="tracking.precision"
@@ -60,7 +56,7 @@ class TrackerSettings:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that the device has no units for: it would be without effect, or slower than float32.
+    """Refuse a precision without hardware support: it would have no effect, or be slower than float32.
 
     Raises:
         UserError: tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
@@ -81,18 +77,17 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def tracker_settings(config: Config, *, dataset: str | None, precision: str = "fp32") -> TrackerSettings:
-    """The settings that a configuration asks for on a data set.
+    """The settings of a configuration for a data set.
 
     Args:
-        dataset: its name, in any case; keys of TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD are upper-case names of
-            data sets. One without an interval of its own takes DEFAULT, and the log says so. None (a user's own video)
-            takes DEFAULT as a matter of course.
+        dataset: its name, in any case, looked up in TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD. A data set without
+            its own interval takes DEFAULT, which is logged. None (a user's own video) takes DEFAULT silently.
     """
     test, data = config.TEST, config.DATA
     intervals, thresholds = test.UPDATE_INTERVALS.model_dump(), test.UPDATE_THRESHOLD.model_dump()
     key = "DEFAULT" if dataset is None else dataset.upper()
     if key not in intervals and test.NUM_TEMPLATES > 1:
-        # With one template there is nothing to renew, and nothing to say.
+        # With one template there are no updates.
         logger.info(
             "TEST.UPDATE_INTERVALS has no key %s (it has %s): DEFAULT, %d frames, is used",
             key, ", ".join(intervals), intervals["DEFAULT"],

@@ -1,7 +1,7 @@
-"""SeqTrack at work: one box in the first frame, a box and a score for every frame after it.
+"""The SeqTrack tracker: one box in the first frame, a box and a score for every later frame.
 
-Knows the model, crops and the way back to the image; knows no video, no file and no annotation. The state of each
-followed object is a value of its own, so that one model follows many videos at once, a batch a step.
+Knows no video, file or annotation. The state of each tracked object is a separate value, so that one model tracks many
+videos at once, one batch per step.
 """
 
 import contextlib
@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqtrack.boxes import clip_to_image, search_to_image
+from seqtrack.data import Image
 from seqtrack.data.crop import crop_frame
 from seqtrack.errors import RunError, UserError
 from seqtrack.model.images import normalise
@@ -23,24 +24,22 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tokens import hann_window, tokens_to_boxes
 from seqtrack.tracking.settings import PRECISIONS, TrackerSettings
 
-Image = npt.NDArray[np.uint8]
-
-MARGIN_PX = 10  # of every box at least this much lies inside the image, and no side is shorter
+MARGIN_PX = 10  # at least this much of every box lies inside the image, and no side is shorter
 SCORE_SCALE = 10.0  # the score is 10 times the sum of four probabilities: 0 to 40
 
 
 @dataclass(frozen=True)
 class TrackResult:
-    """What was found in one frame.
+    """Result for one frame.
 
     Attributes:
         box_xywh: (4,) float64 pixels, clipped so that at least 10 px lie inside the image.
-        score: 0 to 40; ten times the sum of the words' probabilities, the centre's multiplied by the window.
-        tokens, confidences: (4,) the words and their (windowed) probabilities.
-        template_updated: this frame gave a new template.
+        score: 0 to 40; ten times the sum of the tokens' probabilities, the centre's multiplied by the window.
+        tokens, confidences: (4,) the tokens and their (windowed) probabilities.
+        template_updated: a new template was taken from this frame.
     """
 
-    box_xywh: npt.NDArray[np.float64]
+    box_xywh: NDArray[np.float64]
     score: float
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
@@ -49,7 +48,7 @@ class TrackResult:
 
 @dataclass
 class TrackState:
-    """What a tracker remembers of one object.
+    """Tracking state of one object.
 
     Attributes:
         box_xywh: (4,) float64 pixels in the last frame.
@@ -57,28 +56,28 @@ class TrackState:
         frame: number of frames tracked so far; the first frame is 0.
     """
 
-    box_xywh: npt.NDArray[np.float64]
+    box_xywh: NDArray[np.float64]
     templates: Tensor
     frame: int = 0
 
 
 @dataclass(frozen=True)
 class SearchCrop:
-    """The search region of one frame: `pixels` (3, S, S) uint8 RGB, and crop pixels for one frame pixel."""
+    """The search region of one frame: `pixels` (3, S, S) RGB, and the number of crop pixels per frame pixel."""
 
     pixels: Image
     resize_factor: float
 
 
 class BatchTracker:
-    """One model following any number of objects, each in its own video.
+    """One model tracking any number of objects, each in its own video.
 
     Args:
         model: in eval mode; it stays on its device. With precision "bf16" or "fp16" a copy of it is used.
         settings: crop factors, window, template updates.
 
     Raises:
-        ValueError: the model is in training mode, where dropout would make every box a matter of chance.
+        ValueError: the model is in training mode, where dropout would make the boxes random.
     """
 
     def __init__(self, model: SeqTrack, settings: TrackerSettings) -> None:
@@ -88,14 +87,14 @@ class BatchTracker:
         self.spec = model.spec
         self.device = next(model.parameters()).device
         self._dtype = PRECISIONS[settings.precision]
-        self._model = model if self._dtype is None else _with_short_products(model, self._dtype)
+        self._model = model if self._dtype is None else _with_16_bit_encoder(model, self._dtype)
         self._window = hann_window(model.spec.bins).to(self.device) if settings.window else None
 
     def start(self, images: Sequence[Image], boxes_xywh: Sequence[Sequence[float]]) -> list[TrackState]:
-        """Look at the first frames.
+        """Initial states from the first frames.
 
         Args:
-            images: (H, W, 3) uint8 RGB each.
+            images: (H, W, 3) RGB each.
             boxes_xywh: the objects' boxes in pixels.
 
         Raises:
@@ -109,8 +108,8 @@ class BatchTracker:
             states.append(TrackState(start, template.repeat(self.spec.num_templates, 1, 1, 1)))
         return states
 
-    def crop(self, box_xywh: npt.NDArray[np.float64], image: Image) -> SearchCrop:
-        """Cut the search region around the last box out of the next frame; other threads may do this meanwhile."""
+    def crop(self, box_xywh: NDArray[np.float64], image: Image) -> SearchCrop:
+        """Crop the search region around the last box from the next frame. Thread-safe."""
         crop, factor = crop_frame(image, box_xywh, factor=self.settings.search_factor, size=self.spec.search_size)
         return SearchCrop(np.ascontiguousarray(crop.transpose(2, 0, 1)), factor)
 
@@ -118,12 +117,12 @@ class BatchTracker:
     def track(
         self, states: Sequence[TrackState], images: Sequence[Image], crops: Sequence[SearchCrop] | None = None
     ) -> list[TrackResult]:
-        """Find each object in its video's next frame and move its state on.
+        """Find each object in its video's next frame and update its state in place.
 
         Args:
-            states: from `start`; changed in place.
-            images: (H, W, 3) uint8 RGB each, of the same video as the state.
-            crops: what `crop` makes of the states' boxes and the images, where that was done before.
+            states: from `start`.
+            images: (H, W, 3) RGB each, of the same video as the state.
+            crops: results of `crop` for the states' boxes and the images, if computed before.
 
         Raises:
             RunError: the model's probabilities are not finite.
@@ -146,7 +145,7 @@ class BatchTracker:
         ]
 
     def update_template(self, state: TrackState, image: Image) -> None:
-        """Take the object as it looks in `image` as newest template; the first frame's stays, the oldest other goes."""
+        """Add a template from `image`; the first frame's template stays, the oldest other one is dropped."""
         newest = self._template(image, state.box_xywh)
         state.templates = torch.cat((state.templates[:1], state.templates[2:], newest))
 
@@ -170,7 +169,7 @@ class BatchTracker:
         return TrackResult(state.box_xywh.copy(), score, tuple(tokens), tuple(confidences), updated)
 
     def _generate(self, templates: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
-        """Words and probabilities (B, 4), on the CPU."""
+        """Tokens and probabilities (B, 4), on the CPU."""
         with (
             _tf32(self.settings.precision == "tf32"),
             torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
@@ -179,12 +178,12 @@ class BatchTracker:
         generated = self._model.generate(memory.float(), self._window)
         return generated.tokens.cpu(), generated.confidences.cpu()
 
-    def _template(self, image: Image, box_xywh: npt.NDArray[np.float64]) -> Tensor:
+    def _template(self, image: Image, box_xywh: NDArray[np.float64]) -> Tensor:
         crop, _ = crop_frame(image, box_xywh, factor=self.settings.template_factor, size=self.spec.template_size)
         return self._input([crop.transpose(2, 0, 1)])
 
     def _input(self, crops: Sequence[Image]) -> Tensor:
-        """(B, 3, S, S) normalised on the device, from (3, S, S) uint8 crops."""
+        """(B, 3, S, S) normalised on the device, from (3, S, S) crops."""
         pixels = torch.from_numpy(np.stack(crops))
         return normalise(pixels.to(self.device), mean=self.settings.mean, std=self.settings.std)
 
@@ -205,7 +204,7 @@ class Tracker:
         self._state: TrackState | None = None
 
     def start(self, image: Image, box_xywh: Sequence[float]) -> None:
-        """Look at the first frame, (H, W, 3) uint8 RGB, with the object's box in pixels."""
+        """Begin with the first frame, (H, W, 3) RGB, and the object's box in pixels."""
         (self._state,) = self._batch.start([image], [box_xywh])
 
     def track(self, image: Image) -> TrackResult:
@@ -215,52 +214,51 @@ class Tracker:
             ValueError: `start` was not called.
         """
         if self._state is None:
-            raise ValueError("start(image, box) comes before track(image)")
+            raise ValueError("call start(image, box) before track(image)")
         return self._batch.track([self._state], [image])[0]
 
 
-def check_start_box(box_xywh: npt.NDArray[np.float64], *, height_px: int, width_px: int) -> None:
-    """Refuse a first box that cannot be followed.
+def check_start_box(box_xywh: NDArray[np.float64], *, height_px: int, width_px: int) -> None:
+    """Refuse a first box that cannot be tracked.
 
     Raises:
         UserError: it is not four finite numbers, has no area, or its centre lies outside the image.
     """
-    told = ",".join(f"{value:g}" for value in box_xywh.tolist())
+    shown = ",".join(f"{value:g}" for value in box_xywh.tolist())
     if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all():
-        raise UserError(f"the first box is {told}; expected four finite numbers x,y,w,h", code="track.box")
+        raise UserError(f"the first box is {shown}; expected four finite numbers x,y,w,h", code="track.box")
     x, y, w, h = box_xywh.tolist()
     if w <= 0 or h <= 0:
-        raise UserError(f"the first box {told} has no area; width and height must be above 0", code="track.box")
+        raise UserError(f"the first box {shown} has no area; width and height must be above 0", code="track.box")
     if not (0 <= x + w / 2 <= width_px and 0 <= y + h / 2 <= height_px):
         raise UserError(
-            f"the first box {told} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels",
+            f"the first box {shown} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels",
             code="track.box",
         )
 
 
-def _with_short_products(model: SeqTrack, dtype: torch.dtype) -> SeqTrack:
-    """A copy whose encoder keeps the weights of its matrix products in a type of 16 bits.
+def _with_16_bit_encoder(model: SeqTrack, dtype: torch.dtype) -> SeqTrack:
+    """A copy whose encoder keeps the weights of its matrix products in a 16-bit type.
 
-    Autocast would otherwise convert them again for every frame. Norms, positions and the residual stream stay in
-    float32, and so does the decoder, whose choice among thousands of words is the part that a rounding can flip.
+    Autocast would convert them again for every frame. Norms, positions and the residual stream stay in float32, and so
+    does the decoder, whose argmax over thousands of tokens is the part that rounding can flip.
     """
-    twin = copy.deepcopy(model)
-    for module in twin.encoder.modules():
+    converted = copy.deepcopy(model)
+    for module in converted.encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
-    return twin
+    return converted
 
 
 def set_tf32(enabled: bool) -> None:
-    """Whether float32 products on a GPU may be rounded to TF32. torch's own defaults differ for products and
-    convolutions, so both are set."""
+    """Allow TF32 for float32 products on a GPU or not; torch has different defaults for matmul and convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = enabled
     torch.backends.cudnn.allow_tf32 = enabled
 
 
 @contextlib.contextmanager
 def _tf32(enabled: bool) -> Iterator[None]:
-    """`set_tf32` inside the block; training, which may validate in between, finds the switches as they were."""
+    """`set_tf32` inside the block, restored after it for the training run that validates."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     set_tf32(enabled)
     try:

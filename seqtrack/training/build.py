@@ -16,8 +16,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.config.schema import Config
 from seqtrack.data.augment import Jitter
-from seqtrack.data.classes import draw_classes
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
+from seqtrack.data.lasot import draw_classes
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import Source, open_source
 from seqtrack.device import (
@@ -80,7 +80,6 @@ def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
         search_jitter=Jitter(center=data.SEARCH.CENTER_JITTER, scale=data.SEARCH.SCALE_JITTER),
         interval=data.MAX_SAMPLE_INTERVAL,
         mode=data.SAMPLER_MODE,
-        sampling=config.TRAIN.SAMPLING,
     )
     return TrackingDataset(sources, data.TRAIN.DATASETS_RATIO, spec, seed=config.TRAIN.SEED)
 

@@ -259,5 +259,5 @@ def test_cautions_are_logged_and_refuse_nothing(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         load_config("demo")
         assert caplog.messages == []
-        load_config("demo", overrides=[("TEST.SEARCH_FACTOR", "5"), ("TRAIN.SAMPLING", "fixed_per_epoch")])
-    assert [message.split(" ")[0] for message in caplog.messages] == ["DATA.SEARCH.FACTOR", "TRAIN.SAMPLING"]
+        load_config("demo", overrides=[("TEST.SEARCH_FACTOR", "5"), ("DATA.SEARCH.CENTER_JITTER", "4.5")])
+    assert [message.split(" ")[0] for message in caplog.messages] == ["DATA.SEARCH.FACTOR", "DATA.SEARCH.CENTER_JITTER"]

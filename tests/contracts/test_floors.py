@@ -14,7 +14,7 @@ PACKAGE = ROOT / "seqtrack"
 # Modules and folders by floor; a module may import from its own folder and from floors below it.
 FLOORS: list[tuple[str, ...]] = [
     ("__init__", "errors", "boxes", "device", "tokens", "seeding", "process", "parsing", "markdown", "run_dir"),
-    ("config", "checkpoints", "annotation_files"),
+    ("config", "checkpoints"),
     ("model", "data", "plotting"),
     ("runtime",),
     ("tracking", "evaluation", "uploads"),
@@ -217,7 +217,7 @@ def test_a_good_import_is_not_complained_of(module: str, source: str) -> None:
         ("seqtrack.seeding", ["torch"]),
         ("seqtrack.reports.report", ["torch", "cv2", "timm"]),
         ("seqtrack.reports.verdict", ["torch", "cv2", "timm"]),
-        ("seqtrack.annotation_files", ["torch", "cv2", "timm"]),
+        ("seqtrack.data.annotations", ["torch", "cv2", "timm"]),
     ],
 )
 def test_what_is_read_without_torch_loads_none_through_others_either(module: str, unwanted: list[str]) -> None:

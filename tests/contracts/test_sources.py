@@ -60,7 +60,7 @@ def test_sequences_have_the_promised_forms(source: Source) -> None:
     for sequence in source.sequences:
         n = sequence.num_frames
         assert sequence.boxes_xywh.shape == (n, 4) and sequence.boxes_xywh.dtype == np.float64
-        for flags in (sequence.visible, sequence.absent, sequence.missing, sequence.has_box):
+        for flags in (sequence.visible, sequence.absent, sequence.missing):
             assert flags.shape == (n,) and flags.dtype == np.bool_
         assert not (sequence.visible & sequence.absent).any() and not (sequence.visible & sequence.missing).any()
         assert (sequence.boxes_xywh[sequence.visible][:, 2:] > 0).all()

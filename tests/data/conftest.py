@@ -1,4 +1,4 @@
-"""What tests of data share: a small data set by names of sequences."""
+"""Fixtures shared by the tests of data: a small data set by names of sequences."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def make_lasot(tmp_path: Path) -> Make:
 
     def make(*names: str, root: str = "data", frames: int = 24, **options: int | bool) -> Path:
         for name in names:
-            write_sequence(tmp_path / root / name.rsplit("-", 1)[0] / name, frames, **options)
+            write_sequence(tmp_path / root / name.rsplit("-", 1)[0] / name, frames, **options)  # type: ignore[arg-type]
         return tmp_path / root
 
     return make

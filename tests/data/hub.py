@@ -1,8 +1,9 @@
-"""A read-only Hub data set over real HTTP, for the real client: listing, HEAD, GET with ranges, redirects, faults."""
+"""A read-only Hub data set over real HTTP for the real client: listing, HEAD, GET with ranges, redirects, faults."""
 
 import hashlib
 import json
 import threading
+import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,14 +14,15 @@ REPO = "l-lt/LaSOT"
 
 @dataclass
 class Hub:
-    """Files of the data set, and how the next downloads go wrong.
+    """Files of the data set, and faults of the next downloads.
 
     Attributes:
         cut_after: bytes after which the connection is dropped, once for each entry.
         hold: with `cut_after`, keep the connection open instead of dropping it, until this is set.
         wrong_bytes: serve other bytes of the same size.
-        store_status: answers of the storage host, once each, before it serves.
+        store_status: responses of the storage host, once each, before it serves.
         ignore_range: answer a range request with the whole file.
+        status: of every request to the Hub itself.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -71,28 +73,36 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(("GET", path, self.headers.get("Range", "")))
             if hub.status != 200:
-                self._call_checking_workers(hub.status, b'{"error": "planned"}')
+                self._answer(hub.status, b'{"error": "planned"}')
             elif path.startswith(f"/api/datasets/{REPO}/tree/"):
-                self._call_checking_workers(200, json.dumps(hub.listing()).encode())
+                self._answer(200, json.dumps(hub.listing()).encode())
             elif path.startswith(f"/datasets/{REPO}/resolve/main/"):
-                # As the Hub does for large files: the bytes are on another host name.
-                name = path.rpartition("/")[2]
-                port = self.server.server_address[1]
-                self._call_checking_workers(302, b"", {"Location": f"http://localhost:{port}/store/{name}"})
+                self._redirect(path.rpartition("/")[2])
             elif path.startswith("/store/") and hub.store_status:
-                self._call_checking_workers(hub.store_status.pop(0), b"")
+                self._answer(hub.store_status.pop(0), b"")
             elif path.startswith("/store/"):
                 self._send(hub.files[path.rpartition("/")[2]])
             else:
-                self._call_checking_workers(404, b'{"error": "unknown"}', {"X-Error-Code": "RepoNotFound"})
+                self._answer(404, b'{"error": "unknown"}', {"X-Error-Code": "RepoNotFound"})
 
-        def _call_checking_workers(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        def do_HEAD(self) -> None:
+            self._redirect(unquote(urlsplit(self.path).path).rpartition("/")[2])
+
+        def _redirect(self, name: str) -> None:
+            """As the Hub does for large files: the bytes are on another host name."""
+            data = hub.files[name]
+            headers = {
+                "Location": f"http://localhost:{self.server.server_address[1]}/store/{name}",
+                "X-Repo-Commit": "1" * 40,
+                "X-Linked-Size": str(len(data)),
+                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+            }
+            self._answer(302, b"", headers)
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            for key, value in {
-                "Content-Length": str(len(body)),
-                "Content-Type": "application/json",
-                **(headers or {}),
-            }.items():
+            common = {"Content-Length": str(len(body)), "Content-Type": "application/json"}
+            for key, value in {**common, **(headers or {})}.items():
                 self.send_header(key, value)
             self.end_headers()
             self.wfile.write(body)
@@ -126,8 +136,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 def zip_of(members: dict[str, bytes], path: Path) -> bytes:
     """A stored zip with these members."""
-    import zipfile
-
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)

@@ -1,8 +1,9 @@
-"""Small data sets in LaSOT's and GOT-10k's layout, every frame and box of them different from every other."""
+"""Small data sets in LaSOT's and GOT-10k's layout, in which all frames and boxes are different, and damaged frames."""
 
 import hashlib
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 
 
 def picture(seed: int, width: int = 96, height: int = 72) -> np.ndarray:
-    """A smooth picture (height, width, 3) that no other seed gives."""
+    """A smooth image (height, width, 3), different for every seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
 
@@ -21,10 +22,32 @@ def jpeg(image: np.ndarray, *options: int) -> bytes:
     return data.tobytes()
 
 
+def with_header(data: bytes, at: int, value: bytes) -> bytes:
+    """A JPEG with bytes of its frame header replaced: 4 is the bit depth, 5 height and width, 9 the planes."""
+    start = data.index(b"\xff\xc0") + at
+    return data[:start] + value + data[start + len(value) :]
+
+
+def cmyk(data: bytes) -> bytes:
+    return with_header(data, 9, b"\x04")
+
+
+def huge(data: bytes) -> bytes:
+    return with_header(data, 5, struct.pack(">HH", 65_000, 65_000))
+
+
+def with_orientation(data: bytes, orientation: int, order: str = ">") -> bytes:
+    """A JPEG with an Exif orientation, big- or little-endian."""
+    tiff = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}IH", 8, 1)
+    tiff += struct.pack(f"{order}HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    body = b"Exif\0\0" + tiff
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
 def write_sequence(
     folder: Path, frames: int = 24, *, seed: int | None = None, width: int = 96, height: int = 72, empty: bool = False
 ) -> Path:
-    """One sequence whose every frame and box differs from every other's."""
+    """One sequence in LaSOT's layout."""
     if seed is None:
         seed = int(hashlib.sha256(folder.name.encode()).hexdigest()[:6], 16)
     (folder / "img").mkdir(parents=True)
@@ -42,7 +65,7 @@ def write_sequence(
 
 
 def make_got10k(data_dir: Path) -> None:
-    """GOT-10k with three sequences in `train` and three in `val`, and a list that leaves the second of `train` out."""
+    """GOT-10k with three sequences in `train` and three in `val`, and a list without the second of `train`."""
     for split, first in (("train", 1), ("val", 9)):
         root = data_dir / "got10k" / split
         names = [f"GOT-10k_{split.capitalize()}_{number:06d}" for number in range(first, first + 3)]
@@ -59,7 +82,7 @@ def make_got10k(data_dir: Path) -> None:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content, to see that nothing was changed."""
+    """Every file below a folder with its content."""
     found = {}
     for folder, _, names in os.walk(root):
         for name in names:

@@ -1,6 +1,5 @@
 """One reader of a folder of frames: the same files, the same order and the same pixels for every command."""
 
-import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.makers import jpeg, picture, write_sequence
-from seqtrack.data.annotations import read_annotation
+from data.makers import cmyk, huge, jpeg, picture, with_header, with_orientation, write_sequence
 from seqtrack.data.check import check_layout
 from seqtrack.data.decode import FrameFile, check_frames, read_image
 from seqtrack.data.frames import list_video_frames, scan_frames
@@ -21,44 +19,23 @@ from seqtrack.tracking.video import open_frames
 
 HIDDEN = ("._00000001.jpg", ".00000002.jpg", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini")
 
-
-def with_orientation(data: bytes, orientation: int, order: str = ">") -> bytes:
-    """A JPEG with a note of how the camera was held."""
-    tiff = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}IH", 8, 1)
-    tiff += struct.pack(f"{order}HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
-    body = b"Exif\0\0" + tiff
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
-
-
-def cmyk(data: bytes) -> bytes:
-    at = data.index(b"\xff\xc0")
-    return data[: at + 9] + b"\x04" + data[at + 10 :]
-
-
-def sixteen_bits(data: bytes) -> bytes:
-    at = data.index(b"\xff\xc0")
-    return data[: at + 4] + b"\x10" + data[at + 5 :]
-
-
-def huge(data: bytes) -> bytes:
-    at = data.index(b"\xff\xc0")
-    return data[: at + 5] + struct.pack(">HH", 65_000, 65_000) + data[at + 9 :]
-
-
-# What a header or the end of a file tells, and what only decoding tells.
-SEEN_BEFORE = {
+# Found in a header or at the end of a file, and found only by decoding.
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
     "png": lambda data: cv2.imencode(".png", picture(1))[1].tobytes(),
     "appended": lambda data: data + b"x" * 5000,
     "cmyk": cmyk,
-    "16 bits": sixteen_bits,
+    "16 bits": lambda data: with_header(data, 4, b"\x10"),
     "huge": huge,
     "lfs": lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+    "no header": lambda data: b"\xff\xd8\xff\xd9",
+    "header cut": lambda data: b"\xff\xd8\xff\xe0\xff\xff\xff\xd9",
 }
-SEEN_WHEN_DECODED = {
+DAMAGE_INSIDE: dict[str, Callable[[bytes], bytes]] = {
     "cut inside": lambda data: data[: len(data) // 2] + data[-2:],
     "zeros inside": lambda data: data[: len(data) // 2] + b"\0" * 400 + data[len(data) // 2 + 400 :],
+    "markers inside": lambda data: data[: len(data) // 2] + b"\xff\xd0" * 20 + data[len(data) // 2 + 40 :],
 }
 
 
@@ -68,24 +45,20 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_hidden_files_change_nothing_for_any_reader(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hidden_files_change_nothing_for_any_reader(root: Path) -> None:
     folder = root / "book" / "book-1"
-    boxes = describe([open_source("lasot", root, classes=(), split="train")])
+    described = describe([open_source("lasot", root, classes=(), split="train")])
     tracked = [frame.tobytes() for frame in open_frames(str(folder)).frames()]
     for name in HIDDEN:
         (folder / "img" / name).write_bytes(b"\0\5\x16\7")
     (root / "._book").write_bytes(b"\0\5\x16\7")
-    caplog.clear()
-    assert describe([open_source("lasot", root, classes=(), split="train")]) == boxes
+    assert describe([open_source("lasot", root, classes=(), split="train")]) == described
     assert [frame.tobytes() for frame in open_frames(str(folder)).frames()] == tracked
     report = check_layout(find_layout(root), decode=True)
-    assert report.problems == [] and report.decoded == 24 and not any("no frames" in note for note in report.notes)
-    assert "no frames" not in caplog.text
+    assert report.problems == [] and report.decoded == 24 and scan_frames(folder / "img").left_out == []
 
 
-def test_numbered_frames_are_the_video_whatever_other_pictures_are_there(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_numbered_frames_are_the_video_if_there_are_any(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = root / "book" / "book-1" / "img"
     (images / "cover.jpg").write_bytes(jpeg(picture(5)))
     (images / "1.png").write_bytes(cv2.imencode(".png", picture(5))[1].tobytes())
@@ -97,8 +70,9 @@ def test_numbered_frames_are_the_video_whatever_other_pictures_are_there(
     (sequence,) = open_lasot(root, classes=(), split="train")
     drawable = [sequence.frame_path(int(i)) for i in np.flatnonzero(~sequence.missing)]
     assert drawable == found.paths == list(open_frames(str(images)).paths)
-    for said in (": 5", "cover.jpg", "1.png"):
-        assert said in caplog.text, "what is left out and what is missing is in the log"
+    assert sequence.frame_bytes[sequence.frame_bytes >= 0].tolist() == found.sizes and sequence.frame_bytes[4] == -1
+    logged = [record.args for record in caplog.records]
+    assert (images, 2, "1.png, cover.jpg") in logged and (images, 1, "5") in logged
 
 
 def test_other_names_come_in_natural_order(tmp_path: Path) -> None:
@@ -108,17 +82,17 @@ def test_other_names_come_in_natural_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_bytes(b"")])
-def test_what_is_no_folder_of_frames_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_a_place_without_frames_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "img")
     with pytest.raises(UserError) as caught:
         scan_frames(tmp_path / "img")
     assert caught.value.code in ("data.no_frames", "data.frame")
 
 
-@pytest.mark.parametrize("kind", [*SEEN_BEFORE, *SEEN_WHEN_DECODED])
+@pytest.mark.parametrize("kind", [*DAMAGE, *DAMAGE_INSIDE])
 def test_a_damaged_frame_is_refused_by_every_reader(root: Path, kind: str) -> None:
     path = root / "book" / "book-1" / "img" / "00000007.jpg"
-    path.write_bytes({**SEEN_BEFORE, **SEEN_WHEN_DECODED}[kind](path.read_bytes()))
+    path.write_bytes({**DAMAGE, **DAMAGE_INSIDE}[kind](path.read_bytes()))
     for read in (
         lambda: FrameFile(path).whole(),
         lambda: read_image(path),
@@ -128,10 +102,16 @@ def test_a_damaged_frame_is_refused_by_every_reader(root: Path, kind: str) -> No
             read()
         assert caught.value.code == "data.frame" and str(path) in caught.value.problems[0]
     decoded = check_layout(find_layout(root), decode=True).problems
-    headers = check_layout(find_layout(root)).problems
     assert any(str(path) in problem for problem in decoded)
-    assert any(str(path) in problem for problem in headers) == (kind in SEEN_BEFORE)
-    assert [problem.code for problem in check_frames([path])] == ["data.frame"] * (kind in SEEN_BEFORE)
+    assert [problem.code for problem in check_frames([path])] == ["data.frame"] * (kind in DAMAGE)
+
+
+def test_missing_files_and_folders_are_refused_and_padding_is_allowed(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone.jpg", tmp_path):
+        with pytest.raises(UserError, match=path.name):
+            FrameFile(path)
+    (tmp_path / "padded.jpg").write_bytes(jpeg(picture(1)) + b"\0" * 100)
+    assert FrameFile(tmp_path / "padded.jpg").whole().shape == (72, 96, 3)
 
 
 def test_headers_are_found_behind_large_metadata(tmp_path: Path) -> None:
@@ -144,7 +124,7 @@ def test_headers_are_found_behind_large_metadata(tmp_path: Path) -> None:
     assert FrameFile(tmp_path / "good.jpg").width == 96
 
 
-def test_problems_come_in_the_order_of_the_paths_though_threads_find_them(tmp_path: Path) -> None:
+def test_problems_come_in_the_order_of_the_paths(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number:04d}.jpg" for number in range(1500)]
     for path in paths[::100]:
         path.write_bytes(b"GIF")
@@ -154,36 +134,27 @@ def test_problems_come_in_the_order_of_the_paths_though_threads_find_them(tmp_pa
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("order", "><")
-def test_pixels_are_turned_as_opencvs_reader_turned_them_for_the_authors(
-    tmp_path: Path, orientation: int, order: str
-) -> None:
+def test_pixels_are_rotated_as_by_opencvs_reader_which_the_authors_use(tmp_path: Path, orientation: int) -> None:
     path = tmp_path / "00000001.jpg"
-    path.write_bytes(with_orientation(jpeg(picture(3, 120, 72)), orientation, order))
-    expected = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    file = FrameFile(path)
-    assert (file.height, file.width) == expected.shape[:2] == ((120, 72) if orientation > 4 else (72, 120))
-    np.testing.assert_array_equal(file.whole(), expected)
-    np.testing.assert_array_equal(read_image(path), expected)
-    (frame,) = open_frames(str(tmp_path)).frames()
-    np.testing.assert_array_equal(frame[:, :, ::-1], expected)
-    patch = file.region(20, 5, 50, 30)
-    inside = patch.pixels_bgr[5 - patch.top : 30 - patch.top, 20 - patch.left : 50 - patch.left]
-    np.testing.assert_array_equal(inside, expected[5:30, 20:50])
+    for order in "><":
+        path.write_bytes(with_orientation(jpeg(picture(3, 120, 72)), orientation, order))
+        expected = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        file = FrameFile(path)
+        assert expected is not None
+        assert (file.height, file.width) == expected.shape[:2] == ((120, 72) if orientation > 4 else (72, 120))
+        np.testing.assert_array_equal(file.whole(), expected)
+        np.testing.assert_array_equal(read_image(path), expected)
+        (frame,) = open_frames(str(tmp_path)).frames()
+        np.testing.assert_array_equal(frame[:, :, ::-1], expected)
+        patch = file.region(20, 5, 50, 30)
+        inside = patch.pixels_bgr[5 - patch.top : 30 - patch.top, 20 - patch.left : 50 - patch.left]
+        np.testing.assert_array_equal(inside, expected[5:30, 20:50])
 
 
-def test_a_phones_picture_is_upright(tmp_path: Path) -> None:
-    """The control that needs no library's word: what the camera saw on the left is above, as every viewer shows it."""
+def test_a_phone_photo_is_upright(tmp_path: Path) -> None:
+    """A control without another library: what the sensor saw on the left is at the top."""
     image = np.zeros((40, 80, 3), dtype=np.uint8)
     image[:, :20] = 255
     (tmp_path / "a.jpg").write_bytes(with_orientation(jpeg(image), 6))
     shown = read_image(tmp_path / "a.jpg")
     assert shown.shape == (80, 40, 3) and shown[:18].min() > 200 and shown[24:].max() < 50
-
-
-def test_sizes_of_frame_files_are_read_with_the_annotation(root: Path) -> None:
-    images = root / "book" / "book-1" / "img"
-    (images / "00000003.jpg").unlink()
-    sizes = read_annotation(images.parent).frame_bytes
-    assert sizes[2] == -1
-    assert sizes[sizes >= 0].tolist() == [path.stat().st_size for path in sorted(images.iterdir())]

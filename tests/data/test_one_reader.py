@@ -1,4 +1,4 @@
-"""Data in another spelling train the same; what cannot be trained on ends before a run's folder is made."""
+"""Data in another spelling give the same training run; unusable data end it before its folder is created."""
 
 import os
 import shutil
@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.makers import jpeg, picture, write_sequence
-from data.test_frames import cmyk, huge
+from data.makers import cmyk, huge, jpeg, picture, write_sequence
 from seqtrack.checkpoints.safetensors_io import read_json_object
 from seqtrack.cli import main
 
@@ -57,17 +56,14 @@ def digest(output: str) -> str:
 
 def test_other_spellings_and_hidden_files_train_the_same_checkpoint(train: Callable[..., int]) -> None:
     assert train("clean") == 0
-    log = Path("clean/phase_1/logs/seqtrack-tiny.log").read_text()
-    (line,) = [line for line in log.splitlines() if "guarantee" in line]
-    assert "frame files" in line and "size" in line, "the condition of the guarantee is in the same line"
     assert read_json_object(Path("clean/phase_1/dataset.json"))["frames_covered_by"] == "size"
     folder = Path("data/book/book-1")
     (folder / "full_occlusion.txt").write_bytes(b"\xef\xbb\xbf" + b"0\r\n" * 24)
     (folder / "out_of_view.txt").write_text("0.0, " * 24)
     (folder / "groundtruth.txt").write_bytes((folder / "groundtruth.txt").read_bytes().replace(b",", b"\t"))
     (folder / "img" / "._00000001.jpg").write_bytes(b"\0\5\x16\7")
-    assert train("spelt") == 0
-    assert digest("spelt") == digest("clean")
+    assert train("other") == 0
+    assert digest("other") == digest("clean")
 
 
 def test_unusable_frames_end_it_before_a_folder_is_made(
@@ -95,7 +91,7 @@ def test_a_resume_after_frames_were_replaced_names_the_data_and_so_does_verify(
     assert not Path("output/phase_2").exists()
     assert train("output", PHASE="1", RESUME_EPOCH="1") == 2
     assert "error [data.changed]" in capsys.readouterr().err
-    # A run of its own on the other pictures, compared: the difference has its cause next to it.
+    # A separate run on the changed images differs, and `verify` names the cause.
     assert train("other", PHASE="1", RESUME_EPOCH="") == 0
     capsys.readouterr()
     code = main(["verify", "again/phase_1", "other/phase_1"])
@@ -121,13 +117,3 @@ def test_result_files_are_scored_without_torch(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "DATA_DIR": "data"},
         )  # fmt: skip
         assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
-
-
-def test_an_underscore_in_a_result_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_sequence(tmp_path / "data" / "cat" / "cat-1", 4)
-    (tmp_path / "T").mkdir()
-    (tmp_path / "T" / "cat-1.txt").write_text("100,2,3,4\n10_00,2,3,4\n1,2,3,4\n1,2,3,4\n")
-    arguments = ["--annotations", str(tmp_path / "data"), "--results", str(tmp_path / "T"), "-o", str(tmp_path / "out")]
-    assert main(["evaluate", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert "error [file.entry]" in said and "cat-1.txt, line 2" in said and "10_00" in said

@@ -1,12 +1,14 @@
-"""At LaSOT's real size the published numbers of frames come out."""
+"""At LaSOT's full size the numbers of frames are the published ones."""
 
 import os
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from seqtrack.data.lasot import class_of, open_lasot
+from seqtrack.data.annotations import class_of
+from seqtrack.data.lasot import open_lasot
 from seqtrack.data.sources import describe, open_source
 
 # Published for the official split.
@@ -32,7 +34,8 @@ def _write_annotations(root: Path, test_data: Path, *, classes: Collection[str] 
             os.close(os.open(folder / "img" / f"{number:08d}.jpg", os.O_CREAT))
 
 
-def test_the_published_numbers_of_training_frames_come_out(test_data: Path, tmp_path: Path) -> None:
+@pytest.mark.long  # makes 213,695 files
+def test_the_numbers_of_training_frames_are_the_published_ones(test_data: Path, tmp_path: Path) -> None:
     classes = tuple(TRAIN_FRAMES)
     _write_annotations(tmp_path, test_data, classes=classes, frames="all")
     source = open_source("lasot", tmp_path, classes=classes, split="train")
@@ -52,3 +55,5 @@ def test_all_1120_sequences_open(test_data: Path, tmp_path: Path) -> None:
     sequences = open_lasot(root, classes=(), split="train")
     assert len(sequences) == 1120 and sum(one.num_frames for one in sequences) == 2_831_982
     assert sum(int(one.absent.sum()) for one in sequences) == 79_622
+    for name, count in TRAIN_FRAMES.items():
+        assert sum(one.num_frames for one in sequences if one.class_name == name) == count

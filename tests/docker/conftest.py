@@ -1,6 +1,6 @@
-"""Containers for tests: the image, built once from the files as they would be committed, and compose projects of it.
+"""Containers for tests: the image, built once from the files as they would be committed, and compose projects.
 
-Everything a test starts is taken down again: containers, networks, volumes; at the end the image too.
+Everything that a test starts is removed again: containers, networks, volumes, and at the end the image.
 """
 
 import shutil
@@ -23,7 +23,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def image(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The image, built from the repository with a token and a run's output lying about in it."""
+    """The image, built from a repository that also contains a token and a run's output."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("build"))
     (folder / ".env").write_text(f"HF_TOKEN={CANARY}\n")
     for name in ("output/phase_1/token", "data/token", "hf_token", ".hf_token", "secrets/hf_token"):
@@ -41,7 +41,7 @@ def image(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 @pytest.fixture
 def make_project(image: str, tmp_path: Path) -> Iterator[Callable[..., Project]]:
-    """Make clones with compose projects; all are taken down afterwards."""
+    """Make clones with compose projects; all are removed afterwards."""
     made: list[Project] = []
 
     def make(**options: Any) -> Project:
@@ -56,7 +56,7 @@ def make_project(image: str, tmp_path: Path) -> Iterator[Callable[..., Project]]
 
 @pytest.fixture(scope="session")
 def reference(image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
-    """Phase 1 of a short run that nothing interrupted."""
+    """Phase 1 of a short, uninterrupted run."""
     project = Project(copy_of_the_repository(tmp_path_factory.mktemp("reference")), image, variables=dict(SMALL))
     request.addfinalizer(project.down)
     screen = project.up("train-phase1")

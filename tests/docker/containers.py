@@ -1,4 +1,4 @@
-"""Docker for tests: run its commands, copy the repository as a clone would have it, drive a compose project."""
+"""Docker for tests: run its commands, copy the repository as a clone would have it, control a compose project."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "hf_canaryThatMustNotBeInAnyLayer"
-# A run of twenty steps, where only beginning and end matter.
+# A run of twenty steps, for tests that only need a start and an end.
 SMALL = {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 160"}
 
 
 def command(words: Sequence[str | Path], *, timeout: float = 120, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command, its output kept."""
+    """Run a command and capture its output."""
     kwargs = {"capture_output": True, "text": True, **kwargs}
     return subprocess.run([str(word) for word in words], timeout=timeout, check=False, **kwargs)
 
 
 def docker(*words: str, timeout: float = 120) -> str:
-    """Output of a docker command that has to succeed."""
+    """Output of a docker command that must succeed."""
     answer = command(["docker", *words], timeout=timeout)
     assert answer.returncode == 0, f"docker {' '.join(words)}:\n{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
     return answer.stdout
@@ -42,7 +42,7 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 @dataclass
 class Project:
-    """A clone with a compose project of its own."""
+    """A clone with its own compose project."""
 
     folder: Path
     image: str
@@ -65,7 +65,7 @@ class Project:
         )
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """The same, not waited for."""
+        """The same, without waiting."""
         return subprocess.Popen(
             [*self._base(), *words],
             cwd=self.folder,
@@ -77,12 +77,12 @@ class Project:
         )
 
     def up(self, service: str, *, timeout: float = 300, **variables: str) -> str:
-        """`docker compose up SERVICE`, as a user types it; returns what the screen showed."""
+        """`docker compose up SERVICE`, as a user types it; returns the screen's content."""
         answer = self.compose("up", "--no-color", service, timeout=timeout, **variables)
         return answer.stdout + answer.stderr
 
     def container(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's container."""
+        """The engine's description of a service's container."""
         name = self.compose("ps", "--all", "--quiet", service).stdout.strip()
         assert name, f"no container of {service}: {self.compose('ps', '--all').stdout}"
         details: dict[str, Any] = json.loads(docker("inspect", name))[0]
@@ -124,7 +124,7 @@ class Project:
 
 
 def wait_until(what: str, done: Callable[[], Any], *, seconds: float = 60) -> Any:
-    """Look again and again until `done()` answers with something."""
+    """Poll until `done()` returns something true."""
     end = time.monotonic() + seconds
     while not (answer := done()):
         assert time.monotonic() < end, f"{what}: not within {seconds} s"

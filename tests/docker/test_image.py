@@ -18,7 +18,7 @@ def in_image(image: str, *words: str, options: tuple[str, ...] = ()) -> str:
     return docker("run", "--rm", *options, "--entrypoint", words[0], image, *words[1:])
 
 
-def test_the_labels_tell_the_commit_and_the_lock(image: str) -> None:
+def test_the_labels_name_the_commit_and_the_lock(image: str) -> None:
     labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", image))
     assert labels["org.opencontainers.image.revision"] == "0123abcd"
     assert labels["seqtrack.lock.sha256"] == hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
@@ -39,7 +39,7 @@ def test_the_commit_is_found_without_an_argument(tmp_path: Path) -> None:
     assert command(read).stdout == head
 
 
-def test_starting_and_stopping_are_declared(image: str) -> None:
+def test_entrypoint_stop_signal_and_healthcheck_are_declared(image: str) -> None:
     config = json.loads(docker("inspect", "--format", "{{json .Config}}", image))
     assert config["StopSignal"] == "SIGTERM"
     assert config["Entrypoint"][0] == "/usr/bin/tini"
@@ -48,7 +48,7 @@ def test_starting_and_stopping_are_declared(image: str) -> None:
 
 
 def layers(image: str) -> list[str]:
-    """The folders in which the engine keeps an image's layers, with files that later layers removed."""
+    """The engine's folders of an image's layers, including files that later layers removed."""
     data = json.loads(docker("inspect", "--format", "{{json .GraphDriver}}", image))
     assert data["Name"] == "overlay2", f"this test reads overlay2's folders, not {data['Name']}'s"
     return [data["Data"]["UpperDir"], *data["Data"]["LowerDir"].split(":")]
@@ -63,7 +63,7 @@ def holds_the_canary(folders: list[str]) -> bool:
 def test_no_token_is_in_any_layer_label_or_setting(image: str, tmp_path: Path) -> None:
     assert CANARY not in docker("inspect", image) + docker("history", "--no-trunc", image)
     assert not holds_the_canary(layers(image))
-    # The same search finds one that a later layer removed again.
+    # The same search finds a token that a later layer removed.
     (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY token /gone\nRUN rm /gone\n")
     (tmp_path / "token").write_text(CANARY)
     docker("build", "-q", "-t", f"{image}-leaky", str(tmp_path))
@@ -74,13 +74,13 @@ def test_no_token_is_in_any_layer_label_or_setting(image: str, tmp_path: Path) -
         docker("image", "rm", "--force", f"{image}-leaky")
 
 
-def test_only_what_a_run_needs_was_copied(image: str) -> None:
+def test_only_the_files_that_a_run_needs_are_copied(image: str) -> None:
     files = in_image(image, "find", "/app", "-maxdepth", "1", "-printf", "%f\n").split()
     assert {"seqtrack", "docker", "requirements.lock", "LICENSE", "README.md"} <= set(files)
     assert not {".env", ".git", "tests", "output", "data", "hf_token", "secrets"} & set(files)
 
 
-def test_no_compiler_installer_or_download_stays_behind(image: str) -> None:
+def test_no_compiler_installer_or_download_remains(image: str) -> None:
     search = (
         "for name in gcc cc g++ make pip pip3 uv git curl; do command -v $name; done; ls -A /root/.cache /uv /locks"
     )
@@ -88,52 +88,54 @@ def test_no_compiler_installer_or_download_stays_behind(image: str) -> None:
     assert left.strip() == ""
 
 
-def test_no_library_is_there_twice(image: str) -> None:
+def test_no_library_is_installed_twice(image: str) -> None:
     search = "find / -xdev -name '*.so*' -type f -size +1M -printf '%f %s %p\\n'"
     by_name: dict[str, list[str]] = {}
     for line in in_image(image, "sh", "-c", search).splitlines():
         name, _, path = line.split(" ", 2)
         by_name.setdefault(re.sub(r"\.so.*", "", name), []).append(path)
-    assert len(by_name) > 50, "the search found too little to mean anything"
+    assert len(by_name) > 50, "the search found too few libraries"
     heavy = {
         name: paths for name, paths in by_name.items() if name.startswith(("libcu", "libnccl", "libnv", "libtorch"))
     }
     assert heavy, by_name.keys()
-    # cuDNN and its kin are split over files of different names; the same name twice would be a second copy.
+    # cuDNN and others are split over files of different names; the same name twice would be a second copy.
     assert {name: paths for name, paths in by_name.items() if len(paths) > 1} == {}
 
 
-def test_the_packages_are_the_locks(image: str) -> None:
+def test_the_packages_are_those_of_the_lock(image: str) -> None:
     show = "import importlib.metadata as m; print(*sorted(f'{d.name.lower()}=={d.version}' for d in m.distributions()))"
     installed = set(in_image(image, "python", "-c", show).replace("_", "-").split())
     locked = set(re.findall(r"^([a-z0-9][\w.-]*==[^ ]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert installed <= locked, sorted(installed - locked)
 
 
-def test_without_a_mounted_folder_nobody_is_root(image: str) -> None:
+def test_without_a_mounted_folder_the_job_does_not_run_as_root(image: str) -> None:
     assert docker("run", "--rm", image, "id", "-u").strip() == "1000"
 
 
 @pytest.mark.parametrize("owner", [0, 1000, 12345])
-def test_the_job_becomes_the_owner_of_the_mounted_folder(image: str, tmp_path: Path, owner: int) -> None:
+def test_the_job_runs_as_the_owner_of_the_mounted_folder(image: str, tmp_path: Path, owner: int) -> None:
     os.chown(tmp_path, owner, owner)
-    said = docker("run", "--rm", "-v", f"{tmp_path}:/output", image, "sh", "-c", "id -u; id -g; id -G; touch /output/a")
-    assert said.split() == [str(owner)] * 3
+    ids = docker("run", "--rm", "-v", f"{tmp_path}:/output", image, "sh", "-c", "id -u; id -g; id -G; touch /output/a")
+    assert ids.split() == [str(owner)] * 3
     assert (tmp_path / "a").stat().st_uid == owner
 
 
-def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(image: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(image: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     answer = command(["docker", "run", "--rm", "--user", "4321:4321", "-v", f"{tmp_path}:/output", image])
     assert answer.returncode == 2
-    assert "user 4321 may not write to /output" in answer.stderr
+    assert "[entrypoint.refused]" in answer.stderr
+    assert "4321" in answer.stderr
     answer = command(["docker", "run", "--rm", "-v", f"{tmp_path}:/output:ro", image])
     assert answer.returncode == 2
-    assert "/output is read-only" in answer.stderr
+    assert "[entrypoint.refused]" in answer.stderr
+    assert "/output" in answer.stderr
 
 
-def test_nonsense_is_refused_with_exit_code_2(image: str) -> None:
+def test_invalid_variables_are_refused_with_exit_code_2(image: str) -> None:
     answer = command(["docker", "run", "--rm", "-e", "PHASE=3", "-e", "SEED=x", image])
     assert answer.returncode == 2
-    assert "]: PHASE: found '3'" in answer.stderr
-    assert "]: SEED: found 'x'" in answer.stderr
+    assert "]: PHASE" in answer.stderr
+    assert "]: SEED" in answer.stderr

@@ -1,7 +1,5 @@
-"""Real annotations and boxes of published trackers where the tester has them, and a small run with drawn videos."""
+"""Real annotations and boxes of published trackers if available, and a small run with drawn videos."""
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from seqtrack.checkpoints.store import FORMAT, epoch_name, write_checkpoint
+from seqtrack.checkpoints.store import epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.config.schema import Config
@@ -29,7 +27,7 @@ def _on_one_thread(one_thread: None) -> None:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """LaSOT's test annotations and trackers' boxes, all sequences behind one another."""
+    """LaSOT's test annotations and trackers' boxes, all sequences concatenated."""
 
     folder: Path
     names: list[str]
@@ -46,23 +44,12 @@ class EvaluationData:
 
 
 @pytest.fixture(scope="session")
-def data_folder() -> Path:
-    folder = os.environ.get("SEQTRACK_TEST_DATA")
-    if not folder:
-        pytest.skip("SEQTRACK_TEST_DATA names no folder with real test data")
-    return Path(folder)
-
-
-@pytest.fixture(scope="session")
-def lasot_eval(data_folder: Path) -> EvaluationData:
-    folder = data_folder / "lasot_eval"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} does not exist")
+def lasot_eval(test_data: Path) -> EvaluationData:
+    folder = test_data / "lasot_eval"
     with np.load(folder / "lasot_test_gt.npz") as stored:
         absent = np.unpackbits(stored["absent"])[: int(stored["n"])].astype(bool)
-        return EvaluationData(
-            folder, stored["names"].tolist(), stored["offsets"], stored["boxes"].astype(np.float64), ~absent
-        )
+        boxes = stored["boxes"].astype(np.float64)
+        return EvaluationData(folder, stored["names"].tolist(), stored["offsets"], boxes, ~absent)
 
 
 @pytest.fixture(scope="session")
@@ -93,33 +80,20 @@ def model(config: Config) -> SeqTrack:
     return build_model(model_spec(config), seed=11)
 
 
-@pytest.fixture
-def make_run(tmp_path: Path, config: Config) -> Callable[[int], Path]:
-    """An output folder whose phase 1 has checkpoints of so many epochs, each with weights of its own."""
-
-    def make(epochs: int) -> Path:
-        output = tmp_path / "output"
-        folder = output / "phase_1" / "checkpoints"
-        folder.mkdir(parents=True)
-        (folder.parent / "config.yaml").write_text(dump_config(config))
-        for epoch in range(1, epochs + 1):
-            weights = build_model(model_spec(config), seed=epoch).state_dict()
-            tensors = {f"model/{name}": tensor_bytes(value) for name, value in weights.items()}
-            described = {
-                "kind": "epoch",
-                "epoch": epoch,
-                "step": 10 * epoch,
-                "sample": 0,
-                "loss": 1.0 / epoch,
-                "iou": 0.1 * epoch,
-                "parent_sha256": None,
-                "config_digest": config_digest(config),
-                "data_digest": None,
-                "created": "2026-01-01T00:00:00Z",
-                "config": yaml.safe_load(dump_config(config)),
-            }
-            manifest = write_checkpoint(folder / epoch_name(epoch), tensors, {"epoch": epoch}, describe=described)
-            assert manifest.format == FORMAT
-        return output
-
-    return make
+@pytest.fixture(scope="session")
+def three_epochs(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
+    """An output folder whose phase 1 has checkpoints of three epochs with different weights. Not to be changed."""
+    output = tmp_path_factory.mktemp("run") / "output"
+    folder = output / "phase_1" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.yaml").write_text(dump_config(config))
+    for epoch in (1, 2, 3):
+        weights = build_model(model_spec(config), seed=epoch).state_dict()
+        tensors = {f"model/{name}": tensor_bytes(value) for name, value in weights.items()}
+        described = {
+            "kind": "epoch", "epoch": epoch, "step": 10 * epoch, "sample": 0, "loss": 1.0 / epoch, "iou": 0.1 * epoch,
+            "parent_sha256": None, "config_digest": config_digest(config), "data_digest": None,
+            "created": "2026-01-01T00:00:00Z", "config": yaml.safe_load(dump_config(config)),
+        }  # fmt: skip
+        write_checkpoint(folder / epoch_name(epoch), tensors, {"epoch": epoch}, describe=described)
+    return output

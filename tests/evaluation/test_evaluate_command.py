@@ -1,8 +1,9 @@
-"""`seqtrack evaluate` from the outside: folders in, tables, plots and exit codes out."""
+"""`seqtrack evaluate`: folders in, tables, plots and exit codes out."""
 
 import csv
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,13 @@ import cv2
 import numpy as np
 import pytest
 
-from seqtrack.annotation_files import read_boxes
 from seqtrack.cli import main
-from seqtrack.evaluation.boxfiles import write_boxes
+from seqtrack.data.annotations import read_boxes, write_boxes
 from seqtrack.evaluation.metrics import METRICS
 
 from .conftest import EvaluationData
 
-MakeRun = Callable[[int], Path]
+Evaluate = Callable[..., int]
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +31,33 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> Callable[..., int]:
+def evaluate(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> Evaluate:
     def run(output: Path, *arguments: str) -> int:
         monkeypatch.setenv("OUTPUT_DIR", str(output))
         monkeypatch.setenv("DATA_DIR", str(data_dir))
         return main(["evaluate", *arguments])
 
     return run
+
+
+@pytest.fixture
+def output(three_epochs: Path, tmp_path: Path) -> Path:
+    """An output folder with three epochs, not evaluated."""
+    return shutil.copytree(three_epochs, tmp_path / "output")
+
+
+@pytest.fixture(scope="module")
+def evaluated(three_epochs: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with three epochs, evaluated with all defaults."""
+    folder = tmp_path_factory.mktemp("evaluated") / "output"
+    shutil.copytree(three_epochs, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DATASET", "CLASSES", "PHASE", "DEVICE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OUTPUT_DIR", str(folder))
+        patch.setenv("DATA_DIR", str(data_dir))
+        assert main(["evaluate"]) == 0
+    return folder
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -49,13 +69,8 @@ def trackers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 class TestCheckpoints:
-    def test_every_epoch_is_evaluated_with_its_baselines(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        output = make_run(3)
-        assert evaluate(output) == 0
-        folder = output / "phase_1" / "evaluation"
-        found = trackers(folder)
+    def test_every_epoch_is_evaluated_with_its_baselines(self, evaluated: Path) -> None:
+        found = trackers(evaluated / "phase_1" / "evaluation")
         assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "static box"]
         for one in found.values():
             assert set(one["mean"]) == {*METRICS, "fps", "ms_a_frame"}
@@ -63,75 +78,9 @@ class TestCheckpoints:
             assert len(one["sequences"]) == 4 and len(one["curves"]["success"]) == 21
         assert found["epoch 2"]["mean"]["fps"] > 0 and found["static box"]["mean"]["fps"] is None
         assert found["epoch 1"]["sequences"] != found["epoch 2"]["sequences"], "two epochs have different weights"
-        printed = capsys.readouterr().out
-        assert "| epoch 3 |" in printed and f"{found['epoch 3']['mean']['auc']:.3f}" in printed
 
-    def test_conditions_and_digests_are_recorded(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
-        output = make_run(1)
-        assert evaluate(output, "--precision", "bf16", "--concurrent", "2") == 0
-        evaluation = read(output / "phase_1" / "evaluation")
-        conditions = evaluation["conditions"]
-        assert (conditions["dataset"], conditions["split"], conditions["precision"]) == ("LASOT", "test", "bf16")
-        assert (conditions["concurrent"], conditions["run"], conditions["synthetic"]) == (2, "phase_1", False)
-        manifest = json.loads((output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json").read_text())
-        assert evaluation["trackers"][0]["source"]["sha256"] == manifest["sha256"]
-
-    @pytest.mark.parametrize(
-        ("words", "names"),
-        [
-            (["last"], ["epoch 3", "static box"]),
-            (["2"], ["epoch 2", "static box"]),
-            (["1-2"], ["epoch 1", "epoch 2", "static box"]),
-            (["3", "1", "3"], ["epoch 1", "epoch 3", "static box"]),
-        ],
-    )
-    def test_some_epochs_may_be_chosen(
-        self, make_run: MakeRun, evaluate: Callable[..., int], words: list[str], names: list[str]
-    ) -> None:
-        output = make_run(3)
-        assert evaluate(output, *(part for word in words for part in ("--checkpoint", word))) == 0
-        assert list(trackers(output / "phase_1" / "evaluation")) == names
-
-    def test_a_file_from_elsewhere_and_the_untrained_model_on_request(
-        self, make_run: MakeRun, evaluate: Callable[..., int]
-    ) -> None:
-        output = make_run(2)
-        file = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors"
-        arguments = ["--checkpoint", str(file), "--untrained", "-o", str(output / "elsewhere")]
-        assert evaluate(output, *arguments) == 0
-        assert list(trackers(output / "elsewhere")) == ["epoch 2", "untrained", "static box"]
-
-    def test_classes_and_sequences_narrow_the_split(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
-        output = make_run(1)
-        assert evaluate(output, "--checkpoint", "1", "--classes", "tile", "--sequences", "tile-4") == 0
-        evaluation = read(output / "phase_1" / "evaluation")
-        assert [one["name"] for one in evaluation["sequences"]] == ["tile-4"]
-
-    def test_written_boxes_score_as_they_did_when_they_were_found(
-        self, make_run: MakeRun, evaluate: Callable[..., int], data_dir: Path
-    ) -> None:
-        output = make_run(2)
-        assert evaluate(output) == 0
-        folder = output / "phase_1" / "evaluation"
-        again = output / "again"
-        assert evaluate(output, "--results", str(folder / "boxes"), "-o", str(again)) == 0
-        for name in ("epoch_1", "epoch_2", "untrained"):
-            before, after = trackers(folder)[name.replace("_", " ")], trackers(again)[name]
-            assert {key: before["mean"][key] for key in METRICS} == {key: after["mean"][key] for key in METRICS}
-        boxes = read_boxes(folder / "boxes" / "epoch_2" / "disk-3.txt")
-        assert boxes.shape == (14, 4) and (boxes != np.trunc(boxes)).any(), "boxes are floats, not cut to whole pixels"
-
-    def test_other_trackers_are_next_to_the_checkpoints(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
-        output = make_run(1)
-        assert evaluate(output) == 0
-        results = output / "phase_1" / "evaluation" / "boxes" / "untrained"
-        assert evaluate(output, "--checkpoint", "1", "--results", str(results)) == 0
-        assert list(trackers(output / "phase_1" / "evaluation")) == ["epoch 1", "untrained", "static box"]
-
-    def test_tables_and_plots_agree_with_the_json(self, make_run: MakeRun, evaluate: Callable[..., int]) -> None:
-        output = make_run(2)
-        assert evaluate(output) == 0
-        folder = output / "phase_1" / "evaluation"
+    def test_tables_and_plots_agree_with_the_json(self, evaluated: Path) -> None:
+        folder = evaluated / "phase_1" / "evaluation"
         found = trackers(folder)
         with (folder / "evaluation.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -150,137 +99,160 @@ class TestCheckpoints:
             assert image is not None and image.std() > 5, f"{name}.png is empty"
             assert f"plots/{name}.png" in markdown
 
-
-class TestRefusals:
-    def refused(self, capsys: pytest.CaptureFixture[str], code: int) -> str:
-        assert code == 2
-        told = capsys.readouterr().err
-        assert "Traceback" not in told
-        return told
+    def test_written_boxes_score_as_when_they_were_tracked(
+        self, evaluated: Path, evaluate: Evaluate, tmp_path: Path
+    ) -> None:
+        folder = evaluated / "phase_1" / "evaluation"
+        assert evaluate(evaluated, "--results", str(folder / "boxes"), "-o", str(tmp_path)) == 0
+        for name in ("epoch_1", "epoch_2", "untrained"):
+            before, after = trackers(folder)[name.replace("_", " ")], trackers(tmp_path)[name]
+            assert {key: before["mean"][key] for key in METRICS} == {key: after["mean"][key] for key in METRICS}
+        boxes = read_boxes(folder / "boxes" / "epoch_2" / "disk-3.txt")
+        assert boxes.shape == (14, 4) and (boxes != np.trunc(boxes)).any(), "boxes are floats, not integers"
 
     @pytest.mark.parametrize(
-        ("word", "said"),
+        ("words", "names"),
         [
-            ("7", "no checkpoint of epoch 7; there are: 1, 2"),
-            ("2-4", "no checkpoint of epoch 3"),
-            ("best", "expected all, last"),
-            ("-1", "expected all, last"),
-            ("some/file.safetensors", "does not exist"),
+            (["last"], ["epoch 3", "static box"]),
+            (["1-2"], ["epoch 1", "epoch 2", "static box"]),
+            (["3", "1", "3"], ["epoch 1", "epoch 3", "static box"]),
         ],
     )
-    def test_a_checkpoint_that_is_not_there(
-        self,
-        make_run: MakeRun,
-        evaluate: Callable[..., int],
-        capsys: pytest.CaptureFixture[str],
-        word: str,
-        said: str,
+    def test_some_epochs_may_be_chosen(
+        self, output: Path, evaluate: Evaluate, words: list[str], names: list[str]
     ) -> None:
-        assert said in self.refused(capsys, evaluate(make_run(2), f"--checkpoint={word}"))
+        assert evaluate(output, *(part for word in words for part in ("--checkpoint", word))) == 0
+        assert list(trackers(output / "phase_1" / "evaluation")) == names
 
-    def test_a_run_without_checkpoints(
-        self, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    def test_a_file_with_the_untrained_model_and_another_tracker(
+        self, evaluated: Path, evaluate: Evaluate, tmp_path: Path
     ) -> None:
-        assert "train first" in self.refused(capsys, evaluate(tmp_path))
+        file = evaluated / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors"
+        boxes = evaluated / "phase_1" / "evaluation" / "boxes" / "epoch_1"
+        arguments = ["--checkpoint", str(file), "--untrained", "--results", str(boxes), "-o", str(tmp_path)]
+        assert evaluate(evaluated, *arguments) == 0
+        assert list(trackers(tmp_path)) == ["epoch 2", "untrained", "epoch_1", "static box"]
 
-    def test_a_damaged_checkpoint(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    def test_conditions_digests_and_a_selection_of_sequences(self, output: Path, evaluate: Evaluate) -> None:
+        options = ["--precision", "bf16", "--concurrent", "2", "--classes", "tile", "--sequences", "tile-4"]
+        assert evaluate(output, "--checkpoint", "1", *options) == 0
+        evaluation = read(output / "phase_1" / "evaluation")
+        assert [one["name"] for one in evaluation["sequences"]] == ["tile-4"]
+        conditions = evaluation["conditions"]
+        assert (conditions["dataset"], conditions["split"], conditions["precision"]) == ("LASOT", "test", "bf16")
+        assert (conditions["concurrent"], conditions["run"], conditions["synthetic"]) == (2, "phase_1", False)
+        manifest = json.loads((output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json").read_text())
+        assert evaluation["trackers"][0]["source"]["sha256"] == manifest["sha256"]
+
+
+class TestRefusals:
+    @pytest.fixture
+    def refused(self, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        def run(output: Path, *arguments: str) -> str:
+            assert evaluate(output, *arguments) == 2
+            return capsys.readouterr().err
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("word", "code"),
+        [
+            ("7", "checkpoint.no_epoch"),
+            ("2-4", "checkpoint.no_epoch"),
+            ("1-9999999999", "checkpoint.no_epoch"),
+            ("5-4", "checkpoint.no_epoch"),
+            pytest.param("9" * 5000, "checkpoint.option", id="long"),
+            ("best", "checkpoint.option"),
+            ("-1", "checkpoint.option"),
+            ("some/file.safetensors", "checkpoint."),
+        ],
+    )
+    def test_a_checkpoint_that_does_not_exist(
+        self, three_epochs: Path, refused: Callable[..., str], word: str, code: str
     ) -> None:
-        output = make_run(1)
+        assert f"error [{code}" in refused(three_epochs, f"--checkpoint={word}")
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "found"),
+        [
+            (["--classes", "unicorn"], "data.unknown_class", "unicorn"),
+            (["--dataset", "nosuchset"], "data.unknown_data_set", "nosuchset"),
+            (["--sequences", "horse-99"], "annotations.sequence", "horse-99"),
+            (["--annotations", ".", "--checkpoint", "1"], "evaluation.option", "--results"),
+            (["--concurrent", "0"], "evaluation.option", "--concurrent"),
+        ],
+    )
+    def test_options_that_cannot_be_satisfied(
+        self, three_epochs: Path, refused: Callable[..., str], arguments: list[str], code: str, found: str
+    ) -> None:
+        errors = refused(three_epochs, *arguments)
+        assert f"error [{code}]" in errors and found in errors
+
+    def test_a_run_without_checkpoints_and_one_with_a_damaged_checkpoint(
+        self, tmp_path: Path, output: Path, refused: Callable[..., str]
+    ) -> None:
+        assert "error [checkpoint.none]" in refused(tmp_path / "empty")
         file = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors"
         data = bytearray(file.read_bytes())
         data[-5] ^= 1
         file.write_bytes(data)
-        assert "sha256" in self.refused(capsys, evaluate(output))
+        assert file.name in refused(output)
         assert not (output / "phase_1" / "evaluation").exists()
 
-    def test_a_class_or_a_data_set_that_is_not_there(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        output = make_run(1)
-        assert "unicorn" in self.refused(capsys, evaluate(output, "--classes", "unicorn"))
-        assert "nosuchset" in self.refused(capsys, evaluate(output, "--dataset", "nosuchset"))
-        assert "horse-99" in self.refused(capsys, evaluate(output, "--sequences", "horse-99"))
-
-    def test_test_sequences_that_the_run_was_trained_on(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        output = make_run(1)
+    def test_test_sequences_that_the_run_was_trained_on(self, output: Path, refused: Callable[..., str]) -> None:
         source: dict[str, Any] = {
             "name": "LASOT", "split": "train", "synthetic": False, "sequences": 2, "frames": 50, "classes": {},
             "frame_bytes": 1, "names": ["disk-1", "tile-3"], "digest": "0" * 64,
         }  # fmt: skip
         recorded = {"format": 2, "frames_covered_by": "size", "sources": [source], "digest": "0" * 64}
         (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))
-        assert "tile-3" in self.refused(capsys, evaluate(output))
-        source["names"] = ["disk-1", "tile-1"]
-        (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))
-        assert evaluate(output) == 0
+        errors = refused(output)
+        assert "error [evaluation.leak]" in errors and "tile-3" in errors
 
-    def test_result_files_that_cannot_be_scored_are_told_all_at_once(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    def test_result_files_that_cannot_be_scored_are_reported_all_at_once(
+        self, evaluated: Path, refused: Callable[..., str], evaluate: Evaluate, tmp_path: Path
     ) -> None:
-        output = make_run(1)
-        assert evaluate(output) == 0
-        boxes = output / "phase_1" / "evaluation" / "boxes" / "epoch_1"
+        boxes = shutil.copytree(evaluated / "phase_1" / "evaluation" / "boxes" / "epoch_1", tmp_path / "T")
         rows = read_boxes(boxes / "disk-3.txt")
-        write_boxes(boxes / "disk-3.txt", rows[:-1])
         write_boxes(boxes / "disk-4.txt", np.vstack([rows[:5], [[np.nan] * 4], rows[6:]]))
+        arguments = ["--results", str(boxes), "-o", str(tmp_path / "e")]
+        assert evaluate(evaluated, *arguments, "--repair", "official") == 0
+        assert "disk-4" in trackers(tmp_path / "e")["T"]["notes"][0]
+        write_boxes(boxes / "disk-3.txt", rows[:-1])
         write_boxes(boxes / "tile-3.txt", np.vstack([rows[:5], [[1, 1, -1, 5]], rows[6:]]))
-        (boxes / "tile-4.txt").write_text("1,2,3,4\nnot,a,box\n")
-        told = self.refused(capsys, evaluate(output, "--results", str(boxes)))
-        for place in ("disk-3.txt: 13 boxes", "disk-4.txt:6", "tile-3.txt:6", "tile-4.txt, line 2"):
-            assert place in told
+        (boxes / "tile-4.txt").write_text("1,2,3,4\n10_00,2,3,4\n")
+        errors = refused(evaluated, *arguments)
+        for place in ("disk-3.txt: 13 ", "disk-4.txt:6", "tile-3.txt:6", "tile-4.txt, line 2, entry 1"):
+            assert place in errors
 
-    def test_the_toolkits_repair_scores_what_strictness_refuses(
-        self, make_run: MakeRun, evaluate: Callable[..., int]
+    def test_a_folder_that_cannot_be_written(
+        self, evaluated: Path, refused: Callable[..., str], tmp_path: Path
     ) -> None:
-        output = make_run(1)
-        assert evaluate(output) == 0
-        boxes = output / "phase_1" / "evaluation" / "boxes" / "epoch_1"
-        rows = read_boxes(boxes / "disk-4.txt")
-        rows[5] = np.nan
-        write_boxes(boxes / "disk-4.txt", rows)
-        assert evaluate(output, "--results", str(boxes)) == 2
-        assert evaluate(output, "--results", str(boxes), "--repair", "official", "-o", str(output / "e")) == 0
-        assert "disk-4" in trackers(output / "e")["epoch_1"]["notes"][0]
-
-    def test_a_frame_without_an_annotated_box_counts_as_the_convention_says(
-        self, make_run: MakeRun, evaluate: Callable[..., int], tmp_path: Path
-    ) -> None:
-        output = make_run(1)
-        for place in (tmp_path / "gt" / "cup" / "cup-1", tmp_path / "boxes"):
-            place.mkdir(parents=True)
-        folder = tmp_path / "gt" / "cup" / "cup-1"
-        (folder / "groundtruth.txt").write_text("5,5,10,10\n0,5,10,10\n")
-        (folder / "full_occlusion.txt").write_text("0,0")
-        (folder / "out_of_view.txt").write_text("0,0")
-        (tmp_path / "boxes" / "cup-1.txt").write_text("5,5,10,10\n300,5,10,10\n")
-        arguments = ["--results", str(tmp_path / "boxes"), "--annotations", str(tmp_path / "gt"), "-o"]
-        for convention, p20 in (("toolkit", 100.0), ("pytracking", 50.0)):
-            assert evaluate(output, *arguments, str(tmp_path / convention), "--convention", convention) == 0
-            assert trackers(tmp_path / convention)["boxes"]["mean"]["p20"] == p20
-            assert read(tmp_path / convention)["conditions"]["convention"] == convention
-        assert evaluate(output, *arguments, str(tmp_path / "default")) == 0
-        assert trackers(tmp_path / "default") == trackers(tmp_path / "toolkit")
-
-    def test_annotations_without_frames_cannot_be_tracked(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str], data_dir: Path
-    ) -> None:
-        arguments = ["--annotations", str(data_dir), "--checkpoint", "1"]
-        assert "--results" in self.refused(capsys, evaluate(make_run(1), *arguments))
-
-    def test_a_place_where_nothing_can_be_written(
-        self, make_run: MakeRun, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        output = make_run(1)
-        (output / "file").write_text("")
-        arguments = ["--checkpoint", "1", "-o", str(output / "file" / "evaluation")]
-        assert "cannot be written" in self.refused(capsys, evaluate(output, *arguments))
+        (tmp_path / "file").write_text("")
+        boxes = str(evaluated / "phase_1" / "evaluation" / "boxes" / "epoch_1")
+        errors = refused(evaluated, "--results", boxes, "-o", str(tmp_path / "file" / "evaluation"))
+        assert "error [evaluation.output]" in errors
 
 
-def test_two_published_trackers_stand_side_by_side_on_the_whole_test_set(
-    lasot_eval: EvaluationData, evaluate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_frame_without_an_annotated_box_counts_as_the_convention_says(evaluate: Evaluate, tmp_path: Path) -> None:
+    folder = tmp_path / "gt" / "cup" / "cup-1"
+    for place in (folder, tmp_path / "boxes"):
+        place.mkdir(parents=True)
+    (folder / "groundtruth.txt").write_text("5,5,10,10\n0,5,10,10\n")
+    (folder / "full_occlusion.txt").write_text("0,0")
+    (folder / "out_of_view.txt").write_text("0,0")
+    (tmp_path / "boxes" / "cup-1.txt").write_text("5,5,10,10\n300,5,10,10\n")
+    arguments = ["--results", str(tmp_path / "boxes"), "--annotations", str(tmp_path / "gt"), "-o"]
+    for convention, p20 in (("toolkit", 100.0), ("pytracking", 50.0)):
+        assert evaluate(tmp_path, *arguments, str(tmp_path / convention), "--convention", convention) == 0
+        assert trackers(tmp_path / convention)["boxes"]["mean"]["p20"] == p20
+        assert read(tmp_path / convention)["conditions"]["convention"] == convention
+    assert evaluate(tmp_path, *arguments, str(tmp_path / "default")) == 0
+    assert trackers(tmp_path / "default") == trackers(tmp_path / "toolkit")
+
+
+def test_two_published_trackers_on_the_whole_test_set(
+    lasot_eval: EvaluationData, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotations = str(lasot_eval.folder / "lasot_test_gt.npz")
     assert evaluate(tmp_path, "--results", str(lasot_eval.folder), "--annotations", annotations) == 0

@@ -1,15 +1,14 @@
-"""Other trackers' files: what is scored, what is remarked, what is refused."""
+"""Other trackers' files: what is scored, what is noted, what is refused; and the selection of sequences."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from seqtrack.errors import UserError
-from seqtrack.evaluation.annotations import Annotation
-from seqtrack.evaluation.boxfiles import write_boxes
+from seqtrack.data.annotations import Annotation, read_annotations, write_boxes
+from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import mean_scores, score
-from seqtrack.evaluation.results import read_results
+from seqtrack.evaluation.results import TrackerResult, choose, read_results, static_box_result
 
 from .conftest import EvaluationData
 
@@ -18,14 +17,14 @@ NAN = float("nan")
 
 def annotation(name: str, frames: int) -> Annotation:
     boxes = np.tile([10.0, 10.0, 20.0, 20.0], (frames, 1))
-    return Annotation(name, name.rsplit("-", 1)[0], boxes, np.ones(frames, dtype=bool))
+    return Annotation(name, name.rsplit("-", 1)[0], boxes, np.zeros(frames, dtype=bool))
 
 
 ANNOTATIONS = [annotation("cat-1", 4), annotation("dog-2", 3)]
 
 
 def tracker_folder(place: Path, **rows: object) -> Path:
-    """A folder with good boxes, but for the sequences given (as cat_1=rows)."""
+    """A folder with good boxes, except for the given sequences (as cat_1=rows)."""
     place.mkdir(parents=True, exist_ok=True)
     for one in ANNOTATIONS:
         given = rows.get(one.name.replace("-", "_"), one.boxes_xywh)
@@ -34,111 +33,106 @@ def tracker_folder(place: Path, **rows: object) -> Path:
     return place
 
 
-def refusal(place: Path, **options: str) -> list[str]:
+def read(place: Path, **options: str) -> list[TrackerResult]:
+    return read_results([place], ANNOTATIONS, **options)  # type: ignore[arg-type]
+
+
+def refusal(place: Path, **options: str) -> list[Problem]:
     with pytest.raises(UserError) as caught:
-        read_results(place, ANNOTATIONS, **options)
+        read(place, **options)
     return caught.value.problems
 
 
-def test_a_folder_is_one_tracker_and_a_folder_of_folders_is_many(tmp_path: Path) -> None:
-    tracker_folder(tmp_path / "B")
-    tracker_folder(tmp_path / "A++")
-    (tmp_path / "plots").mkdir()
-    assert [one.name for one in read_results(tmp_path / "B", ANNOTATIONS)] == ["B"]
-    assert [one.name for one in read_results(tmp_path, ANNOTATIONS)] == ["A++", "B"]
-
-
-def test_an_archive_is_a_tracker_as_well(tmp_path: Path) -> None:
-    np.savez(tmp_path / "results_x.npz", names=np.array(["cat-1", "dog-2"]), offsets=[0, 4, 7], boxes=np.ones((7, 4)))
-    for place in (tmp_path, tmp_path / "results_x.npz"):
-        (found,) = read_results(place, ANNOTATIONS)
-        assert found.name == "x" and found.boxes["dog-2"].shape == (3, 4)
-
-
-def test_files_of_other_sequences_and_times_are_left_alone(tmp_path: Path) -> None:
-    place = tracker_folder(tmp_path / "A")
-    (place / "zebra-1.txt").write_text("nonsense")
-    (place / "cat-1_time.txt").write_text("0.03\n")
-    assert set(read_results(place, ANNOTATIONS)[0].boxes) == {"cat-1", "dog-2"}
+def test_trackers_are_folders_and_archives_and_get_distinct_names(tmp_path: Path) -> None:
+    for name in ("a/B", "a/A++", "b/B"):
+        tracker_folder(tmp_path / name)
+    (tmp_path / "a" / "B" / "zebra-1.txt").write_text("nonsense")
+    (tmp_path / "a" / "B" / "cat-1_time.txt").write_text("0.03\n")
+    archive = {"names": np.array(["cat-1", "dog-2"]), "offsets": np.array([0, 4, 7]), "boxes": np.ones((7, 4))}
+    np.savez(tmp_path / "b" / "results_x.npz", **archive)
+    (tmp_path / "a" / "plots").mkdir()
+    assert [one.name for one in read(tmp_path / "a" / "B")] == ["B"]
+    assert [one.name for one in read(tmp_path / "a")] == ["A++", "B"]
+    found = read_results([tmp_path / "a", tmp_path / "b"], ANNOTATIONS)
+    assert [one.name for one in found] == ["A++", "a/B", "b/B", "x"]
+    assert set(found[1].scores) == {"cat-1", "dog-2"} and found[3].tracks["dog-2"].boxes_xywh.shape == (3, 4)
+    assert found[0].timing(["cat-1"]) == {"fps": None, "ms_a_frame": None}
 
 
 def test_a_place_without_results_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing"):
-        assert "no results found for the 2 sequences" in refusal(place)[0]
+        assert refusal(place)[0].code == "results.none"
 
 
-def test_fewer_boxes_than_frames_and_missing_files_are_refused_all_at_once(tmp_path: Path) -> None:
+def test_too_few_boxes_and_missing_files_are_refused_all_at_once(tmp_path: Path) -> None:
     tracker_folder(tmp_path / "A", cat_1=[[1, 1, 5, 5]] * 3)
     tracker_folder(tmp_path / "B", dog_2=None)
+    np.savez(tmp_path / "results_x.npz", names=np.array(["cat-1"]), offsets=[0, 4], boxes=np.ones((4, 4)))
     problems = refusal(tmp_path)
-    assert len(problems) == 2
-    assert "cat-1.txt: 3 boxes, but the sequence has 4 annotated frames" in problems[0]
-    assert "dog-2.txt" in problems[1]
+    assert [one.code for one in problems] == ["results.count", "file.missing", "results.sequence"]
+    assert "cat-1.txt" in problems[0] and "dog-2.txt" in problems[1] and "dog-2" in problems[2]
 
 
-def test_more_boxes_than_frames_are_cut_and_remarked(tmp_path: Path) -> None:
-    (found,) = read_results(tracker_folder(tmp_path / "A", cat_1=[[10, 10, 20, 20]] * 6), ANNOTATIONS)
-    assert found.notes == (f"{tmp_path}/A/cat-1.txt: 6 boxes for 4 frames; the last 2 are cut",)
-    one = ANNOTATIONS[0]
-    assert score(found.boxes["cat-1"], one.boxes_xywh, one.visible).frames == 4
+def test_boxes_beyond_the_annotation_are_cut_and_noted(tmp_path: Path) -> None:
+    (found,) = read(tracker_folder(tmp_path / "A", cat_1=[[10, 10, 20, 20]] * 6))
+    (note,) = found.notes
+    assert note.startswith(f"{tmp_path}/A/cat-1.txt: 6 ") and found.scores["cat-1"].frames == 4
 
 
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ([NAN, 1, 2, 3], "not finite"),
-        ([1, 1, float("inf"), 3], "not finite"),
-        ([1, 1, -2, 3], "negative width or height"),
-        ([1, 1, 2, -3], "negative width or height"),
-    ],
-)
-def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_asked_for(
-    tmp_path: Path, row: list[float], said: str
+@pytest.mark.parametrize("row", [[NAN, 1, 2, 3], [1, 1, float("inf"), 3], [1, 1, -2, 3], [1, 1, 2, -3]])
+def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requested(
+    tmp_path: Path, row: list[float]
 ) -> None:
     place = tracker_folder(tmp_path / "A", cat_1=[[10, 10, 20, 20], [12, 10, 20, 20], row, row])
     (problem,) = refusal(place)
-    assert "cat-1.txt:3" in problem and said in problem and "2 such rows" in problem and "--repair official" in problem
-    (found,) = read_results(place, ANNOTATIONS, repair="official")
-    assert "2 rows are no boxes" in found.notes[0]
+    assert problem.code == "results.row" and "cat-1.txt:3" in problem and "--repair official" in problem
+    (found,) = read(place, repair="official")
+    assert "cat-1.txt:3: 2 rows" in found.notes[0]
     one = ANNOTATIONS[0]
     repeated = np.array([[10, 10, 20, 20], *[[12, 10, 20, 20]] * 3], dtype=np.float64)
-    assert (
-        score(found.boxes["cat-1"], one.boxes_xywh, one.visible).auc == score(repeated, one.boxes_xywh, one.visible).auc
-    )
+    assert found.scores["cat-1"].auc == score(repeated, one.boxes_xywh, ~one.absent).auc
 
 
-def test_rows_of_size_zero_are_a_trackers_way_to_say_lost(tmp_path: Path) -> None:
-    (found,) = read_results(
-        tracker_folder(tmp_path / "A", cat_1=[[10, 10, 20, 20], [5, 5, 0, 9], [0, 0, 0, 0], [10, 10, 20, 20]]),
-        ANNOTATIONS,
-    )
-    assert found.notes == (f"{tmp_path}/A/cat-1.txt:2: 2 rows are no boxes; the last good box is repeated there",)
+def test_rows_of_size_zero_mean_lost_and_are_scored(tmp_path: Path) -> None:
+    rows = [[10, 10, 20, 20], [5, 5, 0, 9], [0, 0, 0, 0], [10, 10, 20, 20]]
+    (found,) = read(tracker_folder(tmp_path / "A", cat_1=rows))
+    assert len(found.notes) == 1 and "cat-1.txt:2: 2 rows" in found.notes[0]
 
 
-def test_the_first_row_is_refused_too_when_it_is_broken(tmp_path: Path) -> None:
-    """It is replaced by the annotation, but a tracker that begins with NaN has not tracked."""
+def test_a_broken_first_row_is_refused_although_the_annotation_replaces_it(tmp_path: Path) -> None:
     place = tracker_folder(tmp_path / "A", cat_1=[[NAN] * 4, *[[10, 10, 20, 20]] * 3])
     assert "cat-1.txt:1" in refusal(place)[0]
-    assert read_results(place, ANNOTATIONS, repair="official")[0].notes == ()
+    assert read(place, repair="official")[0].notes == ()
 
 
 def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: EvaluationData) -> None:
-    from seqtrack.evaluation.annotations import read_annotations
-
     annotations = read_annotations(lasot_eval.folder / "mini_txt")
-    texts = {one.name: one for one in read_results(lasot_eval.folder / "mini_txt" / "results", annotations)}
-    archives = {one.name: one for one in read_results(lasot_eval.folder, annotations)}
+    texts = {one.name: one for one in read_results([lasot_eval.folder / "mini_txt" / "results"], annotations)}
+    archives = {one.name: one for one in read_results([lasot_eval.folder], annotations)}
     for text, archive in (("ATOM", "atom"), ("SiamRPN++", "siamrpnpp")):
-        aucs = [
-            mean_scores([score(found.boxes[one.name], one.boxes_xywh, one.visible) for one in annotations]).auc
-            for found in (texts[text], archives[archive])
-        ]
-        assert aucs[0] == pytest.approx(aucs[1], abs=1e-4)
+        first, second = (mean_scores(list(one.scores.values())).auc for one in (texts[text], archives[archive]))
+        assert first == pytest.approx(second, abs=1e-4)
 
 
-def test_atoms_rows_without_height_are_scored_and_told(lasot_eval: EvaluationData) -> None:
-    from seqtrack.evaluation.annotations import read_annotations
-
+def test_atoms_rows_without_height_are_scored_and_noted(lasot_eval: EvaluationData) -> None:
     annotations = read_annotations(lasot_eval.folder / "lasot_test_gt.npz")
-    (atom,) = read_results(lasot_eval.folder / "results_atom.npz", annotations)
+    (atom,) = read_results([lasot_eval.folder / "results_atom.npz"], annotations)
     assert len(atom.notes) == 1 and "horse-15" in atom.notes[0] and "18 rows" in atom.notes[0]
+
+
+def test_the_static_box_baseline_repeats_the_first_box() -> None:
+    moving = annotation("cat-1", 4)
+    moving.boxes_xywh[1:, 0] += [5, 10, 15]
+    still = static_box_result([moving])
+    assert (still.tracks["cat-1"].boxes_xywh == moving.boxes_xywh[0]).all()
+    assert still.scores["cat-1"].auc < score(moving.boxes_xywh, moving.boxes_xywh, ~moving.absent).auc
+
+
+def test_classes_and_sequences_are_chosen_in_the_order_of_the_set() -> None:
+    annotations = [annotation(name, 1) for name in ("a-1", "a-2", "b-1", "c-1")]
+    assert choose(annotations) == annotations
+    assert [one.name for one in choose(annotations, classes=["b", "a"])] == ["a-1", "a-2", "b-1"]
+    assert [one.name for one in choose(annotations, classes=["a"], names=["a-2"])] == ["a-2"]
+    with pytest.raises(UserError) as caught:
+        choose(annotations, classes=["a", "x"], names=["y-1", "z-1"])
+    assert [one.code for one in caught.value.problems] == ["annotations.class", *["annotations.sequence"] * 2]

@@ -1,6 +1,8 @@
-"""Whole sequences through a tracker, and validation that leaves a training run as it was."""
+"""Tracking of whole sequences, and validation that leaves a training run unchanged."""
 
+import dataclasses
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,8 @@ import torch
 
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
-from seqtrack.evaluation.annotations import from_sequences
-from seqtrack.evaluation.gather import static_boxes
-from seqtrack.evaluation.metrics import mean_scores, score
+from seqtrack.evaluation.metrics import mean_scores
+from seqtrack.evaluation.results import score_tracks
 from seqtrack.evaluation.run import read_frame, refuse_leak, track_sequences, validate
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.settings import TrackerSettings
@@ -27,11 +28,11 @@ def test_every_frame_gets_a_box_and_the_first_is_the_annotation(model: SeqTrack,
         found = tracks[sequence.name]
         assert found.boxes_xywh.shape == (sequence.num_frames, 4)
         assert found.boxes_xywh[0].tolist() == sequence.boxes_xywh[0].tolist()
-        assert found.seconds > 0 and found.fps is not None and found.fps > 0
+        assert found.seconds > 0
 
 
-@pytest.mark.parametrize("concurrent", [1, 2, 3, 16])
-def test_the_number_followed_at_once_does_not_change_the_boxes(
+@pytest.mark.parametrize("concurrent", [1, 3])
+def test_the_number_tracked_at_once_does_not_change_the_boxes(
     model: SeqTrack, sequences: list[Sequence], concurrent: int
 ) -> None:
     """Three at once means that one sequence starts when another ends."""
@@ -51,33 +52,22 @@ def test_the_number_followed_at_once_does_not_change_the_boxes(
 def test_boxes_are_equal_to_the_last_byte_for_any_number_of_readers(
     model: SeqTrack, sequences: list[Sequence], batches: int
 ) -> None:
-    """Two sequences at once in two batches that take turns, so that sequences start while others are on their way."""
+    """Two sequences at once in two batches that take turns, so that sequences start while others are running."""
+    progress: list[int] = []
     tracked = [
-        track_sequences(model.eval(), sequences, SETTINGS, concurrent=2, readers=readers, batches=batches)
-        for readers in (1, 2, 8)
-    ]
+        track_sequences(
+            model.eval(), sequences, SETTINGS,
+            concurrent=2, readers=readers, batches=batches, on_frames=progress.append,
+        )
+        for readers in (1, 8)
+    ]  # fmt: skip
     for name in tracked[0]:
         assert len({one[name].boxes_xywh.tobytes() for one in tracked}) == 1
     assert len({one.boxes_xywh.tobytes() for one in tracked[0].values()}) == len(sequences), "the videos differ"
-
-
-def test_two_batches_that_take_turns_find_what_one_finds(model: SeqTrack, sequences: list[Sequence]) -> None:
-    one, two = (track_sequences(model.eval(), sequences[:3], SETTINGS, batches=batches) for batches in (1, 2))
-    assert list(one) == list(two)
-    for name, tracks in one.items():
-        np.testing.assert_allclose(two[name].boxes_xywh, tracks.boxes_xywh, atol=1e-6)
-
-
-def test_progress_counts_every_tracked_frame(model: SeqTrack, sequences: list[Sequence]) -> None:
-    told: list[int] = []
-    track_sequences(model.eval(), sequences, SETTINGS, concurrent=3, batches=2, on_frames=told.append)
-    assert sum(told) == sum(sequence.num_frames - 1 for sequence in sequences)
+    assert sum(progress) == 2 * sum(sequence.num_frames - 1 for sequence in sequences)
 
 
 def test_a_frame_that_cannot_be_read_names_its_file(model: SeqTrack, sequences: list[Sequence], tmp_path: Path) -> None:
-    import dataclasses
-    import shutil
-
     broken = dataclasses.replace(sequences[0], folder=tmp_path / "img")
     shutil.copytree(sequences[0].folder, tmp_path / "img")
     broken.frame_path(5).write_bytes(broken.frame_path(5).read_bytes()[:200])
@@ -85,29 +75,24 @@ def test_a_frame_that_cannot_be_read_names_its_file(model: SeqTrack, sequences: 
         track_sequences(model.eval(), [broken], SETTINGS)
 
 
-def test_a_box_that_is_still_scores_what_standing_still_is_worth(sequences: list[Sequence]) -> None:
-    annotation = from_sequences(sequences)[0]
-    still = static_boxes(annotation)
-    assert (still.boxes_xywh == annotation.boxes_xywh[0]).all() and still.fps is None
-    moving = score(still.boxes_xywh, annotation.boxes_xywh, annotation.visible).auc
-    assert moving < score(annotation.boxes_xywh, annotation.boxes_xywh, annotation.visible).auc
-
-
 class TestValidation:
     def test_gives_the_means_of_the_protocol(
         self, model: SeqTrack, sequences: list[Sequence], training_sequences: list[Sequence]
     ) -> None:
         found = validate(model, sequences, SETTINGS, trained_on=training_sequences)
+        assert found is not None
         tracks = track_sequences(model.eval(), sequences, SETTINGS)
-        scores = [score(tracks[one.name].boxes_xywh, one.boxes_xywh, one.visible) for one in from_sequences(sequences)]
-        assert {name: found[name] for name in mean_scores(scores).metrics()} == mean_scores(scores).metrics()
+        expected = mean_scores(list(score_tracks(tracks, sequences).values())).metrics()
+        assert {name: found[name] for name in expected} == expected
+        again = validate(model, sequences, SETTINGS, trained_on=[])
+        assert {**found, "fps": 0} == {**again, "fps": 0}
         assert (found["sequences"], found["frames"]) == (4, 56)
 
-    def test_leaves_every_random_state_and_every_mode_as_it_was(
+    def test_leaves_every_random_state_and_every_mode_unchanged(
         self, model: SeqTrack, sequences: list[Sequence]
     ) -> None:
         model.train()
-        model.decoder.eval()  # a frozen part must not wake up
+        model.decoder.eval()  # a frozen component must stay in eval mode
         modes = [module.training for module in model.modules()]
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         torch.manual_seed(4), np.random.seed(4), random.seed(4)  # noqa: NPY002
@@ -124,16 +109,10 @@ class TestValidation:
     def test_puts_the_mode_back_when_a_frame_cannot_be_read(
         self, model: SeqTrack, sequences: list[Sequence], tmp_path: Path
     ) -> None:
-        import dataclasses
-
         model.train()
         with pytest.raises(UserError):
             validate(model, [dataclasses.replace(sequences[0], folder=tmp_path)], SETTINGS, trained_on=[])
         assert model.training
-
-    def test_twice_gives_the_same_but_for_the_clock(self, model: SeqTrack, sequences: list[Sequence]) -> None:
-        first, second = (validate(model, sequences, SETTINGS, trained_on=[]) for _ in range(2))
-        assert {**first, "fps": 0} == {**second, "fps": 0}
 
     def test_a_training_step_after_it_is_bit_for_bit_that_without_it(
         self, model: SeqTrack, sequences: list[Sequence]
@@ -165,14 +144,14 @@ class TestLeaks:
         self, model: SeqTrack, sequences: list[Sequence], training_sequences: list[Sequence]
     ) -> None:
         refuse_leak(sequences, training_sequences)
-        with pytest.raises(UserError, match=f"1 sequences .*{sequences[1].name}"):
+        with pytest.raises(UserError, match=sequences[1].name) as caught:
             refuse_leak(sequences, [*training_sequences, sequences[1]])
-        with pytest.raises(UserError, match="trained on"):
+        assert caught.value.code == "evaluation.leak"
+        with pytest.raises(UserError) as caught:
             validate(model, sequences, SETTINGS, trained_on=sequences[:1])
+        assert caught.value.code == "evaluation.leak"
 
-    def test_another_name_for_the_same_frames_is_seen_through(self, sequences: list[Sequence], tmp_path: Path) -> None:
-        import dataclasses
-
+    def test_the_same_frames_under_another_name_are_recognised(self, sequences: list[Sequence], tmp_path: Path) -> None:
         link = tmp_path / "link"
         link.symlink_to(sequences[0].folder)
         disguised = dataclasses.replace(sequences[0], name="other-1", folder=link)

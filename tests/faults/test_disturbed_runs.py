@@ -185,16 +185,14 @@ def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_continues(
     assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
 
 
-@pytest.mark.parametrize("sampling", ["fixed_per_epoch", "stateless"])
-def test_repeating_samples_are_warned_of_before_the_first_line_and_in_the_log_file(
-    sampling: str, uninterrupted: Path, demo_data: Path, tmp_path: Path
+def test_an_unusual_setting_is_warned_of_before_the_first_line_and_in_the_log_file(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    if sampling == "stateless":
-        assert "fixed_per_epoch" not in log_of(uninterrupted) and "WARNING" not in log_of(uninterrupted)
-        return
-    said = completed(environment(tmp_path, demo_data, {"TRAIN.SAMPLING": sampling}, EPOCHS=1)).said
+    key = "DATA.SEARCH.CENTER_JITTER"
+    said = completed(environment(tmp_path, demo_data, {key: "4.5"}, EPOCHS=1)).said
     for text in (said, log_of(tmp_path)):
-        assert 0 <= text.find("fixed_per_epoch") < text.index("Epoch 1 :")
+        assert 0 <= text.find(key) < text.index("Epoch 1 :")
+    assert key not in log_of(uninterrupted) and "WARNING" not in log_of(uninterrupted)
 
 
 def test_the_record_of_a_run_has_its_start_and_its_guarantee(uninterrupted: Path) -> None:

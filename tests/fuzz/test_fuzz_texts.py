@@ -16,16 +16,16 @@ import yaml
 from data.makers import make_got10k, write_sequence
 
 from fuzz.mutations import cases
-from seqtrack.annotation_files import (
+from seqtrack.config.environment import configure
+from seqtrack.config.loader import EXPERIMENTS, config_from_text, flat_values, load_config
+from seqtrack.data.annotations import (
     read_box_archive,
     read_boxes,
     read_flags,
+    read_indices,
     read_labels,
     read_names,
-    read_places,
 )
-from seqtrack.config.environment import configure
-from seqtrack.config.loader import EXPERIMENTS, config_from_text, flat_values, load_config
 from seqtrack.data.got10k import open_got10k, open_got10k_without_vot
 from seqtrack.data.lasot import open_lasot
 from seqtrack.errors import UserError
@@ -138,7 +138,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list[byt
     "flags": (read_flags, slow_labels, FLAGS),
     "labels": (lambda path: read_labels(path, largest=8), slow_labels, [b"8\n0\n3\n", b"8\r\n7.0\r\n"]),
     "names": (read_names, slow_names, LISTS),
-    "places": (lambda path: read_places(path, 90), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
+    "places": (lambda path: read_indices(path, 90), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
     "archive": (read_box_archive, slow_archive, ARCHIVES),
 }  # fmt: skip
 

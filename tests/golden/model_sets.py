@@ -1,7 +1,7 @@
-"""Finding the reference sets of the model, and making their weights and inputs again from names.
+"""Find the model's reference sets and regenerate their weights and inputs from names.
 
-The rules are those of the goldens' README; nothing but numpy is needed. A set is found by its file's name, so a folder
-with other sizes or variants is tested by naming it in SEQTRACK_GOLDENS.
+The rules are those of the goldens' README; only NumPy is needed. Sets are found by file name, so a folder with other
+sizes or variants is tested by setting SEQTRACK_GOLDENS.
 """
 
 import functools
@@ -21,7 +21,7 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import ModelSpec
 
 Arrays = dict[str, np.ndarray]
-# Where the models of the sets compute; the numbers are compared on the CPU.
+# Device of the models; numbers are compared on the CPU.
 DEVICE = torch.device(os.environ.get("SEQTRACK_TEST_DEVICE", "cpu"))
 
 SIZES = {
@@ -31,14 +31,14 @@ SIZES = {
     "l384": ModelSpec(encoder_type="vit_large_patch16", search_size=384, template_size=384),
 }
 
-# Distance of the authors' float32 from their float64 at B256, by rule: (largest, relative L2). The measure for other
-# sizes too, whose own floor may not lie in the folder.
+# Distance of the authors' float32 from their float64 at B256, by rule: (largest, relative L2). Also used for other
+# sizes if the folder lacks theirs.
 NOISE_B256 = {
     "A": {"enc": (3.731e-6, 7.165e-7), "logits": (3.104e-8, 2.032e-7)},
     "B": {"enc": (3.138e-6, 5.732e-7), "logits": (6.395e-6, 4.926e-7)},
 }
 
-# What each small variant changes; read from tiny.json where the folder has it.
+# What each small variant changes; read from tiny.json if the folder has it.
 TINY = {
     "bins": 50, "batch": 3, "search": 64, "template": 32, "embed_dim": 48, "depth": 2, "heads": 3, "dec_heads": 4,
     "dec_ff": 64, "fill_rule": "B", "input_prefix": "tiny",
@@ -61,30 +61,30 @@ def folder() -> Path | None:
     return Path(value).resolve() if value and Path(value).is_dir() else None
 
 
-def find(pattern: str, *, beside: str | None = None) -> list[Any]:
-    """One pytest parameter for each file that fits, with the set's name as its id; one that skips if there is none.
+def find(pattern: str, *, companion: str | None = None) -> list[Any]:
+    """One pytest parameter per matching file, with the set's name as its id; one skipped parameter if there is none.
 
     Args:
-        next to: suffix of the set's other file. A set that lacks it is skipped: half a set proves nothing.
+        companion: suffix of the set's second file; a set without it is skipped.
     """
     where = folder()
     paths = sorted(where.glob(pattern)) if where else []
     if not paths:
         why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
         return [pytest.param(None, id=f"no-{pattern}", marks=pytest.mark.skip(reason=why))]
-    return [pytest.param(path, id=path.stem, marks=_incomplete(path, beside)) for path in paths]
+    return [pytest.param(path, id=path.stem, marks=_incomplete(path, companion)) for path in paths]
 
 
-def _incomplete(path: Path, beside: str | None) -> list[pytest.MarkDecorator]:
-    if beside is None or path.with_suffix(beside).is_file():
+def _incomplete(path: Path, companion: str | None) -> list[pytest.MarkDecorator]:
+    if companion is None or path.with_suffix(companion).is_file():
         return []
-    return [pytest.mark.skip(reason=f"{path.name} without {path.stem}{beside}")]
+    return [pytest.mark.skip(reason=f"{path.name} without {path.stem}{companion}")]
 
 
 def spec_of_size(size: str) -> ModelSpec:
-    """The model of a set's name; skips where nothing says what that size is."""
+    """The model of a set's name; skips if the size is unknown."""
     if size not in SIZES:
-        pytest.skip(f"nothing says what the size {size} is; known are {', '.join(SIZES)}")
+        pytest.skip(f"unknown size {size}; known are {', '.join(SIZES)}")
     return SIZES[size]
 
 
@@ -95,7 +95,7 @@ def read(path: Path) -> Arrays:
 
 
 def read_json(name: str) -> Any:
-    """A JSON file of the folder, or None if it is not there."""
+    """A JSON file of the folder, or None if it does not exist."""
     where = folder()
     return json.loads((where / name).read_text()) if where and (where / name).is_file() else None
 
@@ -109,12 +109,12 @@ def gauss(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def uint8_image(name: str, height: int, width: int) -> np.ndarray:
-    """A picture of noise."""
+    """An image of noise."""
     return rng(name).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def video(count: int) -> tuple[list[np.ndarray], list[float]]:
-    """Frames of 640 x 360 px, RGB, in which a block of noise moves over another noise; and its first box, xywh."""
+    """Frames of 640 x 360 px, RGB, in which a block of noise moves over other noise, and its first box, xywh."""
     background = np.kron(rng("video/bg").integers(0, 256, (45, 80, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
     block = np.kron(rng("video/obj").integers(0, 256, (12, 15, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
     frames = []
@@ -185,11 +185,11 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 def noise_floor(size: str, rule: str, what: str) -> tuple[float, float]:
     """Distance of the authors' float32 from their float64 for `what` in enc, logits: largest, relative L2.
 
-    Of the set's own size where the folder tells it; else that of B256.
+    Of the set's own size if the folder has it, else of B256.
     """
     key = f"{what} fp32 vs fp64" + (" (maxabs, rel-l2)" if what == "enc" else "")
-    for told in (read_json(f"noise_floor_{size}.json"), read_json("noise_floor_b256.json")):
-        if told is not None and key in told.get(rule, {}):
-            largest, relative = told[rule][key]
+    for facts in (read_json(f"noise_floor_{size}.json"), read_json("noise_floor_b256.json")):
+        if facts is not None and key in facts.get(rule, {}):
+            largest, relative = facts[rule][key]
             return float(largest), float(relative)
     return NOISE_B256[rule][what]

@@ -1,4 +1,4 @@
-"""The authors' crops and ours agree pixel by pixel, and their boxes in the crop to float32's last digit."""
+"""The authors' crops and ours are equal pixel by pixel, and boxes in the crop to the last digit of float32."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class Golden:
         self.numbers: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
 
 
-@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
+@pytest.fixture(params=sets.find("pure*.npz", companion=".json"))
 def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.param)
 
@@ -34,12 +34,12 @@ def frame(golden: Golden) -> np.ndarray:
 
 
 def _wraps_round(box: list[float], side: int) -> bool:
-    """Wholly left of or above the frame: there the authors' slice wraps round to unrelated pixels."""
+    """Entirely left of or above the frame, where the authors' slice wraps around to unrelated pixels."""
     x, y, w, h = box
     return round(x + 0.5 * w - side * 0.5) + side <= 0 or round(y + 0.5 * h - side * 0.5) + side <= 0
 
 
-def test_every_crop_is_the_authors_but_those_that_wrap_round(golden: Golden, frame: np.ndarray) -> None:
+def test_every_crop_equals_the_authors_except_those_that_wrap_around(golden: Golden, frame: np.ndarray) -> None:
     compared = 0
     for case in golden.numbers["sample_target"]:
         box = np.array(case["box"], dtype=np.float64)
@@ -58,7 +58,7 @@ def test_every_crop_is_the_authors_but_those_that_wrap_round(golden: Golden, fra
     assert compared >= 10
 
 
-def test_crops_of_other_factors_are_the_authors(golden: Golden, frame: np.ndarray) -> None:
+def test_crops_of_other_factors_equal_the_authors(golden: Golden, frame: np.ndarray) -> None:
     box = np.array([300.0, 150.0, 60.0, 40.0])
     for factor in (2, 5):
         crop, resize_factor = crop_frame(frame, box, factor=float(factor), size=64)
@@ -66,14 +66,14 @@ def test_crops_of_other_factors_are_the_authors(golden: Golden, frame: np.ndarra
         assert resize_factor == golden.numbers[f"crop_f{factor}_rf"]
 
 
-def test_a_crop_that_is_not_resized_is_the_authors(golden: Golden, frame: np.ndarray) -> None:
+def test_a_crop_without_resizing_equals_the_authors(golden: Golden, frame: np.ndarray) -> None:
     case = golden.numbers["crop_noresize"]
     window = crop_window(np.array(case["box"], dtype=np.float64), case["factor"])
     square = cut(frame, window, patch_left=0, patch_top=0, frame_width=640, frame_height=360)
     np.testing.assert_array_equal(square, golden.arrays["crop_noresize"])
 
 
-def test_boxes_in_the_crop_are_the_authors(golden: Golden) -> None:
+def test_boxes_in_the_crop_equal_the_authors(golden: Golden) -> None:
     arrays = golden.arrays
     rows = zip(arrays["t2c_gt"], arrays["t2c_ex"], arrays["t2c_rf"], arrays["t2c_norm"], arrays["t2c_px"], strict=True)
     for truth, around, factor, fractions, pixels in rows:

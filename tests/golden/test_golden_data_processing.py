@@ -1,4 +1,4 @@
-"""The whole processing of a sample, with all randomness off, gives the authors' images and boxes."""
+"""Processing a sample without randomness gives the authors' images and boxes."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from seqtrack.model.images import normalise
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
+@pytest.fixture(params=sets.find("pure*.npz", companion=".json"))
 def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Reference arrays, the three frames (RGB), and their boxes."""
     with np.load(request.param) as stored:
@@ -24,7 +24,7 @@ def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], list[
     return arrays, frames, [np.array(box, dtype=np.float64) for box in numbers["proc_boxes"]]
 
 
-def test_images_and_boxes_are_the_authors(
+def test_images_and_boxes_equal_the_authors(
     golden: tuple[dict[str, np.ndarray], list[np.ndarray], list[np.ndarray]],
 ) -> None:
     arrays, frames, boxes = golden

@@ -9,7 +9,7 @@ import pytest
 from seqtrack.evaluation import metrics
 
 
-@pytest.fixture(params=sets.find("pure*.npz", beside=".json"))
+@pytest.fixture(params=sets.find("pure*.npz", companion=".json"))
 def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     with np.load(request.param) as stored:
         arrays = {key: stored[key] for key in stored.files if key.startswith("ev_")}
@@ -19,8 +19,8 @@ def golden(request: pytest.FixtureRequest) -> tuple[dict[str, np.ndarray], dict[
 
 
 @pytest.mark.parametrize("kind", ["lasot", "otb"])
-def test_frame_errors_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]], kind: str) -> None:
-    """`otb` scores absent frames, `lasot` does not; both count a frame without annotation as infinitely far."""
+def test_frame_errors_equal_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]], kind: str) -> None:
+    """`otb` scores absent frames, `lasot` does not; both count a frame without annotation as an infinite distance."""
     arrays, _ = golden
     visible = arrays["ev_visible"].astype(bool) if kind == "lasot" else np.ones(len(arrays["ev_anno"]), dtype=bool)
     errors = metrics.frame_errors(arrays["ev_pred"], arrays["ev_anno"], visible, convention=metrics.PYTRACKING)
@@ -30,7 +30,7 @@ def test_frame_errors_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[
 
 
 @pytest.mark.parametrize("kind", ["lasot", "otb"])
-def test_curves_and_figures_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]], kind: str) -> None:
+def test_curves_and_metrics_are_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]], kind: str) -> None:
     arrays, numbers = golden
     visible = arrays["ev_visible"].astype(bool) if kind == "lasot" else np.ones(len(arrays["ev_anno"]), dtype=bool)
     scores = metrics.score(arrays["ev_pred"], arrays["ev_anno"], visible, convention=metrics.PYTRACKING)
@@ -42,9 +42,9 @@ def test_curves_and_figures_are_the_authors(golden: tuple[dict[str, np.ndarray],
     assert scores.metrics()["p_norm"] == numbers[f"ev_{kind}_nprec20"]
 
 
-def test_iou_is_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]]) -> None:
+def test_iou_equals_the_authors(golden: tuple[dict[str, np.ndarray], dict[str, float]]) -> None:
     arrays, _ = golden
-    # Frame 1 of the evaluation is the annotation, so that the plain overlap is compared here on all frames.
+    # In the evaluation frame 1 is the annotation, so the plain overlap is compared here on all frames.
     np.testing.assert_allclose(
         metrics.iou_xywh(arrays["ev_pred"], arrays["ev_anno"]), arrays["ev_iou"], rtol=0, atol=1e-12
     )

@@ -1,7 +1,7 @@
 """The whole model at its real size against the authors' outputs, on the same weights and inputs.
 
-Outputs must lie within ten times the noise floor (the authors' float32 against their float64), gradient norms within
-1e-4. Each set model_SIZE_RULE.npz of SEQTRACK_GOLDENS is one run of the model, and every test looks at a part of it.
+Outputs must be within ten times the noise floor (the authors' float32 against their float64), gradient norms within
+1e-4. Each set model_SIZE_RULE.npz of SEQTRACK_GOLDENS is one run of the model, and each test checks a part of it.
 """
 
 import re
@@ -24,19 +24,19 @@ from seqtrack.tokens import hann_window, start_token, target_sequences, target_s
 
 TIMES_NOISE = 10
 
-# A set at another size takes several times as long, on a shared machine longer still.
+# A set at another size takes several times as long.
 pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass
 class Run:
-    """What our model gave for one set, and what the authors' gave."""
+    """Our model's results for one set and the authors'."""
 
     name: str
     size: str
     rule: str
     theirs: sets.Arrays
-    told: dict[str, Any]
+    facts: dict[str, Any]
     exact: sets.Arrays | None
     model: SeqTrack
     taps: dict[str, np.ndarray] = field(default_factory=dict)
@@ -54,11 +54,11 @@ class Run:
         assert relative <= limit, f"relative L2 distance {relative:.2e}, allowed {limit:.2e}"
 
     def assert_stats_near(self, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """Deviation, sum of absolute values, least and largest of values that `assert_near` would take.
+        """Compare deviation, sum of absolute values, minimum and maximum.
 
-        A relative L2 distance d moves the deviation by d at most, and the mean absolute value by d times the root mean
-        square; two single entries, of the least and the largest, may be as far off as the noise goes anywhere, which
-        is measured on the encoder's output, whose values are about 1. The mean itself is nought but for rounding.
+        A relative L2 distance d changes the deviation by at most d, and the mean absolute value by d times the root
+        mean square; minimum and maximum may differ by the largest noise, which is measured on the encoder's output,
+        whose values are about 1. The mean is zero except for rounding.
         """
         largest, relative = sets.noise_floor(self.size, self.rule, "enc")
         values = ours.astype(np.float64)
@@ -70,10 +70,10 @@ class Run:
         assert (off <= allowed).all(), f"off by {off}, allowed {allowed}"
 
     def numbers(self, key: str) -> Any:
-        """What the set's JSON tells by parameter's name; skips where there is none."""
-        if key not in self.told:
+        """Values of the set's JSON by parameter name; skips if it has none."""
+        if key not in self.facts:
             pytest.skip(f"no {self.name}.json with {key}")
-        return self.told[key]
+        return self.facts[key]
 
 
 @pytest.fixture(scope="module", params=sets.find("model_*.npz"))
@@ -85,15 +85,15 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         pytest.skip(f"{path.name} is not named model_SIZE_A.npz or model_SIZE_B.npz")
     size, rule = named.groups()
     spec = sets.spec_of_size(size)
-    told = sets.read_json(f"{path.stem}.json") or {}
+    facts = sets.read_json(f"{path.stem}.json") or {}
     exact = path.with_name(f"fp64_{size}_{rule}.npz")
     model = sets.fill(build_empty(spec), rule)
-    found = Run(path.stem, size, rule, sets.read(path), told, sets.read(exact) if exact.is_file() else None, model)
+    found = Run(path.stem, size, rule, sets.read(path), facts, sets.read(exact) if exact.is_file() else None, model)
     _forward_and_backward(found)
     for index in range(3):
         _generate(found, index)
     yield found
-    # Two large models at once would be 5 GB; whoever still holds the run, such as a failure's traceback, holds no more.
+    # Two large models at once would need 5 GB; a failure's traceback may keep the run alive, so its model is released.
     vars(found).clear()
 
 
@@ -125,7 +125,7 @@ def _forward_and_backward(found: Run) -> None:
 
 
 def _tap(found: Run) -> tuple[list[Any], list[Any]]:
-    """Remember outputs of sub-modules: handles of the encoder's taps, and of the decoder's."""
+    """Record outputs of submodules; returns the hooks of the encoder and of the decoder."""
     body, decoder = found.model.encoder.body, found.model.decoder
 
     def keep(name: str) -> Any:
@@ -162,14 +162,14 @@ def _generate(found: Run, index: int) -> None:
         memory = model.encode(templates, search)
         for mode, window in (("nowin", None), ("win", hann_window(spec.bins))):
             out = model.generate(memory, window)
-            # The logits of each step, on the words that the authors chose: one flipped word must not spoil the next.
+            # The logits of each step, given the authors' tokens: one flipped token must not change the next.
             chosen = torch.from_numpy(found.theirs[f"inf{index}_{mode}_tokens"])
             prefix = torch.cat((torch.tensor([[start_token(spec.bins)]]), chosen[:, :3]), dim=1).to(sets.DEVICE)
             found.generated[f"inf{index}_{mode}"] = (out, model.decode(memory, prefix)[0].cpu().numpy())
 
 
-def test_golden_names_and_shapes_are_the_authors(run: Run) -> None:
-    """Every set lists the sum of every parameter: ours come from the same names and shapes."""
+def test_golden_names_and_shapes_equal_the_authors(run: Run) -> None:
+    """Every set lists the sum of every parameter; ours have the same names and shapes."""
     expected = run.numbers("weight_abssum")
     assert set(run.model.state_dict()) == set(expected)
     for name, value in run.model.state_dict().items():
@@ -195,7 +195,7 @@ def test_golden_inside_the_encoder(run: Run, tap: str) -> None:
 
 
 def test_golden_bottleneck(run: Run) -> None:
-    """The decoder's memory, computed the short way: the last block for search tokens only."""
+    """The decoder's memory, with the last block computed for search tokens only."""
     rows = run.theirs["bottleneck_slice"].shape[1]
     run.assert_near(run.taps["bottleneck"][:, :rows], run.theirs["bottleneck_slice"], what="enc")
     run.assert_stats_near(run.taps["bottleneck"], run.theirs["bottleneck_stats"])
@@ -203,13 +203,13 @@ def test_golden_bottleneck(run: Run) -> None:
 
 @pytest.mark.parametrize("tap", ["embedding", "layer0", "layerlast", "norm"])
 def test_golden_inside_the_decoder(run: Run, tap: str) -> None:
-    """Embedded words, every layer, the last norm. The authors' layers are time-major."""
+    """Embedded tokens, every layer, the last norm. The authors' layers are time-major."""
     theirs = run.theirs[f"dec_{tap}"]
     run.assert_near(run.taps[tap], theirs if tap == "embedding" else theirs.transpose(1, 0, 2), what="enc")
 
 
-def test_golden_target_words(run: Run) -> None:
-    """The words of the annotated boxes, from corners and from centres."""
+def test_golden_target_tokens(run: Run) -> None:
+    """Tokens of the annotated boxes, from corners and from centers."""
     assert run.targets.flatten().tolist() == run.theirs["target_seqs"].tolist()
     anno = torch.from_numpy(run.theirs["anno"][0])
     _, again = target_sequences(xywh_to_cxcywh(anno), run.model.spec.bins, run.model.spec.seq_format)
@@ -217,13 +217,13 @@ def test_golden_target_words(run: Run) -> None:
 
 
 def test_golden_logits(run: Run) -> None:
-    """Every word's score at every position."""
+    """Every token's score at every position."""
     reference = run.theirs["logits"][0] if run.exact is None else run.exact["logits64"]
     run.assert_near(run.logits, reference, what="logits")
 
 
 def test_golden_loss_and_iou(run: Run) -> None:
-    """The objective, and the IoU logged next to it."""
+    """The objective and the logged IoU."""
     assert run.loss == pytest.approx(float(run.theirs["loss"]), rel=2e-6)
     if run.exact is not None:
         assert run.loss == pytest.approx(float(run.exact["loss64"]), rel=2e-6)
@@ -231,7 +231,7 @@ def test_golden_loss_and_iou(run: Run) -> None:
 
 
 def test_golden_gradient_of_every_parameter(run: Run) -> None:
-    """Norm within 1e-4; and the direction: a fixed random projection, and the first entries."""
+    """Norm within 1e-4, and the direction by a fixed random projection and the first entries."""
     norms, dots, heads = (run.numbers(key) for key in ("grad_norm", "grad_dot", "grad_head4"))
     assert set(run.gradients) == set(norms)
     wrong = []
@@ -248,19 +248,19 @@ def test_golden_gradient_of_every_parameter(run: Run) -> None:
 
 
 def test_golden_gradient_norm_of_all(run: Run) -> None:
-    """The norm that clipping sees."""
+    """The norm used for clipping."""
     total = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in run.gradients.values()))
     assert total == pytest.approx(float(run.theirs["grad_total_norm"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["win", "nowin"])
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_golden_generated_words(run: Run, index: int, mode: str) -> None:
-    """Words and confidences, with and without the window, and the scores of all words at each step."""
+def test_golden_generated_tokens(run: Run, index: int, mode: str) -> None:
+    """Tokens and confidences, with and without the window, and the scores of all tokens at each step."""
     key = f"inf{index}_{mode}"
     generated, logits = run.generated[key]
     run.assert_near(logits, run.theirs[f"{key}_logits"], what="logits")
-    # A choice that the authors' own float32 could not make surely is no measure of ours; the words behind it neither.
+    # A choice within the rounding error of the authors' own float32 is not compared, nor are the tokens after it.
     sure = int(np.cumprod(run.theirs[f"{key}_rel_margin"] > 1e-4).sum())
     assert sure >= 1
     assert generated.tokens[0, :sure].tolist() == run.theirs[f"{key}_tokens"][0, :sure].tolist()

@@ -1,4 +1,4 @@
-"""Boxes, words, windows, position tables, normalisation and names against the authors' functions (pure.npz, keys_*)."""
+"""Boxes, tokens, windows, positions, normalization and names against the authors' functions (pure.npz, keys_*)."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ def pure(request: pytest.FixtureRequest) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("seq_format", ["xywh", "whxy", "corner"])
-def test_golden_words_of_boxes_in_all_formats(pure: dict[str, Tensor], seq_format: str) -> None:
-    """Boxes that lie in the region, reach out of it, or have no size."""
+def test_golden_tokens_of_boxes_in_all_formats(pure: dict[str, Tensor], seq_format: str) -> None:
+    """Boxes inside the region, partly outside, or without size."""
     anno = pure["tok_boxes_xywh"]
     for inputs, targets in (
         target_sequences_from_corners(boxes.xywh_to_xyxy(anno), 4000, seq_format),
@@ -34,8 +34,8 @@ def test_golden_words_of_boxes_in_all_formats(pure: dict[str, Tensor], seq_forma
         assert targets.tolist() == pure[f"tok_target_{seq_format}"].tolist()
 
 
-def test_golden_words_back_to_image_boxes(pure: dict[str, Tensor]) -> None:
-    """De-spelled, mapped back around the previous state, clipped. They compute in float32."""
+def test_golden_tokens_to_image_boxes(pure: dict[str, Tensor]) -> None:
+    """Decoded, mapped back around the previous state, clipped. The authors compute in float32."""
     rows = pure["detok"]
     read = tokens_to_boxes(rows[:, :4].long(), 4000)
     factor = rows[:, 8]
@@ -64,8 +64,8 @@ def test_golden_iou_giou_and_conversions(pure: dict[str, Tensor]) -> None:
     torch.testing.assert_close(boxes.xywh_to_cxcywh(pure["bo_A"]), pure["bo_xywh_cxcywh"], rtol=1e-6, atol=1e-5)
 
 
-def test_golden_iou_of_nothing_is_zero_where_theirs_is_not_a_number(pure: dict[str, Tensor]) -> None:
-    """The one place where we differ on purpose: it would spoil the logged mean."""
+def test_golden_iou_of_empty_boxes_is_zero_where_theirs_is_nan(pure: dict[str, Tensor]) -> None:
+    """A deliberate difference: NaN would spoil the logged mean."""
     point = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
     assert bool(pure["iou_degenerate"].isnan().all())
     assert boxes.iou(point, point).tolist() == [0.0]
@@ -89,7 +89,7 @@ def test_golden_sinusoid_table(pure: dict[str, Tensor], length: int) -> None:
 
 @pytest.mark.parametrize("factor", ["0.8", "1", "1.2"])
 def test_golden_brightness_and_normalisation(pure: dict[str, Tensor], factor: str) -> None:
-    """Bytes to what the encoder takes: brightened, clamped, normalised."""
+    """Bytes to encoder input: brightened, clamped, normalized."""
     image = pure["small_image"].permute(2, 0, 1)
     ours = normalise(image[None], torch.tensor([float(factor)]))[0]
     torch.testing.assert_close(ours, pure[f"jitnorm_{factor}"], rtol=1e-6, atol=1e-6)
@@ -98,7 +98,7 @@ def test_golden_brightness_and_normalisation(pure: dict[str, Tensor], factor: st
 
 
 def test_golden_preprocessing_of_the_tracker(pure: dict[str, Tensor]) -> None:
-    """The tracker brightens nothing."""
+    """Without brightness."""
     image = pure["small_image"].permute(2, 0, 1)
     torch.testing.assert_close(normalise(image[None]), pure["preproc_test"], rtol=1e-6, atol=1e-6)
 
@@ -106,9 +106,9 @@ def test_golden_preprocessing_of_the_tracker(pure: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("path", sets.find("keys_*.json"))
 def test_golden_names_shapes_and_order_of_the_state_dict(path: Path) -> None:
     """The authors' keys are ours: same names, same shapes, no buffers."""
-    told = json.loads(path.read_text())
+    facts = json.loads(path.read_text())
     size = path.stem.removeprefix("keys_")
     model = build_empty(sets.spec_of_size(size))
-    assert {name: [*value.shape] for name, value in model.state_dict().items()} == told["keys"]
-    assert sum(p.numel() for p in model.parameters()) == told["total_params"]
+    assert {name: [*value.shape] for name, value in model.state_dict().items()} == facts["keys"]
+    assert sum(p.numel() for p in model.parameters()) == facts["total_params"]
     assert not list(model.buffers())

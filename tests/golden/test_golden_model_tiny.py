@@ -1,4 +1,4 @@
-"""Small models in every variant against the authors' classes: whole outputs, every entry of every gradient."""
+"""Small models in every variant against the authors' classes: complete outputs, every entry of every gradient."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,29 +21,29 @@ CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 def spec_of(variant: str) -> tuple[ModelSpec, str, str, int]:
     """The spec of a variant, the rule and prefix of its recipe, and the batch."""
-    told = sets.read_json("tiny.json") or {**sets.TINY, "variants": {}}
-    own = told["variants"].get(variant)
+    facts = sets.read_json("tiny.json") or {**sets.TINY, "variants": {}}
+    own = facts["variants"].get(variant)
     if own is None:
         if variant not in sets.TINY_VARIANTS:
-            pytest.skip(f"nothing says what the variant {variant} changes")
+            pytest.skip(f"unknown variant {variant}")
         own = {**sets.TINY_PLAIN, **sets.TINY_VARIANTS[variant]}
     spec = ModelSpec(
         encoder_type="vit_custom",
-        embed_dim=told["embed_dim"],
-        depth=told["depth"],
-        num_heads=told["heads"],
-        search_size=told["search"],
-        template_size=told["template"],
+        embed_dim=facts["embed_dim"],
+        depth=facts["depth"],
+        num_heads=facts["heads"],
+        search_size=facts["search"],
+        template_size=facts["template"],
         num_templates=own["num_template"],
         hidden_dim=own["hidden"],
-        bins=told["bins"],
+        bins=facts["bins"],
         feature_type=own["feature_type"],
         decoder_layers=own["dec_layers"],
-        decoder_heads=told["dec_heads"],
-        decoder_feedforward=told["dec_ff"],
+        decoder_heads=facts["dec_heads"],
+        decoder_feedforward=facts["dec_ff"],
         pre_norm=own["pre_norm"],
     )
-    return spec, told["fill_rule"], told["input_prefix"], told["batch"]
+    return spec, facts["fill_rule"], facts["input_prefix"], facts["batch"]
 
 
 @dataclass
@@ -65,7 +65,7 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 
 def test_golden_tiny_encoder(tiny: Tiny) -> None:
-    """All tokens, and the search tokens alone by the shorter way."""
+    """All tokens, and the search tokens with the shortened last block."""
     with torch.no_grad():
         whole = tiny.model.encoder(tiny.templates, tiny.search)
         short = tiny.model.encoder(tiny.templates, tiny.search, only_search=True)
@@ -93,7 +93,7 @@ def test_golden_tiny_logits_loss_and_gradients(tiny: Tiny) -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             continue
-        # Where only one memory token is attended to, its position's gradient is nought but for rounding.
+        # If only one memory token is attended to, its position's gradient is zero except for rounding.
         theirs = tiny.theirs[f"grad/{name}"]
         scale = float(np.abs(theirs).max())
         np.testing.assert_allclose(
@@ -104,8 +104,8 @@ def test_golden_tiny_logits_loss_and_gradients(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("mode", ["win", "nowin"])
-def test_golden_tiny_generated_words(tiny: Tiny, mode: str) -> None:
-    """Words and confidences of a batch, with and without the window."""
+def test_golden_tiny_generated_tokens(tiny: Tiny, mode: str) -> None:
+    """Tokens and confidences of a batch, with and without the window."""
     with torch.no_grad():
         memory = tiny.model.encode(tiny.templates, tiny.search)
     out = tiny.model.generate(memory, hann_window(tiny.model.spec.bins) if mode == "win" else None)
@@ -122,9 +122,9 @@ def test_golden_tiny_initial_memory_positions(tiny: Tiny) -> None:
 
 
 def test_golden_tiny_names_and_shapes(tiny: Tiny, request: pytest.FixtureRequest) -> None:
-    """The state dict of the variant, where tiny.json lists it."""
-    told = sets.read_json("tiny.json")
+    """The state dict of the variant, if tiny.json lists it."""
+    facts = sets.read_json("tiny.json")
     name = request.node.callspec.id.removeprefix("tiny_")
-    if told is None or "keys" not in told["variants"].get(name, {}):
+    if facts is None or "keys" not in facts["variants"].get(name, {}):
         pytest.skip("no tiny.json lists this variant's names")
-    assert {k: [*v.shape] for k, v in tiny.model.state_dict().items()} == told["variants"][name]["keys"]
+    assert {k: [*v.shape] for k, v in tiny.model.state_dict().items()} == facts["variants"][name]["keys"]

@@ -1,4 +1,4 @@
-"""The authors' tracker and ours follow the same 13 frames with the same weights, template updates included."""
+"""The authors' tracker and ours on the same 13 frames with the same weights, template updates included."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from seqtrack.model.spec import model_spec
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker
 
-# Two words whose probabilities differ by less than this are a tie that rounding decides.
+# Two tokens whose probabilities differ by less than this are a tie that rounding decides.
 TIE = 2e-3
 
 pytestmark = pytest.mark.timeout(1800)
@@ -26,38 +26,38 @@ pytestmark = pytest.mark.timeout(1800)
 
 @dataclass
 class Recorded:
-    """What the authors' tracker did, the frames that it saw, and a model with its weights."""
+    """The authors' results, their input frames, and a model with the same weights."""
 
-    told: dict[str, Any]
+    record: dict[str, Any]
     arrays: sets.Arrays
     frames: list[np.ndarray]
     box: list[float]
     model: SeqTrack
 
 
-@pytest.fixture(scope="module", params=sets.find("tracker_*.npz", beside=".json"))
+@pytest.fixture(scope="module", params=sets.find("tracker_*.npz", companion=".json"))
 def recorded(request: pytest.FixtureRequest) -> Recorded:
     """One set."""
-    told = json.loads(request.param.with_suffix(".json").read_text())
-    frames, box = sets.video(told["T"])
-    assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == told["frame_sha"]
+    record = json.loads(request.param.with_suffix(".json").read_text())
+    frames, box = sets.video(record["T"])
+    assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == record["frame_sha"]
     try:
-        spec = model_spec(load_config(told["config"]))
+        spec = model_spec(load_config(record["config"]))
     except UserError as error:
         pytest.skip(f"{request.param.name} is of an experiment that is not known here: {error}")
-    return Recorded(told, sets.read(request.param), frames, box, sets.fill(build_empty(spec), told["rule"]))
+    return Recorded(record, sets.read(request.param), frames, box, sets.fill(build_empty(spec), record["rule"]))
 
 
 @pytest.mark.parametrize("mode", ["win", "nowin"])
 def test_tracker_gives_the_authors_boxes(recorded: Recorded, mode: str) -> None:
-    """Frame by frame. A near tie between two words may fall the other way; the next frame starts from their box."""
-    told, arrays = recorded.told, recorded.arrays
+    """Frame by frame. A near tie between two tokens may fall the other way; the next frame starts from theirs."""
+    record, arrays = recorded.record, recorded.arrays
     tracker = BatchTracker(
         recorded.model,
         TrackerSettings(
             window=mode == "win",
-            update_interval=told["update_interval"],
-            update_threshold=told["update_threshold"],
+            update_interval=record["update_interval"],
+            update_threshold=record["update_threshold"],
         ),
     )
     (state,) = tracker.start([recorded.frames[0]], [recorded.box])
@@ -69,25 +69,27 @@ def test_tracker_gives_the_authors_boxes(recorded: Recorded, mode: str) -> None:
         differs = np.flatnonzero(np.array(found.tokens) != arrays[f"tokens_{mode}"][index])
         if len(differs):
             flips += 1
-            # Up to the first other word, which is as likely as theirs, all is the same; what follows hangs on it.
+            # Up to the first other token, which is as likely as theirs, everything agrees; the rest depends on it.
             same = slice(0, int(differs[0]) + 1)
             np.testing.assert_allclose(found.confidences[same], expected_confidences[same], rtol=TIE)
             state.box_xywh = expected_box.copy()
             if found.template_updated:
                 tracker.update_template(state, frame)
             continue
-        # They divide words by bins - 1 in float32, we in float64: 1e-4 px apart in an image of 640 px.
+        # They divide tokens by bins - 1 in float32, we in float64: 1e-4 px apart in an image of 640 px.
         np.testing.assert_allclose(found.box_xywh, expected_box, rtol=0, atol=5e-4, err_msg=f"frame {index + 1}")
         np.testing.assert_allclose(found.confidences, expected_confidences, rtol=TIE)
         assert found.score == pytest.approx(float(arrays[f"score_{mode}"][index]), rel=TIE)
         assert found.template_updated == bool(arrays[f"updated_{mode}"][index])
     assert flips <= 1
-    if told["config"] == "seqtrack_b256":
-        assert arrays[f"updated_{mode}"].any(), "the recorded run renews its template; without that this proves less"
+    if record["config"] == "seqtrack_b256":
+        assert arrays[f"updated_{mode}"].any(), "the recorded run updates its template"
 
 
+# Minutes on a CPU without bf16 instructions; a tiny model in bf16 is in tests/tracking/test_tracker.py.
+@pytest.mark.long
 def test_bfloat16_gives_boxes_that_agree(recorded: Recorded) -> None:
-    """Each frame from the authors' last box: at most one of five is another box than theirs."""
+    """Each frame from the authors' last box: at most one of five boxes differs from theirs."""
     frames = recorded.frames
     tracker = BatchTracker(recorded.model, TrackerSettings(precision="bf16"))
     (state,) = tracker.start([frames[0]], [recorded.box])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ def model(config: Config) -> SeqTrack:
 
 @pytest.fixture(scope="session")
 def frames() -> list[np.ndarray]:
-    """Ten frames, 96x128 RGB, of a bright square that moves over noise."""
+    """Ten frames, 96x128 RGB, of a bright square moving over noise."""
     noise = np.random.default_rng(5).integers(0, 90, (96, 128, 3), dtype=np.uint8)
     video = []
     for index in range(10):
@@ -44,8 +45,6 @@ FIRST_BOX = (40.0, 30.0, 24.0, 20.0)
 
 @pytest.fixture
 def video_folder(tmp_path: Path, frames: list[np.ndarray]) -> Path:
-    import cv2
-
     folder = tmp_path / "frames"
     folder.mkdir()
     for index, frame in enumerate(frames):

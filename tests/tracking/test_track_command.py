@@ -1,4 +1,4 @@
-"""`seqtrack track` from the outside: a source and a box in, a video and a box file out."""
+"""`seqtrack track`: a source and a box in, a video and a box file out."""
 
 import json
 import os
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from seqtrack.annotation_files import read_boxes
 from seqtrack.checkpoints.store import epoch_name, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.cli import _join_negative_values, main
 from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
+from seqtrack.data.annotations import read_boxes
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.video import FrameSource, VideoWriter, open_frames
 
@@ -77,23 +77,30 @@ def test_a_folder_becomes_an_annotated_video_and_a_box_file(
     assert found.shape == (10, 4) and found[0].tolist() == list(FIRST_BOX)
 
 
-def test_a_video_that_was_written_can_be_tracked_again_by_another_name(
-    track: Callable[..., int], output: Path, video_folder: Path, tmp_path: Path
+def test_a_written_video_can_be_tracked_even_with_the_name_of_a_camera(
+    track: Callable[..., int],
+    output: Path,
+    frames: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    assert track(video_folder, "--box", BOX) == 0
-    target = tmp_path / "new" / "again.mp4"
-    arguments = ["--box", BOX, "--frames", 6, "-o", target, "--precision", "bf16", "--checkpoint", 4]
-    assert track(output / "tracks" / "frames.mp4", *arguments) == 0
+    with VideoWriter(tmp_path / "in.mp4", fps=10, size=(128, 96)) as video:
+        for frame in frames:
+            video.write(frame)
+    (tmp_path / "in.mp4").rename(tmp_path / "12")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--box", BOX, "--frames", 6, "-o", "new/again.avi", "--precision", "bf16", "--checkpoint", 4]
+    assert track("12", *arguments) == 0
+    target = tmp_path / "new" / "again.avi"
     assert frames_of(target) == 6 and len(read_boxes(target.with_suffix(".txt"))) == 6
     assert json.loads(target.with_suffix(".json").read_text())["precision"] == "bf16"
 
 
-def test_a_box_that_begins_with_a_minus_sign_is_a_value_in_both_forms(
-    track: Callable[..., int], video_folder: Path, tmp_path: Path
-) -> None:
+def test_a_box_may_begin_with_a_minus_sign(track: Callable[..., int], video_folder: Path, tmp_path: Path) -> None:
     for name, form in (("one", ["--box", "-8,-8.5,24,24"]), ("two", ["--box=-8,-8.5,24,24"])):
-        assert track(video_folder, *form, "--no-video", "-o", tmp_path / f"{name}.mp4") == 0
-    first, second = (tmp_path / f"{name}.txt" for name in ("one", "two"))
+        assert track(video_folder, *form, "--no-video", "-o", tmp_path / name / "x.mp4") == 0
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["x.json", "x.txt"]
+    first, second = (tmp_path / name / "x.txt" for name in ("one", "two"))
     assert read_boxes(first)[0].tolist() == [-8, -8.5, 24, 24] and first.read_bytes() == second.read_bytes()
 
 
@@ -108,32 +115,18 @@ def test_a_box_that_begins_with_a_minus_sign_is_a_value_in_both_forms(
         (["--box", "-o", "--", "-1"], ["--box", "-o", "--", "-1"]),
     ],
 )
-def test_a_word_that_begins_like_a_negative_number_belongs_to_the_option_before_it(
-    tokens: list[str], joined: list[str]
-) -> None:
+def test_a_negative_number_belongs_to_the_option_before_it(tokens: list[str], joined: list[str]) -> None:
     assert _join_negative_values(tokens) == joined
 
 
-@pytest.mark.parametrize(("fps", "expected"), [("66.667", 66.667), ("7.4996", 7.4996), ("0.25", 0.25)])
-def test_the_output_has_the_rate_that_was_asked_for(
+@pytest.mark.parametrize(("fps", "expected"), [("66.667", 66.667), ("0.25", 0.25)])
+def test_the_output_has_the_requested_rate(
     track: Callable[..., int], output: Path, video_folder: Path, fps: str, expected: float
 ) -> None:
     assert track(video_folder, "--box", BOX, "--frames", "3", "--fps", fps) == 0
     written = open_frames(str(output / "tracks" / "frames.mp4"))
     assert written.fps == pytest.approx(expected, rel=1e-4)
     assert len(list(written.frames())) == len(read_boxes(output / "tracks" / "frames.txt")) == 3
-
-
-def test_a_video_with_the_name_of_a_camera_is_tracked(
-    track: Callable[..., int], output: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with VideoWriter(tmp_path / "in.mp4", fps=10, size=(128, 96)) as video:
-        for frame in frames[:3]:
-            video.write(frame)
-    (tmp_path / "in.mp4").rename(tmp_path / "12")
-    monkeypatch.chdir(tmp_path)
-    assert track("12", "--box", BOX, "-o", "out.avi") == 0
-    assert frames_of(tmp_path / "out.avi") == len(read_boxes(tmp_path / "out.txt")) == 3
 
 
 def test_a_variable_frame_rate_becomes_its_mean(
@@ -146,11 +139,6 @@ def test_a_variable_frame_rate_becomes_its_mean(
     assert open_frames(str(tmp_path / "asked.mp4")).fps == 12
 
 
-def test_boxes_alone_on_request(track: Callable[..., int], output: Path, video_folder: Path) -> None:
-    assert track(video_folder, "--box", BOX, "--no-video") == 0
-    assert sorted(path.name for path in (output / "tracks").iterdir()) == ["frames.json", "frames.txt"]
-
-
 def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[..., int], output: Path) -> None:
     clip = ROOT / "tests" / "assets" / "cc0_clip" / "person" / "person-1"
     assert track(clip, "--box", "266,53,32,46", "--frames", 5) == 0
@@ -159,7 +147,7 @@ def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[...
     assert there and first.shape == (360, 640, 3)
     original = cv2.imread(str(clip / "img" / "00000001.jpg"))
     changed = np.abs(first.astype(int) - original).max(axis=2) > 80
-    assert changed[45:105, 260:305].any() and not changed[200:, :].any(), "the box is drawn where it was given"
+    assert changed[45:105, 260:305].any() and not changed[200:, :].any(), "the box is drawn at its place"
 
 
 @pytest.mark.parametrize(
@@ -171,8 +159,9 @@ def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[...
         (["--box", "a,b,c,d"], "track.option"),
         (["--box", "1,2,1_0,nan"], "track.option"),
         ([], "track.option"),
-        (["--box", BOX, "--checkpoint", "9"], "user.error"),
-        (["--box", BOX, "--checkpoint", "all", "--phase", "2"], "user.error"),
+        (["--box", BOX, "--checkpoint", "9"], "checkpoint.no_epoch"),
+        (["--box", BOX, "--checkpoint", "1-9999999999"], "checkpoint.no_epoch"),
+        (["--box", BOX, "--checkpoint", "all", "--phase", "2"], "checkpoint.none"),
         (["--box", BOX, "-o", "out.mkv"], "track.output"),
         (["--box", BOX, "-o", "/proc/none/out.mp4"], "track.output"),
         (["--box", BOX, "--frames", "0"], "track.option"),
@@ -183,7 +172,7 @@ def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[...
         (["--box", BOX, "--precision", "fp16", "--device", "cpu"], "tracking.precision_on_cpu"),
     ],
 )
-def test_what_cannot_be_done_is_told_with_exit_code_2(
+def test_wrong_use_ends_with_exit_code_2(
     track: Callable[..., int],
     output: Path,
     video_folder: Path,
@@ -193,10 +182,10 @@ def test_what_cannot_be_done_is_told_with_exit_code_2(
 ) -> None:
     assert track(video_folder, *arguments) == 2
     assert f"error [{code}]" in capsys.readouterr().err
-    assert not list(output.glob("tracks/*")), "nothing is left behind"
+    assert not list(output.glob("tracks/*"))
 
 
-def test_without_its_own_a_checkpoint_takes_the_configuration_next_to_it_and_there_must_be_one(
+def test_a_checkpoint_without_configuration_takes_the_runs(
     track: Callable[..., int],
     output: Path,
     video_folder: Path,
@@ -206,7 +195,7 @@ def test_without_its_own_a_checkpoint_takes_the_configuration_next_to_it_and_the
 ) -> None:
     save(output, 5, model, None)
     assert track(video_folder, "--box", BOX, "--checkpoint", "5") == 2
-    assert "holds no configuration and there is no" in capsys.readouterr().err
+    assert "error [checkpoint.no_config]" in capsys.readouterr().err
     (output / "phase_1" / "config.yaml").write_text(dump_config(config))
     assert track(video_folder, "--box", BOX, "--checkpoint", "5") == 0
 
@@ -216,17 +205,7 @@ def test_weights_of_another_size_than_the_configuration_says_are_refused(
 ) -> None:
     save(output, 6, model, load_config("demo", overrides=[("MODEL.DECODER.DIM_FEEDFORWARD", "64")]))
     assert track(video_folder, "--box", BOX, "--checkpoint", "6") == 2
-    assert "its weights do not fit its configuration" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("name", "said"), [("empty", "no images"), ("video.mp4", "error [track.not_a_video]")])
-def test_a_source_that_is_none_is_told_with_exit_code_2(
-    track: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "video.mp4").write_text("no video")
-    assert track(tmp_path / name, "--box", BOX) == 2
-    assert said in capsys.readouterr().err
+    assert "error [weights.other_model]" in capsys.readouterr().err
 
 
 def test_an_image_that_breaks_in_the_middle_leaves_no_video(
@@ -238,11 +217,14 @@ def test_an_image_that_breaks_in_the_middle_leaves_no_video(
     assert not list((output / "tracks").iterdir())
 
 
-def test_a_stop_on_request_keeps_what_was_tracked(output: Path, tmp_path: Path, frames: list[np.ndarray]) -> None:
+def test_a_stop_on_request_keeps_the_frames_tracked_so_far(
+    output: Path, tmp_path: Path, frames: list[np.ndarray]
+) -> None:
     folder = tmp_path / "long"
     folder.mkdir()
-    for index in range(3000):
-        (folder / f"{index:05d}.jpg").write_bytes(cv2.imencode(".jpg", frames[index % 10])[1].tobytes())
+    (folder / "00000.jpg").write_bytes(cv2.imencode(".jpg", frames[0])[1].tobytes())
+    for index in range(1, 3000):
+        (folder / f"{index:05d}.jpg").hardlink_to(folder / "00000.jpg")
     process = subprocess.Popen(
         [sys.executable, "-m", "seqtrack", "track", str(folder), "--box", BOX],
         env={**os.environ, "OUTPUT_DIR": str(output)},
@@ -257,8 +239,8 @@ def test_a_stop_on_request_keeps_what_was_tracked(output: Path, tmp_path: Path, 
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 75, told
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
     kept = len(read_boxes(output / "tracks" / "long.txt"))
-    assert 1 <= kept < 3000 and f"after {kept} frames" in told
+    assert 1 <= kept < 3000
     assert frames_of(output / "tracks" / "long.mp4") == kept

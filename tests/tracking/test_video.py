@@ -1,4 +1,4 @@
-"""Frames in, an mp4 out, and every source that is none."""
+"""Reading and writing videos, and every source that cannot be read."""
 
 import logging
 import os
@@ -14,8 +14,15 @@ import pytest
 
 from seqtrack.errors import UserError
 from seqtrack.tracking import video
-from seqtrack.tracking.draw import COLOUR_RGB, draw_box
-from seqtrack.tracking.video import CODECS, VideoWriter, ask_for_box, nearest_rate, open_frames
+from seqtrack.tracking.video import (
+    CODECS,
+    COLOUR_RGB,
+    VideoWriter,
+    ask_for_box,
+    draw_box,
+    nearest_rate,
+    open_frames,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +86,7 @@ class TestReading:
         ],
     )
     def test_a_video_is_read_as_players_show_it(self, tmp_path: Path, matrix: tuple[int, ...], quarters: int) -> None:
-        """A telephone stores what its sensor saw, and how it was held."""
+        """A phone stores what its sensor saw, and its orientation."""
         path = write_video(tmp_path / "in.mp4", [asymmetric()] * 2)
         a, b, c, d = (value * 65536 for value in matrix)
         patch(path, b"tkhd", 40, a, b, 0, c, d, 0)
@@ -98,8 +105,8 @@ class TestReading:
         source = open_frames(str(path))
         assert source.count == announced
         assert len(list(source.frames())) == 30
-        told = [record.args for record in caplog.records if record.levelno == logging.WARNING]
-        assert told == ([(str(path), 30, 300)] if announced == 300 else [])
+        logged = [record.args for record in caplog.records if record.levelno == logging.WARNING]
+        assert logged == ([(str(path), 30, 300)] if announced == 300 else [])
 
     @pytest.mark.parametrize(
         ("durations", "mean"),
@@ -141,42 +148,22 @@ class TestReading:
         assert (source.kind, source.count, source.fps) == ("folder", 3, 30.0)
         assert [int(frame[0, 0, 0]) for frame in source.frames()] == [10, 20, 100]
 
-    def test_lasots_layout_is_a_folder_too(self, tmp_path: Path, video_folder: Path) -> None:
-        (tmp_path / "person-1").mkdir()
-        video_folder.rename(tmp_path / "person-1" / "img")
-        source = open_frames(str(tmp_path / "person-1"))
-        assert source.count == 10 and source.name == "person-1"
-
-    def test_frames_are_rgb(self, tmp_path: Path) -> None:
+    def test_frames_are_rgb_and_lasots_layout_is_a_folder_too(self, tmp_path: Path) -> None:
         image = np.zeros((20, 30, 3), dtype=np.uint8)
-        image[:, :, 2] = 200  # red, as OpenCV stores it
-        cv2.imwrite(str(tmp_path / "a.png"), image)
-        (frame,) = open_frames(str(tmp_path)).frames()
-        assert frame[0, 0].tolist() == [200, 0, 0]
+        image[:, :, 2] = 200  # red, in OpenCV's order
+        (tmp_path / "person-1" / "img").mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "person-1" / "img" / "a.png"), image)
+        source = open_frames(str(tmp_path / "person-1"))
+        (frame,) = source.frames()
+        assert frame[0, 0].tolist() == [200, 0, 0] and source.count == 1 and source.name == "person-1"
 
-    def test_a_video_gives_its_frames_and_says_how_fast(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
+    def test_a_video_gives_its_frames_and_rate(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
         source = open_frames(str(write_video(tmp_path / "in.mp4", frames)))
         assert (source.kind, source.count, source.fps) == ("video", 10, 12.0)
         found = list(source.frames())
         assert len(found) == 10 and found[0].shape == (96, 128, 3)
         assert np.abs(found[3].astype(int) - frames[3]).mean() < 25
         assert open_frames(str(tmp_path / "in.mp4"), fps=5).fps == 5
-
-    def test_a_video_that_is_cut_off_gives_what_it_has_and_says_so(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        noise = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8) for i in range(30)]
-        path = tmp_path / "in.avi"
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 96))
-        for frame in noise:
-            writer.write(frame)
-        writer.release()
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) * 2 // 3])
-        source = open_frames(str(path))
-        assert 0 < len(list(source.frames())) < 30
-        if source.count == 30:  # the announced number survives in some containers only
-            assert "announces 30" in caplog.text
 
     @pytest.mark.parametrize(
         ("make", "code"),
@@ -187,27 +174,23 @@ class TestReading:
             (lambda path: path.write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(500)), "track.not_a_video"),
         ],
     )
-    def test_what_is_no_source_is_refused(self, tmp_path: Path, make: object, code: str) -> None:
+    def test_an_unreadable_source_is_refused(self, tmp_path: Path, make: object, code: str) -> None:
         make(tmp_path / "source.mp4")  # type: ignore[operator]
         with pytest.raises(UserError) as error:
             open_frames(str(tmp_path / "source.mp4"))
         assert error.value.code == code and "source.mp4" in str(error.value)
 
-    def test_a_folder_without_images_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no images"):
-            open_frames(str(tmp_path))
-
-    def test_ffmpegs_own_words_are_in_the_error(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
+    def test_ffmpegs_message_is_in_the_error(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
         path = write_video(tmp_path / "in.mp4", frames)
         path.write_bytes(path.read_bytes().replace(b"moov", b"none"))
         with pytest.raises(UserError) as error:
             open_frames(str(path))
         assert error.value.code == "track.not_a_video" and "moov atom not found" in str(error.value)
 
-    def test_a_codec_that_is_refused_is_told_in_ffmpegs_words(
+    def test_a_refused_codec_is_reported_with_ffmpegs_message(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """MPEG-4 takes no time base beyond 16 bits, which once was taken for a full disk."""
+        """MPEG-4 allows no time base beyond 16 bits."""
         monkeypatch.setitem(CODECS, ".avi", "mp4v")
         monkeypatch.setattr(video, "FOLDER_FPS", 66.667)
         with pytest.raises(UserError) as error:
@@ -221,21 +204,17 @@ class TestReading:
             open_frames(place)
         assert error.value.code == "track.camera" and "97" in str(error.value)
 
-    @pytest.mark.parametrize("place", ["²", "-1", "/dev/video", "/dev/videoone", "99999"])
-    def test_what_looks_like_a_camera_and_is_none_is_no_source(self, place: str) -> None:
+    @pytest.mark.parametrize("place", ["²", "-1", "/dev/videoone", "99999"])
+    def test_the_name_of_no_camera_is_refused(self, place: str) -> None:
         with pytest.raises(UserError) as error:
             open_frames(place)
         assert error.value.code == "track.no_source"
 
-    def test_a_broken_image_names_its_file(self, video_folder: Path) -> None:
-        (video_folder / "00000004.jpg").write_text("no image")
-        with pytest.raises(UserError, match=r"00000004\.jpg"):
-            list(open_frames(str(video_folder)).frames())
-
     def test_an_image_of_another_size_names_its_file(self, video_folder: Path) -> None:
         cv2.imwrite(str(video_folder / "00000004.jpg"), np.zeros((50, 60, 3), dtype=np.uint8))
-        with pytest.raises(UserError, match=r"00000004\.jpg.*60x50.*128x96"):
+        with pytest.raises(UserError, match=r"00000004\.jpg.*60x50.*128x96") as error:
             list(open_frames(str(video_folder)).frames())
+        assert error.value.code == "track.frame_size"
 
 
 class TestWriting:
@@ -243,7 +222,6 @@ class TestWriting:
     def test_the_video_plays_with_every_frame(
         self, tmp_path: Path, frames: list[np.ndarray], name: str, codec: str
     ) -> None:
-        """VP9 is what browsers play."""
         path = write_video(tmp_path / name, frames)
         assert open_frames(str(path)).fps == 12.0 and count_frames(path) == 10
         assert codec.encode() in path.read_bytes()
@@ -251,15 +229,9 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("fps", "rate"),
         [
-            (66.667, None),
-            (119.9712, None),
             (239.847, None),
-            (500.123, None),
             (30000 / 1001, Fraction(30000, 1001)),
-            (24000 / 1001, Fraction(24000, 1001)),
-            (12.0, Fraction(12)),
             (1000.0, Fraction(1000)),
-            (0.5, Fraction(1, 2)),
             (1 / 60, Fraction(1, 60)),
             (0.001, Fraction(1, 1000)),
             (7.4996, None),
@@ -283,31 +255,29 @@ class TestWriting:
     def test_the_duration_of_a_very_long_video_fits_its_field(self) -> None:
         assert nearest_rate(1 / 59.9, 1_000_000).denominator * 1_000_000 < 2**32
 
-    def test_the_rate_may_be_learnt_while_writing(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
+    def test_the_rate_may_change_while_writing(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
         with VideoWriter(tmp_path / "out.mp4", fps=30, size=(128, 96)) as video:
             video.write(frames[0])
             video.fps = 17.5
             video.write(frames[1])
         assert open_frames(str(tmp_path / "out.mp4")).fps == 17.5
 
-    def test_a_single_frame_is_a_video(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
-        assert count_frames(write_video(tmp_path / "out.mp4", frames[:1])) == 1
-
-    def test_an_odd_size_is_cut_to_an_even_one(self, tmp_path: Path) -> None:
-        path = write_video(tmp_path / "out.mp4", [np.zeros((97, 131, 3), dtype=np.uint8)] * 3)
+    def test_a_single_frame_of_odd_size_is_cropped_to_an_even_one(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "out.mp4", [np.zeros((97, 131, 3), dtype=np.uint8)])
+        assert count_frames(path) == 1
         capture = cv2.VideoCapture(str(path))
         assert (capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (130, 96)
 
-    def test_an_error_on_the_way_leaves_nothing(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
+    def test_an_error_leaves_no_file(self, tmp_path: Path, frames: list[np.ndarray]) -> None:
         with (
-            pytest.raises(RuntimeError, match="on the way"),
+            pytest.raises(RuntimeError, match="during writing"),
             VideoWriter(tmp_path / "out.mp4", fps=10, size=(128, 96)) as video,
         ):
             video.write(frames[0])
-            raise RuntimeError("on the way")
+            raise RuntimeError("during writing")
         assert list(tmp_path.iterdir()) == []
 
-    def test_an_older_file_of_the_name_stays_until_the_new_one_is_whole(
+    def test_an_older_file_of_the_name_stays_until_the_new_one_is_complete(
         self, tmp_path: Path, frames: list[np.ndarray]
     ) -> None:
         (tmp_path / "out.mp4").write_text("older")
@@ -317,10 +287,8 @@ class TestWriting:
         assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
 
     @pytest.mark.parametrize("name", ["out.mp4", "out.avi"])
-    def test_a_write_that_fails_is_told_with_the_space_that_is_free_and_leaves_nothing(
-        self, tmp_path: Path, name: str
-    ) -> None:
-        """OpenCV says nothing when a write fails: only reading the file back shows it."""
+    def test_a_failed_write_is_reported_and_leaves_no_file(self, tmp_path: Path, name: str) -> None:
+        """OpenCV does not report failed writes: only reading the file back shows them."""
         script = """
 import resource, signal, sys
 from pathlib import Path
@@ -341,37 +309,34 @@ except UserError as error:
             [sys.executable, "-c", script, str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True, timeout=60
         )
         assert done.stdout.startswith("track.incomplete_video"), done.stderr
-        assert "40 frames" in done.stdout and "bytes are free" in done.stdout
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_place_that_is_no_folder_is_refused_in_the_systems_words(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_refused_with_the_systems_message(self, tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             VideoWriter(tmp_path / "missing" / "out.mp4", fps=10, size=(128, 96))
         assert error.value.code == "track.output" and os.strerror(2) in str(error.value)
 
 
 class TestDrawing:
-    def test_the_box_is_drawn_where_it_is_and_the_image_left_alone(self, frames: list[np.ndarray]) -> None:
+    def test_the_box_is_drawn_on_a_copy(self, frames: list[np.ndarray]) -> None:
         before = frames[0].copy()
         drawn = draw_box(frames[0], (40, 40, 30, 20), "score 1.0/40")
         assert (frames[0] == before).all() and drawn.shape == frames[0].shape
         assert drawn[40, 55].tolist() == list(COLOUR_RGB) and drawn[50, 40].tolist() == list(COLOUR_RGB)
-        assert (drawn[50, 55] == before[50, 55]).all(), "the inside stays visible"
+        assert (drawn[50, 55] == before[50, 55]).all()
 
     @pytest.mark.parametrize("box", [(-20, -20, 30, 30), (120, 90, 30, 30), (0, 0, 128, 96), (500, 500, 5, 5)])
-    def test_a_box_over_the_edge_is_cut(self, frames: list[np.ndarray], box: tuple[float, ...]) -> None:
+    def test_a_box_over_the_edge_is_clipped(self, frames: list[np.ndarray], box: tuple[float, ...]) -> None:
         assert draw_box(frames[0], box, "score 39.9/40  123.4 FPS").shape == frames[0].shape
 
 
-def test_without_a_display_the_mouse_is_not_asked(frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_display_no_window_is_opened(frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     assert ask_for_box(frames[0]) is None
 
 
-def test_an_opencv_without_windows_does_not_ask_either(
-    frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_opencv_without_windows_opens_none_either(frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     if "GUI:                           NONE" not in cv2.getBuildInformation():
         pytest.skip("this OpenCV has windows")
     monkeypatch.setenv("DISPLAY", ":99")
