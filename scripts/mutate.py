@@ -111,8 +111,8 @@ FAULTS = [
           "PrefixStore(..., _tcp_store(address, hold=False))", "PrefixStore('start', _tcp_store(address, hold=False))"),
     Fault("tests/training/test_launcher.py", "a lost peer hides the error that caused it", "_cause",
           "not ending.lost_peer", "True"),
-    Fault("tests/data/test_loader.py -k nothing_to_do", "a worker that died while idle is ignored", "BatchLoader._request",
-          "self._died(worker)", "raise"),
+    Fault("tests/data/test_loader.py -k killed_worker", "a worker that died while idle is ignored",
+          "BatchLoader._request", "self._died(worker)", "raise"),
     # --- exit codes
     Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
     Fault(f"{DISTURBED} -k runs_record", "a user error exits with 0", "cli:_run", "USER_ERROR_EXIT_CODE", "0"),
