@@ -98,7 +98,7 @@ FAULTS = [
     Fault(f"{SEVERAL} -k four_parts", "accumulated parts of a batch have the wrong weight", "TrainStep._backward",
           "weighted.sum() * scale", "weighted.sum() * scale * parts"),
     # --- several processes
-    Fault(f"{SEVERAL} -k same_samples", "samples depend on the rank", "_Maker.fill",
+    Fault(f"{SEVERAL} -k same_samples", "samples depend on the rank", "_BatchMaker.fill",
           "self.dataset.sample(epoch, index)", "self.dataset.sample(epoch, index + 100 * self.rank)"),
     Fault(f"{SEVERAL} -k same_samples", "ranks weigh by their own batch instead of the global one",
           "TrainStep._backward", "settings.loss_weight / global_count", "settings.loss_weight / max(1, size)"),
@@ -111,8 +111,8 @@ FAULTS = [
           "PrefixStore(..., _tcp_store(address, hold=False))", "PrefixStore('start', _tcp_store(address, hold=False))"),
     Fault("tests/training/test_launcher.py", "a lost peer hides the error that caused it", "_cause",
           "not ending.lost_peer", "True"),
-    Fault("tests/data/test_loader.py -k nothing_to_do", "a worker that died while idle is ignored", "BatchLoader._ask",
-          "self._died(worker)", "raise"),
+    Fault("tests/data/test_loader.py -k killed_worker", "a worker that died while idle is ignored",
+          "BatchLoader._request", "self._died(worker)", "raise"),
     # --- exit codes
     Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
     Fault(f"{DISTURBED} -k runs_record", "a user error exits with 0", "cli:_run", "USER_ERROR_EXIT_CODE", "0"),
@@ -147,7 +147,7 @@ FAULTS = [
           "differences.append('log numbers')"),
     Fault(f"{COMPARE} -k ended_earlier", "a run that ended earlier counts as identical", "reports.compare:_coverage",
           "ends[0] == ends[1]", "True"),
-    Fault(f"{DISTURBED} -k repeating_samples", "warnings before the start are not in the log file", "logging_to",
+    Fault("tests/training/test_log_files.py", "warnings before the start are not in the log file", "logging_to",
           "list(earlier)", "()"),
     Fault(LOGS, "a log that cannot be written is ignored", "_FileHandler.handleError", "raise"),
 ]
