@@ -30,17 +30,12 @@ def run(args: argparse.Namespace) -> int:
         return 1 if problems else 0
     if len(folders) != 2:
         raise UserError(f"verify compares two runs; {len(folders)} were given")
-    from seqtrack.reports.verdict import table, write_comparison
+    from seqtrack.reports.verdict import report_lines, write_comparison
 
     comparison = compare_runs(folders[0], folders[1])
     together = folders[0].parent == folders[1].parent
     write_comparison(comparison, args.output or (folders[0].parent if together else output_dir) / "comparison")
-    print(table(comparison))
-    for remark in comparison.remarks:
-        print(remark)
-    if comparison.first_difference:
-        print(f"first difference: {comparison.first_difference}")
-    print(comparison.verdict)
+    print("\n".join(report_lines(comparison)))
     return 0 if comparison.verdict == IDENTICAL else 1
 
 
