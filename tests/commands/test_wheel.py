@@ -1,4 +1,4 @@
-"""The package as pip installs it, without the source tree around it: `doctor`, `plan` and `train` work from it."""
+"""The package as pip installs it, without the source tree: `doctor`, `plan`, `train` and `report` work from it."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def seqtrack(installed: Path, tmp_path: Path, demo_data: Path) -> Callable[..., 
 def test_it_is_the_installed_package_that_runs(
     installed: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    code = "from seqtrack.training import fingerprint as f; print(f.__file__, f.source_commit(), f.lock_digest())"
+    code = "from seqtrack.runtime import environment as f; print(f.__file__, f.source_commit(), f.lock_digest())"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(installed)}, cwd=installed.parent,
         capture_output=True, text=True, check=True, timeout=100,
@@ -67,16 +67,18 @@ def test_it_is_the_installed_package_that_runs(
 
 
 @pytest.mark.long
-def test_doctor_plan_and_train_work_without_the_source_tree(
+def test_doctor_plan_train_and_report_work_without_the_source_tree(
     tmp_path: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     looked = seqtrack("doctor")
     assert looked.returncode == 0, looked.stdout + looked.stderr
     assert "  packages: " in looked.stdout
-    assert "  clock: " in looked.stdout
     planned = seqtrack("plan", "--json")
     assert planned.returncode == 0, planned.stderr
     keys = {**TINY, "DATA.TRAIN.SAMPLE_PER_EPOCH": "16"}
     trained = seqtrack("train", EPOCHS="1", OVERRIDES=" ".join(f"{key} {value}" for key, value in keys.items()))
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert (tmp_path / "output" / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors").is_file()
+    reported = seqtrack("report", "--html")  # its templates are in the wheel
+    assert reported.returncode == 0, reported.stderr
+    assert (tmp_path / "output" / "report.html").is_file()
