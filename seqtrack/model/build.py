@@ -1,6 +1,6 @@
-"""Sizes of the known encoders, and how a model is put together from parts.
+"""Build a model from its spec: sizes of the known encoders, components, initial values.
 
-The one place with sizes. No file is read and no network used here; `weights.py` loads what was learned elsewhere.
+Reads no file and uses no network; `weights.py` loads pretrained weights.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
     """A freshly initialised model in float32 on the CPU.
 
     Args:
-        spec: what to build.
-        seed: makes the initial weights a function of (spec, seed) and leaves torch's generators as they were; None
-            draws from torch's global generator as it is.
+        seed: makes the initial weights a function of (spec, seed) and leaves torch's generators unchanged; None draws
+            from torch's global generator.
 
     Raises:
-        UserError: the encoder's name is not known.
+        UserError: unknown or unsuitable encoder.
     """
     model = build_empty(spec)
     model.to_empty(device="cpu")
@@ -66,11 +65,7 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
 
 
 def build_empty(spec: ModelSpec) -> SeqTrack:
-    """The model on the meta device: every shape, no memory and no values.
-
-    Good for counting, and for loading a checkpoint with `load_state_dict(state, assign=True)` without first drawing
-    weights that are thrown away.
-    """
+    """The model on the meta device: for counting, and for `load_state_dict(state, assign=True)`."""
     with torch.device("meta"):
         body = _encoder_body(spec)
         width = body.pos_embed.shape[-1]
@@ -130,16 +125,16 @@ class _Norm(LayerNorm):
 
 
 def _timm_body(spec: ModelSpec) -> EncoderBody:
-    """Take the parts of a timm ViT: patch projection, blocks and norms. Its class token, register tokens and head
-    have no place in joint encoding and are left out."""
+    """The patch projection, blocks and norms of a timm ViT. Class token, register tokens and head are not used."""
     name = spec.encoder_type
     if not timm.is_model(name):
         raise UserError(
             f"MODEL.ENCODER.TYPE {name!r} is not known; expected one of {', '.join(ENCODERS)}, {CUSTOM_ENCODER}, "
-            f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)"
+            f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)",
+            code="model.unknown_encoder",
         )
     if not timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
-        raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"))
+        raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"), code="model.not_a_plain_vit")
     _warn_patch_size_mismatch(spec)
     vit = timm.create_model(
         name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
@@ -147,8 +142,8 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
     )  # fmt: skip
     if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
         what = f"a {type(vit).__name__} with {type(vit.patch_embed).__name__}"
-        raise UserError(_NOT_PLAIN.format(name=name, what=what))
-    # Models that pool before their last norm keep that norm as fc_norm; the encoder needs it after the blocks.
+        raise UserError(_NOT_PLAIN.format(name=name, what=what), code="model.not_a_plain_vit")
+    # Models that pool before their last norm call it fc_norm; the encoder needs it after the blocks.
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
     return EncoderBody(
         vit.patch_embed,
@@ -166,7 +161,7 @@ def _warn_patch_size_mismatch(spec: ModelSpec) -> None:
     named = re.search(r"patch(\d+)", spec.encoder_type)
     if named and int(named[1]) != spec.patch_size:
         log.warning(
-            "encoder %s is built with patches of %d px, as MODEL.ENCODER.PATCH_SIZE says, not the %s px of its name",
+            "encoder %s is built with patches of %d px (MODEL.ENCODER.PATCH_SIZE), not the %s px of its name",
             spec.encoder_type, spec.patch_size, named[1],
         )  # fmt: skip
 
@@ -183,15 +178,15 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 @torch.no_grad()
 def initialise(model: SeqTrack) -> None:
-    """Give every parameter its starting value, drawing from torch's global generator.
+    """Initialise every parameter, drawing from torch's global generator.
 
-    Encoder: truncated normal 0.02 for linears and positions, zeros for biases, the framework's default for the patch
+    Encoder: truncated normal 0.02 for linears and positions, zeros for biases, torch's default for the patch
     projection. Decoder: Xavier-uniform for every parameter of more than one dimension, embeddings included, attention
-    biases 0. Bottleneck and word head: the framework's default. Memory positions: the 1-D sinusoid over the flattened
-    patch index, which is what the authors start from although the memory is a 2-D grid.
+    biases 0. Bottleneck and token head: torch's default. Memory positions: the 1-D sinusoidal table over the flattened
+    patch index, as in the authors' code, although the memory is a 2-D grid.
     """
     for module in model.modules():
-        # Norms get ones and zeros, linears and convolutions the framework's default; refined below.
+        # Norms get ones and zeros, linears and convolutions torch's default; some are overwritten below.
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()

@@ -1,4 +1,4 @@
-"""Words and boxes: what is spelt comes back, and what cannot be spelt is refused."""
+"""Boxes and tokens: quantization can be decoded, and invalid boxes are refused."""
 
 import pytest
 import torch
@@ -23,14 +23,14 @@ side = st.floats(0, 1, width=32)
 
 @settings(max_examples=60, deadline=None)
 @given(corners=st.tuples(side, side, side, side), seq_format=st.sampled_from(FORMATS), bins=st.sampled_from((64, 4000)))
-def test_a_box_inside_the_region_comes_back_within_a_word(
+def test_a_box_inside_the_region_is_decoded_within_one_bin(
     corners: tuple[float, ...], seq_format: str, bins: int
 ) -> None:
     x0, y0, x1, y1 = corners
     box = torch.tensor([[(x0 + x1) / 2, (y0 + y1) / 2, abs(x1 - x0), abs(y1 - y0)]])
     _, targets = target_sequences(box, bins, seq_format)
     read = tokens_to_boxes(targets[:, :4], bins, seq_format)
-    # Corners are each cut by up to a word, so a size read from them may be a whole word off.
+    # Each corner is truncated by up to a bin, so a size computed from two may be off by one bin.
     assert (read - box).abs().max().item() <= 1.001 / (bins - 1)
 
 
@@ -46,17 +46,17 @@ def test_inputs_begin_with_start_and_targets_end_with_end() -> None:
     assert inputs.dtype == targets.dtype == torch.int64
 
 
-def test_values_are_cut_not_rounded() -> None:
+def test_values_are_truncated_not_rounded() -> None:
     assert boxes_to_tokens(torch.tensor([0.9999, 0.0, 1.0, 0.5]), 101).tolist() == [99, 0, 100, 50]
 
 
 @pytest.mark.parametrize("value", [-0.001, 1.001, float("nan"), float("inf")])
-def test_a_coordinate_outside_the_region_is_refused_not_wrapped(value: float) -> None:
+def test_a_coordinate_outside_the_region_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="outside"):
         boxes_to_tokens(torch.tensor([[0.5, value, 0.5, 0.5]]), 100)
 
 
-def test_a_box_that_leaves_the_region_is_cut_and_its_centre_moves() -> None:
+def test_a_box_that_leaves_the_region_is_clipped() -> None:
     _, targets = target_sequences(torch.tensor([[0.0, 0.5, 0.4, 0.2]]), 1001)
     assert tokens_to_boxes(targets[:, :4], 1001)[0].tolist() == pytest.approx([0.1, 0.5, 0.2, 0.2], abs=2e-3)
 
@@ -76,11 +76,11 @@ def test_formats_differ_in_order_and_an_unknown_one_is_refused() -> None:
         target_sequences(box, 1001, "xyxy")
 
 
-def test_the_window_applies_to_the_centre_and_to_nothing_in_corner_format() -> None:
+def test_the_window_applies_to_the_centre_tokens_and_not_in_corner_format() -> None:
     assert [centre_positions(name) for name in FORMATS] == [(0, 1), (0, 1), (2, 3), ()]
 
 
-def test_the_window_is_one_in_the_middle_nought_at_the_ends_and_symmetric() -> None:
+def test_the_window_is_one_in_the_middle_zero_at_the_ends_and_symmetric() -> None:
     window = hann_window(101)
     assert window.dtype == torch.float64
     assert window[50].item() == pytest.approx(1.0)
