@@ -28,13 +28,13 @@ def test_another_seed_step_or_rank_gives_another_seed_in_range() -> None:
     assert len({process_seed(seed, rank) for seed in range(3) for rank in range(3)} | {step_seed(0, 0, 0)}) == 10
 
 
-def test_numbers_are_kept_for_ever() -> None:
+def test_random_numbers_never_change() -> None:
     """Runs of earlier versions can be resumed only while these stay."""
     assert float(sample_generator(42, 1, 0).random()) == 0.31060193492070687
     assert step_seed(42, 0, 0) == 1609198741908217774
 
 
-def test_drawing_leaves_numpys_global_generator_alone() -> None:
+def test_numpys_global_generator_is_not_used() -> None:
     before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     sample_generator(1, 1, 1).random(1000)
     step_seed(1, 1, 1)
@@ -42,5 +42,5 @@ def test_drawing_leaves_numpys_global_generator_alone() -> None:
 
 
 def test_negative_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError):
         sample_generator(-1, 0, 0)

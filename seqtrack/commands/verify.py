@@ -1,4 +1,4 @@
-"""`seqtrack verify`: prove that two runs are the same run, or check one run's chain of digests."""
+"""`seqtrack verify`: compare two runs, or check the hash chain of one."""
 
 import argparse
 import os
@@ -6,11 +6,12 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which runs, what is asked of them, and where the proof goes."""
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)"
     )
-    parser.add_argument("--chain", action="store_true", help="follow the digests from manifest to manifest in each RUN")
+    parser.add_argument(
+        "--chain", action="store_true", help="check the hash chain of the first RUN, with the RUNs that it resumed from"
+    )
     parser.add_argument("-o", "--output", type=Path, help="folder for plots, comparison.md and certificate.json")
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         print("broken" if problems else "whole")
         return 1 if problems else 0
     if len(folders) != 2:
-        raise UserError(f"verify compares two runs; {len(folders)} were given")
+        raise UserError(f"verify compares two runs; {len(folders)} were given", code="verify.not_two_runs")
     from seqtrack.reports.verdict import report_lines, write_comparison
 
     comparison = compare_runs(folders[0], folders[1])

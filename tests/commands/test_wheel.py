@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's content, inside somebody else's repository with a commit of its own."""
+    """A folder with the wheel's content, inside an unrelated git repository."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
     source.mkdir()
@@ -30,7 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.unpack_archive(str(wheel), target, format="zip")
     shutil.rmtree(source)
     git = ["git", "-C", str(place / "repository"), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "Somebody else's"]):
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "unrelated"]):
         subprocess.run([*git, *words], check=True, timeout=60)
     return target
 
@@ -62,7 +62,7 @@ def test_it_is_the_installed_package_that_runs(
     )  # fmt: skip
     place, commit, lock = done.stdout.split()
     assert Path(place).is_relative_to(installed)
-    assert commit == "unknown", "the repository around the environment is somebody else's"
+    assert commit == "unknown", "the repository around it is unrelated"
     assert lock.startswith("installed:")
 
 
