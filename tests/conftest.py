@@ -73,6 +73,8 @@ def _group(item: pytest.Item) -> str:
         return "docker"
     if item.path.parent.name in ("uploads", "reports"):
         return item.path.parent.name
+    if item.path.name == "test_formats.py":  # shares a run with the tests of reports
+        return "reports"
     return "uploads" if item.path.name.startswith("test_uploads_") else item.path.name
 
 

@@ -188,7 +188,8 @@ ROWS = st.builds(
     error=st.none() | NAMES,
 )
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["write", "forget", "doubt", "open again"]), st.lists(ROWS, max_size=4)), max_size=8
+    st.tuples(st.sampled_from(["write", "forget", "mark_unverified", "open again"]), st.lists(ROWS, max_size=4)),
+    max_size=8,
 )
 
 
@@ -209,8 +210,8 @@ def test_the_journal_survives_any_restart(steps: list[tuple[str, list[Row]]]) ->
                 gone = [row.path for row in rows] + list(told)[:1]
                 journal.forget(gone)
                 told = {path: row for path, row in told.items() if path not in gone}
-            elif action == "doubt":
-                journal.doubt()
+            elif action == "mark_unverified":
+                journal.mark_unverified()
                 for row in told.values():
                     row.state = "stable" if row.state in ("verified", "committed") else row.state
             else:

@@ -3,7 +3,7 @@
 The prose is in `templates/card.md.j2`. Needs no torch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import yaml
 
 from seqtrack.checkpoints.side_files import SourceRecord
 from seqtrack.errors import UserError
-from seqtrack.markdown import Markdown, code, image, number
+from seqtrack.markdown import Markdown, image
 from seqtrack.reports.rendering import render_markdown
-from seqtrack.reports.run_files import RunFiles, read_output
+from seqtrack.reports.run_files import read_output
 
 _HUB_DATASETS = {"LASOT": "l-lt/LaSOT"}
 
@@ -33,9 +33,6 @@ def model_card(output_dir: Path, *, repo: str | None = None) -> str:
         raise UserError(f"{output_dir} holds no checkpoint of a finished epoch; a card needs one", "report.nothing")
     sources = list({one.name: one for run in reversed(runs) if run.dataset for one in run.dataset.sources}.values())
 
-    def images(paths: Iterable[Path]) -> Markdown:
-        return Markdown("\n".join(image(path.relative_to(output_dir), path.stem.replace("_", " ")) for path in paths))
-
     return render_markdown(
         "card.md.j2",
         front_matter=_front_matter(sources),
@@ -43,16 +40,12 @@ def model_card(output_dir: Path, *, repo: str | None = None) -> str:
         runs=runs,
         last=runs[-1],
         newest=runs[-1].manifests[-1],
-        rows={run.name: _rows(run) for run in runs},
         certificate=files.certificate,
         comparison_plots=files.comparison_plots,
         repo=Markdown(repo or "OWNER/NAME"),
-        digests=[
-            [f"{run.name} epoch {one.epoch}", code(one.sha256), code(one.weights_sha256)]
-            for run in runs
-            for one in run.manifests
-        ],
-        images=images,
+        images=lambda paths: Markdown(
+            "\n".join(image(path.relative_to(output_dir), path.stem.replace("_", " ")) for path in paths)
+        ),
     )
 
 
@@ -68,19 +61,3 @@ def _front_matter(sources: Sequence[SourceRecord]) -> Markdown:
     if any(source.synthetic for source in sources):
         values["tags"].append("synthetic-data")
     return Markdown(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
-def _rows(run: RunFiles) -> list[list[object]]:
-    speeds = {record.epoch: record.samples_per_s for record in run.epochs}
-    return [
-        [
-            m.epoch,
-            m.step,
-            number(m.loss, 5),
-            number(m.iou, 5),
-            number(speeds.get(m.epoch), 1),
-            number(m.bytes / 1e6, 1),
-            code(m.file),
-        ]
-        for m in run.manifests
-    ]

@@ -1,5 +1,6 @@
 """Render the jinja2 templates of this package. Every value is escaped unless it is already `Markdown`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from seqtrack.runtime.metrics_log import clock
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 _OPTIONS: dict[str, Any] = {
@@ -28,6 +33,7 @@ _MARKDOWN.filters |= {
     "clock": clock,
     "code": code,
     "links": escape_with_links,
+    "listed": _listed,
     "number": number,
     "percent": _percent,
 }
@@ -35,7 +41,8 @@ _MARKDOWN.filters |= {
 
 def render_markdown(template: str, **values: Any) -> str:
     """The text of a `*.md.j2` template."""
-    return _MARKDOWN.get_template(template).render(values)
+    text = _MARKDOWN.get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text)  # the blank lines around what a template leaves out
 
 
 def render_html(template: str, **values: Any) -> str:

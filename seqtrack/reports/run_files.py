@@ -12,6 +12,7 @@ from seqtrack.checkpoints.side_files import (
     DatasetRecord,
     EnvironmentRecord,
     EpochRecord,
+    EvaluatedTracker,
     EvaluationRecord,
     RunRecord,
     Strict,
@@ -26,6 +27,10 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.uploads.journal import JOURNAL_NAME, STATE_FOLDER
 from seqtrack.uploads.status import read_status
+
+_RESUME_WORDS = ("resumes after step", "starts from", "promise", "guarantee", "stopped on request", "moved aside",
+                 "first difference")  # fmt: skip
+_FIRST_PLOTS = ("epochs", "epochs_by_class", "success", "precision", "norm_precision")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,24 @@ class RunFiles:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def resume_lines(self) -> list[str]:
+        """The log lines about interruption and resumption, with file name and line number."""
+        found = [line for line in self.log if any(word in line.text for word in _RESUME_WORDS)]
+        return [f"{line.file.name}:{line.number}: {line.text}" for line in found]
+
+    @property
+    def last_result(self) -> EvaluatedTracker | None:
+        """The evaluation of the last checkpoint."""
+        trackers = self.evaluation.trackers if self.evaluation else []
+        return next((one for one in reversed(trackers) if one.kind == "checkpoint"), None)
+
+    @property
+    def evaluation_plots(self) -> list[Path]:
+        """Over the epochs first, then curves, then bars."""
+        plots = {path.stem: path for path in sorted((self.folder / "evaluation" / "plots").glob("*.png"))}
+        return [plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots]
+
 
 class Upload(Strict):
     """One file of the uploader's journal."""
@@ -66,6 +89,12 @@ class Upload(Strict):
     sha256: str | None
     state: str
     commit: str | None
+
+    @property
+    def short_commit(self) -> str | None:
+        """The start of the commit's hash; None for a folder target, which records something else there."""
+        commit = self.commit or ""
+        return commit[:12] if len(commit) >= 12 and set(commit) <= set("0123456789abcdef") else None
 
 
 @dataclass(frozen=True)
@@ -78,6 +107,10 @@ class OutputFiles:
     comparison_plots: list[Path]
     uploader: tuple[str, str] | None
     uploads: list[Upload]
+
+    def phase(self, name: str) -> RunFiles | None:
+        """The phase of that folder name."""
+        return next((phase for phase in self.phases if phase.name == name), None)
 
     @property
     def synthetic(self) -> bool:

@@ -40,6 +40,7 @@ def _assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
         assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
 
 
+@pytest.mark.long
 def test_b256_round_trip_is_bitwise_equal(tmp_path: Path) -> None:
     config = load_config(CONFIG)
     empty = build_empty(model_spec(config)).state_dict()
