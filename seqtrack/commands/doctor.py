@@ -66,6 +66,7 @@ def run(_args: argparse.Namespace) -> int:
 
 
 def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
+    # Imported here: --help must be fast.
     from seqtrack.commands.doctor_probe import try_device
     from seqtrack.config.environment import configure
 
@@ -102,6 +103,7 @@ def check_limits() -> Iterator[Finding]:
 
 def check_packages(lock: Path = LOCK) -> Finding:
     """Compare what is installed with the lock; for a package installed with pip, with its metadata."""
+    # Imported here: --help must be fast.
     from packaging.requirements import Requirement
 
     if lock.is_file():
@@ -153,6 +155,7 @@ def check_driver(device: str, *, nvidia_smi: str = "nvidia-smi") -> Finding:
 
 def check_room(environment: "Environment", config: "Config") -> list[Finding]:
     """Memory and disk compared with what `plan` computes for the run."""
+    # Imported here: --help must be fast.
     from seqtrack.commands.plan import find_machine, make_plan
 
     try:
@@ -200,6 +203,7 @@ def _uses_demo(config: "Config") -> bool:
 
 def check_data(environment: "Environment", config: "Config") -> list[Finding]:
     """Whether the training data opens, counted as a run counts it. Demo data is not drawn for this."""
+    # Imported here: --help must be fast.
     from seqtrack.training.build import open_sources
 
     demo = environment.data_dir / "demo"
@@ -222,6 +226,7 @@ def check_data(environment: "Environment", config: "Config") -> list[Finding]:
 
 def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[Finding]:
     """Ask the Hub whose token this is, whether it may write, and whether the repository exists."""
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_token
 
     if environment.hf_repo is None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from seqtrack.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
@@ -12,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
+    # Imported here: --help must be fast.
     from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.checkpoints.store import load_weights, manifest_of
-    from seqtrack.errors import UserError
     from seqtrack.model.authors import write_authors_file
 
     if args.output.exists() and not args.force:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from seqtrack.errors import Problem, UserError
+
 _OTHER_MODEL = ("weights.missing", "weights.unexpected", "weights.shape")
 
 
@@ -18,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every name and shape, then write the checkpoint and its manifest."""
+    # Imported here: --help must be fast.
     import yaml
 
     from seqtrack.checkpoints.safetensors_io import utc_now
     from seqtrack.checkpoints.store import manifest_path, write_weights
     from seqtrack.config.loader import config_digest, dump_config, load_config
-    from seqtrack.errors import Problem, UserError
     from seqtrack.model.authors import read_authors_file
     from seqtrack.model.build import build_empty
     from seqtrack.model.spec import model_spec

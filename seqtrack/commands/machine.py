@@ -36,6 +36,7 @@ def _cached(path: Path) -> int:
 
 def free_gpu_memory(gpus: int) -> tuple[int, str, int]:
     """Free bytes of the fullest of the first `gpus` GPUs, a description, and its index."""
+    # Imported here: --help must be fast.
     import torch
 
     measured = [(*torch.cuda.mem_get_info(index), index) for index in range(gpus)]
@@ -49,7 +50,7 @@ def nearest_folder(place: Path) -> Path:
 
 
 def free_disk(folder: Path) -> tuple[int, str]:
-    """Free bytes at a folder's place, and the existing folder that was asked."""
+    """Free bytes on the file system of a folder, and its nearest existing parent."""
     place = nearest_folder(folder.resolve())
     usage = os.statvfs(place)
     return usage.f_bavail * usage.f_frsize, str(place)

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 if it does not fit."""
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import configure
 
     environ = dict(os.environ)
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
     """All numbers of a run, and under "problems" what does not fit."""
+    # Imported here: --help must be fast.
     from seqtrack.device import choose_precision, stores_attention_scores
     from seqtrack.model.cost import cost_of
     from seqtrack.model.memory import checkpoint_bytes, training_memory
@@ -134,6 +136,7 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
 
 def disk_bytes(config: Config) -> int:
     """Maximum bytes of a run's checkpoints on disk."""
+    # Imported here: --help must be fast.
     from seqtrack.model.memory import checkpoint_bytes
     from seqtrack.model.spec import model_spec
 
@@ -194,6 +197,7 @@ def find_machine(
     Raises:
         UserError: an unknown GPU, unknown GPU memory, or fewer GPUs than processes.
     """
+    # Imported here: --help must be fast.
     import torch
 
     from seqtrack.commands import machine as measured
@@ -228,6 +232,7 @@ def find_machine(
 
 def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     """Name, compute capability and bytes of memory (None if unknown) of a GPU."""
+    # Imported here: --help must be fast.
     from seqtrack.config.fields import did_you_mean
     from seqtrack.runtime.gpus import GPUS, find_gpu
 

@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from seqtrack.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
@@ -20,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write report.md (and report.html) into OUTPUT_DIR and print their paths."""
+    # Imported here: --help must be fast.
     from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.config.environment import read_environment
-    from seqtrack.errors import UserError
     from seqtrack.reports.page import report_page
     from seqtrack.reports.report import write_report
     from seqtrack.reports.team import read_team

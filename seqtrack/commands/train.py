@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_variable
     from seqtrack.runtime.devices import device_plan
 
@@ -51,6 +52,7 @@ def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
 
 
 def _start_several(processes: int) -> int:
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_variable
     from seqtrack.runtime.launcher import Launch, launch
 
@@ -75,6 +77,7 @@ def _one_of_several() -> NoReturn:
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
+    # Imported here: --help must be fast.
     from seqtrack.runtime.distributed import PeerLostError, end_process, peers_needed
     from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, leave_ending
     from seqtrack.train import train

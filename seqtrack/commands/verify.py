@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from seqtrack.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -17,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_environment
-    from seqtrack.errors import UserError
     from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
 
     output_dir = read_environment(os.environ).output_dir

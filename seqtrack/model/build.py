@@ -5,11 +5,10 @@ Reads no file and uses no network; `weights.py` loads pretrained weights.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -29,7 +28,7 @@ from seqtrack.tokens import vocabulary_size
 log = logging.getLogger(__name__)
 
 MLP_RATIO = 4
-NORM_EPS = 1e-6
+_Norm = functools.partial(LayerNorm, eps=1e-6)  # the epsilon of MAE and the authors
 
 # The authors' encoder types: width, blocks, heads.
 ENCODERS: dict[str, tuple[int, int, int]] = {
@@ -59,7 +58,9 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
     """
     model = build_empty(spec)
     model.to_empty(device="cpu")
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         initialise(model)
     return model
 
@@ -102,26 +103,31 @@ def _encoder_body(spec: ModelSpec) -> EncoderBody:
 def _plain_body(spec: ModelSpec, width: int, depth: int, heads: int) -> EncoderBody:
     rates = [spec.drop_path * index / max(1, depth - 1) for index in range(depth)]
     blocks = [
-        Block(width, heads, mlp_ratio=MLP_RATIO, qkv_bias=True, drop_path=rate, norm_layer=_Norm, act_layer=nn.GELU)
+        Block(width, heads, mlp_ratio=MLP_RATIO, qkv_bias=True, drop_path=rate, norm_layer=_Norm, act_layer=nn.GELU)  # type: ignore[arg-type]
         for rate in rates
     ]
     patch_embed = PatchEmbed(img_size=None, patch_size=spec.patch_size, in_chans=3, embed_dim=width)
+    return _body(spec, patch_embed, blocks, _Norm(width), width)
+
+
+def _body(
+    spec: ModelSpec,
+    patch_embed: nn.Module,
+    blocks: Sequence[nn.Module],
+    norm: nn.Module,
+    width: int,
+    norm_pre: nn.Module | None = None,
+) -> EncoderBody:
     return EncoderBody(
         patch_embed,
         blocks,
-        _Norm(width),
+        norm,
+        norm_pre=norm_pre,
         embed_dim=width,
         search_tokens=spec.search_tokens,
         template_tokens=spec.template_grid**2,
         use_checkpoint=spec.use_checkpoint,
     )
-
-
-class _Norm(LayerNorm):
-    """timm's layer norm with the epsilon of MAE and the authors."""
-
-    def __init__(self, dim: int, **placement: Any) -> None:
-        super().__init__(dim, eps=NORM_EPS, **placement)
 
 
 def _timm_body(spec: ModelSpec) -> EncoderBody:
@@ -145,16 +151,7 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
         raise UserError(_NOT_PLAIN.format(name=name, what=what), code="model.not_a_plain_vit")
     # Models that pool before their last norm call it fc_norm; the encoder needs it after the blocks.
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
-    return EncoderBody(
-        vit.patch_embed,
-        list(vit.blocks),
-        norm,
-        norm_pre=vit.norm_pre,
-        embed_dim=vit.embed_dim,
-        search_tokens=spec.search_tokens,
-        template_tokens=spec.template_grid**2,
-        use_checkpoint=spec.use_checkpoint,
-    )
+    return _body(spec, vit.patch_embed, list(vit.blocks), norm, vit.embed_dim, vit.norm_pre)
 
 
 def _warn_patch_size_mismatch(spec: ModelSpec) -> None:
@@ -164,16 +161,6 @@ def _warn_patch_size_mismatch(spec: ModelSpec) -> None:
             "encoder %s is built with patches of %d px (MODEL.ENCODER.PATCH_SIZE), not the %s px of its name",
             spec.encoder_type, spec.patch_size, named[1],
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()
