@@ -34,6 +34,10 @@ _DTYPES: dict[str, torch.dtype] = {
 _REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _DICTIONARY = "collections.OrderedDict"
+_NEW: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: Placeholder("set"),
+}  # fmt: skip
 _LITERAL = re.compile(r"BININT[12]?|LONG[14]|BINFLOAT|(SHORT_)?(BINUNICODE|BINSTRING|BINBYTES)8?")
 _PLAIN = (*_REBUILD, *_PARAMETER, _DICTIONARY, "torch.Size", "torch.device", "torch.nn.parameter.Parameter")
 _MEMBER = re.compile(
@@ -251,18 +255,18 @@ class _Interpreter:
 
     def run(self, file: io.BytesIO) -> tuple[Any, list[str]]:
         """The value of the pickle that starts here, and the names of everything in it that is not plain data."""
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: dict[int, Any] = {}
-        names: set[str] = set()
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._names: set[str] = set()
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
                 if opcode.name == "STOP":
-                    (value,) = stack
-                    return value, sorted(name for name in names if not _is_plain(name))
+                    (value,) = self._stack
+                    return value, sorted(name for name in self._names if not _is_plain(name))
                 if count > _MOST_OPCODES:
                     raise _Unreadable("its pickle is too long for names of tensors")
-                self._step(opcode.name, argument, stack, marks, memo, names)
+                self._step(opcode.name, argument)
         except (ValueError, LookupError) as error:
             place = file.tell()
             if place == file.seek(0, 2) and place < _LARGEST_PICKLE:
@@ -270,86 +274,60 @@ class _Interpreter:
             raise _Unreadable(f"its pickle is damaged before byte {place}") from error
         raise _Unreadable("its pickle has no end")
 
-    def _step(
-        self, name: str, argument: Any, stack: list[Any], marks: list[int], memo: dict[int, Any], names: set[str]
-    ) -> None:
-        def since_mark() -> list[Any]:
-            place = marks.pop()
-            items = stack[place:]
-            del stack[place:]
-            return items
-
+    def _step(self, name: str, argument: Any) -> None:
+        stack, memo = self._stack, self._memo
         match name:
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
-                marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(name == "NEWTRUE")
+                self._marks.append(len(stack))
+            case _ if name in _NEW:
+                stack.append(_NEW[name]())
             case _ if _LITERAL.fullmatch(name):
                 stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_SET":
-                stack.append(Placeholder("set"))
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
+            case "TUPLE" | "LIST" | "FROZENSET":
+                items = self._since_mark()
+                stack.append({"TUPLE": tuple(items), "LIST": items, "FROZENSET": Placeholder("frozenset")}[name])
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 number = int(name[-1])
                 stack[-number:] = [tuple(_top(stack, number))]
-            case "LIST":
-                stack.append(since_mark())
             case "DICT":
-                items = since_mark()
+                items = self._since_mark()
                 stack.append({})
-                _put(stack, items)
-            case "FROZENSET":
-                since_mark()
-                stack.append(Placeholder("frozenset"))
-            case "APPEND":
-                _extend(stack, [stack.pop()])
-            case "APPENDS" | "ADDITEMS":
-                _extend(stack, since_mark())
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _put(stack, [key, value])
-            case "SETITEMS":
-                _put(stack, since_mark())
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+                _put(stack[-1], items)
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = [stack.pop()] if name == "APPEND" else self._since_mark()
+                _extend(stack[-1], items)
+            case "SETITEM" | "SETITEMS":
+                items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else self._since_mark()
+                _put(stack[-1], items)
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
-            case "POP":
+            case "POP" | "BUILD":  # BUILD sets an object's attributes; torch's state dicts keep their versions there
                 stack.pop()
             case "POP_MARK":
-                since_mark()
-            case "GLOBAL":
-                stack.append(Placeholder(argument.replace(" ", ".")))
-                names.add(stack[-1].name)
-            case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(Placeholder(f"{_text(module)}.{_text(attribute)}"))
-                names.add(stack[-1].name)
+                self._since_mark()
+            case "GLOBAL" | "STACK_GLOBAL":
+                parts = argument.split(" ") if name == "GLOBAL" else [_text(stack.pop()), _text(stack.pop())][::-1]
+                stack.append(Placeholder(".".join(parts)))
+                self._names.add(stack[-1].name)
             case "BINPERSID":
                 stack.append(self._storage(stack.pop()))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":
+                    stack.pop()
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(_called(called, arguments))
-            case "NEWOBJ_EX":
-                stack.pop(), stack.pop()
-                stack.append(_called(stack.pop(), ()))
-            case "BUILD":
-                stack.pop()  # an object's attributes; torch's state dicts keep their versions there
+                stack.append(_called(called, () if name == "NEWOBJ_EX" else arguments))
             case _:
                 raise _Unreadable(f"its pickle has the opcode {name}, which plain weights do not need")
+
+    def _since_mark(self) -> list[Any]:
+        place = self._marks.pop()
+        items = self._stack[place:]
+        del self._stack[place:]
+        return items
 
     def _storage(self, description: Any) -> _Storage:
         match description:
@@ -385,24 +363,24 @@ def _text(value: Any) -> str:
     return value
 
 
-def _extend(stack: list[Any], items: list[Any]) -> None:
-    if not isinstance(stack[-1], Placeholder):
-        if not isinstance(stack[-1], list):
-            raise _Unreadable("its pickle appends to something that is not a list")
-        stack[-1].extend(items)
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Placeholder):
+        raise _Unreadable("its pickle appends to something that is not a list")
 
 
-def _put(stack: list[Any], items: list[Any]) -> None:
-    if isinstance(stack[-1], Placeholder):
+def _put(target: Any, items: list[Any]) -> None:
+    if isinstance(target, Placeholder):
         return
-    if not isinstance(stack[-1], dict) or len(items) % 2:
+    if not isinstance(target, dict) or len(items) % 2:
         raise _Unreadable("its pickle sets items of something that is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
         # Plain keys only: hashing a tuple that is nested a million times deep would crash the process.
         if isinstance(key, str | int | float | bytes | None):
-            if key in stack[-1]:
+            if key in target:
                 raise _Unreadable("a dictionary has a key twice")
-            stack[-1][key] = value
+            target[key] = value
 
 
 def _called(called: Any, arguments: Any) -> Any:
@@ -414,12 +392,12 @@ def _called(called: Any, arguments: Any) -> Any:
     if called.name in _PARAMETER and arguments and isinstance(arguments[0], ForeignTensor):
         return arguments[0]
     if called.name == _DICTIONARY:
-        result: list[Any] = [{}]
+        result: dict[Any, Any] = {}
         for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise _Unreadable("a dictionary is built from something other than pairs")
             _put(result, [*pair])
-        return result[0]
+        return result
     if called.name == "torch.Size" and len(arguments) == 1 and isinstance(arguments[0], tuple):
         return arguments[0]
     return Placeholder(called.name)
