@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from seqtrack.config.schema import Config
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
+NO_RUNTIME = 'could not select device driver "nvidia" with capabilities: [[gpu]]'  # Docker's message
 HUB = "https://huggingface.co"
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 _CLOCK_LIMIT_S = 300.0
@@ -146,7 +147,7 @@ def check_driver(device: str, *, nvidia_smi: str = "nvidia-smi") -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = f"nvidia-smi: {error}"
     advice = (
-        "In a container, start it with --gpus all; if Docker then reports 'could not select device driver', install "
+        f"In a container, start it with --gpus all; if Docker then reports '{NO_RUNTIME}', install "
         "nvidia-container-toolkit on the host and restart Docker. Without a GPU, add '-f compose.yaml -f "
         "compose.cpu.yaml' and train on the CPU"
     )

@@ -177,7 +177,7 @@ def test_the_verdict_is_given_where_nothing_can_be_written(read_only: Path) -> N
 
 
 class TestHashChain:
-    def test_a_complete_chain_spans_both_phases(self, pair: Path) -> None:
+    def test_a_whole_chain_spans_both_phases(self, pair: Path) -> None:
         assert check_hash_chain([pair / "phase_1"]) == []
         assert check_hash_chain([pair / "phase_2", pair / "phase_1"]) == []
         assert verify(pair, "--chain", "phase_2", "phase_1") == (0, "whole")
