@@ -1,7 +1,6 @@
-"""What every test may ask for: the folders of real data and reference outputs, and CI's rule about skipping.
+"""Fixtures for all tests: the folders of real data and reference outputs, and CI's rule about skipping.
 
-A test that needs something which is not there says so and is skipped. That is right on a laptop and wrong in CI, where
-everything is there: a skip then would be a test that silently stopped testing, so it fails the run.
+A test that needs something which is missing is skipped. In CI everything is available, so a skip fails the run there.
 """
 
 import os
@@ -80,7 +79,7 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests are dealt to several processes: keep groups together, the longest first."""
+    """With several processes: keep groups together, and start the longest first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     groups = {item: _group(item) for item in items}

@@ -127,11 +127,11 @@ def test_a_sequence_decodes_to_the_clipped_box_within_a_bin(boxes: Tensor, bins:
 @QUICK
 @given(words=st.lists(st.integers(0, 99), min_size=4, max_size=4))
 def test_formats_are_orders_of_the_same_four_numbers(words: list[int]) -> None:
-    spelt = torch.tensor([words])
-    centre_first = t.tokens_to_boxes(spelt, 100, "xywh")
-    assert torch.equal(centre_first, t.tokens_to_boxes(spelt, 100, "cxcywh"))
-    assert torch.equal(centre_first[:, [2, 3, 0, 1]], t.tokens_to_boxes(spelt, 100, "whxy"))
-    assert torch.equal(b.xyxy_to_cxcywh(centre_first), t.tokens_to_boxes(spelt, 100, "corner"))
+    tokens = torch.tensor([words])
+    centre_first = t.tokens_to_boxes(tokens, 100, "xywh")
+    assert torch.equal(centre_first, t.tokens_to_boxes(tokens, 100, "cxcywh"))
+    assert torch.equal(centre_first[:, [2, 3, 0, 1]], t.tokens_to_boxes(tokens, 100, "whxy"))
+    assert torch.equal(b.xyxy_to_cxcywh(centre_first), t.tokens_to_boxes(tokens, 100, "corner"))
 
 
 @QUICK
@@ -201,26 +201,26 @@ def test_the_journal_survives_any_restart(steps: list[tuple[str, list[Row]]]) ->
         folder = Path(name, STATE_FOLDER)
         folder.mkdir()
         journal = Journal(folder, "folder::/a")
-        told: dict[str, Row] = {}
+        expected: dict[str, Row] = {}
         for action, rows in steps:
             if action == "write":
                 journal.write(rows)
-                told.update({row.path: row for row in rows})
+                expected.update({row.path: row for row in rows})
             elif action == "forget":
-                gone = [row.path for row in rows] + list(told)[:1]
+                gone = [row.path for row in rows] + list(expected)[:1]
                 journal.forget(gone)
-                told = {path: row for path, row in told.items() if path not in gone}
+                expected = {path: row for path, row in expected.items() if path not in gone}
             elif action == "mark_unverified":
                 journal.mark_unverified()
-                for row in told.values():
+                for row in expected.values():
                     row.state = "stable" if row.state in ("verified", "committed") else row.state
             else:
                 journal.close()
                 journal = Journal(folder, "folder::/a")
-            assert journal.rows == told
+            assert journal.rows == expected
         journal.close()
-        assert Journal(folder, "folder::/a").rows == told
-        for path, row in told.items():
+        assert Journal(folder, "folder::/a").rows == expected
+        for path, row in expected.items():
             if row.sha256 is not None:
                 assert is_verified(Path(name), path, row.sha256) == (row.state == "verified")
                 assert not is_verified(Path(name), path, "0" * 63 + "g")

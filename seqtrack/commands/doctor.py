@@ -78,7 +78,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     except UserError as error:
         yield from (Finding("settings", BAD, problem, "See docs/configuration.md") for problem in error.problems)
         return
-    dataset, target = ", ".join(environment.dataset) or "(as the file says)", environment.target or "nowhere"
+    dataset, target = ", ".join(environment.dataset) or "(those of the file)", environment.target or "nowhere"
     yield Finding("settings", OK, f"CONFIG={environment.config} DATASET={dataset}, uploads to {target}")
     yield check_driver(environment.device)
     yield from try_device(environment, config)

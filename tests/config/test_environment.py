@@ -322,7 +322,7 @@ def test_the_example_file_is_a_valid_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "named"),
     [
         ("OUTPUT_DIR", "d\udcc3\udcbc/o", "LC_ALL=C.UTF-8"),
         ("DATA_DIR", "\udcff", "LC_ALL=C.UTF-8"),
@@ -330,6 +330,6 @@ def test_the_example_file_is_a_valid_configuration(tmp_path: Path) -> None:
         ("CONFIG", "a\u200bb", "U+200B"),
     ],
 )
-def test_an_invalid_character_is_named(name: str, value: str, says: str) -> None:
+def test_an_invalid_character_is_named(name: str, value: str, named: str) -> None:
     (problem,) = [one for one in problems_of({name: value}) if one.startswith(name)]
-    assert says in problem and problem.isprintable()
+    assert named in problem and problem.isprintable()

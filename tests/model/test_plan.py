@@ -105,12 +105,12 @@ def test_the_estimate_is_near_a_measured_peak(checkpointing: bool) -> None:
     spec = ModelSpec(**sizes, use_checkpoint=checkpointing)
     batch = 2
     estimate = training_memory(spec, batch=batch, half=False, checkpointing=checkpointing).total
-    told = json.dumps({**sizes, "use_checkpoint": checkpointing})
+    found = json.dumps({**sizes, "use_checkpoint": checkpointing})
     # A small threshold gives every freed activation back at once: what is measured is use, not the allocator's hoard.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     environ.pop("THP_MEM_ALLOC_ENABLE", None)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, told, str(batch)], capture_output=True, text=True, check=True, env=environ
+        [sys.executable, "-c", MEASURE, found, str(batch)], capture_output=True, text=True, check=True, env=environ
     )
     peak = int(done.stdout)
     print(f"estimate {estimate / 1e6:.0f} MB, measured {peak / 1e6:.0f} MB")
@@ -138,21 +138,21 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 
 def test_a_run_that_fits_is_planned_with_exit_code_0(plan: Callable[..., Plan]) -> None:
-    code, told, said = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10")
+    code, found, said = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10")
     assert code == 0, said
-    assert told["parameters"] == 90_596_002
-    assert told["upload_bytes"] == 10 * 12 * 90_596_002
-    assert told["disk_bytes"] == 11 * 12 * 90_596_002
-    assert told["memory_with_checkpointing"] < told["memory_without_checkpointing"] / 2
-    assert told["problems"] == []
+    assert found["parameters"] == 90_596_002
+    assert found["upload_bytes"] == 10 * 12 * 90_596_002
+    assert found["disk_bytes"] == 11 * 12 * 90_596_002
+    assert found["memory_with_checkpointing"] < found["memory_without_checkpointing"] / 2
+    assert found["problems"] == []
 
 
 def test_what_does_not_fit_is_refused_with_the_number_and_advice(plan: Callable[..., Plan]) -> None:
-    code, told, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100")
+    code, found, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100")
     assert code == 2
-    assert f"{told['memory_needed'] / GIB:.2f} GiB needed" in said
+    assert f"{found['memory_needed'] / GIB:.2f} GiB needed" in said
     assert "USE_CHECKPOINT True" in said
-    assert f"{told['disk_bytes'] / GIB:.2f} GiB" in said
+    assert f"{found['disk_bytes'] / GIB:.2f} GiB" in said
     assert "KEEP_CHECKPOINTS to 28" in said
 
 
@@ -195,11 +195,11 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path
 def test_another_gpu_gets_its_own_precision_and_attention(
     plan: Callable[..., Plan], gpu: str, amp: str, precision: str, attention: str
 ) -> None:
-    code, told, said = plan(
+    code, found, said = plan(
         "seqtrack_b256", "--gpu", gpu, memory_gib=40, EPOCHS="1", BATCH_SIZE="4", OVERRIDES=f"TRAIN.AMP {amp}"
     )
     assert code == 0, said
-    assert (told["device"], told["precision"], told["attention"]) == ("cuda", precision, attention)
+    assert (found["device"], found["precision"], found["attention"]) == ("cuda", precision, attention)
 
 
 def test_stored_scores_are_counted(plan: Callable[..., Plan]) -> None:
@@ -213,8 +213,8 @@ def test_stored_scores_are_counted(plan: Callable[..., Plan]) -> None:
 
 
 def test_a_known_gpu_has_its_memory_and_a_compute_capability_needs_it_given(plan: Callable[..., Plan]) -> None:
-    code, told, _ = plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")
-    assert (code, told["memory_there"]) == (2, 4 * GIB)
+    code, found, _ = plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")
+    assert (code, found["memory_there"]) == (2, 4 * GIB)
     assert "[plan.memory]" in plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")[2]
     assert "[plan.gpu_memory]" in plan("seqtrack_b256", "--gpu", "8.6")[2]
     for name in ("RTX 9999", "8600", "laptop"):
@@ -225,8 +225,8 @@ def test_this_machine_is_planned_with_its_free_memory(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB // 4, "free now of a small machine"))
-    code, told, said = plan("demo")
-    assert (code, told["memory_there"], told["memory_from"]) == (2, GIB // 4, "free now of a small machine")
+    code, found, said = plan("demo")
+    assert (code, found["memory_there"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
 
 
@@ -241,8 +241,8 @@ def test_the_hosts_memory_is_counted_for_a_gpu(plan: Callable[..., Plan], monkey
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB, "free now"))
-    code, told, said = plan("seqtrack_b256", EPOCHS="1", DEVICE="auto")
-    assert (code, told["memory_there"], told["device"]) == (2, 70 * GIB, "cuda")
+    code, found, said = plan("seqtrack_b256", EPOCHS="1", DEVICE="auto")
+    assert (code, found["memory_there"], found["device"]) == (2, 70 * GIB, "cuda")
     assert "[plan.host_memory]" in said
     assert "[plan.memory]" not in said
 
@@ -263,7 +263,7 @@ def test_the_hosts_memory_is_counted_for_a_gpu(plan: Callable[..., Plan], monkey
         ("NVIDIA GeForce RTX 3050 Laptop GPU", "fp32", 7.1),
     ],
 )
-def test_peaks_are_those_of_the_data_sheets(name: str, precision: str, tflops: float | None) -> None:
+def test_peaks_are_those_documented_by_the_vendor(name: str, precision: str, tflops: float | None) -> None:
     card = find_gpu(name)
     assert card is not None
     peak = card.peak_tflops(precision)

@@ -68,12 +68,12 @@ def test_the_slurm_script_forwards_the_signal_and_requeues_only_after_75(
 ) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    stand_ins = {
+    fakes = {
         "apptainer": f"trap 'echo saved >>{tmp_path}/log; exit {code}' TERM\nenv >>{tmp_path}/env\n"
         f"echo started $* >>{tmp_path}/log\nfor i in $(seq 600); do sleep 0.1; done",
         "scontrol": f"echo $* >>{tmp_path}/log",
     }
-    for name, text in stand_ins.items():
+    for name, text in fakes.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
     environment = {
