@@ -278,7 +278,7 @@ def test_machines_that_cannot_meet_are_refused(wrong: dict[str, str], demo_data:
     with start(environment(tmp_path, demo_data, NNODES=2, **wrong)) as launcher:
         ended = launcher.end()
     assert ended.code == 2, ended.said
-    assert "error [launch.no_meeting_place]: " in ended.said
+    assert "error [launch.no_rendezvous]: " in ended.said
     assert list(tmp_path.iterdir()) == []
 
 
