@@ -50,7 +50,7 @@ def recorded(request: pytest.FixtureRequest) -> Recorded:
 
 @pytest.mark.parametrize("mode", ["win", "nowin"])
 def test_tracker_gives_the_authors_boxes(recorded: Recorded, mode: str) -> None:
-    """Frame by frame. A near tie between two tokens may fall the other way; the next frame starts from the authors' box."""
+    """Frame by frame. A near tie of two tokens may fall the other way; the next frame starts from their box."""
     record, arrays = recorded.record, recorded.arrays
     tracker = BatchTracker(
         recorded.model,
