@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from seqtrack.config.fields import did_you_mean, expected, must_match
 from seqtrack.config.rules import CAUTIONS, RULES, broken_rules
-from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, SECTIONS, Config
+from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, REMOVED_KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, read_text, short_repr
 
@@ -122,7 +122,7 @@ def config_digest(config: Config) -> str:
         for key, value in flat_values(config).items()
         if must_match(KEYS[key]) and not (key in ADDED_KEYS and value == KEYS[key].default)
     }
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(values | REMOVED_KEYS, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

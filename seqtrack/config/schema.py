@@ -232,6 +232,8 @@ IGNORED_KEYS = frozenset({"MODEL.ENCODER.STRIDE", "DATA.LOADER", "TEST.EPOCH"})
 
 # Keys added later; at their default they are not part of the digest, so that older experiments keep theirs.
 ADDED_KEYS = frozenset({"TRAIN.TF32"})
+# Keys that no longer exist; the digest keeps their only value, so that older experiments keep theirs.
+REMOVED_KEYS = {"TRAIN.SAMPLING": "stateless"}
 
 
 def _walk(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -132,19 +132,19 @@ TEST:
 
 # Checkpoints contain the digest: if it changed with the code, no run could be resumed after an update.
 DIGESTS = {
-    "airplane_bicycle_p8": "0c503f088aa680b8a7598673748137eb4d73a7baa4fde4b88930928e818daeee",
-    "airplane_random_5": "ff2e9459bdd02f56588e534e73dcc1f7129d3e2b35bf0afe0968e0f19333be09",
-    "book_coin_192": "5e2fb98ce9487722bacd4395fe6f9e8e56747306cc7864b7060166748a2ce974",
-    "coin_kite_256": "eb30617219e916779a4316538c7820dddd429002ce0ee70a9f7ea4d3ecfe75c9",
-    "demo": "6487102af9efe049d753a7c033d82238b4fc8d5c3e0e4da6fcc8db408c1f1ab8",
-    "seqtrack_b256": "f102cd7469fa161575cee06598b29a017918d809e2dd3b8abf5802c0e699358f",
-    "seqtrack_b256_got": "fd4bf037ecc310a90b742dd0315e61795d351beeee86f992a3e13ef3ed9a45be",
-    "seqtrack_b384": "23f7191224ba1e610f7c411c70a76994399e0ba59fb48fda51d4cf405a087879",
-    "seqtrack_b384_got": "4dd9a488d9177b3dbf4921711c1e7734cbafd03aa2dbd25716b61defdd85b781",
-    "seqtrack_l256": "deeb4abb5a634a084198ab111e91532516ad08e0ab173c9d2f3bc456677274d7",
-    "seqtrack_l256_got": "97a70ece62dcabcd7aaa6a23362cc8b9039d75d0f053386914f83bc9eeafb725",
-    "seqtrack_l384": "b0550e8ff8781925ce7bd14a79780b7339439e9add208658ca26c10dbbf18c8f",
-    "seqtrack_l384_got": "645d521ef68256a40bdff7e79b1eaa5e916f2bc648766854f4031f88e934fcde",
+    "airplane_bicycle_p8": "e27533ff5c319a765160999667560be4358a5c0c248ab8f2564ba9f01fac0db7",
+    "airplane_random_5": "82ea163f0d80ae90e1b88383987747967f1355b7d04740e3954f300701517e07",
+    "book_coin_192": "a12f49c080e96222a440434a2f29a702fea1ccac53b13bcbdad7a156127c16ba",
+    "coin_kite_256": "a8d3097d8cd105dda34c4d08b6f3e167ee04fd1e089616dcfc3fef0056762cc6",
+    "demo": "119488aa21ab6bbb420fc1190ebc142d16ac2473221ad005ee142e844ea2af00",
+    "seqtrack_b256": "2533fd949fa9b6ff52fa4439b9aaade05aebe0f8b53c623200f75745eb999969",
+    "seqtrack_b256_got": "4b9dc4dcbb29ffad37d70434e4eb4cf65f0fec6a371c591ea31021b08e1eb521",
+    "seqtrack_b384": "7bfdf276c34a87b42ecb56fc60be3cfe42952cae712e0b6e266433603a3f76a1",
+    "seqtrack_b384_got": "a218f3d9f5e1e60c3799c76643477181a5178d3b5c14692e0f3cd0598261f0e3",
+    "seqtrack_l256": "95abfaada42e24ba1fd56321b30e7c6a29199ca6078dd78a73b7a4782a8116ee",
+    "seqtrack_l256_got": "316578c95d855026f7ef0646ddf229685bc4b5a643617fedb682b8bc091df333",
+    "seqtrack_l384": "a0623fb18c6192a8db373e628da62894260ee13d1202ff01239e6a7e6c6cc39a",
+    "seqtrack_l384_got": "3ec32425897b0270d3b18b23dc562b04c6febef51db37dbce51331df88c9c8d1",
 }
 
 
