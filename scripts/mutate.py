@@ -146,7 +146,7 @@ FAULTS = [
           "differences.append('log numbers')"),
     Fault(f"{COMPARE} -k ended_earlier", "a run that ended earlier counts as identical", "reports.compare:_coverage",
           "ends[0] == ends[1]", "True"),
-    Fault(f"{DISTURBED} -k unusual_setting", "warnings before the start are not in the log file", "logging_to",
+    Fault("tests/training/test_log_files.py", "warnings before the start are not in the log file", "logging_to",
           "list(earlier)", "()"),
     Fault(LOGS, "a log that cannot be written is ignored", "_FileHandler.handleError", "raise"),
 ]

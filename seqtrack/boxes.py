@@ -1,8 +1,7 @@
-"""Boxes in their several spellings, how much they overlap, and the way between a search region and its image.
+"""Box formats, IoU, and the mapping from a search region to its image.
 
-Pure functions of tensors, elementwise over the last axis, in whatever floating type they are given. Knows nothing of
-tokens, images or models. Names say both ends: `xywh` is top-left corner and size, `cxcywh` centre and size, `xyxy` two
-corners.
+Pure functions of tensors, elementwise over the last axis, in any floating-point type. `xywh` is top-left corner and
+size, `cxcywh` centre and size, `xyxy` two corners.
 """
 
 import torch
@@ -45,21 +44,6 @@ def cxcywh_to_xywh(boxes: Tensor) -> Tensor:
     return torch.stack((cx - 0.5 * w, cy - 0.5 * h, w, h), dim=-1)
 
 
-def _intersection_and_union(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    size_a = a_xyxy[..., 2:] - a_xyxy[..., :2]
-    size_b = b_xyxy[..., 2:] - b_xyxy[..., :2]
-    low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
-    return intersection, size_a.prod(-1) + size_b.prod(-1) - intersection
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    # Two boxes without area share nothing: 0 rather than the NaN of 0/0, which would spoil the mean of a whole epoch.
-    empty = whole <= 0
-    return torch.where(empty, torch.zeros_like(part), part / torch.where(empty, torch.ones_like(whole), whole))
-
-
 def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Intersection over union, box by box.
 
@@ -67,40 +51,30 @@ def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
         a_xyxy, b_xyxy: (..., 4) corners, broadcastable. Continuous coordinates: no pixel is added to a side.
 
     Returns:
-        (...) in [0, 1]; 0 where neither box has an area.
+        (...) in [0, 1]; 0 where neither box has an area, because the NaN of 0/0 would spoil the mean of an epoch.
     """
-    return _ratio(*_intersection_and_union(a_xyxy, b_xyxy))
-
-
-def giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019), box by box.
-
-    SeqTrack's loss has no such term and nothing here calls it: it belongs to the authors' vocabulary of boxes, and
-    their reference values hold the arithmetic above to theirs also where boxes do not meet.
-
-    Returns:
-        (...) in [-1, 1]: IoU less the share of the smallest enclosing box that neither box covers.
-    """
-    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
-    low = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
-    high = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    hull = (high - low).clamp(min=0).prod(-1)
-    return _ratio(intersection, union) - _ratio(hull - union, hull)
+    size_a = a_xyxy[..., 2:] - a_xyxy[..., :2]
+    size_b = b_xyxy[..., 2:] - b_xyxy[..., :2]
+    low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    union = size_a.prod(-1) + size_b.prod(-1) - intersection
+    empty = union <= 0
+    return torch.where(empty, torch.zeros_like(union), intersection / torch.where(empty, torch.ones_like(union), union))
 
 
 def search_to_image(
     boxes_cxcywh: Tensor, previous_xywh: Tensor, *, resize_factor: float | Tensor, search_size_px: int
 ) -> Tensor:
-    """Carry boxes from a search region back to the image it was cut from.
+    """Map boxes from a search region to the image that it was cropped from, around the centre of `previous_xywh`.
 
-    The region was cut around the centre of `previous_xywh`. Like the authors' tracker this multiplies by the region's
-    size, although training divided by size - 1: boxes come out 256/255 too large, and released checkpoints are scored
-    that way.
+    Like the authors' tracker this multiplies by the region's size, although training divides by size - 1: boxes are
+    256/255 too large, and released checkpoints are scored that way.
 
     Args:
         boxes_cxcywh: (..., 4) in fractions of the search region's side.
         previous_xywh: (..., 4) in image pixels.
-        resize_factor: pixels of the region for one pixel of the image; a number or (...) of them.
+        resize_factor: pixels of the region per pixel of the image; a number or (...).
 
     Returns:
         (..., 4) xywh in image pixels, not clipped.
@@ -114,11 +88,11 @@ def search_to_image(
 
 
 def clip_to_image(boxes_xywh: Tensor, *, height_px: int, width_px: int, margin_px: float = 0) -> Tensor:
-    """Move and cut boxes so that at least `margin_px` of them stays inside the image on both axes.
+    """Move and clip boxes so that at least `margin_px` of them is inside the image on both axes.
 
     Args:
         boxes_xywh: (..., 4) in pixels.
-        margin_px: also the smallest width and height that is returned. The tracker uses 10.
+        margin_px: also the minimum width and height of the result. The tracker uses 10.
     """
     limit = torch.tensor([width_px, height_px], dtype=boxes_xywh.dtype, device=boxes_xywh.device)
     low = boxes_xywh[..., :2].clamp(min=0).minimum(limit - margin_px)

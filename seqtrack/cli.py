@@ -1,8 +1,7 @@
-"""The command line: which commands there are, and how an error ends.
+"""The command line: commands, error messages and exit codes.
 
-Knows each command only by the module that holds it, and imports that module when the command is chosen: `--help`
-answers at once, and the sidecar never meets torch. Exit codes: 0 done, 2 a mistake in configuration or data (all of
-them listed), 75 stopped on request, 1 anything else, with its traceback.
+A command's module is imported only when the command runs, so that `--help` is fast and the sidecar never imports
+torch. Exit codes: 0 done, 2 user error (all problems listed), 75 stopped on request, 1 anything else.
 """
 
 import argparse
@@ -20,14 +19,14 @@ from seqtrack.process import limit_problem, protect_screen, unwritten_output
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train one phase; settings come from environment variables"),
-    "verify": ("verify", "prove that two runs are the same run, or say where they part"),
-    "report": ("report", "write the report of a run from its measured files"),
-    "evaluate": ("evaluate", "score checkpoints or result files by LaSOT's protocol"),
-    "track": ("track", "follow one object through a video, a folder of frames or a camera"),
-    "data": ("data", "download, check and look at training data"),
-    "upload": ("upload", "push new files of the output folder to their target, and keep watching"),
+    "verify": ("verify", "compare two runs, or check the hash chain of one"),
+    "report": ("report", "write the report of a run from its files"),
+    "evaluate": ("evaluate", "evaluate checkpoints or result files by LaSOT's protocol"),
+    "track": ("track", "track one object in a video, a folder of frames or a camera stream"),
+    "data": ("data", "download, check and preview training data"),
+    "upload": ("upload", "upload new files of the output folder, and keep watching it"),
     "hub": ("hub", "helper commands for the Hugging Face Hub: create, check, upload, download, card"),
-    "plan": ("plan", "parameters, tokens, memory and disk that a configuration needs"),
+    "plan": ("plan", "estimate parameters, tokens, memory and disk of a configuration"),
     "doctor": ("doctor", "check this machine: GPU, memory, disk, data, token"),
     "export": ("export", "write a checkpoint as the authors' .pth.tar"),
     "import": ("import_", "read the authors' .pth.tar into a checkpoint"),
@@ -43,14 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"seqtrack {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, summary) in COMMANDS.items():
-        # The real parser is made once the command is known; this entry only lists the name.
+        # Only for the list of commands; the parser of a command is made once it is chosen.
         commands.add_parser(name, help=summary, add_help=False)
     return parser
 
 
 def _read_dotenv() -> None:
-    """Every command has the settings of `.env` in the current folder: one that trains and one that looks for what was
-    trained must not disagree about where that is."""
+    """Every command reads `.env` in the current folder, so that training and reading its output agree on the place."""
     if Path(".env").is_file():
         from seqtrack.config.environment import load_dotenv_file
 
@@ -58,15 +56,14 @@ def _read_dotenv() -> None:
 
 
 def _drop_empty_hub_settings() -> None:
-    """compose hands on variables that are set and empty; to us that means not set, but the Hub's client would take an
-    empty HF_ENDPOINT for an address."""
+    """compose passes on empty variables, but the Hub's client would use an empty HF_ENDPOINT as an address."""
     for name in [name for name, value in os.environ.items() if name.startswith("HF_") and not value.strip()]:
         del os.environ[name]
 
 
 def _join_negative_values(words: Sequence[str]) -> list[str]:
-    """`--box -20,-10,60,60` as `--box=-20,-10,60,60`: argparse takes a word with a minus in front for an option, unless
-    it is a single number. No option of ours begins with a digit."""
+    """`--box -20,-10,60,60` as `--box=-20,-10,60,60`: argparse takes an argument that starts with a minus for an option
+    unless it is a single number. No option here starts with a digit."""
     joined: list[str] = []
     for at, word in enumerate(words):
         if "--" in words[:at]:
@@ -112,7 +109,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         _drop_empty_hub_settings()
         return int(module.run(args))
     except UserError as error:
-        if limit_problem(error) is not None:  # a file that cannot be opened for that is no mistake of the user's
+        if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error
             raise
         for problem in error.problems:
             print(problem.line, file=sys.stderr)

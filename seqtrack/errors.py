@@ -1,23 +1,23 @@
 """Errors that are shown without a traceback, and the exit codes.
 
-Whatever is wrong with configuration or data is a `UserError` and ends in exit code 2 with every problem listed. What
-ends a run that started correctly (a full disk, a loss that is not finite, no memory left) is a `RunError` and ends in
-exit code 1. Everything else is a bug in this program and keeps its traceback, with exit code 1 as well. Imports
-nothing, so that the entrypoint can use the same codes before it has set up anything.
+A problem of configuration or data is a `UserError`: exit code 2 with every problem listed. A problem that ends a run
+which started correctly (a full disk, a loss that is not finite, no memory left) is a `RunError`: exit code 1.
+Everything else is a bug and keeps its traceback, also with exit code 1. Imports nothing, because the entrypoint uses
+the same codes.
 """
 
 from collections.abc import Sequence
 
 USER_ERROR_EXIT_CODE = 2
-STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "try again", which is what a restart policy should do
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a restart policy should try again
 
 
 class Problem(str):
-    """One sentence that says what, where, found, expected and what to do, with a stable code for programs and tests.
+    """One sentence (what, where, found, expected, what to do) with a stable code for programs and tests.
 
     Args:
         text: the sentence.
-        code: `area.name`, lower case with underscores, for example `config.unknown_key`. It never changes.
+        code: `area.name`, lower case with underscores, for example `config.unknown_key`.
     """
 
     code: str
@@ -40,8 +40,8 @@ class UserError(Exception):
     """One or more problems that the user can fix.
 
     Args:
-        problems: one sentence or all of them; all are shown, so that nobody fixes one error at a time.
-        code: the code of every problem that does not bring its own.
+        problems: one or more sentences; all are shown at once.
+        code: for problems that do not have their own.
     """
 
     def __init__(self, problems: str | Sequence[str], code: str = "user.error") -> None:
@@ -52,7 +52,7 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run cannot continue; the message says what was found where, and what to do."""
+    """A run cannot continue."""
 
     def __init__(self, message: str, code: str = "run.error") -> None:
         self.problem = message if isinstance(message, Problem) else Problem(message, code)

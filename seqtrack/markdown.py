@@ -1,7 +1,6 @@
-"""Markdown that is written from measured files: every text is escaped unless it was made here.
+"""Write Markdown: every value is escaped unless it is already `Markdown`.
 
-The report, the comparison and the model card quote names and lines that anybody may have written into a file. Knows no
-file of a run.
+The report, the comparison and the model card quote names and lines from files that anybody may have written.
 """
 
 import re
@@ -9,20 +8,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-# What could begin or end markup: an underscore where it is not inside a word, and what makes a list or a heading only
-# at the beginning of a line. Control characters, line ends and letters that turn the direction of writing are not kept.
+# Characters that can start or end markup: an underscore only outside a word, list and heading markers only at the start
+# of a line. Control characters, line ends and characters that change the writing direction are removed.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w)")
 _LINE_START = re.compile(r"^(\d*)([#+=.)-])(?=[\s#=.-]|$)")
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]*)\)")
 
 
 class Markdown(str):
-    """Text that is Markdown already; everything else is escaped when it is put into a table."""
+    """Text that is Markdown already and is not escaped again."""
 
 
 def escape(value: object) -> Markdown:
-    """A value as literal text on one line: no markup, no line end, no control or direction character."""
+    """A value as literal text on one line."""
     if isinstance(value, Markdown):
         return value
     flat = _escape(str(value)).strip()
@@ -30,11 +29,11 @@ def escape(value: object) -> Markdown:
 
 
 def _escape(text: str) -> str:
-    return _SPECIAL.sub(lambda match: "\\" + match[0], _UNSEEN.sub(" ", text))
+    return _SPECIAL.sub(lambda match: "\\" + match[0], _INVISIBLE.sub(" ", text))
 
 
 def escape_with_links(text: str) -> Markdown:
-    """As `escape`, but `[label](address)` stays a link where `is_safe_link` allows the address."""
+    """Like `escape`, but `[label](address)` stays a link where `is_safe_link` allows the address."""
     parts: list[str] = []
     end = 0
     for match in _LINK.finditer(text):
@@ -46,7 +45,7 @@ def escape_with_links(text: str) -> Markdown:
 
 
 def is_safe_link(address: str) -> bool:
-    """Whether a link may lead there: https with a host and no user, or a path relative to the page."""
+    """Whether an address may be a link: https with a host and no user, or a relative path."""
     if not address or any(not letter.isprintable() or letter in ' \\"<>`|' for letter in address):
         return False
     try:
@@ -59,8 +58,8 @@ def is_safe_link(address: str) -> bool:
 
 
 def code(value: object) -> Markdown:
-    """A value as a code span, whatever backticks it has; with a bar, which would end a table's cell, as plain text."""
-    flat = _UNSEEN.sub(" ", str(value))
+    """A value as a code span; as escaped text if it has a bar, which would end a table cell."""
+    flat = _INVISIBLE.sub(" ", str(value))
     if "|" in flat or not flat.strip():
         return escape(value)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
@@ -69,14 +68,13 @@ def code(value: object) -> Markdown:
 
 
 def code_block(lines: Iterable[str]) -> Markdown:
-    """Lines as they are, in a fence that none of them can close."""
-    text = "\n".join(_UNSEEN.sub(" ", line) for line in lines)
+    """Unchanged lines in a fence that none of them can close."""
+    text = "\n".join(_INVISIBLE.sub(" ", line) for line in lines)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return Markdown(f"{fence}\n{text}\n{fence}\n")
 
 
 def bold(value: object) -> Markdown:
-    """A value in bold."""
     return Markdown(f"**{escape(value)}**")
 
 
@@ -86,7 +84,7 @@ def image(path: Path | str, alt: object) -> Markdown:
 
 
 def table(heading: Sequence[object], rows: Iterable[Sequence[object]], *, texts: int = 1) -> Markdown:
-    """A table whose first `texts` columns are text and whose others are numbers."""
+    """A table; the first `texts` columns are aligned left, the others right."""
     lines = [[escape(cell) for cell in row] for row in (heading, *rows)]
     ruler = "|" + "---|" * texts + "---:|" * (len(heading) - texts)
     written = ["| " + " | ".join(line) + " |" for line in lines]
@@ -94,5 +92,5 @@ def table(heading: Sequence[object], rows: Iterable[Sequence[object]], *, texts:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure as tables show it; what was not measured is a dash."""
+    """A number with fixed decimals; a dash if it was not measured."""
     return "–" if value is None else f"{value:.{digits}f}"

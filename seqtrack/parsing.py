@@ -1,8 +1,8 @@
-"""The grammar of everything that is read from outside: text files, JSON and numbers.
+"""Strict parsing of text files, JSON and numbers.
 
-Python's own `int()`, `float()` and `json.loads` accept more than a data file may say (`1_000`, `inf`, duplicate keys,
-NaN), and fail in more ways than a reader expects (RecursionError). Every reader of the package uses these functions
-instead and adds file and line to the message. Knows no file format.
+Python's `int()`, `float()` and `json.loads` accept more than a data file may contain (`1_000`, `inf`, duplicate keys,
+NaN) and raise unexpected errors (RecursionError). Every reader of the package uses these functions instead and adds
+file and line to the message.
 """
 
 import json
@@ -17,20 +17,20 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:[e
 
 
 class ParseError(ValueError):
-    """A text cannot be read in exactly one way; the message says what was found and what was expected."""
+    """Invalid text; the message has what was found and what was expected."""
 
 
 def short_repr(text: object, limit: int = 60) -> str:
-    """A value as messages show it: on one line, and not longer than a line."""
+    """A value for messages: on one line, shortened to `limit` characters."""
     shown = text if isinstance(text, str) else repr(text)
     return repr(shown if len(shown) <= limit else shown[: limit - 3] + "...")
 
 
 def parse_int(text: str) -> int:
-    """A whole number in plain digits; surrounding blanks are ignored.
+    """An integer in plain digits; surrounding blanks are ignored.
 
     Raises:
-        ParseError: anything else, `1_000`, `1.0` and other alphabets' digits included.
+        ParseError: anything else, including `1_000`, `1.0` and digits of other alphabets.
     """
     if not _INTEGER.fullmatch(text.strip(" \t")):
         raise ParseError(f"found {short_repr(text)}, expected a whole number")
@@ -38,10 +38,10 @@ def parse_int(text: str) -> int:
 
 
 def parse_float(text: str) -> float:
-    """A finite decimal number in plain digits, with an exponent or without; surrounding blanks are ignored.
+    """A finite decimal number in plain digits with an optional exponent; surrounding blanks are ignored.
 
     Raises:
-        ParseError: anything else, `nan`, `inf`, `1e999`, `1_000` and hexadecimal included.
+        ParseError: anything else, including `nan`, `inf`, `1e999`, `1_000` and hexadecimal.
     """
     if not _NUMBER.fullmatch(text.strip(" \t")):
         raise ParseError(f"found {short_repr(text)}, expected a number")
@@ -52,12 +52,12 @@ def parse_float(text: str) -> float:
 
 
 def split_commas(text: str | None) -> tuple[str, ...]:
-    """The parts between the commas of a command's option; nothing for None."""
+    """The parts of a comma-separated option; empty for None."""
     return tuple(part for part in (item.strip() for item in (text or "").split(",")) if part)
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file: UTF-8, a byte order mark ignored, every kind of line end turned into a line feed.
+    """Decode UTF-8, ignore a byte order mark, and normalise line ends.
 
     Raises:
         ParseError: UTF-16 or other bytes that are not UTF-8, or a zero byte.
@@ -89,7 +89,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON document.
 
     Raises:
-        ParseError: not JSON, NaN or Infinity, a number beyond float64, a key twice in one object, or nested too deep.
+        ParseError: not JSON, NaN or Infinity, a number beyond float64, a duplicate key, or nested too deeply.
     """
     try:
         return json.loads(
@@ -102,7 +102,7 @@ def parse_json(text: str | bytes) -> Any:
     except ParseError:
         raise
     except RecursionError:
-        raise ParseError("the JSON is nested too deep") from None
+        raise ParseError("the JSON is nested too deeply") from None
     except ValueError as error:
         raise ParseError(f"not JSON: {error}") from error
 
@@ -111,7 +111,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ParseError(f"the key {short_repr(key)} is there twice")
+            raise ParseError(f"the key {short_repr(key)} is duplicated")
         found[key] = value
     return found
 
@@ -121,7 +121,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _parse_json_float(text: str) -> float:
-    # The JSON scanner has checked the spelling already; what is left is a number beyond float64.
+    # The syntax is checked already; only a number beyond float64 is left.
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ParseError(f"found {short_repr(text)}, expected a finite number")
@@ -129,7 +129,7 @@ def _parse_json_float(text: str) -> float:
 
 
 def _parse_json_int(text: str) -> int:
-    # 20 digits hold every 64-bit seed; more is damage, and Python refuses to convert thousands of digits.
+    # 20 digits hold every 64-bit seed; Python refuses to convert thousands of digits.
     if len(text) > 20:
         raise ParseError(f"found {short_repr(text)}, expected a whole number of at most 20 digits")
     return int(text)

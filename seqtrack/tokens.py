@@ -1,10 +1,8 @@
-"""Boxes spelt as words: SeqTrack's vocabulary and the sequences it is trained on.
+"""Boxes as tokens: SeqTrack's vocabulary and its training sequences (SeqTrack, section 3.2).
 
-The vocabulary has `bins` coordinate words 0..bins-1, then END = bins, then START = bins + 1. A sequence spells one box
-with four coordinates. Pure functions of tensors; knows boxes, and nothing of models or files.
-
-Three formats order the coordinates: "xywh" spells cx, cy, w, h (the authors call it so although it is centre based),
-"whxy" spells w, h, cx, cy, and "corner" spells x0, y0, x1, y1. "cxcywh" is accepted as the honest name of the first.
+The vocabulary has `bins` coordinate tokens 0..bins-1, then END = bins, then START = bins + 1. A sequence is one box of
+four coordinates, in one of three formats: "xywh" is cx, cy, w, h (the authors' name, although it is centre based),
+"whxy" is w, h, cx, cy, and "corner" is x0, y0, x1, y1. "cxcywh" is a second name of the first.
 """
 
 import math
@@ -20,25 +18,25 @@ SEQ_FORMATS = ("xywh", "whxy", "corner", "cxcywh")
 
 
 def end_token(bins: int) -> int:
-    """The word that ends a sequence. It is learned but never generated: a box always has four coordinates."""
+    """The token that ends a sequence. It is learned but never generated: a box always has four coordinates."""
     return bins
 
 
 def start_token(bins: int) -> int:
-    """The word every decoder input begins with."""
+    """The first token of every decoder input."""
     return bins + 1
 
 
 def vocabulary_size(bins: int) -> int:
-    """Coordinate words, END and START."""
+    """Coordinate tokens, END and START."""
     return bins + 2
 
 
 def centre_positions(seq_format: str) -> tuple[int, ...]:
-    """Positions of the sequence that hold the box's centre, where the tracker's window applies.
+    """Positions of the box's centre in the sequence, where the tracker's window applies.
 
-    "corner" has none. The authors window its first two words, which pulls the top-left corner, not the box, to the
-    middle; no published model uses that format, so here it has no window.
+    "corner" has none. The authors apply the window to its first two tokens, which pulls the top-left corner instead of
+    the box to the middle; no published model uses that format.
 
     Raises:
         ValueError: an unknown format.
@@ -48,31 +46,30 @@ def centre_positions(seq_format: str) -> tuple[int, ...]:
 
 
 def boxes_to_tokens(boxes: Tensor, bins: int) -> Tensor:
-    """Spell coordinates as words, in the order given.
+    """Quantize coordinates to tokens, in the order given.
 
     Args:
         boxes: (..., 4) float in [0, 1], fractions of the search region's side.
-        bins: number of coordinate words.
+        bins: number of coordinate tokens.
 
     Returns:
-        (..., 4) int64 in [0, bins - 1]: the integer part of value * (bins - 1), as released checkpoints learned it,
-        which is half a bin below the value on average.
+        (..., 4) int64 in [0, bins - 1]: the integer part of value * (bins - 1), as in released checkpoints, which is
+        half a bin below the value on average.
 
     Raises:
-        ValueError: a coordinate lies outside [0, 1] or is not a number. Clip the box first: a word wrapped round
-            silently would teach the model a box that is not there.
+        ValueError: a coordinate is outside [0, 1] or NaN. Clip the box first.
     """
     if not bool(((boxes >= 0) & (boxes <= 1)).all()):
         outside = boxes[~((boxes >= 0) & (boxes <= 1))]
         raise ValueError(
-            f"{outside.numel()} of {boxes.numel()} coordinates lie outside [0, 1], the first is {float(outside[0])}; "
-            "clip the boxes to the search region before spelling them"
+            f"{outside.numel()} of {boxes.numel()} coordinates are outside [0, 1], the first is {float(outside[0])}; "
+            "clip the boxes to the search region first"
         )
     return (boxes * (bins - 1)).long()
 
 
 def tokens_to_boxes(tokens: Tensor, bins: int, seq_format: str = "xywh") -> Tensor:
-    """Read words as boxes.
+    """Decode tokens to boxes.
 
     Args:
         tokens: (..., 4) integers in [0, bins - 1].
@@ -93,7 +90,7 @@ def tokens_to_boxes(tokens: Tensor, bins: int, seq_format: str = "xywh") -> Tens
 
 
 def target_sequences(boxes_cxcywh: Tensor, bins: int, seq_format: str = "xywh") -> tuple[Tensor, Tensor]:
-    """What the decoder is given and what it has to say, for boxes that may reach out of the search region.
+    """Decoder inputs and targets for boxes that may extend beyond the search region.
 
     Args:
         boxes_cxcywh: (B, 4) float in fractions of the search region's side.
@@ -102,13 +99,13 @@ def target_sequences(boxes_cxcywh: Tensor, bins: int, seq_format: str = "xywh") 
         input tokens (B, 5) int64: START and four coordinates; target tokens (B, 5) int64: four coordinates and END.
 
     Raises:
-        ValueError: a coordinate is not a number, or an unknown format.
+        ValueError: a NaN coordinate, or an unknown format.
     """
     return target_sequences_from_corners(cxcywh_to_xyxy(boxes_cxcywh), bins, seq_format)
 
 
 def target_sequences_from_corners(boxes_xyxy: Tensor, bins: int, seq_format: str = "xywh") -> tuple[Tensor, Tensor]:
-    """As `target_sequences`, from corners: each corner is clamped to the region, so a box that leaves it is cut.
+    """As `target_sequences`, from corners, each of which is clamped to the region.
 
     Args:
         boxes_xyxy: (B, 4) float in fractions of the search region's side.
@@ -128,11 +125,11 @@ def target_sequences_from_corners(boxes_xyxy: Tensor, bins: int, seq_format: str
 
 
 def hann_window(bins: int) -> Tensor:
-    """The tracker's penalty for moving away: a Hann window over the coordinate words.
+    """The tracker's penalty for large motion: a Hann window over the coordinate tokens.
 
     Returns:
-        (bins,) float64 on the CPU, 1 in the middle, exactly 0 at both ends: with the window the outermost words can
-        never win, as in the authors' tracker.
+        (bins,) float64 on the CPU, 1 in the middle, exactly 0 at both ends: with the window the outermost tokens are
+        never chosen, as in the authors' tracker.
     """
     if bins == 1:
         return torch.ones(1, dtype=torch.float64)

@@ -1,7 +1,6 @@
-"""What every test may ask for: the folders of real data and reference outputs, and CI's rule about skipping.
+"""Fixtures for all tests: the folders of real data and reference outputs, and CI's rule about skipping.
 
-A test that needs something which is not there says so and is skipped. That is right on a laptop and wrong in CI, where
-everything is there: a skip then would be a test that silently stopped testing, so it fails the run.
+A test that needs something which is missing is skipped. In CI everything is available, so a skip fails the run there.
 """
 
 import os
@@ -73,12 +72,14 @@ def _group(item: pytest.Item) -> str:
         return "docker"
     if item.path.parent.name in ("uploads", "reports"):
         return item.path.parent.name
+    if item.path.name == "test_formats.py":  # shares a run with the tests of reports
+        return "reports"
     return "uploads" if item.path.name.startswith("test_uploads_") else item.path.name
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests are dealt to several processes: keep groups together, the longest first."""
+    """With several processes: keep groups together, and start the longest first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     groups = {item: _group(item) for item in items}

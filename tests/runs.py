@@ -8,6 +8,7 @@ signals, real exit codes, real files, a tenth of the time.
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,18 @@ def command(*words: str, env: Mapping[str, str], cwd: Path | None = None, timeou
 
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["seqtrack.train", "seqtrack.commands.train", "seqtrack.cli", "seqtrack.reports.plots"])
+_FORKS.set_forkserver_preload(
+    [
+        "seqtrack.train",
+        "seqtrack.commands.train",
+        "seqtrack.cli",
+        "seqtrack.reports.plots",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "seqtrack.commands.evaluate",
+        "seqtrack.evaluation.run",
+    ]
+)
 
 
 def _become(words: list[str], env: dict[str, str], log: str, prepare: Callable[[], None] | None) -> None:
@@ -243,14 +255,47 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _data[0]
 
 
-_uncut: dict[str, Path] = {}
+_made: dict[str, Path] = {}
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run of TINY that nothing disturbed. Read it, change nothing in it."""
-    if "tiny" not in _uncut:
+    """The output folder of an uninterrupted run of TINY. Change nothing in it."""
+    if "uninterrupted" not in _made:
         output = tmp_path_factory.mktemp("uninterrupted")
         completed(environment(output, demo_data))
-        _uncut["tiny"] = output
-    return _uncut["tiny"]
+        _made["uninterrupted"] = output
+    return _made["uninterrupted"]
+
+
+@pytest.fixture(scope="session")
+def resumed(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`uninterrupted` with a phase 2 that resumed after epoch 1. Change nothing in it."""
+    if "resumed" not in _made:
+        output = Path(shutil.copytree(uninterrupted, tmp_path_factory.mktemp("resumed") / "output"))
+        completed(environment(output, demo_data, PHASE=2, RESUME_EPOCH=1))
+        _made["resumed"] = output
+    return _made["resumed"]
+
+
+@pytest.fixture(scope="session")
+def finished(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with every file that commands write. Change nothing in it.
+
+    Phase 2 logs at another interval than phase 1, and validates, which phase 1 did not.
+    """
+    if "finished" not in _made:
+        output = Path(shutil.copytree(uninterrupted, tmp_path_factory.mktemp("finished") / "output"))
+        keys = {"TRAIN.PRINT_INTERVAL": 32, "TRAIN.VALIDATION_INTERVAL": 2, "TRAIN.VALIDATION_SEQUENCES": 1}
+        completed(environment(output, demo_data, keys, PHASE=2, RESUME_EPOCH=1))
+        env = environment(output, demo_data, UPLOAD_TARGET=f"folder:{output.parent / 'target'}", UPLOAD_SETTLE_S=0.2)
+        for words in (
+            ("evaluate", "--phase", "1", "--sequences", "disk-21,tile-21", "--untrained"),
+            ("upload", "--once"),
+            ("report", "--html"),
+        ):
+            with start(env, *words) as running:
+                ended = running.end()
+            assert ended.code == 0, (words, ended.said)
+        _made["finished"] = output
+    return _made["finished"]

@@ -1,4 +1,4 @@
-"""What is quoted in Markdown is literal text, read back by a Markdown reader; a link leads where one may lead."""
+"""Text from files stays literal text for a Markdown parser, and only safe links are links."""
 
 import pytest
 from markdown_it import MarkdownIt
@@ -31,7 +31,7 @@ HOSTILE = [
 
 
 def texts(markdown: str) -> tuple[set[str], str]:
-    """Kinds of tokens that are neither plain text nor the frame of it, and the text that a reader sees."""
+    """The kinds of all tokens, and the visible text."""
     tokens = READER.parse(markdown)
     inside = [child for token in tokens for child in token.children or ()]
     return {one.type for one in (*tokens, *inside)}, "".join(one.content for one in inside)
@@ -43,7 +43,7 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("before", ["", "- ", "Word "])
-def test_a_text_stays_the_text_it_is(text: str, before: str) -> None:
+def test_escaped_text_is_literal(text: str, before: str) -> None:
     kinds, seen = texts(before + escape(text))
     assert kinds <= {"paragraph_open", "paragraph_close", "inline", "text", "text_special"} | (
         {"bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close"} if before == "- " else set()
@@ -62,7 +62,7 @@ def test_a_cell_of_a_table_is_one_cell(text: str, form: type) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_quoted_lines_cannot_end_their_block(text: str) -> None:
+def test_quoted_lines_cannot_close_their_block(text: str) -> None:
     (token,) = READER.parse(code_block([text, "last line"]))
     assert token.type == "fence" and token.content.endswith("last line\n")
 

@@ -8,6 +8,17 @@ import argparse
 import time
 from typing import Any
 
+import numpy as np
+import torch
+
+from seqtrack.config.loader import load_config
+from seqtrack.device import choose_device
+from seqtrack.model.build import build_model
+from seqtrack.model.spec import model_spec
+from seqtrack.runtime.environment import describe_device
+from seqtrack.tracking.settings import tracker_settings
+from seqtrack.tracking.tracker import Tracker
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="seqtrack_b256", help="experiment (default: seqtrack_b256)")
@@ -19,18 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns fps, ms_a_frame, encoder_share and the conditions; on a CPU also the ratio to the authors' 1.06 fps."""
-    import numpy as np
-    import torch
-
-    from seqtrack.config.loader import load_config
-    from seqtrack.device import choose_device
-    from seqtrack.model.build import build_model
-    from seqtrack.model.spec import model_spec
-    from seqtrack.runtime.environment import describe_device
-    from seqtrack.tracking.settings import tracker_settings
-    from seqtrack.tracking.tracker import Tracker
-
+    """Measure fps, ms_a_frame and encoder_share; on a CPU also the ratio to the authors' 1.06 fps."""
     torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     config = load_config(args.config)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     tracker.start(noise, (290.0, 150.0, 60.0, 60.0))
-    # The tracker may run a copy of the model, so the encoder is watched wherever it is called.
+    # The tracker may run a copy of the model, so the hooks are global.
     handles = [
         torch.nn.modules.module.register_module_forward_pre_hook(_only(type(model.encoder), before)),
         torch.nn.modules.module.register_module_forward_hook(_only(type(model.encoder), after)),
@@ -88,5 +88,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _only(kind: type, act: Any) -> Any:
-    """A hook for every module that acts on modules of one kind."""
+    """A global module hook that acts on modules of one kind only."""
     return lambda module, *_: act() if type(module) is kind else None

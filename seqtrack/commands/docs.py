@@ -1,8 +1,4 @@
-"""The tables of `docs/commands.md`, made from the commands' own parsers and the table of variables.
-
-`python -m seqtrack.commands.docs docs/commands.md` writes them again between their markers; a test says when that
-was forgotten. Knows no prose.
-"""
+"""Generate the tables of `docs/commands.md`: `python -m seqtrack.commands.docs docs/commands.md`."""
 
 import argparse
 import importlib
@@ -19,7 +15,7 @@ _START, _END = "<!-- commands: made by python -m seqtrack.commands.docs -->", "<
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command, as `seqtrack COMMAND --help` has it."""
+    """The parser of a command."""
     module_name, summary = COMMANDS[command]
     parser = argparse.ArgumentParser(prog=f"seqtrack {command}", description=summary)
     importlib.import_module(f"seqtrack.commands.{module_name}").add_arguments(parser)
@@ -27,7 +23,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 
 
 def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    """Every command and sub-command: its words after `seqtrack`, what it does in a line, its parser."""
+    """Every command and sub-command: the words after `seqtrack`, its summary, its parser."""
     for command, (_, summary) in COMMANDS.items():
         parser = parser_of(command)
         yield command, summary, parser
@@ -39,7 +35,7 @@ def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
-    """Each argument but --help as (how it is written, what it means)."""
+    """Each argument except --help as (syntax, meaning)."""
     formatter = parser._get_formatter()
     found = []
     for action in parser._actions:
@@ -64,7 +60,7 @@ def _written(action: argparse.Action) -> str:
 
 
 def commands_text() -> str:
-    """One section a command, one row an argument, and the variables that it reads."""
+    """One section per command with its arguments and the variables that it reads."""
     parts: list[str] = []
     for words, summary, parser in parsers():
         level = "###" if " " not in words else "####"
@@ -83,12 +79,12 @@ def _reads(reader: str, command: str) -> bool:
 
 
 def _shown(variable: str) -> str:
-    """The name; the sidecar's many settings are one word here and a table in docs/configuration.md."""
+    """The name; the uploader's settings are listed in docs/configuration.md only."""
     return "`UPLOAD_*`" if variable.startswith("UPLOAD_") and variable != "UPLOAD_TARGET" else f"`{variable}`"
 
 
 def render(document: str) -> str:
-    """The document with its tables made again; everything outside the markers stays.
+    """The document with its tables generated again.
 
     Raises:
         ValueError: a marker is missing.

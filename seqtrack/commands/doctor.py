@@ -1,21 +1,26 @@
 """`seqtrack doctor`: check this machine and these settings, one line each with what to do; exit code 0 or 1.
 
-Reads the same environment variables as a run, asks the same code, and tries what a run will need; changes nothing.
+Reads the same environment variables as a run, calls the same code, and tries what a run needs; changes nothing. The
+token is sent to the Hub and nowhere else, and no line shows it.
 """
 
 import argparse
+import logging
 import os
+import re
 import resource
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from seqtrack.commands.machine import GIB, free_memory
+from seqtrack.commands.machine import GIB, nearest_folder
 from seqtrack.errors import UserError
 from seqtrack.process import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
 
@@ -24,15 +29,15 @@ if TYPE_CHECKING:
     from seqtrack.config.schema import Config
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
-# The engine's own words when a GPU is asked of it and it has no NVIDIA runtime.
-NO_RUNTIME = 'could not select device driver "nvidia" with capabilities: [[gpu]]'
-_SHM_WANTED = 512 * 2**20
+NO_RUNTIME = 'could not select device driver "nvidia" with capabilities: [[gpu]]'  # Docker's message
+HUB = "https://huggingface.co"
+LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 _CLOCK_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what was looked at, how it bears on a run, what was found, and what to do about it."""
+    """One line of output: what was checked, the level, what was found, and what to do about it."""
 
     about: str
     level: str
@@ -45,50 +50,90 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Looks at limits, packages, settings, folders, data, the token (asks the Hub whose it is, never shows it) and "
-        "the clock, holds memory and disk against what `plan` says, and tries the device in processes like those of "
-        "training: a matrix product, attention in the precision of the run, a checkpoint's memory, an exchange."
+        "Checks limits, packages, settings, the GPU driver, folders, data, the token (asks the Hub whose it is, never "
+        "shows it) and the clock. Compares memory and disk with the numbers of `plan`. Tries the device in processes "
+        "like those of training: a matrix product, attention in the precision of the run, a sum over the processes."
     )
 
 
 def run(_args: argparse.Namespace) -> int:
-    """Print every finding; 1 if one of them is an obstacle."""
-    obstacles = 0
-    for finding in _findings():
+    """Print every finding; 1 if any is BAD."""
+    bad = 0
+    for finding in _findings(os.environ):
         print(finding, flush=True)
-        obstacles += finding.level == BAD
-    print("everything is in order" if not obstacles else f"{obstacles} to fix (marked BAD)")
-    return 1 if obstacles else 0
+        bad += finding.level == BAD
+    print(f"{bad} to fix (marked BAD)" if bad else "everything is in order")
+    return 1 if bad else 0
 
 
-def _findings() -> Iterator[Finding]:
-    yield from check_limits()  # first: what follows may fail for them
-    from seqtrack.commands import doctor_project as project
+def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
+    # Imported here: --help must be fast.
     from seqtrack.commands.doctor_probe import try_device
+    from seqtrack.config.environment import configure
 
-    settings, environment, config = project.check_settings(os.environ)
-    yield from settings
-    yield project.check_packages()
-    yield check_driver(environment.device if environment else "auto")
-    if environment is not None and config is not None:
-        yield from try_device(environment, config)
-        yield from check_room(environment, config)
+    yield from check_limits()  # first: what follows may fail because of them
+    yield check_packages()
+    try:
+        environment, config = configure(environ)
+    except UserError as error:
+        yield from (Finding("settings", BAD, problem, "See docs/configuration.md") for problem in error.problems)
+        return
+    dataset, target = ", ".join(environment.dataset) or "(those of the file)", environment.target or "nowhere"
+    yield Finding("settings", OK, f"CONFIG={environment.config} DATASET={dataset}, uploads to {target}")
+    yield check_driver(environment.device)
+    yield from try_device(environment, config)
+    yield from check_room(environment, config)
+    yield check_folder("output folder", environment.output_dir, write=True)
+    yield check_folder("data folder", environment.data_dir, write=_uses_demo(config))
+    yield from check_data(environment, config)
+    yield from check_token(environment, environ)
+    if environment.hf_repo is not None:
+        yield check_clock(time.time(), hub_date(environment))
+
+
+def check_limits() -> Iterator[Finding]:
+    """What `ulimit` leaves this process."""
+    for about, kind, wanted, advice in (
+        ("open files (ulimit -n)", resource.RLIMIT_NOFILE, OPEN_FILES_WANTED, "Raise it: ulimit -n 4096"),
+        ("address space (ulimit -v)", resource.RLIMIT_AS, ADDRESS_SPACE_WANTED, "Raise it: ulimit -v unlimited"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < wanted:
+            yield Finding(about, BAD, f"{limit}, at least {wanted} are needed", advice)
+
+
+def check_packages(lock: Path = LOCK) -> Finding:
+    """Compare what is installed with the lock; for a package installed with pip, with its metadata."""
+    # Imported here: --help must be fast.
+    from packaging.requirements import Requirement
+
+    if lock.is_file():
+        lines = re.findall(r"^([A-Za-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE)
+        advice = "Runs with other packages do not reproduce bit for bit: delete .venv and start scripts/local.sh again"
     else:
-        yield Finding("memory", OK, _gib(*free_memory()))
-    yield check_shared_memory()
-    yield Finding("cores", OK, f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}")
-    date = None
-    if environment is not None and config is not None:
-        yield project.check_folder("output folder", environment.output_dir, write=True)
-        yield project.check_folder("data folder", environment.data_dir, write=project.draws_demo(config))
-        yield from project.check_data(environment, config)
-        yield from project.check_token(environment, os.environ)
-        date = project.hub_date(environment)
-    yield check_clock(time.time(), server_date=date, known_past=Path(__file__).stat().st_mtime)
+        lines = _requirements_of_the_package()
+        advice = "Compare runs only with runs of the same versions; pip install --upgrade seqtrack updates them"
+    wrong, missing = [], False
+    for requirement in map(Requirement, lines):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = metadata.version(requirement.name).partition("+")[0]  # `+cu121` names a build of the version
+        except metadata.PackageNotFoundError:
+            missing, installed = True, "missing"
+        if installed == "missing" or not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed} (expected {requirement.specifier})")
+    if wrong:
+        level = BAD if missing or lock.is_file() else NOTE
+        return Finding("packages", level, f"{len(wrong)} differ: {', '.join(wrong[:5])}", advice)
+    return Finding("packages", OK, f"{len(lines)} as in {lock.name if lock.is_file() else 'the package metadata'}")
 
 
-def _gib(count: int, source: str) -> str:
-    return f"{count / GIB:.1f} GiB ({source})"
+def _requirements_of_the_package() -> list[str]:
+    try:
+        return metadata.requires("seqtrack") or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def check_driver(device: str, *, nvidia_smi: str = "nvidia-smi") -> Finding:
@@ -99,73 +144,147 @@ def check_driver(device: str, *, nvidia_smi: str = "nvidia-smi") -> Finding:
         if answer.returncode == 0 and answer.stdout.strip():
             return Finding("driver", OK, "; ".join(answer.stdout.strip().splitlines()))
         reason = ((answer.stderr or answer.stdout).strip().splitlines() or ["nvidia-smi lists no GPU"])[0]
-    except OSError:
-        reason = "nvidia-smi is not there"
-    except subprocess.TimeoutExpired:
-        reason = "nvidia-smi does not answer"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = f"nvidia-smi: {error}"
     advice = (
-        f"In a container, start it with --gpus all; should the engine then say '{NO_RUNTIME}', the NVIDIA Container "
-        "Toolkit is missing on the host (install nvidia-container-toolkit, then restart Docker). Without a GPU, add "
-        "'-f compose.yaml -f compose.cpu.yaml' and train on the CPU"
+        f"In a container, start it with --gpus all; if Docker then reports '{NO_RUNTIME}', install "
+        "nvidia-container-toolkit on the host and restart Docker. Without a GPU, add '-f compose.yaml -f "
+        "compose.cpu.yaml' and train on the CPU"
     )
     return Finding("driver", BAD if device == "cuda" else NOTE, reason, advice)
 
 
 def check_room(environment: "Environment", config: "Config") -> list[Finding]:
-    """Memory and disk against what `plan` says that the run needs."""
+    """Memory and disk compared with what `plan` computes for the run."""
+    # Imported here: --help must be fast.
     from seqtrack.commands.plan import find_machine, make_plan
 
     try:
-        plan: dict[str, Any] = make_plan(config, find_machine(environment))
-    except UserError:  # of the device, which was reported when it was tried
+        plan = make_plan(config, find_machine(environment))
+    except UserError:  # of the device: reported when it was tried
         return []
-    findings = []
-    for about, there, needed in (("memory", "memory", "memory_needed"), ("disk", "disk", "disk_bytes")):
-        bad = [problem for problem in plan["problems"] if problem.startswith(about)]
-        found = f"{_gib(plan[there + '_there'], plan[there + '_from'])}, about {plan[needed] / GIB:.1f} GiB needed"
-        findings.append(Finding(about, BAD, bad[0].partition(": ")[2]) if bad else Finding(about, OK, found))
-    return findings + [Finding("host memory", BAD, p) for p in plan["problems"] if p.code == "plan.host_memory"]
+    problems = {problem.code: problem for problem in plan["problems"]}
+    found = {
+        "memory": f"{plan['memory_there'] / GIB:.1f} GiB ({plan['memory_from']}), "
+        f"about {plan['memory_needed'] / GIB:.1f} GiB needed",
+        "disk": f"{plan['disk_there'] / GIB:.1f} GiB ({plan['disk_from']}), "
+        f"about {plan['disk_bytes'] / GIB:.1f} GiB needed",
+    }
+    findings = [
+        Finding(about, BAD, problems[f"plan.{about}"]) if f"plan.{about}" in problems else Finding(about, OK, text)
+        for about, text in found.items()
+    ]
+    return findings + [
+        Finding("host memory", BAD, text) for code, text in problems.items() if code == "plan.host_memory"
+    ]
 
 
-def check_limits() -> list[Finding]:
-    """What `ulimit` leaves this process."""
-    findings = []
-    for about, kind, wanted, advice in (
-        ("open files (ulimit -n)", resource.RLIMIT_NOFILE, OPEN_FILES_WANTED, "Raise it: ulimit -n 4096"),
-        ("address space (ulimit -v)", resource.RLIMIT_AS, ADDRESS_SPACE_WANTED, "Raise it: ulimit -v unlimited"),
-    ):
-        limit = resource.getrlimit(kind)[0]
-        found = "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
-        if limit == resource.RLIM_INFINITY or limit >= wanted:
-            findings.append(Finding(about, OK, found))
-        else:
-            findings.append(Finding(about, BAD, f"{found}, at least {wanted} are needed", advice))
-    return findings
+def check_folder(about: str, folder: Path, *, write: bool) -> Finding:
+    """Whether this user may use a folder, or create it."""
+    existing = nearest_folder(folder)
+    user = f"user {os.geteuid()}"
+    mode = os.R_OK | os.X_OK | (os.W_OK if write or existing != folder else 0)
+    action = "write" if mode & os.W_OK else "read"
+    if not existing.is_dir():
+        return Finding(about, BAD, f"{existing} is not a folder", "Name another one")
+    if os.access(existing, mode):
+        return Finding(about, OK, f"{folder}: {user} may {action} it" + ("" if existing == folder else " (new)"))
+    advice = (
+        f"sudo chown -R $(id -u):$(id -g) {folder}; in a container leave out --user: the entrypoint then sets the owner"
+        " of the output folder"
+    )
+    return Finding(
+        about, BAD, f"{existing} belongs to user {existing.stat().st_uid}, and {user} may not {action} it", advice
+    )
 
 
-def check_shared_memory(place: Path = Path("/dev/shm")) -> Finding:
-    """The GPUs of one machine exchange gradients here; nothing else of this program needs it."""
-    size = shutil.disk_usage(place).total if place.is_dir() else 0
-    if size >= _SHM_WANTED:
-        return Finding("shared memory", OK, f"{size / 2**20:.0f} MiB")
-    advice = "Training on several GPUs may need more: docker run --shm-size 2g"
-    return Finding("shared memory", NOTE, f"only {size / 2**20:.0f} MiB at {place}", advice)
+def _uses_demo(config: "Config") -> bool:
+    return "DEMO" in (name.upper() for name in config.DATA.TRAIN.DATASETS_NAME)
 
 
-def check_clock(now: float, *, server_date: str | None, known_past: float) -> Finding:
-    """Whether the clock is right, against a server's Date header, or else against a moment that is surely past.
+def check_data(environment: "Environment", config: "Config") -> list[Finding]:
+    """Whether the training data opens, counted as a run counts it. Demo data is not drawn for this."""
+    # Imported here: --help must be fast.
+    from seqtrack.training.build import open_sources
+
+    demo = environment.data_dir / "demo"
+    if _uses_demo(config) and not demo.is_dir():
+        return [Finding("data", NOTE, f"demo: synthetic, drawn at first use into {demo} (45 MB)")]
+    logger = logging.getLogger("seqtrack.data")
+    before, logger.disabled = logger.disabled, True
+    try:
+        sources = open_sources(config, environment.data_dir)
+    except UserError as error:
+        advice = "`seqtrack data check` lists everything; `seqtrack data download` fetches classes of LaSOT"
+        return [Finding("data", BAD, problem, advice) for problem in error.problems[:5]]
+    finally:
+        logger.disabled = before
+    counts = [(one.name, len(one.sequences), sum(sequence.num_frames for sequence in one.sequences)) for one in sources]
+    return [
+        Finding("data", OK, f"{name}: {count} training sequences, {frames:,} frames") for name, count, frames in counts
+    ]
+
+
+def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[Finding]:
+    """Ask the Hub whose token this is, whether it may write, and whether the repository exists."""
+    # Imported here: --help must be fast.
+    from seqtrack.config.environment import read_token
+
+    if environment.hf_repo is None:
+        return [Finding("token", NOTE, "HF_REPO is not set: nothing is uploaded, no token is needed")]
+    try:
+        token = read_token(environ)
+    except UserError as error:
+        return [Finding("token", BAD, problem) for problem in error.problems]
+    advice = f"Create one with write access at {HUB}/settings/tokens and put its file's path into HF_TOKEN_PATH"
+    if token is None:
+        found = f"HF_REPO={environment.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set"
+        return [Finding("token", BAD, found, advice)]
+    from huggingface_hub import HfApi
+
+    from seqtrack.uploads.errors import classify
+    from seqtrack.uploads.hubclient import Limits, bound_client
+
+    bound_client(Limits(connect_s=10, read_s=20, tries=2))
+    api = HfApi(endpoint=environment.hf_endpoint, token=token)
+    try:
+        account = api.whoami()
+        exists = api.repo_exists(environment.hf_repo)
+    except Exception as error:  # noqa: BLE001 - whatever the client raises becomes one line without the token
+        checks = f"Check the network, HF_ENDPOINT, and the token at {HUB}/settings/tokens"
+        return [Finding("token", BAD, classify(error, token=token).line, checks)]
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    found = f"belongs to {account.get('name', '?')}, role {role or 'unknown'}"
+    if role == "read":
+        return [Finding("token", BAD, f"{found}: it may not write", advice)]
+    state = "exists" if exists else f"will be created ({'private' if environment.hf_private else 'public'})"
+    return [Finding("token", OK, found), Finding("repository", OK, f"{environment.hf_repo} {state}")]
+
+
+def hub_date(environment: "Environment") -> str | None:
+    """The Hub's Date header, or None if it does not answer."""
+    try:
+        with urllib.request.urlopen((environment.hf_endpoint or HUB) + "/api/whoami-v2", timeout=10) as answer:
+            headers = answer.headers
+    except urllib.error.HTTPError as refusal:  # a refusal carries the date as well
+        headers = refusal.headers
+    except OSError:
+        return None
+    return str(headers["Date"]) if headers["Date"] else None
+
+
+def check_clock(now: float, server_date: str | None) -> Finding:
+    """Compare the clock with a server's Date header: with a wrong clock, certificates and tokens are refused.
 
     Args:
         now: seconds since 1970, by this machine's clock.
-        server_date: an HTTP date, if a server was asked.
-        known_past: the age of a file that came with the program.
+        server_date: an HTTP date; None if no server answered.
     """
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    advice = "Set the clock (timedatectl set-ntp true): certificates and tokens are refused by a wrong one"
-    off_s = now - parsedate_to_datetime(server_date).timestamp() if server_date else min(0.0, now - known_past)
-    if abs(off_s) > (_CLOCK_LIMIT_S if server_date else 0):
-        than = "the Hub's" if server_date else "this program's files"
-        return Finding(
-            "clock", BAD, f"{shown}, {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {than}", advice
-        )
-    return Finding("clock", OK, shown + (", as the Hub's" if server_date else ""))
+    if server_date is None:
+        return Finding("clock", NOTE, f"{shown}, not compared: the Hub does not answer")
+    difference_s = now - parsedate_to_datetime(server_date).timestamp()
+    if abs(difference_s) <= _CLOCK_LIMIT_S:
+        return Finding("clock", OK, shown)
+    advice = "Set the clock: timedatectl set-ntp true; under WSL2, wsl --shutdown"
+    return Finding("clock", BAD, f"{shown}, {difference_s:+.0f} s compared with the Hub", advice)

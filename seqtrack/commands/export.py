@@ -3,23 +3,24 @@
 import argparse
 from pathlib import Path
 
+from seqtrack.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, and where to."""
     parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth.tar", help="file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file, whole or not at all."""
+    """Write the file."""
+    # Imported here: --help must be fast.
     from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.checkpoints.store import load_weights, manifest_of
-    from seqtrack.errors import UserError
     from seqtrack.model.authors import write_authors_file
 
     if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists already; name another file or say --force")
+        raise UserError(f"{args.output} exists; choose another file or use --force", code="file.exists")
     manifest = manifest_of(args.checkpoint)
     weights = load_weights(manifest)
     data = write_authors_file(weights, epoch=manifest.epoch)
@@ -27,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.output, data)
     except OSError as error:
-        raise UserError(f"{args.output}: {error.strerror or error}") from error
+        raise UserError(f"{args.output}: {error.strerror or error}", code="file.unwritable") from error
     print(f"{args.output}: epoch {manifest.epoch}, {len(weights)} tensors, {len(data)} bytes")
     return 0

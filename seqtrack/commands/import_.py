@@ -3,36 +3,37 @@
 import argparse
 from pathlib import Path
 
+from seqtrack.errors import Problem, UserError
+
 _OTHER_MODEL = ("weights.missing", "weights.unexpected", "weights.shape")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which file, which model it is of, and where to."""
     parser.add_argument("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
     parser.add_argument("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
     parser.add_argument(
-        "--skip-objects", action="store_true", help="take the weights alone from a file that holds Python objects"
+        "--skip-objects", action="store_true", help="read only the weights from a file with Python objects"
     )
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check that every name and shape fits, then write the checkpoint and its manifest."""
+    """Check every name and shape, then write the checkpoint and its manifest."""
+    # Imported here: --help must be fast.
     import yaml
 
     from seqtrack.checkpoints.safetensors_io import utc_now
     from seqtrack.checkpoints.store import manifest_path, write_weights
     from seqtrack.config.loader import config_digest, dump_config, load_config
-    from seqtrack.errors import Problem, UserError
     from seqtrack.model.authors import read_authors_file
     from seqtrack.model.build import build_empty
     from seqtrack.model.spec import model_spec
 
     if args.output.suffix != ".safetensors":
-        raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors")
+        raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors", code="file.name")
     if not args.force and (args.output.exists() or manifest_path(args.output).exists()):
-        raise UserError(f"{args.output} or its .json exists already; name another file or say --force")
+        raise UserError(f"{args.output} or its .json exists; choose another file or use --force", code="file.exists")
     config = load_config(args.config)
     try:
         weights, epoch = read_authors_file(
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except UserError as error:
         if any(problem.code in _OTHER_MODEL for problem in error.problems):
-            last = Problem(f"these weights are not of the model that {args.config} describes", "weights.other_model")
+            last = Problem(f"the weights are not those of the model of {args.config}", "weights.other_model")
             raise UserError([*error.problems, last]) from error
         raise
     describe = {
@@ -59,6 +60,6 @@ def run(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         manifest = write_weights(args.output, weights, describe=describe)
     except OSError as error:
-        raise UserError(f"{args.output}: {error.strerror or error}") from error
+        raise UserError(f"{args.output}: {error.strerror or error}", code="file.unwritable") from error
     print(f"{manifest.path}: epoch {epoch}, {len(weights)} tensors, weights {manifest.weights_sha256[:16]}")
     return 0

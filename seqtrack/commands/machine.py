@@ -1,4 +1,4 @@
-"""What this machine has to offer a run: one measure of memory and disk for `plan` and `doctor`."""
+"""Free memory and disk of this machine, for `plan` and `doctor`."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ GIB = 2**30
 
 
 def free_memory(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, str]:
-    """Bytes that programs may still take, and in words of what: the machine's, or what a container's limit leaves."""
+    """Free bytes of the machine or within the container's limit, and a description."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free, total = (int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
     limit = _number(cgroup / "memory.max")
     if limit is None or limit >= total:
         return free, f"free now of this machine's {total / GIB:.1f} GiB"
-    # Cached files count as used, and are given up when a program needs the room.
+    # Cached files count as used, but the kernel frees them on demand.
     used = (_number(cgroup / "memory.current") or 0) - _cached(cgroup / "memory.stat")
     return min(free, limit - used), f"free now of this container's limit of {limit / GIB:.1f} GiB"
 
@@ -35,7 +35,8 @@ def _cached(path: Path) -> int:
 
 
 def free_gpu_memory(gpus: int) -> tuple[int, str, int]:
-    """Free bytes of the fullest of the first `gpus` GPUs, in words of what, and its number."""
+    """Free bytes of the fullest of the first `gpus` GPUs, a description, and its index."""
+    # Imported here: --help must be fast.
     import torch
 
     measured = [(*torch.cuda.mem_get_info(index), index) for index in range(gpus)]
@@ -44,12 +45,12 @@ def free_gpu_memory(gpus: int) -> tuple[int, str, int]:
 
 
 def nearest_folder(place: Path) -> Path:
-    """The place itself, or the nearest one above it that exists: where it would be made."""
+    """The folder itself or its nearest existing parent."""
     return next(one for one in (place, *place.absolute().parents) if one.exists())
 
 
 def free_disk(folder: Path) -> tuple[int, str]:
-    """Free bytes where a folder is or would be made, and where that is."""
+    """Free bytes on the file system of a folder, and its nearest existing parent."""
     place = nearest_folder(folder.resolve())
     usage = os.statvfs(place)
     return usage.f_bavail * usage.f_frsize, str(place)

@@ -1,7 +1,7 @@
-"""`seqtrack plan`: what a configuration needs, before anything is downloaded, allocated or paid for.
+"""`seqtrack plan`: what a configuration needs, before anything is downloaded, allocated or rented.
 
-Reads the same environment variables as `train`. Exits with 2 and the number that does not fit if the machine, or what
---memory-gib and --disk-gib say of another, cannot carry the run.
+Reads the same environment variables as `train`. Exits with 2 if the run does not fit on this machine, or on the one
+that --gpu, --memory-gib and --disk-gib describe.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from seqtrack.config.schema import Config
     from seqtrack.device import Capability
 
-# Next to the tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
+# Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for: processes, one device's bytes of memory, the host's, free disk, and their sources.
+    """What a run is planned for. `memory` is per device, in bytes; `*_from` describe where a number comes from.
 
-    `capability` is the GPU's, None for a CPU. `host_memory` is None where nothing is known of the host.
+    `capability` is the GPU's, None for a CPU. `host_memory` is None where the host is unknown.
     """
 
     processes: int
@@ -50,16 +50,16 @@ class Machine:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Another configuration than the environment's, and another machine than this one."""
     parser.add_argument("--config", help="experiment or YAML file (default: CONFIG)")
     parser.add_argument("--gpu", help='another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")')
-    parser.add_argument("--memory-gib", type=float, help="memory of the device the run is planned for")
-    parser.add_argument("--disk-gib", type=float, help="free disk the run is planned for")
+    parser.add_argument("--memory-gib", type=float, help="memory of the device, in GiB")
+    parser.add_argument("--disk-gib", type=float, help="free disk space, in GiB")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; refuse what does not fit."""
+    """Print the plan; exit 2 if it does not fit."""
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import configure
 
     environ = dict(os.environ)
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
-    """All figures of a run, and under "problems" a sentence for each that does not fit."""
+    """All numbers of a run, and under "problems" what does not fit."""
+    # Imported here: --help must be fast.
     from seqtrack.device import choose_precision, stores_attention_scores
     from seqtrack.model.cost import cost_of
     from seqtrack.model.memory import checkpoint_bytes, training_memory
@@ -93,9 +94,9 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
     checkpoint = checkpoint_bytes(spec)
 
     def needed(batch: int, *, checkpointing: bool) -> int:
-        """Bytes that a device needs for all processes that train on it."""
+        """Bytes on a device for all processes that train on it."""
         one = tensors(batch=batch, checkpointing=checkpointing).total + _PROCESS_BYTES[machine.device]
-        # The trainer keeps a copy of the state in host memory, so that a save does not hold up the next step.
+        # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
         return one if machine.device == "cuda" else one * machine.processes + checkpoint
 
     plan: dict[str, Any] = {
@@ -134,12 +135,13 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
 
 
 def disk_bytes(config: Config) -> int:
-    """Bytes of all checkpoints of a run that are on the disk at once."""
+    """Maximum bytes of a run's checkpoints on disk."""
+    # Imported here: --help must be fast.
     from seqtrack.model.memory import checkpoint_bytes
     from seqtrack.model.spec import model_spec
 
     kept = min(config.TRAIN.KEEP_CHECKPOINTS or config.TRAIN.EPOCH, config.TRAIN.EPOCH)
-    # One more than is kept: the newest is whole before the oldest goes, or is inside an epoch.
+    # One more than is kept: the newest is complete before the oldest is deleted.
     return (kept + 1) * checkpoint_bytes(model_spec(config))
 
 
@@ -156,10 +158,10 @@ def _memory_problems(plan: dict[str, Any], needed: Callable[..., int]) -> list[P
         ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {parts} ({math.ceil(share / parts)} at a time)")
     if not ways:
         smallest = needed(1, checkpointing=True) / GIB
-        ways.append(f"take a smaller model: one sample with activation checkpointing still needs {smallest:.2f} GiB")
+        ways.append(f"use a smaller model: one sample with activation checkpointing needs {smallest:.2f} GiB")
     text = (
         f"memory: {plan['memory_needed'] / GIB:.2f} GiB needed to train {share} samples at a time, "
-        f"{there / GIB:.2f} GiB there ({plan['memory_from']}); {', or '.join(ways)}"
+        f"{there / GIB:.2f} GiB available ({plan['memory_from']}); {', or '.join(ways)}"
     )
     return [Problem(text, "plan.memory")]
 
@@ -190,11 +192,12 @@ def _disk_problems(plan: dict[str, Any]) -> list[Problem]:
 def find_machine(
     environment: Environment, gpu: str | None = None, memory_gib: float | None = None, disk_gib: float | None = None
 ) -> Machine:
-    """This machine as a run would use it now, or what the arguments say of another.
+    """This machine as a run would use it now, or the one that the arguments describe.
 
     Raises:
-        UserError: a GPU that is not known, or of which nobody said how much memory it has; fewer GPUs than processes.
+        UserError: an unknown GPU, unknown GPU memory, or fewer GPUs than processes.
     """
+    # Imported here: --help must be fast.
     import torch
 
     from seqtrack.commands import machine as measured
@@ -222,12 +225,13 @@ def find_machine(
     if memory_gib is not None:
         memory, memory_from, host = int(memory_gib * GIB), "--memory-gib", None
     if memory is None:
-        raise UserError(f"--gpu {gpu} does not say how much memory that is; add --memory-gib", "plan.gpu_memory")
+        raise UserError(f"the memory of --gpu {gpu} is unknown; add --memory-gib", "plan.gpu_memory")
     return Machine(processes, capability, name, memory, memory_from, host, disk, disk_from)
 
 
 def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
-    """Name, compute capability and bytes of memory (None if not known) of a card that --gpu names."""
+    """Name, compute capability and bytes of memory (None if unknown) of a GPU."""
+    # Imported here: --help must be fast.
     from seqtrack.config.fields import did_you_mean
     from seqtrack.runtime.gpus import GPUS, find_gpu
 
@@ -238,7 +242,7 @@ def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     card = find_gpu(text)
     if card is None:
         raise UserError(
-            f"--gpu {text}: expected a compute capability such as 7.5 or a card of the table{did_you_mean(text, GPUS)}",
+            f"--gpu {text}: expected a compute capability such as 7.5 or a known GPU{did_you_mean(text, GPUS)}",
             code="plan.unknown_gpu",
         )
     return text, card.capability, int(card.memory_gib * GIB)
@@ -253,7 +257,7 @@ def _print_table(plan: dict[str, Any]) -> None:
         ("encoder", f"{plan['encoder']}, patches of {plan['patch_px']} px"),
         ("parameters", f"{plan['parameters']:,}, trained {plan['trained_parameters']:,}"),
         ("tokens", f"{plan['encoder_tokens']} in the encoder, {plan['memory_tokens']} for the decoder"),
-        ("work per sample", f"{plan['forward_gflop']:.1f} GFLOP forward, {plan['training_gflop']:.1f} per training "
+        ("FLOPs per sample", f"{plan['forward_gflop']:.1f} GFLOP forward, {plan['training_gflop']:.1f} per training "
                             f"step, of which {plan['executed_gflop']:.1f} are computed"),
         ("training", f"{plan['gpu'] or plan['device']}, {plan['processes']} processes, {plan['batch_at_a_time']} "
                      f"samples at a time, {plan['precision']}"),
@@ -261,7 +265,7 @@ def _print_table(plan: dict[str, Any]) -> None:
         ("memory, all activations kept", gib(plan["memory_without_checkpointing"])),
         ("memory, activation checkpointing", gib(plan["memory_with_checkpointing"])),
         ("memory, as configured", f"{gib(plan['memory_needed'])} of {have}"),
-        ("a checkpoint", f"{plan['checkpoint_bytes']:,} bytes"),
+        ("checkpoint", f"{plan['checkpoint_bytes']:,} bytes"),
         ("disk for the run", f"{gib(plan['disk_bytes'])} of {gib(plan['disk_there'])} free ({plan['disk_from']})"),
         ("upload", f"{gib(plan['upload_bytes'])} in {plan['epochs']} epochs"),
     ]  # fmt: skip

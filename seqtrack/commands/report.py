@@ -1,32 +1,30 @@
-"""`seqtrack report`: write what users hand in, from the measured files of the output folder."""
+"""`seqtrack report`: write the report of a run from the files of its output folder."""
 
 import argparse
-import logging
 import os
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from seqtrack.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Who hands it in; everything else is measured."""
     parser.add_argument("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
     parser.add_argument("--title", help="heading of the report")
     parser.add_argument("--name", dest="team_name", metavar="TEAM", help="name of the team")
     parser.add_argument("--number", help="number of the team")
     parser.add_argument("--course", help="course the report is for")
     parser.add_argument("--member", action="append", default=[], metavar="PERSON", help="may be repeated")
-    parser.add_argument("--repository", help="where the code is")
-    parser.add_argument("--hub", help="where the checkpoints are")
-    parser.add_argument("--notes", help="one more line")
-    parser.add_argument("--html", action="store_true", help="also one self-contained report.html")
+    parser.add_argument("--repository", help="address of the code")
+    parser.add_argument("--hub", help="address of the checkpoints")
+    parser.add_argument("--notes", help="a further line")
+    parser.add_argument("--html", action="store_true", help="also write a self-contained report.html")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write report.md (and report.html) into OUTPUT_DIR and print their paths."""
+    # Imported here: --help must be fast.
     from seqtrack.checkpoints.safetensors_io import write_atomic
     from seqtrack.config.environment import read_environment
-    from seqtrack.errors import UserError
     from seqtrack.reports.page import report_page
     from seqtrack.reports.report import write_report
     from seqtrack.reports.team import read_team
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             write_atomic(target, page.encode())
             written.append(target)
     except OSError as error:
-        raise UserError(f"{output_dir}: the report cannot be written ({error})") from error
+        raise UserError(f"{output_dir}: the report cannot be written ({error})", code="file.unwritable") from error
     for path in written:
         print(path)
     return 0

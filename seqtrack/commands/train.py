@@ -14,20 +14,20 @@ from seqtrack.process import end_with_parent, limit_problem, stop_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Nearly nothing: a run is described by environment variables, the same in a container and without one."""
     parser.add_argument(
         "--max-restarts",
         metavar="N",
-        help="times that the run starts again from its newest checkpoint when a process dies (default: MAX_RESTARTS)",
+        help="how often the run is restarted from its newest checkpoint when a process dies (default: MAX_RESTARTS)",
     )
     parser.epilog = "Settings are environment variables: PHASE, RESUME_EPOCH, SEED, CONFIG, DATASET, ..."
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the environment says; exit 0 complete, 75 stopped on request, 2 for what the user can fix."""
-    # Importing torch takes seconds; a request to stop that comes before training listens ends it here.
+    """Train as the environment describes; exit 0 complete, 75 stopped on request, 2 user error."""
+    # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_variable
 
     if args.max_restarts is not None:
@@ -51,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
-    # Not `sys.exit`: this may come in the middle of an import, whose handlers must not take it for an error.
+    # Not `sys.exit`: this may interrupt an import, which must not treat it as an error.
     os._exit(STOPPED_EXIT_CODE)
 
 
 def _start_several(processes: int) -> int:
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_variable
     from seqtrack.runtime.launcher import Launch, launch
 
@@ -70,16 +71,17 @@ def _start_several(processes: int) -> int:
         raise UserError(
             f"NNODES is {how.machines}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
             f"{how.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {how.machines - 1} (found {how.machine})",
-            code="launch.no_meeting_place",
+            code="launch.no_rendezvous",
         )
     return launch([sys.executable, "-m", "seqtrack", "train"], how)
 
 
 def _one_of_several() -> NoReturn:
-    """One process of a run: its launcher, or the screen where there is none, is told how it ended."""
+    """One process of several: report its end to the launcher, or on stderr without one."""
     rank = os.environ["RANK"]
     if rank != "0":
-        logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what all processes find, one of them says
+        logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
+    # Imported here: --help must be fast.
     from seqtrack.runtime.distributed import PeerLostError, end_process, peers_needed
     from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, leave_ending
     from seqtrack.train import train
@@ -93,7 +95,7 @@ def _one_of_several() -> NoReturn:
         ending = Ending(USER_ERROR_EXIT_CODE, error.problems, designed=True)
     except RunError as error:
         ending = Ending(1, [error.problem], lost_peer=isinstance(error, PeerLostError))
-    except Exception as error:  # noqa: BLE001 - nothing is swallowed: it is shown here and ends the run
+    except Exception as error:  # noqa: BLE001 - printed here, and it ends the run
         problem = limit_problem(error)
         if problem is None:
             traceback.print_exc()

@@ -1,23 +1,26 @@
-"""`seqtrack verify`: prove that two runs are the same run, or check one run's chain of digests."""
+"""`seqtrack verify`: compare two runs, or check the hash chain of one."""
 
 import argparse
 import os
 from pathlib import Path
 
+from seqtrack.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which runs, what is asked of them, and where the proof goes."""
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)"
     )
-    parser.add_argument("--chain", action="store_true", help="follow the digests from manifest to manifest in each RUN")
+    parser.add_argument(
+        "--chain", action="store_true", help="check the hash chain of the first RUN, with the RUNs that it resumed from"
+    )
     parser.add_argument("-o", "--output", type=Path, help="folder for plots, comparison.md and certificate.json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
+    # Imported here: --help must be fast.
     from seqtrack.config.environment import read_environment
-    from seqtrack.errors import UserError
     from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
 
     output_dir = read_environment(os.environ).output_dir
@@ -29,18 +32,13 @@ def run(args: argparse.Namespace) -> int:
         print("broken" if problems else "whole")
         return 1 if problems else 0
     if len(folders) != 2:
-        raise UserError(f"verify compares two runs; {len(folders)} were given")
-    from seqtrack.reports.verdict import table, write_comparison
+        raise UserError(f"verify compares two runs; {len(folders)} were given", code="verify.not_two_runs")
+    from seqtrack.reports.verdict import report_lines, write_comparison
 
     comparison = compare_runs(folders[0], folders[1])
     together = folders[0].parent == folders[1].parent
     write_comparison(comparison, args.output or (folders[0].parent if together else output_dir) / "comparison")
-    print(table(comparison))
-    for remark in comparison.remarks:
-        print(remark)
-    if comparison.first_difference:
-        print(f"first difference: {comparison.first_difference}")
-    print(comparison.verdict)
+    print("\n".join(report_lines(comparison)))
     return 0 if comparison.verdict == IDENTICAL else 1
 
 

@@ -1,8 +1,4 @@
-"""The tables of `docs/configuration.md`, generated from the schema and the environment variables.
-
-`python -m seqtrack.config.docs docs/configuration.md` writes them between their markers; a test fails when that was
-forgotten.
-"""
+"""Generate the tables of `docs/configuration.md`: `python -m seqtrack.config.docs docs/configuration.md`."""
 
 import re
 import sys
@@ -35,7 +31,7 @@ def keys_tables() -> str:
 
 
 def render(document: str) -> str:
-    """The document with its tables generated again; everything outside the markers stays.
+    """The document with its tables generated again.
 
     Raises:
         ValueError: a marker is missing.
@@ -47,10 +43,10 @@ def render(document: str) -> str:
 
 
 def replace_between(document: str, start: str, end: str, text: str) -> str:
-    """The document with other text between two markers, which stay.
+    """Replace the text between two markers, which stay.
 
     Raises:
-        ValueError: the markers are not there exactly once.
+        ValueError: the markers do not occur exactly once.
     """
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if len(pattern.findall(document)) != 1:
@@ -71,7 +67,7 @@ def _written(value: Any) -> str:
 
 
 def cell(text: str) -> str:
-    """Text as it may be in a cell of a Markdown table."""
+    """Text for a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 

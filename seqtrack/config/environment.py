@@ -1,9 +1,8 @@
-"""The environment variables: each with its type, default and meaning, what they say together, and the configuration
-that follows.
+"""The environment variables: types, defaults, meanings, and the configuration that they describe.
 
-A variable that is empty counts as not set, because compose hands on empty ones. Everything malformed is reported at
-once. Knows the form of a value only: whether a folder, a class or a repository exists is asked by those who use it.
-The token itself is never kept here, so it can be in no log and no report.
+An empty variable is not set, because compose passes on empty ones. All malformed values are reported at once; whether
+a folder, a class or a repository exists is checked where it is used. The token is never stored, so that it cannot
+appear in a log or a report.
 """
 
 import os
@@ -25,7 +24,7 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import short_repr
 from seqtrack.run_dir import phase_name
 
-# Phase 2 shows that a run which was interrupted after this epoch ends as the uninterrupted one did.
+# The epoch that phase 2 resumes after by default.
 DEFAULT_RESUME_EPOCH = 3
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
@@ -102,10 +101,7 @@ Target = Annotated[str, AfterValidator(_target), Expected("kind:place, such as f
 
 
 class Environment(Settings):
-    """Every environment variable; a field is the variable of the same name in capitals.
-
-    None and empty: not set, the configuration decides.
-    """
+    """Every environment variable, as the field of its lower-case name. None and empty: the configuration decides."""
 
     model_config = ConfigDict(extra="ignore", validate_default=False)
 
@@ -258,16 +254,16 @@ class Environment(Settings):
     seqtrack_goldens: Path | None = setting(None, "folder of reference outputs", reader="tests")
 
     def given(self, name: str) -> bool:
-        """Whether the user set this variable: a default may not win over a file of the user's."""
+        """Whether the user set this variable: a default must not override the user's file."""
         return name.lower() in self.model_fields_set
 
     @property
     def target(self) -> str | None:
-        """Where files are sent to, as the user wrote it: UPLOAD_TARGET, else HF_REPO; None sends nothing."""
+        """The upload target as the user wrote it: UPLOAD_TARGET, else HF_REPO; None uploads nothing."""
         return self.upload_target or self.hf_repo
 
     def phase_folder(self, phase: int | None = None) -> Path:
-        """Where everything of one phase's run is written; this one's unless another is named."""
+        """The run folder of a phase, by default of this one."""
         return self.output_dir / phase_name(phase or self.phase)
 
 
@@ -279,7 +275,7 @@ def read_environment(environ: Mapping[str, str], *, known_datasets: Collection[s
 
     Args:
         environ: usually `os.environ`.
-        known_datasets: if given, DATASET may name only these.
+        known_datasets: if given, DATASET may only contain these.
 
     Raises:
         UserError: every malformed variable, and every unknown SEQTRACK_ one.
@@ -291,7 +287,7 @@ def read_environment(environ: Mapping[str, str], *, known_datasets: Collection[s
 
 
 def resolve(environment: Environment) -> Config:
-    """The configuration that an environment asks for: CONFIG, then the variables, then OVERRIDES.
+    """The configuration of an environment: CONFIG, then the variables, then OVERRIDES.
 
     Raises:
         UserError: every problem of the configuration.
@@ -315,14 +311,14 @@ def resolve(environment: Environment) -> Config:
         origin = "RESUME_EPOCH" if environment.given("RESUME_EPOCH") else "RESUME_EPOCH, unset and so"
         remedy = f"use at most {last - 1}" if last > 1 else "train more than one epoch"
         raise UserError(
-            f"{origin} {epoch}: nothing of a run of {last} epochs is left to train; {remedy}",
+            f"{origin} {epoch}: no epoch of {last} is left to train; {remedy}",
             code="config.resume_epoch",
         )
     return config
 
 
 def configure(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> tuple[Environment, Config]:
-    """`read_environment` and `resolve` in one, so that the problems of both are reported together."""
+    """`read_environment` and `resolve`, with the problems of both reported together."""
     environment, problems = _read(environ, known_datasets)
     try:
         config = resolve(environment)
@@ -334,7 +330,7 @@ def configure(environ: Mapping[str, str], *, known_datasets: Collection[str] = (
 
 
 def read_variable(environ: Mapping[str, str], name: str) -> Any:
-    """The value of one variable, its default where it is not set.
+    """The value of one variable, or its default.
 
     Raises:
         UserError: it is malformed.
@@ -346,11 +342,10 @@ def read_variable(environ: Mapping[str, str], name: str) -> Any:
 
 
 def read_token(environ: Mapping[str, str]) -> str | None:
-    """The access token: the file's if HF_TOKEN_PATH is set, read again each time so that it can be exchanged; else
-    HF_TOKEN.
+    """The access token: the content of HF_TOKEN_PATH, read at each call so that it can be replaced; else HF_TOKEN.
 
     Raises:
-        UserError: the file cannot be read or holds no token. The message names the file, never what is in it.
+        UserError: the file cannot be read or has no token. The message has the file's path, never its content.
     """
     path = read_variable(environ, "HF_TOKEN_PATH")
     if path is None:
@@ -361,19 +356,17 @@ def read_token(environ: Mapping[str, str]) -> str | None:
     except OSError as error:
         raise UserError(f"HF_TOKEN_PATH: {path} cannot be read: {error.strerror}", "token.unreadable") from None
     except ValueError:
-        raise UserError(
-            f"HF_TOKEN_PATH: {path} holds no token; expected one line and nothing else", "token.malformed"
-        ) from None
+        raise UserError(f"HF_TOKEN_PATH: {path} has no token; expected a single line", "token.malformed") from None
 
 
 def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = None) -> Path | None:
-    """Add the variables of `folder/.env` that are not set yet, as compose would; the real environment wins.
+    """Add the variables of `folder/.env` that are not set, as compose does; the environment takes precedence.
 
     Returns:
         The file, or None if there is none.
 
     Raises:
-        UserError: a line that is no `NAME=value`. python-dotenv alone would skip it.
+        UserError: a line that is not `NAME=value`, which python-dotenv would skip.
     """
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
@@ -388,7 +381,7 @@ def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = No
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}", "dotenv.unreadable") from None
     if bad:
-        # The line itself is not shown: it may hold the token.
+        # The line is not shown because it may contain the token.
         raise UserError([f"{path} line {line}: expected NAME=value" for line in bad], "dotenv.malformed")
     for name, value in dotenv_values(path, encoding="utf-8").items():
         if value is not None:
@@ -403,7 +396,7 @@ def _check_only(environ: Mapping[str, str]) -> None:
 
 
 def _unprintable(text: str) -> str:
-    """What is expected of a text with a character that no variable may hold; empty if there is none."""
+    """What is expected instead of a text with an invalid character; empty if there is none."""
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
         encoding = sys.getfilesystemencoding()
         return f"text in the locale's encoding, which is {encoding}: set LC_ALL=C.UTF-8"
@@ -421,7 +414,7 @@ def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[
             name = str(item["loc"][0]).upper()
             text = given.pop(name.lower(), None)
             if text is not None:
-                # A name before an @ may be a user's, with the password after it.
+                # What is before an @ may be a user name and password.
                 found = "a value that is not shown" if name in _SECRET or "@" in text else short_repr(text)
                 wanted = _unprintable(text) or expected(VARIABLES[name])
                 problems[name] = Problem(f"{name}: found {found}, expected {wanted}", "variable.invalid_value")
@@ -429,12 +422,12 @@ def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[
     for name in sorted(set(environ) - set(VARIABLES)):
         if name.startswith("SEQTRACK_"):
             ours = [one for one in VARIABLES if one.startswith("SEQTRACK_")]
-            problems[name] = Problem(f"{name}: there is no such variable{did_you_mean(name, ours)}", "variable.unknown")
+            problems[name] = Problem(f"{name}: no such variable{did_you_mean(name, ours)}", "variable.unknown")
     environment = Environment.model_validate(given)
     known = {one.upper(): one for one in known_datasets}
     for one in environment.dataset:
         if known and one.upper() not in known:
-            problems[one] = Problem(f"DATASET: there is no {one}{did_you_mean(one, known)}", "variable.unknown_dataset")
+            problems[one] = Problem(f"DATASET: no data set {one}{did_you_mean(one, known)}", "variable.unknown_dataset")
     derived: dict[str, Any] = {}
     if environment.phase == 2 and environment.resume_epoch is None:
         derived["resume_epoch"] = DEFAULT_RESUME_EPOCH
@@ -450,5 +443,5 @@ def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[
 
 
 def _dataset_key(name: str) -> str:
-    """`lasot` as the authors write it, LASOT; a name with capitals, such as GOT10K_vottrain, stays as it is."""
+    """`lasot` as the authors write it, LASOT; a name with capitals, such as GOT10K_vottrain, is unchanged."""
     return name.upper() if name == name.lower() else name

@@ -1,8 +1,7 @@
-"""How a key or an environment variable is described, and how its text becomes a value.
+"""Describe keys and environment variables as pydantic fields, and convert their text to values.
 
-Settings are written as pydantic models whose fields carry type, limits, default and meaning, so that a setting cannot
-exist without them. There is one grammar for YAML, environment variables and `KEY VALUE` pairs: all of them are read as
-text, and the type of the field says what the text means. Knows no particular key, and reads no file.
+YAML, environment variables and `KEY VALUE` pairs have one grammar: all are read as text, which the type of the field
+interprets.
 """
 
 import difflib
@@ -19,17 +18,17 @@ from pydantic.fields import FieldInfo
 
 from seqtrack.parsing import ParseError, parse_float, parse_int
 
-# A name becomes part of a path or of a log line: it may not climb out of a folder or break the line.
+# A name becomes part of paths and log lines: it must not leave a folder or break a line.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 class Expected(str):
-    """Metadata of a field: what its text has to be, where the type alone does not say it."""
+    """Metadata of a field: a description of valid values where the type does not give one."""
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, no unknown keys, and text read as the fields' types say."""
+    """Base of every section: frozen, no unknown keys, text converted by the fields' types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -37,31 +36,31 @@ class Settings(BaseModel):
     @classmethod
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
-        # A field with a reader of its own is given the text.
+        # A field with its own validator gets the text.
         own = any(isinstance(item, BeforeValidator) for item in field.metadata)
         return value if own else from_text(value, field.annotation)
 
 
 def setting(default: Any, meaning: str, *, must_match: bool = True, reader: str = "", **limits: Any) -> Any:
-    """A field with its meaning.
+    """A field with its documentation.
 
     Args:
-        default: the value where none is given.
-        meaning: one line for the documentation, with the unit.
-        must_match: whether another value makes it another experiment, which cannot be resumed.
-        reader: the commands that read an environment variable.
+        default: the default value.
+        meaning: one line with the unit.
+        must_match: whether a resumed run must have the same value.
+        reader: the commands that read the environment variable.
         limits: pydantic's `ge`, `gt`, `le`, `min_length`, `max_length`.
     """
     return Field(default, description=meaning, json_schema_extra={"must_match": must_match, "reader": reader}, **limits)
 
 
 def section(kind: type[Settings]) -> Any:
-    """A field that holds further keys."""
+    """A field with further keys."""
     return Field(default_factory=kind)
 
 
 def must_match(field: FieldInfo) -> bool:
-    """Whether a resumed run must have the same value of this key."""
+    """Whether a resumed run must have the same value."""
     return bool(typing.cast(dict[str, Any], field.json_schema_extra)["must_match"])
 
 
@@ -71,7 +70,7 @@ def reader(field: FieldInfo) -> str:
 
 
 def from_text(value: Any, annotation: Any) -> Any:
-    """The value that a text means for a type; what cannot be read is returned as it is, for validation to refuse."""
+    """Convert a text to a type; invalid text is returned unchanged, for validation to refuse."""
     kind, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         return from_text(value, arguments[0])
@@ -96,7 +95,7 @@ def from_text(value: Any, annotation: Any) -> Any:
         if annotation is int:
             return value if _is_octal(value) else parse_int(value)
         if annotation is float:
-            return parse_float(value) + 0.0  # -0.0 equals 0.0 but is written otherwise, and would change the digest
+            return parse_float(value) + 0.0  # -0.0 is written differently and would change the digest
     except ParseError:
         pass
     return value
@@ -107,7 +106,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_octal(text: str) -> bool:
-    """`010` is ten for a person and eight for YAML."""
+    """`010` is ambiguous: ten, or eight in YAML."""
     digits = text.strip().lstrip("+-")
     return len(digits) > 1 and digits.startswith("0")
 
@@ -124,13 +123,13 @@ def _elements(text: str) -> Any:
     if not text.strip().startswith("["):
         return [part.strip() for part in text.split(",")] if text.strip() else []
     try:
-        return yaml.load(text, Loader=yaml.BaseLoader)  # makes texts, lists and mappings only
+        return yaml.load(text, Loader=yaml.BaseLoader)  # only strings, lists and mappings
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return text
 
 
 def expected(field: FieldInfo) -> str:
-    """What a value of a field has to be, for messages and the documentation."""
+    """A description of a field's valid values, for messages and the documentation."""
     return _expected(field.annotation, field.metadata)
 
 
@@ -162,16 +161,16 @@ def _expected(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def _number(number: float) -> str:
-    # A limit such as 2**32 - 1 must be readable to its last digit.
+    # A limit such as 2**32 - 1 needs all its digits.
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
+    """`; did you mean X?` for the most similar known name, or an empty string."""
     by_upper = {one.upper(): one for one in known}
     close = difflib.get_close_matches(name.upper(), by_upper, n=1, cutoff=0.6)
     if not close:
-        # A right name in a wrong place (`LR` for `TRAIN.LR`) looks unlike the full name.
+        # `LR` is not similar to `TRAIN.LR`.
         tails = {one.rsplit(".", 1)[-1]: one for one in by_upper}
         close = [tails[one] for one in difflib.get_close_matches(name.upper().rsplit(".", 1)[-1], tails, 1, 0.8)]
     return f"; did you mean {by_upper[close[0]]}?" if close else ""

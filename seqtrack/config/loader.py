@@ -1,8 +1,7 @@
-"""Experiments in and out: load one from its layers, write it, digest it, compare two.
+"""Load, write, digest and compare experiments.
 
-A layer (a YAML file, a variable of the environment, `KEY VALUE` pairs) is read as text with the place of each key, and
-checked by itself, so that every problem names its place; a yacs node collects the layers, each over the one before.
-Knows files of text; knows no environment variable by name.
+Each layer (a YAML file, an environment variable, `KEY VALUE` pairs) is read as text with the location of each key and
+validated by itself, so that every problem names its location; a yacs node merges the layers.
 """
 
 import hashlib
@@ -19,12 +18,12 @@ from yacs.config import CfgNode
 
 from seqtrack.config.fields import did_you_mean, expected, must_match
 from seqtrack.config.rules import CAUTIONS, RULES, broken_rules
-from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, SECTIONS, Config
+from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, REMOVED_KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, read_text, short_repr
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
-# Larger than any configuration; a checkpoint given by mistake should not be parsed for a minute.
+# Larger than any configuration; a checkpoint given by mistake is not parsed for a minute.
 MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 6
 Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -34,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Difference:
-    """One key in which two configurations differ; `must_match` if that makes them two experiments."""
+    """One key in which two configurations differ; `must_match` if a resumed run must not."""
 
     key: str
     a: Value
@@ -45,7 +44,6 @@ class Difference:
         return f"{self.key}: {_plain(self.a)} / {_plain(self.b)}"
 
 
-# Asked for by name of a file; see README.md and docs/commands.md.
 _NO_FINE_TUNING = (
     "Training cannot start from a checkpoint's weights yet: continue the run that wrote the checkpoint (the same "
     "OUTPUT_DIR, more EPOCHS), or train from the published encoder weights (mae, default)"
@@ -54,7 +52,7 @@ _NO_FINE_TUNING = (
 
 @dataclass
 class _Layer:
-    """One source of values: a tree of texts and lists, where each key was written, and what was wrong on the way."""
+    """One source of values: a tree of strings and lists, the location of each key, and the problems found."""
 
     name: str
     tree: dict[str, Any] = field(default_factory=dict)
@@ -66,12 +64,12 @@ class _Layer:
 
 
 def experiment_names() -> list[str]:
-    """The experiments that come with the package, by name."""
+    """The names of the package's experiments."""
     return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 
 
 def is_file_name(name_or_path: str) -> bool:
-    """Whether CONFIG names a file of the user's rather than an experiment of the package."""
+    """Whether CONFIG is a file of the user and not an experiment of the package."""
     return "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
 
 
@@ -82,16 +80,16 @@ def load_config(
     environment: Sequence[tuple[str, tuple[str, str]]] = (),
     overrides_from: str = "KEY VALUE pairs",
 ) -> Config:
-    """Load an experiment and check all of it.
+    """Load an experiment and validate it.
 
     Args:
-        name_or_path: `seqtrack_b256` and the like, or a path that ends in .yaml.
-        overrides: `(key, text)` pairs; they win over everything else.
-        environment: `(variable, (key, text))`; they win over the file. The variable is named in messages.
-        overrides_from: what messages call the origin of `overrides`.
+        name_or_path: such as `seqtrack_b256`, or a path that ends in .yaml.
+        overrides: `(key, text)` pairs with the highest precedence.
+        environment: `(variable, (key, text))`, over the file; messages name the variable.
+        overrides_from: the origin of `overrides` for messages.
 
     Raises:
-        UserError: every problem of every layer, and every rule between keys that is broken.
+        UserError: every problem of every layer, and every violated rule.
     """
     layers = [_read_file(name_or_path)]
     layers += [_read_pairs([pair], f"environment variable {variable}") for variable, pair in environment]
@@ -99,7 +97,7 @@ def load_config(
 
 
 def config_from_text(text: str, name: str) -> Config:
-    """A configuration from YAML text, such as one stored with a run; `name` appears in the messages.
+    """A configuration from YAML text, such as a run's; messages contain `name`.
 
     Raises:
         UserError: as `load_config`.
@@ -108,7 +106,7 @@ def config_from_text(text: str, name: str) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Every key as YAML, in the schema's order; equal configurations give equal text."""
+    """Every key as YAML, in the schema's order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
 
 
@@ -118,13 +116,13 @@ def flat_values(config: Config) -> dict[str, Value]:
 
 
 def config_digest(config: Config) -> str:
-    """sha256, as hex, over the keys that make the experiment; workers, log interval and the like do not enter."""
+    """sha256 of the keys that a resumed run must match; not of workers, log interval and the like."""
     values = {
         key: value
         for key, value in flat_values(config).items()
         if must_match(KEYS[key]) and not (key in ADDED_KEYS and value == KEYS[key].default)
     }
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(values | REMOVED_KEYS, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
@@ -159,7 +157,7 @@ def _read_file(name_or_path: str) -> _Layer:
                 did_you_mean(name_or_path, known) or f"; there are {', '.join(known)}, or give a path ending in .yaml"
             )
             layer = _Layer(name)
-            layer.refuse("unknown_experiment", f"{short_repr(name_or_path)}: there is no such experiment{hint}")
+            layer.refuse("unknown_experiment", f"{short_repr(name_or_path)}: no such experiment{hint}")
             return layer
     try:
         return _read_yaml(read_text(path), name)
@@ -170,20 +168,20 @@ def _read_file(name_or_path: str) -> _Layer:
 
 
 def _read_yaml(text: str, name: str) -> _Layer:
-    """Read a YAML document of nested mappings as texts, each with its line."""
+    """Read a YAML document of nested mappings as strings with their lines."""
     layer = _Layer(name)
     if len(text) > MAX_CHARACTERS:
-        layer.refuse("not_yaml", f"{name}: {len(text)} characters; this is no configuration file")
+        layer.refuse("not_yaml", f"{name}: {len(text)} characters; this is not a configuration file")
         return layer
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        # Besides its own errors the parser raises ValueError and OverflowError for a broken \U escape, and
-        # RecursionError for a thousand brackets.
+        # The parser also raises ValueError and OverflowError for a broken \U escape, and RecursionError for a thousand
+        # brackets.
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).split("\n")[0] or repr(error)
-        layer.refuse("not_yaml", f"{name}{line}: this is not YAML: {reason}")
+        layer.refuse("not_yaml", f"{name}{line}: not YAML: {reason}")
         return layer
     if isinstance(root, yaml.MappingNode):
         layer.tree = _read_node(root, "", layer, 0)
@@ -196,12 +194,11 @@ def _read_yaml(text: str, name: str) -> _Layer:
 
 
 def _read_node(node: yaml.Node, key: str, layer: _Layer, depth: int) -> Any:
-    """Texts, lists and dictionaries of a node. Goes no deeper than a configuration, so a document that refers to
-    itself ends too."""
+    """Strings, lists and dictionaries of a node, to a limited depth: a document may refer to itself."""
     if isinstance(node, yaml.ScalarNode):
         if node.style is None and node.value.lower() in ("", "~", "null"):
             return None
-        # A tag such as !!python/object is not obeyed; it makes the text one that no number or name can be.
+        # A tag such as !!python/object is not executed; it makes the text invalid for every type.
         standard = node.tag.startswith("tag:yaml.org,2002:") and ":python/" not in node.tag
         return node.value if standard else f"{node.tag} {node.value}"
     if depth > _MAX_DEPTH:
@@ -231,12 +228,12 @@ def _read_pairs(pairs: Sequence[tuple[str, str]], name: str) -> _Layer:
     layer = _Layer(name)
     for key, text in pairs:
         if key in layer.where:
-            layer.refuse("duplicate_key", f"{key} ({name}): given twice; leave one of them out")
+            layer.refuse("duplicate_key", f"{key} ({name}): given twice; remove one")
         elif key in SECTIONS:
-            layer.refuse("not_a_section", f"{key} ({name}): this is a section; name one of its keys")
+            layer.refuse("not_a_section", f"{key} ({name}): a section; name one of its keys")
         elif key not in KEYS:
             if key not in IGNORED_KEYS:
-                layer.refuse("unknown_key", f"{_shown(key)} ({name}): there is no such key{_nearest(key)}")
+                layer.refuse("unknown_key", f"{_shown(key)} ({name}): no such key{_nearest(key)}")
         else:
             layer.where[key] = name
             _set(layer.tree, key, text.strip())
@@ -265,18 +262,18 @@ def _merge(layers: Sequence[_Layer]) -> Config:
 
 
 def _check(layer: _Layer) -> tuple[list[Problem], set[str]]:
-    """What is wrong with a layer by itself, and the known keys among it."""
+    """The problems of one layer, and the known keys that they are about."""
     try:
         Config.model_validate(layer.tree)
     except ValidationError as error:
         found = {}
-        # The elements of a list last.
+        # Elements of a list come last.
         for item in sorted(error.errors(include_url=False, include_context=False), key=lambda item: len(item["loc"])):
             key, index = _split(item["loc"])
             place = f"{_shown(key)}{'' if index is None else f'[{index}]'}"
             where = layer.where.get(key, layer.name)
             if item["type"] == "extra_forbidden":
-                code, text = "unknown_key", f"there is no such key{_nearest(key)}"
+                code, text = "unknown_key", f"no such key{_nearest(key)}"
             elif key in SECTIONS:
                 code, text = "not_a_section", f"found {_found(item['input'])}, expected a section with keys below it"
             else:
@@ -286,13 +283,13 @@ def _check(layer: _Layer) -> tuple[list[Problem], set[str]]:
                 code, text = "no_fine_tuning", f"{text}. {_NO_FINE_TUNING}"
             found[place] = (key, Problem(f"{place} ({where}): {text}", f"config.{code}"))
             if index is not None:
-                found.pop(key, None)  # a list without its invalid elements is too short as well
+                found.pop(key, None)  # without its invalid elements the list is also too short
         return [problem for _, problem in found.values()], {key for key, _ in found.values()} & set(KEYS)
     return [], set()
 
 
 def _split(loc: tuple[int | str, ...]) -> tuple[str, int | None]:
-    """The key of an error's place, and the element of a list; what pydantic adds about unions is dropped."""
+    """The key of an error's location and the index in a list, without what pydantic adds for unions."""
     key = ""
     for depth, part in enumerate(loc):
         if isinstance(part, int):

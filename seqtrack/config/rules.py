@@ -1,7 +1,6 @@
-"""Rules between keys: what each value allows by itself and the combination does not.
+"""Rules between keys: combinations of valid values that are refused (RULES) or logged as a warning (CAUTIONS).
 
-Each rule names the keys it reads, and is skipped when one of them is invalid already: its message would only repeat
-that. A rule that returns text refuses the configuration; a caution is logged and the run continues.
+Each rule names the keys it reads and is skipped when one of them is invalid already.
 """
 
 from collections.abc import Callable, Collection
@@ -13,7 +12,7 @@ from seqtrack.config.schema import Config
 
 @dataclass(frozen=True)
 class Rule:
-    """`check` returns the problem as a sentence, or None."""
+    """`check` returns the problem, or None."""
 
     keys: tuple[str, ...]
     check: Callable[[Config], str | None]
@@ -25,7 +24,7 @@ Check = Callable[[Config], str | None]
 
 
 def broken_rules(rules: Collection[Rule], config: Config, invalid: Collection[str]) -> list[str]:
-    """The problems that rules find in a configuration, without those rules that read a key in `invalid`."""
+    """The problems of a configuration, without rules that read a key in `invalid`."""
     answers = [rule.check(config) for rule in rules if not set(rule.keys) & set(invalid)]
     return [answer for answer in answers if answer is not None]
 
@@ -39,7 +38,7 @@ def _rule(*keys: str, table: list[Rule] = RULES) -> Callable[[Check], Check]:
 
 
 def _equal(trained: str, tested: str, otherwise: str, table: list[Rule] = RULES) -> None:
-    """What a model is trained with and what it is tested with must be the same; `otherwise` says why."""
+    """A training and a test key must be equal; `otherwise` is appended to the message."""
 
     def equal(config: Config) -> str | None:
         a, b = attrgetter(trained, tested)(config)
@@ -167,5 +166,5 @@ def _jitter(config: Config) -> str | None:
         return None
     return (
         f"DATA.SEARCH.CENTER_JITTER {search.CENTER_JITTER:g} is above DATA.SEARCH.FACTOR {search.FACTOR:g}: "
-        "some objects' centres will lie outside their search region"
+        "some objects' centres will be outside their search region"
     )

@@ -1,9 +1,8 @@
 """The authors' checkpoint files: `torch.save`d dictionaries with the weights under "net".
 
-Our names are theirs, so the mapping is short: what wrappers put into the names is taken off on the way in, nothing
-changes on the way out. Weights that come in have every property that the program relies on later, or are refused.
-A full checkpoint of theirs holds Python objects of their training code (settings, meters) with the weights; those are
-refused, or on request replaced by empty stand-ins. How files are read is in `foreign_weights.py`.
+Parameter names are the same here; only the prefixes of wrappers are removed on import. Weights are checked completely
+or refused. A full checkpoint of the authors also has Python objects of their training code (settings, meters), which
+are refused, or on request skipped. `foreign_weights.py` reads the files.
 """
 
 import io
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from seqtrack.errors import UserError
-from seqtrack.model.foreign_weights import ForeignFile, ForeignTensor, StandIn, read_foreign
+from seqtrack.model.foreign_weights import ForeignFile, ForeignTensor, Placeholder, read_foreign
 from seqtrack.model.weights import compare_states
 from seqtrack.parsing import short_repr
 
@@ -27,34 +26,30 @@ log = logging.getLogger(__name__)
 NET_KEY = "net"
 NET_TYPE = "SEQTRACK"
 LAST_EPOCH = 10**6
-# DistributedDataParallel, torch.compile, FullyShardedDataParallel, activation checkpointing: each adds to the names.
+# Prefixes of DistributedDataParallel, torch.compile, FullyShardedDataParallel and activation checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the authors' names, on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def write_authors_file(state: Mapping[str, Tensor], *, epoch: int) -> memoryview:
     """The bytes of a `.pth.tar` that the authors' tracker reads with `torch.load(...)["net"]`; plain data only."""
     buffer = io.BytesIO()
-    torch.save({"epoch": epoch, "net_type": NET_TYPE, NET_KEY: to_authors(state)}, buffer)
-    return buffer.getbuffer()  # not another copy: the weights fill the memory twice already
+    net = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    torch.save({"epoch": epoch, "net_type": NET_TYPE, NET_KEY: net}, buffer)
+    return buffer.getbuffer()  # without another copy of the weights
 
 
 def read_authors_file(
     path: Path, expected: Mapping[str, Tensor], *, skip_objects: bool = False
 ) -> tuple[dict[str, Tensor], int]:
-    """Read a `.pth.tar` as data: nothing in it is run.
+    """Read a `.pth.tar` as data: nothing in it is executed.
 
     Args:
         path: a checkpoint of the authors' trainer, or a bare state dict.
         expected: the state dict of the model that the weights are for; only names, shapes and types are used.
-        skip_objects: put empty stand-ins for Python objects of other code instead of refusing the file.
+        skip_objects: skip Python objects of other code instead of refusing the file.
 
     Returns:
-        the weights by our names, finite and of the types expected, and the epoch it names, 0 if none.
+        the weights, finite and of the expected types, and the epoch in the file, 0 if none.
 
     Raises:
         UserError: unreadable, with objects that are not skipped, or with weights that do not fit (all problems).
@@ -63,12 +58,12 @@ def read_authors_file(
         file = read_foreign(path)
         if file.objects and not skip_objects:
             raise UserError(
-                f"{path}: holds Python objects next to plain weights ({_list(file.objects)}). The authors' own full "
-                "checkpoints do; read it with --skip-objects, which takes the weights alone",
+                f"{path}: contains Python objects besides plain weights ({_list(file.objects)}), as the authors' full "
+                "checkpoints do; --skip-objects reads the weights only",
                 code="weights.foreign_objects",
             )
         if file.objects:
-            log.warning("%s: skipped objects of %s; nothing of them was run", path.name, _list(file.objects))
+            log.warning("%s: skipped objects of %s without executing any of them", path.name, _list(file.objects))
         net = _net(path, file.content)
         epoch = _epoch(path, file) if NET_KEY in file.content else 0
         return _load(path, file, net, expected), epoch
@@ -77,22 +72,22 @@ def read_authors_file(
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(_name_of_today(name) if name.isprintable() else ascii(name) for name in names[:12])
+    shown = ", ".join(_python3_name(name) if name.isprintable() else ascii(name) for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
-def _name_of_today(name: str) -> str:
-    """Old pickles call modules as Python 2 did: "__builtin__.set" is "builtins.set"."""
+def _python3_name(name: str) -> str:
+    """Old pickles use the module names of Python 2: "__builtin__.set" is "builtins.set"."""
     module, _, attribute = name.rpartition(".")
     module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
     return f"{module}.{attribute}"
 
 
 def _net(path: Path, content: Any) -> dict[str, ForeignTensor]:
-    """The descriptions of the weights, by our names."""
+    """The descriptions of the weights, without the wrappers' prefixes."""
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: holds a {type(content).__name__}, expected a dictionary with {NET_KEY!r}", code="weights.none"
+            f"{path}: contains a {type(content).__name__}, expected a dictionary with {NET_KEY!r}", code="weights.none"
         )
     net = content.get(NET_KEY, content)
     if not isinstance(net, dict) or not net:
@@ -102,7 +97,7 @@ def _net(path: Path, content: Any) -> dict[str, ForeignTensor]:
         if not isinstance(name, str) or not name.isprintable():
             raise UserError(f"{path}: a weight is named {short_repr(ascii(name))}", code="weights.name")
         if not isinstance(tensor, ForeignTensor):
-            what = tensor.name if isinstance(tensor, StandIn) else type(tensor).__name__
+            what = tensor.name if isinstance(tensor, Placeholder) else type(tensor).__name__
             raise UserError(
                 f"{path}: {short_repr(name)} is a {short_repr(ascii(what))}, expected a dense tensor; found the keys "
                 f"{_keys(content)}",
@@ -110,7 +105,7 @@ def _net(path: Path, content: Any) -> dict[str, ForeignTensor]:
             )
         own = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if own in found:
-            raise UserError(f"{path}: {own} is there twice, with and without a wrapper's name", code="weights.name")
+            raise UserError(f"{path}: {own} exists twice, with and without a wrapper's prefix", code="weights.name")
         found[own] = tensor
     return found
 
@@ -140,7 +135,7 @@ def _epoch(path: Path, file: ForeignFile) -> int:
 def _load(
     path: Path, file: ForeignFile, net: Mapping[str, ForeignTensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of the types expected; floating ones are converted, all others must be the same."""
+    """The weights in the expected types; only floating-point types are converted."""
     problems = compare_states(net, expected, what=str(path), convertible=True)
     if problems:
         raise UserError(problems)
@@ -149,7 +144,7 @@ def _load(
     if bad:
         shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in list(bad.items())[:5])
         shown += ", ..." if len(bad) > 5 else ""
-        raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinite values: {shown}", code="weights.not_finite")
+        raise UserError(f"{path}: {len(bad)} tensors have NaN or infinite values: {shown}", code="weights.not_finite")
     converted = Counter(str(net[name].dtype) for name in net if net[name].dtype != expected[name].dtype)
     if converted:
         shown = ", ".join(f"{count} from {dtype}" for dtype, count in converted.items())

@@ -1,15 +1,14 @@
-"""Sizes of the known encoders, and how a model is put together from parts.
+"""Build a model from its spec: sizes of the known encoders, components, initial values.
 
-The one place with sizes. No file is read and no network used here; `weights.py` loads what was learned elsewhere.
+Reads no file and uses no network; `weights.py` loads pretrained weights.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -29,7 +28,7 @@ from seqtrack.tokens import vocabulary_size
 log = logging.getLogger(__name__)
 
 MLP_RATIO = 4
-NORM_EPS = 1e-6
+_Norm = functools.partial(LayerNorm, eps=1e-6)  # the epsilon of MAE and the authors
 
 # The authors' encoder types: width, blocks, heads.
 ENCODERS: dict[str, tuple[int, int, int]] = {
@@ -51,26 +50,23 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
     """A freshly initialised model in float32 on the CPU.
 
     Args:
-        spec: what to build.
-        seed: makes the initial weights a function of (spec, seed) and leaves torch's generators as they were; None
-            draws from torch's global generator as it is.
+        seed: makes the initial weights a function of (spec, seed) and leaves torch's generators unchanged; None draws
+            from torch's global generator.
 
     Raises:
-        UserError: the encoder's name is not known.
+        UserError: unknown or unsuitable encoder.
     """
     model = build_empty(spec)
     model.to_empty(device="cpu")
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         initialise(model)
     return model
 
 
 def build_empty(spec: ModelSpec) -> SeqTrack:
-    """The model on the meta device: every shape, no memory and no values.
-
-    Good for counting, and for loading a checkpoint with `load_state_dict(state, assign=True)` without first drawing
-    weights that are thrown away.
-    """
+    """The model on the meta device: for counting, and for `load_state_dict(state, assign=True)`."""
     with torch.device("meta"):
         body = _encoder_body(spec)
         width = body.pos_embed.shape[-1]
@@ -107,14 +103,26 @@ def _encoder_body(spec: ModelSpec) -> EncoderBody:
 def _plain_body(spec: ModelSpec, width: int, depth: int, heads: int) -> EncoderBody:
     rates = [spec.drop_path * index / max(1, depth - 1) for index in range(depth)]
     blocks = [
-        Block(width, heads, mlp_ratio=MLP_RATIO, qkv_bias=True, drop_path=rate, norm_layer=_Norm, act_layer=nn.GELU)
+        Block(width, heads, mlp_ratio=MLP_RATIO, qkv_bias=True, drop_path=rate, norm_layer=_Norm, act_layer=nn.GELU)  # type: ignore[arg-type]
         for rate in rates
     ]
     patch_embed = PatchEmbed(img_size=None, patch_size=spec.patch_size, in_chans=3, embed_dim=width)
+    return _body(spec, patch_embed, blocks, _Norm(width), width)
+
+
+def _body(
+    spec: ModelSpec,
+    patch_embed: nn.Module,
+    blocks: Sequence[nn.Module],
+    norm: nn.Module,
+    width: int,
+    norm_pre: nn.Module | None = None,
+) -> EncoderBody:
     return EncoderBody(
         patch_embed,
         blocks,
-        _Norm(width),
+        norm,
+        norm_pre=norm_pre,
         embed_dim=width,
         search_tokens=spec.search_tokens,
         template_tokens=spec.template_grid**2,
@@ -122,24 +130,17 @@ def _plain_body(spec: ModelSpec, width: int, depth: int, heads: int) -> EncoderB
     )
 
 
-class _Norm(LayerNorm):
-    """timm's layer norm with the epsilon of MAE and the authors."""
-
-    def __init__(self, dim: int, **placement: Any) -> None:
-        super().__init__(dim, eps=NORM_EPS, **placement)
-
-
 def _timm_body(spec: ModelSpec) -> EncoderBody:
-    """Take the parts of a timm ViT: patch projection, blocks and norms. Its class token, register tokens and head
-    have no place in joint encoding and are left out."""
+    """The patch projection, blocks and norms of a timm ViT. Class token, register tokens and head are not used."""
     name = spec.encoder_type
     if not timm.is_model(name):
         raise UserError(
             f"MODEL.ENCODER.TYPE {name!r} is not known; expected one of {', '.join(ENCODERS)}, {CUSTOM_ENCODER}, "
-            f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)"
+            f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)",
+            code="model.unknown_encoder",
         )
     if not timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
-        raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"))
+        raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"), code="model.not_a_plain_vit")
     _warn_patch_size_mismatch(spec)
     vit = timm.create_model(
         name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
@@ -147,51 +148,32 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
     )  # fmt: skip
     if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
         what = f"a {type(vit).__name__} with {type(vit.patch_embed).__name__}"
-        raise UserError(_NOT_PLAIN.format(name=name, what=what))
-    # Models that pool before their last norm keep that norm as fc_norm; the encoder needs it after the blocks.
+        raise UserError(_NOT_PLAIN.format(name=name, what=what), code="model.not_a_plain_vit")
+    # Models that pool before their last norm call it fc_norm; the encoder needs it after the blocks.
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
-    return EncoderBody(
-        vit.patch_embed,
-        list(vit.blocks),
-        norm,
-        norm_pre=vit.norm_pre,
-        embed_dim=vit.embed_dim,
-        search_tokens=spec.search_tokens,
-        template_tokens=spec.template_grid**2,
-        use_checkpoint=spec.use_checkpoint,
-    )
+    return _body(spec, vit.patch_embed, list(vit.blocks), norm, vit.embed_dim, vit.norm_pre)
 
 
 def _warn_patch_size_mismatch(spec: ModelSpec) -> None:
     named = re.search(r"patch(\d+)", spec.encoder_type)
     if named and int(named[1]) != spec.patch_size:
         log.warning(
-            "encoder %s is built with patches of %d px, as MODEL.ENCODER.PATCH_SIZE says, not the %s px of its name",
+            "encoder %s is built with patches of %d px (MODEL.ENCODER.PATCH_SIZE), not the %s px of its name",
             spec.encoder_type, spec.patch_size, named[1],
         )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 @torch.no_grad()
 def initialise(model: SeqTrack) -> None:
-    """Give every parameter its starting value, drawing from torch's global generator.
+    """Initialise every parameter, drawing from torch's global generator.
 
-    Encoder: truncated normal 0.02 for linears and positions, zeros for biases, the framework's default for the patch
+    Encoder: truncated normal 0.02 for linears and positions, zeros for biases, torch's default for the patch
     projection. Decoder: Xavier-uniform for every parameter of more than one dimension, embeddings included, attention
-    biases 0. Bottleneck and word head: the framework's default. Memory positions: the 1-D sinusoid over the flattened
-    patch index, which is what the authors start from although the memory is a 2-D grid.
+    biases 0. Bottleneck and token head: torch's default. Memory positions: the 1-D sinusoidal table over the flattened
+    patch index, as in the authors' code, although the memory is a 2-D grid.
     """
     for module in model.modules():
-        # Norms get ones and zeros, linears and convolutions the framework's default; refined below.
+        # Norms get ones and zeros, linears and convolutions torch's default; some are overwritten below.
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()

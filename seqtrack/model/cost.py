@@ -1,7 +1,6 @@
-"""What a model costs: parameters, tokens, FLOPs. Counted on the meta device, before a byte is allocated.
+"""Parameters, tokens and FLOPs of a model, counted on the meta device.
 
-A multiply and an add count as two operations; only matrix products are counted, as is usual. Knows nothing of batches
-in flight, disks or machines: `commands/plan.py` puts those together.
+A multiply and an add count as two operations; only matrix products are counted, as is usual.
 """
 
 import functools
@@ -17,16 +16,15 @@ from seqtrack.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model needs.
+    """Cost of one model.
 
     Args:
         parameters: all entries of the state dict.
         trained_parameters: those that take a gradient.
-        encoder_tokens: tokens the encoder's blocks see per sample.
-        memory_tokens: tokens the decoder sees.
-        encoder_flops, decoder_flops: of one sample's forward pass with teacher forcing, every block whole.
+        encoder_tokens, memory_tokens: tokens per sample in the encoder's blocks, and that the decoder attends to.
+        encoder_flops, decoder_flops: of one sample's forward pass with teacher forcing, every block in full.
         executed_flops: of one sample's training step as it is computed: the last block for the decoder's tokens only,
-            no gradient for the pixels. Activation checkpointing is not counted.
+            no gradient for the pixels. Recomputation by activation checkpointing is not counted.
     """
 
     parameters: int
@@ -39,19 +37,19 @@ class Cost:
 
     @property
     def training_flops(self) -> int:
-        """Nominal, of one sample's training step: a backward pass costs twice a forward pass."""
+        """Nominal, of one sample's training step: the backward pass costs twice the forward pass."""
         return 3 * (self.encoder_flops + self.decoder_flops)
 
 
 @functools.lru_cache(maxsize=16)
 def cost_of(spec: ModelSpec) -> Cost:
-    """Count a model that is described but not built."""
+    """The cost of the model that a spec describes."""
     model = build_empty(replace(spec, use_checkpoint=False)).train()
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     templates = torch.empty(1, spec.num_templates, 3, spec.template_size, spec.template_size, device="meta")
     search = torch.empty(1, 3, spec.search_size, spec.search_size, device="meta")
     tokens = torch.empty(1, spec.sequence_length, dtype=torch.long, device="meta")
-    # The two products of attention are counted one by one, whatever kernels this torch has.
+    # The math backend shows attention's two matrix products to the counter in every version of torch.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as whole_encoder, torch.no_grad():
             model.encoder(templates, search)

@@ -1,8 +1,8 @@
-"""The decoder: spells a box word by word while it looks at the encoder's tokens.
+"""The decoder: generates a box token by token while it attends to the encoder's features, the memory.
 
 Positions are added as DETR does: query positions to the queries and keys of self-attention and to the queries of
 cross-attention, memory positions to the keys of cross-attention; values carry no position. Everything runs in the
-dtype it is given. Knows words and memory, nothing of images. Parameter names are the authors'.
+dtype it is given. Parameter names are the authors'.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Multi-head attention with the stock parameter layout: `in_proj_weight` holds q, k and v one above the other.
+    """Multi-head attention with the parameter layout of `nn.MultiheadAttention` and separate keys and values.
 
-    Unlike the stock module it can be asked for keys and values alone, so that they are made once and kept.
+    Keys and values can be projected once and cached, which the stock module does not allow.
     """
 
     def __init__(self, dim: int, *, heads: int, dropout: float) -> None:
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention over words, cross-attention to the memory, feed-forward; post-norm or pre-norm."""
+    """Self-attention over tokens, cross-attention to the memory, feed-forward; post-norm or pre-norm."""
 
     def __init__(self, dim: int, *, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -70,24 +70,24 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, query_positions: Tensor, memory: KeysValues, past: KeysValues | None, *, causal: bool
     ) -> tuple[Tensor, KeysValues]:
-        """Run the layer over new words.
+        """Run the layer over new tokens.
 
         Args:
-            x: (B, L, D) new words.
+            x: (B, L, D) new tokens.
             query_positions: (L, D), their positions.
             memory: projected keys and values of the memory, from `memory_keys_values`.
-            past: keys and values of the words before `x`, or None.
-            causal: whether a new word must not see the new words behind it; not needed for one word.
+            past: cached keys and values of the tokens before `x`, or None.
+            causal: mask the new tokens after each new token; not needed for a single one.
 
         Returns:
-            (B, L, D), and the keys and values of all words so far.
+            (B, L, D), and the keys and values of all tokens so far.
         """
         y = self.norm1(x) if self.pre_norm else x
-        placed = y + query_positions
-        keys_values = self.self_attn.keys_values(placed, y)
+        positioned = y + query_positions
+        keys_values = self.self_attn.keys_values(positioned, y)
         if past is not None:
             keys_values = torch.cat((past[0], keys_values[0]), dim=2), torch.cat((past[1], keys_values[1]), dim=2)
-        x = x + self.dropout(self.self_attn(placed, keys_values, causal=causal))
+        x = x + self.dropout(self.self_attn(positioned, keys_values, causal=causal))
         x = x if self.pre_norm else self.norm1(x)
         y = self.norm2(x) if self.pre_norm else x
         x = x + self.dropout(self.multihead_attn(y + query_positions, memory))
@@ -97,14 +97,14 @@ class DecoderLayer(nn.Module):
         x = x if self.pre_norm else self.norm3(x)
         return x, keys_values
 
-    def memory_keys_values(self, placed_memory: Tensor, memory: Tensor) -> KeysValues:
-        """Project the memory once for all words: keys from (B, N, D) memory with positions, values from it without."""
-        projected: KeysValues = self.multihead_attn.keys_values(placed_memory, memory)
+    def memory_keys_values(self, positioned_memory: Tensor, memory: Tensor) -> KeysValues:
+        """Project the memory: keys from (B, N, D) memory with positions, values without."""
+        projected: KeysValues = self.multihead_attn.keys_values(positioned_memory, memory)
         return projected
 
 
 class TokenEmbedding(nn.Module):
-    """Words to vectors, normalised; and the table of positions in the sequence, which the layers add themselves."""
+    """Normalised token embeddings, and the position embeddings that the layers add themselves."""
 
     def __init__(self, vocabulary: int, dim: int, *, sequence_length: int, dropout: float) -> None:
         super().__init__()
@@ -120,8 +120,8 @@ class TokenEmbedding(nn.Module):
 
 
 class DecoderBody(nn.Module):
-    """The stack of layers and a last norm. With post-norm layers that norm is the second in a row, as the authors
-    have it and released checkpoints need it."""
+    """The stack of layers and a final norm. With post-norm layers that is the second norm in a row, as in the
+    authors' code and released checkpoints."""
 
     def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -131,12 +131,12 @@ class DecoderBody(nn.Module):
 
 @dataclass
 class DecoderCache:
-    """What decoding keeps between words.
+    """Key-value cache of one decoding pass.
 
     Args:
-        memory: keys and values of the memory, one pair a layer.
-        words: keys and values of the words so far, one pair a layer, or None before the first.
-        length: words so far.
+        memory: keys and values of the memory, one pair per layer.
+        tokens: keys and values of the tokens so far, one pair per layer; None before the first.
+        length: tokens so far.
     """
 
     memory: list[KeysValues]
@@ -145,7 +145,7 @@ class DecoderCache:
 
 
 class Decoder(nn.Module):
-    """Words and memory to one vector a word."""
+    """Tokens and memory to one feature vector per token."""
 
     def __init__(self, embedding: TokenEmbedding, body: DecoderBody) -> None:
         super().__init__()
@@ -159,22 +159,22 @@ class Decoder(nn.Module):
             memory: (B, N, D).
             memory_positions: (1, N, D).
         """
-        placed = memory + memory_positions
-        projected = [layer.memory_keys_values(placed, memory) for layer in self.body.layers]
+        positioned = memory + memory_positions
+        projected = [layer.memory_keys_values(positioned, memory) for layer in self.body.layers]
         return DecoderCache(memory=projected, tokens=[None] * len(projected))
 
     def forward(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Read new words, each seeing those before it, and remember them in `cache`.
+        """Decode new tokens, each attending to those before it, and add them to `cache`.
 
         Args:
-            tokens: (B, L) integers; all the words at once when the cache is new, or one word at a time.
+            tokens: (B, L) integers; any L when the cache is new, otherwise L = 1.
 
         Returns:
             (B, L, D), normalised.
         """
         new = tokens.shape[1]
         if new > 1 and cache.length:
-            raise ValueError("several new words at once are only possible in an empty cache")
+            raise ValueError("several new tokens need an empty cache")
         positions = self.embedding.position_embeddings.weight[cache.length : cache.length + new]
         x = self.embedding(tokens)
         for index, layer in enumerate(self.body.layers):
@@ -192,7 +192,6 @@ class TokenHead(nn.Module):
         self.layers = nn.ModuleList((nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, vocabulary)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
         x = F.relu(self.layers[0](x))
         x = F.relu(self.layers[1](x))
         logits: Tensor = self.layers[2](x)

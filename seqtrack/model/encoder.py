@@ -1,7 +1,7 @@
-"""The encoder: one plain ViT that looks at the search region and all templates together.
+"""The encoder: one plain ViT that encodes the search region and all templates jointly.
 
-Given its parts (patch projection, blocks, norms) as objects; `build.py` chooses their sizes. Knows images and tokens of
-the encoder, nothing of words or boxes. Parameter names are those of the authors' `encoder.body`.
+It is given its parts (patch projection, blocks, norms) as objects; `build.py` chooses their sizes. Parameter names are
+those of the authors' `encoder.body`.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ class EncoderBody(nn.Module):
 
     Args:
         patch_embed: object with a convolution `proj` (kernel = stride = patch size) and a `norm`.
-        blocks: transformer blocks, timm's `Block` or alike, each (B, N, C) to (B, N, C).
+        blocks: transformer blocks such as timm's `Block`, each (B, N, C) to (B, N, C).
         norm: the final norm.
         norm_pre: a norm before the blocks, for CLIP-like models.
-        search_tokens, template_tokens: the two parts of the one position table. All templates share a part, so
-            nothing tells the first template from the second; released checkpoints need it so.
-        use_checkpoint: compute a block again in the backward pass instead of keeping its activations.
+        search_tokens, template_tokens: the two parts of the position table. All templates share one part, as in
+            released checkpoints, so the model cannot distinguish the first template from the second.
+        use_checkpoint: activation checkpointing of every block.
 
-    `explicit_attention` makes training take matrix products and a softmax instead of the fused attention: faster for
-    bf16 on a CPU, and for nothing else.
+    `explicit_attention` makes training use matrix products and a softmax instead of fused attention, which is faster
+    for bf16 on a CPU only.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class EncoderBody(nn.Module):
         batch, count = templates.shape[:2]
         flat = templates.flatten(0, 1)
         if flat.shape[-2:] == search.shape[-2:]:
-            # One product instead of two: the rows of both images share the weight.
+            # One matrix product instead of two.
             tokens = self._project(torch.cat((search, flat)))
             search_part, template_part = tokens[:batch], tokens[batch:]
         else:
@@ -76,8 +76,8 @@ class EncoderBody(nn.Module):
         return torch.cat((search_part, template_part), dim=1)
 
     def _project(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, patches, C), row-major: the convolution as one matrix product, which is what it is when
-        kernel and stride agree; PyTorch's own convolution takes a slower way on the CPU."""
+        """(B, 3, S, S) to (B, patches, C), row-major: the patch convolution as one matrix product, which is faster
+        than PyTorch's convolution on the CPU."""
         proj = self.patch_embed.proj
         patch = proj.kernel_size[0]
         batch, channels, height, width = images.shape
@@ -96,8 +96,8 @@ class EncoderBody(nn.Module):
         Args:
             templates: (B, T, 3, S, S) normalised.
             search: (B, 3, S', S') normalised.
-            only_search: return the search tokens only. The last block then computes nothing for the template tokens
-                beyond their keys and values: the same numbers with 5 % less work at B256.
+            only_search: return the search tokens only. The last block then computes only keys and values for the
+                template tokens: the same numbers with 5 % less work at B256.
 
         Returns:
             (B, tokens, C): search tokens first, then the templates in order.
@@ -118,24 +118,23 @@ class EncoderBody(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Holds the body under the name it has in the authors' checkpoints."""
+    """Gives the body its name in the authors' checkpoints."""
 
     def __init__(self, body: EncoderBody) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, templates: Tensor, search: Tensor, *, only_search: bool = False) -> Tensor:
-        """See `EncoderBody.forward`."""
         encoded: Tensor = self.body(templates, search, only_search=only_search)
         return encoded
 
 
 def run_block(block: nn.Module, x: Tensor, keep: int | None, explicit: bool = False) -> Tensor:
-    """One block; with `keep`, only its first `keep` tokens of output, all tokens still serving as keys and values.
+    """Run one block; with `keep`, compute the output of the first `keep` tokens only, with all tokens as keys.
 
     Args:
         x: (B, N, C).
-        explicit: attention by matrix products, where the block's arithmetic is known.
+        explicit: attention by matrix products, for plain blocks.
 
     Returns:
         (B, keep or N, C).
@@ -151,14 +150,12 @@ def run_block(block: nn.Module, x: Tensor, keep: int | None, explicit: bool = Fa
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """Whether the block is exactly the one whose arithmetic `run_block` spells out."""
-    if type(block) is not Block or type(block.attn) is not Attention:
-        return False
-    return getattr(block.attn, "gate", None) is None
+    """Whether `run_block` implements exactly this block's arithmetic."""
+    return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
 
 
 def _is_random(block: nn.Module) -> bool:
-    """Whether two passes through a block in training may differ. A block that is not known is taken to be random."""
+    """Whether two passes through a block in training may differ; assumed of blocks that are not plain."""
     rates = (getattr(part, "p", 0.0) or getattr(part, "drop_prob", 0.0) for part in block.modules())
     return not _is_plain(block) or any(rates)
 

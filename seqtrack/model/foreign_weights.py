@@ -1,9 +1,9 @@
-"""Files of `torch.save` read as data: no deserialiser of torch or Python sees them, and nothing in them is ever called.
+"""Read files of `torch.save` as data, without a deserialiser of torch or Python: nothing in them is ever called.
 
-The weights' pickle is interpreted here, opcode by opcode: it can make dictionaries, lists, numbers, texts and
-descriptions of tensors; whatever else it asks for becomes an inert stand-in with a name. A storage is a range of bytes,
-and a tensor is made of it after its bounds were checked. A zip archive must have exactly the structure that torch.save
-gives it. `authors.py` says what the content means.
+`torch.load(weights_only=True)` is not safe in every torch that this project supports (CVE-2025-32434). Here the pickle
+is interpreted opcode by opcode: it can build dictionaries, lists, numbers, strings and descriptions of tensors;
+everything else becomes an inert placeholder with a name. A tensor is a checked range of a storage's bytes. A zip
+archive must have exactly the structure that torch.save gives it. `authors.py` interprets the content.
 """
 
 import errno
@@ -34,11 +34,16 @@ _DTYPES: dict[str, torch.dtype] = {
 _REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _DICTIONARY = "collections.OrderedDict"
+_NEW: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: Placeholder("set"),
+}  # fmt: skip
+_LITERAL = re.compile(r"BININT[12]?|LONG[14]|BINFLOAT|(SHORT_)?(BINUNICODE|BINSTRING|BINBYTES)8?")
 _PLAIN = (*_REBUILD, *_PARAMETER, _DICTIONARY, "torch.Size", "torch.device", "torch.nn.parameter.Parameter")
 _MEMBER = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]+"
 )
-_OLD_MAGIC, _OLD_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # A full checkpoint of the largest model with its optimizer has about 60,000.
 _MOST_OPCODES = 300_000
 _ZIP_END = 22  # the last record of an archive without a comment
@@ -46,7 +51,7 @@ _LARGEST_PICKLE = 16 * 1024 * 1024
 
 
 class _Unreadable(Exception):
-    """The file is not as torch.save writes it; the message says where and what was found."""
+    """The file is not as torch.save writes it."""
 
     def __init__(self, message: str, code: str = "file.damaged") -> None:
         self.code = code
@@ -54,8 +59,8 @@ class _Unreadable(Exception):
 
 
 @dataclass(frozen=True)
-class StandIn:
-    """In place of a class, a function or an object that the file names: a name and nothing else."""
+class Placeholder:
+    """Replaces a class, function or object that the file names; it has a name and nothing else."""
 
     name: str
 
@@ -69,7 +74,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class ForeignTensor:
-    """Where a tensor lies in its storage, in elements; its values are read by `ForeignFile.load`."""
+    """A view of a storage, in elements; `ForeignFile.load` reads its values."""
 
     storage: _Storage
     offset: int
@@ -83,10 +88,7 @@ class ForeignTensor:
 
 @dataclass
 class ForeignFile:
-    """The content of a file: plain values, `ForeignTensor` and `StandIn`.
-
-    `objects` names what was replaced by stand-ins.
-    """
+    """The content of a file: plain values, `ForeignTensor` and `Placeholder`; `objects` names the latter."""
 
     content: Any
     objects: list[str]
@@ -97,9 +99,9 @@ class ForeignFile:
 
         Raises:
             OSError: it cannot be read.
-            UserError: the storage is missing, of another size, or damaged.
+            UserError: the storage is missing, has another size, or is damaged.
         """
-        assert tensor.dtype is not None, "the caller looks at the type first"
+        assert tensor.dtype is not None, "the caller checks the type first"
         if 0 in tensor.shape:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
         data = self.read_storage(tensor.storage.key, tensor.storage.length * tensor.dtype.itemsize)
@@ -107,11 +109,11 @@ class ForeignFile:
 
 
 def read_foreign(path: Path) -> ForeignFile:
-    """Read a file of torch.save, of the format before version 1.6 or the one since.
+    """Read a file of torch.save, in the zip format or the one before PyTorch 1.6.
 
     Raises:
         OSError: it cannot be read.
-        UserError: it is another kind of file, incomplete, or not as torch.save writes it.
+        UserError: another kind of file, incomplete, or not as torch.save writes it.
     """
     kind = recognize(path)
     if kind.is_impostor:
@@ -124,10 +126,10 @@ def read_foreign(path: Path) -> ForeignFile:
         )
     if kind.name not in (TORCH_ZIP, PICKLE):
         raise UserError(f"{path} is {kind.name}, expected a file of torch.save", code=kind.code)
-    return _in_words(path, lambda: _read_zip(path) if kind.name == TORCH_ZIP else _read_old(path))
+    return _translate_errors(path, lambda: _read_zip(path) if kind.name == TORCH_ZIP else _read_legacy(path))
 
 
-def _in_words(path: Path, read: Callable[[], _T]) -> _T:
+def _translate_errors(path: Path, read: Callable[[], _T]) -> _T:
     try:
         return read()
     except _Unreadable as error:
@@ -135,7 +137,7 @@ def _in_words(path: Path, read: Callable[[], _T]) -> _T:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OverflowError, ValueError, struct.error) as error:
         raise UserError(f"{path}: a damaged zip archive ({error})", code="file.damaged") from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # zipfile goes to a place before the file's beginning
+        if error.errno != errno.EINVAL:  # zipfile seeks to before the beginning of the file
             raise
         raise UserError(f"{path}: a damaged zip archive", code="file.damaged") from error
 
@@ -173,15 +175,15 @@ def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipIn
     if any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in names):
         raise _Unreadable("a TorchScript archive, not a file of torch.save", "file.torchscript")
     if not any(name.endswith("/data.pkl") for name in names):
-        raise _Unreadable("a zip archive, but none that torch.save wrote (no data.pkl)", "file.archive")
+        raise _Unreadable("a zip archive, but not one that torch.save wrote (no data.pkl)", "file.archive")
     if len({name.casefold() for name in names}) != len(names):
-        raise _Unreadable("the archive holds two members of one name, or whose names differ in case alone")
+        raise _Unreadable("the archive has two members whose names are equal or differ only in case")
     folder = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
     found: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.removeprefix(folder)
         if not info.filename.startswith(folder) or "/" in folder[:-1] or not _MEMBER.fullmatch(name):
-            raise _Unreadable(f"the archive holds {info.filename!r:.100}, which torch.save never writes")
+            raise _Unreadable(f"the archive has {info.filename!r:.100}, which torch.save never writes")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
             raise _Unreadable(f"{info.filename!r:.100} is compressed or encrypted, which torch.save never does")
         found[name] = info
@@ -192,18 +194,18 @@ def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipIn
     return found
 
 
-def _read_old(path: Path) -> ForeignFile:
-    """Five pickles (magic number, version, machine, content, keys of the storages), then the storages in that order."""
+def _read_legacy(path: Path) -> ForeignFile:
+    """Five pickles (magic number, version, system, content, keys of the storages), then the storages in that order."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        # From memory: a length in a damaged pickle is then no order to make room for as many bytes.
+        # From memory, so that a length in a damaged pickle does not allocate as many bytes.
         head = io.BytesIO(file.read(_LARGEST_PICKLE))
         reader = _Interpreter()
-        if reader.run(head)[0] != _OLD_MAGIC:
-            raise _Unreadable("a pickle, but none that torch.save wrote", "file.pickle")
+        if reader.run(head)[0] != _LEGACY_MAGIC:
+            raise _Unreadable("a pickle, but not one that torch.save wrote", "file.pickle")
         version, machine = reader.run(head)[0], reader.run(head)[0]
-        if version != _OLD_PROTOCOL or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        if version != _LEGACY_PROTOCOL or not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise _Unreadable("torch.save's format is of another version, or its byte order is big", "file.byte_order")
         content, objects = reader.run(head)
         keys = reader.run(head)[0]
@@ -240,31 +242,31 @@ def _read_old(path: Path) -> ForeignFile:
 def _foreign_file(
     path: Path, content: Any, objects: list[str], read_storage: Callable[[str, int], bytearray]
 ) -> ForeignFile:
-    # Several tensors may lie in one storage; it is read once.
+    # Several tensors may share a storage; it is read once.
     cached = functools.cache(read_storage)
-    return ForeignFile(content, objects, lambda key, size: _in_words(path, lambda: cached(key, size)))
+    return ForeignFile(content, objects, lambda key, size: _translate_errors(path, lambda: cached(key, size)))
 
 
 class _Interpreter:
-    """A machine for pickles that knows the opcodes of plain data alone."""
+    """A pickle machine with the opcodes of plain data only."""
 
     def __init__(self) -> None:
         self.storages: dict[str, _Storage] = {}
 
     def run(self, file: io.BytesIO) -> tuple[Any, list[str]]:
-        """The value of the pickle that begins here, and the names of everything in it that is not plain data."""
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: dict[int, Any] = {}
-        names: set[str] = set()
+        """The value of the pickle that starts here, and the names of everything in it that is not plain data."""
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._names: set[str] = set()
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
                 if opcode.name == "STOP":
-                    (value,) = stack
-                    return value, sorted(name for name in names if not _is_plain(name))
+                    (value,) = self._stack
+                    return value, sorted(name for name in self._names if not _is_plain(name))
                 if count > _MOST_OPCODES:
                     raise _Unreadable("its pickle is too long for names of tensors")
-                self._step(opcode.name, argument, stack, marks, memo, names)
+                self._step(opcode.name, argument)
         except (ValueError, LookupError) as error:
             place = file.tell()
             if place == file.seek(0, 2) and place < _LARGEST_PICKLE:
@@ -272,102 +274,69 @@ class _Interpreter:
             raise _Unreadable(f"its pickle is damaged before byte {place}") from error
         raise _Unreadable("its pickle has no end")
 
-    def _step(
-        self, name: str, argument: Any, stack: list[Any], marks: list[int], memo: dict[int, Any], names: set[str]
-    ) -> None:
-        def since_mark() -> list[Any]:
-            place = marks.pop()
-            items = stack[place:]
-            del stack[place:]
-            return items
-
+    def _step(self, name: str, argument: Any) -> None:
+        stack, memo = self._stack, self._memo
         match name:
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
-                marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
+                self._marks.append(len(stack))
+            case _ if name in _NEW:
+                stack.append(_NEW[name]())
+            case _ if _LITERAL.fullmatch(name):
                 stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
-                stack.append(argument)
-            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
-                stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_SET":
-                stack.append(StandIn("set"))
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
+            case "TUPLE" | "LIST" | "FROZENSET":
+                items = self._since_mark()
+                stack.append({"TUPLE": tuple(items), "LIST": items, "FROZENSET": Placeholder("frozenset")}[name])
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 number = int(name[-1])
                 stack[-number:] = [tuple(_top(stack, number))]
-            case "LIST":
-                stack.append(since_mark())
             case "DICT":
-                items = since_mark()
+                items = self._since_mark()
                 stack.append({})
-                _put(stack, items)
-            case "FROZENSET":
-                since_mark()
-                stack.append(StandIn("frozenset"))
-            case "APPEND":
-                _extend(stack, [stack.pop()])
-            case "APPENDS" | "ADDITEMS":
-                _extend(stack, since_mark())
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _put(stack, [key, value])
-            case "SETITEMS":
-                _put(stack, since_mark())
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+                _put(stack[-1], items)
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = [stack.pop()] if name == "APPEND" else self._since_mark()
+                _extend(stack[-1], items)
+            case "SETITEM" | "SETITEMS":
+                items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else self._since_mark()
+                _put(stack[-1], items)
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
-            case "POP":
+            case "POP" | "BUILD":  # BUILD sets an object's attributes; torch's state dicts keep their versions there
                 stack.pop()
             case "POP_MARK":
-                since_mark()
-            case "GLOBAL":
-                stack.append(StandIn(argument.replace(" ", ".")))
-                names.add(stack[-1].name)
-            case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(StandIn(f"{_text(module)}.{_text(attribute)}"))
-                names.add(stack[-1].name)
+                self._since_mark()
+            case "GLOBAL" | "STACK_GLOBAL":
+                parts = argument.split(" ") if name == "GLOBAL" else [_text(stack.pop()), _text(stack.pop())][::-1]
+                stack.append(Placeholder(".".join(parts)))
+                self._names.add(stack[-1].name)
             case "BINPERSID":
                 stack.append(self._storage(stack.pop()))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":
+                    stack.pop()
                 arguments, called = stack.pop(), stack.pop()
-                stack.append(_made(called, arguments))
-            case "NEWOBJ_EX":
-                stack.pop(), stack.pop()
-                stack.append(_made(stack.pop(), ()))
-            case "BUILD":
-                stack.pop()  # an object's attributes; a dictionary of torch's keeps its versions there
+                stack.append(_called(called, () if name == "NEWOBJ_EX" else arguments))
             case _:
-                raise _Unreadable(f"its pickle holds the opcode {name}, which plain weights do not need")
+                raise _Unreadable(f"its pickle has the opcode {name}, which plain weights do not need")
 
-    def _storage(self, told: Any) -> _Storage:
-        if (
-            not isinstance(told, tuple)
-            or len(told) not in (5, 6)
-            or told[0] != "storage"
-            or told[5:] not in ((), (None,))
-        ):
-            raise _Unreadable("a storage is described in a way that torch.save does not use")
-        _, kind, key, _, length = told[:5]
-        if not isinstance(kind, StandIn) or not isinstance(key, str) or type(length) is not int or length < 0:
-            raise _Unreadable("a storage is described in a way that torch.save does not use")
+    def _since_mark(self) -> list[Any]:
+        place = self._marks.pop()
+        items = self._stack[place:]
+        del self._stack[place:]
+        return items
+
+    def _storage(self, description: Any) -> _Storage:
+        match description:
+            case ("storage", Placeholder() as kind, str(key), _, int(length)) if length >= 0:
+                pass
+            case ("storage", Placeholder() as kind, str(key), _, int(length), None) if length >= 0:
+                pass
+            case _:
+                raise _Unreadable("a storage is described in a way that torch.save does not use")
         found = re.fullmatch(r"torch\.(?:storage\.|cuda\.)?([A-Za-z0-9]+)Storage", kind.name)
         storage = _Storage(key, _DTYPES.get(found[1]) if found else None, length)
         if self.storages.setdefault(key, storage) != storage:
@@ -390,48 +359,48 @@ def _top(stack: list[Any], number: int) -> list[Any]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Unreadable("its pickle names an object by something that is no text")
+        raise _Unreadable("its pickle names an object by something that is not a string")
     return value
 
 
-def _extend(stack: list[Any], items: list[Any]) -> None:
-    if not isinstance(stack[-1], StandIn):
-        if not isinstance(stack[-1], list):
-            raise _Unreadable("its pickle appends to something that is no list")
-        stack[-1].extend(items)
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Placeholder):
+        raise _Unreadable("its pickle appends to something that is not a list")
 
 
-def _put(stack: list[Any], items: list[Any]) -> None:
-    if isinstance(stack[-1], StandIn):
+def _put(target: Any, items: list[Any]) -> None:
+    if isinstance(target, Placeholder):
         return
-    if not isinstance(stack[-1], dict) or len(items) % 2:
-        raise _Unreadable("its pickle sets items of something that is no dictionary")
+    if not isinstance(target, dict) or len(items) % 2:
+        raise _Unreadable("its pickle sets items of something that is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Plain keys alone: the hash of a tuple that is nested a million times deep would end the process.
+        # Plain keys only: hashing a tuple that is nested a million times deep would crash the process.
         if isinstance(key, str | int | float | bytes | None):
-            if key in stack[-1]:
-                raise _Unreadable("a dictionary holds a key twice")
-            stack[-1][key] = value
+            if key in target:
+                raise _Unreadable("a dictionary has a key twice")
+            target[key] = value
 
 
-def _made(called: Any, arguments: Any) -> Any:
-    """What plain data's constructors give; anything else stays a name."""
-    if not isinstance(called, StandIn) or not isinstance(arguments, tuple):
-        raise _Unreadable("its pickle calls something that is no name")
+def _called(called: Any, arguments: Any) -> Any:
+    """The result of a plain constructor; a placeholder for any other call."""
+    if not isinstance(called, Placeholder) or not isinstance(arguments, tuple):
+        raise _Unreadable("its pickle calls something that is not a name")
     if called.name in _REBUILD:
         return _tensor(arguments)
     if called.name in _PARAMETER and arguments and isinstance(arguments[0], ForeignTensor):
         return arguments[0]
     if called.name == _DICTIONARY:
-        made: list[Any] = [{}]
+        result: dict[Any, Any] = {}
         for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise _Unreadable("a dictionary is made of something else than pairs")
-            _put(made, [*pair])
-        return made[0]
+                raise _Unreadable("a dictionary is built from something other than pairs")
+            _put(result, [*pair])
+        return result
     if called.name == "torch.Size" and len(arguments) == 1 and isinstance(arguments[0], tuple):
         return arguments[0]
-    return StandIn(called.name)
+    return Placeholder(called.name)
 
 
 def _tensor(arguments: tuple[Any, ...]) -> ForeignTensor:
@@ -442,7 +411,7 @@ def _tensor(arguments: tuple[Any, ...]) -> ForeignTensor:
     if not whole or len(shape) != len(stride) or len(shape) > 16:
         raise _Unreadable("a tensor is described in a way that torch.save does not use")
     if not all(type(number) is int and 0 <= number < 2**48 for number in (offset, *shape, *stride)):
-        raise _Unreadable("a tensor's shape, stride or offset is not a whole number in range")
+        raise _Unreadable("a tensor's shape, stride or offset is out of range")
     if math.prod(shape):
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if last >= storage.length:

@@ -1,4 +1,4 @@
-"""From the bytes of a crop to what the encoder takes. Runs on the device that holds the images."""
+"""Convert crops to the encoder's input, on the device that holds them."""
 
 import functools
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ def normalise(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Scale to [0, 1], brighten, clamp, and bring each channel to mean 0 and deviation 1.
+    """Scale to [0, 1], apply brightness, clamp, and normalise each channel by `mean` and `std`.
 
     Args:
         images_uint8: (..., 3, H, W) uint8, RGB.
-        brightness: (...) float factor of each image, or None for 1.
+        brightness: (...) float factor per image, or None for 1.
 
     Returns:
         (..., 3, H, W) float32.
@@ -37,6 +37,6 @@ def normalise(
 
 @functools.lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Copied to the device once: a copy in each step would wait for everything that the device has still to do."""
+    """Cached on the device: a copy per step would synchronize with it."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device).reshape(3, 1, 1)

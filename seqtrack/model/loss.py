@@ -1,4 +1,4 @@
-"""The training objective and the IoU that is logged next to it. Pure functions of logits and target words."""
+"""The training loss and the IoU that is logged with it."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 from seqtrack.boxes import cxcywh_to_xyxy, iou
 from seqtrack.tokens import COORDINATES, tokens_to_boxes
 
-# END is always right and START never asked for: they get hardly any weight.
+# END is always right and START is never a target: they get hardly any weight.
 SPECIAL_WEIGHT = 0.01
 
 
@@ -16,10 +16,10 @@ def sequence_loss(logits: Tensor, targets: Tensor, bins: int) -> Tensor:
 
     Args:
         logits: (B, 5, bins + 2), any float type; computed in float32 at least.
-        targets: (B, 5) int64, four coordinate words and END.
+        targets: (B, 5) int64, four coordinate tokens and END.
 
     Returns:
-        (B,): each sample's weighted sum over its words divided by the sum of their weights (4.01). Every sample has
+        (B,): each sample's weighted sum over its tokens divided by the sum of their weights (4.01). Every sample has
         the same weights, so the mean over samples is the authors' loss over the flattened batch.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
@@ -31,10 +31,10 @@ def sequence_loss(logits: Tensor, targets: Tensor, bins: int) -> Tensor:
 
 @torch.no_grad()
 def teacher_forced_iou(logits: Tensor, targets: Tensor, bins: int, seq_format: str = "xywh") -> Tensor:
-    """How well the likeliest words spell the box, each predicted from the true words before it.
+    """IoU of the target box and the most likely tokens, each predicted from the true tokens before it.
 
-    The authors log this too, but read "corner" and "whxy" sequences as centre boxes and get NaN where neither box has
-    an area; here the format is honoured and such a pair counts 0.
+    The authors log this too, but decode "corner" and "whxy" sequences as centre boxes and get NaN where neither box
+    has an area; here the format is respected and such a pair counts 0.
 
     Args:
         logits: (B, 5, bins + 2).

@@ -1,10 +1,6 @@
-"""How much memory a training step will take, computed from shapes.
+"""Estimate the memory of a training step from shapes; the tests compare it with a measured peak."""
 
-An estimate of what PyTorch keeps for the backward pass, held to a measured peak in the tests. Knows models and bytes,
-nothing of machines: `commands/plan.py` compares with what there is.
-"""
-
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import nn
 
@@ -13,22 +9,22 @@ from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import ModelSpec
 from seqtrack.tokens import SEQUENCE_LENGTH, vocabulary_size
 
-# Values kept a token and block, in units of the encoder's width: what both norms take in, their outputs, q, k and v,
+# Values kept per token and block, in units of the encoder's width: the inputs of both norms, their outputs, q, k and v,
 # the attention's output, and the wide layer of the MLP before and after GELU.
 _RESIDUAL, _NARROW, _WIDE = 2, 6, 8
-# Gradients of the widest layer that live together while a block is run backwards, in the same units.
+# Gradients of the widest layer that are alive together in a block's backward pass, in the same units.
 _BACKWARD_WIDTHS = 10
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one process, by what they are for.
+    """Bytes per process, by purpose.
 
     Args:
-        weights, gradients, optimizer: float32; AdamW keeps two values a parameter.
-        casts: half-precision copies of the weights that live through a step.
-        activations: kept from the forward for the backward pass.
-        passing: lives only while one block is computed.
+        weights, gradients, optimizer: float32; AdamW keeps two values per parameter.
+        casts: half-precision copies of the weights, kept for a step.
+        activations: saved by the forward for the backward pass.
+        transient: alive only while one block is computed.
         inputs: the batch, as floats.
     """
 
@@ -37,15 +33,13 @@ class TrainingMemory:
     optimizer: int
     casts: int
     activations: int
-    passing: int
+    transient: int
     inputs: int
 
     @property
     def total(self) -> int:
-        """The peak: all of them at once."""
-        return (
-            self.weights + self.gradients + self.optimizer + self.casts + self.activations + self.passing + self.inputs
-        )
+        """The peak."""
+        return sum(asdict(self).values())
 
 
 def training_memory(
@@ -56,8 +50,8 @@ def training_memory(
     Args:
         batch: samples that one process computes at a time.
         half: under autocast to bf16 or fp16; weights, gradients and optimizer stay float32.
-        checkpointing: activations of a block are computed again in the backward pass.
-        fused_attention: one kernel per attention; without, its score matrices are stored in float32 as well.
+        checkpointing: activation checkpointing of every block.
+        fused_attention: without it, attention's score matrices are stored in float32 as well.
     """
     cost = cost_of(spec)
     body = build_empty(spec).encoder.body
@@ -69,7 +63,7 @@ def training_memory(
     block += scores
     stream = tokens * width * 4
     kept = depth * stream + block if checkpointing else depth * block
-    # The patches as rows of pixels, the encoder's last norm, the memory, and the words' scores with their softmax.
+    # The patches as rows of pixels, the encoder's last norm, the memory, and the tokens' logits with their softmax.
     ends = 3 * stream + batch * spec.memory_tokens * spec.hidden_dim * 4 * (2 + 3 * spec.decoder_layers)
     ends += batch * SEQUENCE_LENGTH * vocabulary_size(spec.bins) * 4 * 3
     pixels = 3 * (spec.search_size**2 + spec.num_templates * spec.template_size**2)
@@ -79,17 +73,17 @@ def training_memory(
         optimizer=8 * cost.trained_parameters,
         casts=2 * cost.trained_parameters if half else 0,
         activations=kept + ends,
-        passing=_BACKWARD_WIDTHS * tokens * width * narrow + 2 * scores,
+        transient=_BACKWARD_WIDTHS * tokens * width * narrow + 2 * scores,
         inputs=batch * pixels * 4,
     )
 
 
 def _heads(block: nn.Module) -> int:
-    # timm's parallel blocks hold no attention of their own.
+    # timm's parallel blocks have no attention module of their own.
     return int(getattr(block, "attn", block).num_heads)
 
 
 def checkpoint_bytes(spec: ModelSpec) -> int:
-    """Bytes of one checkpoint: weights and AdamW's two values a trained parameter; small state and names left out."""
+    """Approximate bytes of one checkpoint: weights, and AdamW's two values per trained parameter."""
     cost = cost_of(spec)
     return 4 * cost.parameters + 8 * cost.trained_parameters

@@ -1,7 +1,4 @@
-"""Position tables: how they start, and how learned ones are carried to another grid.
-
-Pure functions of sizes and tensors. Knows nothing of encoders or checkpoints.
-"""
+"""Position embeddings: initial values, and resampling to another grid."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +6,9 @@ from torch import Tensor
 
 
 def sinusoid_1d(length: int, dim: int) -> Tensor:
-    """The 1-D sinusoid table of "Attention Is All You Need": sin on even channels, cos on odd, base 10000.
+    """The 1-D sinusoidal table of "Attention Is All You Need": sin on even channels, cos on odd, base 10000.
 
-    The authors start the decoder's memory positions with it, over the flattened patch index.
+    The authors initialise the decoder's memory positions with it, over the flattened patch index.
 
     Returns:
         (length, dim) float32.
@@ -24,7 +21,7 @@ def sinusoid_1d(length: int, dim: int) -> Tensor:
 
 
 def sincos_2d(grid: int, dim: int) -> Tensor:
-    """A 2-D sinusoid table as in MAE: one half of the channels for the column, one for the row, each sin then cos.
+    """A 2-D sinusoidal table as in MAE: half of the channels for the column, half for the row, each sin then cos.
 
     Args:
         dim: a multiple of 4.
@@ -36,7 +33,7 @@ def sincos_2d(grid: int, dim: int) -> Tensor:
         ValueError: `dim` is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"a 2-D sinusoid needs a width that is a multiple of 4, not {dim}")
+        raise ValueError(f"a 2-D sinusoidal table needs a width that is a multiple of 4, not {dim}")
     quarter = dim // 4
     rate = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * rate
@@ -47,9 +44,7 @@ def sincos_2d(grid: int, dim: int) -> Tensor:
 
 
 def resample_positions(table: Tensor, grid: int) -> Tensor:
-    """Carry a learned square table to another grid, bicubically with the corners of both grids aligned.
-
-    Aligned corners are what the authors' loader does; checkpoints that started from MAE weights have it in them.
+    """Resample a learned square table to another grid: bicubic with aligned corners, as the authors do.
 
     Args:
         table: (1, side * side, C), row-major, without class token.

@@ -1,7 +1,4 @@
-"""SeqTrack: images in, a box spelt as words out (Chen et al., CVPR 2023).
-
-Puts encoder, bottleneck, decoder and word head together and generates. Knows nothing of training, files or frames.
-"""
+"""SeqTrack: images in, a box as a sequence of tokens out (Chen et al., CVPR 2023)."""
 
 from dataclasses import dataclass
 
@@ -19,8 +16,8 @@ class Generated:
     """A generated sequence.
 
     Args:
-        tokens: (B, 4) int64 coordinate words, in the order of the sequence format.
-        confidences: (B, 4) float64, each word's probability, times the window where that applies.
+        tokens: (B, 4) int64 coordinate tokens, in the order of the sequence format.
+        confidences: (B, 4) float64, each token's probability, times the window where that applies.
     """
 
     tokens: Tensor
@@ -28,14 +25,14 @@ class Generated:
 
 
 class SeqTrack(nn.Module):
-    """The whole model.
+    """Encoder, bottleneck, decoder and token head.
 
     Args:
-        encoder: images to (B, N, C) tokens.
-        bottleneck: C to the decoder's width. Where both widths are equal it stays unused, as in the authors' model,
-            and takes no gradient.
-        decoder, vocab_embed: words and memory to logits.
-        spec: sizes and variants that the parts were made with.
+        encoder: images to (B, N, C) features.
+        bottleneck: C to the decoder's width. Where both are equal it is unused, as in the authors' model, and takes no
+            gradient.
+        decoder, vocab_embed: tokens and memory to logits.
+        spec: sizes and variants that the parts were built with.
     """
 
     def __init__(
@@ -50,11 +47,11 @@ class SeqTrack(nn.Module):
         self.spec = spec
         self.bottleneck_used = bottleneck.in_features != bottleneck.out_features
         if not self.bottleneck_used:
-            # A parameter that waits for a gradient which never comes would stop distributed training.
+            # DistributedDataParallel waits for the gradient of every trained parameter.
             bottleneck.requires_grad_(False)
 
     def encode(self, templates: Tensor, search: Tensor) -> Tensor:
-        """Look at a search region and its templates.
+        """Encode a search region with its templates.
 
         Args:
             templates: (B, T, 3, S, S) float, normalised.
@@ -70,39 +67,37 @@ class SeqTrack(nn.Module):
         return memory
 
     def decode(self, memory: Tensor, input_tokens: Tensor) -> Tensor:
-        """Score every next word, teacher-forced.
+        """Logits of every next token, with teacher forcing.
 
         Args:
             memory: (B, N, hidden) from `encode`.
             input_tokens: (B, L) integers, START first, L up to 5.
 
         Returns:
-            logits (B, L, bins + 2): row i scores the word that follows input word i.
+            logits (B, L, bins + 2): row i is for the token after input token i.
         """
         features = self.decoder(input_tokens, self.decoder.start(memory, self.pos_embed))
         logits: Tensor = self.vocab_embed(features)
         return logits
 
     def forward(self, templates: Tensor, search: Tensor, input_tokens: Tensor) -> Tensor:
-        """`encode` and `decode` in one call, which is what wrappers such as DDP and compile need."""
+        """`encode` and `decode` in one call, for wrappers such as DDP and torch.compile."""
         return self.decode(self.encode(templates, search), input_tokens)
 
     @torch.no_grad()
     def generate(self, memory: Tensor, window: Tensor | None = None) -> Generated:
-        """Spell the box, the likeliest coordinate word at a time; END is never chosen.
+        """Generate the box greedily, one coordinate token at a time; END is never chosen.
 
-        Probabilities are taken over all words and those of END and START dropped without renormalising. Keys and
-        values of the memory and of past words are kept between words.
+        The softmax is over the whole vocabulary; END and START are then dropped without renormalising.
 
         Args:
             memory: (B, N, hidden) from `encode`.
-            window: (bins,) penalty multiplied onto the probabilities of the two centre words before the choice, such
-                as `tokens.hann_window`; None for none. Format "corner" has no centre words and ignores it.
+            window: (bins,) penalty that multiplies the probabilities of the two centre tokens before the choice, such
+                as `tokens.hann_window`; None for none. Format "corner" has no centre tokens and ignores it.
 
         Returns:
-            tokens and confidences. Confidences are float64 always; the authors return float32 without the window and
-            float64 with it. The product with a float64 window is taken in float64, as theirs is, so that a near tie
-            falls to the same word.
+            tokens and confidences. The product with a float64 window is computed in float64, as in the authors' code,
+            so that a near tie is resolved alike.
         """
         bins = self.spec.bins
         windowed = centre_positions(self.spec.seq_format) if window is not None else ()

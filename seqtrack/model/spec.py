@@ -1,7 +1,7 @@
-"""What a model is made of, in one small dataclass.
+"""The sizes and variants of a model.
 
-`ModelSpec` is all that `model/` knows of a configuration. `model_spec` translates the configuration once, at the door:
-training, evaluation and the commands call it and hand on the result.
+`ModelSpec` is all that `model/` knows of a configuration; `model_spec` makes it. A configuration that cannot be built
+is refused by `config/rules.py`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from seqtrack.errors import UserError
-from seqtrack.tokens import SEQ_FORMATS, SEQUENCE_LENGTH
+from seqtrack.tokens import SEQUENCE_LENGTH
 
 if TYPE_CHECKING:
     from seqtrack.config.schema import Config
 
-FEATURE_TYPES = ("x", "xz", "token")
-POSITION_INITS = ("trunc_normal", "sincos2d")
-PRETRAIN_TYPES = ("mae", "default", "scratch")
 CUSTOM_ENCODER = "vit_custom"
 
 
@@ -29,12 +25,12 @@ class ModelSpec:
         encoder_type: a name in `build.ENCODERS`, "vit_custom", or any name that timm knows for a plain ViT.
         patch_size: pixels; must divide both image sizes.
         embed_dim, depth, num_heads: only with "vit_custom".
-        pos_init: how the encoder's positions start: "trunc_normal" or "sincos2d".
+        pos_init: initial values of the encoder's positions: "trunc_normal" or "sincos2d".
         drop_path: rate of the last block; grows linearly from 0 at the first.
         pretrain_type: "mae", "default" (ImageNet) or "scratch"; only `weights.load_pretrained` reads it.
-        use_checkpoint: compute each encoder block again in the backward pass instead of keeping its activations.
+        use_checkpoint: activation checkpointing of the encoder's blocks.
         search_size, template_size: pixels.
-        feature_type: what the decoder sees: "x" the search tokens, "xz" all tokens, "token" their mean.
+        feature_type: what the decoder attends to: "x" the search tokens, "xz" all tokens, "token" their mean.
     """
 
     encoder_type: str = "vit_base_patch16"
@@ -59,12 +55,6 @@ class ModelSpec:
     dropout: float = 0.1
     pre_norm: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, all problems at once."""
-        problems = list(_problems(self))
-        if problems:
-            raise UserError(problems)
-
     @property
     def search_grid(self) -> int:
         """Patches along one side of the search region."""
@@ -87,52 +77,17 @@ class ModelSpec:
 
     @property
     def memory_tokens(self) -> int:
-        """Tokens that the decoder looks at."""
+        """Tokens that the decoder attends to."""
         return {"x": self.search_tokens, "xz": self.encoder_tokens, "token": 1}[self.feature_type]
 
     @property
     def sequence_length(self) -> int:
-        """Words of a decoder input: START and four coordinates."""
+        """Tokens of a decoder input: START and four coordinates."""
         return SEQUENCE_LENGTH
 
 
-def _problems(spec: ModelSpec) -> list[str]:
-    found = []
-    for name, size in (("search_size", spec.search_size), ("template_size", spec.template_size)):
-        if spec.patch_size < 1 or size < spec.patch_size or size % spec.patch_size:
-            found.append(
-                f"MODEL.ENCODER.PATCH_SIZE {spec.patch_size} does not divide {name} {size} px; "
-                f"use a divisor of it or change the size"
-            )
-    for name, value, choices in (
-        ("MODEL.FEATURE_TYPE", spec.feature_type, FEATURE_TYPES),
-        ("MODEL.ENCODER.POS_INIT", spec.pos_init, POSITION_INITS),
-        ("MODEL.ENCODER.PRETRAIN_TYPE", spec.pretrain_type, PRETRAIN_TYPES),
-        ("DATA.SEQ_FORMAT", spec.seq_format, SEQ_FORMATS),
-    ):
-        if value not in choices:
-            found.append(f"{name} is {value!r}; expected one of {', '.join(choices)}")
-    for name in ("num_templates", "hidden_dim", "decoder_layers", "decoder_heads", "decoder_feedforward"):
-        if getattr(spec, name) < 1:
-            found.append(f"{name} is {getattr(spec, name)}; expected at least 1")
-    if spec.bins < 2:
-        found.append(f"MODEL.BINS is {spec.bins}; expected at least 2")
-    if spec.decoder_heads >= 1 and spec.hidden_dim % spec.decoder_heads:
-        found.append(f"MODEL.HIDDEN_DIM {spec.hidden_dim} is not a multiple of the {spec.decoder_heads} decoder heads")
-    if spec.encoder_type == CUSTOM_ENCODER:
-        if min(spec.embed_dim, spec.depth, spec.num_heads) < 1:
-            found.append(f"{CUSTOM_ENCODER} needs MODEL.ENCODER.EMBED_DIM, DEPTH and NUM_HEADS of at least 1")
-        elif spec.embed_dim % spec.num_heads:
-            found.append(f"MODEL.ENCODER.EMBED_DIM {spec.embed_dim} is not a multiple of {spec.num_heads} heads")
-    return found
-
-
 def model_spec(config: Config) -> ModelSpec:
-    """The model that a configuration asks for.
-
-    Raises:
-        UserError: the sizes do not fit each other; all problems at once.
-    """
+    """The model that a configuration describes."""
     model, encoder, decoder, data = config.MODEL, config.MODEL.ENCODER, config.MODEL.DECODER, config.DATA
     custom = encoder.TYPE == CUSTOM_ENCODER
     return ModelSpec(

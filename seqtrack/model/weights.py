@@ -1,11 +1,9 @@
-"""Weights learned elsewhere, as the start of training: MAE or ImageNet ViTs, through timm's names and the Hub.
+"""Pretrained encoder weights: MAE or ImageNet ViTs, by timm's names, from the Hub.
 
-Downloads go to the Hub's cache (`HF_HOME`), once. What cannot be had is an error that says what to do: training never
-starts from random weights because of a missing file. Knows encoders and files; the authors' own checkpoints are read in
-`authors.py`.
+Downloads are cached in `HF_HOME`. Missing weights are an error: training never starts from random weights because of a
+missing file. `authors.py` reads the authors' own checkpoints.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -17,10 +15,13 @@ from typing import Protocol
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
+from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.positions import resample_positions
 from seqtrack.model.seqtrack import SeqTrack
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "model.safetensors"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# timm's names of what the authors start from.
+# timm's names of the weights that the authors start from.
 PRETRAINED: dict[tuple[str, str], str] = {
     ("vit_base_patch16", "mae"): "vit_base_patch16_224.mae",
     ("vit_large_patch16", "mae"): "vit_large_patch16_224.mae",
@@ -41,23 +42,24 @@ PRETRAINED: dict[tuple[str, str], str] = {
     ("vit_huge_patch14", "default"): "vit_huge_patch14_224.orig_in21k",
 }
 
-# Parts of a ViT that joint encoding has no place for.
+# Parts of a ViT that joint encoding does not use.
 _LEFT_OUT = ("cls_token", "reg_token", "mask_token", "head.", "head_dist.", "dist_token", "pre_logits.", "attn_pool.")
 
 
 def pretrained_name(spec: ModelSpec) -> str:
-    """timm's name, tag included, of the weights that a spec asks for.
+    """timm's name, with tag, of the weights for a spec.
 
     Raises:
-        UserError: there are none of that kind for this encoder.
+        UserError: none have been published for this encoder.
     """
     known = PRETRAINED.get((spec.encoder_type, spec.pretrain_type))
     if known:
         return known
     if spec.encoder_type == CUSTOM_ENCODER or not timm.is_model(spec.encoder_type):
         raise UserError(
-            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: nobody has published weights for "
-            f"{spec.encoder_type}; set it to scratch"
+            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: no weights are published for {spec.encoder_type}; "
+            "set it to scratch",
+            code="weights.not_published",
         )
     architecture, _, tag = spec.encoder_type.partition(".")
     tagged = timm.list_pretrained(f"{architecture}.*")
@@ -67,26 +69,29 @@ def pretrained_name(spec: ModelSpec) -> str:
         wanted = f"{architecture}.mae"
     if wanted not in tagged:
         raise UserError(
-            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: timm knows no such weights for {architecture}; "
-            f"it knows {', '.join(tagged) or 'none'}; set it to scratch, or TYPE to one of these with default"
+            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: timm has no such weights for {architecture}, only "
+            f"{', '.join(tagged) or 'none'}; set it to scratch, or TYPE to one of these with default",
+            code="weights.not_published",
         )
     return wanted
 
 
 def load_pretrained(model: SeqTrack, spec: ModelSpec, *, source: Path | None = None) -> None:
-    """Replace the encoder's weights by learned ones; decoder and head keep theirs.
+    """Load pretrained weights into the encoder; decoder and head are unchanged.
 
     Args:
-        model: as `build_model` gives it.
-        spec: says which weights, by `encoder_type` and `pretrain_type`; nothing is done for "scratch".
+        spec: chooses the weights by `encoder_type` and `pretrain_type`; nothing is done for "scratch".
         source: a safetensors file, or a folder with `model.safetensors`, instead of the Hub.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit the encoder.
+        UserError: the weights are not available, or do not fit the encoder.
     """
     if spec.pretrain_type == "scratch" and source is None:
         return
-    path = _local_file(source) if source is not None else _from_hub(pretrained_name(spec))
+    if source is None:
+        path = _from_hub(pretrained_name(spec))
+    else:
+        path = source / FILE_NAME if source.is_dir() else source
     state = encoder_state(_read(path), spec)
     body = model.encoder.body
     own = body.state_dict()
@@ -98,15 +103,15 @@ def load_pretrained(model: SeqTrack, spec: ModelSpec, *, source: Path | None = N
 
 
 def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
-    """A ViT's state dict as the encoder's: no class token, positions for search and template grid, patches resized.
+    """Convert a ViT's state dict to the encoder's: no class token, positions of both grids, resampled patches.
 
     Args:
-        vit: timm's names; one square position grid, with or without the positions of class and register tokens.
+        vit: by timm's names; one square position grid, with or without the positions of class and register tokens.
     """
     state = {name: value for name, value in vit.items() if not name.startswith(_LEFT_OUT)}
     positions = state.get("pos_embed")
     if positions is not None:
-        # Whatever comes before the largest square belongs to class and register tokens.
+        # The positions before the largest square are those of class and register tokens.
         side = math.isqrt(positions.shape[1])
         grid = positions[:, positions.shape[1] - side * side :].float()
         parts = (resample_positions(grid, spec.search_grid), resample_positions(grid, spec.template_grid))
@@ -115,7 +120,7 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     if patches is not None and patches.shape[-1] != spec.patch_size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patches.float(), [spec.patch_size, spec.patch_size])
     for part in ("weight", "bias"):
-        # Models that pool before their last norm keep it under another name.
+        # Models that pool before their last norm use another name for it.
         moved = state.pop(f"fc_norm.{part}", None)
         if moved is not None:
             state.setdefault(f"norm.{part}", moved)
@@ -123,7 +128,7 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
 
 
 class _Described(Protocol):
-    """A tensor, or what a file says of one."""
+    """A tensor, or its description in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -135,9 +140,9 @@ class _Described(Protocol):
 def compare_states(
     found: Mapping[str, _Described], expected: Mapping[str, _Described], *, what: str, convertible: bool = False
 ) -> list[Problem]:
-    """Every name that is missing or not expected, and every shape and element type that differs; empty if all fits.
+    """Compare names, shapes and element types; empty if all are as expected.
 
-    A difference with one cause, such as one prefix before all names, is reported as that cause.
+    A difference with a single cause, such as a prefix of all names, is reported as that cause.
 
     Args:
         convertible: floating-point types may differ from each other.
@@ -171,29 +176,21 @@ def _common_cause(found: list[str], expected: list[str]) -> str:
         prefix += f"{next(iter(names)).partition('.')[0]}."
         names = {name.partition(".")[2] for name in names}
         if set(expected) <= names:
-            return f"every name begins with {prefix!r}; save the state dict of the model inside"
+            return f"every name starts with {prefix!r}; save the state dict of the inner model"
     return (
         f"none of its {len(found)} names is one of this model's {len(expected)}: found {found[0]!r}, ..., expected "
         f"{expected[0]!r}, ..."
     )
 
 
-def _local_file(source: Path) -> Path:
-    path = source / FILE_NAME if source.is_dir() else source
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file of pretrained weights")
-    return path
-
-
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         kind = recognize(path)
         if kind.name != SAFETENSORS:
             raise UserError(f"{path} is {kind.name}; expected {SAFETENSORS}", code=kind.code)
         state: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file of pretrained weights", code="file.unreadable") from error
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); remove it and fetch it again", code="file.damaged"
@@ -202,7 +199,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _from_hub(name: str) -> Path:
-    """The file of a timm model from the Hub's cache, fetched if it is not there."""
+    """The file of a timm model in the Hub's cache, downloaded if it is missing."""
+    # Imported here: only pretrained weights need the Hub's client.
     import httpx2
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -217,22 +215,15 @@ def _from_hub(name: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise UserError(
-            f"the pretrained encoder {name} is not in the cache ({home}) and could not be fetched from the Hub "
+            f"the pretrained encoder {name} is not in the cache ({home}) and could not be downloaded from the Hub "
             f"({repo}/{FILE_NAME}: {reason}). Connect to the network once; or copy {home} from a machine that has it "
-            f"(`hf download {repo} {FILE_NAME}` fills it); or set MODEL.ENCODER.PRETRAIN_TYPE scratch to train without"
+            f"(`hf download {repo} {FILE_NAME}` fills it); or train without it: MODEL.ENCODER.PRETRAIN_TYPE scratch",
+            code="weights.not_available",
         ) from error
-    _check_digest(path)
-    return path
-
-
-def _check_digest(path: Path) -> None:
-    """The client stores a file under its sha256 but does not check that it is that file."""
     blob = path.resolve()
-    if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return
-    digest = hashlib.sha256()
-    with blob.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != blob.name:
-        raise UserError(f"{blob}: damaged in the cache (its sha256 is {digest.hexdigest()}); remove it and start again")
+    # The client names a blob by its sha256 but does not verify the content of a cached one.
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and (digest := sha256_file(blob)) != blob.name:
+        raise UserError(
+            f"{blob}: corrupt in the cache (its sha256 is {digest}); remove it and start again", code="file.damaged"
+        )
+    return path

@@ -1,1 +1,1 @@
-"""What is made of finished runs: comparison and verdict, plots, the report, the model card. Reads files only."""
+"""What is made from the files of finished runs: comparison and verdict, plots, the report, the model card."""

@@ -1,8 +1,8 @@
-"""Training curves as pictures. Needs no torch and no display.
+"""Plots of training curves. Needs no torch and no display.
 
-While a run continues, they are drawn by a child process (`python -m seqtrack.reports.plots`), so that drawing holds
-neither the trainer's interpreter lock nor its cores; the child is given the curves and reads no file of the run. Plots
-can be drawn again from metrics.jsonl at any time: one that cannot be written is a warning.
+During a run a child process (`python -m seqtrack.reports.plots`) draws them, so that drawing holds neither the
+trainer's interpreter lock nor its cores. The child receives the curves on stdin and reads no file of the run. A plot
+that cannot be written is only a warning: metrics.jsonl has all that it shows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.plotting import new_axes, save_figure
@@ -48,7 +48,7 @@ def _draw(axes: Axes, curves: Curves, name: str, colour: str, *, label: str, das
 
 
 def plot_phase(folder: Path, curves: Curves) -> None:
-    """`plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, as far as it has come; none of an empty one.
+    """Draw `plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, unless it has no records yet.
 
     Raises:
         OSError: a plot cannot be written; it is named.
@@ -79,12 +79,12 @@ def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> N
 
 
 class PhasePlots:
-    """The plots of a run that continues: drawn by a child process from time to time, and here once the run is over.
+    """The plots of a run: redrawn by a child process from time to time, and in this process at the end.
 
     Args:
         folder: the run's folder.
-        curves: grows while the run continues.
-        interval_s: least time between two drawings, and before the first.
+        curves: grow during the run.
+        interval_s: minimum time between two drawings, and before the first.
     """
 
     def __init__(self, folder: Path, curves: Curves, *, interval_s: float = REDRAW_INTERVAL_S) -> None:
@@ -93,63 +93,61 @@ class PhasePlots:
         self.interval_s = interval_s
         self._last = time.monotonic()
         self._child: subprocess.Popen[bytes] | None = None
-        self._said: BinaryIO | None = None
 
     def redraw(self) -> None:
-        """Begin to draw them, unless they were drawn a short while ago or are being drawn."""
+        """Start drawing in the background, unless that is in progress or was done less than `interval_s` ago."""
         if time.monotonic() - self._last < self.interval_s or (self._child and self._child.poll() is None):
             return
         self._reap()
         self._last = time.monotonic()
-        # The package may have been found by the folder that the trainer was started in.
+        # The package may have been found through the folder that the trainer was started in.
         path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
-            with tempfile.TemporaryFile() as given:
-                given.write(json.dumps({"folder": str(self.folder), "curves": self.curves.to_json()}).encode())
-                given.seek(0)
-                self._said = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed when the child has ended
+            # A file and not a pipe: the child reads only after its imports, and the trainer must not wait for it.
+            with tempfile.TemporaryFile() as curves:
+                curves.write(json.dumps({"folder": str(self.folder), "curves": self.curves.to_json()}).encode())
+                curves.seek(0)
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "seqtrack.reports.plots"],
-                    stdin=given,
-                    stdout=self._said,
-                    stderr=self._said,
+                    stdin=curves,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
                 )
         except OSError as error:
-            logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", error)
+            self._warn(error)
 
     def _reap(self) -> None:
-        if self._child is not None and self._said is not None:
-            if self._child.wait():
-                self._said.seek(0)
-                told = self._said.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
-                logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", told[-1])
-            self._said.close()
-        self._child = self._said = None
+        if self._child is not None:
+            _, output = self._child.communicate()
+            if self._child.returncode > 0:
+                self._warn((output.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1])
+        self._child = None
+
+    def _warn(self, reason: object) -> None:
+        logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", reason)
 
     def finish(self) -> None:
-        """Draw them once more, in this process: nothing is left that drawing could hold up."""
+        """Draw them a last time, in this process."""
         self.close()
         try:
             plot_phase(self.folder, self.curves)
         except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
             # Whatever drawing fails of, the run has done its work.
-            logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", error)
+            self._warn(error)
 
     def close(self) -> None:
-        """End the child, if one is at work."""
+        """End the child, if one is running."""
         if self._child is not None and self._child.poll() is None:
             self._child.kill()
-            self._child.wait()
-            self._child = None
         self._reap()
 
 
 def main() -> None:
-    """Draw what stdin describes, when nobody else wants the processor."""
+    """Draw what stdin describes, at the lowest priority."""
     os.nice(19)
-    given = json.load(sys.stdin)
-    plot_phase(Path(given["folder"]), Curves.from_json(given["curves"]))
+    values = json.load(sys.stdin)
+    plot_phase(Path(values["folder"]), Curves.from_json(values["curves"]))
 
 
 if __name__ == "__main__":

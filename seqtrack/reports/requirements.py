@@ -1,7 +1,6 @@
-"""Which function answers which requirement, with file and line.
+"""The functions that implement each requirement, with file and line, which a report has to list.
 
-The table names functions; file and line are looked up in the source each time, so that they cannot grow stale, and a
-function that was renamed is an error here rather than a wrong line in a report.
+The table names functions; their lines are looked up in the source for each report, so that they are never out of date.
 """
 
 import ast
@@ -49,7 +48,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a function is: its name, its file relative to the repository, its line from 1."""
+    """Where a function is: its file relative to the repository, its line from 1."""
 
     function: str
     file: str
@@ -57,27 +56,22 @@ class Place:
 
 
 def find_places() -> dict[str, list[Place]]:
-    """The table with every function found.
-
-    Raises:
-        LookupError: a function of the table does not exist.
-    """
+    """The table with every function found."""
     return {requirement: [find(name) for name in names] for requirement, names in REQUIREMENTS.items()}
 
 
 def find(name: str) -> Place:
-    """The place of `module:qualified.name`, by reading the source without importing it."""
+    """The place of `module:qualified.name`, found in the source without importing it.
+
+    Raises:
+        LookupError: it does not exist.
+    """
     module, _, qualified = name.partition(":")
     path = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
-    if not path.is_file():
-        raise LookupError(f"{name}: there is no {path}")
-    scope: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
-    line = 0
+    node: ast.AST = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
     for part in qualified.split("."):
-        for statement in scope:
-            if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == part:
-                scope, line = statement.body, statement.lineno
-                break
-        else:
+        found = [one for one in getattr(node, "body", ()) if getattr(one, "name", None) == part]
+        if not found:
             raise LookupError(f"{name}: {path} has no {part}")
-    return Place(qualified, path.relative_to(_PACKAGE.parent).as_posix(), line)
+        node = found[0]
+    return Place(qualified, path.relative_to(_PACKAGE.parent).as_posix(), node.lineno)  # type: ignore[attr-defined]

@@ -1,8 +1,6 @@
-"""What a run has left on disk, read for the report: a file that is not there is `None` or empty, never a guess.
+"""Read the files of an output folder for report and card. A missing file is `None` or empty. Needs no torch."""
 
-Knows the places and forms of the files of an output folder; knows no prose. Needs no torch.
-"""
-
+import contextlib
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from seqtrack.checkpoints.side_files import (
     DatasetRecord,
     EnvironmentRecord,
     EpochRecord,
+    EvaluatedTracker,
     EvaluationRecord,
     RunRecord,
     Strict,
@@ -29,10 +28,14 @@ from seqtrack.errors import UserError
 from seqtrack.uploads.journal import JOURNAL_NAME, STATE_FOLDER
 from seqtrack.uploads.status import read_status
 
+_RESUME_WORDS = ("resumes after step", "starts from", "promise", "guarantee", "stopped on request", "moved aside",
+                 "first difference")  # fmt: skip
+_FIRST_PLOTS = ("epochs", "epochs_by_class", "success", "precision", "norm_precision")
+
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line of a human log: the file, the line's number from 1, and its text."""
+    """A line of a text log; `number` counts from 1."""
 
     file: Path
     number: int
@@ -41,7 +44,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One phase's folder. Every field is what its file holds; None or empty where there is no such file."""
+    """One phase's folder: the content of each file; None or empty where there is no such file."""
 
     folder: Path
     run: RunRecord | None
@@ -59,9 +62,27 @@ class RunFiles:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def resume_lines(self) -> list[str]:
+        """The log lines about interruption and resumption, with file name and line number."""
+        found = [line for line in self.log if any(word in line.text for word in _RESUME_WORDS)]
+        return [f"{line.file.name}:{line.number}: {line.text}" for line in found]
+
+    @property
+    def last_result(self) -> EvaluatedTracker | None:
+        """The evaluation of the last checkpoint."""
+        trackers = self.evaluation.trackers if self.evaluation else []
+        return next((one for one in reversed(trackers) if one.kind == "checkpoint"), None)
+
+    @property
+    def evaluation_plots(self) -> list[Path]:
+        """Over the epochs first, then curves, then bars."""
+        plots = {path.stem: path for path in sorted((self.folder / "evaluation" / "plots").glob("*.png"))}
+        return [plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots]
+
 
 class Upload(Strict):
-    """One file as the sidecar's journal knows it."""
+    """One file of the uploader's journal."""
 
     path: str
     size: int
@@ -69,10 +90,16 @@ class Upload(Strict):
     state: str
     commit: str | None
 
+    @property
+    def short_commit(self) -> str | None:
+        """The start of the commit's hash; None for a folder target, which records something else there."""
+        commit = self.commit or ""
+        return commit[:12] if len(commit) >= 12 and set(commit) <= set("0123456789abcdef") else None
+
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """A whole output folder: phases, the comparison, the uploader's target and state, what was uploaded."""
+    """A whole output folder; `uploader` is the uploader's target and state."""
 
     folder: Path
     phases: list[RunFiles]
@@ -81,17 +108,26 @@ class OutputFiles:
     uploader: tuple[str, str] | None
     uploads: list[Upload]
 
+    def phase(self, name: str) -> RunFiles | None:
+        """The phase of that folder name."""
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any of the data were drawn by code."""
+        return any(source.synthetic for phase in self.phases if phase.dataset for source in phase.dataset.sources)
+
 
 def read_output(folder: Path) -> OutputFiles:
-    """Read everything that a report speaks of.
+    """Read everything that a report needs.
 
     Raises:
-        UserError: there is no phase folder, or a file there is damaged.
+        UserError: no phase folder, or an invalid file.
     """
     phases = [folder / name for name in ("phase_1", "phase_2") if (folder / name).is_dir()]
     if not phases:
         raise UserError(
-            f"{folder} holds neither phase_1 nor phase_2; there is nothing to report. OUTPUT_DIR names it",
+            f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report",
             code="report.nothing",
         )
     status = read_status(folder)
@@ -133,19 +169,16 @@ def _read_logs(folder: Path) -> list[LogLine]:
     ]
 
 
-def _read_journal(place: Path) -> list[Upload]:
-    """The sidecar's rows, read without writing; empty where there is no journal or it cannot be read."""
-    if not place.is_file():
+def _read_journal(path: Path) -> list[Upload]:
+    """The uploader's rows, read without writing; empty where there is no journal."""
+    if not path.is_file():
         return []
     try:
-        base = sqlite3.connect(f"{place.resolve().as_uri()}?mode=ro", uri=True, timeout=5.0)
-        try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5.0)) as base:
             rows = base.execute("SELECT path, size, sha256, state, commit_oid FROM files ORDER BY path").fetchall()
-        finally:
-            base.close()
-    except sqlite3.Error as error:
-        raise UserError(f"{place}: cannot be read ({error}); stop the uploader or move the file away") from error
-    try:
         return [Upload(**dict(zip(Upload.model_fields, row, strict=True))) for row in rows]
-    except ValidationError as error:
-        raise UserError(f"{place}: holds rows of another form ({error.error_count()} values); move it away") from error
+    except (sqlite3.Error, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read ({reason}); stop the uploader or move the file away", code="report.journal"
+        ) from error

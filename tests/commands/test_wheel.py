@@ -1,4 +1,4 @@
-"""The package as pip installs it, without the source tree around it: `doctor`, `plan` and `train` work from it."""
+"""The package as pip installs it, without the source tree: `doctor`, `plan`, `train` and `report` work from it."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's content, inside somebody else's repository with a commit of its own."""
+    """A folder with the wheel's content, inside an unrelated git repository."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
     source.mkdir()
@@ -30,7 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.unpack_archive(str(wheel), target, format="zip")
     shutil.rmtree(source)
     git = ["git", "-C", str(place / "repository"), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "Somebody else's"]):
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "unrelated"]):
         subprocess.run([*git, *words], check=True, timeout=60)
     return target
 
@@ -55,28 +55,30 @@ def seqtrack(installed: Path, tmp_path: Path, demo_data: Path) -> Callable[..., 
 def test_it_is_the_installed_package_that_runs(
     installed: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    code = "from seqtrack.training import fingerprint as f; print(f.__file__, f.source_commit(), f.lock_digest())"
+    code = "from seqtrack.runtime import environment as f; print(f.__file__, f.source_commit(), f.lock_digest())"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(installed)}, cwd=installed.parent,
         capture_output=True, text=True, check=True, timeout=100,
     )  # fmt: skip
     place, commit, lock = done.stdout.split()
     assert Path(place).is_relative_to(installed)
-    assert commit == "unknown", "the repository around the environment is somebody else's"
+    assert commit == "unknown", "the repository around it is unrelated"
     assert lock.startswith("installed:")
 
 
 @pytest.mark.long
-def test_doctor_plan_and_train_work_without_the_source_tree(
+def test_doctor_plan_train_and_report_work_without_the_source_tree(
     tmp_path: Path, seqtrack: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     looked = seqtrack("doctor")
     assert looked.returncode == 0, looked.stdout + looked.stderr
     assert "  packages: " in looked.stdout
-    assert "  clock: " in looked.stdout
     planned = seqtrack("plan", "--json")
     assert planned.returncode == 0, planned.stderr
     keys = {**TINY, "DATA.TRAIN.SAMPLE_PER_EPOCH": "16"}
     trained = seqtrack("train", EPOCHS="1", OVERRIDES=" ".join(f"{key} {value}" for key, value in keys.items()))
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert (tmp_path / "output" / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors").is_file()
+    reported = seqtrack("report", "--html")  # its templates are in the wheel
+    assert reported.returncode == 0, reported.stderr
+    assert (tmp_path / "output" / "report.html").is_file()

@@ -1,4 +1,4 @@
-"""docs/configuration.md says every key and every variable, and no other."""
+"""docs/configuration.md documents every key and every variable."""
 
 import re
 from pathlib import Path
@@ -15,32 +15,21 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
-def first_cells(after: str, before: str) -> list[str]:
-    """The first cell of every row between two markers."""
-    part = DOCUMENT.split(after)[1].split(before)[0]
-    return re.findall(r"^\| `([^`]+)`", part, re.MULTILINE)
-
-
-def test_the_tables_are_those_of_the_code() -> None:
+def test_the_tables_are_up_to_date() -> None:
     assert render(DOCUMENT) == DOCUMENT, "run: python -m seqtrack.config.docs docs/configuration.md"
 
 
-def test_every_key_and_variable_is_documented_and_no_other() -> None:
-    assert first_cells("<!-- keys:", "<!-- end of keys") == list(KEYS)
-    assert first_cells("<!-- variables:", "<!-- end of variables") == list(VARIABLES)
-
-
-def test_an_old_table_is_noticed() -> None:
+def test_an_outdated_table_is_replaced() -> None:
     assert render(DOCUMENT.replace("| `TRAIN.LR` |", "| `TRAIN.RATE` |")) == DOCUMENT
-    with pytest.raises(ValueError, match="expected once"):
+    with pytest.raises(ValueError):
         render(DOCUMENT.replace("<!-- end of keys -->", ""))
 
 
-def test_every_experiment_is_named() -> None:
+def test_every_experiment_is_mentioned() -> None:
     assert [name for name in experiment_names() if f"`{name}`" not in DOCUMENT] == []
 
 
-def test_every_key_of_a_rule_is_named_where_the_rules_are() -> None:
+def test_every_key_of_a_rule_is_in_the_section_on_rules() -> None:
     rules = DOCUMENT.split("## Rules between keys")[1]
     last_parts = {key.rsplit(".", 1)[1] for rule in RULES for key in rule.keys}
     assert [part for part in sorted(last_parts) if part not in rules] == []
@@ -54,6 +43,6 @@ def test_every_variable_in_the_files_for_users_is_in_the_table() -> None:
     assert usual - set(names) == set()
 
 
-def test_every_meaning_is_one_line() -> None:
+def test_every_description_is_one_line() -> None:
     texts = [field.description for field in (*KEYS.values(), *VARIABLES.values())]
     assert [text for text in texts if not text or "\n" in text] == []

@@ -1,4 +1,4 @@
-"""The environment: what is asked for is done, what is malformed is said all at once, and the token is never shown."""
+"""Environment variables: values, all problems at once, and a token that is never shown."""
 
 import os
 import re
@@ -30,14 +30,14 @@ def problems_of(environ: dict[str, str]) -> list[Problem]:
     return []
 
 
-def test_with_nothing_set_the_demo_is_trained_and_nothing_uploaded() -> None:
+def test_by_default_the_demo_is_trained_and_nothing_is_uploaded() -> None:
     environment, config = configure({"PATH": "/bin", "HF_HOME": "/cache"})
     assert environment == Environment(config="demo")
     assert config.DATA.TRAIN.DATASETS_NAME == ("DEMO",)
     assert (environment.hf_repo, environment.upload_target, environment.target, environment.resume_epoch) == (None,) * 4
 
 
-def test_every_variable_reaches_its_place() -> None:
+def test_every_variable_is_read() -> None:
     environ = {
         "PHASE": "2",
         "RESUME_EPOCH": "4",
@@ -145,7 +145,7 @@ def test_an_empty_variable_counts_as_not_set(name: str, empty: str) -> None:
         ("HF_TOKEN", ["two words", "naïve"], [TOKEN]),
     ],
 )
-def test_a_malformed_value_is_refused_and_a_good_one_is_not(name: str, bad: list[str], good: list[str]) -> None:
+def test_malformed_values_are_refused_and_valid_ones_are_not(name: str, bad: list[str], good: list[str]) -> None:
     for value in bad:
         with pytest.raises(UserError) as caught:
             read_environment({name: value})
@@ -154,7 +154,7 @@ def test_a_malformed_value_is_refused_and_a_good_one_is_not(name: str, bad: list
         read_environment({name: value})
 
 
-def test_numbers_and_addresses_of_machines_are_read() -> None:
+def test_numbers_and_addresses_are_read() -> None:
     assert read_environment({"NPROC": "AUTO"}).nproc == "auto"
     assert read_environment({"RENDEZVOUS": "node-1:29500"}).rendezvous == "node-1:29500"
     assert read_environment({"HEALTH_STALE_S": "2.5"}).health_stale_s == 2.5
@@ -173,14 +173,14 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         read_environment({"DATA_DIR": "~nobody-by-this-name/x"})
 
 
-def test_a_misspelt_variable_of_ours_is_an_error_and_a_strangers_is_not() -> None:
+def test_an_unknown_seqtrack_variable_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         read_environment({"SEQTRACK_TEST_DATE": "x"})
     assert (caught.value.code, caught.value.problems[0].endswith("SEQTRACK_TEST_DATA?")) == ("variable.unknown", True)
     read_environment({"SEQTRACK_TEST_DATA": "x", "SEQTRACKER": "x", "TORCH_HOME": "x"})
 
 
-def test_phase_two_resumes_epoch_three_unless_told_otherwise() -> None:
+def test_phase_2_resumes_after_epoch_3_by_default() -> None:
     assert read_environment({"PHASE": "2"}).resume_epoch == 3
     assert read_environment({"PHASE": "2", "RESUME_EPOCH": "5"}).resume_epoch == 5
     assert read_environment({"PHASE": "1"}).resume_epoch is None
@@ -206,7 +206,7 @@ def test_the_experiment_follows_the_data_set_unless_it_is_named() -> None:
     assert read_environment({"DATASET": "lasot", "CONFIG": "demo"}).config == "demo"
 
 
-def test_an_unset_dataset_does_not_win_over_a_file_of_the_users(tmp_path: Path) -> None:
+def test_an_unset_dataset_does_not_override_the_users_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("DATA: {TRAIN: {DATASETS_NAME: [LASOT, COCO17], DATASETS_RATIO: [3, 1]}}")
     assert configure({"CONFIG": str(path)})[1].DATA.TRAIN.DATASETS_RATIO == (3.0, 1.0)
@@ -214,13 +214,13 @@ def test_an_unset_dataset_does_not_win_over_a_file_of_the_users(tmp_path: Path) 
     assert configure({"CONFIG": "seqtrack_b256"})[1].DATA.TRAIN.DATASETS_NAME == ("DEMO",)
 
 
-def test_names_of_data_sets_keep_their_capitals_and_several_share_equally() -> None:
+def test_data_set_names_keep_their_capitals_and_have_equal_weights() -> None:
     config = configure({"DATASET": "lasot,GOT10K_vottrain"})[1]
     assert config.DATA.TRAIN.DATASETS_NAME == ("LASOT", "GOT10K_vottrain")
     assert config.DATA.TRAIN.DATASETS_RATIO == (1.0, 1.0)
 
 
-def test_a_data_set_can_be_held_against_those_that_are_known() -> None:
+def test_an_unknown_data_set_is_refused() -> None:
     known = ("LASOT", "DEMO", "GOT10K_vottrain")
     with pytest.raises(UserError) as caught:
         read_environment({"DATASET": "lassot,demo"}, known_datasets=known)
@@ -229,16 +229,16 @@ def test_a_data_set_can_be_held_against_those_that_are_known() -> None:
     assert good.dataset == ("lasot", "got10k_vottrain")
 
 
-def test_overrides_win_over_the_other_variables() -> None:
+def test_overrides_take_precedence() -> None:
     environment = read_environment({"SEED": "1", "OVERRIDES": "TRAIN.SEED 2"})
     assert resolve(environment).TRAIN.SEED == 2
 
 
-def test_a_wrong_experiment_is_named() -> None:
+def test_an_unknown_experiment_is_refused() -> None:
     assert problems_of({"CONFIG": "seqtrack-b384"})[0].code == "config.unknown_experiment"
 
 
-def test_the_token_is_in_no_text_that_we_make() -> None:
+def test_the_token_is_in_no_message() -> None:
     environment, config = configure({"HF_TOKEN": TOKEN, "HF_REPO": "me/x"})
     assert TOKEN not in repr(environment) + str(environment) + repr(config)
     broken = problems_of({"HF_TOKEN": f"{TOKEN} {TOKEN}"})
@@ -248,7 +248,7 @@ def test_the_token_is_in_no_text_that_we_make() -> None:
     assert TOKEN not in with_credentials[0]
 
 
-def test_the_token_file_wins_and_is_read_again_each_time(tmp_path: Path) -> None:
+def test_the_token_file_takes_precedence_and_is_read_each_time(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("hf_first\n")
     environ = {"HF_TOKEN_PATH": str(path), "HF_TOKEN": "hf_other"}
@@ -273,7 +273,7 @@ def test_a_token_file_without_a_token_is_refused_and_not_shown(tmp_path: Path, c
     assert caught.value.code == "token.unreadable"
 
 
-def test_one_variable_can_be_read_by_itself() -> None:
+def test_a_single_variable_can_be_read() -> None:
     assert read_variable({}, "DEVICE") == "auto"
     assert read_variable({"HF_PRIVATE": "off"}, "HF_PRIVATE") is False
     assert read_variable({}, "HF_REPO") is None
@@ -281,7 +281,7 @@ def test_one_variable_can_be_read_by_itself() -> None:
         read_variable({"HF_REPO": "x"}, "HF_REPO")
 
 
-def test_dotenv_fills_what_is_not_set_and_the_real_environment_wins(tmp_path: Path) -> None:
+def test_dotenv_sets_only_what_is_not_set(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("# mine\nSEED=7\nexport EPOCHS=4\nCLASSES='book,coin'  # two\nHF_REPO=\n")
     environ = {"SEED": "1"}
     assert load_dotenv_file(tmp_path, environ) == tmp_path / ".env"
@@ -289,7 +289,7 @@ def test_dotenv_fills_what_is_not_set_and_the_real_environment_wins(tmp_path: Pa
     assert configure({**environ, "CLASSES": ""})[0].seed == 1
 
 
-def test_no_dotenv_file_is_no_error_and_a_broken_one_is(tmp_path: Path) -> None:
+def test_an_invalid_dotenv_file_is_refused(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
     assert load_dotenv_file(tmp_path, environ) is None
     (tmp_path / ".env").write_text(f"SEED=7\nHF_TOKEN='{TOKEN}\n")
@@ -302,14 +302,14 @@ def test_no_dotenv_file_is_no_error_and_a_broken_one_is(tmp_path: Path) -> None:
     assert caught.value.code == "dotenv.unreadable"
 
 
-def test_dotenv_goes_into_the_process_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dotenv_sets_the_process_environment_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EPOCHS", "2")
     (tmp_path / ".env").write_text("EPOCHS=4\n")
     load_dotenv_file(tmp_path)
     assert os.environ["EPOCHS"] == "2"
 
 
-def test_the_example_file_is_a_real_run_that_only_lacks_a_repository(tmp_path: Path) -> None:
+def test_the_example_file_is_a_valid_configuration(tmp_path: Path) -> None:
     text = (REPOSITORY / ".env.example").read_text()
     (tmp_path / ".env").write_text(text)
     environ: dict[str, str] = {}
@@ -322,7 +322,7 @@ def test_the_example_file_is_a_real_run_that_only_lacks_a_repository(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "named"),
     [
         ("OUTPUT_DIR", "d\udcc3\udcbc/o", "LC_ALL=C.UTF-8"),
         ("DATA_DIR", "\udcff", "LC_ALL=C.UTF-8"),
@@ -330,6 +330,6 @@ def test_the_example_file_is_a_real_run_that_only_lacks_a_repository(tmp_path: P
         ("CONFIG", "a\u200bb", "U+200B"),
     ],
 )
-def test_a_character_that_no_variable_may_hold_is_named(name: str, value: str, says: str) -> None:
+def test_an_invalid_character_is_named(name: str, value: str, named: str) -> None:
     (problem,) = [one for one in problems_of({name: value}) if one.startswith(name)]
-    assert says in problem and problem.isprintable()
+    assert named in problem and problem.isprintable()

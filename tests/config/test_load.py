@@ -1,4 +1,4 @@
-"""Loading an experiment: every problem is reported at once, with its place and its code; what is right stays."""
+"""Loading an experiment: every problem is reported at once, with its location and its code."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ from seqtrack.errors import UserError
 
 
 def problems_of(text: str) -> list[tuple[str, str]]:
-    """(code, key and place) of every problem of this YAML."""
+    """(code, key and location) of every problem of this YAML."""
     try:
         config_from_text(text, "my.yaml")
     except UserError as error:
@@ -26,7 +26,7 @@ def code_of(text: str) -> str:
     return code
 
 
-def test_all_problems_are_reported_at_once_and_none_twice() -> None:
+def test_all_problems_are_reported_once() -> None:
     text = """
 TRAIN:
   LR: fast
@@ -58,7 +58,7 @@ MODLE:
         ("TRAIN: {SCHEDULER: {TYPE: cosin}}", "cosine?"),
     ],
 )
-def test_the_nearest_name_is_offered(wrong: str, right: str) -> None:
+def test_the_most_similar_name_is_suggested(wrong: str, right: str) -> None:
     with pytest.raises(UserError) as caught:
         config_from_text(wrong, "my.yaml")
     assert caught.value.problems[0].endswith(right)
@@ -66,47 +66,47 @@ def test_the_nearest_name_is_offered(wrong: str, right: str) -> None:
 
 @pytest.mark.parametrize("null", ["null", "~", "", "Null", "NULL"])
 @pytest.mark.parametrize("key", ["TRAIN.LR", "MODEL.ENCODER.TYPE", "TEST.WINDOW", "TRAIN.BATCH_SIZE", "DATA.MEAN"])
-def test_nothing_is_no_value_for_any_key(key: str, null: str) -> None:
+def test_null_is_invalid_for_any_key(key: str, null: str) -> None:
     section, *middle, last = key.split(".")
     inner = f"{middle[0]}: {{{last}: {null}}}" if middle else f"{last}: {null}"
     assert problems_of(f"{section}: {{{inner}}}") == [("invalid_value", f"{key} (my.yaml line 1")]
 
 
 @pytest.mark.parametrize("one", [1, 1.0])
-def test_a_whole_number_is_good_for_a_float_and_makes_the_same_experiment(one: float) -> None:
+def test_an_integer_is_valid_for_a_float_with_the_same_digest(one: float) -> None:
     config = config_from_text(f"TRAIN: {{CE_WEIGHT: {one}}}", "my.yaml")
     assert type(config.TRAIN.CE_WEIGHT) is float
     assert config_digest(config) == config_digest(Config())
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1E-3", "0.001", ".001", "1.0e-3", "+0.001", "'0.001'"])
-def test_every_usual_way_to_write_a_number_is_read(written: str) -> None:
+def test_usual_number_formats_are_read(written: str) -> None:
     assert config_from_text(f"TRAIN: {{LR: {written}}}", "my.yaml").TRAIN.LR == 0.001
 
 
 @pytest.mark.parametrize("written", ["0,001", "1e", ".", "e5", "nan", ".nan", ".inf", "1e999", "0x1", "1:30", "1_0"])
-def test_what_is_no_finite_number_is_refused(written: str) -> None:
+def test_other_text_is_not_a_finite_number(written: str) -> None:
     assert code_of(f"TRAIN:\n  LR: {written}") == "invalid_value"
 
 
-def test_a_number_without_an_upper_limit_is_still_finite() -> None:
+def test_a_number_without_an_upper_limit_must_be_finite() -> None:
     assert code_of("TRAIN: {CE_WEIGHT: 1e999}") == "invalid_value"
     assert config_from_text("TRAIN: {CE_WEIGHT: 1e300}", "my.yaml").TRAIN.CE_WEIGHT == 1e300
 
 
 @pytest.mark.parametrize("written", ["010", "1.0", "1e3", "0x10", "1:30", "0b1", "true", "9" * 5000, "1_6", "0"])
-def test_a_whole_number_is_written_in_one_way_only(written: str) -> None:
+def test_an_integer_has_one_notation(written: str) -> None:
     assert code_of(f"TRAIN:\n  BATCH_SIZE: {written}") == "invalid_value"
 
 
-def test_on_and_off_are_booleans_only_where_the_key_is_one() -> None:
+def test_on_and_off_are_booleans_only_for_boolean_keys() -> None:
     config = config_from_text("TRAIN: {AMP: off, COMPILE: on, DETERMINISTIC: No}\nTEST: {WINDOW: 1}", "my.yaml")
     assert (config.TRAIN.AMP, config.TRAIN.COMPILE, config.TRAIN.DETERMINISTIC) == ("off", True, False)
     assert config.TEST.WINDOW is True
     assert code_of("TEST: {WINDOW: 2}") == "invalid_value"
 
 
-def test_choices_are_read_in_any_case() -> None:
+def test_choices_are_case_insensitive() -> None:
     assert config_from_text("TRAIN: {OPTIMIZER: AdamW}", "my.yaml").TRAIN.OPTIMIZER == "ADAMW"
     assert code_of("DATA: {SEARCH: {NUMBER: 2}}") == "invalid_value"
 
@@ -125,7 +125,7 @@ def test_lists_are_checked_by_element_and_by_length() -> None:
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a b", "", ".hidden", "line\\nbreak", "x" * 101])
-def test_a_name_that_would_leave_a_folder_or_a_line_is_refused(name: str) -> None:
+def test_an_unsafe_name_is_refused(name: str) -> None:
     assert code_of(f'DATA: {{CLASSES: ["{name}"]}}') == "invalid_value"
 
 
@@ -148,7 +148,7 @@ def test_a_name_that_would_leave_a_folder_or_a_line_is_refused(name: str) -> Non
         ("MODEL: {ENCODER: {TYPE: !!python/name:os.system x}}", "invalid_value"),
     ],
 )
-def test_a_broken_file_is_refused(text: str, code: str) -> None:
+def test_an_invalid_file_is_refused(text: str, code: str) -> None:
     assert {found for found, _ in problems_of(text)} == {code}
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     assert caught.value.problems[0].endswith("seqtrack_b256?")
 
 
-def test_each_layer_wins_over_the_one_before(tmp_path: Path) -> None:
+def test_each_layer_overrides_the_previous_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("TRAIN: {SEED: 7, EPOCH: 9, BATCH_SIZE: 5}")
     environment = [("SEED", ("TRAIN.SEED", "1")), ("EPOCHS", ("TRAIN.EPOCH", "2"))]
@@ -174,7 +174,7 @@ def test_each_layer_wins_over_the_one_before(tmp_path: Path) -> None:
     assert (config.TRAIN.BATCH_SIZE, config.TRAIN.SEED, config.TRAIN.EPOCH) == (5, 1, 3)
 
 
-def test_a_wrong_value_is_reported_even_where_a_later_layer_covers_it(tmp_path: Path) -> None:
+def test_an_overridden_invalid_value_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("TRAIN: {LR: fast}")
     with pytest.raises(UserError) as caught:
@@ -182,7 +182,7 @@ def test_a_wrong_value_is_reported_even_where_a_later_layer_covers_it(tmp_path: 
     assert [problem.code for problem in caught.value.problems] == ["config.invalid_value"]
 
 
-def test_pairs_name_full_keys_once_each() -> None:
+def test_pairs_need_full_keys_without_duplicates() -> None:
     with pytest.raises(UserError) as caught:
         load_config("demo", overrides=[("LR", "1"), ("TRAIN", "1"), ("TRAIN.SEED", "1"), ("TRAIN.SEED", "2")])
     assert {problem.code for problem in caught.value.problems} == {
@@ -198,7 +198,7 @@ def test_a_list_in_a_pair_is_written_with_brackets_or_commas(written: str) -> No
 
 
 @pytest.mark.parametrize("written", ["[book", "[book]]", "[[book]]", "book,,coin", "[\\"])
-def test_a_broken_list_in_a_pair_is_refused(written: str) -> None:
+def test_an_invalid_list_in_a_pair_is_refused(written: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config("demo", overrides=[("DATA.CLASSES", written)])
     assert caught.value.problems[0].startswith("DATA.CLASSES")
@@ -209,7 +209,7 @@ def test_an_empty_list_can_be_given(written: str) -> None:
     assert load_config("book_coin_192", overrides=[("DATA.CLASSES", written)]).DATA.CLASSES == ()
 
 
-def test_a_configuration_cannot_be_changed_nor_grow_a_key() -> None:
+def test_a_configuration_is_immutable() -> None:
     config = Config()
     with pytest.raises(ValidationError):
         config.TRAIN.LR = 1.0
@@ -218,7 +218,7 @@ def test_a_configuration_cannot_be_changed_nor_grow_a_key() -> None:
     hash(config)  # lists are tuples, all the way down
 
 
-def test_loading_twice_mixes_nothing() -> None:
+def test_loading_has_no_side_effects() -> None:
     before = load_config("seqtrack_l384")
     load_config("demo")
     assert load_config("seqtrack_l384") == before
@@ -232,7 +232,7 @@ def test_samples_of_an_epoch_are_a_number_or_auto() -> None:
     assert code_of("DATA: {TRAIN: {SAMPLE_PER_EPOCH: all}}") == "invalid_value"
 
 
-def test_differences_name_the_key_both_values_and_whether_they_matter() -> None:
+def test_differences_have_key_both_values_and_must_match() -> None:
     a = load_config("demo")
     b = load_config("demo", overrides=[("TRAIN.NUM_WORKER", "4"), ("TRAIN.LR", "2e-3"), ("DATA.CLASSES", "disc")])
     assert [(one.key, one.a, one.b, one.must_match) for one in compare_configs(a, b)] == [
@@ -244,7 +244,7 @@ def test_differences_name_the_key_both_values_and_whether_they_matter() -> None:
     assert compare_configs(a, a) == []
 
 
-def test_a_dump_names_every_key_and_is_yaml_that_other_readers_understand_alike() -> None:
+def test_a_dump_has_every_key_and_is_standard_yaml() -> None:
     config = load_config("demo", overrides=[("TRAIN.AMP", "off"), ("DATA.CLASSES", "[on, 1e3, book]")])
     tree = yaml.safe_load(dump_config(config))
     assert tree["TRAIN"]["AMP"] == "off"
@@ -255,7 +255,7 @@ def test_a_dump_names_every_key_and_is_yaml_that_other_readers_understand_alike(
             branch = branch[part]
 
 
-def test_cautions_are_logged_and_refuse_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_cautions_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load_config("demo")
         assert caplog.messages == []

@@ -1,8 +1,6 @@
-"""Properties over random configurations and random damage."""
+"""Properties of random configurations and randomly corrupted files."""
 
 import random
-import subprocess
-import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -25,13 +23,13 @@ from seqtrack.config.schema import KEYS, Config
 from seqtrack.errors import UserError
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,20}", fullmatch=True)
 EXPERIMENTS = {name: load_config(name) for name in experiment_names()}
 
 
 def texts(annotation: Any, metadata: Iterable[Any] = ()) -> st.SearchStrategy[str]:
-    """Texts that a value of this type can have."""
+    """Valid texts of a type."""
     kind, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         return texts(arguments[0], [*arguments[1:], *metadata])
@@ -64,7 +62,7 @@ PAIRS = st.lists(
 
 
 def changed(name: str, pairs: list[tuple[str, str]]) -> Config:
-    """An experiment with as many of the pairs as go together."""
+    """An experiment with as many of the pairs as are compatible."""
     config = EXPERIMENTS[name]
     kept: list[tuple[str, str]] = []
     for pair in pairs:
@@ -79,7 +77,7 @@ def changed(name: str, pairs: list[tuple[str, str]]) -> Config:
 
 @QUICK
 @given(name=st.sampled_from(sorted(EXPERIMENTS)), pairs=PAIRS)
-def test_what_is_written_is_read_back_equal(name: str, pairs: list[tuple[str, str]]) -> None:
+def test_dump_and_load_are_inverse(name: str, pairs: list[tuple[str, str]]) -> None:
     config = changed(name, pairs)
     text = dump_config(config)
     again = config_from_text(text, "stored")
@@ -90,7 +88,7 @@ def test_what_is_written_is_read_back_equal(name: str, pairs: list[tuple[str, st
 
 @QUICK
 @given(name=st.sampled_from(sorted(EXPERIMENTS)), pairs=PAIRS)
-def test_the_digest_changes_just_when_a_key_that_must_match_does(name: str, pairs: list[tuple[str, str]]) -> None:
+def test_the_digest_changes_exactly_when_a_must_match_key_does(name: str, pairs: list[tuple[str, str]]) -> None:
     before, after = EXPERIMENTS[name], changed(name, pairs)
     matters = any(difference.must_match for difference in compare_configs(before, after))
     assert (config_digest(before) != config_digest(after)) == matters
@@ -98,7 +96,7 @@ def test_the_digest_changes_just_when_a_key_that_must_match_does(name: str, pair
 
 
 def damaged(text: str, chance: random.Random) -> str:
-    """The text with a few characters or lines removed, doubled, swapped or replaced."""
+    """The text with a few characters or lines removed, duplicated, swapped or replaced."""
     pieces = "[]{}:,-#&*!|>'\"%@`?~ \n\t\x00\x85\u2028\ud7ff0123456789eE+._nulltrueTRAIN<<\\"
     for _ in range(chance.randint(1, 4)):
         place = chance.randrange(len(text) + 1)
@@ -124,7 +122,7 @@ def damaged(text: str, chance: random.Random) -> str:
 
 @MANY
 @given(name=st.sampled_from(sorted(EXPERIMENTS)), seed=st.integers(0, 2**32))
-def test_a_damaged_file_gives_a_configuration_or_a_message_and_never_another_error(name: str, seed: int) -> None:
+def test_a_corrupt_file_gives_a_configuration_or_a_user_error(name: str, seed: int) -> None:
     text = damaged(dump_config(EXPERIMENTS[name]), random.Random(seed))
     try:
         config = config_from_text(text, "damaged.yaml")
@@ -136,7 +134,7 @@ def test_a_damaged_file_gives_a_configuration_or_a_message_and_never_another_err
 
 @MANY
 @given(text=st.text(max_size=60))
-def test_any_text_gives_a_configuration_or_a_message(text: str) -> None:
+def test_any_text_gives_a_configuration_or_a_user_error(text: str) -> None:
     for whole in (text, f"TRAIN:\n  LR: {text}", f"DATA: {{CLASSES: [{text}]}}"):
         try:
             config_from_text(whole, "any.yaml")
@@ -146,7 +144,7 @@ def test_any_text_gives_a_configuration_or_a_message(text: str) -> None:
 
 @MANY
 @given(name=st.sampled_from(sorted(VARIABLES)), value=st.text(max_size=30).filter(lambda text: "\x00" not in text))
-def test_any_value_of_a_variable_gives_settings_or_a_message(name: str, value: str) -> None:
+def test_any_value_of_a_variable_is_read_or_refused(name: str, value: str) -> None:
     try:
         configure({name: value})
     except UserError as error:
@@ -155,18 +153,8 @@ def test_any_value_of_a_variable_gives_settings_or_a_message(name: str, value: s
 
 @MANY
 @given(key=st.one_of(st.sampled_from(sorted(KEYS)), st.text(max_size=20)), text=st.text(max_size=30))
-def test_any_pair_gives_a_configuration_or_a_message(key: str, text: str) -> None:
+def test_any_pair_gives_a_configuration_or_a_user_error(key: str, text: str) -> None:
     try:
         load_config("demo", overrides=[(key, text)])
     except UserError as error:
         assert all(problem.isprintable() for problem in error.problems), error.problems
-
-
-def test_reading_the_configuration_imports_neither_torch_nor_numpy() -> None:
-    code = (
-        "import sys; from seqtrack.config.environment import configure; configure({}); "
-        "import seqtrack.config.docs; "
-        "print(sorted({'torch', 'numpy', 'cv2', 'timm', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"

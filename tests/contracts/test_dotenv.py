@@ -1,4 +1,4 @@
-"""`.env` in the current folder holds for every command alike, and the real environment wins."""
+"""Every command reads `.env` in the current folder; the environment takes precedence."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ def said(folder: Path, *words: str, **variables: str) -> runs.Ended:
 
 
 @pytest.mark.parametrize("command", ["verify", "report"])
-def test_a_command_looks_where_the_file_says(command: str, tmp_path: Path) -> None:
+def test_a_command_uses_the_values_of_the_file(command: str, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("OUTPUT_DIR=elsewhere\n")
     ended = said(tmp_path, command)
     assert ended.code == 2
     assert "elsewhere" in ended.said
-    overruled = said(tmp_path, command, OUTPUT_DIR="here")
-    assert "elsewhere" not in overruled.said and "here" in overruled.said
+    overridden = said(tmp_path, command, OUTPUT_DIR="here")
+    assert "elsewhere" not in overridden.said and "here" in overridden.said
 
 
-def test_a_broken_file_is_a_mistake_to_mend(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("this is no setting\n")
+def test_an_invalid_file_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("not a setting\n")
     ended = said(tmp_path, "verify")
     assert ended.code == 2
-    assert ".env line 1" in ended.said
+    assert "[dotenv.malformed]" in ended.said and str(tmp_path / ".env") in ended.said

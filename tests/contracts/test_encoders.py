@@ -1,4 +1,4 @@
-"""What every encoder in the registry must do: look at search region and templates, and spell a box."""
+"""The contract of every encoder in the registry."""
 
 from dataclasses import replace
 
@@ -22,9 +22,9 @@ def spec_of(name: str) -> ModelSpec:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_encoder_gives_the_decoder_its_tokens(name: str) -> None:
+def test_an_encoder_gives_the_decoder_its_memory(name: str) -> None:
     spec = spec_of(name)
-    model = build_empty(spec)  # shapes only: the large ones would fill the memory
+    model = build_empty(spec)  # shapes only
     templates = torch.empty(2, spec.num_templates, 3, spec.template_size, spec.template_size, device="meta")
     search = torch.empty(2, 3, spec.search_size, spec.search_size, device="meta")
     memory = model.encode(templates, search)
@@ -39,24 +39,24 @@ def test_an_encoder_refuses_an_image_of_another_size(name: str) -> None:
     spec = spec_of(name)
     model = build_empty(spec)
     templates = torch.empty(1, 2, 3, spec.template_size, spec.template_size, device="meta")
-    with pytest.raises(ValueError, match="patches"):
+    with pytest.raises(ValueError):
         model.encode(templates, torch.empty(1, 3, spec.template_size, spec.template_size, device="meta"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cost_of_an_encoder_is_known_before_it_is_built(name: str) -> None:
+def test_the_cost_of_an_encoder_is_computed_without_building_it(name: str) -> None:
     cost = cost_of(spec_of(name))
     assert cost.parameters == sum(p.numel() for p in build_empty(spec_of(name)).parameters())
     assert cost.encoder_tokens == 16 + 2 * 4
-    assert cost.encoder_flops > cost.parameters  # each weight works on more than one token
+    assert cost.encoder_flops > cost.parameters  # each weight is used for more than one token
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_learned_weights_of_an_encoder_are_known_by_name(name: str) -> None:
+def test_pretrained_weights_of_an_encoder_have_a_name(name: str) -> None:
     assert {kind for encoder, kind in PRETRAINED if encoder == name} == {"mae", "default"}
 
 
-def test_an_encoder_learns_from_templates_and_search_region() -> None:
+def test_gradients_reach_templates_and_search_region() -> None:
     model = build_model(spec_of("vit_tiny_patch16_224"), seed=1)
     templates = torch.randn(1, 2, 3, 32, 32, requires_grad=True)
     search = torch.randn(1, 3, 64, 64, requires_grad=True)

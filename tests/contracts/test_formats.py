@@ -1,4 +1,4 @@
-"""docs/formats.md against a real run: every field written is documented, and every field documented is written."""
+"""docs/formats.md agrees with a real run: every field is documented, and every documented field is written."""
 
 import json
 import re
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
+from runs import demo_data, finished, uninterrupted
+
+__all__ = ["demo_data", "finished", "uninterrupted"]
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A row of a table: the name as written, whether it may be missing, and what is in the other cells."""
+    """A row of a table: the field's name, whether it is optional, and the other cells."""
 
     name: str
     optional: bool
@@ -33,7 +35,7 @@ class Field:
 
 
 def table(section: str, head: str, document: str = DOCUMENT) -> list[Field]:
-    """The rows of the table under a heading whose first column has this head."""
+    """The rows of the table of a section whose first column has this head."""
     parts = re.split(r"^## ", document, flags=re.MULTILINE)
     (text,) = [part for part in parts if part.splitlines()[0] == section]
     lines = text.splitlines()
@@ -48,7 +50,7 @@ def table(section: str, head: str, document: str = DOCUMENT) -> list[Field]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of everything that is no table and no list, and of empty tables and lists."""
+    """Paths of all scalars, and of empty objects and lists."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from leaves(inner, f"{path}.{key}" if path else key)
@@ -60,7 +62,7 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
 
 
 def places(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of all that is there, tables and lists too."""
+    """Paths of all values, objects and lists included."""
     if path:
         yield path
     if isinstance(value, dict):
@@ -73,7 +75,7 @@ def places(value: Any, path: str = "") -> Iterator[str]:
 
 
 def differences(value: Any, fields: list[Field]) -> list[str]:
-    """What is written and not documented, what is documented and not written, and a version that is another."""
+    """Undocumented fields, documented fields that are not written, and a different version."""
     assert fields
     found = sorted(set(leaves(value)))
     problems = [
@@ -99,25 +101,9 @@ def read(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
-@pytest.fixture(scope="module")
-def output(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run of both phases, with validation, verdict, scores, and everything copied to a folder."""
-    folder = tmp_path_factory.mktemp("formats")
-    keys = {"TRAIN.VALIDATION_INTERVAL": "1", "TRAIN.VALIDATION_SEQUENCES": "1", "DATA.TRAIN.SAMPLE_PER_EPOCH": "48"}
-    settings = {"EPOCHS": 2, "UPLOAD_SETTLE_S": "0.2", "UPLOAD_TARGET": f"folder:{folder / 'copy'}"}
-    output = folder / "output"
-    env = runs.environment(output, demo_data, keys, **settings)
-    runs.completed(env)
-    runs.completed({**env, "PHASE": "2", "RESUME_EPOCH": "1"})
-    for words in (
-        ("evaluate", "--checkpoint", "last", "--sequences", "disk-21", "--untrained"),
-        ("upload", "--once"),
-        ("report", "--html"),
-    ):
-        with runs.start(env, *words) as running:
-            ended = running.end()
-        assert ended.code == 0, (words, ended.said)
-    return output
+@pytest.fixture
+def output(finished: Path) -> Path:
+    return finished
 
 
 JSON_FILES = [
@@ -133,12 +119,12 @@ JSON_FILES = [
 
 
 @pytest.mark.parametrize(("section", "head", "place"), JSON_FILES, ids=[place for _, _, place in JSON_FILES])
-def test_every_field_of_a_file_is_documented_and_no_other(output: Path, section: str, head: str, place: str) -> None:
+def test_every_field_of_a_file_is_documented(output: Path, section: str, head: str, place: str) -> None:
     assert differences(read(output / place), table(section, head)) == []
 
 
 @pytest.mark.parametrize("kind", ["interval", "epoch", "validation"])
-def test_every_field_of_a_record_is_documented_and_no_other(output: Path, kind: str) -> None:
+def test_every_field_of_a_record_is_documented(output: Path, kind: str) -> None:
     lines = (output / "phase_2" / "logs" / "metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if record["type"] == kind]
     assert records
@@ -147,12 +133,12 @@ def test_every_field_of_a_record_is_documented_and_no_other(output: Path, kind: 
 
 
 def test_every_kind_of_record_is_documented(output: Path) -> None:
-    lines = (output / "phase_1" / "logs" / "metrics.jsonl").read_text().splitlines()
+    lines = (output / "phase_2" / "logs" / "metrics.jsonl").read_text().splitlines()
     kinds = {json.loads(line)["type"] for line in lines}
     assert kinds == set(re.findall(r"^\| record `(\w+)`", DOCUMENT, re.MULTILINE))
 
 
-def test_every_part_of_a_container_is_documented_and_no_other(output: Path) -> None:
+def test_every_entry_of_a_checkpoint_file_is_documented(output: Path) -> None:
     data = (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     head = json.loads(data[8 : 8 + length])
@@ -162,7 +148,7 @@ def test_every_part_of_a_container_is_documented_and_no_other(output: Path) -> N
     assert differences(state, table(section, "value in `state`")) == []
 
 
-def test_every_column_of_the_journal_is_documented_and_no_other(output: Path) -> None:
+def test_every_column_of_the_journal_is_documented(output: Path) -> None:
     base = sqlite3.connect(output / ".uploads" / "journal.sqlite")
     for name in ("files", "facts"):
         columns = [row[1] for row in base.execute(f"PRAGMA table_info({name})")]
@@ -185,8 +171,8 @@ def test_every_column_of_the_scores_is_documented(output: Path) -> None:
     assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", listed)) == head
 
 
-def is_named(path: str, document: str) -> bool:
-    """Whether a file, or the folder of files like it, is spoken of."""
+def is_documented(path: str, document: str) -> bool:
+    """Whether a file, or the folder of files like it, is documented."""
     name = re.sub(r"phase_\d", "phase_N", path)
     name = re.sub(r"_ep\d{4}", "_epNNNN", name)
     name = re.sub(r"seqtrack-\w+\.log", "seqtrack-CONFIG.log", name)
@@ -201,19 +187,19 @@ def is_named(path: str, document: str) -> bool:
     return any(f"`{one}`" in document or f" {one}\n" in document for one in (name, f"{folders}/{last}", last))
 
 
-def test_every_file_that_a_run_leaves_is_spoken_of(output: Path) -> None:
+def test_every_file_of_a_run_is_documented(output: Path) -> None:
     files = [path.relative_to(output).as_posix() for path in sorted(output.rglob("*")) if path.is_file()]
     seen = [
         name for name in files if not name.startswith(".uploads/xet") and not name.endswith((".lock", "-wal", "-shm"))
     ]
     assert len(seen) > 30
     document = DOCUMENT.replace("## ", " ").replace(", NAME.txt", "")
-    assert [name for name in seen if not is_named(name, document)] == []
-    assert not is_named("phase_1/strange.bin", document)
-    assert not is_named("phase_1/logs/other/metrics.bin", document)
+    assert [name for name in seen if not is_documented(name, document)] == []
+    assert not is_documented("phase_1/strange.bin", document)
+    assert not is_documented("phase_1/logs/other/metrics.bin", document)
 
 
-def test_a_field_that_is_not_documented_or_not_written_is_named() -> None:
+def test_differences_are_found() -> None:
     fields = [Field("format", False, " `some/1` | version |"), Field("a[].b", False, ""), Field("c.*", True, "")]
     good = {"format": "some/1", "a": [{"b": 1}, {"b": 2}], "c": {"x.y": 3}}
     assert differences(good, fields) == []

@@ -1,4 +1,4 @@
-"""What every metric of the tables must do, whichever it is: best for the annotation itself, worse elsewhere."""
+"""Every metric of the tables: best for the annotation itself, worse with distance."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ def metrics(predicted: np.ndarray, visible: np.ndarray = VISIBLE) -> dict[str, f
     return score(predicted, ANNOTATED, visible).metrics()
 
 
-def test_every_metric_is_a_column_with_a_heading_and_no_other() -> None:
+def test_every_metric_is_a_column_with_a_heading() -> None:
     assert tuple(metrics(ANNOTATED)) == tuple(METRICS)
     assert set(METRICS) < set(COLUMNS)
     assert [HEADINGS[name] for name in METRICS] == [metric.heading for metric in METRICS.values()]
     assert len(set(HEADINGS.values())) == len(COLUMNS)
 
 
-def test_one_line_of_the_table_is_a_new_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "op90" not in metrics(ANNOTATED)
     monkeypatch.setitem(METRICS, "op90", Metric("OP90", lambda one: one.success[18] * 100))
     assert metrics(ANNOTATED)["op90"] == 100
@@ -45,7 +45,7 @@ def test_an_absent_frame_counts_as_a_failure(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_sequences_weigh_the_same_however_long(name: str) -> None:
+def test_sequences_have_equal_weights(name: str) -> None:
     lost = np.full_like(ANNOTATED, 900.0)
     long, short = score(ANNOTATED, ANNOTATED, VISIBLE), score(lost[:5], ANNOTATED[:5], VISIBLE[:5])
     both: Scores = mean_scores([long, short])

@@ -1,4 +1,4 @@
-"""What every data set of the registry promises, run against each."""
+"""The contract of every data set in the registry."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from seqtrack.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _separate_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -38,7 +38,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(scope="module", params=SOURCES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A data set's name, and a data folder in which a small one is."""
+    """A data set's name, and a data folder with a small one."""
     data_dir = tmp_path_factory.mktemp(request.param)
     MAKERS[request.param](data_dir)
     return request.param, data_dir
@@ -54,7 +54,7 @@ def test_the_plan_of_the_demo_is_the_published_one() -> None:
     assert vars(Plan()) == {"train_sequences": 20, "train_frames": 50, "test_sequences": 6, "test_frames": 100}
 
 
-def test_sequences_have_the_promised_forms(source: Source) -> None:
+def test_sequences_have_the_documented_types(source: Source) -> None:
     assert source.sequences and source.split == "train"
     assert len({sequence.name for sequence in source.sequences}) == len(source.sequences)
     for sequence in source.sequences:
@@ -69,7 +69,7 @@ def test_sequences_have_the_promised_forms(source: Source) -> None:
             assert sequence.frame_path(int(index)).is_file()
 
 
-def test_some_frame_is_absent_and_left_out(source: Source) -> None:
+def test_absent_frames_are_not_visible(source: Source) -> None:
     assert any(sequence.absent.any() and not sequence.visible.all() for sequence in source.sequences)
 
 

@@ -93,7 +93,7 @@ def test_without_the_library_opencv_gives_the_same_pixels(monkeypatch: pytest.Mo
 
 
 def test_opencv_fills_a_truncated_frame_with_grey() -> None:
-    """Why the library is told to stop at a warning."""
+    """Why decoding stops at a warning."""
     data = jpeg(_noise(1))
     filled = _whole(data[: len(data) // 2] + data[-2:])
     assert (filled[-20:] == filled[-1, -1]).all()

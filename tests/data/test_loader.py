@@ -197,7 +197,8 @@ def test_a_damaged_frame_met_by_a_worker_is_a_user_error(make_lasot: Make, make:
 def test_a_killed_worker_becomes_an_error_and_the_loader_can_be_used_again(
     make: MakeLoader, epochs: int | None
 ) -> None:
-    loader = make(2)
+    long = {"samples_per_epoch": 20 * GLOBAL_BATCH}  # many more batches than the workers make in advance
+    loader = make(2, **long)
     if epochs is None:
         batches = loader.batches(0)
         next(batches)
@@ -213,7 +214,7 @@ def test_a_killed_worker_becomes_an_error_and_the_loader_can_be_used_again(
         list(batches)
     assert caught.value.code == "loader.worker_died"
     assert not multiprocessing.active_children(), "the other worker was ended as well"
-    assert _stream(loader, 0) == _stream(make(), 0)
+    assert _stream(loader, 0) == _stream(make(**long), 0)
 
 
 class _Broken(TrackingDataset):

@@ -1,4 +1,4 @@
-"""The rules of LaSOT's protocol, each on a few frames, with the opposite next to it."""
+"""The rules of LaSOT's protocol, each on a few frames, with its negative control."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_the_annotation_itself_scores_all_but_the_last_threshold() -> None:
     )
 
 
-def test_a_box_elsewhere_scores_only_the_first_frame_that_it_was_given() -> None:
+def test_a_box_elsewhere_scores_only_the_given_first_frame() -> None:
     annotated = frames(BOX, BOX, BOX, BOX)
     scores = metrics.score(frames(*[moved(500, 500)] * 4), annotated, all_visible(4))
     assert scores.metrics()["op50"] == scores.metrics()["p20"] == scores.metrics()["p_norm"] == 25
@@ -56,20 +56,20 @@ def test_normalised_distance_is_counted_in_widths_and_heights_of_the_annotation(
     assert scores.metrics()["p_norm"] == pytest.approx(100 * 2 / 3)
 
 
-def test_the_centre_is_that_of_whole_pixels() -> None:
-    """A box one pixel wider has its centre half a pixel on, from x + (w - 1) / 2 on both sides."""
+def test_the_centre_is_that_of_integer_pixels() -> None:
+    """A box one pixel wider has its centre half a pixel further: it is x + (w - 1) / 2."""
     errors = metrics.frame_errors(frames(BOX, [100, 80, 41, 20]), frames(BOX, BOX), all_visible(2))
     assert errors.center.tolist() == [0, 0.5]
     # In annotation sizes the halves do not cancel as they would with x + w / 2: both are divided by the annotation's.
     assert errors.norm_center[1] == pytest.approx(0.5 / 40)
 
 
-def test_an_absent_frame_counts_below_the_line_and_not_above() -> None:
+def test_an_absent_frame_counts_in_the_denominator_only() -> None:
     annotated = frames(BOX, BOX, BOX, BOX)
     visible = np.array([True, True, False, False])
     scores = metrics.score(annotated, annotated, visible)
     assert scores.metrics()["op50"] == scores.metrics()["p20"] == scores.metrics()["p_norm"] == 50
-    assert scores.mean_iou == 100  # the mean IoU is of the frames where there is something to overlap
+    assert scores.mean_iou == 100  # the mean IoU is over visible frames
     assert metrics.score(annotated, annotated, all_visible(4)).metrics()["op50"] == 100
 
 
@@ -91,7 +91,7 @@ def test_rows_that_are_no_boxes_from_the_start_repeat_the_annotation() -> None:
     assert metrics.repair(frames(nothing, nothing, moved(3)), np.array(BOX)).tolist() == [BOX, BOX, moved(3)]
 
 
-def test_repairing_leaves_the_trackers_own_array_alone() -> None:
+def test_repairing_does_not_change_the_trackers_array() -> None:
     predicted = frames(moved(1), [1, 1, 0, 0])
     metrics.repair(predicted, np.array(BOX))
     assert predicted.tolist() == [moved(1), [1, 1, 0, 0]]
@@ -105,13 +105,13 @@ def test_frames_beyond_the_annotation_are_cut() -> None:
 
 
 def test_fewer_boxes_than_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 annotated frames need as many boxes"):
+    with pytest.raises(ValueError, match=r"\b3\b"):
         metrics.score(frames(BOX, BOX), frames(BOX, BOX, BOX), all_visible(3))
 
 
 @pytest.mark.parametrize(("boxes", "visible"), [(np.zeros((0, 4)), 0), (np.zeros((3, 5)), 3), (np.zeros((3, 4)), 2)])
 def test_arrays_of_another_shape_are_refused(boxes: np.ndarray, visible: int) -> None:
-    with pytest.raises(ValueError, match="expected annotations"):
+    with pytest.raises(ValueError, match=r"\(N, 4\)"):
         metrics.score(boxes, boxes, all_visible(visible))
 
 
@@ -122,7 +122,7 @@ def test_a_visible_frame_without_a_usable_annotation_is_a_failure_and_a_hit(anno
     toolkit = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2)).metrics()
     assert (toolkit["op50"], toolkit["p20"], toolkit["p_norm"]) == (50, 100, 100)
     python = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2), convention=metrics.PYTRACKING).metrics()
-    if min(annotation[2:]) > 0:  # they ask for a width and a height only
+    if min(annotation[2:]) > 0:  # only width and height are required
         assert (python["p20"], python["p_norm"]) == (50, 50)
     else:
         assert (python["op50"], python["p20"], python["p_norm"]) == (50, 50, 100)
@@ -130,7 +130,7 @@ def test_a_visible_frame_without_a_usable_annotation_is_a_failure_and_a_hit(anno
     assert (absent["op50"], absent["p20"], absent["p_norm"]) == (50, 50, 50)
 
 
-def test_every_sequence_weighs_the_same() -> None:
+def test_every_sequence_has_the_same_weight() -> None:
     short = metrics.score(frames(BOX), frames(BOX), all_visible(1))
     far = frames(*[moved(500)] * 9)
     long = metrics.score(far, frames(*[BOX] * 9), all_visible(9))
@@ -141,8 +141,8 @@ def test_every_sequence_weighs_the_same() -> None:
     assert abs(pooled.auc - mean.auc) > 10
 
 
-def test_there_is_no_mean_of_nothing() -> None:
-    with pytest.raises(ValueError, match="no sequence"):
+def test_no_scores_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="mean"):
         metrics.mean_scores([])
 
 

@@ -32,7 +32,7 @@ def _short_sequences() -> None:
         def on_few(model: Any, sequences: list[Any], *args: Any, **kwargs: Any) -> Any:
             few = [
                 dataclasses.replace(
-                    one, **{name: getattr(one, name)[:4] for name in ("boxes_xywh", "visible", "absent", "missing")}
+                    one, **{name: getattr(one, name)[:4] for name in ("boxes_xywh", "absent", "frame_bytes")}
                 )
                 for one in sequences
             ]

@@ -261,7 +261,7 @@ def test_two_launchers_meet_as_two_machines_and_train_the_same_run(
 def test_machines_that_cannot_meet_are_refused(wrong: dict[str, str], demo_data: Path, tmp_path: Path) -> None:
     with start(environment(tmp_path, demo_data, NNODES=2, **wrong)) as launcher:
         ended = launcher.end()
-    assert (ended.code, ended.codes) == (2, ["launch.no_meeting_place"])
+    assert (ended.code, ended.codes) == (2, ["launch.no_rendezvous"])
     assert list(tmp_path.iterdir()) == []
 
 

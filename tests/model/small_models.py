@@ -1,4 +1,4 @@
-"""Small models for tests of behaviour: every variant, with weights that make the output depend on the input."""
+"""Small models of every variant, with weights that make the output depend on the input."""
 
 import dataclasses
 from typing import Any
@@ -35,7 +35,7 @@ def spec_of(**changes: Any) -> ModelSpec:
 
 
 def lively(model: SeqTrack, *, seed: int = 5) -> SeqTrack:
-    """Random weights of a size at which words depend on the picture."""
+    """Random weights large enough for the tokens to depend on the image."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,12 +46,12 @@ def lively(model: SeqTrack, *, seed: int = 5) -> SeqTrack:
 
 
 def pictures(spec: ModelSpec, batch: int, *, seed: int = 7) -> tuple[Tensor, Tensor]:
-    """Templates and search; every sample differs from every other."""
+    """Templates and search regions, different in every sample."""
     generator = torch.Generator().manual_seed(seed)
     templates = torch.randn(batch, spec.num_templates, 3, spec.template_size, spec.template_size, generator=generator)
     return templates, torch.randn(batch, 3, spec.search_size, spec.search_size, generator=generator)
 
 
 def some_boxes(count: int) -> Tensor:
-    """(count, 4) cxcywh inside the region, each another."""
+    """(count, 4) different cxcywh boxes inside the region."""
     return torch.rand(count, 4, generator=torch.Generator().manual_seed(count)) * 0.3 + 0.3

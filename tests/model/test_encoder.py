@@ -1,4 +1,4 @@
-"""The encoder's ways to the same numbers: activations computed again, and explicit attention for bf16 on a CPU."""
+"""Activation checkpointing and explicit attention for bf16 on a CPU give the same numbers."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ def _gradients(
 
 
 @pytest.mark.parametrize(("drop_path", "kept"), [(0.0, False), (0.3, True)])
-def test_the_generators_state_is_kept_for_recomputation_only_where_something_is_random(
+def test_the_rng_state_is_saved_for_recomputation_only_where_something_is_random(
     drop_path: float, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = _gradients(drop_path=drop_path)
@@ -41,7 +41,7 @@ def test_the_generators_state_is_kept_for_recomputation_only_where_something_is_
     assert all(torch.equal(plain[name], again[name]) for name in plain) and set(plain) == set(again)
 
 
-def test_a_block_that_is_not_known_is_taken_to_be_random() -> None:
+def test_an_unknown_block_is_assumed_to_be_random() -> None:
     assert encoder._is_random(torch.nn.Linear(2, 2))
 
 
@@ -49,10 +49,10 @@ def test_explicit_attention_is_the_same_attention() -> None:
     fused, explicit = _gradients(), _gradients(explicit=True)
     for name, gradient in fused.items():
         torch.testing.assert_close(explicit[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
-    assert not all(torch.equal(fused[name], explicit[name]) for name in fused), "it is another way"
+    assert not all(torch.equal(fused[name], explicit[name]) for name in fused), "computed differently"
 
 
-def test_explicit_attention_in_bf16_is_as_near_to_float32_as_fused() -> None:
+def test_explicit_attention_in_bf16_is_as_close_to_float32_as_fused() -> None:
     exact = _gradients()
     off = [
         {name: float((own[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
@@ -62,7 +62,7 @@ def test_explicit_attention_in_bf16_is_as_near_to_float32_as_fused() -> None:
 
 
 @torch.no_grad()
-def test_tracking_takes_the_fused_attention() -> None:
+def test_tracking_uses_fused_attention() -> None:
     body = lively(build_model(SMALL, seed=1)).eval().encoder.body
     plain = body(*pictures(SMALL, 2))
     body.explicit_attention = True

@@ -1,4 +1,4 @@
-"""Files from elsewhere: read as data by this program's own reader, or refused by what they are."""
+"""Files of other programs are read as data or refused with a code; nothing in them is executed."""
 
 import io
 import itertools
@@ -38,14 +38,14 @@ def _save(content: Any, path: Path, *, as_zip: bool = True) -> Path:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
-    """Two small tensors of a model, one of which shares its storage with nothing in the file."""
+    """Two small tensors of a model."""
     draw = torch.Generator().manual_seed(1)
     return {NAME: torch.randn(4, 6, generator=draw), "bias": torch.randn(6, generator=draw)}
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, torch.Tensor]:
-    """The weights of the demo's model."""
+    """The weights of the demo model."""
     return build_model(model_spec(load_config("demo")), seed=1).state_dict()
 
 
@@ -86,7 +86,7 @@ def test_an_ordinary_file_of_either_format_is_imported_without_any_deserialiser(
     assert len(digests) == 1
 
 
-def test_tensors_come_back_from_any_place_in_a_storage(tmp_path: Path) -> None:
+def test_views_of_a_storage_are_restored(tmp_path: Path) -> None:
     big = torch.arange(60, dtype=torch.float32).reshape(5, 12)
     net = {
         "row": big[2], "column": big[:, 3], "turned": big.t(), "step": big[::2, 1::3], "none": big[:0],
@@ -133,7 +133,7 @@ def _packed(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STO
 
 
 def _again(good: bytes) -> bytes:
-    """One member's record in the directory twice: an overlap that makes a small file large."""
+    """Many directory records of one member: an overlap that makes a small file large."""
     data = io.BytesIO(good)
     with zipfile.ZipFile(data, "a") as archive:
         info = archive.getinfo(next(name for name in archive.namelist() if "/data/" in name))
@@ -176,12 +176,12 @@ STRUCTURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_a_file_whose_structure_is_not_that_of_torch_save_is_refused(
+def test_a_file_that_torch_save_did_not_write_is_refused(
     state: dict[str, torch.Tensor], tmp_path: Path, name: str
 ) -> None:
     code, make = STRUCTURES[name]
     good = _save({"net": state}, tmp_path / "x").read_bytes()
-    assert read_authors_file(tmp_path / "x", state)[0].keys() == state.keys(), "the negative control"
+    assert read_authors_file(tmp_path / "x", state)[0].keys() == state.keys()
     path = tmp_path / "x.pth.tar"
     path.write_bytes(make(good))
     assert _codes(path, state, skip_objects=True) == [code]
@@ -214,7 +214,7 @@ def readers() -> list[Callable[[Path], Any]]:
 
 
 @pytest.mark.parametrize("content", IMPOSTORS, ids=range(len(IMPOSTORS)))
-def test_every_reader_calls_an_impostor_by_its_name(
+def test_every_reader_identifies_what_a_wrong_file_is(
     readers: list[Callable[[Path], Any]], tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -226,7 +226,7 @@ def test_every_reader_calls_an_impostor_by_its_name(
         assert ("364000000 bytes" in str(caught.value)) == (b"364000000" in content)
 
 
-def test_a_file_for_another_reader_is_refused_with_the_way_to_use_it(
+def test_a_file_for_another_command_is_refused(
     state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch_file = _save({"net": state}, tmp_path / "e.pth.tar")
@@ -237,11 +237,9 @@ def test_a_file_for_another_reader_is_refused_with_the_way_to_use_it(
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
-def test_a_file_that_is_cut_off_is_called_incomplete(
-    state: dict[str, torch.Tensor], tmp_path: Path, as_zip: bool
-) -> None:
+def test_a_truncated_file_is_incomplete(state: dict[str, torch.Tensor], tmp_path: Path, as_zip: bool) -> None:
     whole = _save({"net": state}, tmp_path / "x", as_zip=as_zip).read_bytes()
-    if not as_zip:  # a length that no memory can hold
+    if not as_zip:  # a length that does not fit into memory
         (tmp_path / "x").write_bytes(whole.replace(b"X\x03\x00\x00\x00net", b"\x8d" + b"\xff" * 7 + b"\x0fnet"))
         assert _codes(tmp_path / "x", state) == ["file.incomplete"]
     for size in (len(whole) - 1, len(whole) - 30, len(whole) // 2, 40):
@@ -251,7 +249,7 @@ def test_a_file_that_is_cut_off_is_called_incomplete(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floating_types_are_converted_and_the_result_can_be_used(
+def test_other_floating_point_types_are_converted(
     whole: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
 ) -> None:
     path = _save({"net": {name: tensor.to(dtype) for name, tensor in whole.items()}}, tmp_path / "h.pth.tar")
@@ -265,9 +263,7 @@ def test_other_floating_types_are_converted_and_the_result_can_be_used(
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool, torch.complex64])
-def test_tensors_that_are_no_floating_numbers_are_refused_by_name_and_types(
-    state: dict[str, torch.Tensor], tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_other_types_are_refused_by_name(state: dict[str, torch.Tensor], tmp_path: Path, dtype: torch.dtype) -> None:
     path = _save({"net": {**state, NAME: state[NAME].to(dtype)}}, tmp_path / "i.pth.tar")
     assert _codes(path, state) == ["weights.dtype"]
     with pytest.raises(UserError, match=rf"1 tensors.*float32.*{NAME}"):
@@ -275,11 +271,11 @@ def test_tensors_that_are_no_floating_numbers_are_refused_by_name_and_types(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_values_that_are_not_finite_are_refused_with_their_number(
+def test_values_that_are_not_finite_are_refused_with_their_count(
     state: dict[str, torch.Tensor], tmp_path: Path, value: float
 ) -> None:
     bad = state[NAME].double()
-    bad[0, :3] = value  # 1e300 is finite as float64 alone
+    bad[0, :3] = value  # 1e300 is finite in float64 only
     path = _save({"net": {**state, NAME: bad}}, tmp_path / "n.pth.tar")
     assert _codes(path, state) == ["weights.not_finite"]
     with pytest.raises(UserError, match=rf"{NAME} \(3 of 24\)"):
@@ -294,7 +290,7 @@ def test_values_that_are_not_finite_are_refused_with_their_number(
         (torch.tensor(7.0), None), (torch.tensor([1, 2]), None), (torch.tensor(-3), None),
     ],
 )  # fmt: skip
-def test_the_epoch_is_a_whole_number_or_the_file_is_refused(
+def test_the_epoch_is_an_integer_or_the_file_is_refused(
     state: dict[str, torch.Tensor], tmp_path: Path, epoch: object, expected: int | None
 ) -> None:
     path = _save({"net": state, "epoch": epoch}, tmp_path / "e.pth.tar")
@@ -312,16 +308,14 @@ def test_the_epoch_is_a_whole_number_or_the_file_is_refused(
         "_fsdp_wrapped_module.{}",
     ],
 )  # fmt: skip
-def test_what_wrappers_put_before_the_names_is_taken_off(
-    state: dict[str, torch.Tensor], tmp_path: Path, wrapped: str
-) -> None:
+def test_the_prefixes_of_wrappers_are_removed(state: dict[str, torch.Tensor], tmp_path: Path, wrapped: str) -> None:
     path = _save({"net": {wrapped.format(name): tensor for name, tensor in state.items()}}, tmp_path / "c.pth.tar")
     loaded, _ = read_authors_file(path, state)
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
-def test_a_wrapper_inside_the_model_is_taken_off_and_a_name_there_twice_is_refused(
+def test_a_wrapper_inside_the_model_is_removed_and_a_duplicate_name_is_refused(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     inner = {NAME.replace("body", "body._orig_mod"): state[NAME], "bias": state["bias"]}
@@ -330,9 +324,7 @@ def test_a_wrapper_inside_the_model_is_taken_off_and_a_name_there_twice_is_refus
     assert _codes(_save({"net": twice}, tmp_path / "b"), state) == ["weights.name"]
 
 
-def test_one_cause_of_many_differences_is_reported_as_that_cause(
-    state: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_a_single_cause_of_many_differences_is_reported(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     prefixed = _save({"net": {f"lit.model.{name}": tensor for name, tensor in state.items()}}, tmp_path / "p")
     other = _save({"net": {"conv1.weight": torch.ones(1), "fc.bias": torch.ones(1)}}, tmp_path / "o")
     for path, shown in ((prefixed, "'lit.model.'"), (other, "'conv1.weight'")):
@@ -341,9 +333,7 @@ def test_one_cause_of_many_differences_is_reported_as_that_cause(
             read_authors_file(path, state)
 
 
-def test_weights_of_another_type_in_a_checkpoint_are_refused_before_use(
-    whole: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_weights_of_another_type_in_a_checkpoint_are_refused(whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
     halves = write_imported(tmp_path / "h.safetensors", {name: tensor.half() for name, tensor in whole.items()})
     with pytest.raises(UserError) as caught:
         load_model(halves, torch.device("cpu"))
@@ -432,16 +422,14 @@ def test_a_hostile_pickle_is_refused(state: dict[str, torch.Tensor], tmp_path: P
     assert code in ("file.damaged", "file.incomplete", "weights.none")
 
 
-def test_the_writer_of_hostile_pickles_can_write_a_good_one(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_the_writer_of_hostile_pickles_can_write_a_valid_one(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     good = _save({"net": state}, tmp_path / "x").read_bytes()
     pickled = W.file(W.tensor((4, 6), (6, 1)))
     (tmp_path / "y").write_bytes(_packed([(n, pickled if n.endswith("data.pkl") else c) for n, c in _members(good)]))
     assert torch.equal(read_authors_file(tmp_path / "y", {NAME: state[NAME]})[0][NAME], state[NAME])
 
 
-def test_deep_and_shared_structures_end_in_time_and_without_a_crash(
-    state: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_deep_and_shared_structures_do_not_crash(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     good = _save({"net": state}, tmp_path / "x").read_bytes()
     shared = b"]q\x00" + b"".join(
         b"](" + b"h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(200)
@@ -454,7 +442,7 @@ def test_deep_and_shared_structures_end_in_time_and_without_a_crash(
 
 
 def test_no_value_of_a_tensor_is_read_before_names_and_shapes_fit(tmp_path: Path) -> None:
-    """A stride of 0 makes any shape fit a storage of one element: memory is taken for what the model has alone."""
+    """A stride of 0 makes any shape fit a storage of one element; only shapes of the model are allocated."""
     path = _save({"net": {"a": torch.ones(1).expand(10**6, 10**6)}}, tmp_path / "x")
     assert isinstance(read_foreign(path).content["net"]["a"], ForeignTensor)
     assert _codes(path, {"a": torch.ones(2)}) == ["weights.shape"]

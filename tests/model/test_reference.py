@@ -1,7 +1,7 @@
-"""The model against a second one, written plainly from the description with stock modules: every variant at once.
+"""Every variant of the model against a second implementation from the paper's description with stock modules.
 
-The reference keeps nothing between words, masks with a tensor, runs time-major through `nn.MultiheadAttention`, and
-spells the encoder's attention out. Where the stored reference outputs hold no set of a variant, this holds it.
+The reference has no cache, masks with a tensor, runs sequence-first through `nn.MultiheadAttention`, and computes the
+encoder's attention head by head. It covers variants that have no stored reference outputs.
 """
 
 import torch
@@ -88,8 +88,8 @@ def _decode(model: SeqTrack, state: State, memory: Tensor, tokens: Tensor) -> Te
 
 
 @torch.no_grad()
-def test_every_variant_agrees_with_the_plain_description(variant: SeqTrack) -> None:
-    # In float64: what two ways of reckoning round differently is a billionth of what a wrong one changes.
+def test_every_variant_agrees_with_the_reference(variant: SeqTrack) -> None:
+    # In float64, where different rounding is negligible compared with a wrong computation.
     spec, state = variant.double().spec, dict(variant.state_dict())
     templates, search = (images.double() for images in pictures(spec, 3))
     encoded = _encode(variant, state, templates, search)

@@ -1,4 +1,4 @@
-"""At real size: a checkpoint goes to the authors' file and back, equal in every bit, under the authors' names."""
+"""Export and import at real size: bitwise equal, with the authors' parameter names."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CONFIG = "seqtrack_b256"
 
 
 def _any_bits(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Every entry any finite 32 bits: negative zeros and denormals are among them."""
+    """Random finite float32 bit patterns, with negative zeros and denormals."""
     rng = np.random.default_rng(3)
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     tokens = torch.from_numpy(
@@ -36,11 +36,12 @@ def _assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     for name, value in expected.items():
         assert found[name].dtype == torch.float32, name
         assert found[name].shape == value.shape, name
-        # As integers: no not-a-number equals another, and -0.0 equals 0.0.
+        # As integers, because -0.0 == 0.0.
         assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
 
 
-def test_b256_goes_to_the_authors_file_and_back_equal_in_every_bit(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_b256_round_trip_is_bitwise_equal(tmp_path: Path) -> None:
     config = load_config(CONFIG)
     empty = build_empty(model_spec(config)).state_dict()
     state = _any_bits({name: value.shape for name, value in empty.items()})
@@ -55,7 +56,7 @@ def test_b256_goes_to_the_authors_file_and_back_equal_in_every_bit(tmp_path: Pat
     assert main(["export", str(first), "-o", str(exported)]) == 0
     theirs = torch.load(exported, weights_only=True, mmap=True)["net"]
     _assert_same_bits(theirs, state)
-    # The comparison sees one bit among 2.9 billion, even where two values are equal as numbers.
+    # Negative control: one bit among 2.9 billion is found.
     theirs["bottleneck.bias"] = torch.zeros(256)
     with pytest.raises(AssertionError, match=r"bottleneck\.bias"):
         _assert_same_bits(theirs, {**state, "bottleneck.bias": -torch.zeros(256)})
@@ -67,7 +68,7 @@ def test_b256_goes_to_the_authors_file_and_back_equal_in_every_bit(tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", ["b256", "b384", "l256", "l384"])
-def test_the_names_in_the_file_are_the_authors(size: str) -> None:
+def test_parameter_names_are_the_authors(size: str) -> None:
     folder = os.environ.get("SEQTRACK_GOLDENS")
     path = Path(folder or "", f"keys_{size}.json")
     if not folder or not path.is_file():

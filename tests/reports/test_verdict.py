@@ -1,10 +1,9 @@
-"""What follows from a verdict: the words, the files, and the exit code of phase 2."""
+"""The consequences of a verdict: log lines, files, and the exit code of phase 2."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from runs import demo_data, uninterrupted
 
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.checkpoints.side_files import RunRecord, changed
@@ -12,68 +11,57 @@ from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.verdict import conclude, table
 from seqtrack.runtime.environment import BITWISE, SAME_SAMPLES, guarantee
 
-__all__ = ["demo_data", "uninterrupted"]
 
-
-@pytest.fixture
-def output(uninterrupted: Path, tmp_path: Path) -> Path:
-    """Two phases, the second a copy of the first."""
-    for phase in ("phase_1", "phase_2"):
-        shutil.copytree(uninterrupted / "phase_1", tmp_path / phase)
-    return tmp_path
-
-
-def _run(output: Path, phase: int, guarantee: str) -> RunRecord:
+def record(output: Path, phase: int, guarantee: str) -> RunRecord:
     """The record of a run that was started once."""
     run = read_run(output / "phase_1")
     assert run is not None
     return changed(run, phase=phase, starts=[{**run.starts[0].model_dump(), "guarantee": guarantee}])
 
 
-def _spoil(output: Path) -> None:
+def corrupt(output: Path) -> None:
     path = output / "phase_2" / "checkpoints" / "SEQTRACK_ep0002.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
-def test_equal_runs_end_well_and_the_last_word_is_the_verdict(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_runs_exit_with_0_and_log_the_verdict_last(pair: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    assert conclude(output, _run(output, 2, BITWISE)) == 0
+    assert conclude(pair, record(pair, 2, BITWISE)) == 0
     assert caplog.messages[-1] == "identical"
-    assert "Verdict: **identical**" in (output / "comparison" / "comparison.md").read_text()
+    assert "**identical**" in (pair / "comparison" / "comparison.md").read_text()
 
 
-def test_runs_that_were_promised_equal_and_differ_end_with_1(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("guarantee", "code"), [(BITWISE, 1), (SAME_SAMPLES, 0)])
+def test_a_difference_is_a_failure_where_bitwise_equality_was_guaranteed(
+    pair: Path, caplog: pytest.LogCaptureFixture, guarantee: str, code: int
+) -> None:
     caplog.set_level("INFO")
-    _spoil(output)
-    assert conclude(output, _run(output, 2, BITWISE)) == 1
+    corrupt(pair)
+    assert conclude(pair, record(pair, 2, guarantee)) == code
     assert caplog.messages[-1] == "differs"
-    assert any(message.startswith("first difference: epoch 2: ") for message in caplog.messages)
 
 
-def test_without_that_promise_a_difference_is_said_and_is_no_failure(output: Path) -> None:
-    _spoil(output)
-    assert conclude(output, _run(output, 2, SAME_SAMPLES)) == 0
+def test_phase_1_and_a_phase_2_alone_are_not_compared(pair: Path) -> None:
+    shutil.rmtree(pair / "comparison")
+    assert conclude(pair, record(pair, 1, BITWISE)) == 0
+    run = record(pair, 2, BITWISE)
+    shutil.rmtree(pair / "phase_1")
+    assert conclude(pair, run) == 0
+    assert not (pair / "comparison").exists()
 
 
-def test_phase_1_and_a_phase_2_alone_are_compared_with_nothing(output: Path) -> None:
-    assert conclude(output, _run(output, 1, BITWISE)) == 0
-    run = _run(output, 2, BITWISE)
-    shutil.rmtree(output / "phase_1")
-    assert conclude(output, run) == 0
-    assert not (output / "comparison").exists()
+def test_the_table_has_one_row_per_epoch(pair: Path) -> None:
+    lines = table(compare_runs(pair / "phase_1", pair / "phase_2")).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["2", "3"]
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"
 
 
-def test_the_table_has_a_line_an_epoch_with_both_sides(output: Path) -> None:
-    lines = table(compare_runs(output / "phase_1", output / "phase_2")).splitlines()
-    assert len(lines) == 2 + 3
-    assert all("same" in line for line in lines[2:])
-
-
-def test_equal_fingerprints_promise_equal_bits_and_others_say_why_not() -> None:
+def test_equal_fingerprints_guarantee_equal_bits_and_others_are_listed() -> None:
     ours = {"torch": "2.4.1", "world_size": 1, "threads": 2, "compile": False, "deterministic": True}
     assert guarantee(ours, dict(ours)) == (BITWISE, [])
-    held, why = guarantee({**ours, "world_size": 2}, ours)
+    held, differences = guarantee({**ours, "world_size": 2}, ours)
     assert held == SAME_SAMPLES
-    assert why == ["world_size: 1 then, 2 now"]
+    (difference,) = differences
+    assert difference.startswith("world_size: ")

@@ -1,4 +1,4 @@
-"""The start files for rented machines: what can be checked of them without the machines."""
+"""The files for rented machines, as far as they can be checked without one."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOUD = ROOT / "docker/cloud"
 
 
-def test_the_kubernetes_file_passes_the_schema_and_a_broken_one_does_not(tmp_path: Path) -> None:
+def test_the_kubernetes_file_is_valid(tmp_path: Path) -> None:
     check = [Path(sys.executable).with_name("kubernetes-validate"), "--strict"]
     good = subprocess.run([*check, CLOUD / "kubernetes.yaml"], capture_output=True, text=True)
     assert good.returncode == 0, good.stdout + good.stderr
@@ -26,7 +26,7 @@ def test_the_kubernetes_file_passes_the_schema_and_a_broken_one_does_not(tmp_pat
     assert subprocess.run([*check, broken], capture_output=True).returncode != 0
 
 
-def test_the_kubernetes_sidecar_is_a_native_one_and_the_trainer_starts_none() -> None:
+def test_the_kubernetes_sidecar_is_native_and_the_trainer_starts_none() -> None:
     _, job = yaml.safe_load_all((CLOUD / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     uploader, prepare = pod["initContainers"]
@@ -38,7 +38,7 @@ def test_the_kubernetes_sidecar_is_a_native_one_and_the_trainer_starts_none() ->
 
 
 @pytest.mark.parametrize("name", ["kubernetes.yaml", "skypilot.yaml", "cloud-init.yaml"])
-def test_only_variables_that_exist_are_set(name: str) -> None:
+def test_only_known_variables_are_set(name: str) -> None:
     text = (CLOUD / name).read_text()
     documents = list(yaml.safe_load_all(text))
     set_here: set[str] = set()
@@ -56,24 +56,24 @@ def test_only_variables_that_exist_are_set(name: str) -> None:
     assert set_here - {"PYTHONPATH"} <= set(VARIABLES)
 
 
-def test_compose_hands_on_every_variable() -> None:
+def test_compose_passes_on_every_variable() -> None:
     settings = yaml.safe_load((ROOT / "compose.yaml").read_text())["x-settings"]
     ours = {name for name in VARIABLES if not name.startswith("SEQTRACK_")}
     assert set(settings) == ours
 
 
 @pytest.mark.parametrize(("code", "queued_again"), [(0, False), (75, True), (1, False)])
-def test_the_slurm_script_hands_the_signal_on_and_queues_itself_again_after_75_only(
+def test_the_slurm_script_forwards_the_signal_and_requeues_only_after_75(
     tmp_path: Path, code: int, queued_again: bool
 ) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    stand_ins = {
+    fakes = {
         "apptainer": f"trap 'echo saved >>{tmp_path}/log; exit {code}' TERM\nenv >>{tmp_path}/env\n"
         f"echo started $* >>{tmp_path}/log\nfor i in $(seq 600); do sleep 0.1; done",
         "scontrol": f"echo $* >>{tmp_path}/log",
     }
-    for name, text in stand_ins.items():
+    for name, text in fakes.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
     environment = {
@@ -99,8 +99,8 @@ def test_the_slurm_script_hands_the_signal_on_and_queues_itself_again_after_75_o
 
 
 @pytest.mark.parametrize("signals", [1, 3])
-def test_the_slurm_script_ends_with_the_childs_own_code_however_soon_it_ends(tmp_path: Path, signals: int) -> None:
-    """The child ends while the script's `wait` is being interrupted; a lost code would be 143."""
+def test_the_slurm_script_exits_with_the_childs_code(tmp_path: Path, signals: int) -> None:
+    """The child exits while the script's `wait` is interrupted; a lost code would be 143."""
     tools = tmp_path / "bin"
     tools.mkdir()
     started = tmp_path / "started"
@@ -121,7 +121,7 @@ def test_the_slurm_script_ends_with_the_childs_own_code_however_soon_it_ends(tmp
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_skypilots_own_parser_takes_the_task_and_refuses_a_broken_one(tmp_path: Path) -> None:
+def test_the_skypilot_task_is_valid(tmp_path: Path) -> None:
     venv.create(tmp_path / "sky", with_pip=True)
     python = tmp_path / "sky/bin/python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "skypilot==0.14.1"], check=True, timeout=800)

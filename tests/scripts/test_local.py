@@ -1,4 +1,4 @@
-"""`scripts/local.sh` as a user on a fresh clone meets it: the environment it makes, and the two phases it runs."""
+"""`scripts/local.sh` on a fresh clone: the environment that it creates, and both phases of a run."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def copy_of_the_repository(folder: Path) -> Path:
-    """The files that a clone of the working tree would have, and no others."""
+    """The files that a clone of the working tree would have."""
     words = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
     listing = subprocess.run(words, capture_output=True, text=True, check=True)
     for name in filter(None, listing.stdout.split("\0")):
@@ -25,7 +25,7 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 
 def local(clone: Path, *words: str, cwd: Path | None = None, timeout: float = 300, **variables: str) -> tuple[int, str]:
-    """Run the clone's `scripts/local.sh`; its exit code and everything it said."""
+    """Run the clone's `scripts/local.sh`; its exit code and output."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "SSL_CERT_FILE", "TMPDIR")}
     kept |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
     answer = subprocess.run(
@@ -44,7 +44,7 @@ def local(clone: Path, *words: str, cwd: Path | None = None, timeout: float = 30
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose environment is made."""
+    """A clone with its environment."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("clone"))
     code, said = local(folder, "doctor", timeout=600)
     assert code == 0, said
@@ -54,7 +54,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.run
 @pytest.mark.timeout(900)
-def test_the_environment_holds_the_locks_packages_and_the_clones_program(clone: Path) -> None:
+def test_the_environment_has_the_locked_packages_and_the_clones_program(clone: Path) -> None:
     show = (
         "import importlib.metadata, seqtrack\n"
         "print(seqtrack.__file__, *(f'{one.name}=={one.version}' for one in importlib.metadata.distributions()))"
@@ -76,7 +76,7 @@ def test_the_environment_is_kept_while_the_lock_is_unchanged(clone: Path) -> Non
 
 
 @pytest.mark.run
-def test_bytecode_is_kept_even_where_python_is_told_not_to(clone: Path) -> None:
+def test_bytecode_is_kept_even_with_pythondontwritebytecode(clone: Path) -> None:
     kept = clone / "seqtrack/__pycache__"
     shutil.rmtree(kept, ignore_errors=True)
     assert local(clone, "plan", "--help", PYTHONDONTWRITEBYTECODE="1")[0] == 0
@@ -85,7 +85,7 @@ def test_bytecode_is_kept_even_where_python_is_told_not_to(clone: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.run
-def test_half_an_installation_is_none_and_is_made_again(clone: Path) -> None:
+def test_an_incomplete_installation_is_made_again(clone: Path) -> None:
     before = (clone / ".venv").stat().st_ino
     digests = clone / ".venv/lock-digests"
     digests.write_text(digests.read_text().replace("  requirements.lock", "  other.lock"))
@@ -96,56 +96,56 @@ def test_half_an_installation_is_none_and_is_made_again(clone: Path) -> None:
     assert not (clone / ".venv.old").exists()
 
 
-@pytest.mark.run
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("variables", "resume", "least_iou", "least_auc"),
-    [
-        pytest.param({"OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1600"}, 8, 0.2, 20, id="short"),
-        pytest.param({}, 3, 0.4, 35, id="whole", marks=pytest.mark.long),
-    ],
-)
-def test_both_phases_on_a_fresh_clone_end_identical(
-    clone: Path, tmp_path: Path, variables: dict[str, str], resume: int, least_iou: float, least_auc: float
-) -> None:
+def both_phases(clone: Path, cwd: Path, *, epochs: int, resume: int, **variables: str) -> tuple[Path, list[float]]:
+    """Train both phases, which must end identical; phase 1's folder and its mean IoU of each epoch."""
     shutil.rmtree(clone / "output", ignore_errors=True)
-    code, said = local(clone, "train-phase1", cwd=tmp_path, timeout=600, **variables)
+    code, said = local(clone, "train-phase1", cwd=cwd, timeout=600, **variables)
     assert code == 0, said
     assert "SYNTHETIC" in said
     phase = clone / "output/phase_1"
-    assert len(list((phase / "checkpoints").glob("SEQTRACK_ep*.json"))) == 10
+    assert len(list((phase / "checkpoints").glob("SEQTRACK_ep*.json"))) == epochs
+    records = [json.loads(line) for line in (phase / "logs/metrics.jsonl").read_text().splitlines()]
+    assert list(cwd.iterdir()) == [], "output belongs next to the script, wherever it is called from"
+    code, said = local(clone, "train-phase2", cwd=cwd, timeout=600, RESUME_EPOCH=str(resume), **variables)
+    assert (code, said.strip().splitlines()[-1]) == (0, "identical"), said
+    assert not (clone / f"output/phase_2/checkpoints/SEQTRACK_ep{resume:04d}.json").exists(), "phase 2 resumed"
+    return phase, [record["iou"] for record in records if record["type"] == "epoch"]
+
+
+@pytest.mark.run
+@pytest.mark.timeout(600)
+def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path) -> None:
+    variables = {"EPOCHS": "3", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 160"}
+    phase, _ = both_phases(clone, tmp_path, epochs=3, resume=2, **variables)
     assert list((phase / "logs/tensorboard").iterdir())
     assert {path.name for path in (phase / "plots").iterdir()} >= {"phase_1_loss.png", "phase_1_iou.png"}
-    means = [float(found) for found in re.findall(r"finished : mean loss [\d.]+ , mean IoU ([\d.]+)", said)]
-    assert len(means) == 10
-    assert means[-1] >= least_iou
-    assert means[-1] >= 5 * means[0]
-    assert list(tmp_path.iterdir()) == [], "output belongs next to the script, wherever it was called from"
-    code, said = local(clone, "train-phase2", cwd=tmp_path, timeout=600, RESUME_EPOCH=str(resume), **variables)
-    assert code == 0, said
-    assert said.strip().splitlines()[-1] == "identical"
-    assert (clone / "output/comparison/certificate.json").is_file()
     code, said = local(clone, "verify", str(phase), str(clone / "output/phase_2"))
     assert (code, said.strip().splitlines()[-1]) == (0, "identical")
-    code, said = local(clone, "report")
-    assert code == 0, said
-    code, said = local(clone, "evaluate", timeout=300, **variables)
-    assert code == 0, said
+    assert (clone / "output/comparison/certificate.json").is_file()
+    for words in (("report",), ("upload", "--once")):
+        code, said = local(clone, *words, **variables)
+        assert code == 0, said
+
+
+@pytest.mark.long
+@pytest.mark.run
+@pytest.mark.timeout(900)
+def test_the_demo_learns_to_track(clone: Path, tmp_path: Path) -> None:
+    phase, means = both_phases(clone, tmp_path, epochs=10, resume=3)
+    assert means[-1] >= max(0.4, 5 * means[0])
+    for words in (("evaluate",), ("plan",)):
+        code, said = local(clone, *words, timeout=300)
+        assert code == 0, said
     trackers = json.loads((phase / "evaluation/evaluation.json").read_text())["trackers"]
     auc = {tracker["name"]: tracker["mean"]["auc"] for tracker in trackers}
-    assert auc["epoch 10"] >= least_auc, auc
+    assert auc["epoch 10"] >= 35, auc
     assert max(auc["untrained"], auc["static box"]) < 10, auc
     rising = [auc[f"epoch {epoch}"] for epoch in range(1, 11)]
     assert sum(rising[-3:]) > sum(rising[:3]) + 60, rising
-    code, said = local(clone, "plan")
-    assert code == 0, said
-    code, said = local(clone, "upload", "--once")
-    assert code == 0, said
-    assert "nothing is uploaded" in said
 
 
 def train_on_real_frames(clone: Path, test_data: Path, output: Path, **variables: str) -> list[tuple[float, float]]:
-    """Train phase 1 of the demo on LaSOT's frames; mean loss and mean IoU of each epoch."""
+    """Train phase 1 of the demo's model on LaSOT frames; mean loss and mean IoU of each epoch."""
     real = {"DATASET": "lasot", "DATA_DIR": str(test_data / "lasot_mini"), "CLASSES": "person,car", "CONFIG": "demo"}
     code, said = local(clone, "train-phase1", timeout=800, OUTPUT_DIR=str(output), **real, **variables)
     assert code == 0, said
@@ -166,23 +166,22 @@ def test_the_loss_on_real_frames_falls(clone: Path, test_data: Path, tmp_path: P
 @pytest.mark.long
 @pytest.mark.run
 @pytest.mark.timeout(900)
-def test_real_frames_are_learned_as_well(clone: Path, test_data: Path, tmp_path: Path) -> None:
+def test_real_frames_are_learned(clone: Path, test_data: Path, tmp_path: Path) -> None:
     means = train_on_real_frames(clone, test_data, tmp_path)
     assert len(means) == 10
     assert means[-1][1] >= 0.3, means
 
 
 @pytest.mark.run
-def test_nonsense_is_refused_with_exit_code_2(clone: Path) -> None:
+def test_invalid_arguments_exit_with_2(clone: Path) -> None:
     code, said = local(clone, "train-phase1", EPOCHS="many", CONFIG="no_such")
     assert code == 2
     assert "]: EPOCHS" in said
     code, said = local(clone, "no-such-job")
-    assert code == 2
-    assert "is neither a job" in said
+    assert code == 2 and "no-such-job" in said
 
 
-def test_no_job_is_a_mistake_and_help_is_none(tmp_path: Path) -> None:
+def test_no_job_is_an_error_and_help_is_not(tmp_path: Path) -> None:
     assert local(ROOT)[0] == 2
     code, said = local(ROOT, "--help")
     assert code == 0
@@ -190,7 +189,7 @@ def test_no_job_is_a_mistake_and_help_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("found", ["nothing", "a version manager's stub", "an old one", "one without venv"])
-def test_an_unfit_python_is_told_before_anything_is_made(tmp_path: Path, found: str) -> None:
+def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Path, found: str) -> None:
     clone = copy_of_the_repository(tmp_path / "clone")
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -209,9 +208,9 @@ def test_an_unfit_python_is_told_before_anything_is_made(tmp_path: Path, found: 
     )
     assert answer.returncode == 2
     if found == "one without venv":
-        assert "sudo apt install python3-venv" in answer.stderr
+        assert "python3-venv" in answer.stderr
     else:
-        assert "no Python 3.10, 3.11 or 3.12 found" in answer.stderr
+        assert "3.10" in answer.stderr
     assert not (clone / ".venv").exists()
 
 
