@@ -243,7 +243,7 @@ def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[
     from huggingface_hub import HfApi
 
     from seqtrack.uploads.errors import classify
-    from seqtrack.uploads.hubclient import Limits, bound_client
+    from seqtrack.uploads.hub import Limits, bound_client
 
     bound_client(Limits(connect_s=10, read_s=20, tries=2))
     api = HfApi(endpoint=environment.hf_endpoint, token=token)

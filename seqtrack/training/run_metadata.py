@@ -192,7 +192,7 @@ def after_checkpoint(
     def is_safe(manifest: Manifest) -> bool:
         if environment.target is None:
             return True
-        from seqtrack.uploads.journal import is_verified
+        from seqtrack.uploads.state import is_verified
 
         place = manifest.path.relative_to(environment.output_dir).as_posix()
         return is_verified(environment.output_dir, place, manifest.sha256)

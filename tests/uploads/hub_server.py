@@ -98,6 +98,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.calls: list[dict[str, Any]] = []
         self.violations: list[str] = []
+        self.refused_commits = 0  # made on a head that is none any longer
         self.parents: list[str | None] = []  # the head that each commit call named
         self.puts: dict[str, int] = {}  # oid -> times its bytes were stored whole
         self.parts: dict[str, dict[int, bytes]] = {}
@@ -241,6 +242,7 @@ class Hub:
                 if line["key"] == "header":
                     self.parents.append(value.get("parentCommit"))
                 if line["key"] == "header" and value.get("parentCommit") not in (None, head):
+                    self.refused_commits += 1
                     raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
                 if line["key"] == "file":
                     files[value["path"]] = make_entry(base64.b64decode(value["content"]))
@@ -279,24 +281,26 @@ def describe(path: str, entry: Entry) -> dict[str, Any]:
     return line
 
 
+_REPO = r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+_API = r"/api(?:/models|(?=/datasets))" + _REPO
 ROUTES: list[tuple[str, str, str]] = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("DELETE", r"/api/repos/delete", "delete"),
     ("POST", r"/api/validate-yaml", "yaml"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths-info"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/commits/(?P<rev>[^/]+)", "commits"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<under>/.*)?", "tree"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info"),
-    ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
-    ("POST", r"/(?P<repo>[^/]+/[^/]+)/lfs-verify", "verify"),
+    ("POST", _API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", _API + r"/commit/(?P<rev>[^/]+)", "commit"),
+    ("POST", _API + r"/paths-info/(?P<rev>[^/]+)", "paths-info"),
+    ("GET", _API + r"/commits/(?P<rev>[^/]+)", "commits"),
+    ("GET", _API + r"/tree/(?P<rev>[^/]+)(?P<under>/.*)?", "tree"),
+    ("GET", _API + r"(/revision/(?P<rev>[^/]+))?", "info"),
+    ("POST", _REPO + r"\.git/info/lfs/objects/batch", "batch"),
+    ("POST", _REPO + r"/lfs-verify", "verify"),
     ("POST", r"/storage-complete/(?P<oid>\w+)", "complete"),
     ("PUT", r"/storage/(?P<oid>\w+)/(?P<part>\d+)", "part"),
     ("PUT", r"/storage/(?P<oid>\w+)", "put"),
     ("GET", r"/storage/(?P<oid>\w+)", "storage-get"),
-    ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", _REPO + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     ("GET", r"/_state", "state"),
     ("POST", r"/_control", "control"),
 ]
@@ -310,6 +314,9 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
     timeout = 900
+    disable_nagle_algorithm = (
+        True  # an answer goes out in two writes; the second would wait 40 ms for an acknowledgement
+    )
 
     def log_message(self, *_: Any) -> None:
         """Tests read `hub.calls` instead."""
@@ -439,7 +446,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_create(self, names: dict[str, str], fault: Fault | None) -> Any:
         order = self.json()
-        name = f"{order.get('organization') or 'me'}/{order['name']}"
+        kind = "datasets/" if order.get("type") == "dataset" else ""
+        name = f"{kind}{order.get('organization') or 'me'}/{order['name']}"
         return self.hub.create(name, private=order.get("visibility") == "private" or bool(order.get("private"))), {}
 
     def on_delete(self, names: dict[str, str], fault: Fault | None) -> Any:
