@@ -35,7 +35,7 @@ _LOG_NAME = "child.log"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an order ended: `done` holds the last event's values, or `fault` says why there is none."""
+    """How an order ended: `done` holds the last event's values, or `fault` why there is none."""
 
     done: Event | None = None
     fault: Fault | None = None

@@ -52,7 +52,7 @@ class Fault:
 
     Attributes:
         kind: a key of ACTIONS.
-        line: one sentence for a person; where a person must act, it says what to do.
+        line: one sentence for a person; where a person must act, with what to do.
         status: HTTP status, where there was one.
         wait_s: seconds the target asked us to wait, 0 if it did not.
         path: the file that failed, where the target named one.
@@ -83,7 +83,7 @@ class HubRefusal(Exception):
 
 
 class Unreachable(Exception):
-    """No answer: refused, reset, or silence past the limit."""
+    """No answer: refused, reset, or a timeout."""
 
     def __init__(self, stage: str, reason: str, *, timed_out: bool) -> None:
         self.timed_out = timed_out
@@ -145,7 +145,7 @@ def _fault_of(error: BaseException, path: str | None) -> Fault | None:
     if "LocalTokenNotFoundError" in names:
         return Fault("token", "there is no token: put one into a file and name it in HF_TOKEN_PATH, or set HF_TOKEN")
     if "LocalEntryNotFoundError" in names and error.__cause__ is not None:
-        return None  # what the library says when a question failed, whatever the reason was
+        return None  # the library's wrapper when a question failed, whatever the reason was
     if "FileMetadataError" in names:
         return Fault("network", f"the answer is not a Hub's: {error}", path=path)
     if names & _NETWORK_NAMES:
@@ -208,8 +208,8 @@ def _of_status(status: int, headers: Mapping[str, str], body: str, path: str | N
     if status == 401 or headers.get("x-error-message") == "Invalid credentials in Authorization header":
         return fault(
             "token",
-            "the token was refused ({}): make a new one with write access and put it where HF_TOKEN_PATH or HF_TOKEN "
-            "says; if it is a file, no restart is needed",
+            "the token was refused ({}): make a new one with write access and put it into HF_TOKEN or the "
+            "file of HF_TOKEN_PATH; a file needs no restart",
         )
     if status == 402 or (status in (403, 413) and full):
         return fault("quota", "the account's storage is full or unpaid ({}): free space or pay")

@@ -2,7 +2,7 @@
 
 Imported by the child process only, since the Hub's client brings its own threads and connections. The library has no
 timeouts, and repeats some requests six times without jitter and others never. It sends every request through one client
-object, which this module makes: a status or a silence that is worth another try reaches us soon, with its headers.
+object, which this module makes: a status or a timeout that is worth another try reaches us soon, with its headers.
 Commits name the head they were made on: a call whose reply was lost and that is applied late can never become a second
 commit.
 """
@@ -89,7 +89,7 @@ class BoundedClient(httpx2.Client):
         Raises:
             HubRefusal: a status that another try may cure, after the last try; at once for one that asks to wait and
                 for a storage address that is refused.
-            Unreachable: no answer. Silence is not repeated here: the next try must have a longer timeout.
+            Unreachable: no answer. A timeout is not repeated here: the next try must have a longer timeout.
         """
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
@@ -186,7 +186,7 @@ class HubTarget:
             self._api.create_repo(**self._repo, private=self._private, exist_ok=True)
         else:
             self._api.repo_info(**self._repo)
-            # Only who may write is told how a file would be taken; nothing is stored by asking.
+            # This call needs the right to write; nothing is stored by asking.
             question = CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=b"?")
             self._api.preupload_lfs_files(**self._repo, additions=[question], revision=_BRANCH)
         return Account(name=str(account.get("name", "?")), place=f"{self._api.endpoint}/{self._name}")
@@ -233,7 +233,7 @@ class HubTarget:
 
         Repeated as long as something arrives: each time the server is asked first which objects it has, so that one
         whose reply was lost is not sent again. A server that takes a file and has it no longer when asked again must
-        not keep us here for ever.
+        not keep us here forever.
         """
         fruitless, most = 0, self._limits.tries + len(operations)
         for attempt in range(1, most + 1):
@@ -298,7 +298,7 @@ def _that_fit(operations: Sequence[CommitOperationAdd]) -> list[CommitOperationA
     """All large files, and small ones up to a limit.
 
     Small files travel inside the commit call, which the library builds in memory several times over. After
-    `preupload_lfs_files` a large file's source is empty, as its documentation says; what is left is a small one.
+    `preupload_lfs_files` a large file's source is empty, as documented; what is left is a small one.
     Once a small one does not fit, none after it goes: it could be the manifest of a checkpoint that did not fit.
     """
     chosen, inline, full = [], 0, False

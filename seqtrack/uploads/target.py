@@ -1,6 +1,6 @@
 """The interface of a target: a place that takes files in batches and lists what it holds.
 
-A target has no state file, no retries and no pacing; it raises, and `errors.classify` says what that means. What a
+A target has no state file, no retries and no pacing; it raises, and `errors.classify` interprets that. What a
 target holds is asked before and after each batch, never assumed: a reply can be lost.
 """
 

@@ -303,7 +303,7 @@ class Uploader:
         return trouble
 
     def _is_settling_at_start(self) -> bool:
-        """One pass gives what is there the time to settle, so that all of it can go in one commit."""
+        """One pass gives existing files the time to settle, so that all of it can go in one commit."""
         early = self._clock.monotonic() - self._began < 2.0 * self._settings.settle_s
         return self._ends == self._once_ends and self._wanted is None and bool(self._settling) and early
 

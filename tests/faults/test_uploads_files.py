@@ -102,7 +102,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_while_it_is_sent(hub: Hub, output: Path, change: str) -> None:
-    """The old bytes or the new ones arrive, never a mixture; in the end what is there."""
+    """The old bytes or the new ones arrive, never a mixture; in the end the current ones."""
     path = put(output / "phase_1" / "result.bin", content(200_000, "before"))
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     fault = hub.fail("batch", hang_s=600, match="")

@@ -1,4 +1,4 @@
-"""Training that tidies its checkpoints while the sidecar sends them: nothing goes here before it is there.
+"""Training that tidies its checkpoints while the sidecar sends them: nothing is deleted here before the Hub holds it.
 
 Real training, the real sidecar and a real server over HTTP; only the server's refusals are planned.
 """

@@ -278,7 +278,7 @@ def on_hub(hub: Hub) -> dict[str, str]:
 
 
 def assert_arrived(hub: Hub, output: Path, *, commits_each: int | None = 1) -> None:
-    """Every file is there with its own digest, in exactly one commit, and nothing was ever seen in a wrong order."""
+    """Every file arrived with its own digest, in exactly one commit, and nothing was ever seen in a wrong order."""
     assert on_hub(hub) == files_of(output)
     assert hub.violations == []
     if commits_each is not None:
@@ -288,7 +288,7 @@ def assert_arrived(hub: Hub, output: Path, *, commits_each: int | None = 1) -> N
 
 
 def status(output: Path) -> dict[str, Any]:
-    """What the sidecar says of itself, {} if nothing yet."""
+    """The uploader's status file, {} if there is none yet."""
     try:
         return dict(json.loads((output / ".uploads" / "status.json").read_text()))
     except (OSError, ValueError):

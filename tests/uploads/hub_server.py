@@ -37,7 +37,7 @@ COMMIT_LIMIT_TEXT = (
 
 @dataclass
 class Fault:
-    """One planned failure. `times` None means for ever; `chance` below 1 lets some calls through."""
+    """One planned failure. `times` None means forever; `chance` below 1 lets some calls through."""
 
     stage: str
     status: int | None = None
@@ -158,7 +158,7 @@ class Hub:
         self.released = threading.Event()
 
     def draw(self, stage: str, path: str) -> Fault | None:
-        """The failure that this call must suffer."""
+        """The failure planned for this call."""
         with self.lock:
             for fault in self.faults:
                 if fault.stage not in (stage, "any") or fault.match not in unquote(path) or fault.times == 0:
@@ -309,7 +309,7 @@ WRITE_STAGES = ("create", "delete", "preupload", "commit", "batch", "verify")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. Finds the stage, suffers its fault, answers."""
+    """One connection. Finds the stage, applies its fault, answers."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -346,7 +346,7 @@ class Handler(BaseHTTPRequestHandler):
                 fault = self.hub.draw(stage, self.path) if stage not in ("state", "control") else None
                 self.note(stage)
                 self.check_token(stage)
-                self.record_failure(fault)
+                self.apply_early(fault)
                 body, headers = getattr(self, "on_" + stage.replace("-", "_"))(names, fault)
                 if fault is not None and fault.reset == "after":
                     self.cut()
@@ -381,8 +381,8 @@ class Handler(BaseHTTPRequestHandler):
             message = "You don't have the rights to write to this repo. Use a token with write access."
             raise Reply(403, {"error": message}, {"X-Error-Message": message.replace("\n", " ")})
 
-    def record_failure(self, fault: Fault | None) -> None:
-        """What can be suffered before the call is acted on."""
+    def apply_early(self, fault: Fault | None) -> None:
+        """Apply what happens before the call is acted on."""
         if fault is None:
             return
         if fault.hang_s:
@@ -405,7 +405,7 @@ class Handler(BaseHTTPRequestHandler):
         raise ConnectionResetError("planned")
 
     def chunks(self, rate: float | None = None) -> Any:
-        """The request's body in pieces, at most `rate` bytes a second."""
+        """The request's body in pieces, at most `rate` bytes per second."""
         step = 1 << 20 if rate is None else max(1, int(rate / 10))
         while self.chunked:
             size = int(self.rfile.readline().split(b";")[0], 16)
@@ -599,7 +599,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.ranged((self.hub.folder / names["oid"]).read_bytes(), {"ETag": f'"{names["oid"]}"'}, fault)
 
     def ranged(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> Any:
-        """A body, or the rest of it from where Range says; a fault turns bytes or ends it early."""
+        """A body, or the rest of it from the start of Range; a fault turns bytes or ends it early."""
         if fault is not None and fault.corrupt == "bytes":
             data = data[:-1] + bytes([data[-1] ^ 1])
         if fault is not None and fault.corrupt == "size":

@@ -106,7 +106,7 @@ def test_what_is_no_status_has_a_kind_as_well(error: Exception, kind: str) -> No
     assert classify(error).kind == kind
 
 
-def test_the_limit_of_commits_is_told_from_the_body_where_the_header_says_less() -> None:
+def test_the_limit_of_commits_is_found_in_the_body_where_the_header_has_less() -> None:
     headers = {"X-Error-Message": "Too Many Requests", "RateLimit": '"api";r=949;t=200'}
     assert classify(HubRefusal(429, "commit", headers, f'{{"error": "{LIMIT}"}}')).kind == "commits"
     assert classify(HubRefusal(429, "commit", headers, '{"error": "slowly"}')).kind == "rate"
@@ -120,7 +120,7 @@ def test_a_refusal_by_the_storage_host_is_no_fault_of_the_token(status: int) -> 
     assert classify(HubRefusal(403, "storage", {}, "over your quota")).kind == "quota"
 
 
-def test_a_repo_that_is_not_there_is_told_by_its_code_whatever_the_status() -> None:
+def test_a_repo_that_is_not_there_is_known_by_its_code_whatever_the_status() -> None:
     gone = HubRefusal(401, "listing", {"X-Error-Code": "RepoNotFound"}, "")
     assert classify(gone).kind == "repository"
     assert classify(HubRefusal(401, "listing", {"X-Error-Code": "GatedRepo"}, "")).kind == "token"

@@ -103,7 +103,7 @@ def test_the_hourly_limit_of_commits_waits_a_quarter_of_an_hour_and_then_longer(
 def test_timeouts_grow_and_success_forgets_them() -> None:
     trouble = backoff()
     for _ in range(3):
-        trouble.record_failure(Fault("timeout", "silence"), num_units=2)
+        trouble.record_failure(Fault("timeout", "no answer"), num_units=2)
     assert trouble.timeout_factor == 8.0
     trouble.record_success()
     assert (trouble.timeout_factor, trouble.wait_s(), trouble.fault) == (1.0, 0.0, None)
