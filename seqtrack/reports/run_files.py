@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from seqtrack.checkpoints.side_files import (
     Certificate,
     DatasetRecord,
