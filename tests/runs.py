@@ -288,7 +288,9 @@ def finished(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.Temp
         output = Path(shutil.copytree(uninterrupted, tmp_path_factory.mktemp("finished") / "output"))
         keys = {"TRAIN.PRINT_INTERVAL": 32, "TRAIN.VALIDATION_INTERVAL": 2, "TRAIN.VALIDATION_SEQUENCES": 1}
         completed(environment(output, demo_data, keys, PHASE=2, RESUME_EPOCH=1))
-        env = environment(output, demo_data, UPLOAD_TARGET=f"folder:{output.parent / 'target'}", UPLOAD_SETTLE_S=0.2)
+        env = environment(
+            output, demo_data, UPLOAD_TARGET=f"folder:{output.parent / 'target'}", UPLOAD_TUNING='{"settle_s": 0.2}'
+        )
         for words in (
             ("evaluate", "--phase", "1", "--sequences", "disk-21,tile-21", "--untrained"),
             ("upload", "--once"),

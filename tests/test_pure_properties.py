@@ -14,7 +14,7 @@ from torch import Tensor
 from seqtrack import boxes as b
 from seqtrack import tokens as t
 from seqtrack.seeding import process_seed, sample_generator, step_seed
-from seqtrack.uploads.journal import STATE_FOLDER, STATES, Journal, Row, is_verified
+from seqtrack.uploads.state import STATE_FOLDER, UploadState, VerifiedFile, is_verified, load_state, write_state
 
 QUICK = settings(max_examples=60, deadline=None)
 FORMATS = st.sampled_from(t.SEQ_FORMATS)
@@ -175,53 +175,29 @@ def test_seeds_fit_every_generator_and_streams_do_not_meet(seed: int, step: int,
 NAMES = st.text(min_size=1, max_size=30).filter(
     lambda name: "\0" not in name and name.encode(errors="replace").decode() == name
 )
-ROWS = st.builds(
-    Row,
-    path=st.sampled_from(["phase_1/run.json", "phase_1/checkpoints/a.safetensors", "ä b'c\"d", "x"]) | NAMES,
-    key=st.text("0123456789-", min_size=1, max_size=40),
-    size=st.integers(0, 2**50),
-    sha256=st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
-    state=st.sampled_from(STATES),
-    attempts=st.integers(0, 1000),
-    next_try=st.floats(0, 1e12, allow_nan=False),
-    commit=st.none() | NAMES,
-    error=st.none() | NAMES,
-)
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["write", "forget", "mark_unverified", "open again"]), st.lists(ROWS, max_size=4)),
-    max_size=8,
+FILES = st.dictionaries(
+    st.sampled_from(["phase_1/run.json", "phase_1/checkpoints/a.safetensors", "ä b'c\"d", "x"]) | NAMES,
+    st.builds(
+        VerifiedFile,
+        stamp=st.tuples(*[st.integers(0, 2**63 - 1)] * 4),
+        sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
+        git_sha1=st.none() | NAMES,
+        commit=st.none() | NAMES,
+    ),
+    max_size=4,
 )
 
 
-# Not shrunk: each example waits for the disk, and a failure would take minutes to tell.
+# Not shrunk: each example waits for the disk.
 @settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@given(steps=STEPS)
-def test_the_journal_survives_any_restart(steps: list[tuple[str, list[Row]]]) -> None:
+@given(files=FILES, durable=st.booleans())
+def test_the_status_file_of_uploads_is_read_as_it_was_written(files: dict[str, VerifiedFile], durable: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, STATE_FOLDER)
         folder.mkdir()
-        journal = Journal(folder, "folder::/a")
-        expected: dict[str, Row] = {}
-        for action, rows in steps:
-            if action == "write":
-                journal.write(rows)
-                expected.update({row.path: row for row in rows})
-            elif action == "forget":
-                gone = [row.path for row in rows] + list(expected)[:1]
-                journal.forget(gone)
-                expected = {path: row for path, row in expected.items() if path not in gone}
-            elif action == "mark_unverified":
-                journal.mark_unverified()
-                for row in expected.values():
-                    row.state = "stable" if row.state in ("verified", "committed") else row.state
-            else:
-                journal.close()
-                journal = Journal(folder, "folder::/a")
-            assert journal.rows == expected
-        journal.close()
-        assert Journal(folder, "folder::/a").rows == expected
-        for path, row in expected.items():
-            if row.sha256 is not None:
-                assert is_verified(Path(name), path, row.sha256) == (row.state == "verified")
-                assert not is_verified(Path(name), path, "0" * 63 + "g")
-        assert Journal(folder, "folder::/b").rows == {}
+        state = UploadState(target_key="folder::/a", files=files)
+        write_state(folder, state, durable=durable)
+        assert load_state(folder) == state
+        for path, one in files.items():
+            assert is_verified(Path(name), path, one.sha256)
+            assert not is_verified(Path(name), path, "0" * 63 + "g")

@@ -141,7 +141,7 @@ def _send(folder: Path, size: int) -> dict[str, Any]:
         file.truncate(size)
     server, port = _server(folder, [])
     try:
-        env = _environ(folder, output, port, argparse.Namespace()) | {"UPLOAD_SETTLE_S": "0.2"}
+        env = _environ(folder, output, port, argparse.Namespace()) | {"UPLOAD_TUNING": '{"settle_s": 0.2}'}
         began, peak = time.perf_counter(), 0
         sidecar = subprocess.Popen(
             [sys.executable, "-m", "seqtrack", "upload", "--once"], env=env, stderr=subprocess.DEVNULL, cwd=folder

@@ -243,13 +243,14 @@ def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[
     from huggingface_hub import HfApi
 
     from seqtrack.uploads.errors import classify
-    from seqtrack.uploads.hubclient import Limits, bound_client
+    from seqtrack.uploads.hub import Limits, bound_client
 
     bound_client(Limits(connect_s=10, read_s=20, tries=2))
     api = HfApi(endpoint=environment.hf_endpoint, token=token)
     try:
         account = api.whoami()
-        exists = api.repo_exists(environment.hf_repo)
+        kind = "dataset" if environment.hf_repo.startswith("datasets/") else "model"
+        exists = api.repo_exists(environment.hf_repo.removeprefix("datasets/"), repo_type=kind)
     except Exception as error:  # noqa: BLE001 - whatever the client raises becomes one line without the token
         checks = f"Check the network, HF_ENDPOINT, and the token at {HUB}/settings/tokens"
         return [Finding("token", BAD, classify(error, token=token).line, checks)]

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """HF_REPO (or UPLOAD_TARGET), HF_TOKEN_PATH, HF_ENDPOINT and OUTPUT_DIR come from the environment."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("create", help="make the repo of HF_REPO, private unless HF_PRIVATE=false")
+    actions.add_parser("create", help="create the repo of HF_REPO, private unless HF_PRIVATE=false")
     actions.add_parser("check", help="check token, repo and right to write; compare OUTPUT_DIR with what is listed")
     upload = actions.add_parser("upload", help="send files now")
     upload.add_argument(
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     upload.add_argument(
         "--to", metavar="PATH", help="name in the repo (one file only); default: relative to OUTPUT_DIR"
     )
-    download = actions.add_parser("download", help="bring a checkpoint, or one file, checked against its digest")
+    download = actions.add_parser("download", help="download a checkpoint, or one file, checked against its digest")
     download.add_argument("path", nargs="?", help="a file of the repo; or use --epoch")
     download.add_argument("--epoch", type=int, help="the checkpoint after this epoch, with its manifest")
     download.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, then 1)")
@@ -46,25 +47,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _order(environment: "Environment", order: dict[str, Any]) -> dict[str, Any]:
-    """One order to the target, in a child process; its last event.
+    """Send one order to the target, in a child process; returns its answer.
 
     Raises:
-        UserError: no target is set, or what the target said.
+        UserError: no target is set, or the target refused.
     """
-    from seqtrack.uploads.orders import TargetClient
-    from seqtrack.uploads.settings import choose_target, read_settings
+    from seqtrack.uploads.client import TargetClient
+    from seqtrack.uploads.settings import read_settings, require_target
 
-    target = choose_target(environment)
-    if target is None:
-        raise UserError("HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)")
+    target = require_target(environment)
     with tempfile.TemporaryDirectory() as folder:
-        orders = TargetClient(target, read_settings(os.environ), Path(folder))
-        return orders.request(order, sum(item["size"] for item in order.get("files", [])))
+        client = TargetClient(target, read_settings(os.environ), Path(folder))
+        return client.request(order, sum(item["size"] for item in order.get("files", [])))
 
 
 def _create(args: argparse.Namespace, environment: "Environment") -> int:
-    done = _order(environment, {"operation": "prepare"})
-    print(f"{done['place']} is there; {done['name']} may use it")
+    done = _order(environment, {"operation": "push", "prepare": "make"})
+    print(f"{done['place']} exists; {done['name']} may use it")
     return 0
 
 
@@ -73,25 +72,18 @@ def _check(args: argparse.Namespace, environment: "Environment") -> int:
     from seqtrack.uploads.scan import scan
     from seqtrack.uploads.target import Remote, digest_of, git_digest
 
-    done = _order(environment, {"operation": "prepare", "make": False})
-    print(f"account: {done['name']}\nplace: {done['place']}")
     found = [item for unit in scan(environment.output_dir).units for item in unit.files]
-    if not found:
-        print(f"{environment.output_dir} holds nothing to compare")
-        return 0
-    listed = _order(environment, {"operation": "look", "paths": [item.path for item in found]})
-    remotes = {item["path"]: Remote(**item) for item in listed["remotes"]}
+    done = _order(environment, {"operation": "look", "prepare": "check", "paths": [item.path for item in found]})
+    print(f"account: {done['name']}\nplace: {done['place']}")
+    remotes = {item["path"]: Remote(**item) for item in done["remotes"]}
     wrong = 0
     for item in found:
         remote, local = remotes.get(item.path), environment.output_dir / item.path
         if remote is None:
             state = "missing"
-        elif remote.size != item.size:
-            state = "differs"
-        elif remote.sha256 is not None:
-            state = "same" if remote.sha256 == digest_of(local) else "differs"
         else:
-            state = "same" if remote.git_sha1 == git_digest(local, item.size) else "differs"
+            same = remote.size == item.size and remote.holds(item.size, digest_of(local), git_digest(local, item.size))
+            state = "same" if same else "differs"
         wrong += state != "same"
         print(f"{state:8} {item.path}")
     print(f"{len(found) - wrong} of {len(found)} files are there with the same bytes")
@@ -100,11 +92,9 @@ def _check(args: argparse.Namespace, environment: "Environment") -> int:
 
 def _upload(args: argparse.Namespace, environment: "Environment") -> int:
     if args.to is not None and len(args.files) > 1:
-        raise UserError("--to names one file, but several were given")
+        raise UserError("--to names one file, but several were given", code="hub.several_files")
     names = [args.to if args.to is not None else _name_of(file, environment.output_dir) for file in args.files]
     _send(environment, list(zip(args.files, names, strict=True)), f"Add {names[0]}")
-    for name in names:
-        print(f"{name} is there and verified")
     return 0
 
 
@@ -114,29 +104,26 @@ def _name_of(file: Path, output_dir: Path) -> str:
 
 
 def _send(environment: "Environment", files: list[tuple[Path, str]], message: str) -> None:
-    from dataclasses import asdict
-
     from seqtrack.uploads.target import Staged, digest_of, git_digest, safe_path, stamp_of
 
     missing = [f"{file} is not a file" for file, _ in files if not file.is_file()]
     if missing:
-        raise UserError(missing)
+        raise UserError(missing, code="hub.no_file")
     staged: list[dict[str, Any]] = []
     for file, name in files:
-        stamp = stamp_of(file)
-        item = Staged(
-            safe_path(name), str(file.resolve()), stamp[0], digest_of(file), git_digest(file, stamp[0]), stamp
-        )
+        stamp, place = stamp_of(file), str(file.resolve())
+        item = Staged(safe_path(name), place, stamp[0], digest_of(file), git_digest(file, stamp[0]), stamp)
         staged.append(asdict(item))
-    _order(environment, {"operation": "prepare"})
-    _order(environment, {"operation": "push", "files": staged, "message": message})
+    _order(environment, {"operation": "push", "prepare": "make", "files": staged, "message": message})
+    for _, name in files:
+        print(f"{name} is on the target and verified")
 
 
 def _download(args: argparse.Namespace, environment: "Environment") -> int:
     from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
 
     if (args.path is None) == (args.epoch is None):
-        raise UserError("name a file of the repo, or a checkpoint by --epoch")
+        raise UserError("name a file of the repo, or a checkpoint by --epoch", code="hub.what")
     if args.epoch is None:
         print(fetch_file(environment, args.path, args.into or environment.output_dir))
         return 0
@@ -162,5 +149,4 @@ def _card(args: argparse.Namespace, environment: "Environment") -> int:
     print(place)
     if choose_target(environment) is not None and not args.no_upload:
         _send(environment, [(place, "README.md")], "Describe the model")
-        print("README.md is there and verified")
     return 0

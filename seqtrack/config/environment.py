@@ -27,7 +27,7 @@ from seqtrack.run_dir import phase_name
 # The epoch that phase 2 resumes after by default.
 DEFAULT_RESUME_EPOCH = 3
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
+_REPOSITORY = re.compile(r"(datasets/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
 _SECRET = frozenset({"HF_TOKEN"})
 
 
@@ -92,7 +92,9 @@ Pairs = Annotated[
     BeforeValidator(_pairs),
     Expected("KEY VALUE KEY VALUE with a blank between, and every quotation mark closed"),
 ]
-Repository = Annotated[str, AfterValidator(_repository), Expected("owner/name, as in the repository's address")]
+Repository = Annotated[
+    str, AfterValidator(_repository), Expected("owner/name or datasets/owner/name, as in the repository's address")
+]
 Token = Annotated[str, AfterValidator(_token), Expected("one word of ASCII letters")]
 Address = Annotated[
     str, AfterValidator(_address), Expected("http:// or https:// and a host, without a user name or password")
@@ -148,7 +150,7 @@ class Environment(Settings):
         0, "how often a run of several processes is restarted when one dies", reader="train", ge=0, le=1000
     )
     hf_repo: Repository | None = setting(
-        None, "repository owner/name; unset, nothing is uploaded", reader="train, upload, hub"
+        None, "repository owner/name, or datasets/owner/name; unset, nothing is uploaded", reader="train, upload, hub"
     )
     hf_token: Token | None = setting(
         None, "access token; a file is safer, see HF_TOKEN_PATH", reader="train, data, upload, hub"
@@ -173,68 +175,15 @@ class Environment(Settings):
     upload_min_commit_interval_s: float = setting(
         30.0, "least seconds between two commits; the Hub allows about 128 an hour", reader="upload", ge=0, le=3600
     )
-    upload_batch_mb: float = setting(
-        1024.0, "bytes in a commit, in MiB; a larger checkpoint goes alone", reader="upload", ge=0.001, le=1e6
-    )
-    upload_poll_s: float = setting(
-        2.0, "seconds between two scans of the output folder", reader="upload", ge=0.01, le=3600
-    )
-    upload_settle_s: float = setting(
-        5.0, "seconds for which a file without a manifest must stay unchanged", reader="upload", ge=0, le=3600
-    )
-    upload_log_interval_s: float = setting(
-        600.0, "longest wait of a growing log when no checkpoint takes it along", reader="upload", ge=0, le=1e6
-    )
-    upload_start_grace_s: float = setting(
-        60.0, "least life of a watching sidecar, so that training can begin", reader="upload", ge=0, le=1e6
-    )
     upload_grace_s: float = setting(
         60.0, "seconds after SIGTERM for the last files; below the container's grace", reader="upload", ge=0, le=1e6
     )
-    upload_patience_s: float = setting(
-        120.0, "seconds without progress after which `upload --once` gives up", reader="upload", ge=0, le=1e6
-    )
-    upload_deadline_s: float = setting(
-        180.0, "seconds for a batch, in addition to those for its bytes", reader="upload", ge=0.1, le=1e6
-    )
-    upload_least_rate_kb_s: float = setting(
-        50.0, "slowest rate that a deadline counts with, in KiB/s", reader="upload", ge=0.01, le=1e9
-    )
-    upload_connect_timeout_s: float = setting(
-        10.0, "seconds to wait for a connection", reader="upload", ge=0.01, le=3600
-    )
-    upload_read_timeout_s: float = setting(
-        45.0,
-        "seconds of silence after which a call is given up; doubles while that happens",
-        reader="upload",
-        ge=0.01,
-        le=3600,
-    )
-    upload_request_tries: int = setting(3, "tries of one request within a batch", reader="upload", ge=1, le=6)
-    upload_backoff_s: float = setting(
-        2.0, "first wait after a failure; doubles, with full jitter", reader="upload", ge=0, le=3600
-    )
-    upload_backoff_cap_s: float = setting(
-        600.0, "longest wait after a failure that may pass by itself", reader="upload", ge=0, le=1e6
-    )
-    upload_slow_retry_s: float = setting(
-        300.0, "wait after a failure that needs manual action", reader="upload", ge=0, le=1e6
-    )
-    upload_commit_limit_wait_s: float = setting(
-        3600.0, "longest wait once the hourly limit of commits is reached", reader="upload", ge=0, le=1e6
-    )
-    upload_tries_before_apart: int = setting(
-        3, "failures of one file alone, after which the others go without it", reader="upload", ge=1, le=1000
-    )
     upload_lag_limit_s: float = setting(
         3600.0,
-        "age of the oldest file not yet uploaded at which the sidecar counts as unhealthy",
+        "age of the oldest file not yet uploaded at which the uploader is unhealthy",
         reader="upload",
         ge=0,
         le=1e9,
-    )
-    upload_heartbeat_s: float = setting(
-        60.0, "age of the status file at which the sidecar counts as dead", reader="upload", ge=0.1, le=1e6
     )
     upload_drain_s: float = setting(
         3600.0,

@@ -39,7 +39,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "checkpoints.resume_point:find_resume_point",
     ),
     "Phase 2 is phase 1": ("reports.compare:compare_runs", "reports.verdict:certificate"),
-    "Upload to the Hub": ("uploads.watch:Watch", "uploads.sync:Sync"),
+    "Upload to the Hub": ("uploads.uploader:Uploader",),
     "Tracking": ("tracking.tracker:BatchTracker.track", "evaluation.run:track_sequences"),
     "Evaluation by LaSOT's protocol": ("evaluation.metrics:frame_errors", "evaluation.metrics:score"),
     "This report": ("reports.report:write_report",),

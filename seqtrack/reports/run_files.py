@@ -1,11 +1,7 @@
 """Read the files of an output folder for report and card. A missing file is `None` or empty. Needs no torch."""
 
-import contextlib
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from seqtrack.checkpoints.side_files import (
     Certificate,
@@ -25,8 +21,7 @@ from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
-from seqtrack.uploads.journal import JOURNAL_NAME, STATE_FOLDER
-from seqtrack.uploads.status import read_status
+from seqtrack.uploads.state import UploadState, read_state
 
 _RESUME_WORDS = ("resumes after step", "starts from", "promise", "guarantee", "stopped on request", "moved aside",
                  "first difference")  # fmt: skip
@@ -82,7 +77,7 @@ class RunFiles:
 
 
 class Upload(Strict):
-    """One file of the uploader's journal."""
+    """One file that the uploader verified."""
 
     path: str
     size: int
@@ -130,14 +125,14 @@ def read_output(folder: Path) -> OutputFiles:
             f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report",
             code="report.nothing",
         )
-    status = read_status(folder)
+    state = read_state(folder)
     return OutputFiles(
         folder=folder,
         phases=[_read_phase(phase) for phase in phases],
         certificate=read_side_file(folder / "comparison" / "certificate.json", Certificate),
         comparison_plots=sorted((folder / "comparison").glob("*.png")),
-        uploader=(str(status.get("target")), str(status.get("state"))) if status is not None else None,
-        uploads=_read_journal(folder / STATE_FOLDER / JOURNAL_NAME),
+        uploader=(state.target, state.state) if state is not None else None,
+        uploads=_uploads(state),
     )
 
 
@@ -169,16 +164,7 @@ def _read_logs(folder: Path) -> list[LogLine]:
     ]
 
 
-def _read_journal(path: Path) -> list[Upload]:
-    """The uploader's rows, read without writing; empty where there is no journal."""
-    if not path.is_file():
-        return []
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5.0)) as base:
-            rows = base.execute("SELECT path, size, sha256, state, commit_oid FROM files ORDER BY path").fetchall()
-        return [Upload(**dict(zip(Upload.model_fields, row, strict=True))) for row in rows]
-    except (sqlite3.Error, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read ({reason}); stop the uploader or move the file away", code="report.journal"
-        ) from error
+def _uploads(state: UploadState | None) -> list[Upload]:
+    """The files that the uploader verified on its target."""
+    files = sorted(state.files.items()) if state is not None else []
+    return [Upload(path=path, size=o.stamp[0], sha256=o.sha256, state="verified", commit=o.commit) for path, o in files]

@@ -175,7 +175,7 @@ def after_checkpoint(
     def is_safe(manifest: Manifest) -> bool:
         if environment.target is None:
             return True
-        from seqtrack.uploads.journal import is_verified  # deferred: only runs with an upload target need it
+        from seqtrack.uploads.state import is_verified  # deferred: only runs with an upload target need it
 
         place = manifest.path.relative_to(environment.output_dir).as_posix()
         return is_verified(environment.output_dir, place, manifest.sha256)

@@ -1,11 +1,12 @@
-"""The process that speaks to a target: reads one order from stdin, tells events on stdout, ends.
+"""The process that speaks to a target: reads one order from stdin, writes events to stdout, ends.
 
-One order a process, so that a hang, a crash or a leak of the client costs one batch and can be ended from outside. It
-watches stdin: when the parent dies, the pipe closes and this process goes at once, so that no orphan commits after a
+One process per order, so that a hang, a crash or a leak of the client costs one batch and can be ended from outside. It
+watches stdin: when the parent dies, the pipe closes and this process exits at once, so that no orphan commits after a
 new parent has begun.
 
-An order: {"operation": "prepare"|"push"|"fetch"|"list"|"look", "target": {...}, ...}. Events, one JSON object a line:
-{"event": "already"|"committed"|"verified", ...}, and last {"event": "done", ...} or {"event": "fault", ...}.
+An order: {"operation": "push"|"look"|"list"|"fetch", "target": {...}, ...}. Events, one JSON object per line:
+{"event": "prepared"|"listed"|"already"|"committed"|"verified", ...}, and last {"event": "done", ...} or
+{"event": "fault", ...}.
 """
 
 import json
@@ -14,16 +15,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import Fault, MismatchError, classify
-from seqtrack.uploads.target import Remote, Staged, Target
-from seqtrack.uploads.targets import open_target
+from seqtrack.uploads.errors import Fault, classify
+from seqtrack.uploads.target import MismatchError, Remote, Staged, Target, open_target
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -39,24 +39,29 @@ def perform(order: dict[str, Any], emit: Emit) -> None:
                 emit({"event": "fault", **Fault("token", str(error)).to_json()})
                 return
         target = open_target({**order["target"], "token": token})
-        _OPERATIONS[order["operation"]](target, order, emit)
+        if "prepare" in order:
+            emit({"event": "prepared", **asdict(target.prepare(make=order["prepare"] == "make"))})
+        emit({"event": "done", **_OPERATIONS[order["operation"]](target, order, emit)})
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
         emit({"event": "fault", **classify(error, token=token).to_json()})
 
 
-def _prepare(target: Target, order: dict[str, Any], emit: Emit) -> None:
-    emit({"event": "done", **asdict(target.prepare(make=bool(order.get("make", True))))})
+def _push(target: Target, order: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """List what the order asks for, then upload what the target does not hold yet in one commit.
 
-
-def _push(target: Target, order: dict[str, Any], emit: Emit) -> None:
-    """Send what the target does not hold yet in one commit, and tell of each file only what the target lists."""
-    files = [Staged(**{**item, "stamp": tuple(item["stamp"])}) for item in order["files"]]
-    commit: str | None = None
+    What is reported of each file is only what the target lists.
+    """
+    if "look" in order:
+        emit({"event": "listed", "remotes": _values(target.look(order["look"]).values())})
+    files = [Staged(**{**item, "stamp": tuple(item["stamp"])}) for item in order.get("files", [])]
+    if not files:
+        return {}
     tries = int(order.get("tries", 3))
+    commit: str | None = None
     for attempt in range(1, tries + 1):
         # The head first: what is committed after it was read makes our commit fail rather than come twice.
         head = target.head()
-        missing = _missing(files, _look_at(target, files))
+        missing = _missing(files, target.look([item.path for item in files]))
         if attempt == 1:
             emit({"event": "already", "paths": [item.path for item in files if item not in missing]})
         if not missing:
@@ -70,54 +75,47 @@ def _push(target: Target, order: dict[str, Any], emit: Emit) -> None:
             break
         except Exception as error:
             # A reply can be lost after the commit was made, and somebody else can commit between: look again.
-            if attempt == tries or not _worth_another(classify(error)):
+            fault = classify(error)
+            # To wait as long as asked is for the parent; trouble with one file is better met in a smaller batch.
+            passing = fault.kind == "network" and fault.wait_s == 0.0 and fault.path is None
+            if attempt == tries or not passing:
                 raise
             time.sleep(0.2 * attempt)
-    remotes = _look_at(target, files)
-    wrong = {item.path for item in _missing(files, remotes)}
+    remotes = target.look([item.path for item in files])
+    wrong = [item.path for item in _missing(files, remotes)]
     emit({"event": "verified", "commit": commit, "paths": [item.path for item in files if item.path not in wrong]})
     if wrong:
-        path = sorted(wrong)[0]
-        raise MismatchError(path, _shown(remotes.get(path)))
-    emit({"event": "done", "commit": commit})
-
-
-def _look_at(target: Target, files: Sequence[Staged]) -> dict[str, Remote]:
-    return target.look([item.path for item in files])
-
-
-def _worth_another(fault: Fault) -> bool:
-    if fault.wait_s > 0.0:
-        return False  # to wait as long as asked is the parent's affair
-    return fault.kind == "conflict" or (fault.kind in ("server", "network") and fault.path is None)
+        raise MismatchError(wrong[0], f"the target lists {remotes.get(wrong[0])}, which is not what was uploaded")
+    return {"commit": commit}
 
 
 def _missing(files: Sequence[Staged], remotes: dict[str, Remote]) -> list[Staged]:
-    return [item for item in files if item.path not in remotes or not remotes[item.path].holds(item)]
+    return [
+        item
+        for item in files
+        if item.path not in remotes or not remotes[item.path].holds(item.size, item.sha256, item.git_sha1)
+    ]
 
 
-def _shown(remote: Remote | None) -> str:
-    return "nothing" if remote is None else f"{remote.size} bytes with {remote.sha256 or remote.git_sha1}"
+def _values(remotes: Iterable[Remote]) -> list[dict[str, Any]]:
+    return [asdict(item) for item in remotes]
 
 
-def _look(target: Target, order: dict[str, Any], emit: Emit) -> None:
+def _look(target: Target, order: dict[str, Any], emit: Emit) -> dict[str, Any]:
     revision = order.get("revision") or target.head()
-    found = target.look(order["paths"], revision)
-    emit({"event": "done", "revision": revision, "remotes": [asdict(item) for item in found.values()]})
+    return {"revision": revision, "remotes": _values(target.look(order["paths"], revision).values())}
 
 
-def _list(target: Target, order: dict[str, Any], emit: Emit) -> None:
+def _list(target: Target, order: dict[str, Any], emit: Emit) -> dict[str, Any]:
     revision = order.get("revision") or target.head()
-    emit({"event": "done", "revision": revision, "remotes": [asdict(item) for item in target.list(revision)]})
+    return {"revision": revision, "remotes": _values(target.list(revision))}
 
 
-def _fetch(target: Target, order: dict[str, Any], emit: Emit) -> None:
-    place = target.fetch(order["path"], order.get("revision"), Path(order["folder"]))
-    emit({"event": "done", "place": str(place)})
+def _fetch(target: Target, order: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    return {"place": str(target.fetch(order["path"], order.get("revision"), Path(order["folder"])))}
 
 
-_OPERATIONS: dict[str, Callable[[Target, dict[str, Any], Emit], None]] = {
-    "prepare": _prepare,
+_OPERATIONS: dict[str, Callable[[Target, dict[str, Any], Emit], dict[str, Any]]] = {
     "push": _push,
     "look": _look,
     "list": _list,
@@ -144,7 +142,6 @@ def main() -> None:
         events.flush()
 
     perform(order, emit)
-    events.flush()
     # The library's worker threads may still wait on a stalled connection; nothing is left to be done for them.
     os._exit(0)
 

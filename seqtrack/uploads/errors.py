@@ -1,4 +1,4 @@
-"""What a failure means: whether to try again, when, and what to tell a person.
+"""What a failure means: which of four actions it leads to, and what to tell a person.
 
 Knows HTTP statuses and exceptions by their shape (`status_code`, `__cause__`), so that neither the Hub's client nor
 its HTTP library is imported here; knows nothing of files or of the loop.
@@ -10,33 +10,52 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Literal
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.target import ChangedError
+from seqtrack.uploads.target import ChangedError, FileError, IgnoredError, MismatchError
 
-TRANSIENT = ("network", "server", "rate", "deadline", "died", "xet", "conflict", "changed", "mismatch", "local")
-PERMANENT = ("token", "permission", "repository", "quota", "refused")
-WAITS = ("commits",)
-_TRANSIENT_STATUS = (408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524)
-_NETWORK_NAMES = ("TransportError", "TimeoutException", "NetworkError", "Unreachable")
-_TIMEOUT_NAMES = ("ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout", "TimeoutException")
+# retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
+# it is one file's, the others go without it.
+Action = Literal["retry", "wait", "person", "quarantine"]
+ACTIONS: dict[str, Action] = {
+    "network": "retry",
+    "timeout": "retry",
+    "xet": "retry",
+    "died": "retry",
+    "changed": "retry",
+    "mismatch": "retry",
+    "local": "retry",
+    "rate": "wait",
+    "commits": "wait",
+    "token": "person",
+    "quota": "person",
+    "repository": "person",
+    "setup": "person",
+    "refused": "quarantine",
+}
+_PASSING_STATUS = (408, 425, 520, 521, 522, 523, 524)
+_NETWORK_NAMES = {"TransportError", "TimeoutException", "NetworkError", "Unreachable"}
+_TIMEOUT_NAMES = {"ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout", "TimeoutException"}
 _QUOTA = re.compile(r"quota|storage limit|billing|payment", re.IGNORECASE)
 _FULL = re.compile(r"storage|exceeded|limit reached|your plan", re.IGNORECASE)
+_COMMIT_LIMIT = re.compile(r"rate limit for repository commits", re.IGNORECASE)
 _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag", re.IGNORECASE)
+_XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
+_UPLOADING = re.compile(r"Error while uploading '(.+)' to the Hub")
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a batch did not arrive.
+    """Why an order failed.
 
     Attributes:
-        kind: one of TRANSIENT, PERMANENT or WAITS.
-        line: one sentence for a person; for a permanent fault it says what to do.
+        kind: a key of ACTIONS.
+        line: one sentence for a person; where a person must act, with what to do.
         status: HTTP status, where there was one.
         wait_s: seconds the target asked us to wait, 0 if it did not.
-        path: the file that failed alone, where the target said so.
+        path: the file that failed, where the target named one.
     """
 
     kind: str
@@ -46,10 +65,12 @@ class Fault:
     path: str | None = None
 
     @property
-    def permanent(self) -> bool:
-        return self.kind in PERMANENT
+    def action(self) -> Action:
+        """What the uploader does about it."""
+        return ACTIONS[self.kind]
 
     def to_json(self) -> dict[str, Any]:
+        """For the pipe between the processes."""
         return asdict(self)
 
 
@@ -62,46 +83,30 @@ class HubRefusal(Exception):
 
 
 class Unreachable(Exception):
-    """No answer: refused, reset, or silence past the limit."""
+    """No answer: refused, reset, or a timeout."""
 
     def __init__(self, stage: str, reason: str, *, timed_out: bool) -> None:
-        self.stage, self.timed_out = stage, timed_out
+        self.timed_out = timed_out
         super().__init__(f"{reason} at {stage}")
 
 
-class MismatchError(Exception):
-    """The target lists other bytes than those that were sent."""
-
-    def __init__(self, path: str, found: str) -> None:
-        self.path = path
-        super().__init__(f"{path}: the target lists {found}, which is not what was sent")
-
-
-class IgnoredError(Exception):
-    """The target says that a file is to be left out of the repo."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        super().__init__(f"{path}: the target wants it ignored; look at the .gitignore of the repo")
-
-
 def scrub(text: str, token: str | None = None) -> str:
-    """Text without tokens and signatures, fit for a log."""
+    """Text on one line without tokens and signatures, fit for a log."""
     if token:
         text = text.replace(token, "***")
-    return _SECRET.sub(lambda found: (found[1] or found[2] or "") + "***", text)
+    text = _SECRET.sub(lambda found: (found[1] or found[2] or "") + "***", text)
+    return re.sub(r"\s+", " ", text).strip()[:600]
 
 
 def classify(error: BaseException, *, token: str | None = None) -> Fault:
-    """Name the reason of a failure, looking through the wrappers the client puts round it."""
+    """The fault behind an exception, looking through the wrappers the client puts round it."""
     chain = list(_causes(error))
     path = next((p for e in chain if (p := _path_in(e)) is not None), None)
-    for link in chain:
-        found = _fault_of(link, path)
-        if found is not None:
-            return Fault(found.kind, _one_line(scrub(found.line, token)), found.status, found.wait_s, found.path)
-    line = scrub(f"{type(error).__name__}: {error}", token)
-    return Fault("server", _one_line(f"the target answered in a way that is not understood: {line}"), path=path)
+    found = next((fault for link in chain if (fault := _fault_of(link, path)) is not None), None)
+    if found is None:
+        line = f"the target's answer is not understood: {type(error).__name__}: {error}"
+        found = Fault("network", line, path=path)
+    return Fault(found.kind, scrub(found.line, token), found.status, found.wait_s, found.path)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -114,62 +119,48 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _path_in(error: BaseException) -> str | None:
-    if isinstance(error, (ChangedError, MismatchError, IgnoredError)):
+    if isinstance(error, FileError):
         return error.path
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata in README.md"):
         return "README.md"
-    found = re.match(r"Error while uploading '(.+)' to the Hub", str(error))
+    found = _UPLOADING.match(str(error))
     return found[1] if found else None
 
 
 def _fault_of(error: BaseException, path: str | None) -> Fault | None:
-    if isinstance(error, HubRefusal):
-        if error.stage == "storage":
-            return _of_storage(error, path)
-        return _of_status(error.status, error.headers, error.text, path)
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if isinstance(status, int) and response is not None:
-        return _of_status(status, dict(response.headers), _body(response) or str(error), path)
-    if isinstance(error, ChangedError):
-        return Fault("changed", str(error), path=error.path)
-    if isinstance(error, MismatchError):
-        return Fault("mismatch", str(error), path=error.path)
-    if isinstance(error, (UserError, IgnoredError)):
-        return Fault("refused", str(error), path=path)
+    """The fault that one exception of a chain tells of, None if it tells of none."""
     names = {kind.__name__ for kind in type(error).__mro__}
+    text = f"{type(error).__name__}: {error}"
+    response = getattr(error, "response", None)
+    if isinstance(error, HubRefusal):
+        return _of_status(error.status, error.headers, error.text, path, storage=error.stage == "storage")
+    if response is not None and isinstance(getattr(response, "status_code", None), int):
+        return _of_status(response.status_code, dict(response.headers), _body(response) or str(error), path)
+    if isinstance(error, ChangedError | MismatchError):
+        return Fault("changed" if isinstance(error, ChangedError) else "mismatch", str(error), path=path)
+    if isinstance(error, UserError | IgnoredError):
+        return Fault("refused", str(error), path=path)
+    if isinstance(error, ImportError):
+        return Fault("setup", f"this installation lacks a package: {error}")
     if "LocalTokenNotFoundError" in names:
         return Fault("token", "there is no token: put one into a file and name it in HF_TOKEN_PATH, or set HF_TOKEN")
     if "LocalEntryNotFoundError" in names and error.__cause__ is not None:
-        return None  # what the library says when a question failed, whatever the reason was
+        return None  # the library's wrapper when a question failed, whatever the reason was
     if "FileMetadataError" in names:
-        return Fault("server", f"the answer is not a Hub's: {error}", path=path)
-    if isinstance(error, Unreachable):
-        return Fault("deadline" if error.timed_out else "network", str(error), path=path)
-    if names & set(_NETWORK_NAMES):
-        timed_out = bool(names & set(_TIMEOUT_NAMES))
-        return Fault("deadline" if timed_out else "network", f"{type(error).__name__}: {error}", path=path)
-    if isinstance(error, ConnectionError) and type(error) is ConnectionError:
-        return Fault("xet", f"Xet storage: {error}", path=path)  # the library's own shape for all Xet trouble
+        return Fault("network", f"the answer is not a Hub's: {error}", path=path)
+    if names & _NETWORK_NAMES:
+        timed_out = bool(names & _TIMEOUT_NAMES) or getattr(error, "timed_out", False)
+        return Fault("timeout" if timed_out else "network", text, path=path)
+    if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(str(error))):
+        return Fault("xet", f"Xet storage: {error}", path=path)  # the library's shapes of Xet trouble
     if isinstance(error, MemoryError):
         return Fault("died", "out of memory")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:  # without a number it is the library's own
         return Fault("local", f"{error.strerror or error} ({error.filename or 'this machine'})", path=path)
-    if (
-        isinstance(error, ValueError)
-        and not isinstance(error, json.JSONDecodeError)
-        and not _GARBLED.search(str(error))
-    ):
-        return Fault("refused", str(error), path=path)  # the library's own word for a file or a name it will not send
+    garbled = isinstance(error, json.JSONDecodeError) or _GARBLED.search(str(error))
+    if isinstance(error, ValueError) and not garbled:
+        return Fault("refused", str(error), path=path)  # the library's word for a file or a name it will not send
     return None
-
-
-def _of_storage(error: HubRefusal, path: str | None) -> Fault | None:
-    """A refusal by the host that takes the bytes, which knows no token: only the address it gave can be too old."""
-    if error.status in (401, 403, 404, 410) and not _QUOTA.search(error.text):
-        said = f"HTTP {error.status}: {_error_in(error.text)[:300]}"
-        return Fault("server", f"the storage refused the address it was sent to ({said})", error.status, path=path)
-    return _of_status(error.status, error.headers, error.text, path)
 
 
 def _body(response: Any) -> str:
@@ -188,42 +179,47 @@ def _error_in(text: str) -> str:
     return str(value["error"]) if isinstance(value, dict) and "error" in value else text
 
 
-def _of_status(status: int, headers: Mapping[str, str], text: str, path: str | None) -> Fault:
+def _of_status(status: int, headers: Mapping[str, str], body: str, path: str | None, *, storage: bool = False) -> Fault:
+    """What an HTTP status means.
+
+    Args:
+        storage: it came from the host that takes the bytes, which knows no token: only the address it gave can be old.
+    """
     headers = {name.lower(): value for name, value in headers.items()}
-    body, text = text, headers.get("x-error-message", "") or _error_in(text)
-    said = f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"
+    text = headers.get("x-error-message", "") or _error_in(body)
+    answer = f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"
+
+    def fault(kind: str, meaning: str, wait_s: float = 0.0) -> Fault:
+        return Fault(kind, meaning.format(answer), status, wait_s, path)
+
     if status == 429:
-        wait = _asked_wait(headers)
-        if re.search(r"rate limit for repository commits", f"{text} {body}", re.IGNORECASE):
-            return Fault("commits", f"the hourly limit of commits is reached ({said})", status, wait, path)
-        return Fault("rate", f"asked to slow down ({said})", status, wait, path)
-    if status in _TRANSIENT_STATUS:
-        return Fault("server", f"the server failed ({said})", status, _asked_wait(headers), path)
+        if _COMMIT_LIMIT.search(f"{text} {body}"):
+            return fault("commits", "the hourly limit of commits is reached ({})", _asked_wait(headers))
+        return fault("rate", "asked to slow down ({})", _asked_wait(headers))
+    if status in _PASSING_STATUS or 500 <= status < 600:
+        return fault("network", "the server failed ({})", _asked_wait(headers))
     if status in (409, 412):
-        return Fault("conflict", f"somebody else committed first ({said})", status, 0.0, path)
+        return fault("network", "somebody else committed first ({})")
+    full = _QUOTA.search(f"{text} {body}") or (status == 403 and not storage and _FULL.search(f"{text} {body}"))
+    if storage and status in (401, 403, 404, 410) and not full:
+        return fault("network", "the storage refused the address it was sent to ({})")
     if headers.get("x-error-code") == "RepoNotFound":
-        return _no_repo(said, status, path)
+        return fault("repository", "the repo does not exist ({}): check HF_REPO; `seqtrack hub create` makes it")
     if status == 401 or headers.get("x-error-message") == "Invalid credentials in Authorization header":
-        todo = "make a new one with write access and put it where HF_TOKEN_PATH or HF_TOKEN says; no restart is needed"
-        return Fault("token", f"the token was refused ({said}): {todo} if it is a file", status, 0.0, path)
-    full = _QUOTA.search(f"{text} {body}") or (status == 403 and _FULL.search(f"{text} {body}"))
+        return fault(
+            "token",
+            "the token was refused ({}): make a new one with write access and put it into HF_TOKEN or the "
+            "file of HF_TOKEN_PATH; a file needs no restart",
+        )
     if status == 402 or (status in (403, 413) and full):
-        return Fault("quota", f"the account's storage is full or unpaid ({said}): free space or pay", status, 0.0, path)
+        return fault("quota", "the account's storage is full or unpaid ({}): free space or pay")
     if status == 403:
-        todo = "make a token with write access to this repo"
-        return Fault("permission", f"the token may not write here ({said}): {todo}", status, 0.0, path)
+        return fault("token", "the token may not write here ({}): make a token with write access to this repo")
     if status == 404 and path is not None and "repository" not in text.lower():
-        return Fault("mismatch", f"the server does not find the file it was sent ({said})", status, 0.0, path)
+        return fault("mismatch", "the server does not find the file it was sent ({})")
     if status == 404:
-        return _no_repo(said, status, path)
-    if 500 <= status < 600:
-        return Fault("server", f"the server failed ({said})", status, _asked_wait(headers), path)
-    return Fault("refused", f"the target refuses this file or batch ({said})", status, 0.0, path)
-
-
-def _no_repo(said: str, status: int, path: str | None) -> Fault:
-    todo = "check HF_REPO; `seqtrack hub create` makes it"
-    return Fault("repository", f"the repo is not there ({said}): {todo}", status, 0.0, path)
+        return fault("repository", "the repo does not exist ({}): check HF_REPO; `seqtrack hub create` makes it")
+    return fault("refused", "the target refuses this file or batch ({})")
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:
@@ -239,13 +235,9 @@ def _asked_wait(headers: Mapping[str, str]) -> float:
         until = parsedate_to_datetime(value)
     except (TypeError, ValueError):
         return 0.0
-    # The server's own clock is the one its date is written by; ours may be wrong.
+    # The date is by the server's own clock; ours may be wrong.
     try:
         now = parsedate_to_datetime(headers.get("date", ""))
     except (TypeError, ValueError):
         now = datetime.now(timezone.utc)
     return min(3600.0, max(0.0, until.timestamp() - now.timestamp()))
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()[:600]

@@ -1,7 +1,7 @@
-"""A folder as a target: another disk, a network mount, the host's side of a container.
+"""A folder as a target: another disk, a network mount, a mounted folder of the host.
 
-Each file appears whole (temp, fsync, rename, fsync of the folder) and a manifest after its checkpoint. `look` reads
-the bytes that are there, since a folder lists no digests.
+Each file appears complete (temporary file, fsync, rename, fsync of the folder) and a manifest after its checkpoint.
+`look` reads the files, since a folder lists no digests.
 """
 
 import os
@@ -30,8 +30,8 @@ class FolderTarget:
     """Files below `root`.
 
     Args:
-        root: made if its parent exists. A parent that is not there is taken for a disk that is not mounted: an
-            error, rather than a copy on the wrong disk.
+        root: made if its parent exists. A missing parent is taken for a disk that is not mounted: an error, rather
+            than a copy on the wrong disk.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,10 +60,10 @@ class FolderTarget:
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> Receipt:
         if not self.root.is_dir():
-            raise OSError(2, "the target folder is gone; is the disk mounted?", str(self.root))
+            raise OSError(2, "the target folder does not exist; is the disk mounted?", str(self.root))
         written: list[tuple[Path, Path]] = []
         try:
-            # A manifest is what makes its checkpoint count, so it must be the last to appear.
+            # A checkpoint counts once its manifest exists, so that must appear last.
             for staged in sorted(files, key=lambda item: (item.path.endswith(".json"), item.path)):
                 place = self.root / safe_path(staged.path)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class FolderTarget:
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
         source, place = self.root / safe_path(path), folder / Path(path).name
         if not source.is_file():
-            raise UserError(f"{source} does not exist")
+            raise UserError(f"{source} does not exist", code="upload.no_such_file")
         _copy_durably(source, place)
         return place
 

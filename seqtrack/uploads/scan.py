@@ -1,36 +1,40 @@
-"""What there is to send: one walk of the output folder, and which files belong together.
+"""What there is to upload: one walk of the output folder, and which files belong together.
 
 Knows the trainer's contract (immutable names, temporary names, the manifest written after its checkpoint) and nothing
-of targets. Follows no rule that needs a clock: whether a file is still is judged by who calls twice.
+of targets or clocks.
 """
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
+from seqtrack.uploads.target import Stamp
 
 _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
 _SKIPPED_FOLDERS = ("superseded", "__pycache__")
-_STEP_CHECKPOINT = "SEQTRACK_step"
+_SKIPPED_NAMES = (".", "SEQTRACK_step")
 _CHECKPOINT_FOLDER = "checkpoints"
-_CONTAINER = ".safetensors"
+_CHECKPOINT_SUFFIX = ".safetensors"
 _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file as the walk met it: its path in the repo, its stat key, size and mtime."""
+    """A file as the walk found it: its path in the repo, and its stamp."""
 
     path: str
-    key: str
-    size: int
-    mtime_ns: int
+    stamp: Stamp
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.stamp[0]
 
     @property
     def grows(self) -> bool:
-        """Whether a part of it is worth sending: a log, to which lines are only added."""
+        """Whether a part of it is worth uploading: a log, to which lines are only added."""
         name = self.path.rsplit("/", 1)[-1]
         return name.endswith(_LOG_SUFFIXES) or name.startswith("events.out.tfevents")
 
@@ -39,85 +43,67 @@ class FileInfo:
 class UploadUnit:
     """Files that may only be seen together: a checkpoint with its manifest, or one file.
 
-    `promised` is (bytes, sha256) that a manifest says of the checkpoint, the first of the files.
+    `expected` is the (bytes, sha256) of the checkpoint by its manifest; the checkpoint is the first of the files.
     """
 
     files: tuple[FileInfo, ...]
-    promised: tuple[int, str] | None = None
+    expected: tuple[int, str] | None = None
+
+    @property
+    def path(self) -> str:
+        """Of the first file, which names the unit."""
+        return self.files[0].path
 
     @property
     def is_checkpoint(self) -> bool:
-        return self.promised is not None
+        """Whether it is a checkpoint with its manifest."""
+        return self.expected is not None
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return sum(found.size for found in self.files)
-
-    @property
-    def key(self) -> str:
-        """Changes when any of the files does."""
-        return "|".join(found.key for found in self.files)
 
 
 @dataclass(frozen=True)
-class Survey:
-    """One walk: what can be sent, and what is in the way.
+class Scan:
+    """One walk: what can be uploaded, and what cannot.
 
-    `problems` maps a path to one line (a damaged manifest, an unreadable file); `waiting` are checkpoints without a
-    manifest and manifests without their checkpoint, which are nothing yet.
+    `problems` maps a path to one line (a damaged manifest, an unreadable file). A checkpoint without a manifest and a
+    manifest without its checkpoint are left out.
     """
 
     units: tuple[UploadUnit, ...]
     problems: dict[str, str]
-    waiting: tuple[str, ...]
 
 
-def stat_key(status: os.stat_result) -> str:
-    """Size, mtime, ctime and inode: a writer can set the mtime back, but not the ctime."""
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
-
-
-def scan(root: Path) -> Survey:
-    """Walk `root`. A folder that is not there yet holds nothing."""
+def scan(root: Path) -> Scan:
+    """Walk `root`. A folder that does not exist yet holds nothing."""
     problems: dict[str, str] = {}
     found = {item.path: item for item in _walk(root, "", problems)}
     units: list[UploadUnit] = []
-    waiting: list[str] = []
-    taken: set[str] = set()
     for path, item in found.items():
-        if not path.endswith(_CONTAINER):
-            continue
-        manifest = found.get(path[: -len(_CONTAINER)] + ".json")
-        if manifest is None:
-            if _in_checkpoints(path):
-                waiting.append(path)
-                taken.add(path)
-            continue
-        taken |= {path, manifest.path}
-        try:
-            units.append(UploadUnit((item, manifest), _promise(root / manifest.path)))
-        except (DamagedFileError, FileNotFoundError) as error:
-            problems[manifest.path] = str(error)
-    for path, item in found.items():
-        if path in taken:
-            continue
-        if _in_checkpoints(path) and path.endswith(".json"):
-            waiting.append(path)
-        else:
+        suffix = PurePosixPath(path).suffix
+        half = PurePosixPath(path).parent.name == _CHECKPOINT_FOLDER
+        stem = path.removesuffix(suffix)
+        manifest, checkpoint = found.get(stem + ".json"), found.get(stem + _CHECKPOINT_SUFFIX)
+        if suffix == _CHECKPOINT_SUFFIX and manifest is not None:
+            try:
+                units.append(UploadUnit((item, manifest), _expected(root / manifest.path)))
+            except (DamagedFileError, FileNotFoundError) as error:
+                problems[manifest.path] = str(error)
+        elif suffix == ".json" and checkpoint is not None:
+            continue  # goes with its checkpoint
+        elif not (half and suffix in (_CHECKPOINT_SUFFIX, ".json")):
             units.append(UploadUnit((item,)))
-    return Survey(tuple(units), problems, tuple(waiting))
+    return Scan(tuple(units), problems)
 
 
-def _in_checkpoints(path: str) -> bool:
-    parts = path.split("/")
-    return len(parts) > 1 and parts[-2] == _CHECKPOINT_FOLDER
-
-
-def _promise(manifest: Path) -> tuple[int, str]:
+def _expected(manifest: Path) -> tuple[int, str]:
     values = read_json_object(manifest)
     size, digest = values.get("bytes"), values.get("sha256")
     if not isinstance(size, int) or not isinstance(digest, str) or len(digest) != 64:
-        raise DamagedFileError(f"{manifest} says no bytes and sha256; it is no manifest")
+        raise DamagedFileError(f"{manifest} has no bytes and sha256; it is no manifest")
     return size, digest
 
 
@@ -131,7 +117,7 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[FileInf
         return
     for entry in entries:
         path = f"{prefix}/{entry.name}" if prefix else entry.name
-        if _is_skipped(entry.name):
+        if entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY):
             continue
         try:
             entry.name.encode()
@@ -143,22 +129,18 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[FileInf
             elif entry.is_file():
                 status = entry.stat()
                 if not os.access(entry.path, os.R_OK):
-                    raise PermissionError(13, "no right to read it")
-                yield FileInfo(path, stat_key(status), status.st_size, status.st_mtime_ns)
+                    raise PermissionError(13, "no permission to read it")
+                yield FileInfo(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
         except FileNotFoundError:
-            continue  # went between the listing and the look
+            continue  # removed since the listing
         except UnicodeEncodeError:
             problems[repr(path)] = f"the name {path!r} is not UTF-8; rename the file"
         except OSError as error:
             problems[path] = f"{entry.path} cannot be read ({error.strerror})"
 
 
-def _is_skipped(name: str) -> bool:
-    return name.startswith((".", _STEP_CHECKPOINT)) or name.endswith(_TEMPORARY)
-
-
 def _stays_inside(root: Path, link: Path) -> bool:
-    """Whether a link points to something in the folder: another would send files that nobody meant to publish."""
+    """Whether a link points to something in the folder: another would publish files that nobody meant to."""
     target, inside = Path(os.path.realpath(link)), Path(os.path.realpath(root))
     hidden = any(part.startswith(".") for part in target.parts[len(inside.parts) :])
     return inside in target.parents and not hidden

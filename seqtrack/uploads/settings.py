@@ -1,27 +1,46 @@
-"""The sidecar's own settings: where to, how often, how long, read once from the environment.
+"""The uploader's settings and its target, read once from the environment.
 
-Never holds the token: the child reads it again at each try, so that it can be exchanged while we run.
+Never holds the token: the child process reads it again for each request, so that it can be replaced while we run.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seqtrack.config.environment import Environment, read_variable
-from seqtrack.uploads.targets import target_kind
+from seqtrack.errors import UserError
+from seqtrack.uploads.target import target_kind
+
+# What users set. Everything else has a default that suits the Hub; tests set it through UPLOAD_TUNING, a JSON object.
+_VARIABLES = ("min_commit_interval_s", "grace_s", "lag_limit_s")
 
 
-@dataclass(frozen=True)
-class UploadSettings:
-    """Every field is the variable UPLOAD_<FIELD>; seconds, MiB and KiB/s as the names say."""
+class UploadSettings(BaseModel):
+    """Seconds, MiB and KiB/s as the names say.
+
+    Attributes:
+        settle_s: how long a file without a manifest must stay unchanged.
+        log_interval_s: longest wait of a growing log when no checkpoint takes it along.
+        start_grace_s: shortest life of a watching uploader, so that training can begin.
+        patience_s: time without progress after which `upload --once` gives up.
+        deadline_s, least_rate_kb_s: time for a batch, and the rate at which its bytes extend it.
+        slow_retry_s: wait after a failure that a person must fix.
+        tries_per_file: failures that name one file, after which it is quarantined.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_commit_interval_s: float = 30.0
+    grace_s: float = 60.0
+    lag_limit_s: float = 3600.0
     batch_mb: float = 1024.0
     poll_s: float = 2.0
     settle_s: float = 5.0
     log_interval_s: float = 600.0
     start_grace_s: float = 60.0
-    grace_s: float = 60.0
     patience_s: float = 120.0
     deadline_s: float = 180.0
     least_rate_kb_s: float = 50.0
@@ -32,14 +51,13 @@ class UploadSettings:
     backoff_cap_s: float = 600.0
     slow_retry_s: float = 300.0
     commit_limit_wait_s: float = 3600.0
-    tries_before_apart: int = 3
-    lag_limit_s: float = 3600.0
+    tries_per_file: int = 3
     heartbeat_s: float = 60.0
 
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """Which target, by its name in the registry, and where; `key` tells one target's journal from another's."""
+    """Which target, by its name in the registry, and where."""
 
     kind: str
     place: str
@@ -48,37 +66,64 @@ class TargetSettings:
 
     @property
     def key(self) -> str:
+        """Tells one target's state file from another's."""
         return f"{self.kind}:{self.endpoint or ''}:{self.place}"
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """For a log line."""
         return f"{self.endpoint}/{self.place}" if self.endpoint else f"{self.kind} {self.place}"
 
 
 def read_settings(environ: Mapping[str, str]) -> UploadSettings:
-    """All UPLOAD_ variables.
+    """The variables of users, over those of UPLOAD_TUNING.
 
     Raises:
         UserError: one is malformed.
     """
-    values: dict[str, Any] = {}
-    for item in fields(UploadSettings):
-        values[item.name] = read_variable(environ, f"UPLOAD_{item.name.upper()}")
-    return UploadSettings(**values)
+    try:
+        tuning = UploadSettings.model_validate_json(environ.get("UPLOAD_TUNING") or "{}")
+    except ValidationError as error:
+        raise UserError(f"UPLOAD_TUNING: {error}", code="upload.tuning") from None
+    given = [name for name in _VARIABLES if environ.get(f"UPLOAD_{name.upper()}", "").strip()]
+    return tuning.model_copy(update={name: read_variable(environ, f"UPLOAD_{name.upper()}") for name in given})
 
 
 def choose_target(environment: Environment) -> TargetSettings | None:
     """Where files go: UPLOAD_TARGET if set, else HF_REPO, else nowhere (None).
 
     Raises:
-        UserError: UPLOAD_TARGET names a kind that does not exist.
+        UserError: an unknown kind of target, or a folder that overlaps with the output folder.
     """
-    # Paths are put behind it with a slash of their own, and a server need not know "//api".
     endpoint = environment.hf_endpoint.rstrip("/") if environment.hf_endpoint else None
     if environment.upload_target is not None:
         kind, _, place = environment.upload_target.partition(":")
-        return TargetSettings(target_kind(kind), place, endpoint, environment.hf_private)
+        if target_kind(kind) == "folder":
+            _require_separate(Path(place), environment.output_dir)
+        return TargetSettings(kind, place, endpoint, environment.hf_private)
     if environment.hf_repo is not None:
         return TargetSettings("huggingface", environment.hf_repo, endpoint, environment.hf_private)
     return None
+
+
+def require_target(environment: Environment) -> TargetSettings:
+    """The target.
+
+    Raises:
+        UserError: none is set.
+    """
+    target = choose_target(environment)
+    if target is None:
+        raise UserError(
+            "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)", code="upload.no_target"
+        )
+    return target
+
+
+def _require_separate(target: Path, output: Path) -> None:
+    """Each upload would be a new file to upload."""
+    here, there = Path(os.path.realpath(output)), Path(os.path.realpath(target))
+    if here == there or here in there.parents or there in here.parents:
+        raise UserError(
+            f"UPLOAD_TARGET: {target} overlaps with OUTPUT_DIR {output}; name a folder outside", code="upload.overlap"
+        )

@@ -24,7 +24,7 @@ def test_every_file_of_a_run_has_what_the_umask_leaves(mask: int, demo_data: Pat
     keys = {"DATA.TRAIN.SAMPLE_PER_EPOCH": "32"}
     target = tmp_path / "target"
     env = environment(
-        tmp_path / "out", demo_data, keys, EPOCHS=2, UPLOAD_TARGET=f"folder:{target}", UPLOAD_SETTLE_S=0.2
+        tmp_path / "out", demo_data, keys, EPOCHS=2, UPLOAD_TARGET=f"folder:{target}", UPLOAD_TUNING='{"settle_s": 0.2}'
     )
     jobs = [({}, ["train"]), ({"PHASE": "2", "RESUME_EPOCH": "1"}, ["train"]), ({}, ["report", "--html"])]
     for variables, arguments in jobs:

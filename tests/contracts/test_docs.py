@@ -13,7 +13,7 @@ from seqtrack.commands.docs import parsers, render
 from seqtrack.config.environment import VARIABLES, read_variable
 from seqtrack.config.fields import reader
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
-from seqtrack.uploads.watch import EXIT_INCOMPLETE
+from seqtrack.uploads.uploader import EXIT_INCOMPLETE
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.parent.suffix != ".d")

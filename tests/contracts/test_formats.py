@@ -2,7 +2,6 @@
 
 import json
 import re
-import sqlite3
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,18 +145,6 @@ def test_every_entry_of_a_checkpoint_file_is_documented(output: Path) -> None:
     section = "phase_N/checkpoints/SEQTRACK_epNNNN.safetensors"
     assert differences(dict.fromkeys(head), table(section, "tensor")) == []
     assert differences(state, table(section, "value in `state`")) == []
-
-
-def test_every_column_of_the_journal_is_documented(output: Path) -> None:
-    base = sqlite3.connect(output / ".uploads" / "journal.sqlite")
-    for name in ("files", "facts"):
-        columns = [row[1] for row in base.execute(f"PRAGMA table_info({name})")]
-        assert columns == [field.name for field in table(".uploads/", f"table `{name}`")]
-    facts = dict(base.execute("SELECT name, value FROM facts"))
-    (cells,) = [field.cells for field in table(".uploads/", "table `facts`") if field.name == "name"]
-    assert [name for name in facts if f"`{name}`" not in cells] == []
-    assert f"version {facts['version']} in" in DOCUMENT
-    base.close()
 
 
 def test_the_demo_data_are_documented(output: Path, demo_data: Path) -> None:

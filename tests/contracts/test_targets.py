@@ -13,7 +13,7 @@ import pytest
 from uploads.harness import REPO, TOKEN, content
 from uploads.hub_server import Hub
 
-from seqtrack.uploads.runner import ChildRunner, Outcome
+from seqtrack.uploads.client import ChildRunner, Outcome
 from seqtrack.uploads.target import Remote, Staged, digest_of, git_digest, stamp_of
 
 Perform = Callable[..., Outcome]
@@ -45,7 +45,7 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         values = {"operation": operation, "target": target, "tries": 1, "nice": 0, "message": "test", **values}
         return ChildRunner(state).run(values, deadline_s=30, on_event=heard.append, tick=lambda: False)
 
-    assert order("prepare").fault is None
+    assert order("push", prepare="make").fault is None
     yield order
     assert hub.violations == []
     hub.stop()
@@ -81,10 +81,8 @@ def test_what_was_put_is_listed_with_its_own_digest(perform: Perform, files: lis
     remotes = listed(perform("look", paths=[*paths, "phase_1/never.txt"]))
     assert set(remotes) == set(paths)
     for item in files:
-        staged_file = Staged(**{**item, "stamp": tuple(item["stamp"])})
-        assert remotes[item["path"]].holds(staged_file)
-        other = {**item, "sha256": "0" * 64, "git_sha1": "0" * 40, "stamp": tuple(item["stamp"])}
-        assert not remotes[item["path"]].holds(Staged(**other))
+        assert remotes[item["path"]].holds(item["size"], item["sha256"], item["git_sha1"])
+        assert not remotes[item["path"]].holds(item["size"], "0" * 64, "0" * 40)
 
 
 def test_what_is_there_already_is_not_put_again(perform: Perform, files: list[dict[str, Any]]) -> None:

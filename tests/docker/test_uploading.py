@@ -16,17 +16,21 @@ from seqtrack.checkpoints.safetensors_io import sha256_file
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 MakeProject = Callable[..., Project]
 TOKEN = "hf_thatMustBeSeenNowhere"
-HUB = """
+TUNING = json.dumps(
+    {"settle_s": 1, "log_interval_s": 1, "start_grace_s": 5, "backoff_cap_s": 2, "connect_timeout_s": 3}
+)
+HUB = f"""
 services:
   hub:
-    image: ${IMAGE}
+    image: ${{IMAGE}}
     entrypoint: [python, /hub_server.py, --host, 0.0.0.0, --port, "8080", --public-host, hub, --storage-host, storage]
-    networks: {default: {aliases: [storage]}}
+    networks: {{default: {{aliases: [storage]}}}}
     volumes: ["./tests/uploads/hub_server.py:/hub_server.py:ro"]
-    healthcheck: {disable: true}
+    healthcheck: {{disable: true}}
     stop_grace_period: 0s
   uploader:
-    healthcheck: {interval: 1s, retries: 2, start_period: 0s}
+    healthcheck: {{interval: 1s, retries: 2, start_period: 0s}}
+    environment: {{UPLOAD_TUNING: '{TUNING}'}}
 """
 UPLOADING = {
     **SMALL,
@@ -35,12 +39,7 @@ UPLOADING = {
     "HF_HUB_DISABLE_XET": "1",
     "HF_TOKEN_PATH": "./my-token",
     "UPLOAD_MIN_COMMIT_INTERVAL_S": "1",
-    "UPLOAD_SETTLE_S": "1",
-    "UPLOAD_LOG_INTERVAL_S": "1",
-    "UPLOAD_START_GRACE_S": "5",
     "UPLOAD_LAG_LIMIT_S": "3",
-    "UPLOAD_BACKOFF_CAP_S": "2",
-    "UPLOAD_CONNECT_TIMEOUT_S": "3",
 }
 
 
@@ -141,7 +140,7 @@ def lone_container(project: Project, *, output: Path, **variables: str) -> str:
     answer = command(
         [project.folder / "docker/cloud/run.sh"],
         cwd=project.folder,
-        env={"PATH": os.environ["PATH"], **UPLOADING, **place, **folders, **variables},
+        env={"PATH": os.environ["PATH"], **UPLOADING, "UPLOAD_TUNING": TUNING, **place, **folders, **variables},
     )
     assert answer.returncode == 0, answer.stderr
     try:

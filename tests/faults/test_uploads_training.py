@@ -1,4 +1,4 @@
-"""Training that tidies its checkpoints while the sidecar sends them: nothing goes here before it is there.
+"""Training that tidies its checkpoints while the sidecar sends them: nothing is deleted here before the Hub holds it.
 
 Real training, the real sidecar and a real server over HTTP; only the server's refusals are planned.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from runs import Running, environment, epochs, start
-from uploads.harness import REPO, environ, on_hub, sidecar, until
+from uploads.harness import REPO, environ, on_hub, until, uploader_process
 from uploads.hub_server import Hub
 
-from seqtrack.uploads.journal import is_verified
+from seqtrack.uploads.state import is_verified
 
 LAST = 6
 
@@ -47,7 +47,7 @@ def digests(output: Path) -> dict[int, str]:
 
 def test_training_deletes_what_the_hub_holds_and_nothing_else(hub: Hub, both: dict[str, str], running: Running) -> None:
     output = Path(both["OUTPUT_DIR"])
-    with sidecar({**environ(hub, output), "UPLOAD_REQUEST_TRIES": "1"}) as sending:
+    with uploader_process(environ(hub, output)) as sending:
         assert running.until(lambda: (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.json").exists())
         running.signal(signal.SIGSTOP)
         early = digests(output)

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from uploads.harness import checkpoint, put
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars
+from uploads.harness import InlineRunner, checkpoint, put
 from uploads.hub_server import Hub
 
 
@@ -16,6 +18,14 @@ def hub() -> Iterator[Hub]:
     server.clear()
     server.stop()
     server.discard()
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads in this process: the real client without the process around it."""
+    monkeypatch.setattr("seqtrack.uploads.client.ChildRunner", InlineRunner)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    disable_progress_bars()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""What the uploader's tests share: an output folder as training writes it, the sidecar as a process, one hub server.
+"""What the uploader's tests share: an output folder as training writes it, the uploader in a thread or as a process.
 
-Times are scaled by the sidecar's own variables; nothing in the sidecar knows that it is tested.
+Times are scaled by UPLOAD_TUNING. Where processes are not the subject the uploader runs in a thread and its orders in
+this process: the real loop, the real client, a real server. `process=True` starts it as users do.
 """
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import random
 import signal
@@ -13,38 +15,48 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars
 from uploads.hub_server import Hub
 
 from seqtrack.checkpoints.safetensors_io import TensorBytes
 from seqtrack.checkpoints.store import write_checkpoint
+from seqtrack.config.environment import read_environment
+from seqtrack.uploads.child import perform
+from seqtrack.uploads.client import Outcome
+from seqtrack.uploads.errors import Fault
+from seqtrack.uploads.settings import choose_target, read_settings
+from seqtrack.uploads.uploader import Stop, Uploader
 
 REPO = "me/run"
 TOKEN = "hf_writewritewritewrite"
+PATIENCE_S = 120.0  # no test is about time: a loaded machine may take as long as this
 ROOT = Path(__file__).resolve().parents[2]
-FAST = {
-    "UPLOAD_MIN_COMMIT_INTERVAL_S": "0.2",
-    "UPLOAD_POLL_S": "0.05",
-    "UPLOAD_SETTLE_S": "0.2",
-    "UPLOAD_START_GRACE_S": "0.5",
-    "UPLOAD_GRACE_S": "10",
-    "UPLOAD_PATIENCE_S": "20",
-    "UPLOAD_DEADLINE_S": "20",
-    "UPLOAD_READ_TIMEOUT_S": "3",
-    "UPLOAD_CONNECT_TIMEOUT_S": "2",
-    "UPLOAD_REQUEST_TRIES": "1",
-    "UPLOAD_BACKOFF_S": "0.05",
-    "UPLOAD_BACKOFF_CAP_S": "0.5",
-    "UPLOAD_SLOW_RETRY_S": "0.5",
-    "UPLOAD_COMMIT_LIMIT_WAIT_S": "1",
-    "UPLOAD_HEARTBEAT_S": "5",
+FAST: dict[str, float] = {
+    "min_commit_interval_s": 0.2,
+    "poll_s": 0.05,
+    "settle_s": 0.2,
+    "start_grace_s": 0.5,
+    "grace_s": 20,
+    "patience_s": 20,
+    "deadline_s": 20,
+    "read_timeout_s": 5,
+    "connect_timeout_s": 5,
+    "request_tries": 1,
+    "backoff_s": 0.05,
+    "backoff_cap_s": 0.5,
+    "slow_retry_s": 0.5,
+    "commit_limit_wait_s": 1,
+    "heartbeat_s": 5,
 }
 
 
-def environ(hub: Hub, output: Path, **more: str) -> dict[str, str]:
-    """Environment of a sidecar that talks to `hub`."""
+def environ(hub: Hub, output: Path, *, variables: dict[str, str] | None = None, **tuning: float) -> dict[str, str]:
+    """Environment of an uploader that talks to `hub`; `tuning` has fields of `UploadSettings`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "UPLOAD_", "SEQTRACK_"))}
     token = output.parent / "token"
     if not token.exists():
@@ -57,8 +69,9 @@ def environ(hub: Hub, output: Path, **more: str) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(output.parent / "hf"),
         "PYTHONPATH": str(ROOT),
+        "UPLOAD_TUNING": json.dumps({**FAST, **tuning}),
     }
-    return {**kept, **FAST, **mine, **more}
+    return {**kept, **mine, **(variables or {})}
 
 
 def content(size: int, seed: object) -> bytes:
@@ -99,51 +112,145 @@ def finish(output: Path, phase: int = 1, state: str = "complete") -> Path:
     return put(output / f"phase_{phase}" / "run.json", json.dumps(values).encode())
 
 
-class Sidecar:
-    """The sidecar as a process; its log is kept."""
+class InlineRunner:
+    """Carries out orders in this process; made as a `ChildRunner` is."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        pass
+
+    def run(
+        self,
+        order: dict[str, Any],
+        *,
+        deadline_s: float,
+        on_event: Callable[[dict[str, Any]], None],
+        tick: Callable[[], bool],
+    ) -> Outcome:
+        last: dict[str, Any] = {}
+
+        def emit(event: dict[str, Any]) -> None:
+            last.clear()
+            last.update(json.loads(json.dumps(event)))
+            if event["event"] not in ("done", "fault"):
+                on_event(dict(last))
+            tick()
+
+        perform({**order, "nice": 0}, emit)
+        if last["event"] == "done":
+            return Outcome(done=last)
+        return Outcome(fault=Fault(**{name: value for name, value in last.items() if name != "event"}))
+
+
+class Running:
+    """The uploader at work; its log is kept."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+class UploaderProcess(Running):
+    """The uploader as users start it."""
 
     def __init__(self, env: dict[str, str], *arguments: str, log: Path) -> None:
-        self.log = log
+        super().__init__(log)
         with log.open("ab") as lines:
             command = [sys.executable, "-m", "seqtrack", "upload", *arguments]
             self.process = subprocess.Popen(command, env=env, stdout=lines, stderr=lines, cwd=log.parent)
 
-    def __enter__(self) -> "Sidecar":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.kill()
-
-    def wait(self, timeout: float = 40.0) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         return self.process.wait(timeout)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it without a word, and wait until its child is gone, too."""
+        """SIGKILL, and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
 
-    def said(self) -> str:
-        return self.log.read_text()
+
+class UploaderThread(Running):
+    """The uploader in a thread; `wait` returns its exit code or raises what it raised."""
+
+    def __init__(self, env: dict[str, str], *, once: bool, log: Path) -> None:
+        super().__init__(log)
+        self.stop = Stop()
+        environment = read_environment(env)
+        target = choose_target(environment)
+        assert target is not None
+
+        def made() -> Uploader | None:
+            try:
+                return Uploader(
+                    environment.output_dir, target, read_settings(env), runner=InlineRunner(), stop=self.stop
+                )
+            except BlockingIOError:  # the child of one that was killed is just ending
+                return None
+
+        self.uploader = until(made, what="the lock")
+        self._pool = ThreadPoolExecutor(1)
+        self._result = self._pool.submit(self._run, once)
+
+    def _run(self, once: bool) -> int:
+        with self.uploader:
+            return self.uploader.run(once=once)
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        return self._result.result(timeout)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._result.done()
 
 
 @contextlib.contextmanager
-def sidecar(env: dict[str, str], *arguments: str) -> Iterator[Sidecar]:
-    """A running sidecar, ended at the end."""
-    with Sidecar(env, *arguments, log=Path(env["OUTPUT_DIR"]).parent / "sidecar.log") as running:
+def uploader_process(env: dict[str, str], *arguments: str, log: Path | None = None) -> Iterator[UploaderProcess]:
+    """`seqtrack upload` as a process, killed at the end."""
+    running = UploaderProcess(env, *arguments, log=log or Path(env["OUTPUT_DIR"]).parent / "uploader.log")
+    try:
         yield running
+    finally:
+        running.kill()
 
 
-def once(env: dict[str, str], timeout: float = 60.0) -> int:
-    """`seqtrack upload --once`; returns its exit code."""
-    with sidecar(env, "--once") as running:
-        return running.wait(timeout)
+@contextlib.contextmanager
+def uploader(env: dict[str, str], *, once: bool = False) -> Iterator[UploaderThread]:
+    """The uploader in a thread, asked to stop at the end."""
+    log = Path(env["OUTPUT_DIR"]).parent / "uploader.log"
+    handler = logging.FileHandler(log)
+    logger = logging.getLogger("seqtrack")
+    level, saved, endpoint = logger.level, dict(os.environ), constants.ENDPOINT
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    os.environ.update(env)  # the token is read from there at each order
+    constants.HF_HUB_DISABLE_XET, constants.ENDPOINT = True, env["HF_ENDPOINT"]
+    disable_progress_bars()
+    running = UploaderThread(env, once=once, log=log)
+    try:
+        yield running
+    finally:
+        running.stop.asked.set()
+        with contextlib.suppress(Exception):
+            running.wait()
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(level)
+        os.environ.clear()
+        os.environ.update(saved)
+        constants.ENDPOINT = endpoint
 
 
-def until(condition: Callable[[], Any], timeout: float = 30.0, what: str = "the condition") -> Any:
+def once(env: dict[str, str]) -> int:
+    """One pass; returns its exit code."""
+    with uploader(env, once=True) as running:
+        return running.wait()
+
+
+def until(condition: Callable[[], Any], timeout: float = PATIENCE_S, what: str = "the condition") -> Any:
     """Wait for something that another process does."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -171,7 +278,7 @@ def on_hub(hub: Hub) -> dict[str, str]:
 
 
 def assert_arrived(hub: Hub, output: Path, *, commits_each: int | None = 1) -> None:
-    """Every file is there with its own digest, in exactly one commit, and nothing was ever seen in a wrong order."""
+    """Every file arrived with its own digest, in exactly one commit, and nothing was ever seen in a wrong order."""
     assert on_hub(hub) == files_of(output)
     assert hub.violations == []
     if commits_each is not None:
@@ -181,7 +288,7 @@ def assert_arrived(hub: Hub, output: Path, *, commits_each: int | None = 1) -> N
 
 
 def status(output: Path) -> dict[str, Any]:
-    """What the sidecar says of itself, {} if nothing yet."""
+    """The uploader's status file, {} if there is none yet."""
     try:
         return dict(json.loads((output / ".uploads" / "status.json").read_text()))
     except (OSError, ValueError):

@@ -37,7 +37,7 @@ COMMIT_LIMIT_TEXT = (
 
 @dataclass
 class Fault:
-    """One planned failure. `times` None means for ever; `chance` below 1 lets some calls through."""
+    """One planned failure. `times` None means forever; `chance` below 1 lets some calls through."""
 
     stage: str
     status: int | None = None
@@ -98,6 +98,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.calls: list[dict[str, Any]] = []
         self.violations: list[str] = []
+        self.refused_commits = 0  # made on a head that is none any longer
         self.parents: list[str | None] = []  # the head that each commit call named
         self.puts: dict[str, int] = {}  # oid -> times its bytes were stored whole
         self.parts: dict[str, dict[int, bytes]] = {}
@@ -157,7 +158,7 @@ class Hub:
         self.released = threading.Event()
 
     def draw(self, stage: str, path: str) -> Fault | None:
-        """The failure that this call must suffer."""
+        """The failure planned for this call."""
         with self.lock:
             for fault in self.faults:
                 if fault.stage not in (stage, "any") or fault.match not in unquote(path) or fault.times == 0:
@@ -241,6 +242,7 @@ class Hub:
                 if line["key"] == "header":
                     self.parents.append(value.get("parentCommit"))
                 if line["key"] == "header" and value.get("parentCommit") not in (None, head):
+                    self.refused_commits += 1
                     raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
                 if line["key"] == "file":
                     files[value["path"]] = make_entry(base64.b64decode(value["content"]))
@@ -279,24 +281,26 @@ def describe(path: str, entry: Entry) -> dict[str, Any]:
     return line
 
 
+_REPO = r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+_API = r"/api(?:/models|(?=/datasets))" + _REPO
 ROUTES: list[tuple[str, str, str]] = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("DELETE", r"/api/repos/delete", "delete"),
     ("POST", r"/api/validate-yaml", "yaml"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
-    ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)", "paths-info"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/commits/(?P<rev>[^/]+)", "commits"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?P<under>/.*)?", "tree"),
-    ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?", "info"),
-    ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
-    ("POST", r"/(?P<repo>[^/]+/[^/]+)/lfs-verify", "verify"),
+    ("POST", _API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", _API + r"/commit/(?P<rev>[^/]+)", "commit"),
+    ("POST", _API + r"/paths-info/(?P<rev>[^/]+)", "paths-info"),
+    ("GET", _API + r"/commits/(?P<rev>[^/]+)", "commits"),
+    ("GET", _API + r"/tree/(?P<rev>[^/]+)(?P<under>/.*)?", "tree"),
+    ("GET", _API + r"(/revision/(?P<rev>[^/]+))?", "info"),
+    ("POST", _REPO + r"\.git/info/lfs/objects/batch", "batch"),
+    ("POST", _REPO + r"/lfs-verify", "verify"),
     ("POST", r"/storage-complete/(?P<oid>\w+)", "complete"),
     ("PUT", r"/storage/(?P<oid>\w+)/(?P<part>\d+)", "part"),
     ("PUT", r"/storage/(?P<oid>\w+)", "put"),
     ("GET", r"/storage/(?P<oid>\w+)", "storage-get"),
-    ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", _REPO + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     ("GET", r"/_state", "state"),
     ("POST", r"/_control", "control"),
 ]
@@ -305,11 +309,14 @@ WRITE_STAGES = ("create", "delete", "preupload", "commit", "batch", "verify")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. Finds the stage, suffers its fault, answers."""
+    """One connection. Finds the stage, applies its fault, answers."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
     timeout = 900
+    disable_nagle_algorithm = (
+        True  # an answer goes out in two writes; the second would wait 40 ms for an acknowledgement
+    )
 
     def log_message(self, *_: Any) -> None:
         """Tests read `hub.calls` instead."""
@@ -339,7 +346,7 @@ class Handler(BaseHTTPRequestHandler):
                 fault = self.hub.draw(stage, self.path) if stage not in ("state", "control") else None
                 self.note(stage)
                 self.check_token(stage)
-                self.record_failure(fault)
+                self.apply_early(fault)
                 body, headers = getattr(self, "on_" + stage.replace("-", "_"))(names, fault)
                 if fault is not None and fault.reset == "after":
                     self.cut()
@@ -374,8 +381,8 @@ class Handler(BaseHTTPRequestHandler):
             message = "You don't have the rights to write to this repo. Use a token with write access."
             raise Reply(403, {"error": message}, {"X-Error-Message": message.replace("\n", " ")})
 
-    def record_failure(self, fault: Fault | None) -> None:
-        """What can be suffered before the call is acted on."""
+    def apply_early(self, fault: Fault | None) -> None:
+        """Apply what happens before the call is acted on."""
         if fault is None:
             return
         if fault.hang_s:
@@ -398,7 +405,7 @@ class Handler(BaseHTTPRequestHandler):
         raise ConnectionResetError("planned")
 
     def chunks(self, rate: float | None = None) -> Any:
-        """The request's body in pieces, at most `rate` bytes a second."""
+        """The request's body in pieces, at most `rate` bytes per second."""
         step = 1 << 20 if rate is None else max(1, int(rate / 10))
         while self.chunked:
             size = int(self.rfile.readline().split(b";")[0], 16)
@@ -439,7 +446,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_create(self, names: dict[str, str], fault: Fault | None) -> Any:
         order = self.json()
-        name = f"{order.get('organization') or 'me'}/{order['name']}"
+        kind = "datasets/" if order.get("type") == "dataset" else ""
+        name = f"{kind}{order.get('organization') or 'me'}/{order['name']}"
         return self.hub.create(name, private=order.get("visibility") == "private" or bool(order.get("private"))), {}
 
     def on_delete(self, names: dict[str, str], fault: Fault | None) -> Any:
@@ -591,7 +599,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.ranged((self.hub.folder / names["oid"]).read_bytes(), {"ETag": f'"{names["oid"]}"'}, fault)
 
     def ranged(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> Any:
-        """A body, or the rest of it from where Range says; a fault turns bytes or ends it early."""
+        """A body, or the rest of it from the start of Range; a fault turns bytes or ends it early."""
         if fault is not None and fault.corrupt == "bytes":
             data = data[:-1] + bytes([data[-1] ^ 1])
         if fault is not None and fault.corrupt == "size":

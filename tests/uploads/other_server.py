@@ -1,7 +1,7 @@
 """The same protocol in other words: a server for the tests whose answers differ wherever the protocol leaves it open.
 
 Each way of speaking has a name; `OtherHub({"packed", "closing"})` speaks both. What a client takes for granted of one
-server and no protocol promises shows here.
+server and no protocol guarantees shows here.
 """
 
 import contextlib

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import HubRefusal, IgnoredError, Unreachable, classify, scrub
-from seqtrack.uploads.target import ChangedError
+from seqtrack.uploads.errors import HubRefusal, Unreachable, classify, scrub
+from seqtrack.uploads.target import ChangedError, IgnoredError, MismatchError
 
 
 @dataclass
@@ -29,28 +29,26 @@ LIMIT = "You have exceeded the rate limit for repository commits (128 per hour).
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "kind", "permanent"),
+    ("status", "text", "kind", "action"),
     [
-        *[(code, "", "server", False) for code in (408, 500, 502, 503, 504, 507, 524)],
-        (429, "Too many requests", "rate", False),
-        (429, LIMIT, "commits", False),
-        (409, "", "conflict", False),
-        (412, "A commit has happened since", "conflict", False),
-        (401, "", "token", True),
-        (403, "no right to write", "permission", True),
-        (403, "private storage limit reached", "quota", True),
-        (403, "You have exceeded your storage", "quota", True),
-        (402, "payment required", "quota", True),
-        (404, "Repository not found", "repository", True),
-        (413, "Payload too large", "refused", True),
-        (400, "LFS object was never uploaded", "refused", True),
-        (422, "", "refused", True),
+        *[(code, "", "network", "retry") for code in (408, 500, 502, 503, 504, 507, 524)],
+        (429, "Too many requests", "rate", "wait"),
+        (429, LIMIT, "commits", "wait"),
+        (409, "", "network", "retry"),
+        (412, "A commit has happened since", "network", "retry"),
+        (401, "", "token", "person"),
+        (403, "no right to write", "token", "person"),
+        (403, "private storage limit reached", "quota", "person"),
+        (403, "You have exceeded your storage", "quota", "person"),
+        (402, "payment required", "quota", "person"),
+        (404, "Repository not found", "repository", "person"),
+        (413, "Payload too large", "refused", "quarantine"),
+        (400, "LFS object was never uploaded", "refused", "quarantine"),
+        (422, "", "refused", "quarantine"),
     ],
 )
 @pytest.mark.parametrize("shape", ["ours", "library", "wrapped"])
-def test_a_status_has_one_meaning_in_every_wrapper(
-    status: int, text: str, kind: str, permanent: bool, shape: str
-) -> None:
+def test_a_status_has_one_meaning_in_every_wrapper(status: int, text: str, kind: str, action: str, shape: str) -> None:
     error: BaseException = HubRefusal(status, "commit", {}, text)
     if shape != "ours":
         error = HfHubHTTPError(Response(status, text))
@@ -58,7 +56,7 @@ def test_a_status_has_one_meaning_in_every_wrapper(
         inner, error = error, RuntimeError("Error while uploading 'phase_1/a b.bin' to the Hub.")
         error.__cause__ = inner
     fault = classify(error)
-    assert (fault.kind, fault.permanent, fault.status) == (kind, permanent, status)
+    assert (fault.kind, fault.action, fault.status) == (kind, action, status)
     assert fault.path == ("phase_1/a b.bin" if shape == "wrapped" else None)
     assert "\n" not in fault.line
 
@@ -86,7 +84,7 @@ def test_how_long_the_server_asks_us_to_wait(headers: dict[str, str], wait: floa
     ("error", "kind"),
     [
         (Unreachable("commit", "cut off", timed_out=False), "network"),
-        (Unreachable("commit", "no answer for 3 s", timed_out=True), "deadline"),
+        (Unreachable("commit", "no answer for 3 s", timed_out=True), "timeout"),
         (ConnectionError("CAS client error"), "xet"),
         (ConnectionResetError(104, "reset"), "local"),
         (OSError(28, "No space left on device", "/x"), "local"),
@@ -94,10 +92,13 @@ def test_how_long_the_server_asks_us_to_wait(headers: dict[str, str], wait: floa
         (UserError("a name"), "refused"),
         (ValueError("LFS batch API returned errors:\nno"), "refused"),
         (ValueError("Invalid metadata in README.md.\n- no"), "refused"),
-        (ValueError("preupload_info is improperly formatted"), "server"),
-        (json.JSONDecodeError("Expecting value", "<html>", 0), "server"),
-        (IgnoredError("phase_1/a"), "refused"),
-        (KeyError("commitOid"), "server"),
+        (ValueError("preupload_info is improperly formatted"), "network"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "network"),
+        (IgnoredError("phase_1/a", "ignored"), "refused"),
+        (MismatchError("phase_1/a", "other bytes"), "mismatch"),
+        (KeyError("commitOid"), "network"),
+        (RuntimeError("Task error: cannot reach CAS"), "xet"),
+        (ImportError("Using SOCKS proxy, but the 'socksio' package is not installed"), "setup"),
         (MemoryError(), "died"),
     ],
 )
@@ -105,7 +106,7 @@ def test_what_is_no_status_has_a_kind_as_well(error: Exception, kind: str) -> No
     assert classify(error).kind == kind
 
 
-def test_the_limit_of_commits_is_told_from_the_body_where_the_header_says_less() -> None:
+def test_the_limit_of_commits_is_found_in_the_body_where_the_header_has_less() -> None:
     headers = {"X-Error-Message": "Too Many Requests", "RateLimit": '"api";r=949;t=200'}
     assert classify(HubRefusal(429, "commit", headers, f'{{"error": "{LIMIT}"}}')).kind == "commits"
     assert classify(HubRefusal(429, "commit", headers, '{"error": "slowly"}')).kind == "rate"
@@ -114,12 +115,12 @@ def test_the_limit_of_commits_is_told_from_the_body_where_the_header_says_less()
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_a_refusal_by_the_storage_host_is_no_fault_of_the_token(status: int) -> None:
     fault = classify(HubRefusal(status, "storage", {}, "<Error><Message>Request has expired</Message></Error>"))
-    assert (fault.kind, fault.permanent) == ("server", False)
-    assert classify(HubRefusal(status, "commit", {}, "no")).permanent
+    assert (fault.kind, fault.action) == ("network", "retry")
+    assert classify(HubRefusal(status, "commit", {}, "no")).action in ("person", "quarantine")
     assert classify(HubRefusal(403, "storage", {}, "over your quota")).kind == "quota"
 
 
-def test_a_repo_that_is_not_there_is_told_by_its_code_whatever_the_status() -> None:
+def test_a_repo_that_is_not_there_is_known_by_its_code_whatever_the_status() -> None:
     gone = HubRefusal(401, "listing", {"X-Error-Code": "RepoNotFound"}, "")
     assert classify(gone).kind == "repository"
     assert classify(HubRefusal(401, "listing", {"X-Error-Code": "GatedRepo"}, "")).kind == "token"

@@ -1,6 +1,6 @@
-"""A day without the Hub, by a clock of our own whose wall time jumps: run as a process, prints what happened as JSON.
+"""Hours without the Hub, by a clock of our own whose wall time jumps: run as a process, prints what happened as JSON.
 
-The real client, the real server, the real journal; only the clock and the process boundary are replaced, because a day
+The real client, the real server, the real journal; only the clock and the process boundary are replaced, because hours
 of waiting and hundreds of processes would take as long as they take.
 """
 
@@ -17,10 +17,10 @@ from uploads.hub_server import Hub
 
 from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.child import perform
+from seqtrack.uploads.client import Outcome
 from seqtrack.uploads.errors import Fault
-from seqtrack.uploads.runner import Outcome
 from seqtrack.uploads.settings import TargetSettings, UploadSettings
-from seqtrack.uploads.watch import Watch
+from seqtrack.uploads.uploader import Uploader
 
 
 class DayClock:
@@ -57,8 +57,8 @@ class InlineRunner:
         return Outcome(fault=Fault(**{name: value for name, value in last.items() if name != "event"}))
 
 
-def main(folder: Path) -> None:
-    """One checkpoint an hour for a day while the server is down; then it comes back."""
+def main(folder: Path, hours: int) -> None:
+    """One checkpoint per hour while the server is down; then it comes back."""
     hub = Hub().start()
     port, output, time = hub.port, folder / "output", DayClock()
     os.environ |= {"HF_TOKEN": "hf_writewritewritewrite"}
@@ -66,20 +66,20 @@ def main(folder: Path) -> None:
     clock = Clock(monotonic=lambda: time.now, wall=lambda: time.now + time.skew, sleep=time.sleep)
     runner = InlineRunner(time)
     target = TargetSettings("huggingface", REPO, hub.endpoint)
-    for hour in range(24):
+    for hour in range(hours):
         time.alarms.append((time.now + 3600.0 * hour, lambda e=hour + 1: checkpoint(output, e) and None))
-    for hour, skew in ((6.5, -900_000.0), (12.5, 5_000_000.0), (23.9, 0.0)):
+    for hour, skew in ((0.25 * hours, -900_000.0), (0.5 * hours, 5_000_000.0), (hours - 0.1, 0.0)):
         time.alarms.append((time.now + 3600.0 * hour, lambda s=skew: time.set_wall(s)))
-    back = time.now + 86_400.0
+    back = time.now + 3600.0 * hours
     time.alarms.append((back, lambda: hub.start(port) and None))
     time.alarms.sort(key=lambda alarm: alarm[0])
     # Small batches, so that the order of catching up can be seen.
     settings = UploadSettings(batch_mb=0.06, poll_s=60.0, settle_s=120.0, start_grace_s=0.0, request_tries=1)
-    with Watch(output, target, settings, clock=clock, runner=runner, rng=random.Random(7)) as watch:
-        while time.now < back + 7200.0 and len(hub.repos.get(REPO, Repo()).commits) < 14:
-            wait = watch.sync.step()
+    with Uploader(output, target, settings, clock=clock, runner=runner, rng=random.Random(7)) as uploader:
+        while time.now < back + 7200.0 and len(hub.repos.get(REPO, Repo()).commits) < 2 + hours // 2:
+            wait = uploader.step()
             clock.sleep(min(max(wait, 0.0), settings.poll_s))
-        oldest = watch.sync.oldest_age_s()
+        oldest = uploader.oldest_age_s()
     order = [path for _, changed, _ in hub.repos[REPO].commits for path in changed if path.endswith(".safetensors")]
     gaps = [b - a for a, b in zip(runner.tried_at, runner.tried_at[1:], strict=False) if b < back]
     first = next(moment for moment in runner.tried_at if moment >= back) - back
@@ -96,4 +96,4 @@ class Repo:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

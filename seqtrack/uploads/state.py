@@ -1,0 +1,148 @@
+"""The uploader's one file, `.uploads/status.json`: how it is, and what the target was last seen to hold.
+
+It is a memory, not the truth: the target is asked before anything is uploaded and before "all verified" is reported, so
+a lost or damaged file costs a reading of the files and no second upload. Replaced whole; flushed to the disk only when
+what is verified changed, since a heartbeat must not press on the disk that training writes to.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.uploads.errors import Fault
+from seqtrack.uploads.settings import UploadSettings
+from seqtrack.uploads.target import Stamp
+
+STATE_FOLDER = ".uploads"
+STATUS_NAME = "status.json"
+FORMAT = "seqtrack-uploads/1"
+_ROOM = 128 * 1024  # what the file needs at least
+
+
+class VerifiedFile(BaseModel):
+    """A file that the target was seen to hold with these digests; `stamp` is the local file's that they belong to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stamp: Stamp
+    sha256: str
+    git_sha1: str | None = None
+    commit: str | None = None
+
+
+class UploadState(BaseModel):
+    """The file. Times are wall-clock seconds since 1970."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str = FORMAT
+    state: str = "watching"
+    time: float = 0.0
+    pid: int = Field(default_factory=os.getpid)
+    target: str = ""
+    target_key: str = ""
+    queue: int = 0
+    queue_bytes: int = 0
+    verified: int = 0
+    oldest_age_s: float = 0.0
+    last_success: float | None = None
+    last_commit: float | None = None
+    failures: int = 0
+    fault: Fault | None = None
+    local_fault: str | None = None
+    problems: dict[str, str] = {}
+    files: dict[str, VerifiedFile] = {}
+
+
+def state_folder(output_dir: Path) -> Path:
+    """The uploader's own folder, made if need be: in the output folder, or elsewhere if that cannot be written.
+
+    Raises:
+        OSError: neither can be written.
+    """
+    place = output_dir / STATE_FOLDER
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(_ROOM))
+            probe.flush()
+        return place
+    except OSError:
+        other = _other_folder(output_dir)
+        other.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return other
+
+
+def _other_folder(output_dir: Path) -> Path:
+    name = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"seqtrack-uploads-{os.getuid()}-{name}"
+
+
+def write_state(folder: Path, state: UploadState, *, durable: bool) -> None:
+    """Replace the file.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    data = state.model_dump_json(indent=1).encode() + b"\n"
+    if durable:
+        write_atomic(folder / STATUS_NAME, data)
+        return
+    temporary = folder / f".{STATUS_NAME}.tmp"
+    temporary.write_bytes(data)
+    temporary.replace(folder / STATUS_NAME)
+
+
+def load_state(folder: Path) -> UploadState | None:
+    """The file of one folder; None if there is none, or none that can be used."""
+    try:
+        state = UploadState.model_validate_json((folder / STATUS_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return state if state.format == FORMAT else None
+
+
+def read_state(output_dir: Path) -> UploadState | None:
+    """The newest state of the uploader of this output folder, or None if there is none."""
+    found = [load_state(folder) for folder in (output_dir / STATE_FOLDER, _other_folder(output_dir))]
+    return max((state for state in found if state is not None), key=lambda state: state.time, default=None)
+
+
+def is_verified(output_dir: Path, relative_path: str, sha256: str) -> bool:
+    """Whether the target was seen to hold this file with these bytes. False whenever that is not certain.
+
+    For retention in the trainer: reads only, never raises for a missing or damaged file.
+    """
+    state = read_state(output_dir)
+    found = state.files.get(relative_path) if state is not None else None
+    return found is not None and found.sha256 == sha256
+
+
+def health_problems(state: UploadState | None, settings: UploadSettings, now: float) -> list[str]:
+    """Why the uploader is unhealthy, in sentences; empty if it is healthy, or ended with everything verified.
+
+    Args:
+        now: wall-clock seconds.
+    """
+    if state is None:
+        return ["there is no status file: the uploader has not started"]
+    if state.state == "done":
+        return []
+    found: list[str] = []
+    age = abs(now - state.time)
+    if age > settings.heartbeat_s:
+        found.append(f"the last heartbeat is {age:.0f} s old (limit {settings.heartbeat_s:.0f} s)")
+    if state.oldest_age_s > settings.lag_limit_s:
+        found.append(f"a file has waited for {state.oldest_age_s:.0f} s (limit {settings.lag_limit_s:.0f} s)")
+    if state.fault is not None and state.fault.action == "person":
+        found.append(f"{state.fault.kind}: {state.fault.line}")
+    if state.problems:
+        name, line = next(iter(state.problems.items()))
+        found.append(f"{len(state.problems)} files cannot be uploaded, such as {name}: {line}")
+    if state.local_fault:
+        found.append(state.local_fault)
+    return found
