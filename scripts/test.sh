@@ -34,6 +34,7 @@ if [ $# -eq 0 ]; then
   check ruff ruff check --quiet .
   check format ruff format --quiet --check .
   check mypy mypy --no-error-summary
+  check vocabulary python scripts/vocabulary.py
   check shellcheck shellcheck --external-sources scripts/*.sh docker/read-commit .ci/run docker/cloud/*.sh
   check hadolint hadolint Dockerfile
 fi

@@ -1,4 +1,4 @@
-"""The names of all files and folders of an output folder, each spelled here and nowhere else.
+"""The names of all files and folders of an output folder, defined here and nowhere else.
 
     output/
       phase_1/  phase_2/

@@ -1,12 +1,13 @@
 """Randomness as a pure function of where we are in the run.
 
 Nothing here keeps a state: a sample's generator is made from (seed, epoch, index) and a training step's seed from
-(seed, step, rank). A run that was cut and resumed, or dealt over other workers, therefore draws the same numbers.
+(seed, step, rank). A run that was interrupted and resumed, or has another number of workers, therefore draws the same
+numbers.
 """
 
 import numpy as np
 
-# Two streams made from the same three numbers must not meet: the first word of the entropy tells them apart.
+# Two streams made from the same three numbers must not meet: the first word of the entropy separates them.
 _SAMPLE_STREAM = 0x5A3B1E
 _STEP_STREAM = 0x57E9
 _PROCESS_STREAM = 0x9C0C

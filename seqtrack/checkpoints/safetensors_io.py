@@ -78,7 +78,7 @@ class Contents:
 
 
 def utc_now() -> str:
-    """The time as every file of a run spells it: UTC, ISO 8601, whole seconds, `2026-01-31T12:00:00Z`."""
+    """The time as every file of a run has it: UTC, ISO 8601, whole seconds, `2026-01-31T12:00:00Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 

@@ -82,18 +82,16 @@ def verify_checkpoint(manifest: Manifest, *, read: Callable[[Path], Contents] = 
     try:
         size = path.stat().st_size
         if size != manifest.bytes:
-            raise DamagedFileError(f"{path} has {size} bytes; its manifest says {manifest.bytes}")
+            raise DamagedFileError(f"{path} has {size} bytes; its manifest has {manifest.bytes}")
         contents = read(path)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
     if contents.sha256 != manifest.sha256:
-        raise DamagedFileError(f"{path} has sha256 {contents.sha256}; its manifest says {manifest.sha256}")
+        raise DamagedFileError(f"{path} has sha256 {contents.sha256}; its manifest has {manifest.sha256}")
     values = read_values(path, contents.header)
     for name, found in _facts(values).items():
         if getattr(manifest, name) != found:
-            raise DamagedFileError(
-                f"{manifest.manifest_path} says {name} {getattr(manifest, name)!r}; {path} {found!r}"
-            )
+            raise DamagedFileError(f"{manifest.manifest_path} has {name} {getattr(manifest, name)!r}; {path} {found!r}")
     parts = _with_values(contents.parts, values)
     if parts != manifest.parts or parts.get(MODEL_PART) != manifest.weights_sha256:
         differing = sorted(name for name in {*parts, *manifest.parts} if parts.get(name) != manifest.parts.get(name))

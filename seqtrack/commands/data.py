@@ -175,7 +175,7 @@ def _prepare(args: argparse.Namespace) -> int:
     environment, config = configure(os.environ)
     for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
         if name == "DEMO":
-            print(f"{ensure_demo(environment.data_dir)}: the demo data set (synthetic) is there")
+            print(f"{ensure_demo(environment.data_dir)}: the demo data set (synthetic) is complete")
         elif name == "LASOT":
             chosen = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
             try:

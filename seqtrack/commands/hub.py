@@ -86,7 +86,7 @@ def _check(args: argparse.Namespace, environment: "Environment") -> int:
             state = "same" if same else "differs"
         wrong += state != "same"
         print(f"{state:8} {item.path}")
-    print(f"{len(found) - wrong} of {len(found)} files are there with the same bytes")
+    print(f"{len(found) - wrong} of {len(found)} files are on the target with the same bytes")
     return 1 if wrong else 0
 
 

@@ -1,7 +1,7 @@
 """Reading frame files: the pixels of a region or a whole frame, and the refusal of anything but an intact JPEG.
 
 Most decoders fill missing data with grey, which would train the model on grey, so a truncated file is an error here.
-Pixels are rotated as the Exif orientation says, as OpenCV's `imread` does, with which the authors read frames.
+Pixels are rotated by the Exif orientation, as OpenCV's `imread` does, with which the authors read frames.
 """
 
 import os
@@ -109,7 +109,7 @@ class FrameFile:
 
 
 def read_image(path: Path) -> Image:
-    """(H, W, 3) BGR of one image file, rotated as its Exif orientation says.
+    """(H, W, 3) BGR of one image file, rotated by its Exif orientation.
 
     Raises:
         UserError: unreadable, damaged, or a JPEG that training would refuse as well.

@@ -23,7 +23,7 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.uploads.state import UploadState, read_state
 
-_RESUME_WORDS = ("resumes after step", "starts from", "promise", "guarantee", "stopped on request", "moved aside",
+_RESUME_WORDS = ("resumes after step", "starts from", "guarantee", "stopped on request", "moved aside",
                  "first difference")  # fmt: skip
 _FIRST_PLOTS = ("epochs", "epochs_by_class", "success", "precision", "norm_precision")
 

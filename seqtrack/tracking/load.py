@@ -66,7 +66,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
 
 
 def checkpoint_name(manifest: Manifest, others: Iterable[Manifest]) -> str:
-    """ "epoch 3", or the file's name where that says more or two would have the same name."""
+    """ "epoch 3", or the file's name where that is more precise or two would have the same name."""
     twins = [one for one in others if one.epoch == manifest.epoch]
     return f"epoch {manifest.epoch}" if manifest.kind == "epoch" and len(twins) < 2 else manifest.path.stem
 

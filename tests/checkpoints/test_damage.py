@@ -141,7 +141,7 @@ def test_a_checkpoint_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> No
     assert torch.equal(load_file(manifest.path)["model/weight"], load_weights(manifest)["weight"])
 
 
-def test_what_is_loaded_is_what_was_verified_whatever_the_disk_says_later(tmp_path: Path) -> None:
+def test_what_is_loaded_is_what_was_verified_whatever_the_disk_returns_later(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 1)
     expected = load_tensors(manifest)
     cached = CachedCheckpoint()

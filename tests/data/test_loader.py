@@ -266,7 +266,7 @@ def test_a_request_to_stop_drops_no_batch_that_is_ready(make: MakeLoader) -> Non
     assert stopped == _stream(make(world_size=2), 0)
 
 
-# A program that reads the data folder argv[1]; argv[2] says what to do with the batches, the rest are limits.
+# A program that reads the data folder argv[1]; argv[2] is what to do with the batches, the rest are limits.
 _CHILD = """
     import hashlib, os, resource, sys
     from pathlib import Path

@@ -234,7 +234,7 @@ class TestRefusals:
         assert "error [evaluation.output]" in errors
 
 
-def test_a_frame_without_an_annotated_box_counts_as_the_convention_says(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_a_frame_without_an_annotated_box_counts_as_the_convention_requires(evaluate: Evaluate, tmp_path: Path) -> None:
     folder = tmp_path / "gt" / "cup" / "cup-1"
     for place in (folder, tmp_path / "boxes"):
         place.mkdir(parents=True)

@@ -152,7 +152,7 @@ def _scored(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("struck", "number", "codes", "scored"),
+    ("killed", "number", "codes", "scored"),
     [
         pytest.param(0, signal.SIGTERM, [75, 75], [], marks=pytest.mark.long),
         (1, signal.SIGTERM, [75, 75], [1]),
@@ -161,16 +161,16 @@ def _scored(folder: Path) -> list[int]:
     ],
 )
 def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_validation_up(
-    struck: int, number: int, codes: list[int], scored: list[int], validated: Path, demo_data: Path, tmp_path: Path
+    killed: int, number: int, codes: list[int], scored: list[int], validated: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     assert _scored(validated) == [1, 2]
     env, folder = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=2), tmp_path / "out" / "phase_1"
     with ranks_of(env, 2, partial(_gate, tmp_path)) as distributed:
         assert distributed[0].until((tmp_path / "validating").exists)
         assert (folder / "checkpoints" / "SEQTRACK_ep0001.json").exists()
-        distributed[struck].signal(number)
+        distributed[killed].signal(number)
         if number == signal.SIGKILL:
-            distributed[struck].end()
+            distributed[killed].end()
         (tmp_path / "continue").touch()
         assert [one.end().code for one in distributed] == codes
     assert _scored(folder) == scored

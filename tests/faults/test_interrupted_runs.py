@@ -124,7 +124,7 @@ def test_a_stopped_run_saves_ends_with_75_and_continues(uninterrupted: Path, dem
     assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
 
 
-def test_phase_2_ends_as_phase_1_did_and_says_identical_last(
+def test_phase_2_ends_as_phase_1_did_and_ends_with_identical(
     uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "phase_1").symlink_to(uninterrupted / "phase_1")

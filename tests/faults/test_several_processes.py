@@ -119,15 +119,15 @@ def test_a_run_stopped_after_an_epoch_and_resumed_is_bitwise_equal_to_the_uninte
     assert_same_run(resumed, tmp_path / "whole" / "phase_1")
 
 
-@pytest.mark.parametrize("struck", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_killing_one_of_two_ends_both_and_the_next_start_ends_as_the_uninterrupted_pair(
-    struck: int, demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
+    killed: int, demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN)
     with ranks_of(env, 2) as distributed:
         assert distributed[0].until(lambda: "Epoch 2 : 32" in distributed[0].said())
-        distributed[struck].signal(signal.SIGKILL)
-        other = distributed[1 - struck].end()
+        distributed[killed].signal(signal.SIGKILL)
+        other = distributed[1 - killed].end()
     assert (other.code, other.codes) == (1, ["run.peer_lost"])
     assert "Traceback" not in other.said
     together(env, 2)
@@ -341,16 +341,16 @@ def _strike(env: dict[str, str], moments: random.Random, number: int, longest_s:
     counts from the start. No launcher ends the other rank here, so this does it where they had not met yet.
     """
     with ranks_of(env, 2) as pair:
-        struck, other = moments.sample(pair, 2)
+        killed, other = moments.sample(pair, 2)
         if moments.random() < 0.8:
             pair[0].until(lambda: _has_met(pair[0]))
         pair[0].process.join(moments.uniform(0, longest_s))
-        struck.signal(number)
+        killed.signal(number)
         if number == signal.SIGKILL or not _has_met(pair[0]):
-            struck.process.join(1.0)
-        if not struck.process.is_alive() and not _has_met(pair[0]):
+            killed.process.join(1.0)
+        if not killed.process.is_alive() and not _has_met(pair[0]):
             other.signal(signal.SIGKILL)
-        ended = [struck.end(), other.end()]
+        ended = [killed.end(), other.end()]
     codes = {one.code for one in ended}
     assert not any("Traceback" in one.said for one in ended)
     if codes == {0}:
@@ -365,7 +365,7 @@ def _strike(env: dict[str, str], moments: random.Random, number: int, longest_s:
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_pair_of_which_one_is_struck_at_a_hundred_random_moments_ends_as_an_uninterrupted_pair(
+def test_a_pair_of_which_one_is_killed_at_a_hundred_random_moments_ends_as_an_uninterrupted_pair(
     number: signal.Signals, demo_data: Path, tmp_path: Path
 ) -> None:
     keys = {**OFTEN, "DATA.TRAIN.SAMPLE_PER_EPOCH": "248"}

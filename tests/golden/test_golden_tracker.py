@@ -76,7 +76,7 @@ def test_tracker_gives_the_authors_boxes(recorded: Recorded, mode: str) -> None:
             if found.template_updated:
                 tracker.update_template(state, frame)
             continue
-        # They divide tokens by bins - 1 in float32, we in float64: 1e-4 px apart in an image of 640 px.
+        # They divide tokens by bins - 1 in float32, we in float64: a difference of 1e-4 px in an image of 640 px.
         np.testing.assert_allclose(found.box_xywh, expected_box, rtol=0, atol=5e-4, err_msg=f"frame {index + 1}")
         np.testing.assert_allclose(found.confidences, expected_confidences, rtol=TIE)
         assert found.score == pytest.approx(float(arrays[f"score_{mode}"][index]), rel=TIE)

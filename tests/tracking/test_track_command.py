@@ -200,7 +200,7 @@ def test_a_checkpoint_without_configuration_takes_the_runs(
     assert track(video_folder, "--box", BOX, "--checkpoint", "5") == 0
 
 
-def test_weights_of_another_size_than_the_configuration_says_are_refused(
+def test_weights_of_another_size_than_the_configuration_are_refused(
     track: Callable[..., int], output: Path, video_folder: Path, model: SeqTrack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(output, 6, model, load_config("demo", overrides=[("MODEL.DECODER.DIM_FEEDFORWARD", "64")]))

@@ -22,7 +22,7 @@ rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 def wait():
     while True:
         signal.pause()
-def met():  # as a collective would hold them until all are there
+def met():  # as a collective would hold them until all have arrived
     (folder / f"met {os.getpid()}").touch()
     while len(list(folder.glob("met *"))) % int(os.environ["WORLD_SIZE"]):
         time.sleep(0.001)

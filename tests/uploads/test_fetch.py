@@ -199,7 +199,7 @@ def test_the_helper_commands(
     assert run("check") == 2, "a check creates no repo"
     assert REPO not in hub.repos
     assert run("create") == 0
-    assert run("check") == 1, "nothing is there yet"
+    assert run("check") == 1, "the target is empty"
     assert run("upload", str(output / "phase_1" / "config.yaml")) == 0
     assert hub.tree(REPO)["phase_1/config.yaml"].data == (output / "phase_1" / "config.yaml").read_bytes()
     assert once(env) == 0
