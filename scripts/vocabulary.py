@@ -16,7 +16,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {".py", ".md", ".sh", ".yaml", ".toml", ".j2", ".html", ".ipynb", ".cff", ".example", ".in", ""}
 # This list itself, licences and lists of names that others wrote.
-SKIPPED = re.compile(r"tests/scripts/test_vocabulary.py|scripts/vocabulary\.py|LICENSE|.*(\.lock|\.gitkeep|/assets/.*|/lists/.*)|\.git.*")
+SKIPPED = re.compile(
+    r"(tests/)?scripts/(test_)?vocabulary\.py|LICENSE|.*(\.lock|\.gitkeep|/assets/.*|/lists/.*)|\.git.*"
+)
 
 
 class Rule(NamedTuple):

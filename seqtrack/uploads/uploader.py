@@ -175,8 +175,8 @@ class Uploader:
         """When nothing more is to be expected: all runs complete, all files verified, and quiet for a while."""
         now = self._clock.monotonic()
         quiet_s = now - (self._changed_at if self._changed_at is not None else self._began)
-        # A finished phase 1 means nothing for a phase 2 that is just starting, and comparing two finished runs takes the
-        # time to read all their checkpoints.
+        # A finished phase 1 means nothing for a phase 2 that just starts, and comparing two finished runs takes
+        # the time to read all their checkpoints.
         expecting = self._changed_at is None or _certificate_is_missing(self._root)
         needed_s = self._settings.start_grace_s if expecting else _QUIET * self._settings.settle_s
         if self._queue or self.state.problems or quiet_s < needed_s or not _all_runs_complete(self._root):
