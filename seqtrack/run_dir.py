@@ -13,6 +13,7 @@
 import re
 from pathlib import Path
 
+PHASES = ("phase_1", "phase_2")
 # In a phase's folder.
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -35,6 +36,8 @@ EVALUATION_FILE = "evaluation.json"
 COMPARISON = "comparison"
 CERTIFICATE_FILE = "certificate.json"
 UPLOADS = ".uploads"
+# In `.uploads`.
+STATUS_FILE = "status.json"
 # Checkpoints brought from the Hub to resume from; hidden, so that the sidecar does not send them back.
 FETCHED = ".fetched"
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from seqtrack import boxes as b
 from seqtrack import tokens as t
+from seqtrack.run_dir import UPLOADS
 from seqtrack.seeding import process_seed, sample_generator, step_seed
-from seqtrack.uploads.state import STATE_FOLDER, UploadState, VerifiedFile, is_verified, load_state, write_state
+from seqtrack.uploads.state import UploadState, VerifiedFile, is_verified, load_state, write_state
 
 QUICK = settings(max_examples=60, deadline=None)
 FORMATS = st.sampled_from(t.SEQ_FORMATS)
@@ -193,7 +194,7 @@ FILES = st.dictionaries(
 @given(files=FILES, durable=st.booleans())
 def test_the_status_file_of_uploads_is_read_as_it_was_written(files: dict[str, VerifiedFile], durable: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, STATE_FOLDER)
+        folder = Path(name, UPLOADS)
         folder.mkdir()
         state = UploadState(target_key="folder::/a", files=files)
         write_state(folder, state, durable=durable)

@@ -77,7 +77,7 @@ def _state(config_name: str) -> Any:
 def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
     import torch
 
-    from seqtrack.checkpoints.store import step_name
+    from seqtrack.run_dir import step_name
     from seqtrack.training.checkpointer import Checkpointer
 
     state = _state(config_name)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from seqtrack.checkpoints.side_files import read_metrics
-from seqtrack.checkpoints.store import step_name
 from seqtrack.config.environment import VARIABLES, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import Batch
+from seqtrack.run_dir import step_name
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.training import build
 from seqtrack.training.state import TrainState

@@ -19,9 +19,17 @@ from seqtrack.checkpoints.safetensors_io import DamagedFileError, sync_folder, u
 from seqtrack.checkpoints.side_files import RunRecord, changed, read_side_file, write_side_file
 from seqtrack.checkpoints.store import latest_valid, list_checkpoints, verify_checkpoint
 from seqtrack.errors import Problem, UserError
-from seqtrack.run_dir import CHECKPOINTS as CHECKPOINTS
-from seqtrack.run_dir import LOCK_FILE, LOGS, PLOTS, SUPERSEDED, manifest_path, metrics_path, parse_checkpoint_name
-from seqtrack.run_dir import RUN_FILE as RUN_FILE
+from seqtrack.run_dir import (
+    CHECKPOINTS,
+    LOCK_FILE,
+    LOGS,
+    PLOTS,
+    RUN_FILE,
+    SUPERSEDED,
+    manifest_path,
+    metrics_path,
+    parse_checkpoint_name,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -29,9 +29,7 @@ from seqtrack.checkpoints.safetensors_io import (
 )
 from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json
-from seqtrack.run_dir import epoch_name as epoch_name
-from seqtrack.run_dir import manifest_path as manifest_path
-from seqtrack.run_dir import step_name as step_name
+from seqtrack.run_dir import manifest_path
 
 if TYPE_CHECKING:
     from torch import Tensor

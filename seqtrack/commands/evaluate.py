@@ -16,6 +16,7 @@ from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
+from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS
 
 if TYPE_CHECKING:
     from seqtrack.checkpoints.store import Manifest
@@ -113,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
     results.append(static_box_result(annotations, convention=convention))
 
     evaluation = Evaluation(annotations, results, {**conditions, "seconds": round(time.monotonic() - begun, 3)})
-    target = args.output or (folder if wanted else environment.output_dir) / "evaluation"
+    target = args.output or (folder if wanted else environment.output_dir) / EVALUATION
     try:
-        (target / "plots").mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(evaluation, target / "plots")
+        (target / PLOTS).mkdir(parents=True, exist_ok=True)
+        plots = draw_plots(evaluation, target / PLOTS)
         for result in results:
             if result.kind in ("checkpoint", "untrained"):
                 write_tracks(result, target / "boxes")
@@ -142,8 +143,8 @@ def _track_run(
 
         manifests = select_checkpoints(folder, wanted)
         config = checkpoint_config(manifests[-1])
-    elif (folder / "config.yaml").is_file():
-        config = load_config(str(folder / "config.yaml"))
+    elif (folder / CONFIG_FILE).is_file():
+        config = load_config(str(folder / CONFIG_FILE))
     source = _open(args, environment, config)
     annotations = choose(source.sequences, names=split_commas(args.sequences))
     conditions: dict[str, Any] = {
@@ -179,7 +180,7 @@ def _open(args: argparse.Namespace, environment: Environment, config: Config | N
 
 def _refuse_trained_sequences(folder: Path, dataset: str, names: Iterable[str]) -> None:
     """Refuse test sequences that the run's own records list as training sequences."""
-    place = folder / "dataset.json"
+    place = folder / DATASET_FILE
     recorded = read_side_file(place, DatasetRecord)
     sources = recorded.sources if recorded is not None else []
     trained = {name for one in sources if (one.name, one.split) == (dataset, "train") for name in one.names}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqtrack.errors import UserError
+from seqtrack.run_dir import CHECKPOINTS
 
 if TYPE_CHECKING:
     from seqtrack.config.environment import Environment
@@ -130,7 +131,7 @@ def _download(args: argparse.Namespace, environment: "Environment") -> int:
     phases = [args.phase] if args.phase is not None else list(dict.fromkeys([environment.phase, 1]))
     problems: list[str] = []
     for phase in phases:
-        into = args.into or environment.phase_folder(phase) / "checkpoints"
+        into = args.into or environment.phase_folder(phase) / CHECKPOINTS
         try:
             print(fetch_checkpoint(environment, args.epoch, into, phases=[phase]))
             return 0

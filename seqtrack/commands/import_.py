@@ -24,11 +24,12 @@ def run(args: argparse.Namespace) -> int:
     import yaml
 
     from seqtrack.checkpoints.safetensors_io import utc_now
-    from seqtrack.checkpoints.store import manifest_path, write_weights
+    from seqtrack.checkpoints.store import write_weights
     from seqtrack.config.loader import config_digest, dump_config, load_config
     from seqtrack.model.authors import read_authors_file
     from seqtrack.model.build import build_empty
     from seqtrack.model.spec import model_spec
+    from seqtrack.run_dir import manifest_path
 
     if args.output.suffix != ".safetensors":
         raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors", code="file.name")

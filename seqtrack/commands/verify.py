@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from seqtrack.errors import UserError
+from seqtrack.run_dir import COMPARISON, PHASES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
 
     output_dir = read_environment(os.environ).output_dir
-    folders = [_folder(name, output_dir) for name in args.runs or ("phase_1", "phase_2")]
+    folders = [_folder(name, output_dir) for name in args.runs or PHASES]
     if args.chain:
         problems = check_hash_chain(folders)
         for problem in problems:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     comparison = compare_runs(folders[0], folders[1])
     together = folders[0].parent == folders[1].parent
-    write_comparison(comparison, args.output or (folders[0].parent if together else output_dir) / "comparison")
+    write_comparison(comparison, args.output or (folders[0].parent if together else output_dir) / COMPARISON)
     print("\n".join(report_lines(comparison)))
     return 0 if comparison.verdict == IDENTICAL else 1
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqtrack.checkpoints.resume_point import CHECKPOINTS, RUN_FILE
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, Header, digest_components, read_header, sha256_file
 from seqtrack.checkpoints.side_files import (
     SHOWN_PROBLEMS,
@@ -23,6 +22,7 @@ from seqtrack.checkpoints.side_files import (
 )
 from seqtrack.checkpoints.store import Manifest, component_digests, list_checkpoints, verify_checkpoint
 from seqtrack.errors import UserError
+from seqtrack.run_dir import CHECKPOINTS, DATASET_FILE, ENVIRONMENT_FILE, RUN_FILE, metrics_path
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 IDENTICAL = "identical"
@@ -35,8 +35,8 @@ COMPONENT_ORDER = ("epoch", "step", "sample", "model", "optimizer", "scheduler",
 _INTERVAL_KEYS = {"interval": ("PRINT_INTERVAL",), "validation": ("VALIDATION_INTERVAL", "VALIDATION_SEQUENCES")}
 _SIDE_FILES: dict[str, type[Strict]] = {
     RUN_FILE: RunRecord,
-    "environment.json": EnvironmentRecord,
-    "dataset.json": DatasetRecord,
+    ENVIRONMENT_FILE: EnvironmentRecord,
+    DATASET_FILE: DatasetRecord,
 }
 _Epochs = dict[int, Manifest]
 
@@ -135,7 +135,7 @@ def _invalid_files(folder: Path) -> list[str]:
 def _records_by_epoch(folder: Path, invalid: list[str]) -> dict[int, list[Record]]:
     """The records of `metrics.jsonl` by epoch; its invalid lines are appended to `invalid`."""
     by_epoch: dict[int, list[Record]] = {}
-    metrics = read_metrics(folder / "logs" / "metrics.jsonl")
+    metrics = read_metrics(metrics_path(folder))
     invalid += metrics.problems
     for record in metrics.records:
         by_epoch.setdefault(record.epoch, []).append(record)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.plotting import new_axes, save_figure
+from seqtrack.run_dir import PLOTS, metrics_path
 from seqtrack.runtime.curves import Curves
 
 if TYPE_CHECKING:
@@ -55,19 +56,19 @@ def plot_phase(folder: Path, curves: Curves) -> None:
     """
     if not curves:
         return
-    (folder / "plots").mkdir(exist_ok=True)
+    (folder / PLOTS).mkdir(exist_ok=True)
     for name, word in (("loss", "loss"), ("iou", "IoU")):
         figure, (axes,) = new_axes(f"SeqTrack, {folder.name}: {word}")
         _draw(axes, curves, name, COLOURS[name == "iou"], label=folder.name)
         axes.legend(frameon=False)
         if name == "iou":
             axes.set_ylim(bottom=0)
-        save_figure(figure, folder / "plots" / f"{folder.name}_{name}.png")
+        save_figure(figure, folder / PLOTS / f"{folder.name}_{name}.png")
 
 
 def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
     """`loss_comparison.png`, `iou_comparison.png`, and both as `training_comparison.png`, titled with the verdict."""
-    curves = [Curves(read_metrics(folder / "logs" / "metrics.jsonl").records) for folder in folders]
+    curves = [Curves(read_metrics(metrics_path(folder)).records) for folder in folders]
     for names, file in ((("loss",), "loss"), (("iou",), "iou"), (("loss", "iou"), "training")):
         title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
         figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
@@ -125,7 +126,7 @@ class PhasePlots:
         self._child = None
 
     def _warn(self, reason: object) -> None:
-        logger.warning("%s: the plots could not be drawn (%s)", self.folder / "plots", reason)
+        logger.warning("%s: the plots could not be drawn (%s)", self.folder / PLOTS, reason)
 
     def finish(self) -> None:
         """Draw them a last time, in this process."""

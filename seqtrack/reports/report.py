@@ -18,6 +18,7 @@ from seqtrack.reports.rendering import render_markdown
 from seqtrack.reports.requirements import find_places
 from seqtrack.reports.run_files import OutputFiles, Upload, read_output
 from seqtrack.reports.team import Team
+from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, PHASES
 
 AUTHORS = "seqtrack_b256"
 # Folders of many small files, which the table of uploads lists in one row each.
@@ -52,11 +53,11 @@ def report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
     def link(path: Path) -> str:
         return Path(os.path.relpath(path, place)).as_posix()
 
-    certificate = files.folder / "comparison" / "certificate.json"
+    certificate = files.folder / COMPARISON / CERTIFICATE_FILE
     return render_markdown(
         "report.md.j2",
         files=files,
-        phases={name: files.phase(name) for name in ("phase_1", "phase_2")},
+        phases={name: files.phase(name) for name in PHASES},
         team=team,
         team_rows=_team_rows(team),
         environment=_environment(files),

@@ -21,6 +21,21 @@ from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
+from seqtrack.run_dir import (
+    CERTIFICATE_FILE,
+    CHECKPOINTS,
+    COMPARISON,
+    CONFIG_FILE,
+    DATASET_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATION,
+    EVALUATION_FILE,
+    LOGS,
+    PHASES,
+    PLOTS,
+    RUN_FILE,
+    metrics_path,
+)
 from seqtrack.uploads.state import UploadState, read_state
 
 _RESUME_WORDS = ("resumes after step", "starts from", "guarantee", "stopped on request", "moved aside",
@@ -72,7 +87,7 @@ class RunFiles:
     @property
     def evaluation_plots(self) -> list[Path]:
         """Over the epochs first, then curves, then bars."""
-        plots = {path.stem: path for path in sorted((self.folder / "evaluation" / "plots").glob("*.png"))}
+        plots = {path.stem: path for path in sorted((self.folder / EVALUATION / PLOTS).glob("*.png"))}
         return [plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots]
 
 
@@ -119,7 +134,7 @@ def read_output(folder: Path) -> OutputFiles:
     Raises:
         UserError: no phase folder, or an invalid file.
     """
-    phases = [folder / name for name in ("phase_1", "phase_2") if (folder / name).is_dir()]
+    phases = [folder / name for name in PHASES if (folder / name).is_dir()]
     if not phases:
         raise UserError(
             f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report",
@@ -129,30 +144,30 @@ def read_output(folder: Path) -> OutputFiles:
     return OutputFiles(
         folder=folder,
         phases=[_read_phase(phase) for phase in phases],
-        certificate=read_side_file(folder / "comparison" / "certificate.json", Certificate),
-        comparison_plots=sorted((folder / "comparison").glob("*.png")),
+        certificate=read_side_file(folder / COMPARISON / CERTIFICATE_FILE, Certificate),
+        comparison_plots=sorted((folder / COMPARISON).glob("*.png")),
         uploader=(state.target, state.state) if state is not None else None,
         uploads=_uploads(state),
     )
 
 
 def _read_phase(folder: Path) -> RunFiles:
-    metrics = read_metrics(folder / "logs" / "metrics.jsonl")
+    metrics = read_metrics(metrics_path(folder))
     if metrics.problems:
         raise UserError(shorten(metrics.problems))
-    stored = folder / "config.yaml"
+    stored = folder / CONFIG_FILE
     return RunFiles(
         folder=folder,
-        run=read_side_file(folder / "run.json", RunRecord),
-        environment=read_side_file(folder / "environment.json", EnvironmentRecord),
-        dataset=read_side_file(folder / "dataset.json", DatasetRecord),
+        run=read_side_file(folder / RUN_FILE, RunRecord),
+        environment=read_side_file(folder / ENVIRONMENT_FILE, EnvironmentRecord),
+        dataset=read_side_file(folder / DATASET_FILE, DatasetRecord),
         config=load_config(str(stored)) if stored.is_file() else None,
         epochs=metrics.of(EpochRecord),
         validations=metrics.of(ValidationRecord),
-        manifests=list_checkpoints(folder / "checkpoints", kinds=("epoch",)),
-        log=_read_logs(folder / "logs"),
-        evaluation=read_side_file(folder / "evaluation" / "evaluation.json", EvaluationRecord),
-        plots=sorted((folder / "plots").glob("*.png")),
+        manifests=list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",)),
+        log=_read_logs(folder / LOGS),
+        evaluation=read_side_file(folder / EVALUATION / EVALUATION_FILE, EvaluationRecord),
+        plots=sorted((folder / PLOTS).glob("*.png")),
     )
 
 

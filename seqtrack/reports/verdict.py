@@ -4,7 +4,6 @@ import contextlib
 import logging
 from pathlib import Path
 
-from seqtrack.checkpoints.resume_point import RUN_FILE
 from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic
 from seqtrack.checkpoints.side_files import (
     Certificate,
@@ -21,6 +20,7 @@ from seqtrack.markdown import Markdown, escape, number
 from seqtrack.reports.compare import IDENTICAL, Comparison, compare_runs
 from seqtrack.reports.plots import plot_comparison
 from seqtrack.reports.rendering import render_markdown
+from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, ENVIRONMENT_FILE, RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def certificate(comparison: Comparison) -> Certificate:
 def _run_facts(folder: Path) -> CertifiedRun:
     """What run.json and environment.json record; an invalid file is a difference already and contributes nothing."""
     facts: dict[str, object] = {"folder": folder.name}
-    for record in (_read(folder / RUN_FILE, RunRecord), _read(folder / "environment.json", EnvironmentRecord)):
+    for record in (_read(folder / RUN_FILE, RunRecord), _read(folder / ENVIRONMENT_FILE, EnvironmentRecord)):
         facts |= record.model_dump(include=set(CertifiedRun.model_fields)) if record else {}
     return CertifiedRun.model_validate(facts)
 
@@ -93,7 +93,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
             "comparison.md.j2", comparison=comparison, names=names, comparison_table=table(comparison)
         )
         write_atomic(folder / "comparison.md", text.encode())
-        write_side_file(folder / "certificate.json", certificate(comparison))
+        write_side_file(folder / CERTIFICATE_FILE, certificate(comparison))
     except OSError as error:
         # The verdict itself needs no file, and a finished run is not undone by a full disk.
         logger.warning("plots and certificate could not be written (%s)", error)
@@ -122,7 +122,7 @@ def conclude(output_dir: Path, run: RunRecord) -> int:
     except UserError as error:
         logger.info("not compared with phase 1: %s", error)
         return 0
-    write_comparison(comparison, output_dir / "comparison")
+    write_comparison(comparison, output_dir / COMPARISON)
     for line in report_lines(comparison):
         logger.info("%s", line)
     if comparison.verdict == IDENTICAL or run.starts[-1].guarantee != BITWISE:

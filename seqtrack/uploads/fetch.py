@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from seqtrack.checkpoints.resume_point import CHECKPOINTS
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_header, read_json_object, sync_folder
-from seqtrack.checkpoints.store import epoch_name, manifest_from, read_values
+from seqtrack.checkpoints.store import manifest_from, read_values
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
+from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.settings import read_settings, require_target
 from seqtrack.uploads.target import Remote, digest_of, git_digest, safe_path
@@ -85,7 +85,7 @@ class RemoteReader:
 
 def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
     """(checkpoint, manifest) of an epoch, as they are named in the repo."""
-    checkpoint = PurePosixPath(f"phase_{phase}", CHECKPOINTS, epoch_name(epoch))
+    checkpoint = PurePosixPath(phase_name(phase), CHECKPOINTS, epoch_name(epoch))
     return str(checkpoint), str(checkpoint.with_suffix(".json"))
 
 

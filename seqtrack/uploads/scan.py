@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
+from seqtrack.run_dir import CHECKPOINTS
 from seqtrack.uploads.target import Stamp
 
 _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
 _SKIPPED_FOLDERS = ("superseded", "__pycache__")
 _SKIPPED_NAMES = (".", "SEQTRACK_step")
-_CHECKPOINT_FOLDER = "checkpoints"
 _CHECKPOINT_SUFFIX = ".safetensors"
 _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
 
@@ -84,7 +84,7 @@ def scan(root: Path) -> Scan:
     units: list[UploadUnit] = []
     for path, item in found.items():
         suffix = PurePosixPath(path).suffix
-        half = PurePosixPath(path).parent.name == _CHECKPOINT_FOLDER
+        half = PurePosixPath(path).parent.name == CHECKPOINTS
         stem = path.removesuffix(suffix)
         manifest, checkpoint = found.get(stem + ".json"), found.get(stem + _CHECKPOINT_SUFFIX)
         if suffix == _CHECKPOINT_SUFFIX and manifest is not None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.run_dir import STATUS_FILE, UPLOADS
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.settings import UploadSettings
 from seqtrack.uploads.target import Stamp
 
-STATE_FOLDER = ".uploads"
-STATUS_NAME = "status.json"
 FORMAT = "seqtrack-uploads/1"
 _ROOM = 128 * 1024  # what the file needs at least
 
@@ -64,7 +63,7 @@ def state_folder(output_dir: Path) -> Path:
     Raises:
         OSError: neither can be written.
     """
-    place = output_dir / STATE_FOLDER
+    place = output_dir / UPLOADS
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place) as probe:
@@ -90,17 +89,17 @@ def write_state(folder: Path, state: UploadState, *, durable: bool) -> None:
     """
     data = state.model_dump_json(indent=1).encode() + b"\n"
     if durable:
-        write_atomic(folder / STATUS_NAME, data)
+        write_atomic(folder / STATUS_FILE, data)
         return
-    temporary = folder / f".{STATUS_NAME}.tmp"
+    temporary = folder / f".{STATUS_FILE}.tmp"
     temporary.write_bytes(data)
-    temporary.replace(folder / STATUS_NAME)
+    temporary.replace(folder / STATUS_FILE)
 
 
 def load_state(folder: Path) -> UploadState | None:
     """The file of one folder; None if there is none, or none that can be used."""
     try:
-        state = UploadState.model_validate_json((folder / STATUS_NAME).read_bytes())
+        state = UploadState.model_validate_json((folder / STATUS_FILE).read_bytes())
     except (OSError, ValidationError):
         return None
     return state if state.format == FORMAT else None
@@ -108,7 +107,7 @@ def load_state(folder: Path) -> UploadState | None:
 
 def read_state(output_dir: Path) -> UploadState | None:
     """The newest state of the uploader of this output folder, or None if there is none."""
-    found = [load_state(folder) for folder in (output_dir / STATE_FOLDER, _other_folder(output_dir))]
+    found = [load_state(folder) for folder in (output_dir / UPLOADS, _other_folder(output_dir))]
     return max((state for state in found if state is not None), key=lambda state: state.time, default=None)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.errors import UserError
+from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON
 from seqtrack.uploads.backoff import Backoff, Clock
 from seqtrack.uploads.client import ChildRunner, Runner, bounded
 from seqtrack.uploads.errors import Fault
@@ -566,7 +567,7 @@ def _take_lock(folder: Path) -> int:
 
 def _certificate_is_missing(root: Path) -> bool:
     """Whether there are two runs and no certificate of their comparison yet."""
-    return len(list(root.glob("phase_*/run.json"))) > 1 and not (root / "comparison" / "certificate.json").exists()
+    return len(list(root.glob("phase_*/run.json"))) > 1 and not (root / COMPARISON / CERTIFICATE_FILE).exists()
 
 
 def _all_runs_complete(root: Path) -> bool:

@@ -10,8 +10,9 @@ from seqtrack.checkpoints.resume_point import ResumePoint, find_resume_point, lo
 from seqtrack.checkpoints.retention import checkpoints_to_delete
 from seqtrack.checkpoints.safetensors_io import TensorBytes
 from seqtrack.checkpoints.side_files import RunRecord
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, step_name, write_checkpoint
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, write_checkpoint
 from seqtrack.errors import UserError
+from seqtrack.run_dir import step_name
 
 
 def _record(state: str) -> RunRecord:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from seqtrack.checkpoints.store import epoch_name, write_checkpoint
+from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.config.schema import Config
@@ -18,6 +18,7 @@ from seqtrack.data.sequence import Sequence
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
+from seqtrack.run_dir import epoch_name
 
 
 @pytest.fixture(autouse=True)

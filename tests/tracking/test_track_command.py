@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import yaml
 
-from seqtrack.checkpoints.store import epoch_name, write_checkpoint
+from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.cli import _join_negative_values, main
 from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.annotations import read_boxes
 from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.run_dir import epoch_name
 from seqtrack.tracking.video import FrameSource, VideoWriter, open_frames
 
 from .conftest import FIRST_BOX

@@ -10,10 +10,11 @@ from runs import TEST_DEVICE, environment
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from seqtrack.checkpoints.store import Manifest, load_checkpoint, manifest_of, step_name
+from seqtrack.checkpoints.store import Manifest, load_checkpoint, manifest_of
 from seqtrack.config.environment import configure
 from seqtrack.data.sources import open_source
 from seqtrack.device import choose_device
+from seqtrack.run_dir import step_name
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.runtime.stop import StopRequest
