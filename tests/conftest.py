@@ -4,10 +4,15 @@ A test that needs something which is missing is skipped. In CI everything is ava
 """
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# `nohup` and some CI systems start programs with SIGHUP ignored, which children would inherit.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # So that a test's subprocesses and loader workers share two cores instead of fighting for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else "2")
@@ -104,3 +109,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def hub_client_of_its_own() -> Iterator[None]:
+    """The Hub library keeps one client factory per process; a test that sets another must not reach the next test."""
+    yield
+    if http := sys.modules.get("huggingface_hub.utils._http"):
+        http.set_client_factory(http.default_client_factory)

@@ -252,7 +252,9 @@ class Uploader:
         if wait > 0.0 or self._is_settling_at_start():
             return wait or self._settings.poll_s
         batch = self._choose_batch()
-        paced = self._last_commit + self._settings.min_commit_interval_s - self._clock.monotonic()
+        # After a stop request the grace is too short to pace commits.
+        pause_s = 0.0 if self._is_draining else self._settings.min_commit_interval_s
+        paced = self._last_commit + pause_s - self._clock.monotonic()
         if paced > 0.0:
             batch = []
         staged = self._stage(batch)

@@ -190,7 +190,7 @@ def test_the_other_services_work(reference: Project) -> None:
         ("prepare-data",): "synthetic",
         ("evaluate", "evaluate", "--checkpoint", "last"): "AUC",
         ("verify", "report"): "report.md",
-        ("verify", "doctor"): "cores",
+        ("verify", "doctor"): "settings",
         ("verify", "plan"): "parameters",
     }.items():
         answer = reference.compose("run", "--rm", "--no-deps", *words, timeout=200)

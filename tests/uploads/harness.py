@@ -41,7 +41,7 @@ FAST: dict[str, float] = {
     "poll_s": 0.05,
     "settle_s": 0.2,
     "start_grace_s": 0.5,
-    "grace_s": 20,
+    "grace_s": 120,
     "patience_s": 20,
     "deadline_s": 20,
     "read_timeout_s": 5,
