@@ -161,6 +161,7 @@ def test_a_restarting_engine_loses_nothing(make_project: MakeProject, uninterrup
     assert verdict(project.image, uninterrupted.output / "phase_1", project.output / "phase_1") == "identical"
 
 
+@pytest.mark.long
 def test_two_different_runs_differ(make_project: MakeProject, reference: Project) -> None:
     project = make_project(variables={**SMALL, "SEED": "4"})
     screen = project.up("train-phase1")

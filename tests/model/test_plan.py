@@ -98,7 +98,8 @@ print(resident("VmHWM") - base)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_estimate_is_near_a_measured_peak(checkpointing: bool) -> None:
     """A narrow deep model whose activations outweigh its weights, so that it is they that are tested."""
     sizes = {"encoder_type": "vit_custom", "embed_dim": 192, "depth": 8, "num_heads": 3}
