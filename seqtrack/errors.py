@@ -36,25 +36,38 @@ class Problem(str):
         return f"error [{self.code}]: {self}"
 
 
+def _with_code(text: str, code: str | None) -> Problem:
+    if isinstance(text, Problem):
+        return text
+    if code is None:
+        raise ValueError(f"an error without a code: {text}")
+    return Problem(text, code)
+
+
 class UserError(Exception):
     """One or more problems that the user can fix.
 
     Args:
         problems: one or more sentences; all are shown at once.
         code: for problems that do not have their own.
+
+    Raises:
+        ValueError: no problem, or one without a code.
     """
 
-    def __init__(self, problems: str | Sequence[str], code: str = "user.error") -> None:
+    def __init__(self, problems: str | Sequence[str], code: str | None = None) -> None:
         every = [problems] if isinstance(problems, str) else problems
-        self.problems = [one if isinstance(one, Problem) else Problem(one, code) for one in every]
-        self.code = self.problems[0].code if self.problems else code
+        if not every:
+            raise ValueError("an error without a problem")
+        self.problems = [_with_code(one, code) for one in every]
+        self.code = self.problems[0].code
         super().__init__("\n".join(self.problems))
 
 
 class RunError(Exception):
     """A run cannot continue."""
 
-    def __init__(self, message: str, code: str = "run.error") -> None:
-        self.problem = message if isinstance(message, Problem) else Problem(message, code)
+    def __init__(self, message: str, code: str | None = None) -> None:
+        self.problem = _with_code(message, code)
         self.code = self.problem.code
         super().__init__(message)

@@ -22,8 +22,8 @@ def check(out: Path, *options: str) -> tuple[int, dict[str, dict[str, object]], 
     return done.returncode, {item["name"]: item for item in report["items"]}, done.stdout + done.stderr
 
 
-# Whole runs, interrupted and resumed, out of memory and on several ranks, have quicker tests of their own.
-RUNS = {"resume", "ranks", "out_of_memory"}
+# Whole runs, doctor and the compiler have quicker tests of their own.
+RUNS = {"resume", "ranks", "out_of_memory", "start", "compile"}
 
 
 @pytest.mark.timeout(1600)

@@ -89,7 +89,7 @@ def test_how_long_the_server_asks_us_to_wait(headers: dict[str, str], wait: floa
         (ConnectionResetError(104, "reset"), "local"),
         (OSError(28, "No space left on device", "/x"), "local"),
         (ChangedError("phase_1/a"), "changed"),
-        (UserError("a name"), "refused"),
+        (UserError("a name", code="data.name"), "refused"),
         (ValueError("LFS batch API returned errors:\nno"), "refused"),
         (ValueError("Invalid metadata in README.md.\n- no"), "refused"),
         (ValueError("preupload_info is improperly formatted"), "network"),
