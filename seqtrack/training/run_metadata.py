@@ -112,7 +112,7 @@ def open_run(
     data: DatasetRecord,
     began: StartRecord,
 ) -> RunRecord:
-    """Write the files next to the checkpoints, run.json before the others; returns the record in it."""
+    """Write config.yaml, run.json, dataset.json and environment.json; returns the record in run.json."""
     before = read_run(folder)
     now = utc_now()
     write_atomic(folder / CONFIG_FILE, dump_config(config).encode())

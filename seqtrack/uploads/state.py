@@ -5,8 +5,10 @@ a lost or damaged file costs a reading of the files and no second upload. Replac
 what is verified changed, since a heartbeat must not press on the disk that training writes to.
 """
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -73,12 +75,23 @@ def state_folder(output_dir: Path) -> Path:
     except OSError:
         other = _other_folder(output_dir)
         other.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_ours(other):
+            raise PermissionError(errno.EPERM, "belongs to another user", str(other)) from None
         return other
 
 
 def _other_folder(output_dir: Path) -> Path:
     name = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"seqtrack-uploads-{os.getuid()}-{name}"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Everybody can write to /tmp: a stranger's folder could claim that checkpoints are uploaded and may be deleted."""
+    try:
+        info = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()
 
 
 def write_state(folder: Path, state: UploadState, *, durable: bool) -> None:
@@ -107,7 +120,8 @@ def load_state(folder: Path) -> UploadState | None:
 
 def read_state(output_dir: Path) -> UploadState | None:
     """The newest state of the uploader of this output folder, or None if there is none."""
-    found = [load_state(folder) for folder in (output_dir / UPLOADS, _other_folder(output_dir))]
+    other = _other_folder(output_dir)
+    found = [load_state(folder) for folder in (output_dir / UPLOADS, other) if folder != other or _is_ours(other)]
     return max((state for state in found if state is not None), key=lambda state: state.time, default=None)
 
 

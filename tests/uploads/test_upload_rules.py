@@ -1,5 +1,6 @@
 """The uploader's decisions: what is found, what goes first, how long to wait, who is healthy."""
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,15 @@ from seqtrack.uploads.client import child_environment
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.scan import FileInfo, Scan, UploadUnit, scan
 from seqtrack.uploads.settings import TargetSettings, UploadSettings, choose_target, read_settings
-from seqtrack.uploads.state import UploadState, VerifiedFile, health_problems, is_verified, load_state, write_state
+from seqtrack.uploads.state import (
+    UploadState,
+    VerifiedFile,
+    health_problems,
+    is_verified,
+    load_state,
+    state_folder,
+    write_state,
+)
 from seqtrack.uploads.uploader import Uploader, choose_batch
 
 MB = 1024 * 1024
@@ -212,6 +221,24 @@ def test_users_variables_win_over_the_tuning_of_tests() -> None:
 def test_who_is_healthy(change: dict[str, object], reasons: int) -> None:
     state = UploadState(time=1000.0, oldest_age_s=5.0).model_copy(update=change)
     assert len(health_problems(state, UploadSettings(), now=1000.0)) == reasons
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_a_strangers_state_in_the_temporary_folder_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could claim that checkpoints are uploaded, and the trainer would delete them."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    output = tmp_path / "file" / "output"
+    (tmp_path / "file").write_bytes(b"")  # so that nothing can be written to the output folder
+    folder = state_folder(output)
+    assert folder.parent == tmp_path
+    write_state(folder, UploadState(files={"a": VerifiedFile(stamp=(1, 2, 3, 4), sha256="0")}), durable=True)
+    assert is_verified(output, "a", "0")
+    os.chown(folder, 12345, 12345)
+    assert not is_verified(output, "a", "0")
+    with pytest.raises(PermissionError):
+        state_folder(output)
 
 
 def test_no_status_is_unhealthy() -> None:
