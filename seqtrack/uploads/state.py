@@ -5,7 +5,7 @@ a lost or damaged file costs a reading of the files and no second upload. Replac
 what is verified changed, since a heartbeat must not press on the disk that training writes to.
 """
 
-import errno
+import contextlib
 import hashlib
 import os
 import stat
@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.errors import UserError
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
 from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.settings import UploadSettings
@@ -63,7 +64,7 @@ def state_folder(output_dir: Path) -> Path:
     """The uploader's own folder, made if need be: in the output folder, or elsewhere if that cannot be written.
 
     Raises:
-        OSError: neither can be written.
+        UserError: neither can be used.
     """
     place = output_dir / UPLOADS
     try:
@@ -74,10 +75,12 @@ def state_folder(output_dir: Path) -> Path:
         return place
     except OSError:
         other = _other_folder(output_dir)
-        other.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not _is_ours(other):
-            raise PermissionError(errno.EPERM, "belongs to another user", str(other)) from None
-        return other
+        with contextlib.suppress(OSError):
+            other.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if _is_ours(other):
+            return other
+        text = f"{output_dir} cannot be written, and {other} is not this user's: repair one of them, or set TMPDIR"
+        raise UserError(text, code="upload.state_folder") from None
 
 
 def _other_folder(output_dir: Path) -> Path:

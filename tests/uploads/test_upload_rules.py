@@ -237,8 +237,9 @@ def test_a_strangers_state_in_the_temporary_folder_is_not_trusted(
     assert is_verified(output, "a", "0")
     os.chown(folder, 12345, 12345)
     assert not is_verified(output, "a", "0")
-    with pytest.raises(PermissionError):
+    with pytest.raises(UserError) as refused:
         state_folder(output)
+    assert refused.value.code == "upload.state_folder" and str(folder) in str(refused.value)
 
 
 def test_no_status_is_unhealthy() -> None:
