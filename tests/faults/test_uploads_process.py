@@ -138,6 +138,15 @@ def test_asked_to_stop_with_files_left_sends_them_first(hub: Hub, output: Path) 
     assert_arrived(hub, output)
 
 
+def test_after_a_stop_request_commits_are_not_paced(hub: Hub, output: Path) -> None:
+    with uploader(environ(hub, output, min_commit_interval_s=600, batch_mb=1e-6)) as running:
+        until(lambda: hub.stages().count("commit") == 1)
+        running.stop.asked.set()
+        assert running.wait() == 0
+    assert hub.stages().count("commit") > 2
+    assert_arrived(hub, output)
+
+
 def test_asked_to_stop_in_the_middle_of_a_put_finishes_it(hub: Hub, tmp_path: Path) -> None:
     output = tmp_path / "output"
     checkpoint(output, 1, size=100_000)
