@@ -271,7 +271,9 @@ class Uploader:
         for item in (item for unit in found.units for item in unit.files):
             known = before.get(item.path) if before is not None else None
             self._seen[item.path] = known if known is not None and known[0] == item.stamp else (item.stamp, now)
-        if before is not None and before != self._seen:
+        if before is None:
+            self._began = now  # a slow first walk is no time in which files settled
+        elif before != self._seen:
             self._changed_at = now
         self.state.problems = dict(sorted(found.problems.items())[:20])
         self.ready, self._growing, self._settling, self._quarantined = [], [], [], []

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from uploads.harness import (
     uploader_process,
 )
 from uploads.hub_server import Hub
+
+from seqtrack.uploads.backoff import Clock
 
 
 def rounds(output: Path, count: int = 3) -> Callable[[], bool]:
@@ -204,6 +207,14 @@ def test_a_thousand_small_files_go_in_one_commit(hub: Hub, output: Path) -> None
         put(output / "phase_1" / "boxes" / f"{number:04d}.txt", b"%d" % number)
     assert once(environ(hub, output)) == 0
     assert len(hub.repos[REPO].commits) == 2, "the repo's own first commit, and ours"
+    assert_arrived(hub, output)
+
+
+def test_one_pass_sends_one_commit_after_a_slow_first_walk(hub: Hub, output: Path) -> None:
+    put(output / "phase_1" / "boxes" / "a.txt", b"1")
+    walked = itertools.chain((0.0,), itertools.repeat(1000.0))
+    assert once(environ(hub, output), clock=Clock(monotonic=lambda: time.monotonic() + next(walked))) == 0
+    assert len(hub.repos[REPO].commits) == 2
     assert_arrived(hub, output)
 
 

@@ -26,6 +26,7 @@ from uploads.hub_server import Hub
 from seqtrack.checkpoints.safetensors_io import TensorBytes
 from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.config.environment import read_environment
+from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.child import perform
 from seqtrack.uploads.client import Outcome
 from seqtrack.uploads.errors import Fault
@@ -176,7 +177,7 @@ class UploaderProcess(Running):
 class UploaderThread(Running):
     """The uploader in a thread; `wait` returns its exit code or raises what it raised."""
 
-    def __init__(self, env: dict[str, str], *, once: bool, log: Path) -> None:
+    def __init__(self, env: dict[str, str], *, once: bool, log: Path, clock: Clock | None = None) -> None:
         super().__init__(log)
         self.stop = Stop()
         environment = read_environment(env)
@@ -186,7 +187,12 @@ class UploaderThread(Running):
         def made() -> Uploader | None:
             try:
                 return Uploader(
-                    environment.output_dir, target, read_settings(env), runner=InlineRunner(), stop=self.stop
+                    environment.output_dir,
+                    target,
+                    read_settings(env),
+                    clock=clock,
+                    runner=InlineRunner(),
+                    stop=self.stop,
                 )
             except BlockingIOError:  # the child of one that was killed is just ending
                 return None
@@ -218,7 +224,7 @@ def uploader_process(env: dict[str, str], *arguments: str, log: Path | None = No
 
 
 @contextlib.contextmanager
-def uploader(env: dict[str, str], *, once: bool = False) -> Iterator[UploaderThread]:
+def uploader(env: dict[str, str], *, once: bool = False, clock: Clock | None = None) -> Iterator[UploaderThread]:
     """The uploader in a thread, asked to stop at the end."""
     log = Path(env["OUTPUT_DIR"]).parent / "uploader.log"
     handler = logging.FileHandler(log)
@@ -229,7 +235,7 @@ def uploader(env: dict[str, str], *, once: bool = False) -> Iterator[UploaderThr
     os.environ.update(env)  # the token is read from there at each order
     constants.HF_HUB_DISABLE_XET, constants.ENDPOINT = True, env["HF_ENDPOINT"]
     disable_progress_bars()
-    running = UploaderThread(env, once=once, log=log)
+    running = UploaderThread(env, once=once, log=log, clock=clock)
     try:
         yield running
     finally:
@@ -244,9 +250,9 @@ def uploader(env: dict[str, str], *, once: bool = False) -> Iterator[UploaderThr
         constants.ENDPOINT = endpoint
 
 
-def once(env: dict[str, str]) -> int:
+def once(env: dict[str, str], *, clock: Clock | None = None) -> int:
     """One pass; returns its exit code."""
-    with uploader(env, once=True) as running:
+    with uploader(env, once=True, clock=clock) as running:
         return running.wait()
 
 
