@@ -4,7 +4,6 @@ A command's module is imported only when the command runs, so that `--help` is f
 torch. Exit codes: 0 done, 2 user error (all problems listed), 75 stopped on request, 1 anything else.
 """
 
-import argparse
 import importlib
 import logging
 import os
@@ -13,44 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqtrack import __version__
+from seqtrack.commands.parsers import command_parsers
 from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import limit_problem, protect_screen, unwritten_output
-
-COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("train", "train one phase; settings come from environment variables"),
-    "verify": ("verify", "compare two runs, or check the hash chain of one"),
-    "report": ("report", "write the report of a run from its files"),
-    "evaluate": ("evaluate", "evaluate checkpoints or result files by LaSOT's protocol"),
-    "track": ("track", "track one object in a video, a folder of frames or a camera stream"),
-    "data": ("data", "download, check and preview training data"),
-    "upload": ("upload", "upload new files of the output folder, and keep watching it"),
-    "hub": ("hub", "helper commands for the Hugging Face Hub: create, check, upload, download, card"),
-    "plan": ("plan", "estimate parameters, tokens, memory and disk of a configuration"),
-    "doctor": ("doctor", "check this machine: GPU, memory, disk, data, token"),
-    "export": ("export", "write a checkpoint as the authors' .pth.tar"),
-    "import": ("import_", "read the authors' .pth.tar into a checkpoint"),
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="seqtrack",
-        description="Train the SeqTrack tracker reproducibly.",
-        epilog="`seqtrack COMMAND --help` explains a command.",
-    )
-    parser.add_argument("--version", action="version", version=f"seqtrack {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, summary) in COMMANDS.items():
-        # Only for the list of commands; the parser of a command is made once it is chosen.
-        commands.add_parser(name, help=summary, add_help=False)
-    return parser
 
 
 def _read_dotenv() -> None:
     """Every command reads `.env` in the current folder, so that training and reading its output agree on the place."""
     if Path(".env").is_file():
-        from seqtrack.config.environment import load_dotenv_file
+        from seqtrack.config.environment import load_dotenv_file  # start-up time of --help
 
         load_dotenv_file(Path.cwd())
 
@@ -96,17 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     words = _join_negative_values(sys.argv[1:] if arguments is None else arguments)
-    chosen, _ = _parser().parse_known_args(words[:1])
-    module_name, summary = COMMANDS[chosen.command]
-    module = importlib.import_module(f"seqtrack.commands.{module_name}")
-    parser = argparse.ArgumentParser(prog=f"seqtrack {chosen.command}", description=summary)
-    module.add_arguments(parser)
-    args = parser.parse_args(words[1:])
+    parser, _ = command_parsers()
+    args = parser.parse_args(words)
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         _read_dotenv()
         _drop_empty_hub_settings()
+        # Only now, because libraries read the environment when they are imported.
+        module = importlib.import_module(f"seqtrack.commands.{'import_' if args.command == 'import' else args.command}")
         return int(module.run(args))
     except UserError as error:
         if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error

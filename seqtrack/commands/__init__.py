@@ -1,1 +1,1 @@
-"""One module a command, imported when it is chosen: `add_arguments` describes it, `run` returns its exit code."""
+"""One module per command, imported to run it: `run` returns its exit code. `parsers` describes all arguments."""

@@ -5,62 +5,26 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import cv2
 
 from seqtrack.config.environment import configure, read_environment, read_token
+from seqtrack.data.check import Report, check_layout
+from seqtrack.data.demo import MARKER, check_demo, ensure_demo
+from seqtrack.data.download import REPO, Hub, download_classes
+from seqtrack.data.lasot import Layout, draw_classes, find_layout
+from seqtrack.data.preview import sample_preview
+from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
-
-if TYPE_CHECKING:
-    from seqtrack.data.check import Report
-    from seqtrack.data.download import Hub
-    from seqtrack.data.lasot import Layout
 
 _log = logging.getLogger(__name__)
 _ALL_CLASSES = "name the classes to download, such as book,coin; all 70 together are 248 GB"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Four sub-commands; common options default to the environment variables of a run."""
-    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    download = commands.add_parser("download", help="fetch classes of LaSOT from the Hub, resumable and checked")
-    _add_place(download)
-    download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
-    download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
-    download.add_argument("--keep-zip", action="store_true", help="leave the zips next to the unpacked classes")
-    download.add_argument("--repo", default=None, help="data set on the Hub (default: l-lt/LaSOT)")
-    download.set_defaults(action_run=_download)
-
-    check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")
-    _add_place(check)
-    check.add_argument("--dataset", help="lasot or demo (default: DATASET)")
-    check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
-    check.add_argument(
-        "--list", type=Path, metavar="FILE", help="training sequences, one per line, instead of the split's"
-    )
-    check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    check.set_defaults(action_run=_check)
-
-    show = commands.add_parser("show", help="an image of training samples as the model gets them")
-    show.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")
-    show.add_argument("--count", type=int, default=12, help="samples (default: 12)")
-    show.add_argument("--epoch", type=int, default=1, help="epoch whose samples are shown (default: 1)")
-    show.add_argument("--first", type=int, default=0, help="index of the first sample in the epoch (default: 0)")
-    show.set_defaults(action_run=_show)
-
-    prepare = commands.add_parser("prepare", help="download or draw into DATA_DIR what this environment's run needs")
-    prepare.set_defaults(action_run=_prepare)
-
-
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, help="default: DATA_DIR, else ./data")
-    parser.add_argument("--classes", help="separated by commas (default: CLASSES)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the chosen sub-command."""
-    return int(args.action_run(args))
+    return {"download": _download, "check": _check, "show": _show, "prepare": _prepare}[args.action](args)
 
 
 def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
@@ -70,14 +34,12 @@ def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
     return args.data_dir or environment.data_dir, classes
 
 
-def _hub(repo: str | None = None) -> "Hub":
-    from seqtrack.data.download import REPO, Hub  # start-up time of --help
+def _hub(repo: str | None = None) -> Hub:
 
     return Hub(read_environment(os.environ).hf_endpoint, repo=repo or REPO, token=read_token(os.environ))
 
 
 def _download(args: argparse.Namespace) -> int:
-    from seqtrack.data.download import download_classes  # start-up time of --help
 
     data_dir, classes = _place(args)
     if not classes:
@@ -92,8 +54,6 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from seqtrack.data.check import check_layout  # start-up time of --help
-    from seqtrack.data.demo import MARKER, check_demo  # start-up time of --help
 
     data_dir, classes = _place(args)
     layout = _layout(args, data_dir)
@@ -107,8 +67,7 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
-def _layout(args: argparse.Namespace, data_dir: Path) -> "Layout":
-    from seqtrack.data.lasot import find_layout  # start-up time of --help
+def _layout(args: argparse.Namespace, data_dir: Path) -> Layout:
 
     name = (args.dataset or ",".join(read_environment(os.environ).dataset)).lower()
     if name not in ("lasot", "demo"):
@@ -121,7 +80,7 @@ def _layout(args: argparse.Namespace, data_dir: Path) -> "Layout":
     return find_layout(demo, lists={"train": args.list} if args.list is not None else None)
 
 
-def _print_report(report: "Report") -> None:
+def _print_report(report: Report) -> None:
     table: list[tuple[str, ...]] = [
         ("class", "split", "sequences", "of", "frames expected", "found", "boxes", "absent", "MB")
     ]
@@ -144,10 +103,8 @@ def _print_report(report: "Report") -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    import cv2  # start-up time of --help
 
-    from seqtrack.data.preview import sample_preview  # start-up time of --help
-    from seqtrack.training.build import make_dataset, open_sources  # start-up time of --help
+    from seqtrack.training.build import make_dataset, open_sources  # torch, which the other actions do not need
 
     if args.count < 1 or args.first < 0 or args.epoch < 0:
         raise UserError("--count must be at least 1, --first and --epoch at least 0", "data.option")
@@ -167,10 +124,6 @@ def _show(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     """Draw the demo data set, download the classes of LaSOT that are missing, and open any other data set."""
-    from seqtrack.data.demo import ensure_demo  # start-up time of --help
-    from seqtrack.data.download import download_classes  # start-up time of --help
-    from seqtrack.data.lasot import draw_classes, find_layout  # start-up time of --help
-    from seqtrack.data.sources import open_source  # start-up time of --help
 
     environment, config = configure(os.environ)
     for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):

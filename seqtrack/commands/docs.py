@@ -1,12 +1,11 @@
 """Generate the tables of `docs/commands.md`: `python -m seqtrack.commands.docs docs/commands.md`."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from seqtrack.cli import COMMANDS
+from seqtrack.commands.parsers import COMMANDS, command_parsers
 from seqtrack.config.docs import cell, replace_between
 from seqtrack.config.environment import VARIABLES
 from seqtrack.config.fields import reader
@@ -14,19 +13,10 @@ from seqtrack.config.fields import reader
 _START, _END = "<!-- commands: made by python -m seqtrack.commands.docs -->", "<!-- end of commands -->"
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command."""
-    module_name, summary = COMMANDS[command]
-    parser = argparse.ArgumentParser(prog=f"seqtrack {command}", description=summary)
-    importlib.import_module(f"seqtrack.commands.{module_name}").add_arguments(parser)
-    return parser
-
-
 def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
     """Every command and sub-command: the words after `seqtrack`, its summary, its parser."""
-    for command, (_, summary) in COMMANDS.items():
-        parser = parser_of(command)
-        yield command, summary, parser
+    for command, parser in command_parsers()[1].items():
+        yield command, COMMANDS[command][0], parser
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 helps = {choice.dest: choice.help or "" for choice in action._choices_actions}

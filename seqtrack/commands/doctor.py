@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from huggingface_hub import HfApi
+from packaging.requirements import Requirement
 
 from seqtrack.commands.machine import GIB, nearest_folder
+from seqtrack.config.environment import Environment, configure, read_token
+from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.process import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
-
-if TYPE_CHECKING:
-    from seqtrack.config.environment import Environment
-    from seqtrack.config.schema import Config
+from seqtrack.uploads.errors import classify
+from seqtrack.uploads.hub import Limits, bound_client
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
 NO_RUNTIME = 'could not select device driver "nvidia" with capabilities: [[gpu]]'  # Docker's message
@@ -48,14 +50,6 @@ class Finding:
         return f"{self.level:4}  {self.about}: {self.found}" + (f". {self.advice}" if self.advice else "")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "Checks limits, packages, settings, the GPU driver, folders, data, the token (asks the Hub whose it is, never "
-        "shows it) and the clock. Compares memory and disk with the numbers of `plan`. Tries the device in processes "
-        "like those of training: a matrix product, attention in the precision of the run, a sum over the processes."
-    )
-
-
 def run(_args: argparse.Namespace) -> int:
     """Print every finding; 1 if any is BAD."""
     bad = 0
@@ -67,9 +61,7 @@ def run(_args: argparse.Namespace) -> int:
 
 
 def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    # Imported here: --help must be fast.
-    from seqtrack.commands.doctor_probe import try_device
-    from seqtrack.config.environment import configure
+    from seqtrack.commands.doctor_probe import try_device  # torch, which limits may keep from loading
 
     yield from check_limits()  # first: what follows may fail because of them
     yield check_packages()
@@ -104,9 +96,6 @@ def check_limits() -> Iterator[Finding]:
 
 def check_packages(lock: Path = LOCK) -> Finding:
     """Compare what is installed with the lock; for a package installed with pip, with its metadata."""
-    # Imported here: --help must be fast.
-    from packaging.requirements import Requirement
-
     if lock.is_file():
         lines = re.findall(r"^([A-Za-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE)
         advice = "Runs with other packages do not reproduce bit for bit: delete .venv and start scripts/local.sh again"
@@ -154,10 +143,9 @@ def check_driver(device: str, *, nvidia_smi: str = "nvidia-smi") -> Finding:
     return Finding("driver", BAD if device == "cuda" else NOTE, reason, advice)
 
 
-def check_room(environment: "Environment", config: "Config") -> list[Finding]:
+def check_room(environment: Environment, config: Config) -> list[Finding]:
     """Memory and disk compared with what `plan` computes for the run."""
-    # Imported here: --help must be fast.
-    from seqtrack.commands.plan import find_machine, make_plan
+    from seqtrack.commands.plan import find_machine, make_plan  # torch, as above
 
     try:
         plan = make_plan(config, find_machine(environment))
@@ -198,14 +186,13 @@ def check_folder(about: str, folder: Path, *, write: bool) -> Finding:
     )
 
 
-def _uses_demo(config: "Config") -> bool:
+def _uses_demo(config: Config) -> bool:
     return "DEMO" in (name.upper() for name in config.DATA.TRAIN.DATASETS_NAME)
 
 
-def check_data(environment: "Environment", config: "Config") -> list[Finding]:
+def check_data(environment: Environment, config: Config) -> list[Finding]:
     """Whether the training data opens, counted as a run counts it. Demo data is not drawn for this."""
-    # Imported here: --help must be fast.
-    from seqtrack.training.build import open_sources
+    from seqtrack.training.build import open_sources  # torch, as above
 
     demo = environment.data_dir / "demo"
     if _uses_demo(config) and not demo.is_dir():
@@ -225,11 +212,8 @@ def check_data(environment: "Environment", config: "Config") -> list[Finding]:
     ]
 
 
-def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[Finding]:
+def check_token(environment: Environment, environ: Mapping[str, str]) -> list[Finding]:
     """Ask the Hub whose token this is, whether it may write, and whether the repository exists."""
-    # Imported here: --help must be fast.
-    from seqtrack.config.environment import read_token
-
     if environment.hf_repo is None:
         return [Finding("token", NOTE, "HF_REPO is not set: nothing is uploaded, no token is needed")]
     try:
@@ -240,10 +224,6 @@ def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[
     if token is None:
         found = f"HF_REPO={environment.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set"
         return [Finding("token", BAD, found, advice)]
-    from huggingface_hub import HfApi
-
-    from seqtrack.uploads.errors import classify
-    from seqtrack.uploads.hub import Limits, bound_client
 
     bound_client(Limits(connect_s=10, read_s=20, tries=2))
     api = HfApi(endpoint=environment.hf_endpoint, token=token)
@@ -262,7 +242,7 @@ def check_token(environment: "Environment", environ: Mapping[str, str]) -> list[
     return [Finding("token", OK, found), Finding("repository", OK, f"{environment.hf_repo} {state}")]
 
 
-def hub_date(environment: "Environment") -> str | None:
+def hub_date(environment: Environment) -> str | None:
     """The Hub's Date header, or None if it does not answer."""
     try:
         with urllib.request.urlopen((environment.hf_endpoint or HUB) + "/api/whoami-v2", timeout=10) as answer:

@@ -11,25 +11,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from seqtrack.commands.doctor import BAD, OK, Finding
+from seqtrack.config.environment import Environment
+from seqtrack.config.schema import Config
+from seqtrack.device import DTYPES, capability_of, choose_device, choose_precision, device_plan, is_emulated
 from seqtrack.errors import UserError
-
-if TYPE_CHECKING:
-    from seqtrack.config.environment import Environment
-    from seqtrack.config.schema import Config
-    from seqtrack.runtime.distributed import DistributedContext
+from seqtrack.model.spec import model_spec
+from seqtrack.process import end_with_parent
+from seqtrack.runtime.distributed import DistributedContext, end_process, join
+from seqtrack.runtime.launcher import Launch, launch
 
 LIMIT_S = 120.0
 _VARIABLE = "_SEQTRACK_DOCTOR"
 _MODULE = [sys.executable, "-m", "seqtrack.commands.doctor_probe"]
 
 
-def try_device(environment: "Environment", config: "Config", *, limit_s: float = LIMIT_S) -> Iterator[Finding]:
+def try_device(environment: Environment, config: Config, *, limit_s: float = LIMIT_S) -> Iterator[Finding]:
     """Try what a run with these settings needs of its device."""
-    from seqtrack.device import capability_of, choose_device, choose_precision, device_plan, is_emulated
-    from seqtrack.model.spec import model_spec
 
     try:
         plan = device_plan(environment.device, environment.nproc)
@@ -74,10 +76,7 @@ def run_trials(work: dict[str, Any], limit_s: float) -> Iterator[Finding]:
         yield Finding("device trials", BAD, f"{failure} ({after})", "Training would stop there as well")
 
 
-def _matrix_product(distributed: "DistributedContext", work: dict[str, Any]) -> str:
-    import torch
-
-    from seqtrack.device import DTYPES
+def _matrix_product(distributed: DistributedContext, work: dict[str, Any]) -> str:
 
     device = distributed.device
     ones = torch.ones(256, 256, device=device, dtype=DTYPES[work["precision"]] or torch.float32)
@@ -90,10 +89,7 @@ def _matrix_product(distributed: "DistributedContext", work: dict[str, Any]) -> 
     return f"right in {work['precision']}, {name}, compute capability {major}.{minor}, torch {torch.__version__}"
 
 
-def _attention(distributed: "DistributedContext", work: dict[str, Any]) -> str:
-    import torch
-
-    from seqtrack.device import DTYPES
+def _attention(distributed: DistributedContext, work: dict[str, Any]) -> str:
 
     dtype = DTYPES[work["precision"]] or torch.float32
     x = torch.randn(1, 2, work["tokens"], 64, device=distributed.device, dtype=dtype, requires_grad=True)
@@ -103,8 +99,7 @@ def _attention(distributed: "DistributedContext", work: dict[str, Any]) -> str:
     return f"forward and backward in {work['precision']}, {work['tokens']} tokens"
 
 
-def _exchange(distributed: "DistributedContext", _work: dict[str, Any]) -> str:
-    import torch
+def _exchange(distributed: DistributedContext, _work: dict[str, Any]) -> str:
 
     if float(distributed.sum_in_place(torch.ones(1, device=distributed.device))) != distributed.world_size:
         raise RuntimeError(f"the sum over {distributed.world_size} processes is wrong")
@@ -112,7 +107,7 @@ def _exchange(distributed: "DistributedContext", _work: dict[str, Any]) -> str:
 
 
 # What is tried, and what to do when it fails.
-TRIALS: dict[str, tuple[Callable[["DistributedContext", dict[str, Any]], str], str]] = {
+TRIALS: dict[str, tuple[Callable[[DistributedContext, dict[str, Any]], str], str]] = {
     "matrix product": (
         _matrix_product,
         "No code for this GPU in this torch: CUDA=cu128 docker compose build for newer GPUs, DEVICE=cpu for older",
@@ -124,9 +119,6 @@ TRIALS: dict[str, tuple[Callable[["DistributedContext", dict[str, Any]], str], s
 
 def main() -> int:
     """One process of the trials, or the launcher of several."""
-    from seqtrack.process import end_with_parent
-    from seqtrack.runtime.distributed import end_process, join
-    from seqtrack.runtime.launcher import Launch, launch
 
     work: dict[str, Any] = json.loads(os.environ[_VARIABLE])
     several = work["processes"] > 1

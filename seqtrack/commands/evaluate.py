@@ -7,88 +7,48 @@ import platform
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from tqdm import tqdm
 
 from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
-from seqtrack.commands.track import add_precision_and_device
+from seqtrack.checkpoints.store import Manifest
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
+from seqtrack.data.annotations import Annotation, read_annotations
+from seqtrack.data.decode import check_frames
+from seqtrack.data.lasot import draw_classes
+from seqtrack.data.sequence import Sequence
+from seqtrack.data.sources import SOURCES, Source, describe, open_source
+from seqtrack.device import choose_device
 from seqtrack.errors import UserError
+from seqtrack.evaluation.metrics import CONVENTIONS
+from seqtrack.evaluation.plots import draw_plots
+from seqtrack.evaluation.results import Evaluation, TrackerResult, choose, read_results, static_box_result
+from seqtrack.evaluation.run import model_result
+from seqtrack.evaluation.tables import summary_table, write_tables, write_tracks
+from seqtrack.model.build import build_model
+from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.parsing import split_commas
 from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS
-
-if TYPE_CHECKING:
-    from seqtrack.checkpoints.store import Manifest
-    from seqtrack.data.annotations import Annotation
-    from seqtrack.data.sequence import Sequence
-    from seqtrack.data.sources import Source
-    from seqtrack.evaluation.results import TrackerResult
-    from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.runtime.environment import describe_device
+from seqtrack.tracking.load import (
+    checkpoint_config,
+    checkpoint_name,
+    checkpoint_source,
+    load_model,
+    select_checkpoints,
+    set_threads,
+)
+from seqtrack.tracking.settings import check_precision, tracker_settings
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """By default every epoch of phase 1 is evaluated on the test split of its own data set."""
-    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        metavar="WHICH",
-        help="all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results)",
-    )
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
-    parser.add_argument("--dataset", help="data set (default: DATASET if set, else the run's own)")
-    parser.add_argument("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
-    parser.add_argument("--sequences", help="only these sequences, separated by commas")
-    parser.add_argument(
-        "--results",
-        action="append",
-        type=Path,
-        metavar="DIR",
-        help="another tracker's <sequence>.txt files or .npz, or a folder of such; may be repeated",
-    )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="PLACE",
-        help="with --results: annotations kept without frames (.npz, a folder annos, or LaSOT's layout)",
-    )
-    parser.add_argument(
-        "--repair",
-        choices=("strict", "official"),
-        default="strict",
-        help="rows of NaN or negative size in result files: refuse the file, or repeat the last good box as LaSOT's "
-        "toolkit does (default: strict; rows of size 0 are always repeated)",
-    )
-    parser.add_argument(
-        "--convention",
-        choices=("toolkit", "pytracking"),
-        default="toolkit",
-        help="how a visible frame counts whose annotation is not a box: as in LaSOT's toolkit, or as in pytracking and "
-        "the authors' evaluator (default: toolkit)",
-    )
-    parser.add_argument(
-        "--untrained",
-        action=argparse.BooleanOptionalAction,
-        help="track with the untrained model as well (default: with all checkpoints)",
-    )
-    add_precision_and_device(parser)
-    parser.add_argument("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write tables, plots and boxes, and print the table of means."""
-    # Imported here for the start-up time of --help, as in the functions below.
-    from seqtrack.data.annotations import read_annotations
-    from seqtrack.evaluation.metrics import CONVENTIONS
-    from seqtrack.evaluation.plots import draw_plots
-    from seqtrack.evaluation.results import Evaluation, choose, read_results, static_box_result
-    from seqtrack.evaluation.tables import summary_table, write_tables, write_tracks
 
     environment = read_environment(os.environ)
     begun = time.monotonic()
@@ -131,16 +91,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _track_run(
     args: argparse.Namespace, environment: Environment, folder: Path, wanted: list[str]
-) -> tuple[list["TrackerResult"], list["Annotation"], dict[str, Any]]:
+) -> tuple[list[TrackerResult], list[Annotation], dict[str, Any]]:
     """Track with every wanted checkpoint; returns results, annotations, and the conditions for the records."""
-    from seqtrack.data.sources import describe
-    from seqtrack.evaluation.results import choose
 
     manifests: list[Manifest] = []
     config = None
     if wanted:
-        from seqtrack.tracking.load import checkpoint_config, select_checkpoints  # torch, not needed for result files
-
         manifests = select_checkpoints(folder, wanted)
         config = checkpoint_config(manifests[-1])
     elif (folder / CONFIG_FILE).is_file():
@@ -163,10 +119,8 @@ def _track_run(
     return results, annotations, {**conditions, "run": folder.name, **more}
 
 
-def _open(args: argparse.Namespace, environment: Environment, config: Config | None) -> "Source":
+def _open(args: argparse.Namespace, environment: Environment, config: Config | None) -> Source:
     """The data set: the option's, the environment's if set there, else the run's own."""
-    from seqtrack.data.lasot import draw_classes
-    from seqtrack.data.sources import SOURCES, open_source
 
     name, classes = args.dataset, split_commas(args.classes)
     if name is None and config is not None and not environment.given("DATASET"):
@@ -196,24 +150,13 @@ def _refuse_trained_sequences(folder: Path, dataset: str, names: Iterable[str]) 
 def _track_checkpoints(
     args: argparse.Namespace,
     environment: Environment,
-    manifests: list["Manifest"],
-    sequences: list["Sequence"],
+    manifests: list[Manifest],
+    sequences: list[Sequence],
     dataset: str,
     *,
     untrained: bool,
-) -> tuple[list["TrackerResult"], dict[str, Any]]:
+) -> tuple[list[TrackerResult], dict[str, Any]]:
     """Track with each checkpoint in turn, and with the untrained model if `--untrained` or by default `untrained`."""
-    import torch
-    from tqdm import tqdm
-
-    from seqtrack.data.decode import check_frames
-    from seqtrack.device import choose_device
-    from seqtrack.evaluation.metrics import CONVENTIONS
-    from seqtrack.evaluation.run import model_result
-    from seqtrack.model.build import build_model
-    from seqtrack.runtime.environment import describe_device
-    from seqtrack.tracking.load import checkpoint_name, checkpoint_source, load_model, set_threads
-    from seqtrack.tracking.settings import check_precision, tracker_settings
 
     # Missing and unusable frame files are found before hours of tracking.
     problems = check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames))
@@ -224,7 +167,7 @@ def _track_checkpoints(
     frames = sum(sequence.num_frames - 1 for sequence in sequences)
     results: list[TrackerResult] = []
 
-    def track(name: str, kind: str, model: "SeqTrack", epoch: int | None, source: dict[str, Any]) -> None:
+    def track(name: str, kind: str, model: SeqTrack, epoch: int | None, source: dict[str, Any]) -> None:
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             result = model_result(
                 name, kind, model, sequences, settings,

@@ -1,23 +1,15 @@
 """`seqtrack export`: write a checkpoint as the authors' `.pth.tar`, for their tracker and tools."""
 
 import argparse
-from pathlib import Path
 
+from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.errors import UserError
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth.tar", help="file to write")
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+from seqtrack.model.authors import write_authors_file
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
-    # Imported here: --help must be fast.
-    from seqtrack.checkpoints.safetensors_io import write_atomic
-    from seqtrack.checkpoints.store import load_weights, manifest_of
-    from seqtrack.model.authors import write_authors_file
 
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another file or use --force", code="file.exists")

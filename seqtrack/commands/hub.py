@@ -6,55 +6,36 @@ import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
+from seqtrack.reports.card import model_card
 from seqtrack.run_dir import CHECKPOINTS
-
-if TYPE_CHECKING:
-    from seqtrack.config.environment import Environment
+from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
+from seqtrack.uploads.scan import scan
+from seqtrack.uploads.settings import choose_target, read_settings, require_target
+from seqtrack.uploads.target import Remote, Staged, digest_of, git_digest, safe_path, stamp_of
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """HF_REPO (or UPLOAD_TARGET), HF_TOKEN_PATH, HF_ENDPOINT and OUTPUT_DIR come from the environment."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("create", help="create the repo of HF_REPO, private unless HF_PRIVATE=false")
-    actions.add_parser("check", help="check token, repo and right to write; compare OUTPUT_DIR with what is listed")
-    upload = actions.add_parser("upload", help="send files now")
-    upload.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="files to send, each checked on the target afterwards"
-    )
-    upload.add_argument(
-        "--to", metavar="PATH", help="name in the repo (one file only); default: relative to OUTPUT_DIR"
-    )
-    download = actions.add_parser("download", help="download a checkpoint, or one file, checked against its digest")
-    download.add_argument("path", nargs="?", help="a file of the repo; or use --epoch")
-    download.add_argument("--epoch", type=int, help="the checkpoint after this epoch, with its manifest")
-    download.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, then 1)")
-    download.add_argument("--into", type=Path, metavar="DIR", help="default: where it would lie in OUTPUT_DIR")
-    card = actions.add_parser("card", help="write OUTPUT_DIR/README.md from measured files, and send it")
-    card.add_argument("--no-upload", action="store_true", help="only write it")
-
-
 def run(args: argparse.Namespace) -> int:
     """Dispatch to one tool."""
-    from seqtrack.config.environment import read_environment
 
     return {"create": _create, "check": _check, "upload": _upload, "download": _download, "card": _card}[args.action](
         args, read_environment(os.environ)
     )
 
 
-def _order(environment: "Environment", order: dict[str, Any]) -> dict[str, Any]:
+def _order(environment: Environment, order: dict[str, Any]) -> dict[str, Any]:
     """Send one order to the target, in a child process; returns its answer.
 
     Raises:
         UserError: no target is set, or the target refused.
     """
-    from seqtrack.uploads.client import TargetClient
-    from seqtrack.uploads.settings import read_settings, require_target
 
     target = require_target(environment)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,16 +43,14 @@ def _order(environment: "Environment", order: dict[str, Any]) -> dict[str, Any]:
         return client.request(order, sum(item["size"] for item in order.get("files", [])))
 
 
-def _create(args: argparse.Namespace, environment: "Environment") -> int:
+def _create(args: argparse.Namespace, environment: Environment) -> int:
     done = _order(environment, {"operation": "push", "prepare": "make"})
     print(f"{done['place']} exists; {done['name']} may use it")
     return 0
 
 
-def _check(args: argparse.Namespace, environment: "Environment") -> int:
+def _check(args: argparse.Namespace, environment: Environment) -> int:
     """Exit code 0 if everything in OUTPUT_DIR is listed with the same bytes, 1 if not."""
-    from seqtrack.uploads.scan import scan
-    from seqtrack.uploads.target import Remote, digest_of, git_digest
 
     found = [item for unit in scan(environment.output_dir).units for item in unit.files]
     done = _order(environment, {"operation": "look", "prepare": "check", "paths": [item.path for item in found]})
@@ -91,7 +70,7 @@ def _check(args: argparse.Namespace, environment: "Environment") -> int:
     return 1 if wrong else 0
 
 
-def _upload(args: argparse.Namespace, environment: "Environment") -> int:
+def _upload(args: argparse.Namespace, environment: Environment) -> int:
     if args.to is not None and len(args.files) > 1:
         raise UserError("--to names one file, but several were given", code="hub.several_files")
     names = [args.to if args.to is not None else _name_of(file, environment.output_dir) for file in args.files]
@@ -104,8 +83,7 @@ def _name_of(file: Path, output_dir: Path) -> str:
     return place.relative_to(root).as_posix() if root in place.parents else file.name
 
 
-def _send(environment: "Environment", files: list[tuple[Path, str]], message: str) -> None:
-    from seqtrack.uploads.target import Staged, digest_of, git_digest, safe_path, stamp_of
+def _send(environment: Environment, files: list[tuple[Path, str]], message: str) -> None:
 
     missing = [f"{file} is not a file" for file, _ in files if not file.is_file()]
     if missing:
@@ -120,8 +98,7 @@ def _send(environment: "Environment", files: list[tuple[Path, str]], message: st
         print(f"{name} is on the target and verified")
 
 
-def _download(args: argparse.Namespace, environment: "Environment") -> int:
-    from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
+def _download(args: argparse.Namespace, environment: Environment) -> int:
 
     if (args.path is None) == (args.epoch is None):
         raise UserError("name a file of the repo, or a checkpoint by --epoch", code="hub.what")
@@ -140,10 +117,7 @@ def _download(args: argparse.Namespace, environment: "Environment") -> int:
     raise UserError(problems)
 
 
-def _card(args: argparse.Namespace, environment: "Environment") -> int:
-    from seqtrack.checkpoints.safetensors_io import write_atomic
-    from seqtrack.reports.card import model_card
-    from seqtrack.uploads.settings import choose_target
+def _card(args: argparse.Namespace, environment: Environment) -> int:
 
     place = environment.output_dir / "README.md"
     write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())

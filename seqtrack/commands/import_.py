@@ -1,35 +1,23 @@
 """`seqtrack import`: read the authors' `.pth.tar` into a checkpoint that `track` and `evaluate` take."""
 
 import argparse
-from pathlib import Path
 
+import yaml
+
+from seqtrack.checkpoints.safetensors_io import utc_now
+from seqtrack.checkpoints.store import write_weights
+from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.errors import Problem, UserError
+from seqtrack.model.authors import read_authors_file
+from seqtrack.model.build import build_empty
+from seqtrack.model.spec import model_spec
+from seqtrack.run_dir import manifest_path
 
 _OTHER_MODEL = ("weights.missing", "weights.unexpected", "weights.shape")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
-    parser.add_argument("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
-    parser.add_argument(
-        "--skip-objects", action="store_true", help="read only the weights from a file with Python objects"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
-
-
 def run(args: argparse.Namespace) -> int:
     """Check every name and shape, then write the checkpoint and its manifest."""
-    # Imported here: --help must be fast.
-    import yaml
-
-    from seqtrack.checkpoints.safetensors_io import utc_now
-    from seqtrack.checkpoints.store import write_weights
-    from seqtrack.config.loader import config_digest, dump_config, load_config
-    from seqtrack.model.authors import read_authors_file
-    from seqtrack.model.build import build_empty
-    from seqtrack.model.spec import model_spec
-    from seqtrack.run_dir import manifest_path
 
     if args.output.suffix != ".safetensors":
         raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors", code="file.name")

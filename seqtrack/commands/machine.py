@@ -36,8 +36,7 @@ def _cached(path: Path) -> int:
 
 def free_gpu_memory(gpus: int) -> tuple[int, str, int]:
     """Free bytes of the fullest of the first `gpus` GPUs, a description, and its index."""
-    # Imported here: --help must be fast.
-    import torch
+    import torch  # doctor imports this module before it knows whether torch can be loaded
 
     measured = [(*torch.cuda.mem_get_info(index), index) for index in range(gpus)]
     free, total, index = min(measured)

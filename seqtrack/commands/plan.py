@@ -4,8 +4,6 @@ Reads the same environment variables as `train`. Exits with 2 if the run does no
 that --gpu, --memory-gib and --disk-gib describe.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json
@@ -14,15 +12,28 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from seqtrack.commands import machine as measured
 from seqtrack.commands.machine import GIB
+from seqtrack.config.environment import Environment, configure
+from seqtrack.config.fields import did_you_mean
+from seqtrack.config.schema import Config
+from seqtrack.device import (
+    Capability,
+    capability_of,
+    choose_precision,
+    device_plan,
+    stores_attention_scores,
+    visible_gpus,
+)
 from seqtrack.errors import Problem, UserError
-
-if TYPE_CHECKING:
-    from seqtrack.config.environment import Environment
-    from seqtrack.config.schema import Config
-    from seqtrack.device import Capability
+from seqtrack.model.cost import cost_of
+from seqtrack.model.memory import checkpoint_bytes, training_memory
+from seqtrack.model.spec import model_spec
+from seqtrack.runtime.gpus import GPUS, find_gpu
 
 # Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
@@ -49,18 +60,8 @@ class Machine:
         return "cpu" if self.capability is None else "cuda"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", help="experiment or YAML file (default: CONFIG)")
-    parser.add_argument("--gpu", help='another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")')
-    parser.add_argument("--memory-gib", type=float, help="memory of the device, in GiB")
-    parser.add_argument("--disk-gib", type=float, help="free disk space, in GiB")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 if it does not fit."""
-    # Imported here: --help must be fast.
-    from seqtrack.config.environment import configure
 
     environ = dict(os.environ)
     if args.config:
@@ -78,11 +79,6 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
     """All numbers of a run, and under "problems" what does not fit."""
-    # Imported here: --help must be fast.
-    from seqtrack.device import choose_precision, stores_attention_scores
-    from seqtrack.model.cost import cost_of
-    from seqtrack.model.memory import checkpoint_bytes, training_memory
-    from seqtrack.model.spec import model_spec
 
     spec = model_spec(config)
     train = config.TRAIN
@@ -136,9 +132,6 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
 
 def disk_bytes(config: Config) -> int:
     """Maximum bytes of a run's checkpoints on disk."""
-    # Imported here: --help must be fast.
-    from seqtrack.model.memory import checkpoint_bytes
-    from seqtrack.model.spec import model_spec
 
     kept = min(config.TRAIN.KEEP_CHECKPOINTS or config.TRAIN.EPOCH, config.TRAIN.EPOCH)
     # One more than is kept: the newest is complete before the oldest is deleted.
@@ -197,11 +190,6 @@ def find_machine(
     Raises:
         UserError: an unknown GPU, unknown GPU memory, or fewer GPUs than processes.
     """
-    # Imported here: --help must be fast.
-    import torch
-
-    from seqtrack.commands import machine as measured
-    from seqtrack.device import capability_of, device_plan, visible_gpus
 
     disk, disk_from = measured.free_disk(environment.output_dir)
     if disk_gib is not None:
@@ -231,9 +219,6 @@ def find_machine(
 
 def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
     """Name, compute capability and bytes of memory (None if unknown) of a GPU."""
-    # Imported here: --help must be fast.
-    from seqtrack.config.fields import did_you_mean
-    from seqtrack.runtime.gpus import GPUS, find_gpu
 
     numbers = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
     if numbers:

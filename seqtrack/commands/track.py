@@ -6,72 +6,31 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from seqtrack.checkpoints.safetensors_io import write_json
 from seqtrack.config.environment import Environment, read_environment
+from seqtrack.data.annotations import write_boxes
+from seqtrack.device import choose_device
 from seqtrack.errors import STOPPED_EXIT_CODE, UserError
 from seqtrack.parsing import ParseError, parse_float
-
-if TYPE_CHECKING:
-    from seqtrack.runtime.stop import StopRequest
-    from seqtrack.tracking.tracker import Tracker
-    from seqtrack.tracking.video import FrameSource
+from seqtrack.runtime.environment import describe_device
+from seqtrack.runtime.stop import StopRequest
+from seqtrack.tracking.load import checkpoint_source, load_model, select_checkpoints, set_threads
+from seqtrack.tracking.settings import check_precision, tracker_settings
+from seqtrack.tracking.tracker import Tracker
+from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, VideoWriter, ask_for_box, draw_box, open_frames
 
 logger = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to track, with which weights, and where the video goes."""
-    parser.add_argument(
-        "source",
-        metavar="VIDEO|FOLDER|CAMERA",
-        help="a video file, a folder of images, or the number of a camera, unless a file has that name",
-    )
-    parser.add_argument("--box", metavar="X,Y,W,H", help="the object in the first frame, in pixels from the top left")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="OUT.mp4",
-        help="OUT.mp4 (VP9, which browsers play) or OUT.avi (Motion JPEG: large, much faster to write); boxes go to "
-        "OUT.txt, settings to OUT.json (default: OUTPUT_DIR/tracks/NAME.mp4)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="last",
-        metavar="WHICH",
-        help="a .safetensors file, or an epoch of the phase's run, or last (default: last)",
-    )
-    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    parser.add_argument(
-        "--fps",
-        metavar="RATE",
-        help="frames per second of the output (default: the source's own, its mean where it varies; 30 for a folder)",
-    )
-    add_precision_and_device(parser)
-    parser.add_argument("--no-video", action="store_true", help="write OUT.txt and OUT.json only")
-
-
-def add_precision_and_device(parser: argparse.ArgumentParser) -> None:
-    """The options that `track` and `evaluate` share."""
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "tf32", "bf16", "fp16"),
-        default="fp32",
-        help="of the encoder; tf32 and fp16 need a GPU (default: fp32)",
-    )
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
 
 
 def run(args: argparse.Namespace) -> int:
     """Track, write OUT.mp4, OUT.txt and OUT.json, and print the paths of the first two. A stop on request keeps the
     frames tracked so far."""
-    # Imported here for the start-up time of --help, as in the functions below.
-    from seqtrack.checkpoints.safetensors_io import write_json
-    from seqtrack.data.annotations import write_boxes
-    from seqtrack.runtime.stop import StopRequest
-    from seqtrack.tracking.video import CODECS, FPS_RANGE, open_frames
 
     environment = read_environment(os.environ)
     box = _numbers("--box", args.box, 4) if args.box else None
@@ -109,15 +68,8 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple["Tracker", dict[str, Any]]:
+def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[Tracker, dict[str, Any]]:
     """The tracker, and what its boxes depend on, for the record."""
-    import torch
-
-    from seqtrack.device import choose_device
-    from seqtrack.runtime.environment import describe_device
-    from seqtrack.tracking.load import checkpoint_source, load_model, select_checkpoints, set_threads
-    from seqtrack.tracking.settings import check_precision, tracker_settings
-    from seqtrack.tracking.tracker import Tracker
 
     manifests = select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
     if len(manifests) != 1:
@@ -149,16 +101,12 @@ def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple["
 def _track(
     args: argparse.Namespace,
     environment: Environment,
-    source: "FrameSource",
+    source: FrameSource,
     target: Path,
     box: tuple[float, ...] | None,
-    stop: "StopRequest",
+    stop: StopRequest,
 ) -> tuple[Any, dict[str, Any]]:
     """Boxes (N, 4) of every frame, the given one first, and the record that is written next to them."""
-    import numpy as np
-    from tqdm import tqdm
-
-    from seqtrack.tracking.video import VideoWriter, ask_for_box, draw_box
 
     frames = source.frames()
     first = next(frames)

@@ -9,17 +9,10 @@ import traceback
 from types import FrameType
 from typing import NoReturn
 
+from seqtrack.config.environment import read_variable
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-restarts",
-        metavar="N",
-        help="how often the run is restarted from its newest checkpoint when a process dies (default: MAX_RESTARTS)",
-    )
-    parser.epilog = "Settings are environment variables: PHASE, RESUME_EPOCH, SEED, CONFIG, DATASET, ..."
+from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, Launch, launch, leave_ending
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,9 +20,6 @@ def run(args: argparse.Namespace) -> int:
     # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
-    # Imported here: --help must be fast.
-    from seqtrack.config.environment import read_variable
-
     if args.max_restarts is not None:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
@@ -39,12 +29,12 @@ def run(args: argparse.Namespace) -> int:
     if processes == "auto" and device == "cpu":
         processes = 1
     elif processes != 1 and device != "cpu":
-        from seqtrack.device import device_plan  # deferred: only GPUs have to be counted by torch
+        from seqtrack.device import device_plan  # torch, only needed to count GPUs
 
         plan = device_plan(device, processes)
         processes, os.environ["DEVICE"] = plan.processes, plan.device
     if processes == 1 and read_variable(os.environ, "NNODES") == 1 and read_variable(os.environ, "MAX_RESTARTS") == 0:
-        from seqtrack.train import train
+        from seqtrack.train import train  # torch, after the signal handlers; a launcher never loads it
 
         return train(os.environ)
     return _start_several(processes)
@@ -56,10 +46,6 @@ def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
 
 
 def _start_several(processes: int) -> int:
-    # Imported here: --help must be fast.
-    from seqtrack.config.environment import read_variable
-    from seqtrack.runtime.launcher import Launch, launch
-
     how = Launch(
         processes,
         machines=read_variable(os.environ, "NNODES"),
@@ -81,10 +67,8 @@ def _one_of_several() -> NoReturn:
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
-    # Imported here: --help must be fast.
-    from seqtrack.runtime.distributed import PeerLostError, end_process, peers_needed
-    from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, leave_ending
-    from seqtrack.train import train
+    from seqtrack.runtime.distributed import PeerLostError, end_process, peers_needed  # torch, as in `run`
+    from seqtrack.train import train  # torch, as in `run`
 
     if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save

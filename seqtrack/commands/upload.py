@@ -5,29 +5,19 @@ import logging
 import os
 import time
 
+from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
+from seqtrack.uploads.settings import choose_target, read_settings
+from seqtrack.uploads.state import health_problems, read_state
+from seqtrack.uploads.uploader import EXIT_INCOMPLETE, Stop, Uploader
 
 _NICE = 10  # hashing and copying give way to training; the sending process gives way still more
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything else comes from the environment: OUTPUT_DIR, HF_REPO, HF_TOKEN_PATH, UPLOAD_*."""
-    parser.add_argument(
-        "action", nargs="?", choices=("watch", "status"), default="watch", help="default: watch until training is done"
-    )
-    parser.add_argument("--once", action="store_true", help="one pass; exit code 0 only if everything is verified")
-    parser.add_argument("--health", action="store_true", help="with status: exit code 1 and the reasons if unhealthy")
-
-
 def run(args: argparse.Namespace) -> int:
     """Watch, make one pass, or print the status."""
-    # Imported here, so that --help stays quick.
-    from seqtrack.config.environment import read_environment
-    from seqtrack.uploads.settings import choose_target, read_settings
-    from seqtrack.uploads.state import health_problems, read_state
-    from seqtrack.uploads.uploader import EXIT_INCOMPLETE, Stop, Uploader
 
     environment = read_environment(os.environ)
     settings = read_settings(os.environ)

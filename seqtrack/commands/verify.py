@@ -4,25 +4,15 @@ import argparse
 import os
 from pathlib import Path
 
+from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
+from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
+from seqtrack.reports.verdict import report_lines, write_comparison
 from seqtrack.run_dir import COMPARISON, PHASES
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)"
-    )
-    parser.add_argument(
-        "--chain", action="store_true", help="check the hash chain of the first RUN, with the RUNs that it resumed from"
-    )
-    parser.add_argument("-o", "--output", type=Path, help="folder for plots, comparison.md and certificate.json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
-    # Imported here: --help must be fast.
-    from seqtrack.config.environment import read_environment
-    from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
 
     output_dir = read_environment(os.environ).output_dir
     folders = [_folder(name, output_dir) for name in args.runs or PHASES]
@@ -34,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
         return 1 if problems else 0
     if len(folders) != 2:
         raise UserError(f"verify compares two runs; {len(folders)} were given", code="verify.not_two_runs")
-    from seqtrack.reports.verdict import report_lines, write_comparison
 
     comparison = compare_runs(folders[0], folders[1])
     together = folders[0].parent == folders[1].parent

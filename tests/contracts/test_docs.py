@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.cli import COMMANDS
 from seqtrack.commands.docs import parsers, render
+from seqtrack.commands.parsers import COMMANDS
 from seqtrack.config.environment import VARIABLES, read_variable
 from seqtrack.config.fields import reader
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
@@ -158,7 +158,7 @@ def test_the_tables_of_commands_are_up_to_date() -> None:
 
 
 def test_a_new_option_makes_the_page_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "verify", ("export", "something else"))
+    monkeypatch.setitem(COMMANDS, "verify", ("something else", COMMANDS["export"][1]))
     assert render(COMMANDS_PAGE) != COMMANDS_PAGE
 
 

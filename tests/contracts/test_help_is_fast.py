@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.cli import COMMANDS
+from seqtrack.commands.parsers import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "numpy", "cv2", "matplotlib", "timm", "torchvision", "huggingface_hub")
@@ -16,7 +16,8 @@ HEAVY = ("torch", "numpy", "cv2", "matplotlib", "timm", "torchvision", "huggingf
 # One interpreter for all commands, because starting one per command is slow.
 _ASK_ALL = f"""
 import contextlib, io, json, sys
-from seqtrack.cli import COMMANDS, main
+from seqtrack.cli import main
+from seqtrack.commands.parsers import COMMANDS
 answers = {{}}
 for name in sys.argv[1:]:
     before, output = set(sys.modules), io.StringIO()
