@@ -46,7 +46,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
     with join(environment.device) as distributed:
         build.set_kernels(config, distributed)
         sources = build.open_sources(config, environment.data_dir)
-        data, cached = DatasetRecord.model_validate(describe(sources)), CachedCheckpoint()
+        data, cached = describe(sources), CachedCheckpoint()
         folder = environment.phase_folder()
         with contextlib.closing(build.build_loader(config, sources, distributed)) as loader:
             loader.start_workers()

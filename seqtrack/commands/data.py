@@ -2,24 +2,22 @@
 
 import argparse
 import json
-import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
-
-import cv2
 
 from seqtrack.config.environment import configure, read_environment, read_token
 from seqtrack.data.check import Report, check_layout
 from seqtrack.data.demo import MARKER, check_demo, ensure_demo
-from seqtrack.data.download import REPO, Hub, download_classes
-from seqtrack.data.lasot import Layout, draw_classes, find_layout
-from seqtrack.data.preview import sample_preview
+from seqtrack.data.download import Hub, download_classes
+from seqtrack.data.lasot import draw_classes, find_layout
+from seqtrack.data.preview import write_preview
 from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
 
-_log = logging.getLogger(__name__)
 _ALL_CLASSES = "name the classes to download, such as book,coin; all 70 together are 248 GB"
+_ROW = "{:<20}{:<7}{:>9}{:>5}{:>17}{:>10}{:>10}{:>8}{:>12}".format
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,65 +32,43 @@ def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
     return args.data_dir or environment.data_dir, classes
 
 
-def _hub(repo: str | None = None) -> Hub:
-
-    return Hub(read_environment(os.environ).hf_endpoint, repo=repo or REPO, token=read_token(os.environ))
-
-
 def _download(args: argparse.Namespace) -> int:
-
     data_dir, classes = _place(args)
     if not classes:
         raise UserError(f"--classes: {_ALL_CLASSES}", "data.no_classes")
+    hub = Hub(read_environment(os.environ).hf_endpoint, args.repo, token=read_token(os.environ))
     sequences = split_commas(args.sequences)
-    added = download_classes(
-        data_dir, classes, hub=_hub(args.repo), split=args.split, sequences=sequences, keep_zip=args.keep_zip
-    )
+    added = download_classes(data_dir, classes, hub=hub, split=args.split, sequences=sequences, keep_zip=args.keep_zip)
     for name, names in added.items():
         print(f"{name}: {len(names)} sequences added")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
-
     data_dir, classes = _place(args)
-    layout = _layout(args, data_dir)
-    report = check_layout(layout, classes=classes, decode=args.decode, progress=lambda name: _log.debug("%s", name))
+    name = (args.dataset or ",".join(read_environment(os.environ).dataset)).lower()
+    if name not in ("lasot", "demo"):
+        raise UserError(f"--dataset: {name!r} cannot be checked; known are demo, lasot", "data.unknown_data_set")
+    # Without DATASET, a folder that holds sequences itself is what the user means, whatever the default is.
+    if name == "demo" and (args.dataset or "DATASET" in os.environ or (data_dir / "demo").is_dir()):
+        data_dir = data_dir / "demo"
+    layout = find_layout(data_dir)
+    report = check_layout(layout, classes=classes, decode=args.decode)
     if (layout.root / MARKER).is_file():
         report.problems += check_demo(layout.root)
     if args.json:
-        print(json.dumps(report.to_json()))
+        print(json.dumps({**asdict(report), "ok": not report.problems}))
     else:
         _print_report(report)
     return 1 if report.problems else 0
 
 
-def _layout(args: argparse.Namespace, data_dir: Path) -> Layout:
-
-    name = (args.dataset or ",".join(read_environment(os.environ).dataset)).lower()
-    if name not in ("lasot", "demo"):
-        raise UserError(f"--dataset: {name!r} cannot be checked; known are demo, lasot", "data.unknown_data_set")
-    if args.list is not None and not args.list.is_file():
-        raise UserError(f"--list: {args.list} is not a file", "file.missing")
-    # Without DATASET, a folder that holds sequences itself is what the user means, whatever the default is.
-    explicit = args.dataset is not None or "DATASET" in os.environ
-    demo = data_dir / "demo" if name == "demo" and (explicit or (data_dir / "demo").is_dir()) else data_dir
-    return find_layout(demo, lists={"train": args.list} if args.list is not None else None)
-
-
 def _print_report(report: Report) -> None:
-    table: list[tuple[str, ...]] = [
-        ("class", "split", "sequences", "of", "frames expected", "found", "boxes", "absent", "MB")
-    ]
+    print(report.root)
+    print(_ROW("class", "split", "sequences", "of", "frames expected", "found", "boxes", "absent", "MB"))
     for row in report.rows:
         counts = row.sequences, row.sequences_expected, row.frames_expected, row.frames_found, row.boxes, row.absent
-        table.append((row.class_name, row.split, *(f"{n:,}" for n in counts), f"{row.bytes_ / 1e6:,.1f}"))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    print(report.root)
-    for line in table:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        cells[:2] = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
-        print("  ".join(cells).rstrip())
+        print(_ROW(row.class_name, row.split, *(f"{n:,}" for n in counts), f"{row.bytes_ / 1e6:,.1f}"))
     if report.decoded:
         print(f"{report.decoded:,} frames were decoded")
     for note in report.notes:
@@ -103,45 +79,36 @@ def _print_report(report: Report) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-
     from seqtrack.training.build import make_dataset, open_sources  # torch, which the other actions do not need
 
     if args.count < 1 or args.first < 0 or args.epoch < 0:
         raise UserError("--count must be at least 1, --first and --epoch at least 0", "data.option")
     environment, config = configure(os.environ)
     dataset = make_dataset(config, open_sources(config, environment.data_dir))
-    samples = [dataset.sample(args.epoch, args.first + number) for number in range(args.count)]
-    written, data = cv2.imencode(".png", sample_preview(samples))
-    if not written:
-        raise UserError(f"{args.output}: an image of {args.count} samples is too large; use fewer", "data.option")
-    try:
-        args.output.write_bytes(data.tobytes())
-    except OSError as error:
-        raise UserError(f"{args.output}: cannot be written ({error.strerror})", "data.output") from error
+    write_preview(args.output, [dataset.sample(args.epoch, args.first + number) for number in range(args.count)])
     print(args.output)
     return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:
     """Draw the demo data set, download the classes of LaSOT that are missing, and open any other data set."""
-
     environment, config = configure(os.environ)
+    data_dir = environment.data_dir
     for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
         if name == "DEMO":
-            print(f"{ensure_demo(environment.data_dir)}: the demo data set (synthetic) is complete")
+            print(f"{ensure_demo(data_dir)}: the demo data set (synthetic) is complete")
         elif name == "LASOT":
             chosen = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
             try:
-                existing = find_layout(environment.data_dir).classes
+                existing = find_layout(data_dir).classes
             except UserError:
                 existing = []
             if not chosen and not existing:
                 raise UserError(f"CLASSES: {_ALL_CLASSES}", "data.no_classes")
-            missing = tuple(one for one in chosen if one not in existing)
-            if missing:
-                download_classes(environment.data_dir, missing, hub=_hub())
-            print(f"LaSOT: {', '.join(chosen or existing)} in {environment.data_dir}")
+            if missing := tuple(one for one in chosen if one not in existing):
+                download_classes(data_dir, missing, hub=Hub(environment.hf_endpoint, token=read_token(os.environ)))
+            print(f"LaSOT: {', '.join(chosen or existing)} in {data_dir}")
         else:
-            found = open_source(name, environment.data_dir, classes=config.DATA.CLASSES, split="train").sequences
-            print(f"{name}: {len(found)} training sequences in {environment.data_dir}")
+            found = open_source(name, data_dir, classes=config.DATA.CLASSES, split="train").sequences
+            print(f"{name}: {len(found)} training sequences in {data_dir}")
     return 0

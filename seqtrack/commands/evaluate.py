@@ -107,7 +107,7 @@ def _track_run(
         "dataset": source.name,
         "split": source.split,
         "synthetic": source.synthetic,
-        "data_digest": describe([source])["digest"],
+        "data_digest": describe([source]).digest,
     }
     if not manifests:
         return [], annotations, conditions

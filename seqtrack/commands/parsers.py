@@ -142,15 +142,12 @@ def _data(parser: Parser) -> None:
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
     download.add_argument("--keep-zip", action="store_true", help="leave the zips next to the unpacked classes")
-    download.add_argument("--repo", default=None, help="data set on the Hub (default: l-lt/LaSOT)")
+    download.add_argument("--repo", default="l-lt/LaSOT", help="data set on the Hub (default: l-lt/LaSOT)")
 
     check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")
     _place(check)
     check.add_argument("--dataset", help="lasot or demo (default: DATASET)")
     check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
-    check.add_argument(
-        "--list", type=Path, metavar="FILE", help="training sequences, one per line, instead of the split's"
-    )
     check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
     show = commands.add_parser("show", help="an image of training samples as the model gets them")

@@ -1,16 +1,12 @@
 """The only reader and writer of annotation files, result files and sequence lists, for all data sets and evaluation.
 
-One grammar for all text files: UTF-8 with or without a byte order mark, any line ending, numbers as `parsing` defines
-them, separated by commas, semicolons or blanks but not a mixture, at most one separator at the end of a line, and empty
-lines only at the end of the file. Everything else is refused with file, line, entry and the text that was found.
-Knows no data set, frame or tracker.
+Text files are UTF-8 with numbers as `parsing` defines them, separated by commas, semicolons or blanks, at most one
+separator at the end of a line, and empty lines at the end of the file only. Everything else is refused with file, line,
+what was found and what was expected. Knows no data set, frame or tracker.
 """
 
+import contextlib
 import re
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,31 +18,20 @@ from numpy.typing import NDArray
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import ParseError, decode_text, parse_float, parse_int, short_repr
+from seqtrack.parsing import ParseError, parse_float, read_text, short_repr
 
 Boxes = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+FLAG_FILES = ("full_occlusion.txt", "out_of_view.txt")  # LaSOT's
 T = TypeVar("T")
 
-# In a file of another format every line is wrong; the first problems are enough.
-_MAX_SHOWN, _MAX_PROBLEMS = 20, 10_000
-_MAX_TEXT_BYTES = 16 * 1024 * 1024
-_MAX_ARCHIVE_BYTES = 256 * 1024 * 1024
-# What zipfile and NumPy's header parser raise for damaged bytes; neither documents it.
-_ARCHIVE_ERRORS = (
-    ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError, MemoryError,
-    SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
-)  # fmt: skip
-
-# Files in the official format are parsed by NumPy, twenty times as fast as line by line; integers three times faster.
-_INTEGER, _DECIMAL = rb"-?[0-9]{1,9}", rb"-?[0-9]{1,9}(?:\.[0-9]{1,17})?(?:[eE][+-]?[0-9]{1,2})?"
+_MAX_SHOWN = 20  # in a file of another format every line is wrong
+_SEPARATOR = re.compile(r"[ \t]*[,;][ \t]*|[ \t]+")
+# Rows in the official formats are parsed by NumPy, twenty times as fast as line by line; integers three times faster.
 _PLAIN_BOXES = [
-    (re.compile(rb"(?:%(n)s,%(n)s,%(n)s,%(n)s\n)*%(n)s,%(n)s,%(n)s,%(n)s\n?" % {b"n": number}), kind)
-    for number, kind in ((_INTEGER, np.int64), (_DECIMAL, np.float64))
+    (re.compile(rf"(?:(?:{number},){{3}}{number}\n)+"), kind)
+    for number, kind in ((r"-?[0-9]{1,9}", np.int64), (r"-?[0-9]{1,9}(?:\.[0-9]{1,17})?", np.float64))
 ]
-_PLAIN_LABELS = re.compile(rb"[0-9](?:[,\n][0-9])*[,\n]?")
-_LABEL = re.compile(r"([0-9])(?:\.0*)?")
-_NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _SEQUENCE_NAME = re.compile(r"(.+)-([0-9]+)")
 
 
@@ -82,13 +67,29 @@ def sequence_order(name: str) -> tuple[str, int]:
     return (match.group(1), int(match.group(2))) if match else (name, 0)
 
 
-def attempt(problems: list[Problem], read: Callable[..., T], *arguments: Any) -> T | None:
+def attempt(problems: list[Problem], read: Callable[..., T], *arguments: object) -> T | None:
     """The result of `read`, or None with its problems appended, so that the next file can be read as well."""
     try:
         return read(*arguments)
     except UserError as error:
         problems += error.problems
         return None
+
+
+def read_text_file(path: Path) -> str:
+    """The whole text of a small file, with `\\n` at line ends.
+
+    Raises:
+        UserError: missing, unreadable, too large, or not UTF-8.
+    """
+    try:
+        return read_text(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", "file.missing") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "file.unreadable") from error
+    except ParseError as error:
+        raise UserError(f"{path}: {error}", "file.not_text") from error
 
 
 def read_boxes(path: Path, *, allow_not_finite: bool = False) -> Boxes:
@@ -98,29 +99,28 @@ def read_boxes(path: Path, *, allow_not_finite: bool = False) -> Boxes:
         allow_not_finite: also read `nan` and `inf`, which broken trackers write; LaSOT's toolkit has a rule for them.
 
     Raises:
-        UserError: unreadable, empty, or lines that are not four numbers, each with its position.
+        UserError: unreadable, empty, or lines that are not four numbers.
     """
-    data = _read_bytes(path)
-    plain = _without_line_variants(data)
-    if b"," not in plain:
-        plain = plain.replace(b"\t", b",")
+    text = _read_content(path)
+    plain = text if "," in text else text.replace("\t", ",")
     for form, kind in _PLAIN_BOXES:
         if form.fullmatch(plain):
-            flat = np.fromstring(plain.replace(b"\n", b",").rstrip(b",").decode("ascii"), dtype=kind, sep=",")
-            return flat.reshape(-1, 4).astype(np.float64) + 0.0  # turns -0 into 0
-    number = _float_or_not_finite if allow_not_finite else parse_float
+            values = np.fromstring(plain.replace("\n", ",")[:-1], dtype=kind, sep=",")
+            return values.reshape(-1, 4).astype(np.float64) + 0.0  # turns -0 into 0
+    parse = _parse_any_float if allow_not_finite else parse_float
     rows: list[list[float]] = []
     problems: list[Problem] = []
-    for line, entries in _lines(path, data, problems):
-        values = _parse(f"{path}, line {line}", entries, number, problems)
-        if values is not None and len(values) != 4:
-            found = f"found {len(values)} in {short_repr(','.join(entries))}"
-            problems.append(Problem(f"{path}, line {line}: expected four numbers x,y,w,h, {found}", "file.columns"))
-        elif values is not None:
-            rows.append(values)
-    _raise_problems(path, problems)
-    if not rows:
-        raise UserError(f"{path}: is empty; expected one row x,y,w,h per frame", "file.empty")
+    for number, line in enumerate(text[:-1].split("\n"), start=1):
+        try:
+            rows.append([parse(entry) for entry in _split(line)])
+            if len(rows[-1]) != 4:
+                raise ParseError(f"found {short_repr(line)}, expected a row x,y,w,h")
+        except ValueError as error:
+            problems.append(Problem(f"{path}, line {number}: {error}", "file.row"))
+    if len(problems) > _MAX_SHOWN:
+        problems[_MAX_SHOWN:] = [Problem(f"{path}: {len(problems) - _MAX_SHOWN} more such lines", "file.row")]
+    if problems:
+        raise UserError(problems)
     return np.array(rows, dtype=np.float64) + 0.0
 
 
@@ -131,25 +131,25 @@ def write_boxes(path: Path, boxes_xywh: Boxes) -> None:
 
 
 def read_labels(path: Path, *, largest: int) -> NDArray[np.int64]:
-    """One integer per frame, (N,) int64, all on one line or one per line; `1.0` is 1.
+    """One integer from 0 to `largest` per frame, (N,) int64, all on one line or one per line; `1.0` is 1.
 
     Raises:
-        UserError: unreadable, empty, or an entry that is not an integer from 0 to `largest`.
+        UserError: unreadable, empty, or an entry that is not such an integer.
     """
-    data = _read_bytes(path)
-    plain = _without_line_variants(data)
-    if _PLAIN_LABELS.fullmatch(plain):
-        labels = np.frombuffer(plain, dtype=np.uint8)[::2].astype(np.int64) - ord("0")
-        if labels.max() <= largest:
-            return labels
-
-    def label(text: str) -> int:
-        match = _LABEL.fullmatch(text)
-        if match is None or int(match.group(1)) > largest:
-            raise ParseError(f"found {short_repr(text)}, expected {'0 or 1' if largest == 1 else f'0 to {largest}'}")
-        return int(match.group(1))
-
-    return np.array(_read_entries(path, data, label, "one number per frame"), dtype=np.int64)
+    text = _read_content(path)
+    codes = np.frombuffer(text.encode(), dtype=np.uint8)
+    digits, ends = codes[::2].astype(np.int64) - ord("0"), codes[1::2]
+    is_official = len(digits) == len(ends) and np.isin(ends, [ord(","), ord("\n")]).all()
+    if is_official and 0 <= digits.min() <= digits.max() <= min(largest, 9):
+        return digits
+    allowed = {f"{value}{end}": value for value in range(largest + 1) for end in ("", ".0")}
+    entries = _split(text.replace("\n", " "))
+    for number, entry in enumerate(entries, start=1):
+        if entry not in allowed:
+            where = f"{path}, entry {number} of {len(entries)}"
+            expected = f"a whole number from 0 to {largest}"
+            raise UserError(f"{where}: found {short_repr(entry)}, expected {expected}", "file.row")
+    return np.array([allowed[entry] for entry in entries], dtype=np.int64)
 
 
 def read_flags(path: Path) -> Flags:
@@ -157,70 +157,72 @@ def read_flags(path: Path) -> Flags:
     return read_labels(path, largest=1) > 0
 
 
+def read_indices(path: Path, count: int) -> list[int]:
+    """Distinct indices into a list of `count` names, from 0; errors as for `read_labels`, and an index given twice."""
+    values, counts = np.unique(indices := read_labels(path, largest=count - 1), return_counts=True)
+    if (counts > 1).any():
+        raise UserError(f"{path}: index {values[counts > 1][0]} is listed twice", "file.duplicate")
+    return [int(index) for index in indices]
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of sequences, separated by line ends, blanks or commas, in file order; the list may be empty.
+
+    Raises:
+        UserError: unreadable, or a name that cannot be a folder name, or that is listed twice.
+    """
+    names = read_text_file(path).replace(",", " ").split()
+    problems = [
+        Problem(f"{path}, entry {number}: found {name[:60]!a}, expected the name of a sequence", "file.name")
+        for number, name in enumerate(names, start=1)
+        if not name.isprintable() or name.startswith(".") or set(name) & set("/\\")
+    ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    problems += [Problem(f"{path}: {short_repr(name)} is listed twice", "file.duplicate") for name in twice]
+    if problems:
+        raise UserError(problems[:_MAX_SHOWN])
+    return names
+
+
+def _read_content(path: Path) -> str:
+    """The text without empty lines at its end, but with a last line end."""
+    text = read_text_file(path).rstrip("\n\t ")
+    if not text:
+        raise UserError(f"{path}: found nothing, expected numbers", "file.empty")
+    return text + "\n"
+
+
+def _split(line: str) -> list[str]:
+    entries = _SEPARATOR.split(line.strip(" \t"))
+    return entries[:-1] if len(entries) > 1 and not entries[-1] else entries
+
+
+def _parse_any_float(text: str) -> float:
+    return float(text) if text.lower().lstrip("+-") in ("nan", "inf", "infinity") else parse_float(text)
+
+
 def read_boxes_and_absence(
-    boxes_file: Path,
-    flag_files: Mapping[Path, Callable[[Path], Flags]],
-    problems: list[Problem],
-    read: Callable[[Path], Boxes] = read_boxes,
+    boxes_file: Path, flag_files: Mapping[Path, Callable[[Path], Flags]], problems: list[Problem]
 ) -> tuple[Boxes | None, Flags]:
-    """Boxes (N, 4) and absent (N,), true where any of the flag files is.
+    """Boxes (N, 4), None with all problems appended to `problems`, and absent (N,), true where any of the files is.
 
     Args:
         flag_files: each with the function that reads it as (N,) bool.
-        problems: every problem is appended; without boxes the first value is None.
     """
-    boxes = attempt(problems, read, boxes_file)
+    boxes = attempt(problems, read_boxes, boxes_file)
     absent: Flags = np.zeros(0 if boxes is None else len(boxes), dtype=np.bool_)
-    for path, read_one in flag_files.items():
-        flags = attempt(problems, read_one, path)
+    for path, read in flag_files.items():
+        flags = attempt(problems, read, path)
         if flags is None or boxes is None:
             continue
         if len(flags) == len(boxes):
             absent = absent | flags
         else:
-            text = f"{path}: {len(flags)} entries, but {boxes_file.name} has {len(boxes)} rows"
+            text = (
+                f"{path}: found {len(flags)} entries, expected one for each of {len(boxes)} rows of {boxes_file.name}"
+            )
             problems.append(Problem(text, "file.count"))
     return boxes, absent
-
-
-def read_names(path: Path) -> list[str]:
-    """Names of sequences, one per line or separated by blanks or commas, in file order; the list may be empty.
-
-    Raises:
-        UserError: unreadable, or a name that cannot be a folder name, or that is listed twice.
-    """
-    problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    for line, text in enumerate(read_text_file(path).split("\n"), start=1):
-        for name in filter(None, re.split(r"[ \t,;]+", text)):
-            where = f"{path}, line {line}: {name[:60]!a}"
-            if not name.isprintable() or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200:
-                problems.append(Problem(f"{where} is not a sequence name", "file.name"))
-            elif name in seen:
-                problems.append(Problem(f"{where} is listed twice, first in line {seen[name]}", "file.duplicate"))
-            seen.setdefault(name, line)
-    _raise_problems(path, problems)
-    return list(seen)
-
-
-def read_indices(path: Path, count: int) -> list[int]:
-    """Distinct indices into a list of `count` names, from 0.
-
-    Raises:
-        UserError: unreadable, empty, or an entry that is not such an index or appears twice.
-    """
-
-    def index(text: str) -> int:
-        value = parse_int(text)
-        if not 0 <= value < count:
-            raise ParseError(f"found {short_repr(text)}, expected an index from 0 to {count - 1}")
-        return value
-
-    indices = _read_entries(path, _read_bytes(path), index, f"indices from 0 to {count - 1}")
-    if len(set(indices)) < len(indices):
-        twice = Counter(indices).most_common(1)[0][0]
-        raise UserError(f"{path}: index {twice} is listed twice", "file.duplicate")
-    return indices
 
 
 def read_annotations(place: Path) -> list[Annotation]:
@@ -234,22 +236,24 @@ def read_annotations(place: Path) -> list[Annotation]:
         UserError: no annotations found, or every problem in every file.
     """
     if place.is_file():
-        return _annotations_from_archive(place)
-    files: list[tuple[str, Path, tuple[Path, ...]]]
-    folder = next((one for one in (place, place / "annos") if (one / "absent").is_dir()), None)
-    if folder is not None:
-        files = [(path.stem, path, (folder / "absent" / path.name,)) for path in folder.glob("*.txt")]
+        with _open_archive(place) as stored:
+            by_name = _boxes_by_name(stored)
+            ends = np.cumsum([len(one) for one in by_name.values()])
+            if stored["n"].tolist() != ends[-1] or stored["absent"].shape != (-(-ends[-1] // 8),):
+                raise ValueError("n and absent that are not of as many frames as boxes")
+            if not all(np.isfinite(one).all() for one in by_name.values()):
+                raise ValueError("boxes that are not finite")
+            flags = np.split(np.unpackbits(stored["absent"])[: ends[-1]].astype(bool), ends[:-1])
+        return [Annotation(name, class_of(name), by_name[name], one) for name, one in zip(by_name, flags, strict=True)]
+    annos = place / "annos" if (place / "annos").is_dir() else place
+    if (annos / "absent").is_dir():
+        files = [(path.stem, path, [annos / "absent" / path.name]) for path in annos.glob("*.txt")]
     else:
-        found = {path.parent for path in (*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt"))}
-        files = [
-            (one.name, one / "groundtruth.txt", (one / "full_occlusion.txt", one / "out_of_view.txt")) for one in found
-        ]
+        found = [*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt")]
+        files = [(path.parent.name, path, [path.with_name(name) for name in FLAG_FILES]) for path in found]
     if not files:
-        raise UserError(
-            f"{place}: no annotations found; expected an .npz file, a folder annos with absent/ in it, "
-            "or folders with groundtruth.txt",
-            "annotations.none",
-        )
+        expected = "an .npz file, a folder annos with absent/ in it, or folders with groundtruth.txt"
+        raise UserError(f"{place}: no annotations found; expected {expected}", "annotations.none")
     problems: list[Problem] = []
     annotations = []
     for name, boxes_file, flag_files in sorted(files, key=lambda one: (sequence_order(one[0]), one[1])):
@@ -261,161 +265,36 @@ def read_annotations(place: Path) -> list[Annotation]:
     return annotations
 
 
-def _annotations_from_archive(path: Path) -> list[Annotation]:
-    boxes = read_box_archive(path)
-    stored = _read_arrays(path, {"absent": "u", "n": "iu"})
-    total = sum(len(one) for one in boxes.values())
-    n, bits = stored["n"], stored["absent"]
-    if n.shape != () or int(n) != total or bits.dtype != np.uint8 or bits.shape != (-(-total // 8),):
-        raise UserError(f"{path}: n and absent must be of {total} frames, as boxes is", "file.archive")
-    if not all(np.isfinite(one).all() for one in boxes.values()):
-        raise UserError(f"{path}: an annotation must be four finite numbers", "file.archive")
-    absent = np.unpackbits(bits)[:total].astype(bool)
-    ends = np.cumsum([len(one) for one in boxes.values()])
-    return [
-        Annotation(name, class_of(name), one, absent[end - len(one) : end])
-        for (name, one), end in zip(boxes.items(), ends, strict=True)
-    ]
-
-
 def read_box_archive(path: Path) -> dict[str, Boxes]:
     """Boxes by sequence name from an `.npz` with `names`, `offsets` (one more than names) and `boxes` (N, 4).
 
     Raises:
         UserError: unreadable, or of another format.
     """
-    arrays = _read_arrays(path, {"names": "U", "offsets": "iu", "boxes": "iuf"})
-    names, boxes = arrays["names"], arrays["boxes"]
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or names.ndim != 1 or arrays["offsets"].shape != (len(names) + 1,):
-        shapes = f"{names.shape}, {arrays['offsets'].shape} and {boxes.shape}"
-        text = f"{path}: expected names (S,), offsets (S + 1,) and boxes (N, 4), found {shapes}"
-        raise UserError(text, "file.archive")
-    offsets = [int(value) for value in arrays["offsets"]]
-    if offsets[0] != 0 or offsets[-1] != len(boxes) or offsets != sorted(offsets):
-        raise UserError(f"{path}: offsets must rise from 0 to the number of boxes ({len(boxes)})", "file.archive")
-    found: dict[str, Boxes] = {}
-    for name, begin, end in zip(map(str, names), offsets, offsets[1:], strict=False):
-        if name in found:
-            raise UserError(f"{path}: sequence {short_repr(name)} appears twice", "file.duplicate")
-        found[name] = boxes[begin:end].astype(np.float64)
-    return found
+    with _open_archive(path) as stored:
+        return _boxes_by_name(stored)
 
 
-def _read_arrays(path: Path, kinds: dict[str, str]) -> dict[str, NDArray[Any]]:
-    """Arrays of an `.npz` by name; `kinds` gives the NumPy kinds allowed for each. Pickled objects are refused."""
-    wanted = ", ".join(kinds)
+def _boxes_by_name(stored: Mapping[str, NDArray[Any]]) -> dict[str, Boxes]:
+    names, offsets, boxes = stored["names"], stored["offsets"], stored["boxes"]
+    kinds = names.dtype.kind + offsets.dtype.kind + boxes.dtype.kind
+    if not re.fullmatch("U[iu][iuf]", kinds) or offsets.shape != (len(names) + 1,) or boxes.shape != (offsets[-1], 4):
+        raise ValueError(f"{names.dtype} {names.shape}, {offsets.dtype} {offsets.shape}, {boxes.dtype} {boxes.shape}")
+    ends = offsets.astype(np.int64)
+    if ends[0] != 0 or (np.diff(ends) < 0).any() or len({*names.tolist()}) < len(names):
+        raise ValueError("offsets that do not rise from 0, or a name twice")
+    return dict(zip(names.tolist(), np.split(boxes.astype(np.float64), ends[1:-1]), strict=True))
+
+
+@contextlib.contextmanager
+def _open_archive(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The arrays of an `.npz`, without pickled objects; what is wrong with them becomes a `UserError`."""
     try:
-        stored = np.load(path, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise UserError(f"{path}: holds a single array; expected an .npz archive with {wanted}", "file.archive")
-        with stored:
-            missing = [key for key in kinds if key not in stored.files]
-            if missing:
-                raise UserError(f"{path}: holds no {', '.join(missing)}; expected {wanted}", "file.archive")
-            size = sum(member.file_size for member in stored.zip.infolist())
-            if size > _MAX_ARCHIVE_BYTES:
-                raise UserError(f"{path}: {size} bytes unpacked are too many for boxes", "file.too_large")
-            arrays = {key: stored[key] for key in kinds}
-    except UserError:
-        raise
+        with np.load(path, allow_pickle=False) as stored:
+            yield stored
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", "file.unreadable") from error
-    except _ARCHIVE_ERRORS as error:
-        reason = short_repr(str(error), 200)
-        raise UserError(f"{path}: cannot be read as an .npz archive ({reason})", "file.archive") from error
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds[key]:
-            found = array.dtype if isinstance(array, np.ndarray) else "no array"
-            raise UserError(f"{path}: {key} has elements of type {found}", "file.archive")
-    return arrays
-
-
-def read_text_file(path: Path) -> str:
-    """The whole text of a small file.
-
-    Raises:
-        UserError: missing, unreadable, too large, or not UTF-8.
-    """
-    return _decode(path, _read_bytes(path))
-
-
-def _float_or_not_finite(text: str) -> float:
-    return float(text) if _NOT_FINITE.fullmatch(text) else parse_float(text)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_TEXT_BYTES:
-            raise UserError(f"{path}: {size} bytes are too many for a file of boxes or names", "file.too_large")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file", "file.missing") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})", "file.unreadable") from error
-
-
-def _without_line_variants(data: bytes) -> bytes:
-    """The bytes without a byte order mark and without carriage returns before line feeds."""
-    return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return decode_text(data)
-    except ParseError as error:
-        raise UserError(f"{path}: {error}", "file.not_text") from error
-
-
-def _lines(path: Path, data: bytes, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
-    """Line number and entries of each line, without empty lines at the end."""
-    text = _decode(path, data).rstrip("\n\t ")
-    for line, content in enumerate(text.split("\n") if text else (), start=1):
-        if len(problems) >= _MAX_PROBLEMS:
-            return
-        stripped = content.strip(" \t")
-        separators = [one for one in ",;" if one in stripped]
-        if len(separators) > 1:
-            found = f"found commas and semicolons in {short_repr(stripped)}"
-            problems.append(Problem(f"{path}, line {line}: {found}, expected one of them", "file.separator"))
-            continue
-        if separators:
-            entries = [entry.strip(" \t") for entry in stripped.split(separators[0])]
-            yield line, entries[:-1] if len(entries) > 1 and not entries[-1] else entries
-        else:
-            yield line, re.split(r"[ \t]+", stripped)
-
-
-def _parse(where: str, entries: list[str], parse: Callable[[str], T], problems: list[Problem]) -> list[T] | None:
-    """The values of a line, or None with a problem for each entry that cannot be parsed."""
-    values: list[T] = []
-    before = len(problems)
-    for number, entry in enumerate(entries, start=1):
-        try:
-            values.append(parse(entry))
-        except ParseError as error:
-            problems.append(Problem(f"{where}, entry {number}: {error}", "file.entry"))
-    return values if len(problems) == before else None
-
-
-def _read_entries(path: Path, data: bytes, parse: Callable[[str], T], expected: str) -> list[T]:
-    """All entries of a file, whatever lines they are on; at least one."""
-    values: list[T] = []
-    problems: list[Problem] = []
-    count = 0
-    for line, entries in _lines(path, data, problems):
-        count += len(entries)
-        values += _parse(f"{path}, line {line}", entries, parse, problems) or []
-    _raise_problems(path, [Problem(f"{one} (the file has {count} entries)", one.code) for one in problems])
-    if not values:
-        raise UserError(f"{path}: is empty; expected {expected}", "file.empty")
-    return values
-
-
-def _raise_problems(path: Path, problems: list[Problem]) -> None:
-    """Raise if there are any, the first 20 in full."""
-    if len(problems) > _MAX_SHOWN:
-        code = problems[_MAX_SHOWN].code
-        problems[_MAX_SHOWN:] = [Problem(f"{path}: {len(problems) - _MAX_SHOWN} more problems", code)]
-    if problems:
-        raise UserError(problems)
+    except Exception as error:  # zipfile and NumPy document none for damaged bytes
+        expected = "names (S,), offsets (S + 1,) and boxes (N, 4), for annotations also absent and n"
+        text = f"{path}: found {short_repr(str(error), 200)}, expected an .npz archive with {expected}"
+        raise UserError(text, "file.archive") from error

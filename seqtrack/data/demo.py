@@ -9,9 +9,7 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +51,6 @@ class Plan:
     test_frames: int = 100
 
 
-FULL = Plan()
-
-
 def open_demo(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
     """Sequences of one split; draws the data set into `data_dir/demo` if it does not exist.
 
@@ -68,8 +63,11 @@ def open_demo(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[S
     return open_lasot(ensure_demo(data_dir), classes=classes, split=split)
 
 
-def ensure_demo(data_dir: Path, *, plan: Plan = FULL) -> Path:
-    """The folder of the demo data set, drawn now if it is missing. Safe against concurrent processes."""
+def ensure_demo(data_dir: Path, *, plan: Plan = Plan()) -> Path:
+    """The folder of the demo data set, drawn now if it is missing. Safe against concurrent processes.
+
+    It is drawn into a temporary folder and renamed: the data set is complete or absent.
+    """
     folder = data_dir / "demo"
     if _is_ready(folder, plan):
         return folder
@@ -78,7 +76,11 @@ def ensure_demo(data_dir: Path, *, plan: Plan = FULL) -> Path:
         with (data_dir / ".demo.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_ready(folder, plan):
-                _publish(folder, plan)
+                _log.info("drawing the demo data set (synthetic) into %s", folder)
+                temporary = data_dir / ".demo.tmp"
+                shutil.rmtree(temporary, ignore_errors=True)  # left by a process that died: we hold the lock
+                draw_demo(temporary, plan=plan)
+                temporary.rename(folder)
     except OSError as error:
         text = f"DATA_DIR: the demo data set cannot be drawn into {folder.absolute()}: {error}"
         raise UserError(text, "data.demo_unwritable") from error
@@ -103,26 +105,9 @@ def _is_ready(folder: Path, plan: Plan) -> bool:
     return True
 
 
-def _publish(folder: Path, plan: Plan) -> None:
-    """Draw into a temporary folder and rename it: the data set is complete or absent."""
-    for stale in folder.parent.glob(".demo-*.tmp"):
-        shutil.rmtree(stale)  # left by a process that died: we hold the lock
-    temporary = folder.parent / f".demo-{os.getpid()}.tmp"
-    started = time.monotonic()
-    _log.info("drawing the demo data set (synthetic) into %s", folder)
-    try:
-        draw_demo(temporary, plan=plan)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _log.info("the demo data set was drawn in %.1f s", time.monotonic() - started)
-
-
-def draw_demo(folder: Path, *, plan: Plan = FULL, seed: int = SEED) -> None:
+def draw_demo(folder: Path, *, plan: Plan = Plan()) -> None:
     """Draw the data set into a new folder; the marker with a digest of all files comes last."""
     folder.mkdir()
-    digest = hashlib.sha256()
     for split, count, frames, first in (
         ("train", plan.train_sequences, plan.train_frames, 1),
         ("test", plan.test_sequences, plan.test_frames, plan.train_sequences + 1),
@@ -131,38 +116,55 @@ def draw_demo(folder: Path, *, plan: Plan = FULL, seed: int = SEED) -> None:
         for class_name in CLASSES:
             for number in range(first, first + count):
                 names.append(f"{class_name}-{number}")
-                draw_sequence(folder / class_name / names[-1], class_name, number, frames, digest, seed=seed)
+                _draw_sequence(folder / class_name / names[-1], class_name, number, frames)
         (folder / LIST_FILES[split]).write_text("".join(f"{name}\n" for name in names), "utf-8")
     (folder / "README.txt").write_text(_NOTE, "utf-8")
-    marker = {"synthetic": True, "version": VERSION, "seed": seed, "plan": vars(plan), "digest": digest.hexdigest()}
+    marker = {"synthetic": True, "version": VERSION, "seed": SEED, "plan": vars(plan), "digest": _digest(folder)}
     (folder / MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
 
 
-def draw_sequence(
-    folder: Path, class_name: str, number: int, frames: int, digest: "hashlib._Hash", *, seed: int = SEED
-) -> None:
-    """Draw one sequence and its annotation files; the bytes of every file are added to the digest."""
-    entropy = [_STREAM, seed, CLASSES.index(class_name), number]
+def _draw_sequence(folder: Path, class_name: str, number: int, frames: int) -> None:
+    entropy = [_STREAM, SEED, CLASSES.index(class_name), number]
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
     scene = _Scene(generator, class_name, frames)
     (folder / "img").mkdir(parents=True)
-    rows = []
     for index in range(frames):
-        image = scene.draw(index)
-        encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        encoded, data = cv2.imencode(".jpg", scene.draw(index), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         assert encoded
-        digest.update(data.tobytes())
         (folder / "img" / f"{index + 1:08d}.jpg").write_bytes(data.tobytes())
-        rows.append(",".join(str(value) for value in scene.boxes[index]))
     texts = (
-        "\n".join(rows) + "\n",
+        "".join(",".join(map(str, row)) + "\n" for row in scene.boxes),
         ",".join(str(int(flag)) for flag in scene.occluded),
         ",".join(str(int(flag)) for flag in scene.outside),
         f"a synthetic two-coloured {class_name}",
     )
     for name, text in zip(_TEXTS, texts, strict=True):
-        digest.update(text.encode())
         (folder / name).write_text(text, "utf-8")
+
+
+def _digest(folder: Path) -> str:
+    """Of every file of every sequence, in the order of the lists.
+
+    Raises:
+        UserError, OSError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for name in (name for split in ("train", "test") for name in read_names(folder / LIST_FILES[split])):
+        place = folder / class_of(name) / name
+        for path in (*scan_frames(place / "img").paths, *(place / text for text in _TEXTS)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_demo(folder: Path) -> list[str]:
+    """Compare every file of a drawn data set with the digest in its marker; one problem if they differ."""
+    try:
+        if _digest(folder) == json.loads((folder / MARKER).read_text("utf-8"))["digest"]:
+            return []
+        reason = "a file was changed after it was drawn"
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    return [f"{folder}: the demo data set is damaged ({reason}); delete the folder, and it is drawn again"]
 
 
 class _Scene:
@@ -268,21 +270,3 @@ def _path(
         )
     # Rounded before truncation: the last digit of another libm's sine must not move anything by a pixel.
     return np.asarray(np.round(path, 3).astype(np.int64))
-
-
-def check_demo(folder: Path) -> list[str]:
-    """Compare every file of a drawn data set with the digest in its marker; one problem if they differ."""
-    try:
-        marker = json.loads((folder / MARKER).read_text("utf-8"))
-        digest, names = hashlib.sha256(), []
-        for split in ("train", "test"):
-            names += read_names(folder / LIST_FILES[split])
-        for name in names:
-            place = folder / class_of(name) / name
-            for path in (*scan_frames(place / "img").paths, *(place / text for text in _TEXTS)):
-                digest.update(path.read_bytes())
-        if digest.hexdigest() == marker["digest"]:
-            return []
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{folder}: the demo data set is damaged ({error}); delete the folder, and it is drawn again"]
-    return [f"{folder}: the demo data set was changed after it was drawn; delete the folder, and it is drawn again"]

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqtrack.errors import Problem, UserError
+from seqtrack.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ def scan_frames(folder: Path) -> FrameFolder:
     Raises:
         UserError: the folder cannot be read, holds no image, or an entry with the name of a frame is not a file.
     """
+    expected = f"expected frames such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
     images: dict[str, int] = {}
     left_out: list[str] = []
-    problems: list[Problem] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -61,17 +61,13 @@ def scan_frames(folder: Path) -> FrameFolder:
                 elif entry.is_file():
                     images[entry.name] = entry.stat().st_size
                 else:
-                    problems.append(Problem(f"{entry.path}: is not a file, but has the name of a frame", "data.frame"))
+                    raise UserError(f"{entry.path}: is not a file, but has the name of a frame", "data.frame")
     except FileNotFoundError as error:
-        text = f"{folder}: no such folder; frames are expected in it as 00000001.jpg, 00000002.jpg, ..."
-        raise UserError(text, "data.no_frames") from error
+        raise UserError(f"{folder}: no such folder; {expected}", "data.no_frames") from error
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
-    if problems:
-        raise UserError(sorted(problems))
     if not images:
-        text = f"{folder}: no images found; expected files such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
-        raise UserError(text, "data.no_frames")
+        raise UserError(f"{folder}: no images found; {expected}", "data.no_frames")
     numbered = sorted(name for name in images if _NUMBERED.fullmatch(name))
     names = numbered or sorted(images, key=_natural_order)
     left_out += sorted(set(images) - set(names))
@@ -94,7 +90,6 @@ def list_video_frames(folder: Path) -> list[Path]:
         _log.warning("%s: %d files are not frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
     if found.is_numbered:
         numbers = {int(path.stem) for path in found.paths}
-        gone = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
-        if gone:
+        if gone := sorted({*range(min(numbers), max(numbers))} - numbers):
             _log.warning("%s: %d frame files are missing: %s", folder, len(gone), ", ".join(map(str, gone)))
     return found.paths

@@ -1,12 +1,14 @@
 """An image of training samples as the model gets them."""
 
 from collections.abc import Sequence as ListOf
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from seqtrack.data import Image
 from seqtrack.data.dataset import Sample
+from seqtrack.errors import UserError
 
 _GAP = 6
 _TEXT_HEIGHT = 16
@@ -29,6 +31,21 @@ def sample_preview(samples: ListOf[Sample], *, columns: int = 3, height: int = 1
         left = number % columns * (width + 2 * _GAP) + _GAP
         canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     return canvas
+
+
+def write_preview(path: Path, samples: ListOf[Sample]) -> None:
+    """Write `sample_preview` as PNG.
+
+    Raises:
+        UserError: the file cannot be written, or the image is too large.
+    """
+    written, data = cv2.imencode(".png", sample_preview(samples))
+    if not written:
+        raise UserError(f"{path}: an image of {len(samples)} samples is too large; use fewer", "data.option")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})", "data.output") from error
 
 
 def _tile(sample: Sample, height: int) -> Image:

@@ -4,7 +4,6 @@ Nothing is repaired: what can be read in two ways is refused, because a guessed 
 split, class list or pixel.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data.annotations import (
-    Annotation,
-    Boxes,
-    Flags,
-    attempt,
-    read_boxes,
-    read_boxes_and_absence,
-    read_flags,
-)  # fmt: skip
+from seqtrack.data.annotations import FLAG_FILES, Annotation, Boxes, Flags, attempt, read_boxes_and_absence, read_flags
 from seqtrack.data.frames import scan_frames
 from seqtrack.errors import Problem, UserError
 
@@ -30,16 +21,11 @@ _log = logging.getLogger(__name__)
 
 # No image is larger; a number beyond it is damage, and would overflow the crop arithmetic later.
 LARGEST_COORDINATE = 100_000.0
-# Rows of the official annotations with a negative size. They are published as they are, so they count as frames
-# without a box; a negative size anywhere else is damage. (sequence, line): text of the row.
-KNOWN_NEGATIVE_ROWS = {
-    ("person-7", 2111): "2,2,-1,-1",
-    ("pool-14", 146): "1,1,-1,-1",
-    ("tank-17", 627): "1125,730,155,-10",
-    ("lion-5", None): "1,1,-1,-1",
-    ("tiger-6", None): "613,731,247,-11",
-}
-_MAX_SHOWN = 20
+# Rows of the official annotations with a negative size count as frames without a box; elsewhere they are damage.
+_KNOWN_NEGATIVE_ROWS = {
+    ("person-7", "2,2,-1,-1"), ("pool-14", "1,1,-1,-1"), ("tank-17", "1125,730,155,-10"), ("lion-5", "1,1,-1,-1"),
+    ("tiger-6", "613,731,247,-11"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,57 +59,46 @@ def read_sequence(
     folder: Path,
     class_name: str,
     *,
-    images: Path | None = None,
-    flag_files: Mapping[Path, Callable[[Path], Flags]] | None = None,
+    images: str = "img",
+    flag_files: Mapping[str, Callable[[Path], Flags]] | None = None,
 ) -> Sequence:
-    """Read one sequence folder.
+    """Read one sequence folder; frames without a file are logged.
 
     Args:
-        images: folder of the frames, `folder/img` as in LaSOT by default.
-        flag_files: files that tell where the target is absent, each with the function that reads it as (N,) bool;
-            LaSOT's two by default.
+        images: the folder of frames in it.
+        flag_files: names of the files that tell where the target is absent, each with the function that reads it as
+            (N,) bool; LaSOT's two by default.
 
     Raises:
         UserError: every problem, each with its file and, where there is one, line and entry.
     """
-    images = images or folder / "img"
-    if flag_files is None:
-        flag_files = dict.fromkeys((folder / "full_occlusion.txt", folder / "out_of_view.txt"), read_flags)
     problems: list[Problem] = []
-    read = functools.partial(_read_trainable_boxes, sequence=folder.name)
-    boxes, absent = read_boxes_and_absence(folder / "groundtruth.txt", flag_files, problems, read)
-    sizes = attempt(problems, _frame_sizes, images, None if boxes is None else len(boxes))
-    if problems or boxes is None or sizes is None:
+    flags = {folder / name: read for name, read in (flag_files or dict.fromkeys(FLAG_FILES, read_flags)).items()}
+    boxes, absent = read_boxes_and_absence(folder / "groundtruth.txt", flags, problems)
+    if boxes is None:
         raise UserError(problems)
-    return Sequence(folder.name, class_name, boxes, absent, images, sizes)
+    problems += _unusable_rows(folder, boxes)
+    sizes = attempt(problems, _frame_sizes, folder / images, len(boxes))
+    if problems or sizes is None:
+        raise UserError(problems)
+    if (sizes < 0).any():
+        numbers = (np.flatnonzero(sizes < 0) + 1).tolist()
+        _log.warning("%s: %d frame files are missing, and not sampled: %s", folder, len(numbers), numbers)
+    return Sequence(folder.name, class_name, boxes, absent, folder / images, sizes)
 
 
-def log_missing_frames(sequence: Sequence) -> None:
-    """Log the frames of a sequence that have no file."""
-    if sequence.missing.any():
-        numbers = ", ".join(map(str, np.flatnonzero(sequence.missing) + 1))
-        count = int(sequence.missing.sum())
-        _log.warning("%s: %d frame files are missing, and not sampled: %s", sequence.folder, count, numbers)
-
-
-def _read_trainable_boxes(path: Path, sequence: str) -> Boxes:
-    boxes = read_boxes(path)
-    problems: list[Problem] = []
+def _unusable_rows(folder: Path, boxes: Boxes) -> list[Problem]:
+    problems = []
     for row in np.flatnonzero((np.abs(boxes) > LARGEST_COORDINATE).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)):
         text = ",".join(f"{value:g}" for value in boxes[row])
-        known = KNOWN_NEGATIVE_ROWS.get((sequence, int(row) + 1)), KNOWN_NEGATIVE_ROWS.get((sequence, None))
-        if np.abs(boxes[row]).max() > LARGEST_COORDINATE:
-            problems.append(Problem(f"{path}, line {row + 1}: {text} is beyond any image", "data.box"))
-        elif text not in known:
-            problems.append(Problem(f"{path}, line {row + 1}: {text} has a negative width or height", "data.box"))
-    if len(problems) > _MAX_SHOWN:
-        problems[_MAX_SHOWN:] = [Problem(f"{path}: {len(problems) - _MAX_SHOWN} more such rows", "data.box")]
-    if problems:
-        raise UserError(problems)
-    return boxes
+        if (folder.name, text) not in _KNOWN_NEGATIVE_ROWS:
+            expected = f"a size of at least 0 and no number above {LARGEST_COORDINATE:g}"
+            where = f"{folder / 'groundtruth.txt'}, line {row + 1}"
+            problems.append(Problem(f"{where}: found {text}, expected {expected}", "data.box"))
+    return problems[:20]
 
 
-def _frame_sizes(folder: Path, num_rows: int | None) -> NDArray[np.int64]:
+def _frame_sizes(folder: Path, num_rows: int) -> NDArray[np.int64]:
     """Sizes of the files of frames 1..num_rows, (N,) int64, -1 where there is none.
 
     A gap inside the sequence is a missing file, and the frame is left out of sampling. A last frame that is not the
@@ -132,15 +107,11 @@ def _frame_sizes(folder: Path, num_rows: int | None) -> NDArray[np.int64]:
     frames = scan_frames(folder)
     if not frames.is_numbered:
         raise UserError(f"{folder}: holds no frame named like 00000001.jpg", "data.no_frames")
-    if num_rows is None:
-        return np.zeros(0, dtype=np.int64)
     numbers = np.array([int(path.stem) for path in frames.paths])
     if numbers[-1] != num_rows or numbers[0] < 1:
-        raise UserError(
-            f"{folder}: groundtruth.txt has {num_rows} rows, but the frames are numbered {numbers[0]} to {numbers[-1]} "
-            f"({len(numbers)} files); rows and frames must be the same in number",
-            "data.frame_count",
-        )
+        found = f"found frames {numbers[0]} to {numbers[-1]} ({len(numbers)} files)"
+        text = f"{folder}: {found}, expected 1 to {num_rows}, as groundtruth.txt has rows"
+        raise UserError(text, "data.frame_count")
     sizes = np.full(num_rows, -1, dtype=np.int64)
     sizes[numbers - 1] = frames.sizes
     return sizes

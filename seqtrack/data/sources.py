@@ -3,15 +3,16 @@
 Knows the registry and the digest of the data. A new data set is one module and one line here.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from seqtrack.checkpoints.side_files import ClassCounts, DatasetRecord, SourceRecord
 from seqtrack.data.demo import open_demo
-from seqtrack.data.got10k import open_got10k, open_got10k_without_vot
+from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import SPLITS, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
@@ -40,10 +41,9 @@ class Source:
 SOURCES: dict[str, Callable[..., list[Sequence]]] = {
     "LASOT": open_lasot,
     "GOT10K_TRAIN_FULL": open_got10k,
-    "GOT10K_VOTTRAIN": open_got10k_without_vot,
+    "GOT10K_VOTTRAIN": functools.partial(open_got10k, without_vot=True),
     "DEMO": open_demo,
 }
-_SYNTHETIC = frozenset({"DEMO"})
 
 
 def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: str) -> Source:
@@ -62,49 +62,46 @@ def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: s
     if key not in SOURCES:
         text = f"DATASET: unknown data set {name!r}; known are {', '.join(sorted(SOURCES))}"
         raise UserError(text, "data.unknown_data_set")
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
-    return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, key in _SYNTHETIC)
+    assert split in SPLITS
+    return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, synthetic=key == "DEMO")
 
 
-def describe(sources: ListOf[Source]) -> dict[str, Any]:
+def describe(sources: ListOf[Source]) -> DatasetRecord:
     """Counts by class and a digest of what training reads, independent of paths and machines (see docs/formats.md).
 
     The digest covers every name, box and flag, and of the frame files what `FRAMES_COVERED_BY` names.
     """
-    entries = []
-    for source in sources:
-        rows: dict[str, dict[str, int]] = {}
-        for sequence in source.sequences:
-            row = rows.setdefault(
-                sequence.class_name, {"sequences": 0, "frames": 0, "visible": 0, "absent": 0, "missing": 0}
-            )
-            row["sequences"] += 1
-            row["frames"] += sequence.num_frames
-            for name in ("visible", "absent", "missing"):
-                row[name] += int(getattr(sequence, name).sum())
-        entries.append(
-            {
-                "name": source.name,
-                "split": source.split,
-                "synthetic": source.synthetic,
-                "sequences": len(source.sequences),
-                "frames": sum(sequence.num_frames for sequence in source.sequences),
-                "frame_bytes": sum(int(sequence.frame_bytes.clip(min=0).sum()) for sequence in source.sequences),
-                "classes": rows,
-                "names": [sequence.name for sequence in source.sequences],
-                "digest": _digest(source),
-            }
-        )
-    whole = hashlib.sha256("".join(str(entry["digest"]) for entry in entries).encode())
-    return {"format": 2, "frames_covered_by": FRAMES_COVERED_BY, "sources": entries, "digest": whole.hexdigest()}
+    records = [_describe(source) for source in sources]
+    whole = hashlib.sha256("".join(record.digest for record in records).encode()).hexdigest()
+    return DatasetRecord(frames_covered_by=FRAMES_COVERED_BY, sources=records, digest=whole)
 
 
-def _digest(source: Source) -> str:
+def _describe(source: Source) -> SourceRecord:
+    classes: dict[str, list[Sequence]] = {}
     digest = hashlib.sha256(f"{source.name}/{source.split}".encode())
-    for sequence in source.sequences:
-        digest.update(f"\n{sequence.name} {sequence.num_frames}\n".encode())
-        boxes, sizes = sequence.boxes_xywh.astype("<f8"), sequence.frame_bytes.astype("<i8")
-        for array in (boxes, sequence.absent, sequence.missing, sizes):
+    for one in source.sequences:
+        classes.setdefault(one.class_name, []).append(one)
+        digest.update(f"\n{one.name} {one.num_frames}\n".encode())
+        for array in (one.boxes_xywh.astype("<f8"), one.absent, one.missing, one.frame_bytes.astype("<i8")):
             digest.update(array.tobytes())
-    return digest.hexdigest()
+    return SourceRecord(
+        name=source.name,
+        split="test" if source.split == "test" else "train",
+        synthetic=source.synthetic,
+        sequences=len(source.sequences),
+        frames=sum(one.num_frames for one in source.sequences),
+        frame_bytes=sum(int(one.frame_bytes.clip(min=0).sum()) for one in source.sequences),
+        classes={name: _count(sequences) for name, sequences in classes.items()},
+        names=[one.name for one in source.sequences],
+        digest=digest.hexdigest(),
+    )
+
+
+def _count(sequences: list[Sequence]) -> ClassCounts:
+    return ClassCounts(
+        sequences=len(sequences),
+        frames=sum(one.num_frames for one in sequences),
+        visible=sum(int(one.visible.sum()) for one in sequences),
+        absent=sum(int(one.absent.sum()) for one in sequences),
+        missing=sum(int(one.missing.sum()) for one in sequences),
+    )

@@ -6,16 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.makers import make_got10k, write_sequence
+from runs import demo_data
 
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
-from seqtrack.data.demo import Plan, ensure_demo
 from seqtrack.data.sources import SOURCES, Source, describe, open_source
 from seqtrack.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def _separate_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def _make_lasot(data_dir: Path) -> None:
@@ -24,13 +19,10 @@ def _make_lasot(data_dir: Path) -> None:
         (folder / "full_occlusion.txt").write_text(",".join("0" * 23 + "1"))
 
 
-def _make_demo(data_dir: Path) -> None:
-    ensure_demo(data_dir)
-
+__all__ = ["demo_data"]
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     "LASOT": _make_lasot,
-    "DEMO": _make_demo,
     "GOT10K_TRAIN_FULL": make_got10k,
     "GOT10K_VOTTRAIN": make_got10k,
 }
@@ -39,6 +31,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 @pytest.fixture(scope="module", params=SOURCES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A data set's name, and a data folder with a small one."""
+    if request.param == "DEMO":
+        return request.param, request.getfixturevalue("demo_data")
     data_dir = tmp_path_factory.mktemp(request.param)
     MAKERS[request.param](data_dir)
     return request.param, data_dir
@@ -48,10 +42,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def source(place: tuple[str, Path]) -> Source:
     name, data_dir = place
     return open_source(name, data_dir, classes=(), split="train")
-
-
-def test_the_plan_of_the_demo_is_the_published_one() -> None:
-    assert vars(Plan()) == {"train_sequences": 20, "train_frames": 50, "test_sequences": 6, "test_frames": 100}
 
 
 def test_sequences_have_the_documented_types(source: Source) -> None:
@@ -82,7 +72,7 @@ def test_opening_twice_gives_the_same_in_the_same_order(place: tuple[str, Path],
 def test_training_and_test_have_no_sequence_in_common(place: tuple[str, Path], source: Source) -> None:
     test = open_source(place[0], place[1], classes=(), split="test")
     assert test.sequences and not {s.name for s in test.sequences} & {s.name for s in source.sequences}
-    assert describe([test])["digest"] != describe([source])["digest"]
+    assert describe([test]).digest != describe([source]).digest
 
 
 def test_a_class_can_be_chosen_and_an_unknown_one_is_refused_with_those_that_exist(

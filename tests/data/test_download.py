@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from data.hub import Hub as Served
-from data.hub import HubServer, zip_of
+from data.hub import zip_of
 from data.makers import tree, write_sequence
 from seqtrack.cli import main
 from seqtrack.data import download
 from seqtrack.data.download import Hub, download_classes
 from seqtrack.data.lasot import open_lasot
 from seqtrack.errors import UserError
-
-NUMBERS = (1, 2, 3)  # book-3 and coin-3 are test sequences
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +30,10 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sequences of two classes, as folders."""
+    """Sequences of two classes, as folders; book-3 and coin-3 are test sequences."""
     root = tmp_path_factory.mktemp("made")
-    for name in ("book", "coin"):
-        for number in NUMBERS:
-            write_sequence(root / name / f"{name}-{number}", 22)
+    for name in ("book-1", "book-2", "book-3", "coin-1", "coin-2", "coin-3"):
+        write_sequence(root / name[:4] / name, 22)
     return root
 
 
@@ -48,12 +45,14 @@ def members(made: Path) -> dict[str, bytes]:
 @pytest.fixture
 def served(made: Path, members: dict[str, bytes], tmp_path: Path) -> Served:
     nested = {f"coin/{name}": data for name, data in tree(made / "coin").items()}
+    nested |= {"__MACOSX/coin/coin-1/img/._00000001.jpg": b"\0", "coin/README.md": b"read me", "coin/coin-1/x.py": b""}
     files = {"book.zip": zip_of(members, tmp_path / "book.zip"), "coin.zip": zip_of(nested, tmp_path / "coin.zip")}
     return Served({**files, "training_set.txt": b"book-1\n"})
 
 
 def _download(served: Served, data_dir: Path, *classes: str, **options: object) -> dict[str, list[str]]:
-    with HubServer(served) as endpoint:
+    served.ranges.clear()
+    with served.serve() as endpoint:
         return download_classes(data_dir, classes or ("book",), hub=Hub(endpoint=endpoint), **options)  # type: ignore[arg-type]
 
 
@@ -63,51 +62,39 @@ def _refused(served: Served, data_dir: Path, *classes: str, **options: object) -
     return caught.value
 
 
-def _fetched(served: Served) -> list[str]:
-    """Ranges of the requests to the storage host."""
-    return [asked for _, path, asked in served.requests if path == "/store/book.zip"]
-
-
-def _has_no_remains(root: Path) -> bool:
-    return {path.name for path in root.iterdir() if path.name.startswith(".")} <= {".download.lock"}
-
-
 def test_flat_and_nested_zips_are_unpacked_and_open(served: Served, made: Path, tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     added = _download(served, data_dir, "book", "coin")
     assert added == {"book": ["book-1", "book-2", "book-3"], "coin": ["coin-1", "coin-2", "coin-3"]}
     for name in ("book", "coin"):
         assert tree(data_dir / "lasot" / name) == tree(made / name)
-    assert _has_no_remains(data_dir / "lasot") and not list((data_dir / "lasot").glob("*.zip"))
+    assert sorted(path.name for path in (data_dir / "lasot").iterdir()) == [".download.lock", "book", "coin"]
     assert len(open_lasot(data_dir, classes=("book",), split="train")) == 2
-    served.requests.clear()
+    served.num_requests = 0
     assert _download(served, data_dir, sequences=("book-1", "book-2", "book-3")) == {"book": []}
-    assert served.requests == []
+    assert served.num_requests == 0
 
 
-def test_only_the_requested_split_or_sequences_are_unpacked(served: Served, tmp_path: Path) -> None:
-    assert _download(served, tmp_path / "a", split="train") == {"book": ["book-1", "book-2"]}
+def test_only_the_requested_split_or_sequences_are_unpacked_and_existing_ones_are_left(
+    served: Served, tmp_path: Path
+) -> None:
     assert _download(served, tmp_path / "b", split="test") == {"book": ["book-3"]}
-    assert _download(served, tmp_path / "c", sequences=("book-2",), keep_zip=True) == {"book": ["book-2"]}
-    assert sorted(p.name for p in (tmp_path / "c" / "lasot" / "book").iterdir()) == ["book-2"]
-    assert (tmp_path / "c" / "lasot" / "book.zip").read_bytes() == served.files["book.zip"]
-    served.requests.clear()
-    assert _download(served, tmp_path / "c", sequences=("book-1",)) == {"book": ["book-1"]}
-    assert _fetched(served) == [], "the kept zip is used again"
-
-
-def test_existing_sequences_are_left_unchanged(served: Served, tmp_path: Path) -> None:
-    mine = write_sequence(tmp_path / "data" / "lasot" / "book" / "book-1", 30, seed=99)
+    root = tmp_path / "data" / "lasot"
+    mine = write_sequence(root / "book" / "book-1", 30, seed=99)
     before = tree(mine)
-    assert _download(served, tmp_path / "data")["book"] == ["book-2", "book-3"]
-    assert tree(mine) == before
+    assert _download(served, tmp_path / "data", sequences=("book-1", "book-2"), keep_zip=True) == {"book": ["book-2"]}
+    assert sorted(path.name for path in (root / "book").iterdir()) == ["book-1", "book-2"] and tree(mine) == before
+    assert (root / "book.zip").read_bytes() == served.files["book.zip"]
+    shutil.rmtree(mine)
+    assert _download(served, tmp_path / "data", split="train") == {"book": ["book-1"]}
+    assert served.ranges == [], "the kept zip is used again"
 
 
 @pytest.mark.parametrize("ignore_range", [False, True])
 def test_a_broken_connection_is_resumed(served: Served, tmp_path: Path, ignore_range: bool) -> None:
     served.cut_after, served.ignore_range = [10_000], ignore_range
     assert len(_download(served, tmp_path / "data")["book"]) == 3
-    assert len(_fetched(served)) == 2
+    assert len(served.ranges) == 2
 
 
 def test_a_killed_download_is_continued_by_the_next_process(
@@ -121,15 +108,10 @@ def test_a_killed_download_is_continued_by_the_next_process(
     def arrived() -> int:
         return sum(part.stat().st_size for part in root.glob(".book.zip.*.part"))
 
-    with HubServer(served) as endpoint:
+    with served.serve() as endpoint:
         command = [sys.executable, "-m", "seqtrack", "data", "download", "--classes", "book"]
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": endpoint,
-            "DATA_DIR": str(tmp_path / "d"),
-            "PYTHONPATH": str(Path.cwd()),
-        }
-        child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        place = {"HF_ENDPOINT": endpoint, "DATA_DIR": str(tmp_path / "d"), "PYTHONPATH": str(Path.cwd())}
+        child = subprocess.Popen(command, env={**os.environ, **place}, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
         while arrived() < 10_000_000:
             assert time.monotonic() < end and child.poll() is None
@@ -139,9 +121,9 @@ def test_a_killed_download_is_continued_by_the_next_process(
         served.hold.set()
         begun = arrived()
         assert not (root / "book").exists()
-        served.requests.clear()
-        assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0
-    assert _fetched(served) == [f"bytes={begun}-"]
+        served.ranges.clear()
+        assert subprocess.run(command, env={**os.environ, **place}, capture_output=True, timeout=60).returncode == 0
+    assert served.ranges == [f"bytes={begun}-"]
     assert len(open_lasot(tmp_path / "d", classes=("book",), split="train")) == 2
 
 
@@ -155,22 +137,21 @@ def test_an_overloaded_server_is_asked_again_and_a_refusal_is_final(served: Serv
 def test_bytes_with_another_digest_are_never_unpacked(served: Served, tmp_path: Path) -> None:
     served.wrong_bytes = True
     assert _refused(served, tmp_path / "data").code == "download.digest"
-    root = tmp_path / "data" / "lasot"
-    assert [path.name for path in root.iterdir()] == [".download.lock"]
+    assert [path.name for path in (tmp_path / "data" / "lasot").iterdir()] == [".download.lock"]
     served.wrong_bytes = False
     assert len(_download(served, tmp_path / "data")["book"]) == 3
 
 
 def test_unknown_names_are_refused_before_any_request_and_a_missing_zip_after(served: Served, tmp_path: Path) -> None:
     error = _refused(served, tmp_path / "data", "boook")
-    assert error.code == "data.unknown_class" and "'book'" in str(error)
+    assert error.code == "data.unknown_class" and "mean book" in str(error)
     assert _refused(served, tmp_path / "data", sequences=("coin-1",)).code == "data.unknown_sequence"
-    assert served.requests == []
+    assert served.num_requests == 0
     error = _refused(served, tmp_path / "data", "kite", "book")
     assert error.code == "download.no_zip" and "kite.zip" in str(error)
 
 
-@pytest.mark.parametrize("status", [401, 404, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("status", [404, pytest.param(401, marks=pytest.mark.long)])
 def test_a_hub_that_refuses_is_one_short_problem(served: Served, tmp_path: Path, status: int) -> None:
     served.status = status
     error = _refused(served, tmp_path / "data")
@@ -189,47 +170,35 @@ def test_too_little_disk_space_is_reported_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 900, 100))  # type: ignore[attr-defined]
     assert _refused(served, tmp_path / "data").code == "data.no_space"
-    assert _fetched(served) == []
+    assert served.ranges == []
 
 
-def _with_member(members: dict[str, bytes], place: Path, name: str, mode: int = 0) -> bytes:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
-    zip_of(members, place)
-    with zipfile.ZipFile(place, "a") as archive:
-        archive.writestr(info, "/etc/passwd")
-    return place.read_bytes()
-
-
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
-    ("name", "mode"),
+    ("name", "mode", "code"),
     [
-        ("../evil.txt", 0),
-        ("book-1/../../evil.txt", 0),
-        ("/tmp/evil.txt", 0),
-        ("book-1\\..\\..\\evil.txt", 0),
-        ("C:/evil.txt", 0),
-        ("book-1/img/a\x01b.jpg", 0),
-        ("book-1/" + "x" * 300, 0),
-        ("book-1/img/link.jpg", stat.S_IFLNK | 0o777),
-        ("book-1/img/pipe.jpg", stat.S_IFIFO | 0o644),
+        ("../evil.txt", 0, "zip.hostile"),
+        ("book-1/../../evil.txt", 0, "zip.hostile"),
+        ("/tmp/evil.txt", 0, "zip.hostile"),
+        ("book-1\\..\\..\\evil.txt", 0, "zip.hostile"),
+        ("C:/evil.txt", 0, "zip.hostile"),
+        ("book-1/groundtruth.txt", 0, "zip.unpack"),  # twice
+        ("book-1/img/00000023.jpg", stat.S_IFLNK | 0o777, "data.frame_count"),  # unpacked as a file
     ],
 )
-def test_a_hostile_member_is_refused_and_nothing_is_unpacked(
-    served: Served, members: dict[str, bytes], tmp_path: Path, name: str, mode: int
+def test_a_hostile_member_never_leaves_the_folder(
+    served: Served, members: dict[str, bytes], tmp_path: Path, name: str, mode: int, code: str
 ) -> None:
-    served.files["book.zip"] = _with_member(members, tmp_path / "evil.zip", name, mode)
-    assert _refused(served, tmp_path / "deep" / "data").code == "zip.hostile"
-    assert not (tmp_path / "deep" / "data" / "lasot" / "book").exists() and not list(tmp_path.rglob("evil.txt"))
-
-
-def test_a_zip_bomb_is_refused_by_the_sizes_it_claims(served: Served, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in NUMBERS:
-            archive.writestr(f"book-1/img/{number:08d}.jpg", bytes(40_000_000))
-    served.files["book.zip"] = (tmp_path / "bomb.zip").read_bytes()
-    assert _refused(served, tmp_path / "data").code == "zip.hostile"
-    assert not (tmp_path / "data" / "lasot" / "book").exists()
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    zip_of(members, tmp_path / "evil.zip")
+    with zipfile.ZipFile(tmp_path / "evil.zip", "a") as archive:
+        archive.writestr(info, "/etc/passwd")
+    served.files["book.zip"] = (tmp_path / "evil.zip").read_bytes()
+    root = tmp_path / "deep" / "data" / "lasot"
+    assert _refused(served, tmp_path / "deep" / "data").code == code
+    assert not (root / "book" / "book-1").exists() and not list(tmp_path.rglob("evil.txt"))
+    assert not any(path.is_symlink() for path in root.rglob("*"))
 
 
 def test_a_member_with_a_wrong_crc_leaves_no_partial_sequence(
@@ -243,16 +212,13 @@ def test_a_member_with_a_wrong_crc_leaves_no_partial_sequence(
     assert not (root / "book").exists() and not list(root.glob(".unpack*"))
 
 
-def test_other_files_than_a_zip_of_the_class_are_refused(served: Served, tmp_path: Path) -> None:
+def test_a_file_without_the_requested_sequences_is_refused(served: Served, tmp_path: Path) -> None:
+    error = _refused(served, tmp_path / "a", sequences=("book-4", "book-1"))
+    assert error.code == "zip.no_sequence" and "book-4" in str(error)
     served.files["book.zip"] = zip_of({"other-1/a.txt": b"x"}, tmp_path / "x.zip")
     assert _refused(served, tmp_path / "a").code == "zip.no_sequence"
     served.files["book.zip"] = b"PK but no zip" * 100
     assert _refused(served, tmp_path / "b").code == "zip.damaged"
-
-
-def test_a_zip_without_a_requested_sequence_is_refused(served: Served, tmp_path: Path) -> None:
-    error = _refused(served, tmp_path / "a", sequences=("book-4", "book-1"))
-    assert error.code == "zip.no_sequence" and "book-4" in str(error)
 
 
 def test_an_incomplete_sequence_is_kept_out_and_the_others_are_unpacked(
@@ -265,16 +231,15 @@ def test_an_incomplete_sequence_is_kept_out_and_the_others_are_unpacked(
     root = tmp_path / "data" / "lasot"
     assert sorted(path.name for path in (root / "book").iterdir()) == ["book-1", "book-3"]
     assert not list(root.glob(".unpack*")) and (root / "book.zip").exists()
-    assert ("book.zip", 1, "book-3") in [record.args for record in caplog.records]
+    assert (1, [7]) in [record.args[1:] for record in caplog.records if record.args]  # type: ignore[index]
 
 
 def test_the_command_downloads_and_refuses_with_its_exit_code(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with HubServer(served) as endpoint:
+    with served.serve() as endpoint:
         environment = {"HF_ENDPOINT": endpoint, "DATA_DIR": str(tmp_path / "d")}
-        environment |= {"DATASET": "lasot", "CLASSES": "", "CONFIG": "demo"}
-        for name, value in environment.items():
+        for name, value in {**environment, "DATASET": "lasot", "CLASSES": "", "CONFIG": "demo"}.items():
             monkeypatch.setenv(name, value)
         assert main(["data", "download", "--classes", "book", "--split", "train"]) == 0
         assert capsys.readouterr().out.split()[:2] == ["book:", "2"]

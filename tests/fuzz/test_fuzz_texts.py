@@ -26,7 +26,7 @@ from seqtrack.data.annotations import (
     read_labels,
     read_names,
 )
-from seqtrack.data.got10k import open_got10k, open_got10k_without_vot
+from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import open_lasot
 from seqtrack.errors import UserError
 
@@ -181,7 +181,7 @@ def try_data_sets(count: int, root: Path) -> None:
     opened: dict[str, Callable[[], Any]] = {
         "lasot": lambda: open_lasot(root / "lasot", classes=(), split="train"),
         "got10k": lambda: open_got10k(root, classes=(), split="train"),
-        "vot": lambda: open_got10k_without_vot(root, classes=(), split="train"),
+        "vot": lambda: open_got10k(root, classes=(), split="train", without_vot=True),
     }
     sequence = "got10k/train/GOT-10k_Train_000002"
     files = [
