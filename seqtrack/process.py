@@ -7,6 +7,7 @@ import ctypes
 import errno
 import io
 import os
+import re
 import resource
 import signal
 import sys
@@ -18,15 +19,7 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 # Whatever ends a process from outside and can be caught. Schedulers send SIGUSR1 or SIGUSR2 before the time is up, the
 # kernel SIGXCPU at the limit of `ulimit -t`, a closed terminal or a dropped connection SIGHUP.
-STOP_SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-)
+STOP_SIGNALS = tuple(signal.Signals[f"SIG{name}"] for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU"))
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -86,7 +79,7 @@ def protect_screen() -> None:
         setattr(sys, f"__{name}__", protected)
 
 
-def _raw(stream: Any) -> Any:
+def _raw(stream: object) -> object:
     return getattr(getattr(stream, "buffer", None), "raw", None)
 
 
@@ -98,52 +91,48 @@ def unwritten_output() -> OSError | None:
     return None if lost is None or lost.errno in (errno.EPIPE, errno.EIO, errno.EBADF) else lost
 
 
-_MEMORY_WORDS = ("cannot allocate memory", "can't allocate memory", "failed to map segment")
-
-
-def limit_problem(error: BaseException) -> Problem | None:
-    """The limit of this process that caused an error; None if no known limit did."""
-    one: BaseException | None = error
-    while one is not None:
-        number, words = getattr(one, "errno", None), str(one).lower()
-        reason = (str(one).strip() or type(one).__name__).splitlines()[0]
-        if number == errno.EMFILE or "too many open files" in words:
-            return Problem(
-                f"the limit on open files, ulimit -n, is {_soft(resource.RLIMIT_NOFILE)}, and this process needs more "
-                f"({reason}); {OPEN_FILES_WANTED} are enough: raise it, in a container with --ulimit nofile=4096",
-                "limits.open_files",
-            )
-        # A lock held by another process raises the same error: it counts only where nobody caught it before.
-        if (isinstance(one, BlockingIOError) and one is error) or "can't start new thread" in words:
-            return Problem(
-                f"no further process or thread can be started ({reason}): ulimit -u is {_soft(resource.RLIMIT_NPROC)}, "
-                f"ulimit -v {_soft(resource.RLIMIT_AS)}; raise them or the container's limit (--pids-limit), or lower "
-                "TRAIN.NUM_WORKER and TRAIN.NUM_THREADS",
-                "limits.processes",
-            )
-        if isinstance(one, MemoryError) or number == errno.ENOMEM or any(text in words for text in _MEMORY_WORDS):
-            if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-                return Problem(
-                    f"the limit on address space, ulimit -v, is {_soft(resource.RLIMIT_AS)} KiB, and this process "
-                    f"needs more ({reason}); at least {ADDRESS_SPACE_WANTED >> 10} KiB are needed, better unlimited",
-                    "limits.address_space",
-                )
-            return Problem(
-                f"memory ran out ({reason}): end other programs, raise the container's limit, or lower BATCH_SIZE and "
-                "TRAIN.NUM_WORKER",
-                "limits.memory",
-            )
-        one = one.__cause__ or one.__context__
-    return None
-
-
 # torch for CUDA 12 maps more than 3 GiB of libraries before it computes anything.
 ADDRESS_SPACE_WANTED = 8 << 30
 OPEN_FILES_WANTED = 256
 
 
-def _soft(kind: int) -> str:
-    value = resource.getrlimit(kind)[0]
-    if value == resource.RLIM_INFINITY:
-        return "unlimited"
-    return str(value >> 10 if kind == resource.RLIMIT_AS else value)
+def limit_problem(error: BaseException | None) -> Problem | None:
+    """The limit of this process that caused an error; None if no known limit did."""
+    first = error
+    while error is not None:
+        number, words = getattr(error, "errno", None), str(error).lower()
+        code = advice = ""
+        if number == errno.EMFILE or "too many open files" in words:
+            code, advice = (
+                "limits.open_files",
+                f"raise ulimit -n (docker run --ulimit nofile={OPEN_FILES_WANTED} or more)",
+            )
+        # A lock held by another process raises the same error: it counts only where nobody caught it before.
+        elif (isinstance(error, BlockingIOError) and error is first) or "can't start new thread" in words:
+            code = "limits.processes"
+            advice = "raise ulimit -u or docker run --pids-limit, or lower TRAIN.NUM_WORKER and TRAIN.NUM_THREADS"
+        elif (
+            isinstance(error, MemoryError)
+            or number == errno.ENOMEM
+            or re.search("can(no|')t allocate memory|failed to map segment", words)
+        ):
+            limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+            code = "limits.address_space" if limited else "limits.memory"
+            advice = (
+                f"raise ulimit -v to {ADDRESS_SPACE_WANTED >> 10} KiB or unlimited"
+                if limited
+                else "end other programs, raise the container's limit, or lower BATCH_SIZE and TRAIN.NUM_WORKER"
+            )
+        if code:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return Problem(f"this process reached a limit of the system ({reason}; {_limits()}): {advice}", code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _limits() -> str:
+    kinds = {"n": resource.RLIMIT_NOFILE, "u": resource.RLIMIT_NPROC, "v": resource.RLIMIT_AS}
+    soft = {option: resource.getrlimit(kind)[0] for option, kind in kinds.items()}
+    soft["v"] = soft["v"] if soft["v"] == resource.RLIM_INFINITY else soft["v"] >> 10  # in KiB, as the shell's
+    shown = {option: "unlimited" if value == resource.RLIM_INFINITY else value for option, value in soft.items()}
+    return ", ".join(f"ulimit -{option} is {value}" for option, value in shown.items())

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from logging.handlers import MemoryHandler
 
 from seqtrack.checkpoints.resume_point import ResumePoint, write_run
 from seqtrack.checkpoints.side_files import DatasetRecord
@@ -18,7 +19,7 @@ from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.plots import PhasePlots
 from seqtrack.run_dir import LOGS, log_path
 from seqtrack.runtime.distributed import DistributedContext, join
-from seqtrack.runtime.metrics_log import EarlyLogRecords, RunLog, logging_to
+from seqtrack.runtime.metrics_log import RunLog, early_log_records, logging_to
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training import build, run_metadata
 from seqtrack.training.checkpointer import Checkpointer
@@ -37,12 +38,12 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
         UserError: configuration, data or checkpoints are invalid; nothing was written.
         RunError: the run could not continue.
     """
-    with EarlyLogRecords() as early, StopRequest() as stop:
+    with early_log_records() as early, StopRequest() as stop:
         environment, config = configure(environ, known_datasets=[name.lower() for name in SOURCES])
         return _train(environment, config, stop, early)
 
 
-def _train(environment: Environment, config: Config, stop: StopRequest, early: EarlyLogRecords) -> int:
+def _train(environment: Environment, config: Config, stop: StopRequest, early: MemoryHandler) -> int:
     with join(environment.device) as distributed:
         build.set_kernels(config, distributed)
         sources = build.open_sources(config, environment.data_dir)
@@ -66,7 +67,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: E
                 logging_to(
                     log_path(folder, environment.config) if distributed.is_main else None,
                     rank=distributed.rank,
-                    earlier=early.take(),
+                    earlier=early,
                 ),
             ):
                 run_metadata.log_run_header(environment, config, distributed, sources, loader)
@@ -107,7 +108,7 @@ def _run(
     )
     train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
     log = RunLog(folder / LOGS, phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
-    plots = PhasePlots(folder, log.curves)
+    plots = PhasePlots(folder)
     checkpointer.on_durable = run_metadata.after_checkpoint(folder, environment, config, plots)
     with contextlib.closing(log), contextlib.closing(plots), contextlib.closing(checkpointer):
         complete = Trainer(

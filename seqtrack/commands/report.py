@@ -13,10 +13,9 @@ from seqtrack.reports.team import read_team
 
 def run(args: argparse.Namespace) -> int:
     """Write report.md (and report.html) into OUTPUT_DIR and print their paths."""
-
     output_dir = read_environment(os.environ).output_dir
-    flags = {key: getattr(args, key) for key in ("title", "number", "course", "repository", "hub", "notes")}
-    team = read_team(args.team, flags={**flags, "team": args.team_name}, members=args.member)
+    given = {key: getattr(args, key) for key in ("title", "number", "course", "repository", "hub", "notes")}
+    team = read_team(args.team, {**given, "team": args.team_name, "members": args.member})
     try:
         written = write_report(output_dir, team)
         if args.html:

@@ -67,18 +67,18 @@ def _one_of_several() -> NoReturn:
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
-    from seqtrack.runtime.distributed import PeerLostError, end_process, peers_needed  # torch, as in `run`
+    from seqtrack.runtime.distributed import end_process, peers_needed  # torch, as in `run`
     from seqtrack.train import train  # torch, as in `run`
 
     if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
         with peers_needed():
-            ending = Ending(train(os.environ), designed=True)
+            ending = Ending(train(os.environ))
     except UserError as error:
-        ending = Ending(USER_ERROR_EXIT_CODE, error.problems, designed=True)
+        ending = Ending(USER_ERROR_EXIT_CODE, error.problems)
     except RunError as error:
-        ending = Ending(1, [error.problem], lost_peer=isinstance(error, PeerLostError))
+        ending = Ending(1, [error.problem])
     except Exception as error:  # noqa: BLE001 - printed here, and it ends the run
         problem = limit_problem(error)
         if problem is None:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
-from seqtrack.reports.compare import IDENTICAL, check_hash_chain, compare_runs
+from seqtrack.reports.compare import check_hash_chain, compare_runs
 from seqtrack.reports.verdict import report_lines, write_comparison
 from seqtrack.run_dir import COMPARISON, PHASES
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
-
     output_dir = read_environment(os.environ).output_dir
     folders = [_folder(name, output_dir) for name in args.runs or PHASES]
     if args.chain:
@@ -25,11 +24,11 @@ def run(args: argparse.Namespace) -> int:
     if len(folders) != 2:
         raise UserError(f"verify compares two runs; {len(folders)} were given", code="verify.not_two_runs")
 
-    comparison = compare_runs(folders[0], folders[1])
+    certificate = compare_runs(folders[0], folders[1])
     together = folders[0].parent == folders[1].parent
-    write_comparison(comparison, args.output or (folders[0].parent if together else output_dir) / COMPARISON)
-    print("\n".join(report_lines(comparison)))
-    return 0 if comparison.verdict == IDENTICAL else 1
+    write_comparison(certificate, folders, args.output or (folders[0].parent if together else output_dir) / COMPARISON)
+    print("\n".join(report_lines(certificate)))
+    return int(certificate.verdict == "differs")
 
 
 def _folder(name: str, output_dir: Path) -> Path:

@@ -11,7 +11,7 @@ from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.data.annotations import write_boxes
 from seqtrack.evaluation.metrics import METRICS, NORM_PRECISION_THRESHOLDS, PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS
 from seqtrack.evaluation.results import Evaluation, TrackerResult
-from seqtrack.markdown import bold, escape, image, number, table
+from seqtrack.markdown import Markdown, escape, image, number, table
 from seqtrack.run_dir import EVALUATION_FILE
 
 FORMAT = "seqtrack-evaluation/1"
@@ -130,7 +130,9 @@ def _auc_table(evaluation: Evaluation, what: str, groups: dict[str, list[str]]) 
 
 def _full_table(evaluation: Evaluation, result: TrackerResult) -> str:
     rows = []
-    groups: list[tuple[str, list[str]]] = [(bold(name), members) for name, members in evaluation.classes.items()]
+    groups: list[tuple[str, list[str]]] = [
+        (Markdown(f"**{escape(name)}**"), members) for name, members in evaluation.classes.items()
+    ]
     for name, members in groups + [(name, [name]) for name in evaluation.names]:
         metrics = evaluation.metrics(result, members)
         rows.append([name, *(number(metrics[column]) for column in COLUMNS)])

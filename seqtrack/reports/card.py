@@ -5,7 +5,6 @@ The prose is in `templates/card.md.j2`. Needs no torch.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -51,13 +50,9 @@ def model_card(output_dir: Path, *, repo: str | None = None) -> str:
 
 def _front_matter(sources: Sequence[SourceRecord]) -> Markdown:
     """The metadata that the Hub reads, as YAML."""
-    values: dict[str, Any] = {
-        "license": "mit",
-        "library_name": "seqtrack",
-        "tags": ["visual-object-tracking", "single-object-tracking", "seqtrack", "safetensors", "reproducible"],
-    }
+    tags = ["visual-object-tracking", "single-object-tracking", "seqtrack", "safetensors", "reproducible"]
+    tags += ["synthetic-data"] if any(source.synthetic for source in sources) else []
+    values: dict[str, object] = {"license": "mit", "library_name": "seqtrack", "tags": tags}
     if datasets := [_HUB_DATASETS[one.name.upper()] for one in sources if one.name.upper() in _HUB_DATASETS]:
         values["datasets"] = datasets
-    if any(source.synthetic for source in sources):
-        values["tags"].append("synthetic-data")
     return Markdown(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

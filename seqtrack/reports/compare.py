@@ -4,14 +4,17 @@ Digests are computed from the files, not taken from the manifests, so that a bit
 Needs no torch.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, Header, digest_components, read_header, sha256_file
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, Entry, read_header, sha256_file, utc_now
 from seqtrack.checkpoints.side_files import (
     SHOWN_PROBLEMS,
+    Certificate,
+    CertifiedEpoch,
+    CertifiedRun,
     DatasetRecord,
     EnvironmentRecord,
     Record,
@@ -22,11 +25,16 @@ from seqtrack.checkpoints.side_files import (
 )
 from seqtrack.checkpoints.store import Manifest, component_digests, list_checkpoints, verify_checkpoint
 from seqtrack.errors import UserError
-from seqtrack.run_dir import CHECKPOINTS, DATASET_FILE, ENVIRONMENT_FILE, RUN_FILE, metrics_path
+from seqtrack.run_dir import (
+    CHECKPOINTS,
+    DATASET_FILE,
+    ENVIRONMENT_FILE,
+    RUN_FILE,
+    metrics_path,
+    parse_checkpoint_name,
+)
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
-IDENTICAL = "identical"
-DIFFERS = "differs"
 # The order in which differing components are named: causes before their consequences.
 COMPONENT_ORDER = ("epoch", "step", "sample", "model", "optimizer", "scheduler", "scaler", "rng", "meters", "history")
 
@@ -34,195 +42,170 @@ COMPONENT_ORDER = ("epoch", "step", "sample", "model", "optimizer", "scheduler",
 # then records of that kind cannot be compared, but checkpoints and the means of epochs can.
 _INTERVAL_KEYS = {"interval": ("PRINT_INTERVAL",), "validation": ("VALIDATION_INTERVAL", "VALIDATION_SEQUENCES")}
 _SIDE_FILES: dict[str, type[Strict]] = {
-    RUN_FILE: RunRecord,
-    ENVIRONMENT_FILE: EnvironmentRecord,
-    DATASET_FILE: DatasetRecord,
-}
-_Epochs = dict[int, Manifest]
+    RUN_FILE: RunRecord, ENVIRONMENT_FILE: EnvironmentRecord, DATASET_FILE: DatasetRecord,
+}  # fmt: skip
+_Pair = tuple[Manifest, Manifest]
 
 
-@dataclass(frozen=True)
-class EpochRow:
-    """One epoch in both runs. `differences` names state components, "log numbers", or what is wrong with a file."""
+@dataclass
+class _Run:
+    """The epochs' checkpoints of a phase folder, and those whose manifest is unusable, as text by epoch."""
 
-    epoch: int
-    manifests: tuple[Manifest, Manifest]
-    sha256: tuple[str, str]
-    differences: list[str]
-    first_log_step: int | None
-
-    @property
-    def is_same(self) -> bool:
-        return not self.differences
-
-    def __str__(self) -> str:
-        step = "" if self.first_log_step is None else f"; log numbers differ from step {self.first_log_step}"
-        return f"epoch {self.epoch}: {self.differences[0]}{step}"
+    folder: Path
+    epochs: dict[int, Manifest]
+    unusable: dict[int, str]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The outcome: rows by epoch, remarks, and the first difference as text (None when there is none)."""
-
-    folders: tuple[Path, Path]
-    rows: list[EpochRow]
-    remarks: list[str] = field(default_factory=list)
-    first_difference: str | None = None
-
-    @property
-    def verdict(self) -> str:
-        return IDENTICAL if self.first_difference is None else DIFFERS
-
-
-def compare_runs(first: Path, second: Path) -> Comparison:
+def compare_runs(first: Path, second: Path) -> Certificate:
     """Compare two phase folders epoch by epoch, for the epochs that both have.
 
     Raises:
         UserError: a folder is missing, or the runs have no epoch in common.
     """
-    sides = _epochs(first), _epochs(second)
-    common = sorted(set(sides[0]) & set(sides[1]))
+    runs = [_read_run(first), _read_run(second)]
+    ours, theirs = runs[0].epochs, runs[1].epochs
+    common = sorted(set(ours) & set(theirs))
     if not common:
-        found = " and ".join(str(sorted(side) or "none") for side in sides)
+        found = " and ".join(str(sorted(run.epochs) or "none") for run in runs)
         raise UserError(f"{first} and {second} have no epoch in common: they have {found}", "verify.no_common_epoch")
-    invalid = [problem for folder in (first, second) for problem in _invalid_files(folder)]
-    logs = _records_by_epoch(first, invalid), _records_by_epoch(second, invalid)
-    rows = [
-        _compare_epoch((sides[0][epoch], sides[1][epoch]), (logs[0].get(epoch, []), logs[1].get(epoch, [])))
-        for epoch in common
+    invalid: list[str] = []
+    facts = [_facts(run.folder, invalid) for run in runs]
+    skipped = {kind for epoch in common for kind in _incomparable_kinds(ours[epoch], theirs[epoch])}
+    logs = [_records_by_epoch(run.folder, skipped, invalid) for run in runs]
+    epochs = [_compare_epoch((ours[epoch], theirs[epoch]), logs[0][epoch], logs[1][epoch]) for epoch in common]
+    remarks = [
+        f"only {run.folder.name} has a checkpoint of epochs {', '.join(map(str, only))}: not compared"
+        for run, other in zip(runs, runs[::-1], strict=True)
+        if (only := sorted(set(run.epochs) - set(other.epochs)))
     ]
-    remarks, unequal_end = _coverage((first, second), sides)
-    skipped = {kind for row in rows for kind in _incomparable_kinds(row.manifests)}
     remarks += [
         f"{kind} records are not compared: the runs differ in TRAIN.{' and '.join(_INTERVAL_KEYS[kind])}"
         for kind in sorted(skipped)
     ]
-    found_at = [(row.epoch, str(row)) for row in rows if not row.is_same]
-    for folder, side in zip((first, second), sides, strict=True):
-        found_at += _unusable_manifests(folder, side)
-    differences = [text for _, text in sorted(found_at)] + invalid + unequal_end
-    remarks += invalid[:SHOWN_PROBLEMS]
-    return Comparison((first, second), rows, remarks, differences[0] if differences else None)
+    found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
+    found_at += [item for run in runs for item in run.unusable.items()]
+    differences = [text for _, text in sorted(found_at)] + invalid
+    if max(ours) != max(theirs):
+        differences.append(f"{first.name} ends at epoch {max(ours)}, {second.name} at epoch {max(theirs)}")
+    return Certificate(
+        verdict="differs" if differences else "identical",
+        first_difference=differences[0] if differences else None,
+        remarks=remarks + invalid[:SHOWN_PROBLEMS],
+        created=utc_now(),
+        runs=facts,
+        epochs=epochs,
+    )
 
 
-def _epochs(folder: Path) -> _Epochs:
+def _read_run(folder: Path) -> _Run:
     if not (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{folder} is not the folder of a run: it has no {CHECKPOINTS}/", "verify.not_a_run")
-    return {item.epoch: item for item in list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",))}
+    epochs = {item.epoch: item for item in list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",))}
+    unusable = {}  # must not look like epochs that were never saved
+    for path in (folder / CHECKPOINTS).glob("*.json"):
+        kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
+        if kind == "ep" and epoch not in epochs:
+            unusable[epoch] = f"epoch {epoch}: the manifest {path.name} of {folder.name} is unusable"
+    return _Run(folder, epochs, unusable)
 
 
-def _unusable_manifests(folder: Path, side: _Epochs) -> list[tuple[int, str]]:
-    """Epochs whose manifest exists but is invalid: they must not look like epochs that were never saved."""
-    found = []
-    for path in sorted((folder / CHECKPOINTS).glob("SEQTRACK_ep*.json")):
-        number = path.stem.removeprefix("SEQTRACK_ep")
-        if number.isdigit() and int(number) not in side:
-            found.append((int(number), f"epoch {int(number)}: the manifest {path.name} of {folder.name} is unusable"))
-    return found
-
-
-def _invalid_files(folder: Path) -> list[str]:
-    """What is wrong with the files next to the checkpoints: they must not look like files that were never written."""
-    problems: list[str] = []
+def _facts(folder: Path, invalid: list[str]) -> CertifiedRun:
+    """What the files next to the checkpoints record; what is wrong with them is appended to `invalid`."""
+    facts: dict[str, object] = {"folder": folder.name}
     for name, kind in _SIDE_FILES.items():
         try:
-            read_side_file(folder / name, kind)
+            if record := read_side_file(folder / name, kind):
+                facts |= record.model_dump(include=set(CertifiedRun.model_fields))
         except UserError as error:
-            problems += error.problems
-    return problems
+            invalid += error.problems
+    return CertifiedRun.model_validate(facts)
 
 
-def _records_by_epoch(folder: Path, invalid: list[str]) -> dict[int, list[Record]]:
-    """The records of `metrics.jsonl` by epoch; its invalid lines are appended to `invalid`."""
-    by_epoch: dict[int, list[Record]] = {}
+def _records_by_epoch(folder: Path, skipped: set[str], invalid: list[str]) -> dict[int, list[Record]]:
+    """The records of `metrics.jsonl` but for some kinds; its invalid lines are appended to `invalid`."""
     metrics = read_metrics(metrics_path(folder))
     invalid += metrics.problems
+    by_epoch: dict[int, list[Record]] = defaultdict(list)
     for record in metrics.records:
-        by_epoch.setdefault(record.epoch, []).append(record)
+        if record.type not in skipped:
+            by_epoch[record.epoch].append(record)
     return by_epoch
 
 
-def _compare_epoch(pair: tuple[Manifest, Manifest], logs: tuple[list[Record], list[Record]]) -> EpochRow:
-    differences: list[str] = []
-    digests = []
-    for manifest in pair:
-        where = f"{manifest.path.name} of {manifest.folder.parent.name}"
-        try:
-            digests.append(sha256_file(manifest.path))
-        except OSError as error:
-            digests.append("unreadable")
-            differences.append(f"{where} cannot be read ({error.strerror})")
-        else:
-            if digests[-1] != manifest.sha256:
-                differences.append(f"{where} is not the file of its manifest")
-    if digests[0] != digests[1] and "unreadable" not in digests:
-        differences = _different_components(pair) + differences
-    if pair[0].data_digest != pair[1].data_digest:
-        differences.insert(0, "the data (data_digest; see dataset.json)")
-    skipped = _incomparable_kinds(pair)
-    step = _first_different_step(*([record for record in log if record.type not in skipped] for log in logs))
-    if step is not None:
-        differences.append("log numbers")
-    return EpochRow(pair[0].epoch, pair, (digests[0], digests[1]), differences, step)
-
-
-def _incomparable_kinds(pair: tuple[Manifest, Manifest]) -> list[str]:
+def _incomparable_kinds(first: Manifest, second: Manifest) -> list[str]:
     """Kinds of log records that the two runs were configured to write at different times."""
-    ours, theirs = ((manifest.config or {}).get("TRAIN", {}) for manifest in pair)
+    ours, theirs = ((manifest.config or {}).get("TRAIN", {}) for manifest in (first, second))
     return [kind for kind, keys in _INTERVAL_KEYS.items() if any(ours.get(key) != theirs.get(key) for key in keys)]
 
 
-def _different_components(pair: tuple[Manifest, Manifest]) -> list[str]:
+def _compare_epoch(pair: _Pair, ours: list[Record], theirs: list[Record]) -> CertifiedEpoch:
+    (first, damage), (second, other_damage) = _check(pair[0]), _check(pair[1])
+    differences = []
+    if pair[0].data_digest != pair[1].data_digest:
+        differences.append("the data (data_digest; see dataset.json)")
+    if first != second:
+        differences += _different_components(pair)
+    differences += damage + other_damage
+    step = _first_different_step(ours, theirs)
+    if step is not None:
+        differences.append(f"log numbers from step {step}")
+    return CertifiedEpoch(
+        epoch=pair[0].epoch,
+        same=not differences,
+        differences=differences,
+        sha256=[first, second],
+        weights_sha256=[manifest.weights_sha256 for manifest in pair],
+        loss=[manifest.loss for manifest in pair],
+        iou=[manifest.iou for manifest in pair],
+    )
+
+
+def _check(manifest: Manifest) -> tuple[str, list[str]]:
+    """The sha256 of a checkpoint file, and in what it is not as it was written."""
+    try:
+        verify_checkpoint(manifest)
+    except DamagedFileError as error:
+        try:
+            return sha256_file(manifest.path), [str(error)]
+        except OSError:
+            return "unreadable", [str(error)]
+    return manifest.sha256, []
+
+
+def _different_components(pair: _Pair) -> list[str]:
+    """The differing state components, each with its first differing tensor; none where a file cannot be read."""
     try:
         headers = [read_header(manifest.path) for manifest in pair]
         sides = [component_digests(manifest.path, header) for manifest, header in zip(pair, headers, strict=True)]
-    except DamagedFileError as error:
-        return [str(error)]
-    names = {name for side in sides for name in side if sides[0].get(name) != sides[1].get(name)}
-    ordered = [name for name in COMPONENT_ORDER if name in names] + sorted(names - set(COMPONENT_ORDER))
-    return [_with_tensor(name, pair, headers) for name in ordered] or ["bytes of the file"]
+    except (DamagedFileError, OSError):
+        return []
+    names = [*COMPONENT_ORDER, *sorted({*sides[0], *sides[1]} - {*COMPONENT_ORDER})]
+    different = [name for name in names if sides[0].get(name) != sides[1].get(name)]
+    ours, theirs = headers[0].entries, headers[1].entries
+    for at, component in enumerate(different):
+        for name in sorted(name for name in {*ours, *theirs} if name.startswith(f"{component}/")):
+            if _content(pair[0].path, ours.get(name)) != _content(pair[1].path, theirs.get(name)):
+                different[at] = f"{component} ({name.removeprefix(f'{component}/')})"
+                break
+    return different or ["bytes of the file"]
 
 
-def _with_tensor(component: str, pair: tuple[Manifest, Manifest], headers: list[Header]) -> str:
-    """The component, with its first differing tensor where it has tensors."""
-    sides = [{name: e for name, e in header.entries.items() if name.split("/")[0] == component} for header in headers]
-    for name in sorted(set(sides[0]) | set(sides[1])):
-        if name not in sides[0] or name not in sides[1]:
-            return f"{component} ({name} is in one of them only)"
-        digests = [
-            digest_components(manifest.path, Header({name: side[name]}, {}))
-            for manifest, side in zip(pair, sides, strict=True)
-        ]
-        if digests[0] != digests[1]:
-            return f"{component} ({name.split('/', 1)[1]})"
-    return component
+def _content(path: Path, entry: Entry | None) -> object:
+    """Everything about one tensor of a file."""
+    if entry is None:
+        return None
+    with path.open("rb") as file:
+        file.seek(entry.begin)
+        return entry.dtype, entry.shape, file.read(entry.end - entry.begin)
 
 
 def _first_different_step(ours: list[Record], theirs: list[Record]) -> int | None:
+    outside = {"phase", *WALL_CLOCK_FIELDS}
     for mine, other in zip(ours, theirs, strict=False):
-        if _measured(mine) != _measured(other):
+        if mine.model_dump(exclude=outside) != other.model_dump(exclude=outside):
             return min(mine.step, other.step)
-    if len(ours) != len(theirs):
-        return max(ours, theirs, key=len)[min(len(ours), len(theirs))].step
-    return None
-
-
-def _measured(record: Record) -> dict[str, Any]:
-    """A record without wall-clock fields and the phase."""
-    return record.model_dump(exclude={"phase", *WALL_CLOCK_FIELDS})
-
-
-def _coverage(folders: tuple[Path, Path], sides: tuple[_Epochs, _Epochs]) -> tuple[list[str], list[str]]:
-    """What was not compared, and whether the runs end at different epochs, which makes them different runs."""
-    remarks = []
-    for folder, mine, other in ((folders[0], sides[0], sides[1]), (folders[1], sides[1], sides[0])):
-        only = sorted(epoch for epoch in mine if epoch not in other)
-        if only:
-            remarks.append(f"only {folder.name} has a checkpoint of epochs {', '.join(map(str, only))}: not compared")
-    ends = [max(side) for side in sides]
-    if ends[0] == ends[1]:
-        return remarks, []
-    return remarks, [f"{folders[0].name} ends at epoch {ends[0]}, {folders[1].name} at epoch {ends[1]}"]
+    shorter, longer = sorted((ours, theirs), key=len)
+    return longer[len(shorter)].step if len(shorter) < len(longer) else None
 
 
 def check_hash_chain(folders: Iterable[Path]) -> list[str]:
@@ -234,21 +217,15 @@ def check_hash_chain(folders: Iterable[Path]) -> list[str]:
     Returns:
         every missing, altered or foreign link as text; empty when the chain is complete.
     """
-    runs = [(folder, _epochs(folder)) for folder in folders]
-    own = runs[0][1]
-    if not own:
-        return ["no epoch's checkpoint to start the chain with"]
-    problems: list[str] = []
+    runs = [_read_run(folder) for folder in folders]
+    own = runs[0].epochs
+    problems = [] if own else ["no epoch's checkpoint to start the chain with"]
     digests: dict[int, str] = {}
-    for folder, side in reversed(runs):
-        problems += [problem for _, problem in _unusable_manifests(folder, side)]
-        for epoch, manifest in side.items():
-            try:
-                digests[epoch] = sha256_file(manifest.path)
-            except OSError as error:
-                problems.append(f"epoch {epoch}: {manifest.path} cannot be read ({error.strerror})")
-                continue
-            problems += [f"epoch {epoch}: {problem}" for problem in _alterations(manifest, digests[epoch])]
+    for run in reversed(runs):
+        problems += run.unusable.values()
+        for epoch, manifest in run.epochs.items():
+            digests[epoch], damage = _check(manifest)
+            problems += [f"epoch {epoch}: {text}" for text in damage]
     for epoch, manifest in sorted(own.items()):
         if epoch == 1:
             if manifest.parent_sha256 is not None:
@@ -258,16 +235,3 @@ def check_hash_chain(folders: Iterable[Path]) -> list[str]:
         elif manifest.parent_sha256 != digests[epoch - 1]:
             problems.append(f"epoch {epoch}: was not trained from this epoch {epoch - 1}: its parent's sha256 differs")
     return problems
-
-
-def _alterations(manifest: Manifest, digest: str) -> list[str]:
-    """What of a checkpoint is not as it was written: its bytes, or their digests in the manifest."""
-    if digest != manifest.sha256:
-        return [f"{manifest.path} was altered: its sha256 is not the manifest's"]
-    try:
-        digests = component_digests(manifest.path, verify_checkpoint(manifest))
-    except DamagedFileError as error:
-        return [str(error)]
-    if digests != manifest.parts or digests.get("model") != manifest.weights_sha256:
-        return [f"{manifest.manifest_path} was altered: its component digests are not those of the file"]
-    return []

@@ -1,27 +1,27 @@
-"""Plots of training curves. Needs no torch and no display.
+"""Plots of training curves, from metrics.jsonl alone. Needs no torch and no display.
 
-During a run a child process (`python -m seqtrack.reports.plots`) draws them, so that drawing holds neither the
-trainer's interpreter lock nor its cores. The child receives the curves on stdin and reads no file of the run. A plot
-that cannot be written is only a warning: metrics.jsonl has all that it shows.
+During a run a child process (`python -m seqtrack.reports.plots FOLDER`) draws them, so that drawing holds neither the
+trainer's interpreter lock nor its cores. A plot that cannot be written is only a warning.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
 import sys
-import tempfile
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from seqtrack.checkpoints.side_files import read_metrics
+import numpy as np
+from numpy.typing import NDArray
+
+from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, metrics_lines
 from seqtrack.plotting import new_axes, save_figure
 from seqtrack.run_dir import PLOTS, metrics_path
-from seqtrack.runtime.curves import Curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,28 +32,60 @@ COLOURS = ("#1f5fa8", "#d1602b")
 REDRAW_INTERVAL_S = 60.0
 _LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
 _MARKED_EPOCHS = 60  # with more, markers would hide the line
+_GROUPS = 2000  # more points than a plot of 900 pixels can show
+
+Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # positions in epochs, values
 
 
-def _draw(axes: Axes, curves: Curves, name: str, colour: str, *, label: str, dashed: bool = False) -> None:
-    from matplotlib.ticker import MaxNLocator  # here: as in `seqtrack.plotting`
+def read_curves(run: Path) -> dict[str, Line]:
+    """The curves of a run's records: "loss" and "iou" of every epoch, "interval_loss" and "interval_iou" of every
+    interval; empty without records. Epoch e covers e - 0.5 to e + 0.5."""
+    found: dict[str, tuple[array[float], array[float]]] = {}
+    for _, record in metrics_lines(metrics_path(run)):
+        if isinstance(record, IntervalRecord):
+            at, names = record.epoch - 0.5 + record.sample / record.samples, ("interval_loss", "interval_iou")
+        elif isinstance(record, EpochRecord):
+            at, names = record.epoch, ("loss", "iou")
+        else:
+            continue
+        for name in names:
+            positions, values = found.setdefault(name, (array("d"), array("d")))
+            positions.append(at)
+            values.append(getattr(record, name))
+    return {name: thin_out(np.array(positions), np.array(values)) for name, (positions, values) in found.items()}
 
-    intervals, epochs = curves.intervals[name].line(), curves.epochs[name].line()
+
+def thin_out(positions: NDArray[np.float64], values: NDArray[np.float64]) -> Line:
+    """The lowest and the highest value of groups of neighbours: the line covers what all points would cover."""
+    size = -(-len(positions) // _GROUPS)
+    if size <= 1:
+        return positions, values
+    starts = np.arange(0, len(positions), size)
+    extremes = np.stack([np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)], axis=1)
+    return np.repeat(positions[starts], 2), extremes.ravel()
+
+
+def _draw(axes: Axes, curves: dict[str, Line], name: str, colour: str, *, label: str, dashed: bool = False) -> None:
+    from matplotlib.ticker import MaxNLocator  # deferred: as in `seqtrack.plotting`
+
+    nothing = np.empty(0), np.empty(0)
+    intervals, epochs = curves.get(f"interval_{name}", nothing), curves.get(name, nothing)
     axes.plot(*intervals, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
-    style: dict[str, Any] = {"linestyle": "--" if dashed else "-"}
-    if len(epochs[0]) <= _MARKED_EPOCHS:
-        style["marker"] = "x" if dashed else "o"
-    axes.plot(*epochs, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch", **style)
+    marker = ("x" if dashed else "o") if len(epochs[0]) <= _MARKED_EPOCHS else ""
+    style = ("--" if dashed else "-") + marker
+    axes.plot(*epochs, style, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch")
     axes.set_xlabel("Epoch")
     axes.set_ylabel(_LABELS[name])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def plot_phase(folder: Path, curves: Curves) -> None:
+def plot_phase(folder: Path) -> None:
     """Draw `plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, unless it has no records yet.
 
     Raises:
         OSError: a plot cannot be written; it is named.
     """
+    curves = read_curves(folder)
     if not curves:
         return
     (folder / PLOTS).mkdir(exist_ok=True)
@@ -68,13 +100,13 @@ def plot_phase(folder: Path, curves: Curves) -> None:
 
 def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
     """`loss_comparison.png`, `iou_comparison.png`, and both as `training_comparison.png`, titled with the verdict."""
-    curves = [Curves(read_metrics(metrics_path(folder)).records) for folder in folders]
-    for names, file in ((("loss",), "loss"), (("iou",), "iou"), (("loss", "iou"), "training")):
-        title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
+    curves = [read_curves(folder) for folder in folders]
+    title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
+    for file, names in {"loss": ["loss"], "iou": ["iou"], "training": ["loss", "iou"]}.items():
         figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
         for one, name in zip(axes, names, strict=True):
-            for place, (folder, colour) in enumerate(zip(folders, COLOURS, strict=True)):
-                _draw(one, curves[place], name, colour, label=folder.name, dashed=place == 1)
+            for place, folder in enumerate(folders):
+                _draw(one, curves[place], name, COLOURS[place], label=folder.name, dashed=place == 1)
             one.legend(frameon=False, fontsize=8)
         save_figure(figure, target / f"{file}_comparison.png")
 
@@ -84,46 +116,35 @@ class PhasePlots:
 
     Args:
         folder: the run's folder.
-        curves: grow during the run.
         interval_s: minimum time between two drawings, and before the first.
     """
 
-    def __init__(self, folder: Path, curves: Curves, *, interval_s: float = REDRAW_INTERVAL_S) -> None:
+    def __init__(self, folder: Path, *, interval_s: float = REDRAW_INTERVAL_S) -> None:
         self.folder = folder
-        self.curves = curves
         self.interval_s = interval_s
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._child: subprocess.Popen[bytes] | None = None
 
     def redraw(self) -> None:
-        """Start drawing in the background, unless that is in progress or was done less than `interval_s` ago."""
-        if time.monotonic() - self._last < self.interval_s or (self._child and self._child.poll() is None):
+        """Start drawing in the background, unless that is in progress or was done recently."""
+        now = time.monotonic()
+        # A drawing takes longer with every record, so that a long run is drawn more rarely.
+        due = self._last + max(self.interval_s, (now - self._began) / 50)
+        if now < due or (self._child and self._child.poll() is None):
             return
-        self._reap()
-        self._last = time.monotonic()
-        # The package may have been found through the folder that the trainer was started in.
-        path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.close()
+        self._last = now
+        words = [sys.executable, "-m", "seqtrack.reports.plots", str(self.folder.absolute())]
         try:
-            # A file and not a pipe: the child reads only after its imports, and the trainer must not wait for it.
-            with tempfile.TemporaryFile() as curves:
-                curves.write(json.dumps({"folder": str(self.folder), "curves": self.curves.to_json()}).encode())
-                curves.seek(0)
-                self._child = subprocess.Popen(
-                    [sys.executable, "-m", "seqtrack.reports.plots"],
-                    stdin=curves,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-                )
+            self._child = subprocess.Popen(
+                words,
+                cwd=Path(__file__).parents[2],  # where this package is found, however this process found it
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
         except OSError as error:
             self._warn(error)
-
-    def _reap(self) -> None:
-        if self._child is not None:
-            _, output = self._child.communicate()
-            if self._child.returncode > 0:
-                self._warn((output.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1])
-        self._child = None
 
     def _warn(self, reason: object) -> None:
         logger.warning("%s: the plots could not be drawn (%s)", self.folder / PLOTS, reason)
@@ -132,24 +153,21 @@ class PhasePlots:
         """Draw them a last time, in this process."""
         self.close()
         try:
-            plot_phase(self.folder, self.curves)
+            plot_phase(self.folder)
         except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
             # Whatever drawing fails of, the run has done its work.
             self._warn(error)
 
     def close(self) -> None:
-        """End the child, if one is running."""
-        if self._child is not None and self._child.poll() is None:
+        """End the child, if one is running; warn if it had failed before."""
+        if self._child is not None:
             self._child.kill()
-        self._reap()
-
-
-def main() -> None:
-    """Draw what stdin describes, at the lowest priority."""
-    os.nice(19)
-    values = json.load(sys.stdin)
-    plot_phase(Path(values["folder"]), Curves.from_json(values["curves"]))
+            _, output = self._child.communicate()
+            if self._child.returncode > 0:
+                self._warn((output.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1])
+            self._child = None
 
 
 if __name__ == "__main__":
-    main()
+    os.nice(19)
+    plot_phase(Path(sys.argv[1]))

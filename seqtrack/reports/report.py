@@ -5,9 +5,9 @@ states that. Prose and tables are in `templates/report.md.j2`.
 """
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, write_atomic
 from seqtrack.checkpoints.side_files import EnvironmentRecord
@@ -15,14 +15,15 @@ from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.evaluation.tables import COLUMNS, HEADINGS
 from seqtrack.markdown import Markdown, code, image
 from seqtrack.reports.rendering import render_markdown
-from seqtrack.reports.requirements import find_places
-from seqtrack.reports.run_files import OutputFiles, Upload, read_output
+from seqtrack.reports.requirements import REQUIREMENTS, find
+from seqtrack.reports.run_files import OutputFiles, read_output
 from seqtrack.reports.team import Team
 from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, PHASES
+from seqtrack.uploads.state import VerifiedFile
 
 AUTHORS = "seqtrack_b256"
 # Folders of many small files, which the table of uploads lists in one row each.
-_GROUPED = ("/evaluation/boxes/", "/logs/tensorboard/")
+_GROUPED = re.compile(r".*/(?:evaluation/boxes|logs/tensorboard)/")
 
 
 def write_report(output_dir: Path, team: Team) -> list[Path]:
@@ -35,36 +36,31 @@ def write_report(output_dir: Path, team: Team) -> list[Path]:
         UserError: nothing to report, or invalid files.
     """
     files = read_output(output_dir)
-    written = []
-    for folder in (output_dir, *(phase.folder for phase in files.phases)):
-        path = folder / "report.md"
-        write_atomic(path, report_text(files, team, place=folder).encode())
-        written.append(path)
+    written = [folder / "report.md" for folder in (output_dir, *(phase.folder for phase in files.phases))]
+    for path in written:
+        write_atomic(path, _report_text(files, team, place=path.parent).encode())
     return written
 
 
-def report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
-    """The whole report.
-
-    Args:
-        place: the folder that it is for; links to plots and files are relative to it.
-    """
+def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
+    """The whole report, with links relative to the folder `place`."""
 
     def link(path: Path) -> str:
         return Path(os.path.relpath(path, place)).as_posix()
 
     certificate = files.folder / COMPARISON / CERTIFICATE_FILE
+    by_name = {phase.name: phase for phase in files.phases}
     return render_markdown(
         "report.md.j2",
         files=files,
-        phases={name: files.phase(name) for name in PHASES},
+        phases={name: by_name.get(name) for name in PHASES},
         team=team,
         team_rows=_team_rows(team),
-        environment=_environment(files),
-        functions=find_places(),
+        environment_rows=_environment_rows(files),
+        functions={requirement: map(find, names) for requirement, names in REQUIREMENTS.items()},
         certificate_link=Markdown(f"[`certificate.json`]({link(certificate)})"),
         certificate_sha256=sha256_file(certificate) if files.certificate else None,
-        uploads=_grouped(files.uploads),
+        upload_rows=_upload_rows(files.uploads.files) if files.uploads else [],
         headings={key: HEADINGS[key] for key in COLUMNS},
         authors=AUTHORS,
         load_config=load_config,
@@ -78,16 +74,20 @@ def report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
 def _team_rows(team: Team) -> list[tuple[str, str]]:
     members = [(f"Member {index}", person) for index, person in enumerate(team.members, start=1)]
     rows = [("Team", team.team), ("Number", team.number), ("Course", team.course), *members]
-    return [row for row in [*rows, ("Repository", team.repository), ("Hub", team.hub), ("Notes", team.notes)] if row[1]]
+    rows += [("Repository", team.repository), ("Hub", team.hub), ("Notes", team.notes)]
+    # A whole address becomes a link that shows where it leads.
+    links = [
+        (name, Markdown(f"<{text}>") if re.fullmatch(r"https://[\w./~%#?&=+-]+", text) else text) for name, text in rows
+    ]
+    return [row for row in links if row[1]]
 
 
-def _environment(files: OutputFiles) -> dict[str, Any] | None:
-    """One column per phase, so that a difference between them is visible."""
-    records = {phase.name: phase.environment for phase in files.phases if phase.environment}
-    columns = [_facts(record) for record in records.values()]
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows = [[name, *(column.get(name) for column in columns)] for name in names]
-    return {"phases": list(records), "rows": [row for row in rows if any(row[1:])]} if records else None
+def _environment_rows(files: OutputFiles) -> list[list[object]]:
+    """A heading and rows with one column per phase, so that a difference between them is visible."""
+    columns = {phase.name: _facts(phase.environment) for phase in files.phases if phase.environment}
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[name, *(column.get(name) for column in columns.values())] for name in names]
+    return [["", *columns], *(row for row in rows if any(row[1:]))] if columns else []
 
 
 def _facts(record: EnvironmentRecord) -> dict[str, object]:
@@ -104,16 +104,18 @@ def _facts(record: EnvironmentRecord) -> dict[str, object]:
     }
 
 
-def _grouped(uploads: Iterable[Upload]) -> list[tuple[Upload, int]]:
-    """Files with 0, and folders of small files in the same state with their number of files."""
-    groups: dict[tuple[str, str], list[Upload]] = {}
-    for one in uploads:
-        word = next((word for word in _GROUPED if word in one.path), None)
-        path = one.path.split(word)[0] + word if word else one.path
-        groups.setdefault((path, one.state), []).append(one)
-    return [
-        (Upload(path=path, size=sum(one.size for one in members), sha256=None, state=state, commit=None), len(members))
-        if path.endswith("/")
-        else (members[0], 0)
-        for (path, state), members in groups.items()
-    ]
+def _upload_rows(files: Mapping[str, VerifiedFile]) -> list[list[object]]:
+    """One row per file with its commit's first digits, and one per folder of small files."""
+    groups: dict[str, list[VerifiedFile]] = {}
+    for path, file in sorted(files.items()):
+        found = _GROUPED.match(path)
+        groups.setdefault(found[0] if found else path, []).append(file)
+    rows: list[list[object]] = []
+    for path, members in groups.items():
+        name: object = code(path)
+        digest, commit = code(members[0].sha256), members[0].commit or ""
+        if path.endswith("/"):
+            name, digest, commit = Markdown(f"{code(path)}: {len(members)} files"), Markdown(""), ""
+        shown = code(commit[:12]) if re.fullmatch("[0-9a-f]{12,}", commit) else "–"
+        rows.append([name, sum(one.stamp[0] for one in members), digest, "verified", shown])
+    return rows

@@ -11,7 +11,6 @@ from seqtrack.checkpoints.side_files import (
     EvaluatedTracker,
     EvaluationRecord,
     RunRecord,
-    Strict,
     ValidationRecord,
     read_metrics,
     read_side_file,
@@ -44,17 +43,12 @@ _FIRST_PLOTS = ("epochs", "epochs_by_class", "success", "precision", "norm_preci
 
 
 @dataclass(frozen=True)
-class LogLine:
-    """A line of a text log; `number` counts from 1."""
-
-    file: Path
-    number: int
-    text: str
-
-
-@dataclass(frozen=True)
 class RunFiles:
-    """One phase's folder: the content of each file; None or empty where there is no such file."""
+    """One phase's folder: the content of each file; None or empty where there is no such file.
+
+    `resume_lines` are the log lines about interruption and resumption, with file name and line number;
+    `evaluation_plots` are those over the epochs first, then curves, then bars.
+    """
 
     folder: Path
     run: RunRecord | None
@@ -64,19 +58,14 @@ class RunFiles:
     epochs: list[EpochRecord]
     validations: list[ValidationRecord]
     manifests: list[Manifest]
-    log: list[LogLine]
+    resume_lines: list[str]
     evaluation: EvaluationRecord | None
     plots: list[Path]
+    evaluation_plots: list[Path]
 
     @property
     def name(self) -> str:
         return self.folder.name
-
-    @property
-    def resume_lines(self) -> list[str]:
-        """The log lines about interruption and resumption, with file name and line number."""
-        found = [line for line in self.log if any(word in line.text for word in _RESUME_WORDS)]
-        return [f"{line.file.name}:{line.number}: {line.text}" for line in found]
 
     @property
     def last_result(self) -> EvaluatedTracker | None:
@@ -84,43 +73,16 @@ class RunFiles:
         trackers = self.evaluation.trackers if self.evaluation else []
         return next((one for one in reversed(trackers) if one.kind == "checkpoint"), None)
 
-    @property
-    def evaluation_plots(self) -> list[Path]:
-        """Over the epochs first, then curves, then bars."""
-        plots = {path.stem: path for path in sorted((self.folder / EVALUATION / PLOTS).glob("*.png"))}
-        return [plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots]
-
-
-class Upload(Strict):
-    """One file that the uploader verified."""
-
-    path: str
-    size: int
-    sha256: str | None
-    state: str
-    commit: str | None
-
-    @property
-    def short_commit(self) -> str | None:
-        """The start of the commit's hash; None for a folder target, which records something else there."""
-        commit = self.commit or ""
-        return commit[:12] if len(commit) >= 12 and set(commit) <= set("0123456789abcdef") else None
-
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """A whole output folder; `uploader` is the uploader's target and state."""
+    """A whole output folder."""
 
     folder: Path
     phases: list[RunFiles]
     certificate: Certificate | None
     comparison_plots: list[Path]
-    uploader: tuple[str, str] | None
-    uploads: list[Upload]
-
-    def phase(self, name: str) -> RunFiles | None:
-        """The phase of that folder name."""
-        return next((phase for phase in self.phases if phase.name == name), None)
+    uploads: UploadState | None
 
     @property
     def synthetic(self) -> bool:
@@ -136,18 +98,14 @@ def read_output(folder: Path) -> OutputFiles:
     """
     phases = [folder / name for name in PHASES if (folder / name).is_dir()]
     if not phases:
-        raise UserError(
-            f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report",
-            code="report.nothing",
-        )
-    state = read_state(folder)
+        text = f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report"
+        raise UserError(text, code="report.nothing")
     return OutputFiles(
         folder=folder,
         phases=[_read_phase(phase) for phase in phases],
         certificate=read_side_file(folder / COMPARISON / CERTIFICATE_FILE, Certificate),
         comparison_plots=sorted((folder / COMPARISON).glob("*.png")),
-        uploader=(state.target, state.state) if state is not None else None,
-        uploads=_uploads(state),
+        uploads=read_state(folder),
     )
 
 
@@ -156,6 +114,7 @@ def _read_phase(folder: Path) -> RunFiles:
     if metrics.problems:
         raise UserError(shorten(metrics.problems))
     stored = folder / CONFIG_FILE
+    plots = {path.stem: path for path in sorted((folder / EVALUATION / PLOTS).glob("*.png"))}
     return RunFiles(
         folder=folder,
         run=read_side_file(folder / RUN_FILE, RunRecord),
@@ -165,21 +124,13 @@ def _read_phase(folder: Path) -> RunFiles:
         epochs=metrics.of(EpochRecord),
         validations=metrics.of(ValidationRecord),
         manifests=list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",)),
-        log=_read_logs(folder / LOGS),
+        resume_lines=[
+            f"{path.name}:{number}: {line}"
+            for path in sorted((folder / LOGS).glob("*.log"))
+            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+            if any(word in line for word in _RESUME_WORDS)
+        ],
         evaluation=read_side_file(folder / EVALUATION / EVALUATION_FILE, EvaluationRecord),
         plots=sorted((folder / PLOTS).glob("*.png")),
+        evaluation_plots=[plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots],
     )
-
-
-def _read_logs(folder: Path) -> list[LogLine]:
-    return [
-        LogLine(path, number, line)
-        for path in sorted(folder.glob("*.log"))
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
-    ]
-
-
-def _uploads(state: UploadState | None) -> list[Upload]:
-    """The files that the uploader verified on its target."""
-    files = sorted(state.files.items()) if state is not None else []
-    return [Upload(path=path, size=o.stamp[0], sha256=o.sha256, state="verified", commit=o.commit) for path, o in files]

@@ -12,17 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import FileStore, PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from seqtrack.device import choose_device
 from seqtrack.errors import Problem, RunError, UserError
-from seqtrack.runtime.launcher import LAUNCH_FOLDER, MEETING, mark_joined
+from seqtrack.runtime.launcher import PEER_LOST, RENDEZVOUS_URL, mark_joined
 
 T = TypeVar("T")
 
@@ -31,10 +30,6 @@ _MEETING_LIMIT = timedelta(minutes=15)
 # After that they wait without a limit: one of them may validate, download or write to a slow disk for hours. A process
 # that dies closes its connections, and its launcher ends the others.
 _NO_LIMIT = timedelta(days=365)
-
-
-class PeerLostError(RunError):
-    """Another process of the run ended, so this one cannot continue; it has no problem of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,30 +51,22 @@ class DistributedContext:
             dist.all_reduce(numbers)
         return numbers
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
         return values
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's value on every rank."""
-        if self.world_size == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def run_on_rank0_and_broadcast(self, function: Callable[[], T]) -> T:
-        """Rank 0's result on every rank; its UserError is raised on every rank.
-
-        Raises:
-            UserError: rank 0's.
-        """
-        if self.world_size == 1:
-            return function()
+        """Rank 0's result on every rank; its UserError is raised on every rank."""
         answer: tuple[T | None, list[Problem]] = (None, [])
         if self.is_main:
             try:
@@ -89,15 +76,14 @@ class DistributedContext:
         value, problems = self.broadcast_object(answer)
         if problems:
             raise UserError(problems)
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[return-value]
 
-    def broadcast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def broadcast(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rank 0's CPU tensors on every rank; the argument of the others is ignored."""
         if self.world_size == 1:
             return tensors
-        shapes = self.broadcast_object({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
         received = {}
-        for name, (shape, dtype) in shapes.items():
+        for name, shape, dtype in self.broadcast_object([(name, t.shape, t.dtype) for name, t in tensors.items()]):
             value = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
             there = value.to(self.device).contiguous()
             dist.broadcast(there, src=0)
@@ -159,21 +145,16 @@ class Gradients:
 
 @contextlib.contextmanager
 def peers_needed() -> Iterator[None]:
-    """Explain the error of a collective whose peer has ended.
-
-    Raises:
-        PeerLostError: instead of the backend's own exception.
-    """
+    """Turn the backend's error about a peer that ended into a RunError with code `run.peer_lost`."""
     try:
         yield
     except RuntimeError as error:
         # gloo has no exception of its own, only its file's name in the message.
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise PeerLostError(
-            f"another process of this run ended, so this one cannot continue ({str(error).splitlines()[0]:.150})",
-            code="run.peer_lost",
-        ) from error
+        reason = str(error).splitlines()[0][:150]
+        text = f"another process of this run ended, so this one cannot continue ({reason})"
+        raise RunError(text, code=PEER_LOST) from error
 
 
 def end_process(code: int) -> NoReturn:
@@ -195,69 +176,52 @@ def join(device_name: str) -> DistributedContext:
         UserError: the requested device does not exist, for this process or another.
         RunError: `run.not_met`, the others did not join.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if world_size == 1:
-        device = choose_device(device_name, local_rank=local_rank)
-    else:
+    rank, world_size, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if world_size > 1:
         try:
             store = rendezvous_store(world_size)
             device = _common_device(store, device_name, rank, world_size, local_rank)
         except RuntimeError as error:
-            raise RunError(
-                f"not all of the {world_size} processes of the run joined: {error}", code="run.not_met"
-            ) from error
+            text = f"not all of the {world_size} processes of the run joined: {error}"
+            raise RunError(text, code="run.not_met") from error
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    else:
+        world_size, device = 1, choose_device(device_name, local_rank=local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_NO_LIMIT, store=store, rank=rank, world_size=world_size)
     mark_joined()
     return DistributedContext(rank, world_size, device)
 
 
 def rendezvous_store(world_size: int) -> Store:
-    """The rendezvous store of one start of a run; a restart reads nothing that the processes before it wrote."""
-    meeting, folder = os.environ.get(MEETING), os.environ.get(LAUNCH_FOLDER)
-    if meeting:
-        address, start = meeting.split()
-        return PrefixStore(f"start {start}", _tcp_store(address, hold=False))
-    if folder:
-        # One machine: nothing listens beyond it. The launcher makes a folder for each start.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-        store = FileStore(str(Path(folder, "store")), world_size)
-        store.set_timeout(_MEETING_LIMIT)
-        return store
-    found, _, _ = next(rendezvous("env://", timeout=_MEETING_LIMIT))
-    return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    """Where the processes of one start of a run meet; a restart reads nothing that the processes before it wrote."""
+    url = os.environ.get(RENDEZVOUS_URL, "env://")
+    store, _, _ = next(rendezvous(url, int(os.environ["RANK"]), world_size, timeout=_MEETING_LIMIT))
+    store.set_timeout(_MEETING_LIMIT)  # that of a file has not taken it
+    return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def hold_store(address: str) -> Store:
     """The rendezvous server at `address` ("host:port" of this machine); it runs as long as the result lives."""
-    return _tcp_store(address, hold=True)
-
-
-def _tcp_store(address: str, *, hold: bool) -> Store:
     host, _, port = address.rpartition(":")
-    return TCPStore(host.strip("[]"), int(port), is_master=hold, timeout=_MEETING_LIMIT, wait_for_workers=False)
+    return TCPStore(host.strip("[]"), int(port), is_master=True, timeout=_MEETING_LIMIT, wait_for_workers=False)
 
 
 def _common_device(store: Store, name: str, rank: int, world_size: int, local_rank: int) -> torch.device:
     """This rank's device, of rank 0's type. Every rank reads every rank's answer, so that all decide alike."""
+    mine: tuple[str, list[tuple[str, str]]]
     try:
-        mine: dict[str, Any] = {"device": choose_device(name, local_rank=local_rank).type, "problems": []}
+        mine = choose_device(name, local_rank=local_rank).type, []
     except UserError as error:
-        mine = {"device": None, "problems": [(problem, problem.code) for problem in error.problems]}
-    keys = [f"device of {other}" for other in range(world_size)]
-    store.set(keys[rank], json.dumps(mine))
-    store.wait(keys, _MEETING_LIMIT)
-    answers = [json.loads(store.get(key)) for key in keys]
-    problems = [Problem(text, code) for answer in answers for text, code in answer["problems"]]
-    if problems:
+        mine = "", [(problem, problem.code) for problem in error.problems]
+    store.set(f"device of {rank}", json.dumps(mine))
+    answers = [json.loads(store.get(f"device of {other}")) for other in range(world_size)]
+    if problems := [Problem(text, code) for _, given in answers for text, code in given]:
         raise UserError(list(dict.fromkeys(problems)))
-    kind = answers[0]["device"]
-    if kind == "cuda" and (without := [other for other in range(world_size) if answers[other]["device"] != kind]):
+    kind = answers[0][0]
+    if kind == "cuda" and (without := [other for other in range(world_size) if answers[other][0] != kind]):
         raise UserError(
             f"process 0 computes on a GPU, and processes {without} have none; set DEVICE=cpu on every machine, or use "
             "only machines with GPUs",

@@ -4,17 +4,18 @@ Two runs with one fingerprint and one configuration are bitwise equal; with anot
 samples, take the same steps, and differ in the last digits of floating point.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from seqtrack.checkpoints.side_files import EnvironmentRecord
+from seqtrack.checkpoints.side_files import EnvironmentRecord, Fingerprint
 from seqtrack.runtime.distributed import DistributedContext
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -30,15 +31,15 @@ _SWITCHES = (
 BITWISE, SAME_SAMPLES = "bitwise", "same_samples"
 
 
-def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool) -> dict[str, Any]:
-    """Everything that bitwise reproducibility depends on, as a flat JSON-able table.
+def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool) -> Fingerprint:
+    """Everything that bitwise reproducibility depends on.
 
     Args:
         precision: what the step computes in: fp32, bf16 or fp16.
         compiled: whether the model goes through torch.compile.
     """
     device = distributed.device
-    found: dict[str, Any] = {
+    found: Fingerprint = {
         "device": device.type,
         "world_size": distributed.world_size,
         "threads": torch.get_num_threads(),
@@ -51,17 +52,14 @@ def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bo
         **{name: os.environ[name] for name in _SWITCHES if name in os.environ},
     }
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        found |= {
+        return found | {
             "gpu": torch.cuda.get_device_name(device),
-            "compute_capability": f"{major}.{minor}",
+            "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability(device)),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
-    else:
-        # The vector instructions chosen at run time decide the order of the sums, whatever the processor's name.
-        found |= {"cpu": _cpu_name(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    return found
+    # The vector instructions chosen at run time decide the order of the sums, whatever the processor's name.
+    return found | {"cpu": _cpu_name(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def describe_device(device: torch.device) -> str:
@@ -69,11 +67,11 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}"
 
 
-def guarantee(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[str]]:
+def guarantee(ours: Mapping[str, object], theirs: Mapping[str, object]) -> tuple[str, list[str]]:
     """The reproducibility guarantee between two runs by their fingerprints, and the reasons if it is not bitwise."""
     differences = [
         f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now"
-        for key in sorted(set(ours) | set(theirs))
+        for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key)
     ]
     if ours["compile"]:
@@ -84,14 +82,9 @@ def guarantee(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, list[s
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result may depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    """Versions of Python and of the installed packages that a result may depend on."""
+    installed = {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
+    return {"python": platform.python_version(), **{name: installed.get(name, "not installed") for name in _PACKAGES}}
 
 
 def source_commit() -> str:
@@ -99,21 +92,12 @@ def source_commit() -> str:
 
     An installed package has no commit: a repository around its environment is another project's.
     """
-    if commit := os.environ.get("SOURCE_COMMIT"):
-        return commit
-    if not (_ROOT / ".git").exists() or not (_ROOT / "pyproject.toml").is_file():
-        return "unknown"
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()
+    found = os.environ.get("SOURCE_COMMIT", "")
+    if not found and (_ROOT / ".git").exists() and (_ROOT / "pyproject.toml").is_file():
+        words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return found or "unknown"
 
 
 def lock_digest() -> str:
@@ -125,10 +109,9 @@ def lock_digest() -> str:
     return "installed:" + hashlib.sha256("\n".join(sorted(installed)).encode()).hexdigest()
 
 
-def environment_record(distributed: DistributedContext, run_fingerprint: dict[str, Any]) -> EnvironmentRecord:
+def environment_record(distributed: DistributedContext, run_fingerprint: Fingerprint) -> EnvironmentRecord:
     """The record `environment.json`: code, lock, libraries, machine."""
     device = distributed.device
-    gpu_memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     return EnvironmentRecord(
         commit=source_commit(),
         lock_sha256=lock_digest(),
@@ -138,14 +121,10 @@ def environment_record(distributed: DistributedContext, run_fingerprint: dict[st
         cpu=_cpu_name(),
         cpu_count=os.cpu_count(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpu_memory_bytes=gpu_memory,
+        gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
     )
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,8 +1,4 @@
-"""NVIDIA GPUs of this project's users: compute capability, memory and peak rates, by name.
-
-`plan` uses them for a GPU of another machine, benchmarks for the model FLOPs utilisation (MFU) of a step; a GPU that
-is missing here has none.
-"""
+"""NVIDIA GPUs of this project's users, by name: for `plan`, and for the MFU of benchmarks."""
 
 from dataclasses import dataclass
 
@@ -11,13 +7,10 @@ from seqtrack.device import Capability
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card.
+    """One card: compute capability, installed memory, and dense peaks of matrix products in TFLOP/s.
 
-    Attributes:
-        capability: compute capability.
-        memory_gib: installed; the driver and a desktop take some of it.
-        fp32, tf32, half: dense peak in TFLOP/s of matrix products (half: fp16 or bf16 with float32 sums); 0 where the
-            card has no unit for it. For laptop GPUs at the highest boost clock, so utilisation is a lower bound.
+    `half` is fp16 or bf16 with float32 sums; 0 where the card has no unit for it. Those of laptop GPUs are at the
+    highest boost clock, so utilisation is a lower bound.
     """
 
     capability: Capability
@@ -30,7 +23,7 @@ class Gpu:
         """Peak for "fp32", "tf32", "fp16" or "bf16"; None where the card cannot compute in it."""
         if precision == "bf16" and self.capability < (8, 0):
             return None
-        return getattr(self, "half" if precision in ("fp16", "bf16") else precision) or None
+        return {"fp32": self.fp32, "tf32": self.tf32}.get(precision, self.half) or None
 
 
 def _geforce(series: int, memory_gib: float, multiprocessors: int, boost_ghz: float) -> Gpu:

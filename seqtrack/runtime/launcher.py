@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
-from seqtrack.parsing import parse_json
 from seqtrack.runtime.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
-# Environment variables for the processes: the folder, and "host:port START" of the rendezvous of several machines.
-LAUNCH_FOLDER, MEETING = "_SEQTRACK_LAUNCH_FOLDER", "_SEQTRACK_MEETING"
+# Environment variables of the processes.
+LAUNCH_FOLDER, RENDEZVOUS_URL = "_SEQTRACK_LAUNCH_FOLDER", "_SEQTRACK_RENDEZVOUS"
+PEER_LOST = "run.peer_lost"  # code of a process that ended only because another did
 _JOINED = "joined"
 _POLL_S = 0.05
 # After one process has failed, for the others to end by themselves: rank 0 may have a checkpoint to finish. Those that
@@ -43,19 +43,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class Ending:
-    """How one process of a run ended.
-
-    Args:
-        code: its exit code; negative for a signal.
-        problems: for the user.
-        lost_peer: it ended only because another process did.
-        designed: a restart changes nothing: complete, stopped, a verdict, or a user error.
-    """
+    """How one process of a run ended: its exit code (negative for a signal), and problems for the user."""
 
     code: int
     problems: list[Problem] = field(default_factory=list)
-    lost_peer: bool = False
-    designed: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether a restart may help; not after completion, a stop, a verdict or a user error."""
+        return bool(self.problems) and self.code != USER_ERROR_EXIT_CODE
 
 
 def leave_ending(ending: Ending) -> bool:
@@ -63,7 +59,7 @@ def leave_ending(ending: Ending) -> bool:
     folder = os.environ.get(LAUNCH_FOLDER)
     if folder is None:
         return False
-    values = {**ending.__dict__, "problems": [(problem, problem.code) for problem in ending.problems]}
+    values = [ending.code, [(problem, problem.code) for problem in ending.problems]]
     Path(folder, f"ending {os.environ['RANK']}").write_text(json.dumps(values))
     return True
 
@@ -86,40 +82,46 @@ def launch(command: Sequence[str], how: Launch) -> int:
     """
     store = None
     if how.machines > 1 and how.machine == 0:
-        # Held here, so that restarted processes find it. Deferred: one machine needs no torch.
-        from seqtrack.runtime.distributed import hold_store
+        # Held here, so that restarted processes find it.
+        from seqtrack.runtime.distributed import hold_store  # deferred: one machine needs no torch
 
         store = hold_store(how.rendezvous)
     with StopRequest() as stop:
         endings = _run_once(command, how, 0, stop)
         for restart in range(1, how.max_restarts + 1):
-            if stop.is_set or all(ending.designed for ending in endings):
+            if stop.is_set or not any(ending.failed for ending in endings):
                 break
             logger.error("%s; starting again (%d of %d)", _cause(endings), restart, how.max_restarts)
             endings = _run_once(command, how, restart, stop)
     del store
-    return _conclude(endings, stopped=stop.is_set)
+    if problems := [one for ending in endings if ending.code == USER_ERROR_EXIT_CODE for one in ending.problems]:
+        raise UserError(list(dict.fromkeys(problems)))
+    if any(ending.failed for ending in endings):
+        raise RunError(_cause(endings))
+    if stop.is_set or any(ending.code == STOPPED_EXIT_CODE for ending in endings):
+        return STOPPED_EXIT_CODE
+    return max((ending.code for ending in endings), default=0)
 
 
 def _run_once(command: Sequence[str], how: Launch, restart: int, stop: StopRequest) -> list[Ending]:
-    """Start every process and wait for all. Returns their endings in order."""
-    with tempfile.TemporaryDirectory(prefix="seqtrack-") as name:
-        folder = Path(name)
-        shared = {
-            **os.environ,
-            LAUNCH_FOLDER: name,
-            "WORLD_SIZE": str(how.machines * how.processes),
-            # The cores divided by the processes, unless set; the configuration may override it in the processes.
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // how.processes)),
-            MEETING: f"{how.rendezvous} {restart}" if how.machines > 1 else "",
-        }
+    with tempfile.TemporaryDirectory(prefix="seqtrack-") as folder:
+        # The cores divided by the processes, unless set; the configuration may override it in the processes.
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // how.processes))
+        shared = {LAUNCH_FOLDER: folder, "OMP_NUM_THREADS": threads, "WORLD_SIZE": str(how.machines * how.processes)}
+        if how.machines > 1:  # as torchrun's agents do
+            host, _, port = how.rendezvous.rpartition(":")
+            shared |= {"MASTER_ADDR": host.strip("[]"), "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            shared |= {RENDEZVOUS_URL: "env://", "TORCHELASTIC_RESTART_COUNT": str(restart)}
+        else:  # nothing listens beyond this machine
+            shared[RENDEZVOUS_URL] = f"file://{folder}/store"
+            shared |= {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
         running: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for local in range(how.processes):
                 rank = how.machine * how.processes + local
-                places = {"RANK": str(rank), "LOCAL_RANK": str(local)}
-                running[rank] = subprocess.Popen(command, env={**shared, **places})
-            return _watch(running, folder, stop)
+                env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(local)}
+                running[rank] = subprocess.Popen(command, env=env)
+            return _watch(running, Path(folder), stop)
         finally:
             for process in running.values():
                 process.kill()
@@ -134,13 +136,11 @@ def _watch(running: dict[int, "subprocess.Popen[bytes]"], folder: Path, stop: St
         ended = [rank for rank, process in running.items() if process.poll() is not None]
         joined = (folder / _JOINED).exists()  # checked last: one that completed had joined before
         for rank in ended:
-            endings.append(_ending(folder, rank, running.pop(rank).returncode))
-        failed = any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings)
-        failed_at = failed_at or (time.monotonic() if failed else 0.0)
+            endings.append(_ending(folder / f"ending {rank}", rank, running.pop(rank).returncode))
+        if not failed_at and any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings):
+            failed_at = time.monotonic()
         # Before the rendezvous nothing is written, so nothing is lost.
-        if (endings or stop.is_set) and not joined:
-            break
-        if failed and time.monotonic() - failed_at > _GRACE_S:
+        if ((endings or stop.is_set) and not joined) or (failed_at and time.monotonic() - failed_at > _GRACE_S):
             break
         if stop.is_set and not stopped:
             stopped = True
@@ -151,14 +151,12 @@ def _watch(running: dict[int, "subprocess.Popen[bytes]"], folder: Path, stop: St
     return endings
 
 
-def _ending(folder: Path, rank: int, code: int) -> Ending:
-    path = folder / f"ending {rank}"
+def _ending(path: Path, rank: int, code: int) -> Ending:
     if path.exists():
-        values = parse_json(path.read_text())
-        problems = [Problem(text, code) for text, code in values.pop("problems")]
-        return Ending(problems=problems, **values)
+        code, problems = json.loads(path.read_text())
+        return Ending(code, [Problem(text, name) for text, name in problems])
     if code in (0, STOPPED_EXIT_CODE):  # stopped before it had a signal handler
-        return Ending(code, designed=True)
+        return Ending(code)
     how = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     text = (
         f"process {rank} of the run died ({how}). The checkpoints are not affected: start again to continue from the "
@@ -169,18 +167,5 @@ def _ending(folder: Path, rank: int, code: int) -> Ending:
 
 def _cause(endings: Sequence[Ending]) -> Problem:
     """Why the run ended: the first problem that was not caused by another process."""
-    own = [problem for ending in endings if not ending.lost_peer for problem in ending.problems]
-    return (own or [problem for ending in endings for problem in ending.problems])[0]
-
-
-def _conclude(endings: Sequence[Ending], *, stopped: bool) -> int:
-    codes = {ending.code for ending in endings}
-    if USER_ERROR_EXIT_CODE in codes:
-        problems = [one for ending in endings if ending.code == USER_ERROR_EXIT_CODE for one in ending.problems]
-        raise UserError(list(dict.fromkeys(problems)))
-    if any(not ending.designed for ending in endings):
-        cause = _cause(endings)
-        raise RunError(cause, code=cause.code)
-    if stopped or STOPPED_EXIT_CODE in codes:
-        return STOPPED_EXIT_CODE
-    return max(codes, default=0)
+    problems = [problem for ending in endings for problem in ending.problems]
+    return next((problem for problem in problems if problem.code != PEER_LOST), problems[0])

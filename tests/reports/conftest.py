@@ -4,14 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import Ended, demo_data, environment, finished, resumed, start, uninterrupted
+from runs import demo_data, finished, resumed, uninterrupted
 
 __all__ = ["demo_data", "finished", "resumed", "uninterrupted"]
-
-
-def run_command(output: Path, data: Path, *arguments: str, **variables: object) -> Ended:
-    with start(environment(output, data, **variables), *arguments) as running:
-        return running.end()
 
 
 @pytest.fixture
@@ -24,3 +19,9 @@ def pair(resumed: Path, tmp_path: Path) -> Path:
 def finished_run(finished: Path, tmp_path: Path) -> Path:
     """A copy of `finished`, which a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "output"))
+
+
+def flip_bit(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
