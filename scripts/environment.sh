@@ -44,13 +44,37 @@ digest_line() { sha256sum "$1"; }
 # has_lock FOLDER LOCK: whether the environment in FOLDER was completed from exactly this lock file.
 has_lock() { grep -qxF "$(digest_line "$2")" "$1/lock-digests" 2>/dev/null; }
 
+# report_downloads FOLDER: every 15 s, how much the environment and the installer's cache have grown.
+report_downloads() {
+  local caches size first="" began=$SECONDS
+  caches=("$1" "$(if [ -n "$uv" ]; then "$uv" cache dir; else "$1/bin/python" -m pip cache dir; fi 2>/dev/null)")
+  while true; do
+    size=$(du --summarize --block-size=1M --total "${caches[@]}" 2>/dev/null | tail -n 1 | cut -f 1)
+    if [ -n "$first" ]; then
+      log "$((size - first)) of about 5000 MB downloaded and installed after $((SECONDS - began)) s"
+    else
+      first=$size
+    fi
+    sleep 15
+  done
+}
+
 # install_lock FOLDER LOCK: every package of LOCK, each file checked against its hash; then record the lock's digest.
 install_lock() {
-  if [ -n "$uv" ]; then
-    "$uv" pip install --quiet --python "$1/bin/python" --require-hashes --no-deps -r "$2"
+  local quiet=--quiet reporter="" status=0
+  if [ -t 2 ]; then
+    quiet="" # both installers draw progress bars on a terminal
   else
-    "$1/bin/python" -m pip --quiet --disable-pip-version-check install --require-hashes --no-deps -r "$2"
+    report_downloads "$1" &
+    reporter=$!
   fi
+  if [ -n "$uv" ]; then
+    "$uv" pip install $quiet --python "$1/bin/python" --require-hashes --no-deps -r "$2" >&2 || status=$?
+  else
+    "$1/bin/python" -m pip $quiet --disable-pip-version-check install --require-hashes --no-deps -r "$2" >&2 || status=$?
+  fi
+  if [ -n "$reporter" ]; then kill "$reporter" && wait "$reporter"; fi 2>/dev/null || true
+  if [ "$status" != 0 ]; then exit "$status"; fi
   digest_line "$2" >>"$1/lock-digests"
 }
 
@@ -61,6 +85,9 @@ has_locks() {
 
 # make_environment LOCK...: make $venv in the current folder (the repository's root) match these locks.
 make_environment() {
+  if [ "$(uname -sm)" != "Linux x86_64" ]; then
+    stop "this is $(uname -sm); the locked packages exist for Linux x86-64 only. On Windows use WSL2, on a Mac a Linux machine"
+  fi
   if has_locks "$@"; then return; fi
   # Two commands started at the same time (training and upload) must not both build it.
   exec 8<requirements.lock
@@ -84,6 +111,9 @@ build_environment() {
   for lock in "$@"; do install_lock "$venv.new" "$lock"; done
   # The package itself is this folder, so that edits take effect.
   pwd >"$("$venv.new/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/seqtrack.pth"
+  # shellcheck disable=SC2016 # expanded when the script runs
+  printf '#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/python" -m seqtrack "$@"\n' >"$venv.new/bin/seqtrack"
+  chmod +x "$venv.new/bin/seqtrack"
   # Commands such as .venv/bin/pytest contain the path of their Python, which is about to change.
   grep -rlIZF --exclude-dir=__pycache__ "/$venv.new" "$venv.new/bin" | xargs -0r sed -i "s|/${venv//./\\.}\.new|/$venv|g"
   rm -rf "$tools" "$venv.old"

@@ -212,6 +212,17 @@ def test_an_unknown_job_is_refused_with_the_known_ones(start: StartEntrypoint) -
     assert code == 2
     assert "'trian'" in stderr
     assert "train-phase1" in stderr
+    assert stderr.rstrip().endswith("train?")
+
+
+def test_options_without_a_job_go_to_the_job_of_the_variable(start: StartEntrypoint) -> None:
+    run = start("--checkpoint", "last", JOB="evaluate")
+    assert run.finish()[0] == 0
+    assert run.notes()[0] == "start evaluate --checkpoint last"
+    run = start("--max-restarts", "2", JOB="--no-sidecar train-phase2", HF_REPO="me/tracker", SHOWN_VARIABLE="PHASE")
+    assert run.finish()[0] == 0
+    assert run.notes()[:2] == ["start train --max-restarts 2", "2"]
+    assert "start upload" not in run.notes()
 
 
 def test_any_other_program_runs_unchanged(start: StartEntrypoint) -> None:
