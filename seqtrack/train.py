@@ -14,7 +14,7 @@ from seqtrack.checkpoints.side_files import DatasetRecord
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
-from seqtrack.data.sources import SOURCES, describe
+from seqtrack.data.sources import describe
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.plots import PhasePlots
 from seqtrack.run_dir import LOGS, log_path
@@ -39,7 +39,7 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
         RunError: the run could not continue.
     """
     with early_log_records() as early, StopRequest() as stop:
-        environment, config = configure(environ, known_datasets=[name.lower() for name in SOURCES])
+        environment, config = configure(environ)
         return _train(environment, config, stop, early)
 
 

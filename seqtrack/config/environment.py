@@ -5,16 +5,18 @@ a folder, a class or a repository exists is checked where it is used. The token 
 appear in a log or a report.
 """
 
+import difflib
+import logging
 import os
 import re
 import shlex
-import sys
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
 
 from seqtrack.config.fields import Expected, Name, Settings, did_you_mean, expected, setting
@@ -24,82 +26,44 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import short_repr
 from seqtrack.run_dir import phase_name
 
-# The epoch that phase 2 resumes after by default.
-DEFAULT_RESUME_EPOCH = 3
-
-_REPOSITORY = re.compile(r"(datasets/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", re.ASCII)
-_SECRET = frozenset({"HF_TOKEN"})
-
-
-def _require(good: Any) -> None:
-    if not good:
-        raise ValueError("malformed")
+DEFAULT_RESUME_EPOCH = 3  # that phase 2 resumes after
+_log = logging.getLogger(__name__)
+# Commands that read a variable.
+_RUNS, _DATA = "train, track, evaluate", "train, data, evaluate"
+_UP, _HUB = "train, upload, hub", "train, data, upload, hub"
 
 
-def _line(value: str) -> str:
-    _require(value.isprintable())
-    return value
-
-
-def _host_port(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    _require(host and port.isascii() and port.isdigit() and 0 < int(port) < 65536)
-    return value
-
-
-def _different(value: tuple[str, ...]) -> tuple[str, ...]:
-    _require(len(set(value)) == len(value))
-    return value
-
-
-def _pairs(value: Any) -> Any:
-    if not isinstance(value, str):
+def _matching(pattern: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError("malformed")
         return value
-    parts = shlex.split(value)
-    _require(len(parts) % 2 == 0)
-    return tuple(zip(parts[::2], parts[1::2], strict=True))
+
+    return AfterValidator(check)
 
 
-def _repository(value: str) -> str:
-    _require(_REPOSITORY.fullmatch(value) and "--" not in value and ".." not in value)
-    _require(not value.endswith((".git", "-", ".")) and "./" not in value and "-/" not in value)
-    return value
+def _pairs(value: str | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    if isinstance(value, tuple):
+        return value
+    words = shlex.split(value)
+    return tuple(zip(words[::2], words[1::2], strict=True))
 
 
-def _token(value: str) -> str:
-    _require(value and value.isascii() and value.isprintable() and " " not in value)
-    return value
-
-
-def _address(value: str) -> str:
-    parts = urlsplit(value)
-    _require(parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc)
-    _require((parts.port is None or parts.port > 0) and not parts.query and not parts.fragment)
-    _require(value.isprintable() and " " not in value)
-    return value.rstrip("/")
-
-
-def _target(value: str) -> str:
-    _require(re.fullmatch(r"[a-z][a-z0-9_]*:.+", value) and value.isprintable())
-    return value
-
-
-Text = Annotated[str, AfterValidator(_line), Expected("text on one line")]
-HostPort = Annotated[str, AfterValidator(_host_port), Expected("host:port with a port from 1 to 65535")]
-Names = Annotated[tuple[Name, ...], AfterValidator(_different), Expected("different names separated by commas")]
-Pairs = Annotated[
-    tuple[tuple[str, str], ...],
-    BeforeValidator(_pairs),
-    Expected("KEY VALUE KEY VALUE with a blank between, and every quotation mark closed"),
-]
-Repository = Annotated[
-    str, AfterValidator(_repository), Expected("owner/name or datasets/owner/name, as in the repository's address")
-]
-Token = Annotated[str, AfterValidator(_token), Expected("one word of ASCII letters")]
+_TOKEN = "[!-~]+"
+_PORT = r":([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_HF_REPO = r"(?!.*(--|\.\.|[.-]/))(datasets/)?[A-Za-z0-9][\w.-]{0,95}/\w[\w.-]{0,95}(?<![.-])(?<!\.git)"
+_KEY_VALUE = "KEY VALUE KEY VALUE with a blank between, and every quotation mark closed"
+Token = Annotated[str, _matching(_TOKEN), Expected("one word of ASCII letters")]
+Target = Annotated[str, _matching("[a-z][a-z0-9_]*:.+"), Expected("kind:place, such as folder:/mnt/backup")]
+HostPort = Annotated[str, _matching(f"(?a).+{_PORT}"), Expected("host:port with a port from 1 to 65535")]
 Address = Annotated[
-    str, AfterValidator(_address), Expected("http:// or https:// and a host, without a user name or password")
+    str,
+    _matching(rf"(?a)https?://[^/?#@:\s]+({_PORT})?(/[^?#@\s]*)?"),
+    AfterValidator(lambda value: value.rstrip("/")),
+    Expected("http:// or https:// and a host, without a user name or password"),
 ]
-Target = Annotated[str, AfterValidator(_target), Expected("kind:place, such as folder:/mnt/backup")]
+Repository = Annotated[str, _matching(f"(?a){_HF_REPO}"), Expected("owner/name or datasets/owner/name, as on the Hub")]
+Pairs = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs), Expected(_KEY_VALUE)]
 
 
 class Environment(Settings):
@@ -107,9 +71,7 @@ class Environment(Settings):
 
     model_config = ConfigDict(extra="ignore", validate_default=False)
 
-    phase: Literal[1, 2] = setting(
-        1, "1 trains from the start, 2 resumes phase 1", reader="train, track, evaluate, hub"
-    )
+    phase: Literal[1, 2] = setting(1, "1 trains from the start, 2 resumes phase 1", reader=f"{_RUNS}, hub")
     resume_epoch: int | None = setting(
         None,
         "epoch after which the run continues; unset, phase 1 starts at the beginning and phase 2 at epoch 3; the "
@@ -117,29 +79,25 @@ class Environment(Settings):
         reader="train",
         ge=1,
     )
-    config: Text = setting(
+    config: str = setting(
         "",
-        "experiment, or a path that ends in .yaml; unset, demo for the demo data set, else seqtrack_b256",
+        "experiment, or a path that ends in .yaml; unset, demo for DATASET=demo, else seqtrack_b256",
         reader="train",
     )
-    dataset: Names = setting(
+    dataset: tuple[Name, ...] = setting(
         ("demo",),
         "data sets, separated by commas: demo, lasot, got10k_train_full, got10k_vottrain; unset with a CONFIG file of "
         "your own, those that the file names",
-        reader="train, data, evaluate",
+        reader=_DATA,
     )
-    classes: Names = setting((), "classes, separated by commas; unset, those of CONFIG", reader="train, data, evaluate")
-    data_dir: Path = setting(Path("./data"), "folder of the data sets", reader="train, data, evaluate")
-    output_dir: Path = setting(
-        Path("./output"), "folder that holds phase_1, phase_2 and comparison", reader="every command"
-    )
+    classes: tuple[Name, ...] = setting((), "classes, separated by commas; unset, those of CONFIG", reader=_DATA)
+    data_dir: Path = setting(Path("./data"), "folder of the data sets", reader=_DATA)
+    output_dir: Path = setting(Path("./output"), "folder of phase_1, phase_2 and comparison", reader="every command")
     seed: int | None = setting(None, "TRAIN.SEED", reader="train", ge=0, le=2**32 - 1)
     epochs: int | None = setting(None, "TRAIN.EPOCH", reader="train", ge=1)
-    batch_size: int | None = setting(
-        None, "TRAIN.BATCH_SIZE: samples per step over all processes", reader="train", ge=1
-    )
+    batch_size: int | None = setting(None, "TRAIN.BATCH_SIZE: samples per step of all processes", reader="train", ge=1)
     overrides: Pairs = setting((), "`KEY VALUE KEY VALUE` for any key, quoted as in a shell", reader="train")
-    device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto, cuda or cpu", reader="train, track, evaluate")
+    device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto, cuda or cpu", reader=_RUNS)
     nproc: Annotated[int, Ge(1), Le(4096)] | Literal["auto"] = setting(
         1, "processes of a run; auto starts one per GPU", reader="train"
     )
@@ -147,31 +105,19 @@ class Environment(Settings):
     node_rank: int = setting(0, "number of this machine, from 0", reader="train", ge=0, le=1023)
     rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", reader="train")
     max_restarts: int = setting(
-        0, "how often a run of several processes is restarted when one dies", reader="train", ge=0, le=1000
+        0, "restarts of a run of several processes when one dies", reader="train", ge=0, le=1000
     )
     hf_repo: Repository | None = setting(
-        None, "repository owner/name, or datasets/owner/name; unset, nothing is uploaded", reader="train, upload, hub"
+        None, "owner/name or datasets/owner/name; unset, nothing is uploaded", reader=_UP
     )
-    hf_token: Token | None = setting(
-        None, "access token; a file is safer, see HF_TOKEN_PATH", reader="train, data, upload, hub"
-    )
-    hf_token_path: Path | None = setting(
-        None,
-        "file with the access token, read again at each use; wins over HF_TOKEN",
-        reader="train, data, upload, hub",
-    )
-    hf_endpoint: Address | None = setting(
-        None, "address of the Hub; unset, huggingface.co", reader="train, data, upload, hub"
-    )
+    hf_token: Token | None = setting(None, "access token; a file is safer, see HF_TOKEN_PATH", reader=_HUB)
+    hf_token_path: Path | None = setting(None, "file with the token, read at each use; wins over HF_TOKEN", reader=_HUB)
+    hf_endpoint: Address | None = setting(None, "address of the Hub; unset, huggingface.co", reader=_HUB)
     hf_private: bool = setting(True, "whether a repository that is created is private", reader="upload, hub")
     hf_hub_disable_xet: bool | None = setting(
-        None,
-        "1 uploads over LFS alone, for a server that does not speak Xet; read by the Hub's client",
-        reader="upload, hub",
+        None, "1 uploads over LFS alone, for a server without Xet; read by the Hub's client", reader="upload, hub"
     )
-    upload_target: Target | None = setting(
-        None, "another target than HF_REPO, such as folder:/mnt/backup", reader="train, upload, hub"
-    )
+    upload_target: Target | None = setting(None, "another target than HF_REPO, such as folder:/mnt/backup", reader=_UP)
     upload_min_commit_interval_s: float = setting(
         30.0, "least seconds between two commits; the Hub allows about 128 an hour", reader="upload", ge=0, le=3600
     )
@@ -179,31 +125,19 @@ class Environment(Settings):
         60.0, "seconds after SIGTERM for the last files; below the container's grace", reader="upload", ge=0, le=1e6
     )
     upload_lag_limit_s: float = setting(
-        3600.0,
-        "age of the oldest file not yet uploaded at which the uploader is unhealthy",
-        reader="upload",
-        ge=0,
-        le=1e9,
+        3600.0, "seconds that a file may wait before the uploader is unhealthy", reader="upload", ge=0, le=1e9
     )
     upload_drain_s: float = setting(
-        3600.0,
-        "seconds that a container without compose waits for its uploader after training",
-        reader="entrypoint",
-        ge=0,
-        le=1e7,
+        3600.0, "seconds for the last uploads of a container without compose", reader="entrypoint", ge=0, le=1e7
     )
     health_stale_s: float = setting(
-        1800.0,
-        "seconds without a log line after which the container of a training run is unhealthy",
-        reader="healthcheck",
-        ge=1,
-        le=1e7,
+        1800.0, "seconds without a log line until a training container is unhealthy", reader="healthcheck", ge=1, le=1e7
     )
     seqtrack_test_data: Path | None = setting(None, "folder of real test data", reader="tests")
     seqtrack_goldens: Path | None = setting(None, "folder of reference outputs", reader="tests")
 
     def given(self, name: str) -> bool:
-        """Whether the user set this variable: a default must not override the user's file."""
+        """Whether the user set this variable."""
         return name.lower() in self.model_fields_set
 
     @property
@@ -219,62 +153,48 @@ class Environment(Settings):
 VARIABLES = {name.upper(): field for name, field in Environment.model_fields.items()}
 
 
-def read_environment(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> Environment:
+def read_environment(environ: Mapping[str, str]) -> Environment:
     """Read every variable.
-
-    Args:
-        environ: usually `os.environ`.
-        known_datasets: if given, DATASET may only contain these.
 
     Raises:
         UserError: every malformed variable, and every unknown SEQTRACK_ one.
     """
-    environment, problems = _read(environ, known_datasets)
+    environment, problems = _read(environ)
     if problems:
         raise UserError(problems)
     return environment
 
 
-def resolve(environment: Environment) -> Config:
-    """The configuration of an environment: CONFIG, then the variables, then OVERRIDES.
+def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
+    """Every variable, and the configuration of CONFIG, then the variables, then OVERRIDES.
 
     Raises:
-        UserError: every problem of the configuration.
+        UserError: every problem of both.
     """
-    layer: list[tuple[str, tuple[str, str]]] = []
+    environment, problems = _read(environ)
+    layer: list[tuple[str, str, str]] = []
     if environment.dataset:
-        names = [_dataset_key(one) for one in environment.dataset]
-        layer.append(("DATASET", ("DATA.TRAIN.DATASETS_NAME", ",".join(names))))
-        layer.append(("DATASET", ("DATA.TRAIN.DATASETS_RATIO", ",".join("1" for _ in names))))
+        # `lasot` is LASOT, as the authors write it; a name with capitals, such as GOT10K_vottrain, is unchanged.
+        names = [name.upper() if name == name.lower() else name for name in environment.dataset]
+        layer.append(("DATASET", "DATA.TRAIN.DATASETS_NAME", ",".join(names)))
+        layer.append(("DATASET", "DATA.TRAIN.DATASETS_RATIO", ",".join("1" for _ in names)))
     if environment.classes:
-        layer.append(("CLASSES", ("DATA.CLASSES", ",".join(environment.classes))))
+        layer.append(("CLASSES", "DATA.CLASSES", ",".join(environment.classes)))
     for variable, key in (("SEED", "TRAIN.SEED"), ("EPOCHS", "TRAIN.EPOCH"), ("BATCH_SIZE", "TRAIN.BATCH_SIZE")):
-        value = getattr(environment, variable.lower())
-        if value is not None:
-            layer.append((variable, (key, str(value))))
-    config = load_config(
-        environment.config, environment=layer, overrides=environment.overrides, overrides_from="OVERRIDES"
-    )
-    epoch, last = environment.resume_epoch, config.TRAIN.EPOCH
-    if epoch is not None and epoch >= last:
-        origin = "RESUME_EPOCH" if environment.given("RESUME_EPOCH") else "RESUME_EPOCH, unset and so"
-        remedy = f"use at most {last - 1}" if last > 1 else "train more than one epoch"
-        raise UserError(
-            f"{origin} {epoch}: no epoch of {last} is left to train; {remedy}",
-            code="config.resume_epoch",
-        )
-    return config
-
-
-def configure(environ: Mapping[str, str], *, known_datasets: Collection[str] = ()) -> tuple[Environment, Config]:
-    """`read_environment` and `resolve`, with the problems of both reported together."""
-    environment, problems = _read(environ, known_datasets)
+        if (value := getattr(environment, variable.lower())) is not None:
+            layer.append((variable, key, str(value)))
     try:
-        config = resolve(environment)
+        config = load_config(environment.config, variables=layer, overrides=environment.overrides)
     except UserError as error:
         raise UserError([*problems, *error.problems]) from None
+    epoch, last = environment.resume_epoch, config.TRAIN.EPOCH
+    if epoch is not None and epoch >= last:
+        text = f"RESUME_EPOCH {epoch} (of phase 2 unless set): no epoch of {last} is left to train; train more epochs"
+        problems.append(Problem(text, "config.resume_epoch"))
     if problems:
         raise UserError(problems)
+    for text in _misspelt(environ):
+        _log.warning("%s", text)
     return environment, config
 
 
@@ -284,10 +204,7 @@ def read_variable(environ: Mapping[str, str], name: str) -> Any:
     Raises:
         UserError: it is malformed.
     """
-    environment, problems = _read({name: environ.get(name, "")}, ())
-    if problems:
-        raise UserError(problems)
-    return getattr(environment, name.lower())
+    return getattr(read_environment({name: environ.get(name, "")}), name.lower())
 
 
 def read_token(environ: Mapping[str, str]) -> str | None:
@@ -298,32 +215,27 @@ def read_token(environ: Mapping[str, str]) -> str | None:
     """
     path = read_variable(environ, "HF_TOKEN_PATH")
     if path is None:
-        _check_only({"HF_TOKEN": environ.get("HF_TOKEN", "")})
+        read_variable(environ, "HF_TOKEN")  # only its form; the environment object never holds it
         return environ.get("HF_TOKEN", "").strip() or None
     try:
-        return _token(path.read_text(encoding="utf-8").strip())
+        token = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise UserError(f"HF_TOKEN_PATH: {path} cannot be read: {error.strerror}", "token.unreadable") from None
-    except ValueError:
-        raise UserError(f"HF_TOKEN_PATH: {path} has no token; expected a single line", "token.malformed") from None
+    if not re.fullmatch(_TOKEN, token):
+        raise UserError(f"HF_TOKEN_PATH: {path} has no token; expected a single line", "token.malformed")
+    return str(token)
 
 
-def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = None) -> Path | None:
+def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = None) -> None:
     """Add the variables of `folder/.env` that are not set, as compose does; the environment takes precedence.
-
-    Returns:
-        The file, or None if there is none.
 
     Raises:
         UserError: a line that is not `NAME=value`, which python-dotenv would skip.
     """
-    from dotenv import dotenv_values
-    from dotenv.parser import parse_stream
-
     target = os.environ if environ is None else environ
     path = folder / ".env"
     if not path.is_file():
-        return None
+        return
     try:
         with path.open(encoding="utf-8") as stream:
             bad = [binding.original.line for binding in parse_stream(stream) if binding.error]
@@ -332,65 +244,49 @@ def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] | None = No
     if bad:
         # The line is not shown because it may contain the token.
         raise UserError([f"{path} line {line}: expected NAME=value" for line in bad], "dotenv.malformed")
-    for name, value in dotenv_values(path, encoding="utf-8").items():
-        if value is not None:
-            target.setdefault(name, value)
-    return path
+    values = dotenv_values(path, encoding="utf-8")
+    if misspelt := _misspelt(values):
+        raise UserError([f"{path}: {text}" for text in misspelt], "variable.unknown")
+    for name, value in values.items():
+        target.setdefault(name, value or "")
 
 
-def _check_only(environ: Mapping[str, str]) -> None:
-    _, problems = _read(environ, ())
-    if problems:
-        raise UserError(problems)
+def _misspelt(names: Iterable[str]) -> list[str]:
+    """Names that only look like those of variables."""
+    near = {name: difflib.get_close_matches(name, VARIABLES, 1, 0.85) for name in sorted(set(names) - set(VARIABLES))}
+    return [f"{name}: no such variable; did you mean {close[0]}?" for name, close in near.items() if close]
 
 
-def _unprintable(text: str) -> str:
-    """What is expected instead of a text with an invalid character; empty if there is none."""
-    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
-        encoding = sys.getfilesystemencoding()
-        return f"text in the locale's encoding, which is {encoding}: set LC_ALL=C.UTF-8"
-    wrong = next((letter for letter in text if not letter.isprintable()), None)
-    return "" if wrong is None else f"text on one line; U+{ord(wrong):04X} cannot be printed"
-
-
-def _read(environ: Mapping[str, str], known_datasets: Collection[str]) -> tuple[Environment, list[Problem]]:
+def _read(environ: Mapping[str, str]) -> tuple[Environment, list[Problem]]:
+    """The valid variables, and the problems of the others."""
     given = {name.lower(): environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
-    problems: dict[str, Problem] = {}
+    wrong = {}
+    for name, text in given.items():
+        for letter in (one for one in text if not one.isprintable()):  # a surrogate: bytes of another encoding
+            wrong[name] = f"text on one line; U+{ord(letter):04X} is unreadable (LC_ALL=C.UTF-8 reads all alphabets)"
     try:
         Environment.model_validate(given)
     except ValidationError as error:
-        for item in error.errors(include_url=False, include_context=False):
-            name = str(item["loc"][0]).upper()
-            text = given.pop(name.lower(), None)
-            if text is not None:
-                # What is before an @ may be a user name and password.
-                found = "a value that is not shown" if name in _SECRET or "@" in text else short_repr(text)
-                wanted = _unprintable(text) or expected(VARIABLES[name])
-                problems[name] = Problem(f"{name}: found {found}, expected {wanted}", "variable.invalid_value")
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            name = str(item["loc"][0])
+            wrong.setdefault(name, expected(VARIABLES[name.upper()]))
+    problems = []
+    for name, wanted in wrong.items():
+        text = given.pop(name)
+        # What is before an @ may be a user name and password.
+        found = "a value that is not shown" if name == "hf_token" or "@" in text else short_repr(text)
+        problems.append(Problem(f"{name.upper()}: found {found}, expected {wanted}", "variable.invalid_value"))
+    for name in sorted(name for name in environ if name.startswith("SEQTRACK_") and name not in VARIABLES):
+        ours = [one for one in VARIABLES if one.startswith("SEQTRACK_")]
+        problems.append(Problem(f"{name}: no such variable{did_you_mean(name, ours)}", "variable.unknown"))
     given.pop("hf_token", None)
-    for name in sorted(set(environ) - set(VARIABLES)):
-        if name.startswith("SEQTRACK_"):
-            ours = [one for one in VARIABLES if one.startswith("SEQTRACK_")]
-            problems[name] = Problem(f"{name}: no such variable{did_you_mean(name, ours)}", "variable.unknown")
     environment = Environment.model_validate(given)
-    known = {one.upper(): one for one in known_datasets}
-    for one in environment.dataset:
-        if known and one.upper() not in known:
-            problems[one] = Problem(f"DATASET: no data set {one}{did_you_mean(one, known)}", "variable.unknown_dataset")
-    derived: dict[str, Any] = {}
+    derived: dict[str, object] = {}
     if environment.phase == 2 and environment.resume_epoch is None:
         derived["resume_epoch"] = DEFAULT_RESUME_EPOCH
     if not environment.config:
         derived["config"] = "demo" if tuple(map(str.lower, environment.dataset)) == ("demo",) else "seqtrack_b256"
     if not environment.given("DATASET") and is_file_name(environment.config):
         derived["dataset"] = ()
-    set_by_user = environment.model_fields_set
-    environment = environment.model_copy(update=derived)
-    environment.__pydantic_fields_set__.clear()
-    environment.__pydantic_fields_set__.update(set_by_user)
-    return environment, list(problems.values())
-
-
-def _dataset_key(name: str) -> str:
-    """`lasot` as the authors write it, LASOT; a name with capitals, such as GOT10K_vottrain, is unchanged."""
-    return name.upper() if name == name.lower() else name
+    # What is derived does not count as given.
+    return Environment.model_construct(environment.model_fields_set, **{**dict(environment), **derived}), problems

@@ -1,38 +1,32 @@
 """Load, write, digest and compare experiments.
 
-Each layer (a YAML file, an environment variable, `KEY VALUE` pairs) is read as text with the location of each key and
-validated by itself, so that every problem names its location; a yacs node merges the layers.
+A YAML file, environment variables and `KEY VALUE` pairs are read as texts with the location of each key. Every text is
+validated by itself, so that all problems are reported with their location; a yacs node merges them.
 """
 
+import functools
 import hashlib
 import json
-import logging
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 from yacs.config import CfgNode
 
 from seqtrack.config.fields import did_you_mean, expected, must_match
-from seqtrack.config.rules import CAUTIONS, RULES, broken_rules
+from seqtrack.config.rules import contradictions
 from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, REMOVED_KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, read_text, short_repr
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
-# Larger than any configuration; a checkpoint given by mistake is not parsed for a minute.
-MAX_CHARACTERS = 1_000_000
-_MAX_DEPTH = 6
 Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
-_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One key in which two configurations differ; `must_match` if a resumed run must not."""
 
     key: str
@@ -41,26 +35,16 @@ class Difference:
     must_match: bool
 
     def __str__(self) -> str:
-        return f"{self.key}: {_plain(self.a)} / {_plain(self.b)}"
+        a, b = (list(value) if isinstance(value, tuple) else value for value in (self.a, self.b))
+        return f"{self.key}: {a} / {b}"
 
 
-_NO_FINE_TUNING = (
-    "Training cannot start from a checkpoint's weights yet: continue the run that wrote the checkpoint (the same "
-    "OUTPUT_DIR, more EPOCHS), or train from the published encoder weights (mae, default)"
-)
+class _Given(NamedTuple):
+    """The text of a key, or list of texts, and where it was given."""
 
-
-@dataclass
-class _Layer:
-    """One source of values: a tree of strings and lists, the location of each key, and the problems found."""
-
-    name: str
-    tree: dict[str, Any] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def refuse(self, code: str, text: str) -> None:
-        self.problems.append(Problem(text, f"config.{code}"))
+    key: str
+    text: Any
+    where: str
 
 
 def experiment_names() -> list[str]:
@@ -76,24 +60,30 @@ def is_file_name(name_or_path: str) -> bool:
 def load_config(
     name_or_path: str,
     *,
+    variables: Sequence[tuple[str, str, str]] = (),
     overrides: Sequence[tuple[str, str]] = (),
-    environment: Sequence[tuple[str, tuple[str, str]]] = (),
-    overrides_from: str = "KEY VALUE pairs",
 ) -> Config:
     """Load an experiment and validate it.
 
     Args:
         name_or_path: such as `seqtrack_b256`, or a path that ends in .yaml.
-        overrides: `(key, text)` pairs with the highest precedence.
-        environment: `(variable, (key, text))`, over the file; messages name the variable.
-        overrides_from: the origin of `overrides` for messages.
+        variables: `(variable, key, text)`, over the file.
+        overrides: `(key, text)` of OVERRIDES, with the highest precedence.
 
     Raises:
-        UserError: every problem of every layer, and every violated rule.
+        UserError: every problem of the file, the variables and the pairs, and every violated rule.
     """
-    layers = [_read_file(name_or_path)]
-    layers += [_read_pairs([pair], f"environment variable {variable}") for variable, pair in environment]
-    return _merge([*layers, _read_pairs(overrides, overrides_from)])
+    problems: list[Problem] = []
+    given = _read_file(name_or_path, problems)
+    given += [_Given(key, text, f"environment variable {variable}") for variable, key, text in variables]
+    for number, (key, text) in enumerate(overrides):
+        if key in (one for one, _ in overrides[:number]):
+            problems.append(_problem("duplicate_key", key, "OVERRIDES", "given twice; remove one"))
+        elif key in KEYS:
+            given.append(_Given(key, text.strip(), "OVERRIDES"))
+        elif key not in IGNORED_KEYS:
+            problems.append(_no_such_key(key, "OVERRIDES"))
+    return _merge(given, problems)
 
 
 def config_from_text(text: str, name: str) -> Config:
@@ -102,17 +92,19 @@ def config_from_text(text: str, name: str) -> Config:
     Raises:
         UserError: as `load_config`.
     """
-    return _merge([_read_yaml(text, name)])
+    problems: list[Problem] = []
+    return _merge(_read_yaml(text, name, problems), problems)
 
 
 def dump_config(config: Config) -> str:
     """Every key as YAML, in the schema's order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+    node = CfgNode(config.model_dump(mode="json"))
+    return str(node.dump(sort_keys=False, default_flow_style=None, width=120))
 
 
 def flat_values(config: Config) -> dict[str, Value]:
     """Full key to value, in the schema's order."""
-    return {key: _get(config, key) for key in KEYS}
+    return {key: functools.reduce(getattr, key.split("."), config) for key in KEYS}  # type: ignore[misc]
 
 
 def config_digest(config: Config) -> str:
@@ -128,210 +120,129 @@ def config_digest(config: Config) -> str:
 
 def compare_configs(a: Config, b: Config) -> list[Difference]:
     """Every key in which two configurations differ, in the schema's order."""
-    left, right = flat_values(a), flat_values(b)
+    right = flat_values(b)
     return [
-        Difference(key, left[key], right[key], must_match(field))
-        for key, field in KEYS.items()
-        if left[key] != right[key]
+        Difference(key, value, right[key], must_match(KEYS[key]))
+        for key, value in flat_values(a).items()
+        if value != right[key]
     ]
 
 
-def _get(config: Any, key: str) -> Value:
-    for part in key.split("."):
-        config = getattr(config, part)
-    return cast(Value, config)
+def _problem(code: str, key: str, where: str, text: str) -> Problem:
+    shown = key if key.isprintable() and 0 < len(key) <= 60 else short_repr(key)
+    return Problem(f"{shown} ({where}): {text}", f"config.{code}")
 
 
-def _plain(value: Value) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _no_such_key(key: str, where: str) -> Problem:
+    if key in SECTIONS:
+        return _problem("not_a_section", key, where, "a section; name one of its keys")
+    return _problem("unknown_key", key, where, f"no such key{did_you_mean(key, [*KEYS, *SECTIONS])}")
 
 
-def _read_file(name_or_path: str) -> _Layer:
-    if is_file_name(name_or_path):
-        path, name = Path(name_or_path), name_or_path
-    else:
-        path, name = EXPERIMENTS / f"{name_or_path}.yaml", f"{name_or_path}.yaml"
-        if name_or_path not in experiment_names():
-            known = experiment_names()
-            hint = (
-                did_you_mean(name_or_path, known) or f"; there are {', '.join(known)}, or give a path ending in .yaml"
-            )
-            layer = _Layer(name)
-            layer.refuse("unknown_experiment", f"{short_repr(name_or_path)}: no such experiment{hint}")
-            return layer
-    try:
-        return _read_yaml(read_text(path), name)
-    except (OSError, ParseError, ValueError) as error:  # ValueError: a NUL character in the path
-        layer = _Layer(name)
-        layer.refuse("unreadable", f"{name!r}: cannot be read: {getattr(error, 'strerror', None) or error}")
-        return layer
+def _read_file(name_or_path: str, problems: list[Problem]) -> list[_Given]:
+    name = name_or_path if is_file_name(name_or_path) else f"{name_or_path}.yaml"
+    known = experiment_names()
+    if name == name_or_path or name_or_path in known:
+        try:
+            return _read_yaml(read_text(Path(name) if name == name_or_path else EXPERIMENTS / name), name, problems)
+        except (OSError, ParseError, ValueError) as error:  # ValueError: a NUL character in the path
+            text = f"{name!r}: cannot be read: {getattr(error, 'strerror', None) or error}"
+            problems.append(Problem(text, "config.unreadable"))
+            return []
+    hint = did_you_mean(name_or_path, known) or f"; there are {', '.join(known)}, or give a path ending in .yaml"
+    problems.append(Problem(f"{short_repr(name_or_path)}: no such experiment{hint}", "config.unknown_experiment"))
+    return []
 
 
-def _read_yaml(text: str, name: str) -> _Layer:
-    """Read a YAML document of nested mappings as strings with their lines."""
-    layer = _Layer(name)
-    if len(text) > MAX_CHARACTERS:
-        layer.refuse("not_yaml", f"{name}: {len(text)} characters; this is not a configuration file")
-        return layer
+def _read_yaml(text: str, name: str, problems: list[Problem]) -> list[_Given]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        # The parser also raises ValueError and OverflowError for a broken \U escape, and RecursionError for a thousand
-        # brackets.
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
+        # The parser raises ValueError and OverflowError for a broken \U escape, RecursionError for a thousand brackets.
+        mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error).split("\n")[0] or repr(error)
-        layer.refuse("not_yaml", f"{name}{line}: not YAML: {reason}")
-        return layer
-    if isinstance(root, yaml.MappingNode):
-        layer.tree = _read_node(root, "", layer, 0)
-    else:
-        found = "an empty file" if root is None else "no mapping"
-        layer.refuse(
-            "not_a_mapping", f"{name}: found {found}, expected `KEY: value` lines below MODEL, TRAIN, DATA, TEST"
-        )
-    return layer
+        where = f"{name} line {mark.line + 1}" if mark else name
+        problems.append(Problem(f"{where}: not YAML: {reason}", "config.not_yaml"))
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        text = f"{name}: found {'no mapping' if root else 'an empty file'}, expected `KEY: value` lines"
+        problems.append(Problem(f"{text} below MODEL, TRAIN, DATA, TEST", "config.not_a_mapping"))
+        return []
+    return _read_section(root, "", name, problems)
 
 
-def _read_node(node: yaml.Node, key: str, layer: _Layer, depth: int) -> Any:
-    """Strings, lists and dictionaries of a node, to a limited depth: a document may refer to itself."""
+def _read_section(node: yaml.MappingNode, section: str, name: str, problems: list[Problem]) -> list[_Given]:
+    given: list[_Given] = []
+    lines: dict[str, int] = {}
+    for key_node, value in node.value:
+        line = key_node.start_mark.line + 1
+        key, where = f"{section}{_plain(key_node)}", f"{name} line {line}"
+        if key in lines:
+            problems.append(_problem("duplicate_key", key, where, f"given twice, first in line {lines[key]}"))
+        elif key in SECTIONS and isinstance(value, yaml.MappingNode):
+            given += _read_section(value, f"{key}.", name, problems)
+        elif key in SECTIONS:
+            text = f"found {_found(_plain(value))}, expected a section with keys below it"
+            problems.append(_problem("not_a_section", key, where, text))
+        elif key in KEYS:
+            given.append(_Given(key, _plain(value), where))
+        elif key not in IGNORED_KEYS:
+            problems.append(_no_such_key(key, where))
+        lines.setdefault(key, line)
+    return given
+
+
+def _plain(node: yaml.Node, *, nested: bool = False) -> Any:
+    """A scalar as text, a list of them, or an empty mapping or list for what no key may contain."""
     if isinstance(node, yaml.ScalarNode):
         if node.style is None and node.value.lower() in ("", "~", "null"):
             return None
         # A tag such as !!python/object is not executed; it makes the text invalid for every type.
         standard = node.tag.startswith("tag:yaml.org,2002:") and ":python/" not in node.tag
         return node.value if standard else f"{node.tag} {node.value}"
-    if depth > _MAX_DEPTH:
-        return None
     if isinstance(node, yaml.SequenceNode):
-        return [_read_node(element, key, layer, depth + 1) for element in node.value]
-    tree: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            layer.refuse("unknown_key", f"{layer.name} line {line}: expected a key, found a list or a mapping")
-            continue
-        full = f"{key}.{key_node.value}".lstrip(".")
-        if key_node.value in tree:
-            layer.refuse(
-                "duplicate_key", f"{_shown(full)} ({layer.name} line {line}): given twice, first at {layer.where[full]}"
-            )
-            continue
-        layer.where[full] = f"{layer.name} line {line}"
-        value = _read_node(value_node, full, layer, depth + 1)
-        if full not in IGNORED_KEYS:
-            tree[key_node.value] = value
-    return tree
+        return [] if nested else [_plain(element, nested=True) for element in node.value]
+    return {}
 
 
-def _read_pairs(pairs: Sequence[tuple[str, str]], name: str) -> _Layer:
-    layer = _Layer(name)
-    for key, text in pairs:
-        if key in layer.where:
-            layer.refuse("duplicate_key", f"{key} ({name}): given twice; remove one")
-        elif key in SECTIONS:
-            layer.refuse("not_a_section", f"{key} ({name}): a section; name one of its keys")
-        elif key not in KEYS:
-            if key not in IGNORED_KEYS:
-                layer.refuse("unknown_key", f"{_shown(key)} ({name}): no such key{_nearest(key)}")
-        else:
-            layer.where[key] = name
-            _set(layer.tree, key, text.strip())
-    return layer
-
-
-def _merge(layers: Sequence[_Layer]) -> Config:
+def _merge(given: Sequence[_Given], problems: list[Problem]) -> Config:
     node = CfgNode(Config().model_dump())
-    problems: list[Problem] = []
-    invalid: set[str] = set()
-    for layer in layers:
-        found, keys = _check(layer)
-        problems += [*layer.problems, *found]
-        invalid |= keys
-        for key in layer.where:
-            if key in KEYS and key not in keys:
-                _set(node, key, _lookup(layer.tree, key))
+    invalid = set()
+    for one in given:
+        refusal = _refusal(one)
+        if refusal is not None:
+            problems.append(refusal)
+            invalid.add(one.key)
+            continue
+        *sections, last = one.key.split(".")
+        functools.reduce(operator.getitem, sections, node)[last] = one.text
     node.freeze()
     config = Config.model_validate(node)
-    problems += [Problem(text, "config.rule") for text in broken_rules(RULES, config, invalid)]
+    for text in contradictions(config):
+        if not any(key in text for key in invalid):
+            problems.append(Problem(text, "config.rule"))
     if problems:
         raise UserError(problems)
-    for caution in broken_rules(CAUTIONS, config, ()):
-        _log.warning("%s", caution)
     return config
 
 
-def _check(layer: _Layer) -> tuple[list[Problem], set[str]]:
-    """The problems of one layer, and the known keys that they are about."""
+def _refusal(given: _Given) -> Problem | None:
+    """The problem of one value by itself."""
+    key, tree = given.key, given.text
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
     try:
-        Config.model_validate(layer.tree)
-    except ValidationError as error:
-        found = {}
-        # Elements of a list come last.
-        for item in sorted(error.errors(include_url=False, include_context=False), key=lambda item: len(item["loc"])):
-            key, index = _split(item["loc"])
-            place = f"{_shown(key)}{'' if index is None else f'[{index}]'}"
-            where = layer.where.get(key, layer.name)
-            if item["type"] == "extra_forbidden":
-                code, text = "unknown_key", f"no such key{_nearest(key)}"
-            elif key in SECTIONS:
-                code, text = "not_a_section", f"found {_found(item['input'])}, expected a section with keys below it"
-            else:
-                hint = did_you_mean(item["input"], _choices(key)) if isinstance(item["input"], str) else ""
-                code, text = "invalid_value", f"found {_found(item['input'])}, expected {expected(KEYS[key])}{hint}"
-            if key == "MODEL.ENCODER.PRETRAIN_TYPE" and any(letter in str(item["input"]) for letter in "/."):
-                code, text = "no_fine_tuning", f"{text}. {_NO_FINE_TUNING}"
-            found[place] = (key, Problem(f"{place} ({where}): {text}", f"config.{code}"))
-            if index is not None:
-                found.pop(key, None)  # without its invalid elements the list is also too short
-        return [problem for _, problem in found.values()], {key for key, _ in found.values()} & set(KEYS)
-    return [], set()
-
-
-def _split(loc: tuple[int | str, ...]) -> tuple[str, int | None]:
-    """The key of an error's location and the index in a list, without what pydantic adds for unions."""
-    key = ""
-    for depth, part in enumerate(loc):
-        if isinstance(part, int):
-            return key, part
-        key = f"{key}.{part}".lstrip(".")
-        if key in KEYS:
-            following = loc[depth + 1 :]
-            return key, next((item for item in following if isinstance(item, int)), None)
-    return key, None
-
-
-def _choices(key: str) -> list[str]:
-    text = expected(KEYS[key])
-    return text.removeprefix("one of ").split(", ") if text.startswith("one of ") else []
-
-
-def _nearest(key: str) -> str:
-    return did_you_mean(key, [*KEYS, *SECTIONS])
-
-
-def _shown(key: str) -> str:
-    return key if key.isprintable() and 0 < len(key) <= 60 else short_repr(key)
+        Config.model_validate(tree)
+        return None
+    except ValidationError:
+        wanted = expected(KEYS[key])
+    text = f"found {_found(given.text)}, expected {wanted}"
+    if isinstance(given.text, str):
+        text += did_you_mean(given.text, wanted.removeprefix("one of ").split(", "))
+    if key == "MODEL.ENCODER.PRETRAIN_TYPE" and set("/.") & set(str(given.text)):
+        text += "; training cannot start from a checkpoint, only resume one in its OUTPUT_DIR"
+    return _problem("invalid_value", key, given.where, text)
 
 
 def _found(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    return short_repr(value)
-
-
-def _set(tree: Any, key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for part in sections:
-        tree = tree.setdefault(part, {})
-    tree[last] = value
-
-
-def _lookup(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
+    return {"None": "nothing", "{}": "a mapping"}.get(str(value)) or short_repr(value)

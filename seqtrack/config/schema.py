@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
-from seqtrack.config.fields import Name, Settings, section, setting
+from seqtrack.config.fields import Name, Settings, setting
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,11 +26,11 @@ class Encoder(Settings):
     NUM_HEADS: int = setting(0, "attention heads; only with vit_custom, otherwise 0", ge=0, le=256)
     POS_INIT: Literal["trunc_normal", "sincos2d"] = setting(
         "trunc_normal",
-        "initial position embeddings of an encoder that is not pretrained",
+        "initial position embeddings without pretraining",
     )
     DROP_PATH: float = setting(0.0, "stochastic depth: rate of dropped residual branches", ge=0, le=0.99)
     PRETRAIN_TYPE: Literal["mae", "default", "scratch"] = setting(
-        "mae", "pretrained weights of the encoder; scratch loads none"
+        "mae", "the encoder's pretrained weights; scratch: none"
     )
     USE_CHECKPOINT: bool = setting(False, "activation checkpointing: less memory, more time")
 
@@ -50,11 +50,9 @@ class Model(Settings):
 
     HIDDEN_DIM: int = setting(256, "width of decoder and token head", ge=2, le=8192)
     BINS: int = setting(4000, "number of coordinate tokens", ge=2, le=1_000_000)
-    FEATURE_TYPE: Literal["x", "xz", "token"] = setting(
-        "x", "what the decoder attends to: search tokens, all tokens, or their mean"
-    )
-    ENCODER: Encoder = section(Encoder)
-    DECODER: Decoder = section(Decoder)
+    FEATURE_TYPE: Literal["x", "xz", "token"] = setting("x", "tokens that the decoder sees: search, all, or their mean")
+    ENCODER: Encoder = Encoder()
+    DECODER: Decoder = Decoder()
 
 
 class Scheduler(Settings):
@@ -89,9 +87,7 @@ class Train(Settings):
     )
     OPTIMIZER: Literal["ADAMW"] = setting("ADAMW", "the optimizer")
     FREEZE_ENCODER: bool = setting(False, "train only the decoder and the parameters of ENCODER_OPEN")
-    ENCODER_OPEN: tuple[Name, ...] = setting(
-        (), "substrings of encoder parameter names that are trained although it is frozen"
-    )
+    ENCODER_OPEN: tuple[Name, ...] = setting((), "parts of names of encoder parameters that are trained nevertheless")
     CE_WEIGHT: float = setting(1.0, "weight of the cross-entropy", gt=0)
     PRINT_INTERVAL: int = setting(50, "samples between two log lines", ge=1, must_match=False)
     GRAD_CLIP_NORM: float = setting(0.1, "maximum L2 norm of the gradient; 0 does not clip", ge=0)
@@ -102,17 +98,11 @@ class Train(Settings):
     COMPILE: bool = setting(False, "torch.compile; a resumed run may differ in its last digits")
     DETERMINISTIC: bool = setting(True, "deterministic kernels; without them two runs are not bitwise equal")
     NUM_THREADS: int = setting(0, "compute threads per process; 0: torch's default", ge=0, le=1024)
-    SAVE_INTERVAL_S: float = setting(
-        600.0, "seconds between two checkpoints within an epoch; 0: none", ge=0, must_match=False
-    )
-    KEEP_CHECKPOINTS: int = setting(
-        0, "number of newest epoch checkpoints kept on disk; 0: all", ge=0, must_match=False
-    )
-    VALIDATION_INTERVAL: int = setting(
-        0, "epochs between two evaluations during training; 0: none", ge=0, must_match=False
-    )
+    SAVE_INTERVAL_S: float = setting(600.0, "seconds between checkpoints in an epoch; 0: none", ge=0, must_match=False)
+    KEEP_CHECKPOINTS: int = setting(0, "newest epoch checkpoints kept on disk; 0: all", ge=0, must_match=False)
+    VALIDATION_INTERVAL: int = setting(0, "epochs between evaluations in training; 0: none", ge=0, must_match=False)
     VALIDATION_SEQUENCES: int = setting(0, "sequences of such an evaluation; 0: all", ge=0, must_match=False)
-    SCHEDULER: Scheduler = section(Scheduler)
+    SCHEDULER: Scheduler = Scheduler()
 
 
 class DataTrain(Settings):
@@ -133,7 +123,7 @@ class Search(Settings):
     FACTOR: float = setting(4.0, "side of the crop as a multiple of sqrt(w*h)", gt=0, le=100)
     CENTER_JITTER: float = setting(3.5, "jitter of the crop's centre in training, in sqrt(w*h)", ge=0, le=100)
     SCALE_JITTER: float = setting(
-        0.5, "jitter of the crop's size in training, as the standard deviation of its logarithm", ge=0, le=10
+        0.5, "standard deviation of the logarithm of the crop's size in training", ge=0, le=10
     )
 
 
@@ -145,7 +135,7 @@ class Template(Settings):
     FACTOR: float = setting(4.0, "side of the crop as a multiple of sqrt(w*h)", gt=0, le=100)
     CENTER_JITTER: float = setting(0.0, "jitter of the crop's centre in training, in sqrt(w*h)", ge=0, le=100)
     SCALE_JITTER: float = setting(
-        0.0, "jitter of the crop's size in training, as the standard deviation of its logarithm", ge=0, le=10
+        0.0, "standard deviation of the logarithm of the crop's size in training", ge=0, le=10
     )
 
 
@@ -166,9 +156,9 @@ class Data(Settings):
         "xywh",
         "order of the coordinate tokens: xywh is cx, cy, w, h; whxy is w, h, cx, cy; corner is x0, y0, x1, y1",
     )
-    TRAIN: DataTrain = section(DataTrain)
-    SEARCH: Search = section(Search)
-    TEMPLATE: Template = section(Template)
+    TRAIN: DataTrain = DataTrain()
+    SEARCH: Search = Search()
+    TEMPLATE: Template = Template()
 
 
 def _interval(default: int) -> Any:
@@ -214,17 +204,17 @@ class Testing(Settings):
     SEARCH_SIZE: int = setting(256, "must equal DATA.SEARCH.SIZE", ge=1, le=4096, must_match=False)
     WINDOW: bool = setting(False, "Hann window that favours boxes near the centre", must_match=False)
     NUM_TEMPLATES: int = setting(1, "must equal DATA.TEMPLATE.NUMBER", ge=1, le=64, must_match=False)
-    UPDATE_INTERVALS: UpdateIntervals = section(UpdateIntervals)
-    UPDATE_THRESHOLD: UpdateThreshold = section(UpdateThreshold)
+    UPDATE_INTERVALS: UpdateIntervals = UpdateIntervals()
+    UPDATE_THRESHOLD: UpdateThreshold = UpdateThreshold()
 
 
 class Config(Settings):
     """One experiment. `seqtrack.config.loader` makes and checks it."""
 
-    MODEL: Model = section(Model)
-    TRAIN: Train = section(Train)
-    DATA: Data = section(Data)
-    TEST: Testing = section(Testing)
+    MODEL: Model = Model()
+    TRAIN: Train = Train()
+    DATA: Data = Data()
+    TEST: Testing = Testing()
 
 
 # Keys of the authors' files that nothing reads, there or here; accepted with any value and dropped.
@@ -245,6 +235,4 @@ def _walk(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
 
 
 KEYS: dict[str, FieldInfo] = dict(_walk(Config))
-SECTIONS: frozenset[str] = frozenset(
-    name.rsplit(".", depth)[0] for name in KEYS for depth in range(1, name.count(".") + 1)
-)
+SECTIONS = frozenset(name.rsplit(".", depth)[0] for name in KEYS for depth in range(1, name.count(".") + 1))

@@ -64,7 +64,7 @@ def report(output: Path) -> int:
 
 def start_again(output: Path) -> int:
     """What a start does with these files before it trains."""
-    settings, config = configure(os.environ, known_datasets=["demo"])
+    settings, config = configure(os.environ)
     digest = json.loads((output / "phase_2" / "dataset.json").read_text())["digest"]
     try:
         start = find_run(settings, config, digest, CachedCheckpoint(), STEPS_PER_EPOCH)
