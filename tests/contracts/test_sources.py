@@ -59,17 +59,11 @@ def test_sequences_have_the_documented_types(source: Source) -> None:
             assert sequence.frame_path(int(index)).is_file()
 
 
-def test_absent_frames_are_not_visible(source: Source) -> None:
+def test_opening_again_gives_the_same_and_the_test_split_nothing_of_it(place: tuple[str, Path], source: Source) -> None:
     assert any(sequence.absent.any() and not sequence.visible.all() for sequence in source.sequences)
-
-
-def test_opening_twice_gives_the_same_in_the_same_order(place: tuple[str, Path], source: Source) -> None:
     again = open_source(place[0].lower(), place[1], classes=(), split="train")
     assert [s.name for s in again.sequences] == [s.name for s in source.sequences]
     assert describe([again]) == describe([source])
-
-
-def test_training_and_test_have_no_sequence_in_common(place: tuple[str, Path], source: Source) -> None:
     test = open_source(place[0], place[1], classes=(), split="test")
     assert test.sequences and not {s.name for s in test.sequences} & {s.name for s in source.sequences}
     assert describe([test]).digest != describe([source]).digest
@@ -94,14 +88,10 @@ def test_samples_can_be_drawn(source: Source) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "DEMO"])
-def test_a_folder_without_the_data_is_a_users_error(name: str, tmp_path: Path) -> None:
+def test_missing_data_and_a_malformed_row_are_a_users_error(name: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=folder.name):
             open_source(name, folder, classes=(), split="train")
-
-
-@pytest.mark.parametrize("name", [name for name in SOURCES if name != "DEMO"])
-def test_a_malformed_row_is_reported_with_file_and_line(name: str, tmp_path: Path) -> None:
     MAKERS[name](tmp_path)
     path = min(tmp_path.rglob("groundtruth.txt"))
     rows = path.read_text().splitlines()

@@ -73,21 +73,25 @@ def listed(outcome: Outcome) -> dict[str, Remote]:
     return {item["path"]: Remote(**item) for item in outcome.done["remotes"]}
 
 
-def test_what_was_put_is_listed_with_its_own_digest(perform: Perform, files: list[dict[str, Any]]) -> None:
+def test_what_was_put_is_listed_fetched_and_not_put_again(
+    perform: Perform, files: list[dict[str, Any]], tmp_path: Path
+) -> None:
     events: list[dict[str, Any]] = []
     assert perform("push", files=files, events=events).fault is None
     paths = [item["path"] for item in files]
     assert [event["paths"] for event in events if event["event"] == "verified"] == [paths]
     remotes = listed(perform("look", paths=[*paths, "phase_1/never.txt"]))
     assert set(remotes) == set(paths)
+    everything = perform("list")
+    assert set(paths) <= set(listed(everything))
     for item in files:
         assert remotes[item["path"]].holds(item["size"], item["sha256"], item["git_sha1"])
         assert not remotes[item["path"]].holds(item["size"], "0" * 64, "0" * 40)
-
-
-def test_what_is_there_already_is_not_put_again(perform: Perform, files: list[dict[str, Any]]) -> None:
-    assert perform("push", files=files).fault is None
-    events: list[dict[str, Any]] = []
+        revision = everything.done["revision"]
+        outcome = perform("fetch", path=item["path"], revision=revision, folder=str(tmp_path / "state"))
+        assert outcome.done is not None, outcome.fault
+        assert hashlib.sha256(Path(outcome.done["place"]).read_bytes()).hexdigest() == item["sha256"]
+    events.clear()
     assert perform("push", files=files, events=events).fault is None
     assert [event["event"] for event in events] == ["already", "verified"]
 
@@ -103,15 +107,6 @@ def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
     assert listed(perform("look", paths=[item["path"] for item in files])) == {}
 
 
-def test_what_is_fetched_is_what_was_put(perform: Perform, files: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert perform("push", files=files).fault is None
-    revision = perform("list").done["revision"]
-    for item in files:
-        outcome = perform("fetch", path=item["path"], revision=revision, folder=str(tmp_path / "state"))
-        assert outcome.done is not None, outcome.fault
-        assert hashlib.sha256(Path(outcome.done["place"]).read_bytes()).hexdigest() == item["sha256"]
-
-
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "phase_1/../../outside"])
 def test_a_name_that_leaves_the_place_is_refused(
     perform: Perform, files: list[dict[str, Any]], name: str, tmp_path: Path
@@ -119,8 +114,3 @@ def test_a_name_that_leaves_the_place_is_refused(
     assert perform("push", files=[{**files[0], "path": name}]).fault is not None
     assert perform("fetch", path=name, revision=None, folder=str(tmp_path / "state")).fault is not None
     assert not (tmp_path / "outside").exists()
-
-
-def test_everything_put_is_in_the_listing(perform: Perform, files: list[dict[str, Any]]) -> None:
-    assert perform("push", files=files).fault is None
-    assert {item["path"] for item in files} <= set(listed(perform("list")))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from docker.containers import CANARY, SMALL, Project, command, copy_of_the_repository
+from docker.containers import CANARY, Project, command, copy_of_the_repository
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +52,3 @@ def make_project(image: str, tmp_path: Path) -> Iterator[Callable[..., Project]]
     yield make
     for project in made:
         project.down()
-
-
-@pytest.fixture(scope="session")
-def reference(image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
-    """Phase 1 of a short, uninterrupted run."""
-    project = Project(copy_of_the_repository(tmp_path_factory.mktemp("reference")), image, variables=dict(SMALL))
-    request.addfinalizer(project.down)
-    screen = project.up("train-phase1")
-    assert project.exit_code("train-phase1") == 0, screen
-    return project
