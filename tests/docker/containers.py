@@ -56,25 +56,13 @@ class Project:
 
     def compose(self, *words: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
         """`docker compose WORDS` in the clone."""
-        return command(
-            [*self._base(), *words],
-            cwd=self.folder,
-            env=self._environment(variables),
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
+        return command(timeout=timeout, **self._command(words, variables))
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
         """The same, without waiting."""
-        return subprocess.Popen(
-            [*self._base(), *words],
-            cwd=self.folder,
-            env=self._environment(variables),
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        arguments = self._command(words, variables)
+        return subprocess.Popen(arguments.pop("words"), text=True, **streams, **arguments)
 
     def up(self, service: str, *, timeout: float = 300, **variables: str) -> str:
         """`docker compose up SERVICE`, as a user types it; returns the screen's content."""
@@ -104,23 +92,12 @@ class Project:
     def down(self) -> None:
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
 
-    def _base(self) -> list[str]:
+    def _command(self, words: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
         options = [word for file in self.files for word in ("-f", file)]
-        return [
-            "docker",
-            "compose",
-            "--project-directory",
-            ".",
-            "--project-name",
-            self.name,
-            "--ansi",
-            "never",
-            *options,
-        ]
-
-    def _environment(self, variables: dict[str, str]) -> dict[str, str]:
+        base = ["docker", "compose", "--project-directory", ".", "--project-name", self.name, "--ansi", "never"]
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST", "TMPDIR") if name in os.environ}
-        return {**kept, "IMAGE": self.image, **self.variables, **variables}
+        env = {**kept, "IMAGE": self.image, **self.variables, **variables}
+        return {"words": [*base, *options, *words], "cwd": self.folder, "env": env, "stdin": subprocess.DEVNULL}
 
 
 def wait_until(what: str, done: Callable[[], Any], *, seconds: float = 60) -> Any:

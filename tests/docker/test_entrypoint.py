@@ -106,77 +106,62 @@ def start(tmp_path: Path) -> Iterator[StartEntrypoint]:
             one.process.wait()
 
 
-def test_without_a_target_only_the_trainer_runs_and_its_exit_code_is_returned(start: StartEntrypoint) -> None:
-    run = start("train", TRAIN_DOES="0:75")
-    assert run.finish()[0] == 75
-    assert run.notes() == ["start train", "train ended 75"]
+UPLOADING = {"HF_REPO": "me/tracker", "TRAIN_DOES": "60", "UPLOAD_DOES": "60"}
 
 
-def test_with_a_repository_the_uploader_runs_too_and_is_waited_for(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5", UPLOAD_DOES="1.5")
-    assert run.finish()[0] == 0
-    assert set(run.notes()[:2]) == {"start train", "start upload"}
-    assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
-
-
-def test_no_sidecar_starts_no_uploader(start: StartEntrypoint) -> None:
-    run = start("--no-sidecar", "train", HF_REPO="me/tracker")
-    assert run.finish()[0] == 0
-    assert run.notes() == ["start train", "train ended 0"]
-
-
-def test_a_failing_uploader_does_not_affect_training(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="1", UPLOAD_DOES="0:1")
-    code, stderr = run.finish()
-    assert code == 0
-    assert "exit code 1" in stderr
-    assert "upload --once" in stderr
-
-
-def test_an_uploader_that_does_not_end_is_stopped_after_the_drain_time(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0", UPLOAD_DOES="60", UPLOAD_DRAIN_S="1")
-    code, stderr = run.finish()
-    assert code == 0
-    assert run.notes()[-2:] == ["upload got SIGTERM", "upload stopped"]
-    assert "upload --once" in stderr
+@pytest.mark.parametrize(
+    ("words", "variables", "code", "notes", "incomplete"),
+    [
+        (["train"], {"TRAIN_DOES": "0:75"}, 75, ["start train", "train ended 75"], False),
+        (["--no-sidecar", "train"], UPLOADING | {"TRAIN_DOES": "0"}, 0, ["start train", "train ended 0"], False),
+        (["train"], UPLOADING | {"TRAIN_DOES": "1", "UPLOAD_DOES": "3"}, 0, ["train ended 0", "upload ended 0"], False),
+        (["train"], UPLOADING | {"TRAIN_DOES": "1", "UPLOAD_DOES": "0:1"}, 0, [], True),
+        (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DRAIN_S": "1"}, 0, ["upload stopped"], True),
+        (["train"], UPLOADING | {"TRAIN_DOES": "0.5:2"}, 2, ["upload got SIGTERM", "upload stopped"], False),
+        (["train-phase2"], {"PHASE": "1", "SHOWN_VARIABLE": "PHASE"}, 0, ["start train", "2", "train ended 0"], False),
+        (["sh", "-c", "exit 7"], {}, 7, [], False),
+    ],
+    ids=[
+        "trainer alone", "no sidecar", "uploader is waited for", "failing uploader", "drain time", "refused settings",
+        "job names the phase", "any other program",
+    ],
+)  # fmt: skip
+def test_what_runs_and_how_it_ends(
+    start: StartEntrypoint, words: list[str], variables: dict[str, str], code: int, notes: list[str], incomplete: bool
+) -> None:
+    run = start(*words, **variables)
+    ended, stderr = run.finish()
+    assert ended == code, stderr
+    assert run.notes()[len(run.notes()) - len(notes) :] == notes
+    assert ("upload --once" in stderr) == incomplete, "names the command that uploads the rest"
+    assert "start upload --once" not in run.notes()
 
 
 def test_after_a_crash_the_output_is_uploaded_and_the_trainers_exit_code_returned(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5:1", UPLOAD_DOES="60")
+    run = start("train", **UPLOADING | {"TRAIN_DOES": "0.5:1"})
     run.wait_for("start upload --once")
     run.process.send_signal(signal.SIGTERM)
     assert run.finish()[0] == 1
 
 
-def test_a_refused_configuration_starts_no_final_upload(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="0.5:2", UPLOAD_DOES="60")
-    assert run.finish()[0] == 2
-    assert "start upload --once" not in run.notes()
+def begin(start: StartEntrypoint, **variables: str) -> Started:
+    run = start("train", **UPLOADING | variables)
+    run.wait_for("start upload")
+    run.wait_for("start train")
+    return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_signal_reaches_the_trainer_first_and_the_uploader_after_the_save(
     start: StartEntrypoint, number: signal.Signals
 ) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60", TRAIN_SLOW_S="0.5")
-    run.wait_for("start upload")
-    run.wait_for("start train")
-    run.process.send_signal(number)
+    run = begin(start, TRAIN_SLOW_S="0.5")
+    if number == signal.SIGINT:
+        os.killpg(run.process.pid, number)  # what a terminal does: to every process of the group
+    else:
+        run.process.send_signal(number)
     assert run.finish()[0] == 75
     assert run.notes()[2:] == [f"train got {number.name}", "train stopped", "upload got SIGTERM", "upload stopped"]
-
-
-def test_under_nohup_closing_the_terminal_stops_neither(start: StartEntrypoint) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        run = start("train", HF_REPO="me/tracker", TRAIN_DOES="2", UPLOAD_DOES="3")
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    run.wait_for("start upload")
-    run.wait_for("start train")
-    run.process.send_signal(signal.SIGHUP)
-    assert run.finish()[0] == 0
-    assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
 
 
 def test_without_an_uploader_signals_reach_the_trainer_directly(start: StartEntrypoint) -> None:
@@ -186,10 +171,19 @@ def test_without_an_uploader_signals_reach_the_trainer_directly(start: StartEntr
     assert run.finish()[0] == 75
 
 
+def test_under_nohup_closing_the_terminal_stops_neither(start: StartEntrypoint) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = begin(start, TRAIN_DOES="2", UPLOAD_DOES="3")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run.process.send_signal(signal.SIGHUP)
+    assert run.finish()[0] == 0
+    assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
+
+
 def test_the_trainer_is_stopped_when_the_entrypoint_is_killed(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60")
-    run.wait_for("start train")
-    run.wait_for("start upload")
+    run = begin(start)
     run.process.kill()
     run.process.wait()
     end = time.monotonic() + 20
@@ -198,21 +192,13 @@ def test_the_trainer_is_stopped_when_the_entrypoint_is_killed(start: StartEntryp
         time.sleep(0.02)
 
 
-def test_all_invalid_variables_are_reported_before_anything_starts(start: StartEntrypoint) -> None:
+def test_invalid_variables_and_an_unknown_job_are_reported_before_anything_starts(start: StartEntrypoint) -> None:
     run = start("train", PHASE="3", EPOCHS="many", HF_REPO="no-owner", SEQTRACK_TYPO="1")
     code, stderr = run.finish()
-    assert code == 2
-    assert run.notes() == []
-    for name in ("PHASE", "EPOCHS", "HF_REPO", "SEQTRACK_TYPO"):
-        assert f"]: {name}" in stderr
-
-
-def test_an_unknown_job_is_refused_with_the_known_ones(start: StartEntrypoint) -> None:
+    assert (code, run.notes()) == (2, [])
+    assert all(f"]: {name}" in stderr for name in ("PHASE", "EPOCHS", "HF_REPO", "SEQTRACK_TYPO"))
     code, stderr = start("trian").finish()
-    assert code == 2
-    assert "'trian'" in stderr
-    assert "train-phase1" in stderr
-    assert stderr.rstrip().endswith("train?")
+    assert code == 2 and "'trian'" in stderr and "train-phase1" in stderr
 
 
 def test_options_without_a_job_go_to_the_job_of_the_variable(start: StartEntrypoint) -> None:
@@ -223,11 +209,6 @@ def test_options_without_a_job_go_to_the_job_of_the_variable(start: StartEntrypo
     assert run.finish()[0] == 0
     assert run.notes()[:2] == ["start train --max-restarts 2", "2"]
     assert "start upload" not in run.notes()
-
-
-def test_any_other_program_runs_unchanged(start: StartEntrypoint) -> None:
-    run = start("sh", "-c", "exit 7")
-    assert run.finish()[0] == 7
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can drop privileges")
@@ -262,37 +243,16 @@ def test_root_privileges_are_dropped_for_the_output_folders_owner(
         assert (status["Groups"].split(), status["NoNewPrivs"]) == ([], "1")
 
 
-@pytest.mark.parametrize("phase", ["1", "2"])
-def test_the_jobs_name_sets_the_phase(start: StartEntrypoint, phase: str) -> None:
-    run = start(f"train-phase{phase}", PHASE="1", SHOWN_VARIABLE="PHASE")
-    assert run.finish()[0] == 0
-    assert run.notes()[1] == phase
-
-
-def test_ctrl_c_reaches_the_trainer_once_and_the_uploader_not_at_all(start: StartEntrypoint) -> None:
-    run = start("train", HF_REPO="me/tracker", TRAIN_DOES="60", UPLOAD_DOES="60", TRAIN_SLOW_S="1")
-    run.wait_for("start upload")
-    run.wait_for("start train")
-    os.killpg(run.process.pid, signal.SIGINT)  # what a terminal does: to every process of the group
-    assert run.finish()[0] == 75
-    assert run.notes().count("train got SIGINT") == 1
-    assert "upload got SIGINT" not in run.notes()
-
-
-def test_the_environment_takes_precedence_over_the_env_file(start: StartEntrypoint, tmp_path: Path) -> None:
+def test_the_environment_takes_precedence_over_the_env_file_and_the_allocators_defaults(
+    start: StartEntrypoint, tmp_path: Path
+) -> None:
     (tmp_path / ".env").write_text("PHASE=3\nOUTPUT_DIR=./elsewhere\nSEED=4\n")
-    show = "import os; print(os.environ['PHASE'], os.environ['OUTPUT_DIR'], os.environ['DATA_DIR'], os.environ['SEED'])"
-    run = start(sys.executable, "-c", show, PHASE="1")
-    stdout, _ = run.process.communicate(timeout=30)
-    assert stdout.split() == ["1", str(tmp_path / "elsewhere"), str(tmp_path / "data"), "4"]
-
-
-def test_the_allocators_settings_are_defaults_that_the_environment_overrides(start: StartEntrypoint) -> None:
-    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "THP_MEM_ALLOC_ENABLE")
+    names = ("PHASE", "OUTPUT_DIR", "DATA_DIR", "SEED", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     show = f"import os; print(*(os.environ[name] for name in {names}))"
-    kept, _ = start(sys.executable, "-c", show, MALLOC_TRIM_THRESHOLD_="5").process.communicate(timeout=30)
-    assert int(kept.split()[0]) >= 1 << 30
-    assert kept.split()[1:] == ["5", "1"]
+    run = start(sys.executable, "-c", show, PHASE="1", MALLOC_TRIM_THRESHOLD_="5")
+    *kept, threshold = run.process.communicate(timeout=30)[0].split()
+    assert kept == ["1", str(tmp_path / "elsewhere"), str(tmp_path / "data"), "4", "5"]
+    assert int(threshold) >= 1 << 30
 
 
 def test_latest_is_the_targets_newest_checkpoint_or_the_beginning(start: StartEntrypoint, tmp_path: Path) -> None:
