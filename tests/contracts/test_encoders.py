@@ -47,7 +47,6 @@ def test_an_encoder_refuses_an_image_of_another_size(name: str) -> None:
 def test_the_cost_of_an_encoder_is_computed_without_building_it(name: str) -> None:
     cost = cost_of(spec_of(name))
     assert cost.parameters == sum(p.numel() for p in build_empty(spec_of(name)).parameters())
-    assert cost.encoder_tokens == 16 + 2 * 4
     assert cost.encoder_flops > cost.parameters  # each weight is used for more than one token
 
 
