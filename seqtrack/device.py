@@ -11,8 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -26,7 +25,7 @@ Capability = tuple[int, int]
 # Ampere: the first generation whose matrix units take bf16 and TF32. torch emulates bf16 on older ones, slower than
 # float32, and calls that supported.
 _AMPERE: Capability = (8, 0)
-# Messages of the errors that torch has no type for; the last is its CPU allocator's.
+# Messages of the errors that torch has no type for: of the driver, cuBLAS and NCCL, and of its CPU allocator.
 _OUT_OF_MEMORY = re.compile(
     r"CUDA error: out of memory|CUDA out of memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|'out of memory'"
     r"|can't allocate memory|not enough memory"
@@ -39,8 +38,7 @@ _not_pinned: set[str] = set()
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class DevicePlan:
+class DevicePlan(NamedTuple):
     """The device type of every process of a run on this machine, and the number of processes."""
 
     device: DeviceType
@@ -68,15 +66,11 @@ def device_plan(device: str, processes: int | str) -> DevicePlan:
             "DEVICE=cpu, or run `seqtrack doctor` to find the reason",
             code="device.no_gpu",
         )
-    kind: DeviceType = "cuda" if gpus else "cpu"
     wanted = max(1, gpus) if processes == "auto" else int(processes)
-    if kind == "cuda" and wanted > gpus:
-        raise UserError(
-            f"NPROC={wanted}, but there {'is 1 usable GPU' if gpus == 1 else f'are {gpus} usable GPUs'} and every "
-            f"process needs its own; use NPROC={gpus} or DEVICE=cpu",
-            code="device.too_many_processes",
-        )
-    return DevicePlan(kind, wanted)
+    if gpus and wanted > gpus:
+        text = f"NPROC={wanted}, but every process needs its own GPU, and {gpus} can be used"
+        raise UserError(f"{text}; use NPROC={gpus} or DEVICE=cpu", code="device.too_many_processes")
+    return DevicePlan("cuda" if gpus else "cpu", wanted)
 
 
 def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -95,11 +89,9 @@ def capability_of(device: torch.device) -> Capability | None:
 
 
 def choose_precision(amp: str, capability: Capability | None) -> str:
-    """What TRAIN.AMP means on a device: "fp32", "bf16" or "fp16".
+    """What TRAIN.AMP (auto, off, bf16, fp16) means on a device: "fp32", "bf16" or "fp16".
 
-    Args:
-        amp: auto, off, bf16 or fp16. "auto" is bf16 from compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
-        capability: the GPU's; None for the CPU.
+    "auto" is bf16 from compute capability 8.0 on, fp16 on older GPUs, fp32 on a CPU.
 
     Raises:
         UserError: fp16 on a CPU, whose kernels for it are missing.
@@ -112,22 +104,13 @@ def choose_precision(amp: str, capability: Capability | None) -> str:
 
 
 def is_emulated(precision: str, capability: Capability | None) -> bool:
-    """Whether a GPU emulates this precision: correct, and slower than float32."""
+    """Whether a GPU emulates this precision: correct, slower than float32, and without fused attention."""
     return precision == "bf16" and capability is not None and capability < _AMPERE
 
 
 def has_tf32(capability: Capability | None) -> bool:
     """Whether float32 products can run on the matrix units."""
     return capability is not None and capability >= _AMPERE
-
-
-def stores_attention_scores(precision: str, capability: Capability | None) -> bool:
-    """Whether the encoder's attention keeps its (tokens x tokens) scores for the backward pass.
-
-    The fused kernels keep none. They refuse bf16 on GPUs that emulate it; on a CPU bf16 training takes the explicit
-    form because its backward pass is faster.
-    """
-    return precision == "bf16" if capability is None else is_emulated(precision, capability)
 
 
 def compiler_problem(device: torch.device) -> str | None:
@@ -137,15 +120,11 @@ def compiler_problem(device: torch.device) -> str | None:
     names = ("CXX", "g++", "c++", "clang++") if device.type == "cpu" else ("CC", "gcc", "cc", "clang")
     if any(shutil.which(os.environ.get(name, name)) for name in names):
         return None
-    return f"torch.compile needs a compiler, and none of {', '.join(names[1:])} is on the PATH, nor is {names[0]} set"
+    return f"torch.compile needs a compiler; {names[0]} is not set, and none of {', '.join(names[1:])} is on the PATH"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device or the host had no memory left.
-
-    Only torch's allocator has an exception type. The errors of the driver, cuBLAS and NCCL are a RuntimeError (from 2.8
-    on a subclass of it, AcceleratorError) and can be recognised by their text only.
-    """
+    """Whether an error means that a device or the host had no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
@@ -153,11 +132,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(doing: str, advice: str) -> Iterator[None]:
-    """Turn an out-of-memory error of the block into a RunError with advice.
-
-    Args:
-        doing: continues "out of memory ...": where, and with how much.
-        advice: what to change.
+    """Turn an out-of-memory error of the block into "out of memory {doing}; {advice}".
 
     Raises:
         RunError: `device.out_of_memory`.
@@ -181,12 +156,8 @@ def pin_or_none(pin: Callable[[], T], what: str, num_bytes: int) -> T | None:
     except RuntimeError as error:
         if what not in _not_pinned:
             _not_pinned.add(what)
-            logger.warning(
-                "%s : copied through ordinary memory, which is slower, because %.1f MB could not be page-locked (%s)",
-                what,
-                num_bytes / 1e6,
-                str(error).splitlines()[0],
-            )
+            text = "%s : copied through ordinary memory, which is slower: %.1f MB could not be page-locked (%s)"
+            logger.warning(text, what, num_bytes / 1e6, str(error).splitlines()[0])
         return None
 
 
@@ -195,14 +166,9 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     if device.type != "cuda":
         return {"max_memory_allocated": None, "max_memory_reserved": None}
     reserved, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
-    if reserved > total:
-        logger.warning(
-            "%.2f GiB of memory were reserved on a GPU of %.2f GiB: the driver keeps the rest in host memory, which is "
-            "many times slower; %s",
-            reserved / 2**30,
-            total / 2**30,
-            LESS_MEMORY,
-        )
+    if reserved > total:  # the driver keeps the rest in host memory, on Windows and WSL2
+        text = "%.2f GiB of memory were reserved on a GPU of %.2f GiB: many times slower; %s"
+        logger.warning(text, reserved / 2**30, total / 2**30, LESS_MEMORY)
     allocated = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return {"max_memory_allocated": allocated, "max_memory_reserved": reserved}

@@ -7,7 +7,6 @@ import torch
 from seqtrack import boxes
 from seqtrack.seeding import sample_generator, step_seed
 from seqtrack.tokens import (
-    SEQ_FORMATS,
     boxes_to_tokens,
     centre_positions,
     end_token,
@@ -54,15 +53,13 @@ def test_a_box_that_leaves_the_region_is_clipped_and_nan_is_refused() -> None:
         target_sequences(torch.tensor([[float("nan"), 0.5, 0.4, 0.2]]), 1001)
 
 
-def test_formats_differ_in_order_and_an_unknown_one_is_refused() -> None:
+def test_formats_differ_in_order() -> None:
     box = torch.tensor([[0.5, 0.25, 0.2, 0.1]])
-    coordinates = {name: target_sequences(box, 1001, name)[1][0, :4].tolist() for name in SEQ_FORMATS}
-    assert coordinates["cxcywh"] == coordinates["xywh"] == [500, 250, 200, 100]
+    coordinates = {name: target_sequences(box, 1001, name)[1][0, :4].tolist() for name in ("xywh", "whxy", "corner")}
+    assert coordinates["xywh"] == [500, 250, 200, 100]
     assert coordinates["whxy"] == [200, 100, 500, 250]
     assert coordinates["corner"] == (boxes.cxcywh_to_xyxy(box)[0] * 1000).long().tolist()
-    assert [centre_positions(name) for name in SEQ_FORMATS] == [(0, 1), (2, 3), (), (0, 1)]
-    with pytest.raises(ValueError, match="xyxy"):
-        target_sequences(box, 1001, "xyxy")
+    assert [centre_positions(name) for name in coordinates] == [(0, 1), (2, 3), ()]
 
 
 def test_the_window_is_exact_float64() -> None:

@@ -10,7 +10,6 @@ from seqtrack.device import (
     device_plan,
     has_tf32,
     is_emulated,
-    stores_attention_scores,
 )
 from seqtrack.errors import UserError
 
@@ -42,16 +41,6 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(UserError) as refused:
         choose_precision("fp16", None)
     assert refused.value.code == "device.fp16_on_cpu"
-
-
-@pytest.mark.parametrize(
-    ("precision", "capability", "stored"),
-    [("fp32", None, False), ("bf16", None, True), ("bf16", T4, True), ("fp16", T4, False), ("bf16", RTX3050, False)],
-)
-def test_attention_scores_are_stored_without_a_fused_kernel(
-    precision: str, capability: tuple[int, int] | None, stored: bool
-) -> None:
-    assert stores_attention_scores(precision, capability) == stored
 
 
 def fake_gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

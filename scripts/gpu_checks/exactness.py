@@ -13,12 +13,12 @@ from torch.amp.grad_scaler import GradScaler
 
 from gpu_checks.children import digest_after
 from gpu_checks.common import ROOT, Check, Context, Skipped, Trainer, completed, differing, same_bytes, wait
-from seqtrack.boxes import xywh_to_xyxy
+from seqtrack.boxes import xywh_to_cxcywh
 from seqtrack.checkpoints.store import load_tensors
 from seqtrack.device import choose_precision
 from seqtrack.model.build import build_empty
 from seqtrack.model.loss import sequence_loss
-from seqtrack.tokens import hann_window, target_sequences_from_corners
+from seqtrack.tokens import hann_window, target_sequences
 from seqtrack.training.checkpointer import Checkpointer
 
 TIMES_NOISE = 10
@@ -88,9 +88,7 @@ def _golden_run(context: Context, sets: Any, rule: str) -> tuple[Any, Any, Any, 
     templates, search = sets.images("input", spec.template_size, spec.search_size, 2, spec.num_templates)
     templates, search = templates.to(context.device), search.to(context.device)
     theirs = sets.read(sets.folder() / f"model_b256_{rule}.npz")
-    inputs, targets = target_sequences_from_corners(
-        xywh_to_xyxy(torch.from_numpy(theirs["anno"][0])), spec.bins, spec.seq_format
-    )
+    inputs, targets = target_sequences(xywh_to_cxcywh(torch.from_numpy(theirs["anno"][0])), spec.bins, spec.seq_format)
     with torch.no_grad():
         encoded = model.encoder(templates, search).float().cpu().numpy()
     logits = model(templates, search, inputs.to(context.device)).float()
@@ -154,9 +152,7 @@ def _golden_tiny(context: Context, check: Check, sets: Any, path: Path) -> float
     theirs = sets.read(path)
     model = sets.fill(build_empty(spec), rule).to(context.device)
     images = sets.images(prefix, spec.template_size, spec.search_size, batch, spec.num_templates)
-    inputs, _ = target_sequences_from_corners(
-        xywh_to_xyxy(torch.from_numpy(theirs["anno"][0])), spec.bins, spec.seq_format
-    )
+    inputs, _ = target_sequences(xywh_to_cxcywh(torch.from_numpy(theirs["anno"][0])), spec.bins, spec.seq_format)
     with torch.no_grad():
         logits = model(*(image.to(context.device) for image in images), inputs.to(context.device)).cpu().numpy()
     off = abs(logits - theirs["logits"]) / (CLOSE["atol"] + CLOSE["rtol"] * abs(theirs["logits"]))

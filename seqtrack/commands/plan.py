@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from seqtrack.device import (
     capability_of,
     choose_precision,
     device_plan,
-    stores_attention_scores,
+    is_emulated,
     visible_gpus,
 )
 from seqtrack.errors import Problem, UserError
@@ -84,14 +84,14 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
     train = config.TRAIN
     share = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
     precision = choose_precision(train.AMP, machine.capability)
-    stored = stores_attention_scores(precision, machine.capability)
-    tensors = functools.partial(training_memory, spec, half=precision != "fp32", fused_attention=not stored)
+    stored = is_emulated(precision, machine.capability)
+    tensors = functools.partial(training_memory, spec, half=precision != "fp32", stored_scores=stored)
     cost = cost_of(spec)
     checkpoint = checkpoint_bytes(spec)
 
     def needed(batch: int, *, checkpointing: bool) -> int:
         """Bytes on a device for all processes that train on it."""
-        one = tensors(batch=batch, checkpointing=checkpointing).total + _PROCESS_BYTES[machine.device]
+        one = sum(tensors(batch=batch, checkpointing=checkpointing).values()) + _PROCESS_BYTES[machine.device]
         # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
         return one if machine.device == "cuda" else one * machine.processes + checkpoint
 
@@ -100,8 +100,8 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
         "patch_px": spec.patch_size,
         "parameters": cost.parameters,
         "trained_parameters": cost.trained_parameters,
-        "encoder_tokens": cost.encoder_tokens,
-        "memory_tokens": cost.memory_tokens,
+        "encoder_tokens": spec.encoder_tokens,
+        "memory_tokens": spec.memory_tokens,
         "forward_gflop": (cost.encoder_flops + cost.decoder_flops) / 1e9,
         "training_gflop": cost.training_flops / 1e9,
         "executed_gflop": cost.executed_flops / 1e9,
@@ -111,7 +111,7 @@ def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
         "batch_at_a_time": share,
         "precision": precision,
         "attention": "stores its scores" if stored else "fused",
-        "memory": asdict(tensors(batch=share, checkpointing=spec.use_checkpoint)),
+        "memory": tensors(batch=share, checkpointing=spec.use_checkpoint),
         "memory_without_checkpointing": needed(share, checkpointing=False),
         "memory_with_checkpointing": needed(share, checkpointing=True),
         "use_checkpoint": spec.use_checkpoint,

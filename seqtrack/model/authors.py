@@ -2,22 +2,20 @@
 
 Parameter names are the same here; only the prefixes of wrappers are removed on import. Weights are checked completely
 or refused. A full checkpoint of the authors also has Python objects of their training code (settings, meters), which
-are refused, or on request skipped. `foreign_weights.py` reads the files.
+are refused, or on request skipped.
 """
 
 import io
 import logging
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqtrack.errors import UserError
-from seqtrack.model.foreign_weights import ForeignFile, ForeignTensor, Placeholder, read_foreign
+from seqtrack.model.foreign_weights import ForeignFile, ForeignTensor, read_foreign
 from seqtrack.model.weights import compare_states
 from seqtrack.parsing import short_repr
 
@@ -54,55 +52,45 @@ def read_authors_file(
     Raises:
         UserError: unreadable, with objects that are not skipped, or with weights that do not fit (all problems).
     """
-    try:
-        file = read_foreign(path)
-        if file.objects and not skip_objects:
+    file = read_foreign(path)
+    if file.objects:
+        shown = ascii(", ".join(file.objects))[1:-1][:500]
+        if not skip_objects:
             raise UserError(
-                f"{path}: contains Python objects besides plain weights ({_list(file.objects)}), as the authors' full "
-                "checkpoints do; --skip-objects reads the weights only",
+                f"{path}: contains Python objects besides plain weights ({shown}), as the authors' full checkpoints "
+                "do; --skip-objects reads the weights only",
                 code="weights.foreign_objects",
             )
-        if file.objects:
-            log.warning("%s: skipped objects of %s without executing any of them", path.name, _list(file.objects))
-        net = _net(path, file.content)
-        epoch = _epoch(path, file) if NET_KEY in file.content else 0
-        return _load(path, file, net, expected), epoch
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
-
-
-def _list(names: list[str]) -> str:
-    shown = ", ".join(_python3_name(name) if name.isprintable() else ascii(name) for name in names[:12])
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
-
-
-def _python3_name(name: str) -> str:
-    """Old pickles use the module names of Python 2: "__builtin__.set" is "builtins.set"."""
-    module, _, attribute = name.rpartition(".")
-    module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
-    return f"{module}.{attribute}"
-
-
-def _net(path: Path, content: Any) -> dict[str, ForeignTensor]:
-    """The descriptions of the weights, without the wrappers' prefixes."""
+        log.warning("%s: skipped objects of %s without executing any of them", path.name, shown)
+    content = file.content
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: contains a {type(content).__name__}, expected a dictionary with {NET_KEY!r}", code="weights.none"
-        )
-    net = content.get(NET_KEY, content)
+        raise UserError(f"{path}: contains no dictionary with {NET_KEY!r}", code="weights.none")
+    net = _net(path, content.get(NET_KEY, content))
+    epoch = _epoch(file, content.get("epoch", 0)) if NET_KEY in content else 0
+    if problems := compare_states(net, expected, what=str(path), convertible=True):
+        raise UserError(problems)
+    weights = {name: file.load(tensor).to(expected[name].dtype) for name, tensor in net.items()}
+    bad = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in weights.items()}
+    shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in bad.items() if count)
+    if shown:
+        raise UserError(f"{path}: NaN or infinite values in {shown}", code="weights.not_finite")
+    for dtype, count in Counter(net[name].dtype for name in net if net[name].dtype != expected[name].dtype).items():
+        log.warning("%s: tensors converted to the model's types: %d from %s", path.name, count, dtype)
+    return weights, epoch
+
+
+def _net(path: Path, net: object) -> dict[str, ForeignTensor]:
+    """The descriptions of the weights, without the wrappers' prefixes."""
     if not isinstance(net, dict) or not net:
-        raise UserError(f"{path}: no weights under {NET_KEY!r}; found the keys {_keys(content)}", code="weights.none")
+        raise UserError(f"{path}: no weights under {NET_KEY!r}", code="weights.none")
     found: dict[str, ForeignTensor] = {}
     for name, tensor in net.items():
         if not isinstance(name, str) or not name.isprintable():
-            raise UserError(f"{path}: a weight is named {short_repr(ascii(name))}", code="weights.name")
+            raise UserError(f"{path}: a weight is named {ascii(name)[:80]}", code="weights.name")
         if not isinstance(tensor, ForeignTensor):
-            what = tensor.name if isinstance(tensor, Placeholder) else type(tensor).__name__
-            raise UserError(
-                f"{path}: {short_repr(name)} is a {short_repr(ascii(what))}, expected a dense tensor; found the keys "
-                f"{_keys(content)}",
-                code="weights.none",
-            )
+            what = ascii(getattr(tensor, "name", type(tensor).__name__))[:80]
+            text = f"{path}: {short_repr(name)} is a {what}, expected a dense tensor"
+            raise UserError(text, code="weights.none")
         own = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if own in found:
             raise UserError(f"{path}: {own} exists twice, with and without a wrapper's prefix", code="weights.name")
@@ -110,43 +98,13 @@ def _net(path: Path, content: Any) -> dict[str, ForeignTensor]:
     return found
 
 
-def _keys(content: Mapping[Any, Any]) -> str:
-    return ascii(", ".join(str(key)[:40] for key in content if isinstance(key, str | int)))[:200]
-
-
-def _epoch(path: Path, file: ForeignFile) -> int:
+def _epoch(file: ForeignFile, value: object) -> int:
     """The epoch: a whole number, or a tensor of one."""
-    value = file.content.get("epoch", 0)
-    if isinstance(value, ForeignTensor):
-        if value.shape in ((), (1,)) and value.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8):
-            value = int(file.load(value).item())
-        else:
-            value = f"a tensor of {value.dtype} with shape {list(value.shape)}"
-    if type(value) is not int or not 0 <= value <= LAST_EPOCH:
-        plain = isinstance(value, str | float | bool) or (type(value) is int and value.bit_length() < 64)
-        raise UserError(
-            f"{path}: epoch is {ascii(value)[:60] if plain else type(value).__name__}, expected a whole number from 0 "
-            f"to {LAST_EPOCH}",
-            code="weights.epoch",
-        )
-    return value
-
-
-def _load(
-    path: Path, file: ForeignFile, net: Mapping[str, ForeignTensor], expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The weights in the expected types; only floating-point types are converted."""
-    problems = compare_states(net, expected, what=str(path), convertible=True)
-    if problems:
-        raise UserError(problems)
-    weights = {name: file.load(tensor).to(expected[name].dtype) for name, tensor in net.items()}
-    bad = {name: count for name, tensor in weights.items() if (count := int((~torch.isfinite(tensor)).sum()))}
-    if bad:
-        shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in list(bad.items())[:5])
-        shown += ", ..." if len(bad) > 5 else ""
-        raise UserError(f"{path}: {len(bad)} tensors have NaN or infinite values: {shown}", code="weights.not_finite")
-    converted = Counter(str(net[name].dtype) for name in net if net[name].dtype != expected[name].dtype)
-    if converted:
-        shown = ", ".join(f"{count} from {dtype}" for dtype, count in converted.items())
-        log.warning("%s: tensors converted to the model's types: %s", path.name, shown)
-    return weights
+    if isinstance(value, ForeignTensor) and value.shape in ((), (1,)) and value.dtype in (torch.int64, torch.int32):
+        value = int(file.load(value).item())
+    if type(value) is int and 0 <= value <= LAST_EPOCH:
+        return value
+    plain = isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**64)
+    shown = ascii(value)[:60] if plain else type(value).__name__
+    text = f"{file.path}: epoch is {shown}, expected a whole number from 0 to {LAST_EPOCH}"
+    raise UserError(text, code="weights.epoch")

@@ -6,9 +6,6 @@ Reads no file and uses no network; `weights.py` loads pretrained weights.
 from __future__ import annotations
 
 import functools
-import logging
-import re
-from collections.abc import Sequence
 
 import timm
 import torch
@@ -18,14 +15,12 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from seqtrack.errors import UserError
-from seqtrack.model.decoder import Attention, Decoder, DecoderBody, DecoderLayer, TokenEmbedding, TokenHead
+from seqtrack.model.decoder import Decoder, DecoderBody, DecoderLayer, TokenEmbedding, TokenHead
 from seqtrack.model.encoder import Encoder, EncoderBody
 from seqtrack.model.positions import sincos_2d, sinusoid_1d
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import CUSTOM_ENCODER, ModelSpec
-from seqtrack.tokens import vocabulary_size
-
-log = logging.getLogger(__name__)
+from seqtrack.tokens import SEQUENCE_LENGTH, vocabulary_size
 
 MLP_RATIO = 4
 _Norm = functools.partial(LayerNorm, eps=1e-6)  # the epsilon of MAE and the authors
@@ -39,11 +34,6 @@ ENCODERS: dict[str, tuple[int, int, int]] = {
 
 # The files of timm whose models may be plain ViTs.
 TIMM_MODULES = ("vision_transformer", "deit")
-
-_NOT_PLAIN = (
-    "MODEL.ENCODER.TYPE {name!r} is {what}: only plain ViTs, whose tokens come from one patch projection and carry "
-    "learned positions, can encode search and templates together"
-)
 
 
 def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
@@ -68,36 +58,24 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
 def build_empty(spec: ModelSpec) -> SeqTrack:
     """The model on the meta device: for counting, and for `load_state_dict(state, assign=True)`."""
     with torch.device("meta"):
-        body = _encoder_body(spec)
-        width = body.pos_embed.shape[-1]
+        if spec.encoder_type in ENCODERS or spec.encoder_type == CUSTOM_ENCODER:
+            body = _plain_body(spec, *ENCODERS.get(spec.encoder_type, (spec.embed_dim, spec.depth, spec.num_heads)))
+        else:
+            body = _timm_body(spec)
         hidden, vocabulary = spec.hidden_dim, vocabulary_size(spec.bins)
+        sizes = {"heads": spec.decoder_heads, "feedforward": spec.decoder_feedforward}
         layers = [
-            DecoderLayer(
-                hidden,
-                heads=spec.decoder_heads,
-                feedforward=spec.decoder_feedforward,
-                dropout=spec.dropout,
-                pre_norm=spec.pre_norm,
-            )
+            DecoderLayer(hidden, **sizes, dropout=spec.dropout, pre_norm=spec.pre_norm)
             for _ in range(spec.decoder_layers)
         ]
-        embedding = TokenEmbedding(vocabulary, hidden, sequence_length=spec.sequence_length, dropout=spec.dropout)
+        embedding = TokenEmbedding(vocabulary, hidden, sequence_length=SEQUENCE_LENGTH, dropout=spec.dropout)
         return SeqTrack(
             Encoder(body),
-            nn.Linear(width, hidden),
+            nn.Linear(body.pos_embed.shape[-1], hidden),
             Decoder(embedding, DecoderBody(layers, nn.LayerNorm(hidden))),
             TokenHead(hidden, vocabulary),
             spec=spec,
         )
-
-
-def _encoder_body(spec: ModelSpec) -> EncoderBody:
-    if spec.encoder_type == CUSTOM_ENCODER:
-        return _plain_body(spec, spec.embed_dim, spec.depth, spec.num_heads)
-    if spec.encoder_type in ENCODERS:
-        _warn_patch_size_mismatch(spec)
-        return _plain_body(spec, *ENCODERS[spec.encoder_type])
-    return _timm_body(spec)
 
 
 def _plain_body(spec: ModelSpec, width: int, depth: int, heads: int) -> EncoderBody:
@@ -107,27 +85,7 @@ def _plain_body(spec: ModelSpec, width: int, depth: int, heads: int) -> EncoderB
         for rate in rates
     ]
     patch_embed = PatchEmbed(img_size=None, patch_size=spec.patch_size, in_chans=3, embed_dim=width)
-    return _body(spec, patch_embed, blocks, _Norm(width), width)
-
-
-def _body(
-    spec: ModelSpec,
-    patch_embed: nn.Module,
-    blocks: Sequence[nn.Module],
-    norm: nn.Module,
-    width: int,
-    norm_pre: nn.Module | None = None,
-) -> EncoderBody:
-    return EncoderBody(
-        patch_embed,
-        blocks,
-        norm,
-        norm_pre=norm_pre,
-        embed_dim=width,
-        search_tokens=spec.search_tokens,
-        template_tokens=spec.template_grid**2,
-        use_checkpoint=spec.use_checkpoint,
-    )
+    return EncoderBody(spec, patch_embed, blocks, _Norm(width), nn.Identity(), embed_dim=width)
 
 
 def _timm_body(spec: ModelSpec) -> EncoderBody:
@@ -139,28 +97,21 @@ def _timm_body(spec: ModelSpec) -> EncoderBody:
             f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)",
             code="model.unknown_encoder",
         )
-    if not timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
-        raise UserError(_NOT_PLAIN.format(name=name, what="of another architecture"), code="model.not_a_plain_vit")
-    _warn_patch_size_mismatch(spec)
-    vit = timm.create_model(
-        name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
-        drop_path_rate=spec.drop_path,
-    )  # fmt: skip
+    vit = None
+    if timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
+        vit = timm.create_model(
+            name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
+            drop_path_rate=spec.drop_path,
+        )  # fmt: skip
     if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
-        what = f"a {type(vit).__name__} with {type(vit.patch_embed).__name__}"
-        raise UserError(_NOT_PLAIN.format(name=name, what=what), code="model.not_a_plain_vit")
+        raise UserError(
+            f"MODEL.ENCODER.TYPE {name!r} is of another architecture: only plain ViTs, whose tokens come from one "
+            "patch projection and carry learned positions, can encode search and templates together",
+            code="model.not_a_plain_vit",
+        )
     # Models that pool before their last norm call it fc_norm; the encoder needs it after the blocks.
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
-    return _body(spec, vit.patch_embed, list(vit.blocks), norm, vit.embed_dim, vit.norm_pre)
-
-
-def _warn_patch_size_mismatch(spec: ModelSpec) -> None:
-    named = re.search(r"patch(\d+)", spec.encoder_type)
-    if named and int(named[1]) != spec.patch_size:
-        log.warning(
-            "encoder %s is built with patches of %d px (MODEL.ENCODER.PATCH_SIZE), not the %s px of its name",
-            spec.encoder_type, spec.patch_size, named[1],
-        )  # fmt: skip
+    return EncoderBody(spec, vit.patch_embed, list(vit.blocks), norm, vit.norm_pre, embed_dim=vit.embed_dim)
 
 
 @torch.no_grad()
@@ -193,7 +144,7 @@ def initialise(model: SeqTrack) -> None:
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
     for module in model.decoder.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, nn.MultiheadAttention):
             nn.init.zeros_(module.in_proj_bias)
             nn.init.zeros_(module.out_proj.bias)
     model.pos_embed.copy_(sinusoid_1d(model.spec.memory_tokens, model.spec.hidden_dim)[None])

@@ -1,55 +1,13 @@
-"""The decoder: generates a box token by token while it attends to the encoder's features, the memory.
+"""The decoder: predicts a box token by token while it attends to the encoder's features, the memory.
 
 Positions are added as DETR does: query positions to the queries and keys of self-attention and to the queries of
 cross-attention, memory positions to the keys of cross-attention; values carry no position. Everything runs in the
 dtype it is given. Parameter names are the authors'.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-KeysValues = tuple[Tensor, Tensor]
-
-
-class Attention(nn.Module):
-    """Multi-head attention with the parameter layout of `nn.MultiheadAttention` and separate keys and values.
-
-    Keys and values can be projected once and cached, which the stock module does not allow.
-    """
-
-    def __init__(self, dim: int, *, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, heads, L, D / heads)."""
-        batch, length, dim = x.shape
-        return x.reshape(batch, length, self.heads, dim // self.heads).transpose(1, 2)
-
-    def keys_values(self, keys: Tensor, values: Tensor) -> KeysValues:
-        """Project (B, L, D) keys and values to (B, heads, L, D / heads) each."""
-        dim = keys.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        k = F.linear(keys, weight[dim : 2 * dim], bias[dim : 2 * dim])
-        v = F.linear(values, weight[2 * dim :], bias[2 * dim :])
-        return self._split(k), self._split(v)
-
-    def forward(self, queries: Tensor, keys_values: KeysValues, *, causal: bool = False) -> Tensor:
-        """Attend from (B, L, D) queries; `causal` lets query i see keys 0..i only."""
-        dim = queries.shape[-1]
-        q = self._split(F.linear(queries, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
-        out = F.scaled_dot_product_attention(
-            q, *keys_values, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
-        )
-        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return projected
 
 
 class DecoderLayer(nn.Module):
@@ -57,8 +15,8 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, dim: int, *, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(dim, heads=heads, dropout=dropout)
-        self.multihead_attn = Attention(dim, heads=heads, dropout=dropout)
+        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
         self.linear1 = nn.Linear(dim, feedforward)
         self.linear2 = nn.Linear(feedforward, dim)
         self.norm1 = nn.LayerNorm(dim)
@@ -67,40 +25,26 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 
-    def forward(
-        self, x: Tensor, query_positions: Tensor, memory: KeysValues, past: KeysValues | None, *, causal: bool
-    ) -> tuple[Tensor, KeysValues]:
-        """Run the layer over new tokens.
+    def forward(self, x: Tensor, query_positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
+        """Run the layer over (B, L, D) tokens, each of which sees itself and those before it.
 
         Args:
-            x: (B, L, D) new tokens.
-            query_positions: (L, D), their positions.
-            memory: projected keys and values of the memory, from `memory_keys_values`.
-            past: cached keys and values of the tokens before `x`, or None.
-            causal: mask the new tokens after each new token; not needed for a single one.
-
-        Returns:
-            (B, L, D), and the keys and values of all tokens so far.
+            query_positions: (L, D).
+            memory, memory_positions: (B, N, D) and (1, N, D).
         """
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         y = self.norm1(x) if self.pre_norm else x
-        positioned = y + query_positions
-        keys_values = self.self_attn.keys_values(positioned, y)
-        if past is not None:
-            keys_values = torch.cat((past[0], keys_values[0]), dim=2), torch.cat((past[1], keys_values[1]), dim=2)
-        x = x + self.dropout(self.self_attn(positioned, keys_values, causal=causal))
+        placed = y + query_positions
+        attended = self.self_attn(placed, placed, y, attn_mask=later, is_causal=True, need_weights=False)[0]
+        x = x + self.dropout(attended)
         x = x if self.pre_norm else self.norm1(x)
         y = self.norm2(x) if self.pre_norm else x
-        x = x + self.dropout(self.multihead_attn(y + query_positions, memory))
+        attended = self.multihead_attn(y + query_positions, memory + memory_positions, memory, need_weights=False)[0]
+        x = x + self.dropout(attended)
         x = x if self.pre_norm else self.norm2(x)
         y = self.norm3(x) if self.pre_norm else x
         x = x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(y)))))
-        x = x if self.pre_norm else self.norm3(x)
-        return x, keys_values
-
-    def memory_keys_values(self, positioned_memory: Tensor, memory: Tensor) -> KeysValues:
-        """Project the memory: keys from (B, N, D) memory with positions, values without."""
-        projected: KeysValues = self.multihead_attn.keys_values(positioned_memory, memory)
-        return projected
+        return x if self.pre_norm else self.norm3(x)
 
 
 class TokenEmbedding(nn.Module):
@@ -129,21 +73,6 @@ class DecoderBody(nn.Module):
         self.norm = norm
 
 
-@dataclass
-class DecoderCache:
-    """Key-value cache of one decoding pass.
-
-    Args:
-        memory: keys and values of the memory, one pair per layer.
-        tokens: keys and values of the tokens so far, one pair per layer; None before the first.
-        length: tokens so far.
-    """
-
-    memory: list[KeysValues]
-    tokens: list[KeysValues | None]
-    length: int = 0
-
-
 class Decoder(nn.Module):
     """Tokens and memory to one feature vector per token."""
 
@@ -152,34 +81,12 @@ class Decoder(nn.Module):
         self.embedding = embedding
         self.body = body
 
-    def start(self, memory: Tensor, memory_positions: Tensor) -> DecoderCache:
-        """Project the memory for every layer.
-
-        Args:
-            memory: (B, N, D).
-            memory_positions: (1, N, D).
-        """
-        positioned = memory + memory_positions
-        projected = [layer.memory_keys_values(positioned, memory) for layer in self.body.layers]
-        return DecoderCache(memory=projected, tokens=[None] * len(projected))
-
-    def forward(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Decode new tokens, each attending to those before it, and add them to `cache`.
-
-        Args:
-            tokens: (B, L) integers; any L when the cache is new, otherwise L = 1.
-
-        Returns:
-            (B, L, D), normalised.
-        """
-        new = tokens.shape[1]
-        if new > 1 and cache.length:
-            raise ValueError("several new tokens need an empty cache")
-        positions = self.embedding.position_embeddings.weight[cache.length : cache.length + new]
+    def forward(self, tokens: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
+        """(B, L) integers, a (B, N, D) memory and its (1, N, D) positions to (B, L, D), normalised."""
+        positions = self.embedding.position_embeddings.weight[: tokens.shape[1]]
         x = self.embedding(tokens)
-        for index, layer in enumerate(self.body.layers):
-            x, cache.tokens[index] = layer(x, positions, cache.memory[index], cache.tokens[index], causal=new > 1)
-        cache.length += new
+        for layer in self.body.layers:
+            x = layer(x, positions, memory, memory_positions)
         out: Tensor = self.body.norm(x)
         return out
 
@@ -192,7 +99,5 @@ class TokenHead(nn.Module):
         self.layers = nn.ModuleList((nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, vocabulary)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.layers[0](x))
-        x = F.relu(self.layers[1](x))
-        logits: Tensor = self.layers[2](x)
+        logits: Tensor = self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x)))))
         return logits

@@ -13,57 +13,40 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from seqtrack.model.spec import ModelSpec
+
 
 class EncoderBody(nn.Module):
     """A ViT over search tokens followed by the tokens of each template, without class token.
 
+    All templates share one part of the position table, as in released checkpoints, so the model cannot distinguish the
+    first template from the second.
+
     Args:
+        spec: the sizes of both images, drop path and activation checkpointing.
         patch_embed: object with a convolution `proj` (kernel = stride = patch size) and a `norm`.
         blocks: transformer blocks such as timm's `Block`, each (B, N, C) to (B, N, C).
         norm: the final norm.
-        norm_pre: a norm before the blocks, for CLIP-like models.
-        search_tokens, template_tokens: the two parts of the position table. All templates share one part, as in
-            released checkpoints, so the model cannot distinguish the first template from the second.
-        use_checkpoint: activation checkpointing of every block.
-
-    `explicit_attention` makes training use matrix products and a softmax instead of fused attention, which is faster
-    for bf16 on a CPU only.
+        norm_pre: before the blocks: a norm for CLIP-like models, else the identity.
     """
 
     def __init__(
-        self,
-        patch_embed: nn.Module,
-        blocks: Sequence[nn.Module],
-        norm: nn.Module,
-        *,
-        norm_pre: nn.Module | None = None,
-        embed_dim: int,
-        search_tokens: int,
-        template_tokens: int,
-        use_checkpoint: bool = False,
-    ) -> None:
+        self, spec: ModelSpec, patch_embed: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module,
+        norm_pre: nn.Module, *, embed_dim: int,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.search_tokens, self.template_tokens = spec.search_tokens, spec.template_grid**2
+        self.use_checkpoint, self.is_random = spec.use_checkpoint, spec.drop_path > 0
         self.patch_embed = patch_embed
-        self.pos_embed = nn.Parameter(torch.empty(1, search_tokens + template_tokens, embed_dim))
-        self.norm_pre = norm_pre if norm_pre is not None else nn.Identity()
+        self.pos_embed = nn.Parameter(torch.empty(1, self.search_tokens + self.template_tokens, embed_dim))
+        self.norm_pre = norm_pre
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
-        self.search_tokens = search_tokens
-        self.template_tokens = template_tokens
-        self.use_checkpoint = use_checkpoint
-        self.explicit_attention = False
-        self._random = [_is_random(block) for block in blocks]
 
     def embed(self, templates: Tensor, search: Tensor) -> Tensor:
         """Patches with their positions: (B, T, 3, S, S) and (B, 3, S', S') to (B, search + T * template tokens, C)."""
         batch, count = templates.shape[:2]
-        flat = templates.flatten(0, 1)
-        if flat.shape[-2:] == search.shape[-2:]:
-            # One matrix product instead of two.
-            tokens = self._project(torch.cat((search, flat)))
-            search_part, template_part = tokens[:batch], tokens[batch:]
-        else:
-            search_part, template_part = self._project(search), self._project(flat)
+        search_part, template_part = self._project(search), self._project(templates.flatten(0, 1))
         if search_part.shape[1] != self.search_tokens or template_part.shape[1] != self.template_tokens:
             raise ValueError(
                 f"the model was built for {self.search_tokens} search and {self.template_tokens} template patches, "
@@ -103,16 +86,13 @@ class EncoderBody(nn.Module):
             (B, tokens, C): search tokens first, then the templates in order.
         """
         x = self.norm_pre(self.embed(templates, search))
-        last = len(self.blocks) - 1
-        explicit = self.explicit_attention and self.training
+        recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            keep = self.search_tokens if only_search and index == last else None
-            if self.use_checkpoint and self.training and torch.is_grad_enabled():
-                x = checkpoint(
-                    run_block, block, x, keep, explicit, use_reentrant=False, preserve_rng_state=self._random[index]
-                )
+            keep = self.search_tokens if only_search and index == len(self.blocks) - 1 else None
+            if recompute:
+                x = checkpoint(run_block, block, x, keep, use_reentrant=False, preserve_rng_state=self.is_random)
             else:
-                x = run_block(block, x, keep, explicit)
+                x = run_block(block, x, keep)
         encoded: Tensor = self.norm(x)
         return encoded
 
@@ -129,38 +109,21 @@ class Encoder(nn.Module):
         return encoded
 
 
-def run_block(block: nn.Module, x: Tensor, keep: int | None, explicit: bool = False) -> Tensor:
-    """Run one block; with `keep`, compute the output of the first `keep` tokens only, with all tokens as keys.
-
-    Args:
-        x: (B, N, C).
-        explicit: attention by matrix products, for plain blocks.
-
-    Returns:
-        (B, keep or N, C).
-    """
-    whole = keep is None or keep >= x.shape[1]
-    if (whole and not explicit) or not _is_plain(block):
-        out: Tensor = block(x)
-        return out if keep is None else out[:, :keep]
+def run_block(block: nn.Module, x: Tensor, keep: int | None) -> Tensor:
+    """Run one block on (B, N, C); with `keep`, compute the first `keep` tokens only, with all tokens as keys."""
+    if keep is None:
+        whole: Tensor = block(x)
+        return whole
+    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+        whole = block(x)
+        return whole[:, :keep]
     kept = x[:, :keep]
-    kept = kept + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(x), kept.shape[1], explicit)))
+    kept = kept + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(x), keep)))
     updated: Tensor = kept + block.drop_path2(block.ls2(block.mlp(block.norm2(kept))))
     return updated
 
 
-def _is_plain(block: nn.Module) -> bool:
-    """Whether `run_block` implements exactly this block's arithmetic."""
-    return type(block) is Block and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
-
-
-def _is_random(block: nn.Module) -> bool:
-    """Whether two passes through a block in training may differ; assumed of blocks that are not plain."""
-    rates = (getattr(part, "p", 0.0) or getattr(part, "drop_prob", 0.0) for part in block.modules())
-    return not _is_plain(block) or any(rates)
-
-
-def _attend(attn: Attention, x: Tensor, keep: int, explicit: bool) -> Tensor:
+def _attend(attn: Attention, x: Tensor, keep: int) -> Tensor:
     """timm's attention with queries for the first `keep` tokens only."""
     batch, tokens, _ = x.shape
     width = attn.num_heads * attn.head_dim
@@ -170,10 +133,7 @@ def _attend(attn: Attention, x: Tensor, keep: int, explicit: bool) -> Tensor:
     q = q.reshape(batch, keep, attn.num_heads, attn.head_dim).transpose(1, 2)
     k, v = kv.reshape(batch, tokens, 2, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    if explicit:
-        out = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     out = out.transpose(1, 2).reshape(batch, keep, width)
     out = attn.norm(out) if hasattr(attn, "norm") else out
     projected: Tensor = attn.proj_drop(attn.proj(out))

@@ -1,23 +1,22 @@
-"""Read files of `torch.save` as data, without a deserialiser of torch or Python: nothing in them is ever called.
+"""Read files of `torch.save` as data, without `torch.load`: nothing that they name is imported, created or called.
 
-`torch.load(weights_only=True)` is not safe in every torch that this project supports (CVE-2025-32434). Here the pickle
-is interpreted opcode by opcode: it can build dictionaries, lists, numbers, strings and descriptions of tensors;
-everything else becomes an inert placeholder with a name. A tensor is a checked range of a storage's bytes. A zip
-archive must have exactly the structure that torch.save gives it. `authors.py` interprets the content.
+`torch.load(weights_only=True)` could run code in versions that this project supports (CVE-2025-32434). Here Python's
+unpickler is given dictionaries, tuples and descriptions of tensors only; every other name becomes an inert placeholder.
+A tensor is a checked range of a storage's bytes. A zip archive must have exactly the structure that torch.save gives
+it. `authors.py` interprets the content.
 """
 
-import errno
-import functools
 import io
 import math
+import pickle
 import pickletools
 import re
-import struct
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,49 +30,47 @@ _DTYPES: dict[str, torch.dtype] = {
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool,
 }  # fmt: skip
-_REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-_PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-_DICTIONARY = "collections.OrderedDict"
-_NEW: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: Placeholder("set"),
-}  # fmt: skip
-_LITERAL = re.compile(r"BININT[12]?|LONG[14]|BINFLOAT|(SHORT_)?(BINUNICODE|BINSTRING|BINBYTES)8?")
-_PLAIN = (*_REBUILD, *_PARAMETER, _DICTIONARY, "torch.Size", "torch.device", "torch.nn.parameter.Parameter")
+_STORAGE = re.compile(r"torch\.(?:storage\.|cuda\.)?([A-Za-z0-9]+)Storage")
 _MEMBER = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]+"
 )
-_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# A full checkpoint of the largest model with its optimizer has about 60,000.
-_MOST_OPCODES = 300_000
-_ZIP_END = 22  # the last record of an archive without a comment
+_LEGACY_START = [0x1950A86A20F9469CFC6C, 1001]  # magic number and protocol version
 _LARGEST_PICKLE = 16 * 1024 * 1024
+# A full checkpoint of the largest model with its optimizer has about 60,000 opcodes, 15,000 of them tuples. More could
+# exhaust memory, or the stack where a deep tuple is a dictionary's key.
+_MOST_OPCODES, _MOST_TUPLES = 300_000, 20_000
 
 
-class _Unreadable(Exception):
-    """The file is not as torch.save writes it."""
-
-    def __init__(self, message: str, code: str = "file.damaged") -> None:
-        self.code = code
-        super().__init__(message)
-
-
-@dataclass(frozen=True)
 class Placeholder:
-    """Replaces a class, function or object that the file names; it has a name and nothing else."""
+    """Replaces an object of any class that is not read here, and ignores what the file does to it."""
 
-    name: str
+    name = ""
+
+    def __new__(cls, *_: object, **__: object) -> "Placeholder":
+        return super().__new__(cls)
+
+    def _ignore(self, *_: object) -> None: ...
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-@dataclass(frozen=True)
-class _Storage:
+class _Dict(dict[object, object]):
+    """An OrderedDict without the attributes that torch gives to a state dict."""
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+class _Storage(NamedTuple):
     key: str
     dtype: torch.dtype | None  # None: of a type that is not read here
     length: int  # in elements
 
+    @property
+    def num_bytes(self) -> int:
+        return self.length * (self.dtype.itemsize if self.dtype else 0)
 
-@dataclass(frozen=True)
-class ForeignTensor:
+
+class ForeignTensor(NamedTuple):
     """A view of a storage, in elements; `ForeignFile.load` reads its values."""
 
     storage: _Storage
@@ -86,334 +83,187 @@ class ForeignTensor:
         return self.storage.dtype
 
 
+class _Reader(pickle.Unpickler):
+    """Builds plain values, `ForeignTensor` and `Placeholder`."""
+
+    def __init__(self, file: BinaryIO, storages: dict[str, _Storage], objects: set[str]) -> None:
+        super().__init__(file)
+        self._storages, self._objects = storages, objects
+
+    def find_class(self, module: str, name: str) -> object:
+        """The stand-in for a name in the file; old protocols have the names of Python 2."""
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{module}.{name}"
+        known: dict[str, object] = {
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "collections.OrderedDict": _Dict,
+            "torch.Size": tuple,
+        }
+        if full in known:
+            return known[full]
+        harmless = full == "torch.device" or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype))
+        if not harmless and not _STORAGE.fullmatch(full):
+            self._objects.add(full)
+        return type("Placeholder", (Placeholder,), {"name": full})
+
+    def persistent_load(self, description: object) -> _Storage:
+        """The storage that a file names by ("storage", its type, key, device, number of elements[, None])."""
+        match description:
+            case ("storage", type() as kind, str(key), _, int(length), *more) if length >= 0 and more in ([], [None]):
+                found = _STORAGE.fullmatch(getattr(kind, "name", ""))
+                storage = _Storage(key, _DTYPES.get(found[1]) if found else None, length)
+                if self._storages.setdefault(key, storage) == storage:
+                    return storage
+        raise ValueError("a storage is described in two ways, or as torch.save does not")
+
+    def _tensor(
+        self, storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> ForeignTensor:
+        numbers = (offset, *shape, *stride)
+        if not isinstance(storage, _Storage) or len(shape) != len(stride) or len(shape) > 16:
+            raise ValueError("a tensor is not described as torch.save does")
+        if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+            raise ValueError("a tensor's shape, stride or offset is out of range")
+        last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+        if math.prod(shape) and last >= storage.length:
+            raise ValueError(f"a tensor of shape {list(shape)} needs element {last} of a storage of {storage.length}")
+        return ForeignTensor(storage, offset, shape, stride)
+
+
 @dataclass
 class ForeignFile:
-    """The content of a file: plain values, `ForeignTensor` and `Placeholder`; `objects` names the latter."""
+    """The content of a file: plain values, `ForeignTensor` and `Placeholder`; `objects` names what the latter replace.
 
-    content: Any
+    `read_storage` gives the bytes of a storage.
+    """
+
+    path: Path
+    content: object
     objects: list[str]
-    read_storage: Callable[[str, int], bytearray] = field(repr=False)
+    read_storage: Callable[[_Storage], bytes]
 
     def load(self, tensor: ForeignTensor) -> Tensor:
-        """The values of a tensor, on the CPU; tensors of one storage share its memory.
+        """The values of a tensor, on the CPU.
 
         Raises:
-            OSError: it cannot be read.
-            UserError: the storage is missing, has another size, or is damaged.
+            UserError: the storage cannot be read, is missing, has another size, or is damaged.
         """
         assert tensor.dtype is not None, "the caller checks the type first"
         if 0 in tensor.shape:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
-        data = self.read_storage(tensor.storage.key, tensor.storage.length * tensor.dtype.itemsize)
+        data = _guarded(self.path, lambda: self._bytes(tensor.storage))
         return torch.frombuffer(data, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride, tensor.offset)
+
+    def _bytes(self, storage: _Storage) -> bytearray:
+        data = self.read_storage(storage)
+        if len(data) != storage.num_bytes:
+            raise ValueError(f"storage {storage.key} has {len(data)} bytes, expected {storage.num_bytes}")
+        return bytearray(data)
 
 
 def read_foreign(path: Path) -> ForeignFile:
     """Read a file of torch.save, in the zip format or the one before PyTorch 1.6.
 
     Raises:
-        OSError: it cannot be read.
-        UserError: another kind of file, incomplete, or not as torch.save writes it.
+        UserError: another kind of file, unreadable, incomplete, or not as torch.save writes it.
     """
-    kind = recognize(path)
-    if kind.is_impostor:
-        raise UserError(f"{path} is {kind.name}", code=kind.code)
-    if kind.name == SAFETENSORS:
-        raise UserError(
-            f"{path} is a safetensors file; `import` reads files of torch.save (.pth.tar). A checkpoint of this "
-            "program needs no import",
-            code=kind.code,
-        )
-    if kind.name not in (TORCH_ZIP, PICKLE):
-        raise UserError(f"{path} is {kind.name}, expected a file of torch.save", code=kind.code)
-    return _translate_errors(path, lambda: _read_zip(path) if kind.name == TORCH_ZIP else _read_legacy(path))
+
+    def read() -> ForeignFile:
+        kind = recognize(path)
+        if kind.name in (TORCH_ZIP, PICKLE):
+            return _read_zip(path) if kind.name == TORCH_ZIP else _read_legacy(path)
+        own = "; a checkpoint of this program needs no import" if kind.name == SAFETENSORS else ""
+        raise UserError(f"{path} is {kind.name}, expected a file of torch.save (.pth.tar){own}", code=kind.code)
+
+    return _guarded(path, read)
 
 
-def _translate_errors(path: Path, read: Callable[[], _T]) -> _T:
+def _guarded(path: Path, read: Callable[[], _T]) -> _T:
     try:
         return read()
-    except _Unreadable as error:
-        raise UserError(f"{path}: {error}", code=error.code) from error
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OverflowError, ValueError, struct.error) as error:
-        raise UserError(f"{path}: a damaged zip archive ({error})", code="file.damaged") from error
+    except UserError:
+        raise
     except OSError as error:
-        if error.errno != errno.EINVAL:  # zipfile seeks to before the beginning of the file
-            raise
-        raise UserError(f"{path}: a damaged zip archive", code="file.damaged") from error
+        raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
+    except Exception as error:  # whatever zipfile and pickle raise for damaged bytes; neither documents it
+        text = f"{path}: damaged, or not written by torch.save ({type(error).__name__}: {ascii(str(error))[:200]})"
+        raise UserError(text, code="file.damaged") from error
+
+
+def _unpickle(file: BinaryIO, storages: dict[str, _Storage], objects: set[str]) -> object:
+    start, tuples = file.tell(), 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        tuples += opcode.name.startswith("TUPLE")
+        far = opcode.name.endswith("BINPUT") and isinstance(argument, int) and argument > _MOST_OPCODES
+        if count > _MOST_OPCODES or tuples > _MOST_TUPLES or far:
+            raise ValueError("its pickle is too large for weights")
+    file.seek(start)
+    return _Reader(file, storages, objects).load()
 
 
 def _read_zip(path: Path) -> ForeignFile:
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(0, size - _ZIP_END))
+        file.seek(max(0, size - 22))  # the last record of an archive without a comment
         if file.read(4) != b"PK\x05\x06":
-            raise _Unreadable(
-                f"incomplete: the archive's directory at its end is missing ({size} bytes)", "file.incomplete"
-            )
+            text = f"{path}: incomplete: the archive's directory at its end is missing ({size} bytes)"
+            raise UserError(text, code="file.incomplete")
     with zipfile.ZipFile(path) as archive:
-        members = _members(archive.infolist(), size)
+        infos = archive.infolist()
+        folder = next((i.filename.removesuffix("data.pkl") for i in infos if i.filename.endswith("/data.pkl")), "/")
+        members = {info.filename.removeprefix(folder): info for info in infos}
+        strange = [name for name in members if not _MEMBER.fullmatch(name)]
+        strange += [name for name, i in members.items() if i.compress_type or i.flag_bits & 1]
+        overlapping = len(members) != len(infos) or sum(info.file_size for info in infos) > size
+        if strange or overlapping or "data.pkl" not in members or min(info.header_offset for info in infos):
+            what = f"a member {strange[0]!r:.100}" if strange else "another structure"
+            raise UserError(f"{path}: a zip archive that torch.save did not write: it has {what}", code="file.archive")
         if members["data.pkl"].file_size > _LARGEST_PICKLE:
-            raise _Unreadable(f"data.pkl has {members['data.pkl'].file_size} bytes, too many for names of tensors")
-        if (order := archive.read(members["byteorder"]) if "byteorder" in members else b"little") != b"little":
-            raise _Unreadable(f"its byte order is {order[:20]!r}, expected little", "file.byte_order")
-        content, objects = _Interpreter().run(io.BytesIO(archive.read(members["data.pkl"])))
+            raise ValueError("its pickle is too large for weights")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise UserError(f"{path}: its byte order is not little", code="file.byte_order")
+        objects: set[str] = set()
+        content = _unpickle(io.BytesIO(archive.read(members["data.pkl"])), {}, objects)
 
-    def read_storage(key: str, num_bytes: int) -> bytearray:
-        info = members.get(f"data/{key}")
-        if info is None or info.file_size != num_bytes:
-            found = "missing" if info is None else f"{info.file_size} bytes"
-            raise _Unreadable(f"storage {key} is {found}, expected {num_bytes} bytes")
+    def read_storage(storage: _Storage) -> bytes:
         with zipfile.ZipFile(path) as archive:
-            return bytearray(archive.read(info))  # zipfile compares the checksum
+            return archive.read(members[f"data/{storage.key}"])  # zipfile compares the checksum
 
-    return _foreign_file(path, content, objects, read_storage)
-
-
-def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
-    """The archive's members by their names below its one folder."""
-    names = [info.filename for info in infos]
-    if any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in names):
-        raise _Unreadable("a TorchScript archive, not a file of torch.save", "file.torchscript")
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise _Unreadable("a zip archive, but not one that torch.save wrote (no data.pkl)", "file.archive")
-    if len({name.casefold() for name in names}) != len(names):
-        raise _Unreadable("the archive has two members whose names are equal or differ only in case")
-    folder = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
-    found: dict[str, zipfile.ZipInfo] = {}
-    for info in infos:
-        name = info.filename.removeprefix(folder)
-        if not info.filename.startswith(folder) or "/" in folder[:-1] or not _MEMBER.fullmatch(name):
-            raise _Unreadable(f"the archive has {info.filename!r:.100}, which torch.save never writes")
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-            raise _Unreadable(f"{info.filename!r:.100} is compressed or encrypted, which torch.save never does")
-        found[name] = info
-    if min(info.header_offset for info in infos):
-        raise _Unreadable("bytes precede the archive")
-    if sum(info.file_size for info in infos) > size:
-        raise _Unreadable("the archive's members overlap")
-    return found
+    return ForeignFile(path, content, sorted(objects), read_storage)
 
 
 def _read_legacy(path: Path) -> ForeignFile:
     """Five pickles (magic number, version, system, content, keys of the storages), then the storages in that order."""
+    storages: dict[str, _Storage] = {}
+    objects: set[str] = set()
+    offsets: dict[str, int] = {}
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        # From memory, so that a length in a damaged pickle does not allocate as many bytes.
-        head = io.BytesIO(file.read(_LARGEST_PICKLE))
-        reader = _Interpreter()
-        if reader.run(head)[0] != _LEGACY_MAGIC:
-            raise _Unreadable("a pickle, but not one that torch.save wrote", "file.pickle")
-        version, machine = reader.run(head)[0], reader.run(head)[0]
-        if version != _LEGACY_PROTOCOL or not isinstance(machine, dict) or machine.get("little_endian") is not True:
-            raise _Unreadable("torch.save's format is of another version, or its byte order is big", "file.byte_order")
-        content, objects = reader.run(head)
-        keys = reader.run(head)[0]
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise _Unreadable("its list of storages is damaged")
-        file.seek(head.tell())
-        places: dict[str, tuple[int, int]] = {}
+        head = io.BytesIO(
+            file.read(_LARGEST_PICKLE)
+        )  # a length in a damaged pickle allocates no more than the file has
+        if [_unpickle(head, {}, objects), _unpickle(head, {}, objects)] != _LEGACY_START:
+            raise UserError(f"{path}: a pickle, but not one that torch.save wrote", code="file.pickle")
+        system = _unpickle(head, {}, objects)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise UserError(f"{path}: its byte order is not little", code="file.byte_order")
+        content, keys = _unpickle(head, storages, objects), _unpickle(head, {}, objects)
+        assert isinstance(keys, list)
+        place = head.tell()
         for key in keys:
-            storage = reader.storages.get(key)
-            if storage is None or storage.dtype is None or key in places:
-                raise _Unreadable("its list of storages is not that of its content")
-            length = int.from_bytes(file.read(8), "little")
-            places[key] = (file.tell(), storage.length * storage.dtype.itemsize)
-            if file.seek(sum(places[key])) > size:
-                raise _Unreadable(f"incomplete: it ends inside its tensors ({size} bytes)", "file.incomplete")
-            if length != storage.length:
-                raise _Unreadable(f"storage {key!r:.40} has {length} elements, expected {storage.length}")
-        if file.tell() != size:
-            raise _Unreadable(f"{size - file.tell()} bytes follow its last tensor")
+            file.seek(place)
+            if int.from_bytes(file.read(8), "little") != storages[key].length or key in offsets:
+                raise ValueError("its list of storages is not that of its content")
+            offsets[key] = place + 8
+            place += 8 + storages[key].num_bytes
+        if place != file.seek(0, 2):
+            text = f"{path}: incomplete, or with bytes after its end: {file.tell()} bytes, expected {place}"
+            raise UserError(text, code="file.incomplete")
 
-    def read_storage(key: str, num_bytes: int) -> bytearray:
-        if key not in places or places[key][1] != num_bytes:
-            raise _Unreadable(f"storage {key!r:.40} is missing")
-        data = bytearray(num_bytes)
+    def read_storage(storage: _Storage) -> bytes:
         with path.open("rb") as file:
-            file.seek(places[key][0])
-            if file.readinto(data) != num_bytes:
-                raise _Unreadable("it became shorter while it was read", "file.incomplete")
-        return data
+            file.seek(offsets[storage.key])
+            return file.read(storage.num_bytes)
 
-    return _foreign_file(path, content, objects, read_storage)
-
-
-def _foreign_file(
-    path: Path, content: Any, objects: list[str], read_storage: Callable[[str, int], bytearray]
-) -> ForeignFile:
-    # Several tensors may share a storage; it is read once.
-    cached = functools.cache(read_storage)
-    return ForeignFile(content, objects, lambda key, size: _translate_errors(path, lambda: cached(key, size)))
-
-
-class _Interpreter:
-    """A pickle machine with the opcodes of plain data only."""
-
-    def __init__(self) -> None:
-        self.storages: dict[str, _Storage] = {}
-
-    def run(self, file: io.BytesIO) -> tuple[Any, list[str]]:
-        """The value of the pickle that starts here, and the names of everything in it that is not plain data."""
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-        self._names: set[str] = set()
-        try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-                if opcode.name == "STOP":
-                    (value,) = self._stack
-                    return value, sorted(name for name in self._names if not _is_plain(name))
-                if count > _MOST_OPCODES:
-                    raise _Unreadable("its pickle is too long for names of tensors")
-                self._step(opcode.name, argument)
-        except (ValueError, LookupError) as error:
-            place = file.tell()
-            if place == file.seek(0, 2) and place < _LARGEST_PICKLE:
-                raise _Unreadable(f"incomplete: it ends inside a pickle ({place} bytes)", "file.incomplete") from error
-            raise _Unreadable(f"its pickle is damaged before byte {place}") from error
-        raise _Unreadable("its pickle has no end")
-
-    def _step(self, name: str, argument: Any) -> None:
-        stack, memo = self._stack, self._memo
-        match name:
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                self._marks.append(len(stack))
-            case _ if name in _NEW:
-                stack.append(_NEW[name]())
-            case _ if _LITERAL.fullmatch(name):
-                stack.append(argument)
-            case "TUPLE" | "LIST" | "FROZENSET":
-                items = self._since_mark()
-                stack.append({"TUPLE": tuple(items), "LIST": items, "FROZENSET": Placeholder("frozenset")}[name])
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                number = int(name[-1])
-                stack[-number:] = [tuple(_top(stack, number))]
-            case "DICT":
-                items = self._since_mark()
-                stack.append({})
-                _put(stack[-1], items)
-            case "APPEND" | "APPENDS" | "ADDITEMS":
-                items = [stack.pop()] if name == "APPEND" else self._since_mark()
-                _extend(stack[-1], items)
-            case "SETITEM" | "SETITEMS":
-                items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else self._since_mark()
-                _put(stack[-1], items)
-            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "POP" | "BUILD":  # BUILD sets an object's attributes; torch's state dicts keep their versions there
-                stack.pop()
-            case "POP_MARK":
-                self._since_mark()
-            case "GLOBAL" | "STACK_GLOBAL":
-                parts = argument.split(" ") if name == "GLOBAL" else [_text(stack.pop()), _text(stack.pop())][::-1]
-                stack.append(Placeholder(".".join(parts)))
-                self._names.add(stack[-1].name)
-            case "BINPERSID":
-                stack.append(self._storage(stack.pop()))
-            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
-                if name == "NEWOBJ_EX":
-                    stack.pop()
-                arguments, called = stack.pop(), stack.pop()
-                stack.append(_called(called, () if name == "NEWOBJ_EX" else arguments))
-            case _:
-                raise _Unreadable(f"its pickle has the opcode {name}, which plain weights do not need")
-
-    def _since_mark(self) -> list[Any]:
-        place = self._marks.pop()
-        items = self._stack[place:]
-        del self._stack[place:]
-        return items
-
-    def _storage(self, description: Any) -> _Storage:
-        match description:
-            case ("storage", Placeholder() as kind, str(key), _, int(length)) if length >= 0:
-                pass
-            case ("storage", Placeholder() as kind, str(key), _, int(length), None) if length >= 0:
-                pass
-            case _:
-                raise _Unreadable("a storage is described in a way that torch.save does not use")
-        found = re.fullmatch(r"torch\.(?:storage\.|cuda\.)?([A-Za-z0-9]+)Storage", kind.name)
-        storage = _Storage(key, _DTYPES.get(found[1]) if found else None, length)
-        if self.storages.setdefault(key, storage) != storage:
-            raise _Unreadable(f"storage {key!r:.40} is described in two ways")
-        return storage
-
-
-def _is_plain(name: str) -> bool:
-    module, _, attribute = name.rpartition(".")
-    if module in ("torch", "torch.storage", "torch.cuda") and attribute.endswith("Storage"):
-        return True
-    return name in _PLAIN or (module == "torch" and isinstance(vars(torch).get(attribute), torch.dtype))
-
-
-def _top(stack: list[Any], number: int) -> list[Any]:
-    if len(stack) < number:
-        raise IndexError(number)
-    return stack[-number:]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _Unreadable("its pickle names an object by something that is not a string")
-    return value
-
-
-def _extend(target: Any, items: list[Any]) -> None:
-    if isinstance(target, list):
-        target.extend(items)
-    elif not isinstance(target, Placeholder):
-        raise _Unreadable("its pickle appends to something that is not a list")
-
-
-def _put(target: Any, items: list[Any]) -> None:
-    if isinstance(target, Placeholder):
-        return
-    if not isinstance(target, dict) or len(items) % 2:
-        raise _Unreadable("its pickle sets items of something that is not a dictionary")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        # Plain keys only: hashing a tuple that is nested a million times deep would crash the process.
-        if isinstance(key, str | int | float | bytes | None):
-            if key in target:
-                raise _Unreadable("a dictionary has a key twice")
-            target[key] = value
-
-
-def _called(called: Any, arguments: Any) -> Any:
-    """The result of a plain constructor; a placeholder for any other call."""
-    if not isinstance(called, Placeholder) or not isinstance(arguments, tuple):
-        raise _Unreadable("its pickle calls something that is not a name")
-    if called.name in _REBUILD:
-        return _tensor(arguments)
-    if called.name in _PARAMETER and arguments and isinstance(arguments[0], ForeignTensor):
-        return arguments[0]
-    if called.name == _DICTIONARY:
-        result: dict[Any, Any] = {}
-        for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise _Unreadable("a dictionary is built from something other than pairs")
-            _put(result, [*pair])
-        return result
-    if called.name == "torch.Size" and len(arguments) == 1 and isinstance(arguments[0], tuple):
-        return arguments[0]
-    return Placeholder(called.name)
-
-
-def _tensor(arguments: tuple[Any, ...]) -> ForeignTensor:
-    if len(arguments) < 4:
-        raise _Unreadable("a tensor is described in a way that torch.save does not use")
-    storage, offset, shape, stride = arguments[:4]
-    whole = isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(stride, tuple)
-    if not whole or len(shape) != len(stride) or len(shape) > 16:
-        raise _Unreadable("a tensor is described in a way that torch.save does not use")
-    if not all(type(number) is int and 0 <= number < 2**48 for number in (offset, *shape, *stride)):
-        raise _Unreadable("a tensor's shape, stride or offset is out of range")
-    if math.prod(shape):
-        last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
-        if last >= storage.length:
-            raise _Unreadable(f"a tensor of shape {list(shape)} needs element {last} of a storage of {storage.length}")
-    return ForeignTensor(storage, offset, shape, stride)
+    return ForeignFile(path, content, sorted(objects), read_storage)

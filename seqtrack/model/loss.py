@@ -22,8 +22,7 @@ def sequence_loss(logits: Tensor, targets: Tensor, bins: int) -> Tensor:
         (B,): each sample's weighted sum over its tokens divided by the sum of their weights (4.01). Every sample has
         the same weights, so the mean over samples is the authors' loss over the flattened batch.
     """
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = torch.where(targets < bins, 1.0, SPECIAL_WEIGHT).to(logits.dtype)
     entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").reshape(targets.shape)
     return (entropy * weights).sum(dim=1) / weights.sum(dim=1)

@@ -6,40 +6,25 @@ from torch import Tensor
 
 
 def sinusoid_1d(length: int, dim: int) -> Tensor:
-    """The 1-D sinusoidal table of "Attention Is All You Need": sin on even channels, cos on odd, base 10000.
+    """(length, dim) float32: the table of "Attention Is All You Need", sin on even channels, cos on odd, base 10000.
 
     The authors initialise the decoder's memory positions with it, over the flattened patch index.
-
-    Returns:
-        (length, dim) float32.
     """
     channel = torch.arange(dim, dtype=torch.float64)
     rate = 10000.0 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / dim)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
-    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
-    return table.to(torch.float32)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).to(torch.float32)
 
 
 def sincos_2d(grid: int, dim: int) -> Tensor:
-    """A 2-D sinusoidal table as in MAE: half of the channels for the column, half for the row, each sin then cos.
+    """(grid * grid, dim) float32, row-major, as in MAE: half of the channels for the column, half for the row.
 
-    Args:
-        dim: a multiple of 4.
-
-    Returns:
-        (grid * grid, dim) float32, row-major.
-
-    Raises:
-        ValueError: `dim` is not a multiple of 4.
+    Each half is sin, then cos; `dim` must be a multiple of 4, which `config/rules.py` checks.
     """
-    if dim % 4:
-        raise ValueError(f"a 2-D sinusoidal table needs a width that is a multiple of 4, not {dim}")
-    quarter = dim // 4
-    rate = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rate = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * rate
     one_axis = torch.cat((angle.sin(), angle.cos()), dim=1)
-    column = one_axis[None, :, :].expand(grid, grid, -1)
-    row = one_axis[:, None, :].expand(grid, grid, -1)
+    column, row = one_axis[None].expand(grid, grid, -1), one_axis[:, None].expand(grid, grid, -1)
     return torch.cat((column, row), dim=2).reshape(grid * grid, dim).to(torch.float32)
 
 
@@ -51,13 +36,8 @@ def resample_positions(table: Tensor, grid: int) -> Tensor:
 
     Returns:
         (1, grid * grid, C).
-
-    Raises:
-        ValueError: the table is not square.
     """
     side = round(table.shape[1] ** 0.5)
-    if side * side != table.shape[1]:
-        raise ValueError(f"a position table of {table.shape[1]} entries is not a square grid")
     if side == grid:
         return table
     image = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)

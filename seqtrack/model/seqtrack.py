@@ -51,11 +51,7 @@ class SeqTrack(nn.Module):
             bottleneck.requires_grad_(False)
 
     def encode(self, templates: Tensor, search: Tensor) -> Tensor:
-        """Encode a search region with its templates.
-
-        Args:
-            templates: (B, T, 3, S, S) float, normalised.
-            search: (B, 3, S', S') float, normalised.
+        """Encode normalised images, (B, T, 3, S, S) templates and (B, 3, S', S') search regions.
 
         Returns:
             memory (B, N, hidden): N search tokens ("x"), all tokens ("xz") or one mean ("token").
@@ -76,8 +72,7 @@ class SeqTrack(nn.Module):
         Returns:
             logits (B, L, bins + 2): row i is for the token after input token i.
         """
-        features = self.decoder(input_tokens, self.decoder.start(memory, self.pos_embed))
-        logits: Tensor = self.vocab_embed(features)
+        logits: Tensor = self.vocab_embed(self.decoder(input_tokens, memory, self.pos_embed))
         return logits
 
     def forward(self, templates: Tensor, search: Tensor, input_tokens: Tensor) -> Tensor:
@@ -101,17 +96,15 @@ class SeqTrack(nn.Module):
         """
         bins = self.spec.bins
         windowed = centre_positions(self.spec.seq_format) if window is not None else ()
-        cache = self.decoder.start(memory, self.pos_embed)
-        token = torch.full((memory.shape[0], 1), start_token(bins), dtype=torch.int64, device=memory.device)
-        tokens, confidences = [], []
+        tokens = torch.full((memory.shape[0], 1), start_token(bins), dtype=torch.int64, device=memory.device)
+        confidences = []
         for position in range(COORDINATES):
-            logits = self.vocab_embed(self.decoder(token, cache))[:, 0]
-            if logits.dtype in (torch.bfloat16, torch.float16):
-                logits = logits.float()
-            scores = logits.softmax(dim=-1)[:, :bins]
+            features = self.decoder(tokens, memory, self.pos_embed)[:, -1]
+            logits = self.vocab_embed(features)
+            scores = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))[:, :bins]
             if window is not None and position in windowed:
                 scores = scores * window.to(scores.device)
             confidence, token = scores.max(dim=-1, keepdim=True)
-            tokens.append(token)
+            tokens = torch.cat((tokens, token), dim=1)
             confidences.append(confidence.to(torch.float64))
-        return Generated(tokens=torch.cat(tokens, dim=1), confidences=torch.cat(confidences, dim=1))
+        return Generated(tokens=tokens[:, 1:], confidences=torch.cat(confidences, dim=1))

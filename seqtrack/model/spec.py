@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from seqtrack.tokens import SEQUENCE_LENGTH
-
 if TYPE_CHECKING:
     from seqtrack.config.schema import Config
 
@@ -79,11 +77,6 @@ class ModelSpec:
     def memory_tokens(self) -> int:
         """Tokens that the decoder attends to."""
         return {"x": self.search_tokens, "xz": self.encoder_tokens, "token": 1}[self.feature_type]
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens of a decoder input: START and four coordinates."""
-        return SEQUENCE_LENGTH
 
 
 def model_spec(config: Config) -> ModelSpec:

@@ -8,10 +8,8 @@ import logging
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import timm
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.errors import Problem, UserError
+from seqtrack.model.foreign_weights import ForeignTensor
 from seqtrack.model.positions import resample_positions
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import CUSTOM_ENCODER, ModelSpec
@@ -52,25 +51,19 @@ def pretrained_name(spec: ModelSpec) -> str:
     Raises:
         UserError: none have been published for this encoder.
     """
-    known = PRETRAINED.get((spec.encoder_type, spec.pretrain_type))
-    if known:
+    if known := PRETRAINED.get((spec.encoder_type, spec.pretrain_type)):
         return known
-    if spec.encoder_type == CUSTOM_ENCODER or not timm.is_model(spec.encoder_type):
-        raise UserError(
-            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: no weights are published for {spec.encoder_type}; "
-            "set it to scratch",
-            code="weights.not_published",
-        )
     architecture, _, tag = spec.encoder_type.partition(".")
-    tagged = timm.list_pretrained(f"{architecture}.*")
+    tagged: list[str] = []
+    if spec.encoder_type != CUSTOM_ENCODER and timm.is_model(spec.encoder_type):
+        tagged = timm.list_pretrained(f"{architecture}.*")
+    wanted = f"{architecture}.mae"
     if spec.pretrain_type == "default":
         wanted = spec.encoder_type if tag else next(iter(timm.list_pretrained(architecture)), "")
-    else:
-        wanted = f"{architecture}.mae"
     if wanted not in tagged:
         raise UserError(
-            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: timm has no such weights for {architecture}, only "
-            f"{', '.join(tagged) or 'none'}; set it to scratch, or TYPE to one of these with default",
+            f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: no such weights are published for {architecture}, "
+            f"only {', '.join(tagged) or 'none'}; set it to scratch, or TYPE to one of these with default",
             code="weights.not_published",
         )
     return wanted
@@ -81,25 +74,19 @@ def load_pretrained(model: SeqTrack, spec: ModelSpec, *, source: Path | None = N
 
     Args:
         spec: chooses the weights by `encoder_type` and `pretrain_type`; nothing is done for "scratch".
-        source: a safetensors file, or a folder with `model.safetensors`, instead of the Hub.
+        source: a safetensors file instead of the Hub's.
 
     Raises:
         UserError: the weights are not available, or do not fit the encoder.
     """
     if spec.pretrain_type == "scratch" and source is None:
         return
-    if source is None:
-        path = _from_hub(pretrained_name(spec))
-    else:
-        path = source / FILE_NAME if source.is_dir() else source
+    path = source or _from_hub(pretrained_name(spec))
     state = encoder_state(_read(path), spec)
-    body = model.encoder.body
-    own = body.state_dict()
-    problems = compare_states(state, own, what=str(path), convertible=True)
-    if problems:
+    if problems := compare_states(state, model.encoder.body.state_dict(), what=str(path), convertible=True):
         raise UserError(problems)
-    body.load_state_dict(state)
-    log.info("encoder weights: %s (%s)", path.name if source is not None else pretrained_name(spec), path)
+    model.encoder.body.load_state_dict(state)
+    log.info("encoder weights: %s", path)
 
 
 def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
@@ -108,7 +95,8 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     Args:
         vit: by timm's names; one square position grid, with or without the positions of class and register tokens.
     """
-    state = {name: value for name, value in vit.items() if not name.startswith(_LEFT_OUT)}
+    # Models that pool before their last norm call it fc_norm.
+    state = {re.sub("^fc_norm", "norm", name): value for name, value in vit.items() if not name.startswith(_LEFT_OUT)}
     positions = state.get("pos_embed")
     if positions is not None:
         # The positions before the largest square are those of class and register tokens.
@@ -119,68 +107,35 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     patches = state.get("patch_embed.proj.weight")
     if patches is not None and patches.shape[-1] != spec.patch_size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patches.float(), [spec.patch_size, spec.patch_size])
-    for part in ("weight", "bias"):
-        # Models that pool before their last norm use another name for it.
-        moved = state.pop(f"fc_norm.{part}", None)
-        if moved is not None:
-            state.setdefault(f"norm.{part}", moved)
     return state
 
 
-class _Described(Protocol):
-    """A tensor, or its description in a file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> torch.dtype | None: ...
-
-
 def compare_states(
-    found: Mapping[str, _Described], expected: Mapping[str, _Described], *, what: str, convertible: bool = False
+    found: Mapping[str, Tensor | ForeignTensor], expected: Mapping[str, Tensor], *, what: str, convertible: bool = False
 ) -> list[Problem]:
     """Compare names, shapes and element types; empty if all are as expected.
-
-    A difference with a single cause, such as a prefix of all names, is reported as that cause.
 
     Args:
         convertible: floating-point types may differ from each other.
     """
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if expected and found and len(missing) == len(expected):
-        return [Problem(f"{what}: {_common_cause(sorted(found), sorted(expected))}", "weights.other_model")]
+        text = f"{what}: no name is this model's: found {unexpected[0]!r}, ..., expected {missing[0]!r}, ..."
+        return [Problem(text, "weights.other_model")]
     problems = []
     if missing:
         problems.append(Problem(f"{what}: {len(missing)} missing: {', '.join(missing)}", "weights.missing"))
     if unexpected:
         problems.append(Problem(f"{what}: {len(unexpected)} unexpected: {', '.join(unexpected)}", "weights.unexpected"))
-    types: dict[tuple[torch.dtype | None, torch.dtype | None], list[str]] = defaultdict(list)
     for name in sorted(set(found) & set(expected)):
-        shapes = [*found[name].shape], [*expected[name].shape]
-        if shapes[0] != shapes[1]:
-            problems.append(Problem(f"{what}: {name} has shape {shapes[0]}, expected {shapes[1]}", "weights.shape"))
-        pair = found[name].dtype, expected[name].dtype
-        if pair[0] != pair[1] and not (convertible and all(dtype in _FLOATS for dtype in pair)):
-            types[pair].append(name)
-    for (is_type, wanted), names in types.items():
-        shown = f"{what}: {len(names)} tensors are {is_type or 'of an unknown type'}, expected {wanted}"
-        problems.append(Problem(f"{shown}: {', '.join(names)}", "weights.dtype"))
+        mine, theirs = found[name], expected[name]
+        if [*mine.shape] != [*theirs.shape]:
+            text = f"{what}: {name} has shape {[*mine.shape]}, expected {[*theirs.shape]}"
+            problems.append(Problem(text, "weights.shape"))
+        if mine.dtype != theirs.dtype and not (convertible and {mine.dtype, theirs.dtype} <= {*_FLOATS}):
+            text = f"{what}: {name} is {mine.dtype or 'of an unknown type'}, expected {theirs.dtype}"
+            problems.append(Problem(text, "weights.dtype"))
     return problems
-
-
-def _common_cause(found: list[str], expected: list[str]) -> str:
-    names, prefix = set(found), ""
-    while all("." in name for name in names) and len({name.partition(".")[0] for name in names}) == 1:
-        prefix += f"{next(iter(names)).partition('.')[0]}."
-        names = {name.partition(".")[2] for name in names}
-        if set(expected) <= names:
-            return f"every name starts with {prefix!r}; save the state dict of the inner model"
-    return (
-        f"none of its {len(found)} names is one of this model's {len(expected)}: found {found[0]!r}, ..., expected "
-        f"{expected[0]!r}, ..."
-    )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -188,14 +143,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         kind = recognize(path)
         if kind.name != SAFETENSORS:
             raise UserError(f"{path} is {kind.name}; expected {SAFETENSORS}", code=kind.code)
-        state: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file of pretrained weights", code="file.unreadable") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}); remove it and fetch it again", code="file.damaged"
-        ) from error
-    return state
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and fetch it again", code="file.damaged") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
 
 
 def _from_hub(name: str) -> Path:
@@ -203,27 +155,24 @@ def _from_hub(name: str) -> Path:
     # Imported here: only pretrained weights need the Hub's client.
     import httpx2
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     config = timm.models.get_pretrained_cfg(name)
     repo = str(config.hf_hub_id) if config is not None and config.hf_hub_id else f"timm/{name}"
     if repo.endswith("/"):
         repo += name
     try:
-        path = Path(hf_hub_download(repo, FILE_NAME))
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        path = Path(hf_hub_download(repo, FILE_NAME)).resolve()
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:  # LocalEntryNotFoundError is an OSError
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise UserError(
             f"the pretrained encoder {name} is not in the cache ({home}) and could not be downloaded from the Hub "
-            f"({repo}/{FILE_NAME}: {reason}). Connect to the network once; or copy {home} from a machine that has it "
-            f"(`hf download {repo} {FILE_NAME}` fills it); or train without it: MODEL.ENCODER.PRETRAIN_TYPE scratch",
+            f"({repo}/{FILE_NAME}: {str(error).strip().splitlines()[0]}). Connect to the network once; or copy {home} "
+            f"from a machine that has it (`hf download {repo} {FILE_NAME}` fills it); or train without it: "
+            "MODEL.ENCODER.PRETRAIN_TYPE scratch",
             code="weights.not_available",
         ) from error
-    blob = path.resolve()
     # The client names a blob by its sha256 but does not verify the content of a cached one.
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and (digest := sha256_file(blob)) != blob.name:
-        raise UserError(
-            f"{blob}: corrupt in the cache (its sha256 is {digest}); remove it and start again", code="file.damaged"
-        )
+    if re.fullmatch(r"[0-9a-f]{64}", path.name) and (digest := sha256_file(path)) != path.name:
+        raise UserError(f"{path}: corrupt (its sha256 is {digest}); remove it and start again", code="file.damaged")
     return path

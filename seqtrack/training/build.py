@@ -27,7 +27,6 @@ from seqtrack.device import (
     explain_out_of_memory,
     has_tf32,
     is_emulated,
-    stores_attention_scores,
 )
 from seqtrack.errors import UserError
 from seqtrack.model.build import build_empty, build_model
@@ -165,9 +164,6 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
         model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
         if fresh:
             distributed.share(model)
-    capability = capability_of(distributed.device)
-    precision = choose_precision(config.TRAIN.AMP, capability)
-    model.encoder.body.explicit_attention = capability is None and stores_attention_scores(precision, capability)
     return model
 
 

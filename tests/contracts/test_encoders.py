@@ -36,7 +36,6 @@ def test_an_encoder_gives_the_decoder_its_memory_and_refuses_an_image_of_another
         model.encode(templates, templates[:, 0])
     cost = cost_of(spec)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
-    assert cost.encoder_tokens == 16 + 2 * 4
     assert cost.encoder_flops > cost.parameters  # each weight is used for more than one token
 
 

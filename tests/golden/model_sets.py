@@ -4,7 +4,6 @@ The rules are those of the goldens' README; only NumPy is needed. Sets are found
 sizes or variants is tested by setting SEQTRACK_GOLDENS.
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -38,22 +37,6 @@ NOISE_B256 = {
     "B": {"enc": (3.138e-6, 5.732e-7), "logits": (6.395e-6, 4.926e-7)},
 }
 
-# What each small variant changes; read from tiny.json if the folder has it.
-TINY = {
-    "bins": 50, "batch": 3, "search": 64, "template": 32, "embed_dim": 48, "depth": 2, "heads": 3, "dec_heads": 4,
-    "dec_ff": 64, "fill_rule": "B", "input_prefix": "tiny",
-}  # fmt: skip
-TINY_PLAIN = {"hidden": 32, "num_template": 2, "feature_type": "x", "pre_norm": False, "dec_layers": 2}
-TINY_VARIANTS: dict[str, dict[str, Any]] = {
-    "x": {},
-    "xz": {"feature_type": "xz"},
-    "token": {"feature_type": "token"},
-    "prenorm": {"pre_norm": True},
-    "samedim": {"hidden": 48},
-    "onetemplate": {"num_template": 1},
-    "dec1": {"dec_layers": 1},
-}
-
 
 def folder() -> Path | None:
     """The folder of reference sets, or None."""
@@ -72,13 +55,12 @@ def find(pattern: str, *, companion: str | None = None) -> list[Any]:
     if not paths:
         why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
         return [pytest.param(None, id=f"no-{pattern}", marks=pytest.mark.skip(reason=why))]
-    return [pytest.param(path, id=path.stem, marks=_incomplete(path, companion)) for path in paths]
-
-
-def _incomplete(path: Path, companion: str | None) -> list[pytest.MarkDecorator]:
-    if companion is None or path.with_suffix(companion).is_file():
-        return []
-    return [pytest.mark.skip(reason=f"{path.name} without {path.stem}{companion}")]
+    found = []
+    for path in paths:
+        whole = companion is None or path.with_suffix(companion).is_file()
+        marks = [] if whole else [pytest.mark.skip(reason=f"no {companion} of this set")]
+        found.append(pytest.param(path, id=path.stem, marks=marks))
+    return found
 
 
 def spec_of_size(size: str) -> ModelSpec:
@@ -181,7 +163,6 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return float(np.abs(a - b).max()), float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@functools.cache
 def noise_floor(size: str, rule: str, what: str) -> tuple[float, float]:
     """Distance of the authors' float32 from their float64 for `what` in enc, logits: largest, relative L2.
 

@@ -7,47 +7,30 @@ import model_sets as sets
 import pytest
 
 from seqtrack.config.loader import load_config
-from seqtrack.config.schema import Config
 from seqtrack.model.build import build_empty
 from seqtrack.model.spec import model_spec
 from seqtrack.training.optimizer import NamedOptimizer, learning_rate_factor, parameter_groups
 
-_GROUPS = sets.find("param_groups_*.json")
 
-
-def _config_of(path: Path) -> Config:
+@pytest.mark.parametrize("path", sets.find("param_groups_*.json"))
+def test_golden_groups_hold_the_authors_parameters_in_their_order_with_their_rates(path: Path) -> None:
     size = path.stem.removeprefix("param_groups_")
     sets.spec_of_size(size)
-    return load_config(f"seqtrack_{size}")
-
-
-@pytest.mark.parametrize("path", _GROUPS)
-def test_the_groups_hold_the_authors_parameters_in_their_order_with_their_rates(path: Path) -> None:
-    config = _config_of(path)
-    model = build_empty(model_spec(config))
-    ours = parameter_groups(model, config.TRAIN)
-    theirs = json.loads(path.read_text())
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine["names"] == other["names"]
+    config = load_config(f"seqtrack_{size}")
+    model = build_empty(model_spec(config)).to_empty(device="cpu")
+    names = [group["names"] for group in parameter_groups(model, config.TRAIN)]
+    groups = NamedOptimizer(model, config.TRAIN).inner.param_groups
+    for own, mine, other in zip(names, groups, json.loads(path.read_text()), strict=True):
+        assert own == other["names"]
         assert mine["lr"] == pytest.approx(other["lr"], rel=1e-12)
-        assert mine["weight_decay"] == other["weight_decay"]
+        assert (mine["weight_decay"], list(mine["betas"]), mine["eps"]) == (
+            other["weight_decay"], other["betas"], other["eps"],
+        )  # fmt: skip
         assert sum(parameter.numel() for parameter in mine["params"]) == other["numel"]
 
 
-@pytest.mark.parametrize("path", _GROUPS[:1])
-def test_adamw_has_the_authors_constants(path: Path) -> None:
-    config = _config_of(path)
-    optimizer = NamedOptimizer(build_empty(model_spec(config)).to_empty(device="cpu"), config.TRAIN)
-    for mine, other in zip(optimizer.inner.param_groups, json.loads(path.read_text()), strict=True):
-        assert list(mine["betas"]) == other["betas"]
-        assert mine["eps"] == other["eps"]
-
-
-def test_the_rate_of_every_epoch_is_the_authors(goldens: Path) -> None:
-    path = goldens / "lr_schedule.json"
-    if not path.exists():
-        pytest.skip(f"{goldens} has no lr_schedule.json")
+@pytest.mark.parametrize("path", sets.find("lr_schedule.json"))
+def test_golden_rate_of_every_epoch(path: Path) -> None:
     recorded = json.loads(path.read_text())
     config = load_config("seqtrack_b256")
     steps = 7  # of an epoch: the authors' rate changes between epochs only

@@ -1,13 +1,7 @@
-"""Each variant of the model in turn, for any test of this folder."""
+"""Every test here runs small models, on one thread."""
 
 import pytest
-from small_models import VARIANTS, lively, spec_of
-
-from seqtrack.model.build import build_model
-from seqtrack.model.seqtrack import SeqTrack
 
 
-@pytest.fixture(params=sorted(VARIANTS))
-def variant(request: pytest.FixtureRequest) -> SeqTrack:
-    """In eval, with weights that make the output depend on the input."""
-    return lively(build_model(spec_of(**VARIANTS[request.param]), seed=1)).eval()
+@pytest.fixture(autouse=True)
+def _on_one_thread(one_thread: None) -> None: ...

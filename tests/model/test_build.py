@@ -1,53 +1,54 @@
-"""Building a model: initial values, seeds, encoders by name."""
+"""Building a model: initial values, seeds, encoders by name; pretrained weights are loaded or refused."""
 
 import dataclasses
+import hashlib
+import logging
+import time
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from small_models import SMALL, pictures, some_boxes, spec_of
+from torch import Tensor
 
 from seqtrack.errors import UserError
 from seqtrack.model.build import build_empty, build_model, initialise
 from seqtrack.model.positions import resample_positions, sincos_2d, sinusoid_1d
 from seqtrack.model.spec import ModelSpec
+from seqtrack.model.weights import _from_hub, load_pretrained, pretrained_name
 from seqtrack.tokens import target_sequences
 
+TINY_VIT = "vit_tiny_patch16_224"
 # With layer scale, register tokens, parallel blocks, two class tokens, or a norm before the blocks.
-TIMM_NAMES = [
-    ("vit_tiny_patch16_224", 16),
-    ("deit_tiny_distilled_patch16_224", 16),
-    ("vit_small_patch16_18x2_224", 16),
-    ("vit_small_patch14_reg4_dinov2", 16),
-    ("vit_xsmall_patch16_clip_224", 16),
-]
+TIMM_NAMES = {
+    TINY_VIT: 16,
+    "deit_tiny_distilled_patch16_224": 16,
+    "vit_small_patch16_18x2_224": 16,
+    "vit_small_patch14_reg4_dinov2": 16,
+    "vit_xsmall_patch16_clip_224": 16,
+}
+NO_SIZES = {"embed_dim": 0, "depth": 0, "num_heads": 0}
 
 
 def test_weights_are_a_function_of_the_seed_and_torchs_generator_is_unchanged() -> None:
     torch.manual_seed(9)
     before = torch.get_rng_state()
-    first, again, other = build_model(SMALL, seed=1), build_model(SMALL, seed=1), build_model(SMALL, seed=2)
+    first, again, other = (build_model(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
-    differing = set()
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-        if not torch.equal(value, other.state_dict()[name]):
-            differing.add(name)
-    assert "encoder.body.pos_embed" in differing
-    assert "decoder.embedding.word_embeddings.weight" in differing
-
-
-def test_without_a_seed_torchs_generator_is_used() -> None:
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    for name in ("encoder.body.pos_embed", "decoder.embedding.word_embeddings.weight"):
+        assert not torch.equal(first[name], other[name])
     torch.manual_seed(4)
-    first = build_model(SMALL)
+    drawn = build_model(SMALL).encoder.body.pos_embed
     torch.manual_seed(4)
-    again = build_model(SMALL)
-    assert torch.equal(first.encoder.body.pos_embed, again.encoder.body.pos_embed)
-    assert not torch.equal(first.encoder.body.pos_embed, build_model(SMALL).encoder.body.pos_embed)
+    assert torch.equal(drawn, build_model(SMALL).encoder.body.pos_embed), "without a seed torch's generator is used"
 
 
 def test_initial_values_are_those_of_the_recipe() -> None:
-    model = build_model(dataclasses.replace(SMALL, embed_dim=192, num_heads=4, hidden_dim=64), seed=1)
-    state = model.state_dict()
+    state = build_model(dataclasses.replace(SMALL, embed_dim=192, num_heads=4, hidden_dim=64), seed=1).state_dict()
     for name, value in state.items():
         if name.startswith("encoder.body.blocks") and value.dim() == 2:
             assert value.std().item() == pytest.approx(0.02, rel=0.05), name
@@ -65,23 +66,9 @@ def test_initial_values_are_those_of_the_recipe() -> None:
     assert torch.equal(state["pos_embed"][0], sinusoid_1d(16, 64))
 
 
-@pytest.mark.parametrize("name", ["vit_custom", *(name for name, _ in TIMM_NAMES if "18x2" not in name)])
-def test_every_parameter_is_initialised(name: str) -> None:
-    """The model is made with `to_empty`: a parameter that is not initialised would have arbitrary values."""
-    sizes = {} if name == "vit_custom" else {"embed_dim": 0, "depth": 0, "num_heads": 0}
-    model = build_empty(spec_of(encoder_type=name, **sizes)).to_empty(device="cpu")
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            value.fill_(float("nan"))
-    initialise(model)
-    assert [name for name, value in model.state_dict().items() if value.isnan().any()] == []
-
-
 def test_positions_may_start_as_a_2d_sinusoid_for_both_grids() -> None:
-    model = build_model(spec_of(pos_init="sincos2d"), seed=1)
-    table = model.encoder.body.pos_embed[0]
-    assert torch.equal(table[:16], sincos_2d(4, 48))
-    assert torch.equal(table[16:], sincos_2d(2, 48))
+    table = build_model(spec_of(pos_init="sincos2d"), seed=1).encoder.body.pos_embed[0]
+    assert torch.equal(table, torch.cat((sincos_2d(4, 48), sincos_2d(2, 48))))
     # Neighbours in a row share the row's half, neighbours in a column the column's.
     assert torch.equal(table[0, 24:], table[1, 24:])
     assert torch.equal(table[0, :24], table[4, :24])
@@ -94,47 +81,153 @@ def test_resampling_keeps_corners_and_a_table_of_the_same_size() -> None:
     for old, new in ((0, 0), (13, 15), (13 * 14, 15 * 16), (195, 255)):
         torch.testing.assert_close(larger[0, new], table[0, old], rtol=1e-5, atol=1e-5)
     assert resample_positions(table, 14) is table
-    with pytest.raises(ValueError):
-        resample_positions(table[:, :-1], 16)
 
 
-@pytest.mark.parametrize(("name", "patch"), TIMM_NAMES)
-def test_any_plain_vit_of_timm_is_an_encoder(name: str, patch: int) -> None:
-    spec = spec_of(encoder_type=name, embed_dim=0, depth=0, num_heads=0, patch_size=patch)
-    model = build_model(spec, seed=1)
-    inputs, _ = target_sequences(some_boxes(2), spec.bins)
-    templates, search = pictures(spec, 2)
-    logits = model.eval()(templates, search, inputs)
-    assert logits.shape == (2, 5, 52)
-    assert logits.isfinite().all()
-    assert not any("cls_token" in key or ".head" in key for key in model.state_dict())
-    encoder = model.double().encoder  # rounding does not matter
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_any_plain_vit_of_timm_is_an_encoder(name: str) -> None:
+    """Every parameter is initialised, although it is made with `to_empty`; the last block's shortcut is exact."""
+    spec = spec_of(encoder_type=name, **NO_SIZES, patch_size=TIMM_NAMES[name])
+    model = build_empty(spec).to_empty(device="cpu")
     with torch.no_grad():
-        whole = encoder(templates.double(), search.double())
-        short = encoder(templates.double(), search.double(), only_search=True)
+        for value in model.state_dict().values():
+            value.fill_(float("nan"))
+    torch.manual_seed(1)
+    initialise(model)
+    assert [key for key, value in model.state_dict().items() if value.isnan().any()] == []
+    assert not any("cls_token" in key or ".head" in key for key in model.state_dict())
+    inputs, _ = target_sequences(some_boxes(2), spec.bins)
+    images = pictures(spec, 2)
+    logits = model.eval()(*images, inputs)
+    assert logits.shape == (2, 5, 52) and logits.isfinite().all()
+    encoder, images = model.double().encoder, tuple(image.double() for image in images)  # rounding does not matter
+    with torch.no_grad():
+        whole, short = encoder(*images), encoder(*images, only_search=True)
     torch.testing.assert_close(short, whole[:, : spec.search_tokens], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["vit_enormous_patch16", "resnet18", "swin_tiny_patch4_window7_224"])
-def test_other_encoders_are_refused_by_name(name: str) -> None:
-    with pytest.raises(UserError) as caught:
-        build_empty(spec_of(encoder_type=name, embed_dim=0, depth=0, num_heads=0))
-    assert caught.value.code in ("model.unknown_encoder", "model.not_a_plain_vit") and name in str(caught.value)
-
-
-@pytest.mark.parametrize("patch", [1, 2, 4, 8, 16, 32])
-def test_any_patch_size_that_divides_both_sizes_works(patch: int) -> None:
-    assert spec_of(patch_size=patch).search_tokens == (64 // patch) ** 2
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("vit_enormous_patch16", "model.unknown_encoder"),
+        ("resnet18", "model.not_a_plain_vit"),
+        ("swin_tiny_patch4_window7_224", "model.not_a_plain_vit"),
+    ],
+)
+def test_other_encoders_are_refused_by_name(name: str, code: str) -> None:
+    with pytest.raises(UserError, match=name) as caught:
+        build_empty(spec_of(encoder_type=name, **NO_SIZES))
+    assert caught.value.code == code
 
 
 def test_the_short_names_are_the_authors_sizes() -> None:
-    sizes = {
-        "vit_base_patch16": 90_596_002,
-        "vit_large_patch16": 308_244_898,
-    }
-    for name, parameters in sizes.items():
-        assert sum(p.numel() for p in build_empty(ModelSpec(encoder_type=name)).parameters()) == parameters
     huge = ModelSpec(encoder_type="vit_huge_patch14", patch_size=14, search_size=224, template_size=224)
     body = build_empty(huge).encoder.body
     assert (body.pos_embed.shape[-1], len(body.blocks), body.blocks[0].attn.num_heads) == (1280, 32, 16)
     assert body.patch_embed.proj.kernel_size == (14, 14)
+
+
+def _vit(**changes: object) -> ModelSpec:
+    return spec_of(encoder_type=TINY_VIT, **NO_SIZES, **changes)
+
+
+@pytest.fixture(scope="module")
+def vit() -> dict[str, Tensor]:
+    """timm's state dict of a ViT, with class token and head and random values."""
+    torch.manual_seed(5)
+    state = timm.create_model(TINY_VIT, pretrained=False).state_dict()
+    return {name: torch.randn_like(value) for name, value in state.items()}
+
+
+def test_a_vit_is_loaded_without_class_token_and_resampled_to_both_grids(
+    vit: dict[str, Tensor], tmp_path: Path
+) -> None:
+    save_file(vit, tmp_path / "model.safetensors")
+    model, fresh = build_model(_vit(), seed=1), build_model(_vit(), seed=1).state_dict()
+    load_pretrained(model, _vit(), source=tmp_path / "model.safetensors")
+    for name, value in model.state_dict().items():
+        own = name.removeprefix("encoder.body.")
+        if own != "pos_embed" or not name.startswith("encoder"):
+            assert torch.equal(value, vit[own] if name.startswith("encoder") else fresh[name]), name
+    table, grid = model.encoder.body.pos_embed.detach(), vit["pos_embed"][:, 1:]
+    assert torch.equal(table, torch.cat((resample_positions(grid, 4), resample_positions(grid, 2)), dim=1))
+    smaller = build_model(_vit(patch_size=8), seed=1)
+    load_pretrained(smaller, _vit(patch_size=8), source=tmp_path / "model.safetensors")
+    assert smaller.encoder.body.patch_embed.proj.weight.shape[-2:] == (8, 8)
+    assert torch.equal(smaller.encoder.body.blocks[0].attn.qkv.weight, vit["blocks.0.attn.qkv.weight"])
+
+
+def test_every_difference_of_pretrained_weights_is_reported(vit: dict[str, Tensor], tmp_path: Path) -> None:
+    state = {**vit, "blocks.0.norm1.weight": torch.ones(7), "something.else": torch.ones(1)}
+    del state["blocks.3.mlp.fc1.bias"]
+    save_file(state, tmp_path / "bad.safetensors")
+    model = build_model(_vit(), seed=1)
+    with pytest.raises(UserError) as caught:
+        load_pretrained(model, _vit(), source=tmp_path / "bad.safetensors")
+    problems = {problem.code: problem for problem in caught.value.problems}
+    assert "blocks.3.mlp.fc1.bias" in problems["weights.missing"]
+    assert "something.else" in problems["weights.unexpected"]
+    assert "blocks.0.norm1.weight" in problems["weights.shape"] and "[7]" in problems["weights.shape"]
+    assert torch.equal(model.encoder.body.pos_embed, build_model(_vit(), seed=1).encoder.body.pos_embed)
+
+
+def test_the_names_of_published_weights(caplog: pytest.LogCaptureFixture) -> None:
+    for short in ("vit_base_patch16", "vit_large_patch16"):
+        assert pretrained_name(ModelSpec(encoder_type=short, pretrain_type="mae")) == f"{short}_224.mae"
+        assert timm.is_model(pretrained_name(ModelSpec(encoder_type=short, pretrain_type="default")))
+    assert pretrained_name(_vit(pretrain_type="default")).startswith(f"{TINY_VIT}.")
+    tagged = "vit_base_patch16_224.dino"
+    assert pretrained_name(ModelSpec(encoder_type=tagged, pretrain_type="default")) == tagged
+    for spec in (spec_of(pretrain_type="mae"), _vit(pretrain_type="mae")):
+        with pytest.raises(UserError) as caught:
+            pretrained_name(spec)
+        assert caught.value.code == "weights.not_published"
+    with caplog.at_level(logging.INFO):
+        load_pretrained(build_model(_vit(), seed=1), _vit())
+    assert not caplog.records, "scratch loads nothing"
+
+
+MAE = pretrained_name(ModelSpec(pretrain_type="mae"))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hub's client, and a Hub that does not answer."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", "http://127.0.0.1:9")
+    assert "127.0.0.1" in template
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_network_and_cache_the_error_names_both(
+    hub_cache: Path, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's retries
+    with pytest.raises(UserError) as caught:
+        _from_hub(MAE)
+    assert caught.value.code == "weights.not_available"
+    for part in (MAE, str(hub_cache.parent), f"hf download timm/{MAE}", "PRETRAIN_TYPE scratch"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "valid"), [(b"weights", True), (b"w3ights", False)])
+def test_a_cached_file_is_used_without_network_unless_it_is_corrupt(
+    hub_cache: Path, content: bytes, valid: bool
+) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    repo, commit = hub_cache / f"models--timm--{MAE}", "0" * 40
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "blobs" / digest).write_bytes(content)
+    (repo / "snapshots" / commit / "model.safetensors").symlink_to(repo / "blobs" / digest)
+    (repo / "refs" / "main").write_text(commit)
+    if valid:
+        assert _from_hub(MAE).read_bytes() == content
+    else:
+        with pytest.raises(UserError) as caught:
+            _from_hub(MAE)
+        assert caught.value.code == "file.damaged" and digest in str(caught.value)

@@ -1,33 +1,61 @@
-"""Export to the authors' file format and back is bitwise equal, and importing never executes anything."""
+"""`export` and `import`: bitwise equal there and back; foreign files are read as data or refused, never executed."""
 
+import io
+import itertools
 import json
 import pickle
 import re
+import struct
 import subprocess
+import tarfile
+import warnings
+import zipfile
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
+from torch import Tensor
 
 from seqtrack.checkpoints.store import Manifest, load_weights, manifest_of, write_weights
 from seqtrack.cli import main
 from seqtrack.config.loader import config_digest, dump_config, load_config
-from seqtrack.model.build import build_model
-from seqtrack.model.spec import model_spec
+from seqtrack.errors import UserError
+from seqtrack.model.authors import read_authors_file
+from seqtrack.model.build import build_empty, build_model
+from seqtrack.model.foreign_weights import read_foreign
+from seqtrack.model.spec import ModelSpec, model_spec
+from seqtrack.model.weights import load_pretrained
+from seqtrack.tracking.load import load_model
 
-CONFIG = "demo"
+NAME = "decoder.body.layers.0.linear1.weight"
 
 
 @pytest.fixture(scope="module")
-def state() -> dict[str, torch.Tensor]:
-    return build_model(model_spec(load_config(CONFIG)), seed=1).state_dict()
+def whole() -> dict[str, Tensor]:
+    """The demo model with random finite bit patterns, negative zeros and denormals included."""
+    draw = torch.Generator().manual_seed(3)
+    state = {}
+    for name, value in build_empty(model_spec(load_config("demo"))).state_dict().items():
+        bits = torch.randint(-(2**31), 2**31, value.shape, generator=draw).int().view(torch.float32)
+        state[name] = torch.where(bits.isfinite(), bits, -0.0)
+    return state
 
 
-def write_imported(path: Path, weights: dict[str, torch.Tensor]) -> Manifest:
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """Two small tensors of a model."""
+    draw = torch.Generator().manual_seed(1)
+    return {NAME: torch.randn(4, 6, generator=draw), "bias": torch.randn(6, generator=draw)}
+
+
+def _write(path: Path, weights: dict[str, Tensor]) -> Manifest:
     """A checkpoint of these weights with the demo configuration."""
-    config = load_config(CONFIG)
+    config = load_config("demo")
     describe = {
         "epoch": 7, "step": 70, "sample": 0, "loss": 1.0, "iou": 0.5, "parent_sha256": None, "data_digest": None,
         "config_digest": config_digest(config), "created": "2026-01-01T00:00:00Z",
@@ -36,64 +64,75 @@ def write_imported(path: Path, weights: dict[str, torch.Tensor]) -> Manifest:
     return write_weights(path, weights, describe=describe)
 
 
-@pytest.fixture
-def checkpoint(state: dict[str, torch.Tensor], tmp_path: Path) -> Path:
-    return write_imported(tmp_path / "SEQTRACK_ep0007.safetensors", state).path
+def _save(content: object, path: Path, *, as_zip: bool = True) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=as_zip)
+    return path
 
 
 def _import(file: Path, out: Path, *more: str) -> int:
-    return main(["import", str(file), "--config", CONFIG, "-o", str(out), *more])
+    return main(["import", str(file), "--config", "demo", "-o", str(out), *more])
 
 
-def test_export_then_import_is_bitwise_equal(state: dict[str, torch.Tensor], checkpoint: Path, tmp_path: Path) -> None:
-    exported, back = tmp_path / "SEQTRACK_ep0007.pth.tar", tmp_path / "back" / "again.safetensors"
-    assert main(["export", str(checkpoint), "-o", str(exported)]) == 0
+def _assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():  # as integers, because -0.0 == 0.0
+        assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
+
+
+def _codes(path: Path, expected: dict[str, Tensor], **more: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        read_authors_file(path, expected, **more)
+    assert str(path) in str(caught.value)
+    return [problem.code for problem in caught.value.problems]
+
+
+@pytest.fixture
+def no_deserialiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("a foreign file reached a deserialiser")
+
+    for module, name in (
+        (torch, "load"), (torch.jit, "load"), (torch.package, "PackageImporter"), (torch.serialization, "_load"),
+        (torch.serialization, "_legacy_load"), (torch._weights_only_unpickler, "Unpickler"),
+        (torch._C, "PyTorchFileReader"), (pickle, "load"), (pickle, "loads"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, refuse)
+
+
+def test_export_and_import_are_bitwise_equal_without_any_deserialiser(
+    whole: dict[str, Tensor], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    checkpoint, exported = _write(tmp_path / "SEQTRACK_ep0007.safetensors", whole), tmp_path / "e.pth.tar"
+    assert main(["export", str(checkpoint.path), "-o", str(exported)]) == 0
     theirs = torch.load(exported, weights_only=True)
-    assert set(theirs["net"]) == set(state)
     assert (theirs["epoch"], theirs["net_type"]) == (7, "SEQTRACK")
-    assert _import(exported, back) == 0
-    again = load_weights(manifest_of(back))
-    assert set(again) == set(state)
-    for name, value in state.items():
-        assert torch.equal(again[name], value), name
-        assert torch.equal(theirs["net"][name], value), name
-    before, after = manifest_of(checkpoint), manifest_of(back)
-    assert after.weights_sha256 == before.weights_sha256
-    assert (after.kind, after.epoch, after.config_digest) == ("imported", 7, before.config_digest)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", after.created)
-
-
-def test_a_changed_weight_changes_the_digest(state: dict[str, torch.Tensor], checkpoint: Path, tmp_path: Path) -> None:
-    changed = {**state, "pos_embed": state["pos_embed"] + 1e-6}
-    torch.save({"net": changed}, tmp_path / "x.pth.tar")
-    assert _import(tmp_path / "x.pth.tar", tmp_path / "x.safetensors") == 0
-    assert manifest_of(tmp_path / "x.safetensors").weights_sha256 != manifest_of(checkpoint).weights_sha256
-
-
-def test_a_bare_state_dict_is_read_as_epoch_0(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    torch.save(dict(state), tmp_path / "bare.pth.tar")
-    assert _import(tmp_path / "bare.pth.tar", tmp_path / "bare.safetensors") == 0
-    assert torch.equal(load_weights(manifest_of(tmp_path / "bare.safetensors"))["pos_embed"], state["pos_embed"])
-    assert manifest_of(tmp_path / "bare.safetensors").epoch == 0
+    _assert_same_bits(theirs["net"], whole)
+    old = _save(theirs, tmp_path / "old.pth.tar", as_zip=False)
+    changed = _save({"net": {**whole, "pos_embed": -whole["pos_embed"]}}, tmp_path / "changed.pth.tar")
+    request.getfixturevalue("no_deserialiser")
+    for file in (exported, old):
+        assert _import(file, tmp_path / "back" / f"{file.stem}.safetensors") == 0
+        back = manifest_of(tmp_path / "back" / f"{file.stem}.safetensors")
+        _assert_same_bits(load_weights(back), whole)
+        assert back.weights_sha256 == checkpoint.weights_sha256
+        assert (back.kind, back.epoch, back.config_digest) == ("imported", 7, checkpoint.config_digest)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", back.created)
+    assert _import(changed, tmp_path / "changed.safetensors") == 0
+    assert manifest_of(tmp_path / "changed.safetensors").weights_sha256 != checkpoint.weights_sha256
 
 
 def test_weights_that_do_not_fit_are_refused_with_all_names(
-    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net = dict(state)
+    net = {**whole, "extra.weight": torch.ones(2), "pos_embed": torch.ones(1, 2, 3)}
     del net["vocab_embed.layers.0.bias"], net["bottleneck.bias"]
-    net["extra.weight"] = torch.ones(2)
-    net["pos_embed"] = torch.ones(1, 2, 3)
-    torch.save({"net": net}, tmp_path / "x.pth.tar")
-    assert _import(tmp_path / "x.pth.tar", tmp_path / "x.safetensors") == 2
-    said = capsys.readouterr().err
-    lines = dict(re.findall(r"^error \[(\S+)\]: (.*)$", said, re.MULTILINE))
+    assert _import(_save({"net": net}, tmp_path / "x.pth.tar"), tmp_path / "x.safetensors") == 2
+    lines = dict(re.findall(r"^error \[(\S+)\]: (.*)$", capsys.readouterr().err, re.MULTILINE))
     assert "bottleneck.bias, vocab_embed.layers.0.bias" in lines["weights.missing"]
     assert "extra.weight" in lines["weights.unexpected"]
     assert all(part in lines["weights.shape"] for part in ("pos_embed", "[1, 2, 3]", "[1, 36, 128]"))
     assert "weights.other_model" in lines
-    assert not (tmp_path / "x.safetensors").exists()
-    assert not (tmp_path / "x.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth.tar"]
 
 
 class _Bomb:
@@ -108,22 +147,19 @@ class _Bomb:
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_a_file_that_would_execute_code_is_refused_and_nothing_is_executed(
-    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str], as_zip: bool
+    whole: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str], as_zip: bool
 ) -> None:
     marker = tmp_path / "ran"
-    path = tmp_path / "bomb.pth.tar"
-    content = {"net": dict(state), "settings": _Bomb(marker)}
-    torch.save(content, path, _use_new_zipfile_serialization=as_zip)
+    path = _save({"net": whole, "settings": _Bomb(marker)}, tmp_path / "bomb.pth.tar", as_zip=as_zip)
     assert _import(path, tmp_path / "x.safetensors") == 2
     assert "subprocess.call" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
     # With --skip-objects the weights are read, and still nothing is executed.
     assert _import(path, tmp_path / "x.safetensors", "--skip-objects") == 0
-    assert torch.equal(load_weights(manifest_of(tmp_path / "x.safetensors"))["pos_embed"], state["pos_embed"])
+    _assert_same_bits(load_weights(manifest_of(tmp_path / "x.safetensors")), whole)
     assert not marker.exists()
-    # Negative control: an unguarded reader does execute it.
     torch.load(path, weights_only=False)
-    assert marker.exists()
+    assert marker.exists(), "the negative control: an unguarded reader does execute it"
 
 
 class Settings:
@@ -133,77 +169,327 @@ class Settings:
         self.env = {"workspace_dir": "/somewhere"}
 
 
-def test_the_objects_of_the_authors_full_checkpoint_are_skipped(
-    state: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "SEQTRACK_ep0500.pth.tar"
-    torch.save({"epoch": 500, "net": dict(state), "settings": Settings(), "stats": {"loss": [Settings()]}}, path)
-    assert _import(path, tmp_path / "x.safetensors") == 2
-    assert _import(path, tmp_path / "x.safetensors", "--skip-objects") == 0
-    assert "Settings" in caplog.text
-    assert manifest_of(tmp_path / "x.safetensors").epoch == 500
-
-
 class ListOfTheirs(list[int]):
     """A subclass of list."""
 
 
-def test_plain_entries_besides_the_weights_are_ignored(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+OBJECTS = {
+    "stats": {"loss": [Settings()]},
+    "list": ListOfTheirs([1]),
+    "default": defaultdict(list, {1: [2]}),
+    "set": {3},
+}
+
+
+def test_whatever_a_checkpoint_holds_besides_the_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Plain entries are ignored; objects are refused, and skipped on request; in every format and protocol."""
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    others = {
+    plain = {
         "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "stats": OrderedDict(loss=[1.0, None]),
-        "settings": {"lr": 1e-4, "names": ["a"], "size": torch.Size([2]), "device": torch.device("cpu")},
+        "settings": {"lr": 1e-4, "size": torch.Size([2]), "device": torch.device("cpu"), "dtype": torch.float16},
+        "tuples": {(1, 2): None}, "module": layer.state_dict(),
     }  # fmt: skip
-    for name, as_zip in (("new", True), ("old", False)):
-        path = tmp_path / f"{name}.pth.tar"
-        content = {"epoch": 12, "net": dict(state), **others}
-        torch.save(content, path, _use_new_zipfile_serialization=as_zip)
-        assert _import(path, tmp_path / f"{name}.safetensors") == 0
-        assert manifest_of(tmp_path / f"{name}.safetensors").epoch == 12
-        again = load_weights(manifest_of(tmp_path / f"{name}.safetensors"))
-        assert set(again) == set(state)
-        assert all(torch.equal(again[key], value) for key, value in state.items())
+    for as_zip, protocol, objects in itertools.product((True, False), (2, 3, 4, 5), ({}, OBJECTS)):
+        content = {"epoch": 12, "net": OrderedDict(state), **plain, **objects}
+        path = tmp_path / "x.pth.tar"
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=as_zip)
+        if objects:
+            assert _codes(path, state) == ["weights.foreign_objects"]
+        weights, epoch = read_authors_file(path, state, skip_objects=bool(objects))
+        assert epoch == 12
+        _assert_same_bits(weights, state)
+    assert read_authors_file(_save(dict(state), path), state)[1] == 0, "a bare state dict"
 
 
-@pytest.mark.parametrize("thing", [ListOfTheirs([1, 2]), defaultdict(list, {1: [2]}), {(1, 2): {3}, (4, 5): None}])
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_any_objects_besides_the_weights_are_skipped_on_request(
-    state: dict[str, torch.Tensor], tmp_path: Path, thing: object, protocol: int
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_are_converted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
 ) -> None:
-    torch.save({"net": dict(state), "seen": thing}, tmp_path / "x.pth.tar", pickle_protocol=protocol)
-    assert _import(tmp_path / "x.pth.tar", tmp_path / "x.safetensors", "--skip-objects") == 0
-    assert torch.equal(load_weights(manifest_of(tmp_path / "x.safetensors"))["pos_embed"], state["pos_embed"])
+    fresh = build_model(model_spec(load_config("demo")), seed=1).state_dict()
+    path = _save({"net": {name: tensor.to(dtype) for name, tensor in fresh.items()}}, tmp_path / "h.pth.tar")
+    assert _import(path, tmp_path / "h.safetensors") == 0
+    assert f"{len(fresh)} from {dtype}" in caplog.text
+    model, _ = load_model(manifest_of(tmp_path / "h.safetensors"), torch.device("cpu"))
+    assert all(torch.equal(value, fresh[name].to(dtype).float()) for name, value in model.state_dict().items())
+    with pytest.raises(UserError) as caught:
+        load_model(_write(tmp_path / "w.safetensors", {n: t.half() for n, t in fresh.items()}), torch.device("cpu"))
+    assert caught.value.code == "weights.dtype"
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([1, 2, 3]), pickle.dumps({"net": 3}), b"PK\x03\x04"])
-def test_other_files_are_refused(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+NAN, INF = float("nan"), float("inf")
+EPOCHS: list[tuple[object, int | None]] = [
+    (0, 0), (500, 500), (torch.tensor(7), 7), (torch.tensor([8], dtype=torch.int32), 8),
+    (-1, None), (True, None), (2.0, None), ("7", None), (None, None), ([7], None), (10**30, None), (10**5000, None),
+    (torch.tensor(7.0), None), (torch.tensor([1, 2]), None), (torch.tensor(-3), None),
+]  # fmt: skip
+
+
+def test_values_that_cannot_be_used_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path) -> None:
+    for dtype in (torch.int32, torch.int8, torch.bool, torch.complex64):
+        path = _save({"net": {**state, NAME: state[NAME].to(dtype)}}, tmp_path / "i.pth.tar")
+        assert _codes(path, state) == ["weights.dtype"]
+        with pytest.raises(UserError, match=rf"{NAME}.*float32"):
+            read_authors_file(path, state)
+    for value in (NAN, INF, 1e300):  # 1e300 is finite in float64 only
+        bad = state[NAME].double()
+        bad[0, :3] = value
+        path = _save({"net": {**state, NAME: bad}}, tmp_path / "n.pth.tar")
+        assert _codes(path, state) == ["weights.not_finite"]
+        with pytest.raises(UserError, match=rf"{NAME} \(3 of 24\)"):
+            read_authors_file(path, state)
+    for epoch, expected in EPOCHS:
+        path = _save({"net": state, "epoch": epoch}, tmp_path / "e.pth.tar")
+        if expected is None:
+            assert _codes(path, state) == ["weights.epoch"], epoch
+        else:
+            found = read_authors_file(path, state)[1]
+            assert (found, type(found)) == (expected, int)
+
+
+def test_the_prefixes_of_wrappers_are_removed_and_a_single_cause_is_reported(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    for form in ("module.{}", "_orig_mod.module.{}", "module.module._orig_mod.{}", "_fsdp_wrapped_module.{}"):
+        path = _save({"net": {form.format(name): tensor for name, tensor in state.items()}}, tmp_path / "c.pth.tar")
+        _assert_same_bits(read_authors_file(path, state)[0], state)
+    inner = {NAME.replace("body", "body._orig_mod"): state[NAME], "bias": state["bias"]}
+    _assert_same_bits(read_authors_file(_save({"net": inner}, tmp_path / "a"), state)[0], state)
+    assert _codes(_save({"net": {**state, "module.bias": state["bias"]}}, tmp_path / "b"), state) == ["weights.name"]
+    prefixed = _save({"net": {f"lit.model.{name}": tensor for name, tensor in state.items()}}, tmp_path / "p")
+    assert _codes(prefixed, state) == ["weights.other_model"]
+    with pytest.raises(UserError, match=r"lit\.model\."):
+        read_authors_file(prefixed, state)
+
+
+def test_views_of_a_storage_are_restored_and_no_value_is_read_before_shapes_fit(tmp_path: Path) -> None:
+    big = torch.arange(60, dtype=torch.float32).reshape(5, 12)
+    net = {
+        "row": big[2], "column": big[:, 3], "turned": big.t(), "step": big[::2, 1::3], "none": big[:0],
+        "expanded": torch.ones(1).expand(3, 4), "scalar": torch.tensor(5.0), "parameter": torch.nn.Parameter(big + 1),
+        "tied": big, "long": torch.arange(3),
+    }  # fmt: skip
+    for as_zip in (True, False):
+        file = read_foreign(_save(net, tmp_path / "x.pth", as_zip=as_zip))
+        assert file.objects == [] and isinstance(file.content, dict)
+        for name, value in net.items():
+            loaded = file.load(file.content[name])
+            assert (loaded.dtype, loaded.shape) == (value.dtype, value.shape), name
+            assert torch.equal(loaded, value), name
+    # A stride of 0 makes any shape fit a storage of one element; only shapes of the model are allocated.
+    path = _save({"net": {"a": torch.ones(1).expand(10**6, 10**6)}}, tmp_path / "x")
+    assert _codes(path, {"a": torch.ones(2)}) == ["weights.shape"]
+
+
+def _tar(file_format: int, *names: str) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=file_format) as archive:
+        for name in names or (".....", "sys_info", "storages"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"abc"))
+    return data.getvalue()
+
+
+def _script() -> bytes:
+    data = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), data)
+    return data.getvalue()
+
+
+def _members(good: bytes) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def _packed(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a duplicate name is meant
+        for name, content in members:
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def _again(good: bytes) -> bytes:
+    """Many directory records of one member: an overlap that makes a small file large."""
+    data = io.BytesIO(good)
+    with zipfile.ZipFile(data, "a") as archive:
+        info = archive.getinfo(next(name for name in archive.namelist() if "/data/" in name))
+        for number in range(1000, 1200):
+            twin = zipfile.ZipInfo(f"{info.filename.rpartition('/')[0]}/{number}")
+            twin.header_offset, twin.file_size, twin.compress_size = info.header_offset, info.file_size, info.file_size
+            twin.CRC = info.CRC
+            archive.filelist.append(twin)
+            archive.NameToInfo[twin.filename] = twin
+        archive._didModify = True
+    return data.getvalue()
+
+
+STRUCTURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "tar": ("file.archive", lambda _: _tar(tarfile.GNU_FORMAT)),
+    "tar of pax": ("file.archive", lambda _: _tar(tarfile.PAX_FORMAT)),
+    "tar like a pickle": ("file.damaged", lambda _: _tar(tarfile.GNU_FORMAT, "\udc80\x02.")),
+    "script": ("file.archive", lambda _: _script()),
+    "twice": ("file.archive", lambda good: _packed([*_members(good), _members(good)[0]])),
+    "compressed": ("file.archive", lambda good: _packed(_members(good), zipfile.ZIP_DEFLATED)),
+    "bomb": ("file.archive", lambda good: _packed([*_members(good), ("x/data/99", bytes(10**7))], zipfile.ZIP_BZIP2)),
+    "overlap": ("file.archive", _again),
+    "outside": ("file.archive", lambda good: _packed([*_members(good), ("../evil", b"x")])),
+    "two folders": ("file.archive", lambda good: _packed([*_members(good), ("y/data.pkl", b"x")])),
+    "unknown member": ("file.archive", lambda good: _packed([*_members(good), ("x/extra", b"x")])),
+    "prefixed": ("file.archive", lambda good: b"PK\x03\x04 a program" + good),
+    "big endian": (
+        "file.byte_order",
+        lambda good: _packed([(n, b"big" if n.endswith("byteorder") else c) for n, c in _members(good)]),
+    ),
+    "numpy": ("file.archive", lambda _: _packed([("weight.npy", b"\x93NUMPY")])),
+    "storage too short": (
+        "file.damaged", lambda good: _packed([(n, c[:-4] if n.endswith("data/0") else c) for n, c in _members(good)]),
+    ),
+    "storage missing": ("file.damaged", lambda good: _packed([(n, c) for n, c in _members(good) if "data/0" not in n])),
+    "a pickle": ("file.damaged", lambda _: pickle.dumps({"net": 1}, protocol=2)),
+    "two numbers": ("file.pickle", lambda _: pickle.dumps(5, protocol=4) * 2),
+    "Git LFS": ("file.lfs_pointer", lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 364000000\n"),
+    "HTML": ("file.html_page", lambda _: b"\xef\xbb\xbf\n  <HTML lang=en>"),
+    "XML": ("file.html_page", lambda _: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"),
+    "empty": ("file.empty", lambda _: b""),
+    "gzip": ("file.archive", lambda _: b"\x1f\x8b\x08\x00\x00"),
+    "7z": ("file.archive", lambda _: b"7z\xbc\xaf\x27\x1c\x00\x04"),
+    "zeros": ("file.unknown", lambda _: bytes(4096)),
+    "text": ("file.unknown", lambda _: b"hello"),
+    "JSON": ("file.json", lambda _: b'{"error": "Repository not found"}'),
+    "cut": ("file.incomplete", lambda good: good[: len(good) // 2]),
+    "cut by a byte": ("file.incomplete", lambda good: good[:-1]),
+    "head only": ("file.incomplete", lambda good: good[:40]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_file_that_torch_save_did_not_write_is_refused(state: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+    code, make = STRUCTURES[name]
+    good = _save({"net": state}, tmp_path / "x").read_bytes()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(make(good))
+    assert _codes(path, state, skip_objects=True) == [code]
+    # Every reader of weights names an impostor.
+    spec = ModelSpec(encoder_type="vit_custom", embed_dim=12, depth=1, num_heads=3, search_size=32, template_size=32)
+    for read in (manifest_of, lambda file: load_pretrained(build_model(spec), spec, source=file)):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert caught.value.code in (code, "file.torch")
+        assert ("364000000 bytes" in str(caught.value)) == (name == "Git LFS")
+
+
+def test_a_damaged_file_of_the_old_format_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    whole = _save({"net": state}, tmp_path / "x", as_zip=False).read_bytes()
+    huge = whole.replace(b"X\x03\x00\x00\x00net", b"\x8d" + b"\xff" * 7 + b"\x0fnet")
+    for content in (huge, whole[:-1], whole[:-30], whole[: len(whole) // 2], whole[:40], whole + b"x"):
+        (tmp_path / "x").write_bytes(content)
+        assert _codes(tmp_path / "x", state) in (["file.damaged"], ["file.incomplete"])
+
+
+class _Writer:
+    """Pickles opcode by opcode."""
+
+    @staticmethod
+    def name(module: str, attribute: str) -> bytes:
+        return f"c{module}\n{attribute}\n".encode()
+
+    @staticmethod
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    @staticmethod
+    def numbers(*values: int) -> bytes:
+        return b"(" + b"".join(b"\x8a\x09" + value.to_bytes(9, "little", signed=True) for value in values) + b"t"
+
+    @classmethod
+    def storage(cls, length: int = 24) -> bytes:
+        head = b"(" + cls.text("storage") + cls.name("torch", "FloatStorage") + cls.text("0") + cls.text("cpu")
+        return head + b"\x8a\x09" + length.to_bytes(9, "little", signed=True) + b"tQ"
+
+    @classmethod
+    def tensor(cls, shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, storage: bytes = b"") -> bytes:
+        place = b"\x8a\x09" + offset.to_bytes(9, "little", signed=True)
+        head = cls.name("torch._utils", "_rebuild_tensor_v2") + b"(" + (storage or cls.storage()) + place
+        tail = b"\x89" + cls.name("collections", "OrderedDict") + b")RtR"
+        return head + cls.numbers(*shape) + cls.numbers(*stride) + tail
+
+    @classmethod
+    def file(cls, value: bytes) -> bytes:
+        return b"\x80\x02}" + cls.text("net") + b"}" + cls.text(NAME) + value + b"ss."
+
+
+W = _Writer
+SHARED = b"]q\x00" + b"".join(b"](" + (b"h" + bytes([n])) * 2 + b"eq" + bytes([n + 1]) for n in range(200))
+HOSTILE: dict[str, bytes] = {
+    "beyond the storage": W.file(W.tensor((5, 6), (6, 1))),
+    "beyond by its offset": W.file(W.tensor((4, 6), (6, 1), offset=1)),
+    "negative stride": W.file(W.tensor((4, 6), (-6, 1))),
+    "negative offset": W.file(W.tensor((4, 6), (6, 1), offset=-1)),
+    "huge stride": W.file(W.tensor((4, 6), (2**62, 2**62))),
+    "fewer strides": W.file(W.tensor((4, 6), (6,))),
+    "storage in two ways": W.file(W.tensor((4, 6), (6, 1), storage=W.storage() + b"0" + W.storage(length=25))),
+    "a call of a text": W.file(W.text("print") + W.text("x") + b"\x85R"),
+    "a call of a made thing": W.file(b"}" + b")R"),
+    "an extension": W.file(W.name("os", "system") + W.text("id") + b"\x85R" + b"\x82\x01"),
+    "an object by INST": W.file(b"(" + W.text("id") + b"ios\nsystem\n"),
+    "a longer storage after the check": W.file(W.storage() + b"\x8c\x06lengthK\xffs}\x8c\x06lengthK\xffs\x86b"),
+    "attributes of a tensor": W.file(W.tensor((4, 6), (6, 1)) + b"(" + W.storage() + b"K\x00ttb"),
+    "attributes of a function": W.file(
+        W.name("torch._utils", "_rebuild_tensor_v2") + b"N}" + W.text("__func__") + b"Ns\x86b"
+    ),
+    "attributes of a class": W.file(W.name("torch", "Size") + b"N}" + W.text("__len__") + b"Ns\x86b"),
+    "memo far away": W.file(b"Nr\xff\xff\xff\x7f" + b"j\xfe\xff\xff\x7f"),
+    "from an empty stack": b"\x80\x020000000.",
+    "an end without a value": b"\x80\x02.",
+    "no end": b"\x80\x02}",
+    "a mark that is missing": b"\x80\x02}u.",
+    "a text that is none": b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
+    "a long text": b"\x80\x02\x8d" + b"\xff" * 7 + b"\x7f.",
+    "appending to a dictionary": b"\x80\x02}Na.",
+    "too many opcodes": b"\x80\x02]" + b"N0" * 160_000 + b".",
+    "a deep tuple as a key": W.file(b"})" + b"\x85" * 200_000 + b"Ns"),
+    "a deep tuple below the limit": W.file(b"})" + b"\x85" * 19_000 + b"Ns"),
+    "a deep list": W.file(b"]" * 20_000 + b"a" * 19_999),
+    "a list of 2**200 elements": W.file(SHARED),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_pickle_is_refused(state: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+    good = _members(_save({"net": state}, tmp_path / "x").read_bytes())
     path = tmp_path / "x.pth.tar"
-    path.write_bytes(content)
-    assert _import(path, tmp_path / "x.safetensors") == 2
-    assert str(path) in capsys.readouterr().err
-    assert _import(tmp_path / "nowhere.pth.tar", tmp_path / "x.safetensors") == 2
+    path.write_bytes(_packed([(n, HOSTILE[name] if n.endswith("data.pkl") else c) for n, c in good]))
+    assert _codes(path, {NAME: state[NAME]}, skip_objects=True) in (["file.damaged"], ["weights.none"])
+    fine = W.file(W.tensor((4, 6), (6, 1)))
+    path.write_bytes(_packed([(n, fine if n.endswith("data.pkl") else c) for n, c in good]))
+    _assert_same_bits(read_authors_file(path, {NAME: state[NAME]})[0], {NAME: state[NAME]})
 
 
-def test_nothing_is_overwritten_without_force(checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.pth.tar"
+def test_files_that_cannot_be_taken_or_written(
+    whole: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = _write(tmp_path / "SEQTRACK_ep0007.safetensors", whole).path, tmp_path / "out.pth.tar"
     out.write_text("precious")
     assert main(["export", str(checkpoint), "-o", str(out)]) == 2
     assert out.read_text() == "precious"
     assert main(["export", str(checkpoint), "-o", str(out), "--force"]) == 0
     written = tmp_path / "in.safetensors"
-    assert _import(out, written) == 0
-    assert _import(out, written) == 2
-    assert _import(out, written, "--force") == 0
+    assert [_import(out, written), _import(out, written), _import(out, written, "--force")] == [0, 2, 0]
     assert _import(out, tmp_path / "in.bin") == 2
-
-
-def test_a_corrupt_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    assert _import(tmp_path / "nowhere.pth.tar", tmp_path / "x.safetensors") == 2
+    capsys.readouterr()
+    assert main(["export", str(out), "-o", str(tmp_path / "o.pth.tar")]) == 2
+    assert "error [file.torch]" in capsys.readouterr().err
+    save_file({NAME: torch.ones(2)}, tmp_path / "e.safetensors")
+    assert _codes(tmp_path / "e.safetensors", {}) == ["file.safetensors"]
     damaged = bytearray(checkpoint.read_bytes())
     damaged[-1] ^= 1
     checkpoint.write_bytes(damaged)
-    assert main(["export", str(checkpoint), "-o", str(tmp_path / "out.pth.tar")]) == 2
-    assert not (tmp_path / "out.pth.tar").exists()
+    assert main(["export", str(checkpoint), "-o", str(tmp_path / "d.pth.tar")]) == 2
+    assert not (tmp_path / "d.pth.tar").exists()
     assert json.loads(checkpoint.with_suffix(".json").read_text())["epoch"] == 7

