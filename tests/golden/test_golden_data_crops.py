@@ -69,7 +69,7 @@ def test_crops_of_other_factors_equal_the_authors(golden: Golden, frame: np.ndar
 def test_a_crop_without_resizing_equals_the_authors(golden: Golden, frame: np.ndarray) -> None:
     case = golden.numbers["crop_noresize"]
     window = crop_window(np.array(case["box"], dtype=np.float64), case["factor"])
-    square = cut(frame, window, patch_left=0, patch_top=0, frame_width=640, frame_height=360)
+    square = cut(frame, window, place=(0, 0), frame_size=(640, 360))
     np.testing.assert_array_equal(square, golden.arrays["crop_noresize"])
 
 
