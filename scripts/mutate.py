@@ -98,8 +98,8 @@ FAULTS = [
     Fault(f"{SEVERAL} -k four_parts", "accumulated parts of a batch have the wrong weight", "TrainStep._backward",
           "weighted.sum() * scale", "weighted.sum() * scale * parts"),
     # --- several processes
-    Fault(f"{SEVERAL} -k same_samples", "samples depend on the rank", "_BatchMaker.fill",
-          "self.dataset.sample(epoch, index)", "self.dataset.sample(epoch, index + 100 * self.rank)"),
+    Fault(f"{SEVERAL} -k same_samples", "samples depend on the rank", "BatchLoader.fill",
+          "self._dataset.sample(epoch, index)", "self._dataset.sample(epoch, index + 100 * self._rank)"),
     Fault(f"{SEVERAL} -k same_samples", "ranks weigh by their own batch instead of the global one",
           "TrainStep._backward", "train.CE_WEIGHT / global_count", "train.CE_WEIGHT / max(1, size)"),
     Fault(f"{SEVERAL} -k same_samples", "the placeholder of an empty shard counts as a sample", "TrainStep._send",
@@ -111,8 +111,8 @@ FAULTS = [
           "PrefixStore(..., store)", "PrefixStore('start', store)"),
     Fault("tests/runtime/test_launcher.py", "a lost peer hides the error that caused it", "_cause",
           "problem.code != PEER_LOST", "True"),
-    Fault("tests/data/test_loader.py -k killed_worker", "a worker that died while idle is ignored",
-          "BatchLoader._request", "self._died(worker)", "raise"),
+    Fault("tests/data/test_loader.py -k killed_worker", "a worker that died is ignored", "BatchLoader.batches",
+          "raise WorkerDied(..., code=...) from error", "return"),
     # --- exit codes
     Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
     Fault(f"{DISTURBED} -k runs_record", "a user error exits with 0", "cli:_run", "USER_ERROR_EXIT_CODE", "0"),

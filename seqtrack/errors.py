@@ -63,6 +63,9 @@ class UserError(Exception):
         self.code = self.problems[0].code
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[list[Problem]]]:
+        return type(self), (self.problems,)
+
 
 class RunError(Exception):
     """A run cannot continue."""
@@ -70,4 +73,4 @@ class RunError(Exception):
     def __init__(self, message: str, code: str | None = None) -> None:
         self.problem = _with_code(message, code)
         self.code = self.problem.code
-        super().__init__(message)
+        super().__init__(self.problem)

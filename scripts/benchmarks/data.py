@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from seqtrack.data import augment, crop, jpeg
+from seqtrack.data import augment, crop
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.loader import BatchLoader
@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "samples_per_s_of_16_workers": round(16 * head["samples_per_s_per_core"]),
         "cores": os.cpu_count(),
         "opencv": cv2.__version__,
-        "region_decoding": jpeg._library() is not None,
         **results,
     }
 
@@ -153,15 +152,12 @@ def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
             window = crop.crop_window(around, 4.0)
             path = clip.frame_path(int(number))
             file = timed("read", lambda p=path: FrameFile(p))
-            left, right = crop.covered_span(window.left, window.side, file.width)
-            top, bottom = crop.covered_span(window.top, window.side, file.height)
-            patch = timed("decode", lambda f=file, r=(left, top, right, bottom): f.region(*r))
-            pixels = patch.pixels_bgr
+            region = crop.covered(window, file.width, file.height)
+            pixels, x, y = timed("decode", lambda f=file, r=region: f.region(*r))
             if mirrored:
                 pixels = timed("grey_and_mirror", lambda p=pixels: augment.mirror(p))
-            place_of = {"patch_left": patch.left, "patch_top": patch.top}
-            size_of = {"frame_width": file.width, "frame_height": file.height}
-            square = timed("cut", lambda p=pixels, w=window, k=place_of, s=size_of: crop.cut(p, w, **k, **s))
+            where = {"place": (x, y), "frame_size": (file.width, file.height)}
+            square = timed("cut", lambda p=pixels, w=window, k=where: crop.cut(p, w, **k))
             if grey:
                 square = timed("grey_and_mirror", lambda s=square: augment.to_grey(s))
             image = timed("resize", lambda s=square: crop.resize(s, 256))

@@ -17,7 +17,7 @@ from seqtrack.model.build import build_model
 from seqtrack.model.spec import model_spec
 from seqtrack.runtime.environment import describe_device
 from seqtrack.tracking.settings import tracker_settings
-from seqtrack.tracking.tracker import Tracker
+from seqtrack.tracking.tracker import BatchTracker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     config = load_config(args.config)
     model = build_model(model_spec(config), seed=1).to(device).eval()
-    tracker = Tracker(model, tracker_settings(config, dataset=None, precision=args.precision))
+    tracker = BatchTracker(model, tracker_settings(config, dataset=None, precision=args.precision))
 
     def wait() -> None:
         if device.type == "cuda":
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         spent["encoder"] += time.perf_counter() - began.pop()
 
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
-    tracker.start(noise, (290.0, 150.0, 60.0, 60.0))
+    states = tracker.start([noise], [(290.0, 150.0, 60.0, 60.0)])
     # The tracker may run a copy of the model, so the hooks are global.
     handles = [
         torch.nn.modules.module.register_module_forward_pre_hook(_only(type(model.encoder), before)),
@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     try:
         for _ in range(args.warmup):
-            tracker.track(noise)
+            tracker.track(states, [noise])
         spent["encoder"] = 0.0
         begun = time.perf_counter()
         for _ in range(args.frames):
-            tracker.track(noise)
+            tracker.track(states, [noise])
         wait()
         seconds = time.perf_counter() - begun
     finally:

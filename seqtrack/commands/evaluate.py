@@ -40,7 +40,6 @@ from seqtrack.tracking.load import (
     checkpoint_source,
     load_model,
     select_checkpoints,
-    set_threads,
 )
 from seqtrack.tracking.settings import check_precision, tracker_settings
 
@@ -182,7 +181,6 @@ def _track_checkpoints(
     last_config = None
     for manifest in manifests:
         model, config = load_model(manifest, device)
-        set_threads(config)
         if config != last_config:
             settings, last_config = tracker_settings(config, dataset=dataset, precision=args.precision), config
         source = {**checkpoint_source(manifest), "step": manifest.step}

@@ -128,7 +128,7 @@ def _track(parser: Parser) -> None:
     parser.add_argument(
         "--fps",
         metavar="RATE",
-        help="frames per second of the output (default: the source's own, its mean where it varies; 30 for a folder)",
+        help="frames per second of the output (default: as the source states; 30 for a folder)",
     )
     _precision_and_device(parser)
     parser.add_argument("--no-video", action="store_true", help="write OUT.txt and OUT.json only")

@@ -6,10 +6,10 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from seqtrack.checkpoints.safetensors_io import write_json
@@ -20,10 +20,10 @@ from seqtrack.errors import STOPPED_EXIT_CODE, UserError
 from seqtrack.parsing import ParseError, parse_float
 from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.stop import StopRequest
-from seqtrack.tracking.load import checkpoint_source, load_model, select_checkpoints, set_threads
+from seqtrack.tracking.load import checkpoint_source, load_model, select_checkpoints
 from seqtrack.tracking.settings import check_precision, tracker_settings
-from seqtrack.tracking.tracker import Tracker
-from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, VideoWriter, ask_for_box, draw_box, open_frames
+from seqtrack.tracking.tracker import BatchTracker
+from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, VideoWriter, draw_box, open_frames
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,8 @@ logger = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """Track, write OUT.mp4, OUT.txt and OUT.json, and print the paths of the first two. A stop on request keeps the
     frames tracked so far."""
-
     environment = read_environment(os.environ)
-    box = _numbers("--box", args.box, 4) if args.box else None
-    (fps,) = _numbers("--fps", args.fps, 1) if args.fps else (None,)
+    fps = _numbers("--fps", args.fps, 1)[0] if args.fps else None
     if args.frames is not None and args.frames < 1:
         raise UserError(f"--frames is {args.frames}; expected at least 1", code="track.option")
     if fps is not None and not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
@@ -44,14 +42,23 @@ def run(args: argparse.Namespace) -> int:
     if target.suffix.lower() not in CODECS:
         raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="track.output")
     with StopRequest() as stop:
-        boxes, record = _track(args, environment, source, target, box, stop)
+        boxes, tracker_fps, conditions = _track(args, environment, source, target, stop)
         write_boxes(target.with_suffix(".txt"), boxes)
+        record = {
+            "format": "seqtrack-track/1",
+            "source": args.source,
+            "box_xywh": boxes[0].tolist(),
+            "frames": len(boxes),
+            "fps": source.fps,
+            "tracker_fps": tracker_fps,
+            **conditions,
+        }
         write_json(target.with_suffix(".json"), record)
         stopped = stop.is_set and source.kind != "camera"  # a camera only ends by being stopped
     if not args.no_video:
         print(target)
     print(target.with_suffix(".txt"))
-    logger.info("%d frames, %.1f frames per second for the tracker alone", len(boxes), record["tracker_fps"] or 0)
+    logger.info("%d frames, %.1f frames per second for the tracker alone", len(boxes), tracker_fps or 0)
     if stopped:
         logger.warning("stopped on request after %d frames; the files hold these", len(boxes))
     return STOPPED_EXIT_CODE if stopped else 0
@@ -68,9 +75,8 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[Tracker, dict[str, Any]]:
+def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[BatchTracker, dict[str, object]]:
     """The tracker, and what its boxes depend on, for the record."""
-
     manifests = select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
     if len(manifests) != 1:
         text = f"--checkpoint {args.checkpoint}: names {len(manifests)} checkpoints, expected one"
@@ -79,14 +85,13 @@ def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[T
     device = choose_device(args.device or environment.device)
     check_precision(args.precision, device)
     model, config = load_model(manifest, device)
-    set_threads(config)
     logger.info(
         "%s , sha256 %s , trained on %s , runs on %s in %s",
         manifest.path, manifest.sha256[:16], ", ".join(config.DATA.TRAIN.DATASETS_NAME),
         describe_device(device), args.precision,
     )  # fmt: skip
     settings = tracker_settings(config, dataset=None, precision=args.precision)
-    return Tracker(model, settings), {
+    return BatchTracker(model, settings), {
         "checkpoint": {**checkpoint_source(manifest), "epoch": manifest.epoch},
         "device": describe_device(device),
         "precision": args.precision,
@@ -99,56 +104,41 @@ def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[T
 
 
 def _track(
-    args: argparse.Namespace,
-    environment: Environment,
-    source: FrameSource,
-    target: Path,
-    box: tuple[float, ...] | None,
-    stop: StopRequest,
-) -> tuple[Any, dict[str, Any]]:
-    """Boxes (N, 4) of every frame, the given one first, and the record that is written next to them."""
-
+    args: argparse.Namespace, environment: Environment, source: FrameSource, target: Path, stop: StopRequest
+) -> tuple[NDArray[np.float64], float | None, dict[str, object]]:
+    """Boxes (N, 4) of every frame, the given one first, frames per second, and what the boxes depend on."""
     frames = source.frames()
     first = next(frames)
     size = (first.shape[1], first.shape[0])
-    box = box or ask_for_box(first)
-    if box is None:
+    if not args.box:
         raise UserError(
-            f"--box is missing and there is no window to draw it in: give --box x,y,w,h of the object in the first "
-            f"frame of {source.place}, in pixels of {size[0]}x{size[1]}, such as --box 261,48,39,65",
+            f"--box is missing: give --box x,y,w,h of the object in the first frame of {source.place}, in pixels of "
+            f"{size[0]}x{size[1]}, such as --box 261,48,39,65",
             code="track.option",
         )
+    box = _numbers("--box", args.box, 4)
     tracker, conditions = _load_tracker(args, environment)
-    tracker.start(first, box)
+    states = tracker.start([first], [box])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{target.parent}: cannot be created ({error.strerror})", code="track.output") from error
     boxes, seconds = [np.asarray(box, dtype=np.float64)], 0.0
-    with contextlib.ExitStack() as stack:
-        video: VideoWriter | None = None
-        if not args.no_video:
-            video = stack.enter_context(VideoWriter(target, fps=source.fps, size=size))
+    total = min(source.count or args.frames or 0, args.frames or source.count or 0) or None
+    with (
+        contextlib.nullcontext() if args.no_video else VideoWriter(target, fps=source.fps, size=size) as video,
+        tqdm(total=total, initial=1, unit="frame", disable=None) as bar,
+    ):
+        if video is not None:
             video.write(draw_box(first, box, "given"))
-        total = min(source.count or args.frames or 0, args.frames or source.count or 0) or None
-        bar = stack.enter_context(tqdm(total=total, initial=1, unit="frame", disable=None))
         while not stop.is_set and len(boxes) != args.frames and (image := next(frames, None)) is not None:
             begun = time.perf_counter()
-            found = tracker.track(image)
+            (found,) = tracker.track(states, [image])
             taken = time.perf_counter() - begun
             seconds += taken
             boxes.append(found.box_xywh)
             if video is not None:
                 caption = f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"
                 video.write(draw_box(image, found.box_xywh.tolist(), caption))
-                video.fps = source.fps if args.fps else source.mean_fps
             bar.update()
-    return np.stack(boxes), {
-        "format": "seqtrack-track/1",
-        "source": args.source,
-        "box_xywh": list(box),
-        "frames": len(boxes),
-        "fps": source.fps if args.fps else source.mean_fps,
-        "tracker_fps": (len(boxes) - 1) / seconds if seconds else None,
-        **conditions,
-    }
+    return np.stack(boxes), (len(boxes) - 1) / seconds if seconds else None, conditions

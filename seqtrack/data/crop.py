@@ -37,34 +37,37 @@ def crop_window(box_xywh: NDArray[np.float64], factor: float) -> Window:
     return Window(round(x + 0.5 * w - side * 0.5), round(y + 0.5 * h - side * 0.5), side)
 
 
-def covered_span(start: int, side: int, limit: int) -> tuple[int, int]:
-    """The part [low, high) of [start, start + side) that a crop takes from a frame [0, limit); empty: low == high.
+def covered(window: Window, width: int, height: int) -> tuple[int, int, int, int]:
+    """What a crop takes from a frame: left, top, right, bottom; nothing where left == right or top == bottom.
 
     A crop that reaches the last column or row loses it: the published checkpoints were trained with this border.
     """
-    stop = start + side
-    low = max(0, start)
-    high = limit - 1 if stop >= limit else stop
-    return (low, high) if high > low else (low, low)
+
+    def span(start: int, limit: int) -> tuple[int, int]:
+        stop = start + window.side
+        low, high = max(0, start), limit - 1 if stop >= limit else stop
+        return low, max(low, high)
+
+    (left, right), (top, bottom) = span(window.left, width), span(window.top, height)
+    return left, top, right, bottom
 
 
-def cut(patch: Image, window: Window, *, patch_left: int, patch_top: int, frame_width: int, frame_height: int) -> Image:
+def cut(patch: Image, window: Window, *, place: tuple[int, int], frame_size: tuple[int, int]) -> Image:
     """The window's pixels (side, side, channels), black where it leaves the frame.
 
     Args:
         patch: part of the frame that holds at least what the window covers of it.
-        patch_left, patch_top: position of the patch in the frame.
+        place: left and top of the patch in the frame.
+        frame_size: width and height.
     """
-    left, right = covered_span(window.left, window.side, frame_width)
-    top, bottom = covered_span(window.top, window.side, frame_height)
-    if left == right or top == bottom:
-        return np.zeros((window.side, window.side, patch.shape[2]), dtype=np.uint8)
-    inside = patch[top - patch_top : bottom - patch_top, left - patch_left : right - patch_left]
+    left, top, right, bottom = covered(window, *frame_size)
+    inside = patch[top - place[1] : bottom - place[1], left - place[0] : right - place[0]]
     if inside.shape[0] == inside.shape[1] == window.side:
         return inside
     # np.zeros costs nothing until pages are touched, and of a huge window few are.
     square = np.zeros((window.side, window.side, patch.shape[2]), dtype=np.uint8)
-    square[top - window.top : bottom - window.top, left - window.left : right - window.left] = inside
+    if inside.size:
+        square[top - window.top : bottom - window.top, left - window.left : right - window.left] = inside
     return square
 
 
@@ -82,8 +85,7 @@ def crop_frame(frame: Image, box_xywh: NDArray[np.float64], *, factor: float, si
         the crop (size, size, 3) and the resize factor, crop pixels for one frame pixel.
     """
     window = crop_window(box_xywh, factor)
-    height, width = frame.shape[:2]
-    square = cut(frame, window, patch_left=0, patch_top=0, frame_width=width, frame_height=height)
+    square = cut(frame, window, place=(0, 0), frame_size=(frame.shape[1], frame.shape[0]))
     return resize(square, size), size / window.side
 
 
@@ -97,9 +99,6 @@ def box_in_crop(
     Returns:
         (4,) cx, cy, w, h; outside [0, 1] where the box leaves the crop.
     """
-    centre = box_xywh[:2] + 0.5 * box_xywh[2:]
-    around = around_xywh[:2] + 0.5 * around_xywh[2:]
-    out = np.empty(4)
-    out[:2] = (size - 1) / 2 + (centre - around) * resize_factor
-    out[2:] = box_xywh[2:] * resize_factor
-    return out / (size - 1)
+    offset = (box_xywh[:2] + 0.5 * box_xywh[2:]) - (around_xywh[:2] + 0.5 * around_xywh[2:])
+    in_pixels = (size - 1) / 2 + offset * resize_factor, box_xywh[2:] * resize_factor
+    return np.concatenate(in_pixels) / (size - 1)

@@ -6,7 +6,6 @@ pixels that they would give on the whole frame.
 """
 
 import logging
-import time
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 
@@ -35,7 +34,6 @@ class SampleSpec:
 
     Attributes:
         interval: the largest number of frames between those of a sample, as the mode defines it.
-        augment: with False only the choice of frames is random.
     """
 
     template_size: int
@@ -47,11 +45,6 @@ class SampleSpec:
     search_jitter: Jitter = AUTHORS_SEARCH_JITTER
     interval: int = 400
     mode: Mode = "order"
-    augment: bool = True
-
-    @property
-    def frames_per_sample(self) -> int:
-        return self.num_templates + 1
 
 
 @dataclass(frozen=True)
@@ -97,43 +90,36 @@ class TrackingDataset:
         if len(sources) != len(ratios) or not sources or min(ratios) < 0 or not sum(ratios) > 0:
             text = f"DATASETS_RATIO: {list(ratios)} for {len(sources)} data sets; expected one ratio each, sum above 0"
             raise UserError(text, "data.ratios")
-        self.spec = spec
-        self.seed = seed
-        self.sources = list(sources)
+        self.spec, self.seed, self.sources = spec, seed, list(sources)
         self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
         # Of each source: the sequences that are sampled, and the numbers of their visible frames.
         self._sequences: list[list[tuple[Sequence, NDArray[np.int64]]]] = []
         for source in sources:
-            kept = [(one, np.flatnonzero(one.visible)) for one in source.sequences if self._keep(source, one)]
+            kept: list[tuple[Sequence, NDArray[np.int64]]] = []
+            for one in source.sequences:
+                reason = why_unusable(one, spec.num_templates + 1)
+                if reason is None:
+                    kept.append((one, np.flatnonzero(one.visible)))
+                else:
+                    _log.warning("%s: sequence %s is left out: %s", source.name, one.name, reason)
             if not kept:
                 text = f"{source.name}: none of its {len(source.sequences)} sequences can be sampled"
                 raise UserError(text, "data.no_usable_sequence")
             self._sequences.append(kept)
         self._verify(verify_up_to)
 
-    def _keep(self, source: Source, sequence: Sequence) -> bool:
-        reason = why_unusable(sequence, self.spec.frames_per_sample)
-        if reason is not None:
-            _log.warning("%s: sequence %s is left out: %s", source.name, sequence.name, reason)
-        return reason is None
-
     def _verify(self, at_most: int) -> None:
-        pairs = [pair for kept in self._sequences for pair in kept]
-        count = sum(len(visible) for _, visible in pairs)
-        if count > at_most:
-            _log.info("%d frame files are not checked before training; `seqtrack data check --decode` does it", count)
-            return
-        begun = time.monotonic()
-        problems = check_frames(sequence.frame_path(int(index)) for sequence, visible in pairs for index in visible)
+        frames = [(one, int(index)) for kept in self._sequences for one, visible in kept for index in visible]
+        is_checked = len(frames) <= at_most
+        problems = check_frames(one.frame_path(index) for one, index in frames) if is_checked else []
         if len(problems) > _MAX_SHOWN:
             more = f"{len(problems) - _MAX_SHOWN} more frame files cannot be used"
-            problems[_MAX_SHOWN:] = [Problem(more, problems[_MAX_SHOWN].code)]
+            problems[_MAX_SHOWN:] = [Problem(more, "data.frame")]
         if problems:
             raise UserError(problems)
         _log.info(
-            "headers of %d frame files are valid (%.1f s); damage inside a file is only found when the frame is drawn, "
-            "and ends the run: `seqtrack data check --decode` finds it before",
-            count, time.monotonic() - begun,
+            "headers of %d frame files are %s; a damaged frame ends the run when it is drawn: `seqtrack data check "
+            "--decode` finds it before", len(frames), "valid" if is_checked else "not checked",
         )  # fmt: skip
 
     @property
@@ -143,7 +129,7 @@ class TrackingDataset:
 
     def automatic_epoch(self) -> int:
         """Samples of an epoch that uses as many frames as there are: `SAMPLE_PER_EPOCH: auto`."""
-        return max(1, self.num_frames // self.spec.frames_per_sample)
+        return max(1, self.num_frames // (self.spec.num_templates + 1))
 
     def choose(self, generator: np.random.Generator) -> tuple[Source, Sequence, NDArray[np.int64]]:
         """Draw source, sequence and frames (numbers from 0, templates first)."""
@@ -161,84 +147,49 @@ class TrackingDataset:
         """
         generator = sample_generator(self.seed, epoch, index)
         source, sequence, frames = self.choose(generator)
-        grey, mirrored = generator.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)
-        crops = [
-            self._crop(
-                generator, sequence, int(frame),
-                grey=bool(grey), mirrored=bool(mirrored), is_search=place == self.spec.num_templates,
-            )
-            for place, frame in enumerate(frames)
-        ]  # fmt: skip
+        grey, mirrored = (generator.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)).tolist()
+        spec = self.spec
+        of_search = spec.search_jitter, spec.search_factor, spec.search_size
+        of_template = spec.template_jitter, spec.template_factor, spec.template_size
+        images, brightness, targets = [], [], []
+        for place, frame in enumerate(frames.tolist()):
+            jitter, factor, size = of_search if place == spec.num_templates else of_template
+            normal, uniform = generator.standard_normal(2), generator.random(2)
+            light, flipped = augment.draw_brightness(generator), generator.random() < augment.FLIP_PROBABILITY
+            file, box = FrameFile(sequence.frame_path(frame)), sequence.boxes_xywh[frame]
+            if mirrored:
+                box = augment.mirror_box(box, file.width)
+            around = augment.jitter_box(box, jitter, normal=normal, uniform=uniform)
+            window = crop.crop_window(around, factor)
+            square = _cut_from_file(file, window, mirrored=mirrored)
+            image = crop.resize(augment.to_grey(square) if grey else square, size)
+            targets.append(crop.box_in_crop(box, around, resize_factor=size / window.side, size=size))
+            if flipped:
+                image = augment.mirror(image)
+                targets[-1][0] = 1 - targets[-1][0]
+            planes = np.empty((3, size, size), dtype=np.uint8)
+            cv2.split(image, [planes[2], planes[1], planes[0]])  # six times as fast as a transposed copy
+            images.append(planes)
+            brightness.append(light)
         return Sample(
-            templates=np.stack([image for image, _, _ in crops[:-1]]),
-            search=crops[-1][0],
-            template_brightness=np.array([brightness for _, brightness, _ in crops[:-1]], dtype=np.float32),
-            search_brightness=crops[-1][1],
-            box=crops[-1][2],
+            templates=np.stack(images[:-1]),
+            search=images[-1],
+            template_brightness=np.array(brightness[:-1], dtype=np.float32),
+            search_brightness=brightness[-1],
+            box=targets[-1].astype(np.float32),
             source=source.name,
             sequence=sequence.name,
-            frames=tuple(int(frame) for frame in frames),
+            frames=tuple(frames.tolist()),
         )
-
-    def _crop(
-        self,
-        generator: np.random.Generator,
-        sequence: Sequence,
-        frame: int,
-        *,
-        grey: bool,
-        mirrored: bool,
-        is_search: bool,
-    ) -> tuple[Image, np.float32, NDArray[np.float32]]:
-        """One crop (3, S, S) RGB, its brightness factor and the box in it.
-
-        Every number is drawn whether it is used or not, so that switching one off leaves the others as they are.
-        """
-        spec = self.spec
-        jitter, factor, size = (
-            (spec.search_jitter, spec.search_factor, spec.search_size)
-            if is_search
-            else (spec.template_jitter, spec.template_factor, spec.template_size)
-        )
-        normal, uniform = generator.standard_normal(2), generator.random(2)
-        brightness, flipped = augment.draw_brightness(generator), bool(generator.random() < augment.FLIP_PROBABILITY)
-        if not spec.augment:
-            jitter, brightness, flipped, grey, mirrored = NO_JITTER, np.float32(1), False, False, False
-        file = FrameFile(sequence.frame_path(frame))
-        box = sequence.boxes_xywh[frame]
-        if mirrored:
-            box = augment.mirror_box(box, file.width)
-        around = augment.jitter_box(box, jitter, normal=normal, uniform=uniform)
-        window = crop.crop_window(around, factor)
-        square = _cut_from_file(file, window, mirrored=mirrored)
-        if grey:
-            square = augment.to_grey(square)
-        image = crop.resize(square, size)
-        target = crop.box_in_crop(box, around, resize_factor=size / window.side, size=size)
-        if flipped:
-            image = augment.mirror(image)
-            target[0] = 1 - target[0]
-        return _planes_rgb(image), brightness, target.astype(np.float32)
-
-
-def _planes_rgb(image_bgr: Image) -> Image:
-    """(S, S, 3) BGR -> (3, S, S) RGB. OpenCV splits planes six times as fast as NumPy transposes them."""
-    planes = np.empty((3, *image_bgr.shape[:2]), dtype=np.uint8)
-    cv2.split(image_bgr, [planes[2], planes[1], planes[0]])
-    return planes
 
 
 def _cut_from_file(file: FrameFile, window: crop.Window, *, mirrored: bool) -> Image:
     """The window's pixels in BGR; `mirrored`: the window is in the frame's mirror image."""
-    left, right = crop.covered_span(window.left, window.side, file.width)
-    top, bottom = crop.covered_span(window.top, window.side, file.height)
+    left, top, right, bottom = crop.covered(window, file.width, file.height)
     if mirrored:
         left, right = file.width - right, file.width - left
-    patch = file.region(left, top, right, bottom)
-    pixels, patch_left = patch.pixels_bgr, patch.left
+    pixels, x, y = file.region(left, top, right, bottom)
     if mirrored and pixels.size:
         pixels = augment.mirror(pixels)
-        patch_left = file.width - (patch.left + pixels.shape[1])
-    return crop.cut(
-        pixels, window, patch_left=patch_left, patch_top=patch.top, frame_width=file.width, frame_height=file.height
-    )
+        x = file.width - (x + pixels.shape[1])
+    return crop.cut(pixels, window, place=(x, y), frame_size=(file.width, file.height))

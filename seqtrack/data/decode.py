@@ -5,12 +5,11 @@ Pixels are rotated by the Exif orientation, as OpenCV's `imread` does, with whic
 """
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,36 +20,17 @@ from seqtrack.data.jpeg import JpegError, decode_region
 from seqtrack.errors import Problem, UserError
 
 # A header may claim any size; a frame above this many pixels is refused before memory is allocated.
-LARGEST_FRAME_PX = 100_000_000
+_LARGEST_FRAME_PX = 100_000_000
 _MAX_FILE_BYTES = 256 * 1024 * 1024
 # Some cameras pad a file after its end marker; more than this is not padding.
 _PADDING_BYTES = 1024
-_START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\xd9"
+_HEAD_BYTES = 4096  # hold the first frame header of a file without large metadata
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_THREADS = 8  # opening files waits for the disk or the network more than it computes
-_CHUNK = 256
-_ORIENTATION_TAG = 0x0112
-# Stored pixels to shown pixels, by Exif orientation.
-_ROTATIONS: dict[int, Callable[[Image], Image]] = {
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.transpose(1, 0, 2),
-    6: lambda image: image.transpose(1, 0, 2)[:, ::-1],
-    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda image: image.transpose(1, 0, 2)[::-1],
-}
-# The first frame header of a file without large metadata is in these first bytes.
-_HEAD_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Part of a frame: `pixels_bgr` (h, w, 3), whose first pixel is at (left, top) of the frame."""
-
-    pixels_bgr: Image
-    left: int
-    top: int
+# An Exif block whose entry 0x0112, the orientation, is not 1, in either byte order.
+_ROTATED = re.compile(
+    rb"Exif\0\0.*?(?:\x01\x12\0\x03\0{3}\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0{3}[\x02-\x08]\0)", re.S
+)
+_THREADS, _CHUNK = 8, 256  # opening files waits for the disk or the network more than it computes
 
 
 class FrameFile:
@@ -58,7 +38,6 @@ class FrameFile:
 
     Attributes:
         width, height: pixels, of the frame as shown.
-        num_bytes: size of the file.
 
     Raises:
         UserError: it cannot be read, is not an 8-bit JPEG in grey or colour, or is truncated.
@@ -66,46 +45,40 @@ class FrameFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._data = _read(path)
         try:
-            with path.open("rb", buffering=0) as file:
-                self.num_bytes = os.fstat(file.fileno()).st_size
-                self._data = file.readall() if self.num_bytes <= _MAX_FILE_BYTES else b""
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
-        try:
-            self._stored = _frame_size(self._data, self._data[-_PADDING_BYTES:], self.num_bytes)
+            self.width, self.height = _frame_size(self._data, self._data[-_PADDING_BYTES:], len(self._data))
         except JpegError as error:
             raise self._error(str(error)) from error
-        self._orientation = read_orientation(self._data)
-        self.width, self.height = self._stored[::-1] if self._orientation >= 5 else self._stored
+        self._rotated: Image | None = None
+        if _ROTATED.search(self._data, 0, _HEAD_BYTES):  # no benchmark has such frames: decoded whole by OpenCV
+            self.whole()  # OpenCV would not report damage
+            self._rotated = _imdecode(self._data)
+            assert self._rotated is not None
+            self.height, self.width = self._rotated.shape[:2]
 
     def _error(self, what: str) -> UserError:
-        text = f"{self.path}: {what} ({self.num_bytes} bytes); replace this frame or download it again"
+        text = f"{self.path}: {what} ({len(self._data)} bytes); replace this frame or download it again"
         return UserError(text, "data.frame")
 
-    def region(self, left: int, top: int, right: int, bottom: int) -> Patch:
-        """At least the pixels [left, right) x [top, bottom); none when the region is empty.
+    def region(self, left: int, top: int, right: int, bottom: int) -> tuple[Image, int, int]:
+        """At least the pixels [left, right) x [top, bottom), (h, w, 3) BGR, and the position of the first: left, top.
 
         Raises:
             UserError: the file is damaged.
         """
         if left >= right or top >= bottom:
-            return Patch(np.zeros((0, 0, 3), dtype=np.uint8), left, top)
-        width, height = self._stored
-        rotate = _ROTATIONS.get(self._orientation)
-        if rotate is not None:  # none of the benchmarks has such frames: decoded whole
-            left, top, right, bottom = 0, 0, width, height
+            return np.zeros((0, 0, 3), dtype=np.uint8), left, top
+        if self._rotated is not None:
+            return self._rotated, 0, 0
         try:
-            patch = decode_region(
-                self._data, width=width, height=height, left=left, top=top, right=right, bottom=bottom
-            )
+            return decode_region(self._data, (self.width, self.height), (left, top, right, bottom))
         except JpegError as error:
             raise self._error(f"is a damaged JPEG ({error})") from error
-        return Patch(*patch) if rotate is None else Patch(np.ascontiguousarray(rotate(patch[0])), 0, 0)
 
     def whole(self) -> Image:
         """All pixels (height, width, 3) BGR."""
-        return self.region(0, 0, self.width, self.height).pixels_bgr
+        return self.region(0, 0, self.width, self.height)[0]
 
 
 def read_image(path: Path) -> Image:
@@ -116,17 +89,12 @@ def read_image(path: Path) -> Image:
     """
     if path.suffix.lower() in JPEG_SUFFIXES:
         return FrameFile(path).whole()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
-    image = None
-    if data and (not data.startswith(_PNG_START) or _PNG_END in data):
-        # Not imread: it cannot open names outside the locale's alphabet on every system.
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    data = _read(path)
+    is_whole = data and (not data.startswith(_PNG_START) or _PNG_END in data)
+    image = _imdecode(data) if is_whole else None
     if image is None:
         raise UserError(f"{path}: cannot be read as an image ({len(data)} bytes)", "data.frame")
-    return np.asarray(image, dtype=np.uint8)
+    return image
 
 
 def check_frames(paths: Iterable[Path]) -> list[Problem]:
@@ -145,22 +113,33 @@ def check_frames(paths: Iterable[Path]) -> list[Problem]:
         return list(chain.from_iterable(pool.map(check, chunks)))
 
 
-def _frame_problem(path: str) -> str | None:
+def _read(path: Path) -> bytes:
     try:
-        # Plain system calls: this is done for every frame of a data set before training begins.
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            size = os.fstat(handle).st_size
-            head = os.pread(handle, _HEAD_BYTES, 0)
-            tail = os.pread(handle, _PADDING_BYTES, max(0, size - _PADDING_BYTES))
-            if size > _HEAD_BYTES and head.startswith(_START_OF_IMAGE) and read_header(head) is None:
-                head = os.pread(handle, min(size, _MAX_FILE_BYTES), 0)
-        finally:
-            os.close(handle)
+        with path.open("rb", buffering=0) as file:
+            return file.readall() if os.fstat(file.fileno()).st_size <= _MAX_FILE_BYTES else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "data.frame") from error
+
+
+def _imdecode(data: bytes) -> Image | None:
+    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    return None if image is None else np.asarray(image, dtype=np.uint8)
+
+
+def _frame_problem(path: str) -> str | None:
+    size = 0
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half of the time is the making of a Path
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_HEAD_BYTES)
+            file.seek(max(0, size - _PADDING_BYTES))
+            tail = file.read(_PADDING_BYTES)
+            if size > _HEAD_BYTES and read_header(head) is None:
+                file.seek(0)
+                head = file.read(_MAX_FILE_BYTES)
+            _frame_size(head, tail, size)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    try:
-        _frame_size(head, tail, size)
     except JpegError as error:
         return f"{error} ({size} bytes)"
     return None
@@ -172,60 +151,27 @@ def _frame_size(head: bytes, tail: bytes, size: int) -> tuple[int, int]:
     Raises:
         JpegError: it is not a usable JPEG.
     """
-    if size > _MAX_FILE_BYTES:
-        raise JpegError("is too large for a frame")
-    if not head:
-        raise JpegError("is empty")
-    if not head.startswith(_START_OF_IMAGE):
-        raise JpegError("is not a JPEG")
-    if _END_OF_IMAGE not in tail:
-        raise JpegError(f"is a truncated JPEG, or has other data appended: no end in the last {_PADDING_BYTES} bytes")
     header = read_header(head)
+    if not 0 < size <= _MAX_FILE_BYTES:
+        raise JpegError("is empty or too large for a frame")
     if header is None:
-        raise JpegError("is a JPEG without a frame header")
+        raise JpegError("is not a JPEG, or one without a frame header")
+    if b"\xff\xd9" not in tail:
+        raise JpegError(f"is a truncated JPEG, or has other data appended: no end in the last {_PADDING_BYTES} bytes")
     width, height, colours, bits = header
     if bits != 8 or colours not in (1, 3):
         raise JpegError(f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits")
-    if not 0 < width * height <= LARGEST_FRAME_PX:
+    if not 0 < width * height <= _LARGEST_FRAME_PX:
         raise JpegError(f"claims to be {width} x {height} pixels")
     return width, height
 
 
 def read_header(data: bytes) -> tuple[int, int, int, int] | None:
     """Width, height, number of colour planes and bits per sample from the first frame header, or None."""
-    at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+    at = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
+    while at + 10 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) != 0xDA:
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
             return width, height, data[at + 9], data[at + 4]
-        elif marker == 0xDA:
-            return None
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
-
-
-def read_orientation(data: bytes) -> int:
-    """The Exif orientation, 1 where there is none or it cannot be read."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        segment = data[at + 4 : at + 2 + length]
-        if data[at + 1] == 0xE1 and segment.startswith(b"Exif\0\0"):
-            return _orientation_in_tiff(segment[6:])
-        at += 2 + length
-    return 1
-
-
-def _orientation_in_tiff(tiff: bytes) -> int:
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-    start = int.from_bytes(tiff[4:8], order)
-    for entry in range(int.from_bytes(tiff[start : start + 2], order)):
-        field = tiff[start + 2 + 12 * entry : start + 14 + 12 * entry]
-        if len(field) == 12 and int.from_bytes(field[:2], order) == _ORIENTATION_TAG:
-            value = int.from_bytes(field[8:10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1

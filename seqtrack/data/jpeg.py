@@ -2,26 +2,23 @@
 
 The wheel `turbojpeg` is used only for the library in it: its Python side cannot decode a region. Within the region the
 pixels are exactly those of a whole decode, because the region is widened by more than the interpolation of the chroma
-planes reaches. Where the library cannot be loaded, OpenCV decodes the whole frame to the same pixels, more slowly.
+planes reaches.
 """
 
 import ctypes
 import functools
 import importlib.metadata
-import logging
 import threading
 
-import cv2
 import numpy as np
 
 from seqtrack.data import Image
-
-_log = logging.getLogger(__name__)
 
 _TJINIT_DECOMPRESS, _TJPF_BGR = 1, 1
 # A region must begin at a block of the chroma planes; 32 px is a multiple of every block's width. The margin is more
 # than the interpolation of subsampled chroma reaches, which is 2 px.
 _BLOCK_PX, _MARGIN_PX = 32, 16
+_of_thread = threading.local()  # a decompressor serves one thread at a time
 
 
 class JpegError(ValueError):
@@ -33,50 +30,25 @@ class _Region(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The library with its functions declared, or None where it is not installed."""
-    try:
-        files = importlib.metadata.files("turbojpeg") or []
-        path = next(file.locate() for file in files if file.name.startswith("libturbojpeg") and ".so" in file.name)
-        library = ctypes.CDLL(str(path))
-        handle, size, integer, data = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p
-        for name, result, arguments in (
-            ("tj3Init", handle, [integer]),
-            ("tj3DecompressHeader", integer, [handle, data, size]),
-            ("tj3SetCroppingRegion", integer, [handle, _Region]),
-            ("tj3Decompress8", integer, [handle, data, size, handle, integer, integer]),
-            ("tj3GetErrorStr", data, [handle]),
-        ):
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError, AttributeError) as error:
-        _log.warning("libjpeg-turbo cannot be loaded (%s); frames are decoded whole, which is slower", error)
-        return None
+def _library() -> ctypes.CDLL:
+    files = importlib.metadata.files("turbojpeg") or []
+    library = ctypes.CDLL(str(next(file.locate() for file in files if file.name.startswith("libturbojpeg"))))
+    handle, data, size, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
+    library.tj3Init.restype = handle
+    library.tj3GetErrorStr.restype, library.tj3GetErrorStr.argtypes = data, [handle]
+    library.tj3DecompressHeader.argtypes = [handle, data, size]
+    library.tj3SetCroppingRegion.argtypes = [handle, _Region]
+    library.tj3Decompress8.argtypes = [handle, data, size, handle, integer, integer]
     return library
 
 
-# A decompressor serves one thread at a time.
-_of_thread = threading.local()
-
-
-def _decompressor(library: ctypes.CDLL) -> int:
-    handle: int | None = getattr(_of_thread, "handle", None)
-    if handle is None:
-        handle = library.tj3Init(_TJINIT_DECOMPRESS)
-        if not handle:
-            raise MemoryError("libjpeg-turbo has no memory for a decompressor")
-        _of_thread.handle = handle
-    return handle
-
-
-def decode_region(
-    data: bytes, *, width: int, height: int, left: int, top: int, right: int, bottom: int
-) -> tuple[Image, int, int]:
-    """Decode at least the pixels [left, right) x [top, bottom).
+def decode_region(data: bytes, size: tuple[int, int], region: tuple[int, int, int, int]) -> tuple[Image, int, int]:
+    """Decode at least a region.
 
     Args:
         data: a whole JPEG file with 8 bits per sample, grey or in three colours.
-        width, height: of the frame, from its header.
+        size: width and height of the frame, from its header.
+        region: left, top, right, bottom; right and bottom are excluded.
 
     Returns:
         pixels (h, w, 3) uint8 BGR as stored (an Exif orientation is not applied), and the position of the first one in
@@ -85,30 +57,20 @@ def decode_region(
     Raises:
         JpegError: the data breaks off, is damaged, or is of a kind that cannot be decoded.
     """
+    left, top, right, bottom = region
     library = _library()
-    if library is None:
-        return _decode_whole(data), 0, 0
+    handle = _of_thread.handle = getattr(_of_thread, "handle", None) or library.tj3Init(_TJINIT_DECOMPRESS)
     x = max(0, left - _MARGIN_PX) // _BLOCK_PX * _BLOCK_PX
     y = max(0, top - _MARGIN_PX)
-    right = min(width, -(-(right + _MARGIN_PX) // _BLOCK_PX) * _BLOCK_PX)
-    bottom = min(height, bottom + _MARGIN_PX)
-    handle = _decompressor(library)
-    pixels = np.empty((bottom - y, right - x, 3), dtype=np.uint8)
+    w = min(size[0], -(-(right + _MARGIN_PX) // _BLOCK_PX) * _BLOCK_PX) - x
+    h = min(size[1], bottom + _MARGIN_PX) - y
+    pixels = np.empty((h, w, 3), dtype=np.uint8)
     done = (
         library.tj3DecompressHeader(handle, data, len(data)) == 0
-        and library.tj3SetCroppingRegion(handle, _Region(x, y, right - x, bottom - y)) == 0
+        and library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)) == 0
         and library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _TJPF_BGR) == 0
     )
     # A warning counts as failure: it means that data is missing or damaged and was replaced by grey.
     if not done:
-        message: bytes = library.tj3GetErrorStr(handle)
-        raise JpegError(message.decode("ascii", errors="replace"))
+        raise JpegError(library.tj3GetErrorStr(handle).decode("ascii", errors="replace"))
     return pixels, x, y
-
-
-def _decode_whole(data: bytes) -> Image:
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
-    if pixels is None:
-        raise JpegError("not decodable")
-    return np.asarray(pixels, dtype=np.uint8)

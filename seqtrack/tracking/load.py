@@ -1,6 +1,5 @@
 """Checkpoints ready to track: selected from a run, weights verified, sizes from the configuration stored with them."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,17 +9,14 @@ import yaml
 
 from seqtrack.checkpoints.resume_point import unusable_checkpoints
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of
-from seqtrack.config.loader import config_from_text, load_config
+from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
-from seqtrack.parsing import short_repr
-from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE
-
-_EPOCHS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
+from seqtrack.run_dir import CHECKPOINTS
 
 
 def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
@@ -38,27 +34,24 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
     chosen: dict[Path, Manifest] = {}
     problems: list[Problem] = []
     for word in wanted:
-        found: list[Manifest] = []
+        found = [existing[epoch] for epoch in sorted(existing)][-1 if word == "last" else 0 :]
         if word in ("all", "last"):
-            found = [existing[epoch] for epoch in sorted(existing)][-1 if word == "last" else 0 :]
             if not found:
                 text = f"{folder} holds no epoch's checkpoint; train first, or name a checkpoint file"
                 problems += [Problem(text, "checkpoint.none"), *unusable_checkpoints(folder).values()]
-        elif match := _EPOCHS.fullmatch(word):
+        elif match := re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", word):
             first, last = int(match[1]), int(match[2] or match[1])
-            found = [manifest for epoch, manifest in existing.items() if first <= epoch <= last]
+            found = [manifest for manifest in found if first <= manifest.epoch <= last]
             if not found or len(found) < last - first + 1:
                 epochs = ", ".join(map(str, sorted(existing))) or "none"
                 text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {epochs}"
                 problems.append(Problem(text, "checkpoint.no_epoch"))
-        elif "/" in word or word.endswith((".safetensors", ".json")) or os.path.isfile(word):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+        else:
             try:
                 found = [manifest_of(Path(word))]
             except UserError as error:
-                problems += error.problems
-        else:
-            text = f"--checkpoint {short_repr(word)}: expected all, last, an epoch such as 3, a range 2-5, or a file"
-            problems.append(Problem(text, "checkpoint.option"))
+                hint = " (--checkpoint takes all, last, an epoch such as 3, a range 2-5, or a file)"
+                problems += [Problem(one + hint, one.code) for one in error.problems]
         chosen |= {manifest.path: manifest for manifest in found}
     if problems:
         raise UserError(problems)
@@ -82,22 +75,21 @@ def checkpoint_source(manifest: Manifest) -> dict[str, object]:
 
 
 def checkpoint_config(manifest: Manifest) -> Config:
-    """The configuration of a checkpoint: the one in its manifest, else the run's `config.yaml`.
+    """The configuration that a checkpoint's manifest holds.
 
     Raises:
         UserError: there is none, or it is invalid.
     """
-    if manifest.config is not None:
-        return config_from_text(yaml.safe_dump(manifest.config), f"{manifest.manifest_path.name} (config)")
-    file = manifest.folder.parent / CONFIG_FILE
-    if not file.is_file():
-        text = f"{manifest.path}: the manifest holds no configuration and {file} does not exist: unknown model sizes"
+    if manifest.config is None:
+        text = f"{manifest.manifest_path}: holds no configuration: the sizes of the model are unknown"
         raise UserError(text, "checkpoint.no_config")
-    return load_config(str(file))
+    return config_from_text(yaml.safe_dump(manifest.config), f"{manifest.manifest_path.name} (config)")
 
 
 def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Config]:
     """A model in eval mode on `device` with a checkpoint's weights, and the configuration it was trained with.
+
+    Sets as many compute threads as in training: a model that trains fastest on one thread tracks fastest on one.
 
     Raises:
         UserError: a damaged file, or weights that do not fit the configuration.
@@ -105,15 +97,10 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
     config = checkpoint_config(manifest)
     weights = load_weights(manifest)
     model = build_empty(model_spec(config))
-    problems = compare_states(weights, model.state_dict(), what=str(manifest.path))
-    if problems:
+    if problems := compare_states(weights, model.state_dict(), what=str(manifest.path)):
         last = Problem(f"{manifest.path}: its weights do not fit its configuration", "weights.other_model")
         raise UserError([*problems, last])
     model.load_state_dict(weights, assign=True)
-    return model.to(device).eval(), config
-
-
-def set_threads(config: Config) -> None:
-    """Use as many compute threads as in training: a model that trains fastest on one thread tracks fastest on one."""
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
+    return model.to(device).eval(), config

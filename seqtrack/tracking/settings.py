@@ -12,12 +12,7 @@ from seqtrack.errors import UserError
 logger = logging.getLogger(__name__)
 
 # What the encoder computes in, as autocast's type; None leaves float32, whose products TF32 may shorten.
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "fp32": None,
-    "tf32": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -42,18 +37,6 @@ class TrackerSettings:
     std: tuple[float, ...] = IMAGENET_STD
     precision: str = "fp32"
 
-    def __post_init__(self) -> None:
-        """Refuse invalid settings."""
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}", code="tracking.precision"
-            )
-        if self.update_interval < 1 or min(self.search_factor, self.template_factor) <= 0:
-            raise UserError(
-                f"a tracker needs an update interval of at least 1 and factors above 0, found {self}",
-                code="tracking.settings",
-            )
-
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Refuse a precision without hardware support: it would have no effect, or be slower than float32.
@@ -62,13 +45,11 @@ def check_precision(precision: str, device: torch.device) -> None:
         UserError: tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
     """
     capability = capability_of(device)
-    if capability is None and precision in ("tf32", "fp16"):
-        raise UserError(
-            f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16", code="tracking.precision_on_cpu"
-        )
     if capability is None:
-        return
-    if is_emulated(precision, capability) or (precision == "tf32" and not has_tf32(capability)):
+        if precision in ("tf32", "fp16"):
+            text = f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16"
+            raise UserError(text, code="tracking.precision_on_cpu")
+    elif is_emulated(precision, capability) or (precision == "tf32" and not has_tf32(capability)):
         raise UserError(
             f"precision {precision} needs a GPU of compute capability 8.0 or later, this one has "
             f"{capability[0]}.{capability[1]}; use fp16 or fp32",
@@ -88,10 +69,7 @@ def tracker_settings(config: Config, *, dataset: str | None, precision: str = "f
     key = "DEFAULT" if dataset is None else dataset.upper()
     if key not in intervals and test.NUM_TEMPLATES > 1:
         # With one template there are no updates.
-        logger.info(
-            "TEST.UPDATE_INTERVALS has no key %s (it has %s): DEFAULT, %d frames, is used",
-            key, ", ".join(intervals), intervals["DEFAULT"],
-        )  # fmt: skip
+        logger.info("TEST.UPDATE_INTERVALS has no key %s: DEFAULT, %d frames, is used", key, intervals["DEFAULT"])
     return TrackerSettings(
         search_factor=test.SEARCH_FACTOR,
         template_factor=test.TEMPLATE_FACTOR,

@@ -61,12 +61,8 @@ class TrackState:
     frame: int = 0
 
 
-@dataclass(frozen=True)
-class SearchCrop:
-    """The search region of one frame: `pixels` (3, S, S) RGB, and the number of crop pixels per frame pixel."""
-
-    pixels: Image
-    resize_factor: float
+# The search region of one frame, (3, S, S) RGB, and the number of its pixels per frame pixel.
+SearchCrop = tuple[Image, float]
 
 
 class BatchTracker:
@@ -111,7 +107,7 @@ class BatchTracker:
     def crop(self, box_xywh: NDArray[np.float64], image: Image) -> SearchCrop:
         """Crop the search region around the last box from the next frame. Thread-safe."""
         crop, factor = crop_frame(image, box_xywh, factor=self.settings.search_factor, size=self.spec.search_size)
-        return SearchCrop(np.ascontiguousarray(crop.transpose(2, 0, 1)), factor)
+        return np.ascontiguousarray(crop.transpose(2, 0, 1)), factor
 
     @torch.no_grad()
     def track(
@@ -129,20 +125,16 @@ class BatchTracker:
         """
         if crops is None:
             crops = [self.crop(state.box_xywh, image) for state, image in zip(states, images, strict=True)]
-        search = self._input([crop.pixels for crop in crops])
+        search = self._input([pixels for pixels, _ in crops])
         tokens, confidences = self._generate(torch.stack([state.templates for state in states]), search)
         boxes = search_to_image(
             tokens_to_boxes(tokens, self.spec.bins, self.spec.seq_format),
             torch.from_numpy(np.stack([state.box_xywh for state in states])),
-            resize_factor=torch.tensor([crop.resize_factor for crop in crops], dtype=torch.float64),
+            resize_factor=torch.tensor([factor for _, factor in crops], dtype=torch.float64),
             search_size_px=self.spec.search_size,
         )
-        return [
-            self._update_state(state, image, box, coordinates, sure)
-            for state, image, box, coordinates, sure in zip(
-                states, images, boxes, tokens.tolist(), confidences.tolist(), strict=True
-            )
-        ]
+        found = zip(states, images, boxes, tokens.tolist(), confidences.tolist(), strict=True)
+        return [self._update_state(*one) for one in found]
 
     def update_template(self, state: TrackState, image: Image) -> None:
         """Add a template from `image`; the first frame's template stays, the oldest other one is dropped."""
@@ -157,11 +149,8 @@ class BatchTracker:
         state.frame += 1
         score = SCORE_SCALE * sum(confidences)
         if not math.isfinite(score):
-            raise RunError(
-                f"the model's probabilities in frame {state.frame} are not finite, computed in "
-                f"{self.settings.precision}",
-                code="tracking.not_finite",
-            )
+            text = f"the model's probabilities in frame {state.frame} are not finite, in {self.settings.precision}"
+            raise RunError(text, code="tracking.not_finite")
         due = self.spec.num_templates > 1 and state.frame % self.settings.update_interval == 0
         updated = due and score > self.settings.update_threshold
         if updated:
@@ -188,36 +177,6 @@ class BatchTracker:
         return normalise(pixels.to(self.device), mean=self.settings.mean, std=self.settings.std)
 
 
-class Tracker:
-    """One object in one video.
-
-        tracker = Tracker(model, settings)
-        tracker.start(first_frame, (x, y, w, h))
-        for frame in frames:
-            box, score = tracker.track(frame).box_xywh, ...
-
-    Arguments and errors as `BatchTracker`.
-    """
-
-    def __init__(self, model: SeqTrack, settings: TrackerSettings) -> None:
-        self._batch = BatchTracker(model, settings)
-        self._state: TrackState | None = None
-
-    def start(self, image: Image, box_xywh: Sequence[float]) -> None:
-        """Begin with the first frame, (H, W, 3) RGB, and the object's box in pixels."""
-        (self._state,) = self._batch.start([image], [box_xywh])
-
-    def track(self, image: Image) -> TrackResult:
-        """Find the object in the next frame.
-
-        Raises:
-            ValueError: `start` was not called.
-        """
-        if self._state is None:
-            raise ValueError("call start(image, box) before track(image)")
-        return self._batch.track([self._state], [image])[0]
-
-
 def check_start_box(box_xywh: NDArray[np.float64], *, height_px: int, width_px: int) -> None:
     """Refuse a first box that cannot be tracked.
 
@@ -225,16 +184,13 @@ def check_start_box(box_xywh: NDArray[np.float64], *, height_px: int, width_px: 
         UserError: it is not four finite numbers, has no area, or its centre lies outside the image.
     """
     shown = ",".join(f"{value:g}" for value in box_xywh.tolist())
-    if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all():
-        raise UserError(f"the first box is {shown}; expected four finite numbers x,y,w,h", code="track.box")
-    x, y, w, h = box_xywh.tolist()
-    if w <= 0 or h <= 0:
-        raise UserError(f"the first box {shown} has no area; width and height must be above 0", code="track.box")
-    if not (0 <= x + w / 2 <= width_px and 0 <= y + h / 2 <= height_px):
-        raise UserError(
-            f"the first box {shown} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels",
-            code="track.box",
-        )
+    if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all() or min(box_xywh[2:]) <= 0:
+        text = f"the first box is {shown}; expected four finite numbers x,y,w,h, width and height above 0"
+        raise UserError(text, code="track.box")
+    x, y = box_xywh[:2] + box_xywh[2:] / 2
+    if not (0 <= x <= width_px and 0 <= y <= height_px):
+        text = f"the first box {shown} (x,y,w,h) has its centre outside the image of {width_px}x{height_px} pixels"
+        raise UserError(text, code="track.box")
 
 
 def _with_16_bit_encoder(model: SeqTrack, dtype: torch.dtype) -> SeqTrack:
@@ -250,18 +206,13 @@ def _with_16_bit_encoder(model: SeqTrack, dtype: torch.dtype) -> SeqTrack:
     return converted
 
 
-def set_tf32(enabled: bool) -> None:
-    """Allow TF32 for float32 products on a GPU or not; torch has different defaults for matmul and convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = enabled
-    torch.backends.cudnn.allow_tf32 = enabled
-
-
 @contextlib.contextmanager
 def _tf32(enabled: bool) -> Iterator[None]:
-    """`set_tf32` inside the block, restored after it for the training run that validates."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    set_tf32(enabled)
+    """Allow TF32 for float32 products inside the block or not; restored for the training run that validates."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn  # they have different defaults
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = enabled
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -42,16 +42,6 @@ def _dataset(source: Source, *, seed: int = 7, **changes: object) -> TrackingDat
     return TrackingDataset([source], [1.0], replace(SPEC, **changes), seed=seed)  # type: ignore[arg-type]
 
 
-def test_a_sample_has_the_shapes_and_types_that_the_model_is_given(source: Source) -> None:
-    sample = _dataset(source).sample(0, 0)
-    assert sample.templates.shape == (2, 3, 32, 32) and sample.templates.dtype == np.uint8
-    assert sample.search.shape == (3, 64, 64) and sample.search.dtype == np.uint8
-    assert sample.box.shape == (4,) and sample.box.dtype == np.float32
-    assert sample.template_brightness.shape == (2,) and sample.template_brightness.dtype == np.float32
-    assert sample.search_brightness.dtype == np.float32 and 0.8 <= sample.search_brightness <= 1.2
-    assert len(sample.frames) == 3
-
-
 def test_the_same_numbers_give_the_same_sample_and_any_other_number_another(source: Source) -> None:
     first = _dataset(source).sample(3, 11)
     dataset = _dataset(source)
@@ -61,7 +51,7 @@ def test_the_same_numbers_give_the_same_sample_and_any_other_number_another(sour
     assert not same(first, dataset.sample(3, 12))
     assert not same(first, dataset.sample(4, 11))
     assert not same(first, _dataset(source, seed=8).sample(3, 11))
-    assert len({dataset.sample(0, index).search.tobytes() for index in range(100)}) == 100
+    assert len({dataset.sample(0, index).search.tobytes() for index in range(30)}) == 30
 
 
 def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample, set[str]]:
@@ -111,28 +101,22 @@ def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample
 
 
 def test_cropping_first_gives_the_pixels_of_whole_frame_processing(source: Source) -> None:
-    dataset = _dataset(source)
-    met: set[str] = set()
-    for index in range(150):
+    dataset, count = _dataset(source), 300
+    met: list[str] = []
+    for index in range(count):
         expected, done = _reference(dataset, 0, index)
         assert same(dataset.sample(0, index), expected), (index, done)
-        met |= done
-    assert met == {"grey", "mirrored", "flip"}, "each augmentation took part"
+        met += done
+    for what, probability in (("grey", 0.05), ("mirrored", 0.5)):  # as frequent as the authors'
+        difference = abs(met.count(what) - count * probability)
+        assert difference < 5 * np.sqrt(count * probability * (1 - probability)) and what in met
 
 
 def test_cropping_first_gives_the_same_pixels_on_real_frames(test_data: Path) -> None:
     source = open_source("lasot", test_data / "lasot_mini", classes=(), split="train")
     dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=128, search_size=256), seed=3)
-    for index in range(60):
+    for index in range(30):
         assert same(dataset.sample(0, index), _reference(dataset, 0, index)[0]), index
-
-
-def test_augmentations_are_as_frequent_as_the_authors(source: Source) -> None:
-    dataset, count = _dataset(source), 600
-    done = [_reference(dataset, 5, index)[1] for index in range(count)]
-    for what, probability in (("grey", 0.05), ("mirrored", 0.5)):
-        difference = abs(sum(what in one for one in done) - count * probability)
-        assert difference < 5 * np.sqrt(count * probability * (1 - probability))
 
 
 def test_the_box_is_where_the_object_is_after_every_augmentation(tmp_path: Path) -> None:
@@ -163,11 +147,6 @@ def test_the_box_is_where_the_object_is_after_every_augmentation(tmp_path: Path)
     assert checked > 30
 
 
-def test_without_augmentation_templates_and_search_are_centred_on_the_box(source: Source) -> None:
-    sample = _dataset(source, augment=False).sample(0, 3)
-    assert np.allclose(sample.box[:2], 0.5) and sample.search_brightness == 1
-
-
 @pytest.mark.parametrize(
     "change", [lambda path: path.write_bytes(path.read_bytes()[:-200]), lambda path: path.unlink()]
 )
@@ -195,19 +174,13 @@ def test_a_missing_frame_is_never_drawn(root: Path) -> None:
 def test_a_window_far_beyond_the_frame_is_black_there_and_right_inside(side: int) -> None:
     frame = picture(1, 120, 90)
     window = crop.Window(60 - side // 2, 45 - side // 2, side)
-    square = crop.cut(frame, window, patch_left=0, patch_top=0, frame_width=120, frame_height=90)
+    square = crop.cut(frame, window, place=(0, 0), frame_size=(120, 90))
     padded = np.zeros((90 + 2 * side, 120 + 2 * side, 3), dtype=np.uint8)
     reaches_x, reaches_y = window.left + side >= 120, window.top + side >= 90
     kept = frame[: 90 - reaches_y, : 120 - reaches_x]
     padded[side : side + kept.shape[0], side : side + kept.shape[1]] = kept
     expected = padded[window.top + side : window.top + 2 * side, window.left + side : window.left + 2 * side]
     np.testing.assert_array_equal(square, expected)
-
-
-def test_planes_are_split_in_the_order_red_green_blue() -> None:
-    image = np.zeros((4, 4, 3), dtype=np.uint8)
-    image[..., 0], image[..., 1], image[..., 2] = 10, 20, 30  # BGR
-    assert [int(plane[0, 0]) for plane in dataset._planes_rgb(image)] == [30, 20, 10]
 
 
 def test_a_box_wholly_outside_the_frame_gives_a_black_crop_mirrored_or_not(root: Path) -> None:

@@ -161,9 +161,9 @@ class TestRefusals:
             ("2-4", "checkpoint.no_epoch"),
             ("1-9999999999", "checkpoint.no_epoch"),
             ("5-4", "checkpoint.no_epoch"),
-            pytest.param("9" * 5000, "checkpoint.option", id="long"),
-            ("best", "checkpoint.option"),
-            ("-1", "checkpoint.option"),
+            pytest.param("9" * 5000, "file.unreadable", id="long"),
+            ("best", "checkpoint.missing"),
+            ("-1", "checkpoint.missing"),
             ("some/file.safetensors", "checkpoint."),
         ],
     )

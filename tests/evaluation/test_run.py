@@ -16,7 +16,7 @@ from seqtrack.evaluation.results import score_tracks
 from seqtrack.evaluation.run import read_frame, refuse_leak, track_sequences, validate
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.settings import TrackerSettings
-from seqtrack.tracking.tracker import Tracker
+from seqtrack.tracking.tracker import BatchTracker
 
 SETTINGS = TrackerSettings()
 
@@ -38,10 +38,11 @@ def test_the_number_tracked_at_once_does_not_change_the_boxes(
     """Three at once means that one sequence starts when another ends."""
     expected = {}
     for sequence in sequences:
-        tracker = Tracker(model.eval(), SETTINGS)
-        tracker.start(read_frame(sequence.frame_path(0)), sequence.boxes_xywh[0].tolist())
+        tracker = BatchTracker(model.eval(), SETTINGS)
+        states = tracker.start([read_frame(sequence.frame_path(0))], [sequence.boxes_xywh[0].tolist()])
         expected[sequence.name] = [
-            tracker.track(read_frame(sequence.frame_path(index))).box_xywh for index in range(1, sequence.num_frames)
+            tracker.track(states, [read_frame(sequence.frame_path(index))])[0].box_xywh
+            for index in range(1, sequence.num_frames)
         ]
     tracks = track_sequences(model, sequences, SETTINGS, concurrent=concurrent)
     for name, boxes in expected.items():

