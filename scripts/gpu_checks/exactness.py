@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from gpu_checks.children import digest_after
 from gpu_checks.common import ROOT, Check, Context, Skipped, Trainer, completed, differing, same_bytes, wait
 from seqtrack.boxes import xywh_to_cxcywh
-from seqtrack.checkpoints.store import load_tensors
+from seqtrack.checkpoints.store import load_checkpoint
 from seqtrack.device import choose_precision
 from seqtrack.model.build import build_empty
 from seqtrack.model.loss import sequence_loss
@@ -273,7 +273,7 @@ def save(context: Context, check: Check) -> str:
         stalls.append(time.perf_counter() - began)
         trainer.steps(3)
         checkpointer.wait()
-        stored = load_tensors(_manifest(folder / name))
+        stored = load_checkpoint(_manifest(folder / name))[0]
         off = [key for key in expected if key not in stored or not same_bytes(expected[key], stored[key])]
         check.that(not off, f"save {number}: {len(off)} tensors are not those of that moment, first {off[:1]}")
         (folder / name).unlink()

@@ -8,10 +8,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from seqtrack import run_dir
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
-from seqtrack.checkpoints.side_files import Count, Digest, Strict, field_problems
+from seqtrack.checkpoints.side_files import Count, Digest, Scalar, Strict, field_problems
 from seqtrack.parsing import short_repr
-
-FORMAT: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
 
 
 class Manifest(Strict):
@@ -23,7 +21,7 @@ class Manifest(Strict):
     hash chain.
     """
 
-    format: Literal["seqtrack-checkpoint/1"]
+    format: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
     kind: Literal["epoch", "step", "imported"]
     epoch: Count
     step: Count
@@ -41,7 +39,7 @@ class Manifest(Strict):
     created: str
     phase: Count | None = None
     config: dict[str, Any] | None = None
-    fingerprint: dict[str, Any] = Field(default_factory=dict)
+    fingerprint: dict[str, Scalar] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     device: str | None = None
     _folder: Path = PrivateAttr(default=Path())
@@ -59,27 +57,22 @@ class Manifest(Strict):
     def manifest_path(self) -> Path:
         return run_dir.manifest_path(self.path)
 
-    def in_folder(self, folder: Path) -> "Manifest":
-        """The same manifest, of a checkpoint in `folder`."""
-        copy = self.model_copy()
-        copy._folder = folder
-        return copy
 
-
-def manifest_from(values: Mapping[str, Any], path: Path) -> Manifest:
+def manifest_from(values: Mapping[str, object], path: Path) -> Manifest:
     """The manifest with the fields `values` in the file `path`.
 
     Raises:
         DamagedFileError: a field is missing, unknown or of another type, or the file has another name than expected.
     """
     try:
-        manifest = Manifest.model_validate(values).in_folder(path.parent)
+        manifest = Manifest.model_validate(values)
     except ValidationError as error:
         raise DamagedFileError(f"{path}: {'; '.join(field_problems(error))}", "checkpoint.manifest") from error
-    if manifest.file != path.with_suffix(".safetensors").name:
+    if manifest.file != (expected := path.with_suffix(".safetensors").name):
         raise DamagedFileError(
-            f"{path}: file is {short_repr(manifest.file)}, expected {path.stem}.safetensors", "checkpoint.manifest"
+            f"{path}: file is {short_repr(manifest.file)}, expected {expected}", "checkpoint.manifest"
         )
+    manifest._folder = path.parent
     return manifest
 
 

@@ -1,22 +1,23 @@
 """Where a run starts: from scratch, from the latest checkpoint of its own folder, or from an epoch of another.
 
-Decides by what the folders hold, changes nothing in them while deciding, and needs no torch. `prepare_folder` then
-moves later epochs and steps aside; no checkpoint is overwritten or deleted.
+Decides by what the folders hold, changes nothing while deciding, and needs no torch. `prepare_folder` then moves later
+epochs and steps aside; no checkpoint is overwritten or deleted.
 """
 
 import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from seqtrack.checkpoints.manifest import Manifest, read_manifest
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, sync_folder, utc_now, write_atomic
-from seqtrack.checkpoints.side_files import RunRecord, changed, read_side_file, write_side_file
+from seqtrack.checkpoints.side_files import RunRecord, read_side_file, write_side_file
 from seqtrack.checkpoints.store import latest_valid, list_checkpoints, verify_checkpoint
 from seqtrack.errors import Problem, UserError
 from seqtrack.run_dir import (
@@ -52,26 +53,26 @@ class ResumePoint:
     def step(self) -> int:
         return self.manifest.step if self.manifest else 0
 
+    @property
+    def parent_sha256(self) -> str | None:
+        """The digest of the epoch's checkpoint that the next one continues from."""
+        if self.manifest is None:
+            return None
+        return self.manifest.sha256 if self.manifest.kind == "epoch" else self.manifest.parent_sha256
+
 
 def read_run(folder: Path) -> RunRecord | None:
     """The record of the run in `folder`, or None when there is none.
 
     Raises:
-        UserError: it is not valid.
+        UserError: it is not valid. How the run began is recorded nowhere else, so continuing would be a guess.
     """
-    try:
-        return read_side_file(folder / RUN_FILE, RunRecord)
-    except UserError as error:
-        # How the run began is recorded nowhere else, so that continuing without it would be a guess.
-        hint = Problem(f"move {folder} aside, or restore {RUN_FILE} from a copy", error.code)
-        raise UserError([*error.problems, hint]) from error
+    return read_side_file(folder / RUN_FILE, RunRecord)
 
 
-def write_run(folder: Path, record: RunRecord, **changes: Any) -> RunRecord:
-    """Store `record` with `changes`; returns it."""
-    record = changed(record, **changes, updated=utc_now())
-    write_side_file(folder / RUN_FILE, record)
-    return record
+def write_run(folder: Path, record: RunRecord, state: Literal["running", "stopped", "complete"]) -> None:
+    """Store `record` with this state."""
+    write_side_file(folder / RUN_FILE, record.model_copy(update={"state": state, "updated": utc_now()}))
 
 
 def find_resume_point(
@@ -134,17 +135,11 @@ def _find_epoch(
     fetch: Callable[[int], Manifest | None] | None,
     verify: Callable[[Manifest], object],
 ) -> Manifest:
-    seen: list[str] = []
-    problems: list[Problem] = []
-    others: list[Manifest] = []
-    for place in places:
-        manifests = list_checkpoints(place / CHECKPOINTS, kinds=("epoch",))
-        seen.append(f"{place / CHECKPOINTS} holds {_epochs(manifests)}")
-        problems += unusable_checkpoints(place / CHECKPOINTS).values()
-        for manifest in manifests:
-            if manifest.epoch != epoch:
-                others.append(manifest)
-                continue
+    found = {place: list_checkpoints(place / CHECKPOINTS, kinds=("epoch",)) for place in places}
+    problems = [problem for place in places for problem in unusable_checkpoints(place / CHECKPOINTS).values()]
+    every = [manifest for manifests in found.values() for manifest in manifests]
+    for manifest in every:
+        if manifest.epoch == epoch:
             try:
                 verify(manifest)
             except DamagedFileError as error:
@@ -152,13 +147,14 @@ def _find_epoch(
                 problems.append(Problem(f"damaged: {error}", error.code))
                 continue
             return manifest
-    fetched = fetch(epoch) if fetch is not None else None
-    if fetched is not None:
+    if fetch is not None and (fetched := fetch(epoch)) is not None:
         return fetched
     hint = "" if fetch is not None else "; set HF_REPO to search the Hugging Face Hub as well"
+    others = [manifest for manifest in every if manifest.epoch != epoch]
     if problems and (latest := latest_valid(others, verify=verify)):
         hint = f"; the latest valid one is of epoch {latest.epoch}: RESUME_EPOCH={latest.epoch}{hint}"
-    first = f"there is no checkpoint after epoch {epoch} to resume from: {'; '.join(seen)}{hint}"
+    seen = "; ".join(f"{place / CHECKPOINTS} holds {_epochs(manifests)}" for place, manifests in found.items())
+    first = f"there is no checkpoint after epoch {epoch} to resume from: {seen}{hint}"
     raise UserError([Problem(first, "resume.no_checkpoint"), *problems])
 
 
@@ -229,20 +225,13 @@ def prepare_folder(folder: Path, start: ResumePoint) -> None:
 def _move_aside(checkpoints: Path, start: ResumePoint, *, metrics: Path) -> None:
     """Every file with the name of a checkpoint after the start, valid or damaged: the run would overwrite it."""
     later = sorted(path for path in checkpoints.iterdir() if _comes_after(path.name, start))
-    for file in [path for path in later if path.suffix != ".json" and manifest_path(path) not in later]:
-        # Killed before its manifest was written: no checkpoint yet, and the run will write the same again.
-        logger.info("removed a checkpoint file that a kill left without its manifest: %s", file)
-        file.unlink()
-        later.remove(file)
     if not later:
         return
-    aside = _new_folder(checkpoints / SUPERSEDED)
-    for path, problem in unusable_checkpoints(checkpoints).items():
-        if path in later and problem.code == "resume.imported":
-            logger.warning("%s; this run needs its name: it is moved to %s", problem, aside)
-    # Manifests first: a file without one is no checkpoint, wherever a kill falls.
-    for path in sorted(later, key=lambda path: path.suffix != ".json"):
-        logger.info("moved aside, superseded by the restart: %s -> %s", path, aside)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = checkpoints / SUPERSEDED / f"{stamp}-{secrets.token_hex(2)}"
+    aside.mkdir(parents=True)
+    for path in later:
+        logger.warning("moved aside, superseded by this start: %s -> %s", path, aside)
         path.rename(aside / path.name)
     if metrics.exists():
         write_atomic(aside / metrics.name, metrics.read_bytes())
@@ -258,16 +247,6 @@ def _comes_after(name: str, start: ResumePoint) -> bool:
     kind, number = parsed
     finished = start.manifest.epoch if start.manifest.sample == 0 else start.manifest.epoch - 1
     return number > (finished if kind == "ep" else start.manifest.step)
-
-
-def _new_folder(parent: Path) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    for count in range(1000):
-        folder = parent / (f"{stamp}-{count}" if count else stamp)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise UserError(f"{parent} holds a thousand folders of this second", code="start.folder_exists")
 
 
 @contextlib.contextmanager

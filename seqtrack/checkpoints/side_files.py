@@ -1,15 +1,14 @@
-"""The JSON files of a run next to its checkpoint files, one model per file.
+"""The JSON files of a run next to its checkpoint files, one model per file; every reader gets these objects.
 
-Every reader of the package gets these objects, never a dictionary: a wrong type, an unknown or missing field, a
-duplicate key, NaN, a document nested too deep or a file of another kind is refused here, with file, field, what was
-found and what was expected. Unknown fields are refused: a file with other fields has another version. Needs no torch.
+A wrong type, an unknown, missing or duplicate field, NaN, or a document nested too deep is refused here, with file,
+field, what was found and what was expected. A file with other fields has another version. Needs no torch.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -31,6 +30,9 @@ Measured = Annotated[
 ]
 Scalar = str | int | float | bool | None
 Fingerprint = dict[str, Scalar]
+Figures = dict[str, float | None]
+T = TypeVar("T")
+Pair = Annotated[list[T], Field(min_length=2, max_length=2)]
 
 
 class Strict(BaseModel):
@@ -122,46 +124,38 @@ class _Record(Strict):
     step: Count
 
 
-class IntervalRecord(_Record):
-    """What one log interval measured."""
+class _TrainingRecord(_Record):
+    loss: float
+    iou: float
+    samples: Positive
+    lr: list[float]
+    grad_norm: Measured
+    skipped_steps: Count
+    time_s: float
+    elapsed_s: float
+    samples_per_s: float
+    data_wait_s: float
+    data_wait_share: float
+
+
+class IntervalRecord(_TrainingRecord):
+    """What one log interval measured; `loss` and `iou` are the epoch's so far, `samples` those of a whole epoch."""
 
     type: Literal["interval"] = "interval"
     sample: Count
-    samples: Positive
     interval_samples: Count
-    loss: float
-    iou: float
     interval_loss: float
     interval_iou: float
-    lr: list[float]
-    grad_norm: Measured
-    skipped_steps: Count
-    time_s: float
-    elapsed_s: float
     eta_s: float
-    samples_per_s: float
-    data_wait_s: float
-    data_wait_share: float
 
 
-class EpochRecord(_Record):
+class EpochRecord(_TrainingRecord):
     """What one epoch measured."""
 
     type: Literal["epoch"] = "epoch"
-    loss: float
-    iou: float
-    samples: Count
     steps: Count
-    lr: list[float]
-    grad_norm: Measured
-    skipped_steps: Count
     max_memory_allocated: Count | None
     max_memory_reserved: Count | None
-    time_s: float
-    elapsed_s: float
-    samples_per_s: float
-    data_wait_s: float
-    data_wait_share: float
 
 
 class ValidationRecord(_Record):
@@ -184,19 +178,11 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator
 
 
 class CertifiedRun(Strict):
-    """One of the two runs of a certificate: facts of run.json and environment.json, None where a file is missing."""
+    """One of the two runs of a certificate; None where a file is missing or invalid."""
 
     folder: str
-    config: str | None = None
-    config_digest: Digest | None = None
-    data_digest: Digest | None = None
-    resume_epoch: Positive | None = None
-    state: str | None = None
-    starts: list[StartRecord] | None = None
-    commit: str | None = None
-    lock_sha256: str | None = None
-    fingerprint: Fingerprint | None = None
-    versions: dict[str, str] | None = None
+    run: RunRecord | None
+    environment: EnvironmentRecord | None
 
 
 class CertifiedEpoch(Strict):
@@ -205,10 +191,10 @@ class CertifiedEpoch(Strict):
     epoch: Positive
     same: bool
     differences: list[str]
-    sha256: Annotated[list[str], Field(min_length=2, max_length=2)]
-    weights_sha256: Annotated[list[Digest], Field(min_length=2, max_length=2)]
-    loss: Annotated[list[float | None], Field(min_length=2, max_length=2)]
-    iou: Annotated[list[float | None], Field(min_length=2, max_length=2)]
+    sha256: Pair[str]
+    weights_sha256: Pair[Digest]
+    loss: Pair[float | None]
+    iou: Pair[float | None]
 
 
 class Certificate(Strict):
@@ -219,7 +205,7 @@ class Certificate(Strict):
     first_difference: str | None
     remarks: list[str]
     created: str
-    runs: Annotated[list[CertifiedRun], Field(min_length=2, max_length=2)]
+    runs: Pair[CertifiedRun]
     epochs: list[CertifiedEpoch]
 
 
@@ -232,16 +218,13 @@ class EvaluatedSequence(Strict):
     absent: Count
 
 
-Figures = dict[str, float | None]
-
-
 class EvaluatedTracker(Strict):
     """One tracker of evaluation.json: its metrics over all sequences, by class and by sequence, and its curves."""
 
     name: str
     kind: str
     epoch: Count | None
-    source: dict[str, Any]
+    source: dict[str, Scalar]
     notes: list[str]
     mean: Figures
     classes: dict[str, Figures]
@@ -254,7 +237,7 @@ class EvaluationRecord(Strict):
 
     format: Literal["seqtrack-evaluation/1"]
     protocol: str
-    conditions: dict[str, Any]
+    conditions: dict[str, object]
     sequences: list[EvaluatedSequence]
     thresholds: dict[str, list[float]]
     trackers: list[EvaluatedTracker]
@@ -280,11 +263,6 @@ def read_side_file(path: Path, kind: type[M]) -> M | None:
 def write_side_file(path: Path, content: BaseModel) -> None:
     """Write such a file atomically."""
     write_json(path, content.model_dump())
-
-
-def changed(record: M, **changes: Any) -> M:
-    """A copy with other values, validated as a file would be."""
-    return type(record).model_validate({**record.model_dump(), **changes})
 
 
 @dataclass
@@ -325,10 +303,9 @@ def metrics_lines(path: Path) -> Iterator[tuple[bytes, Record | Problem]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
                 try:
-                    yield line, _RECORD.validate_python(parse_json(line))
+                    if line.strip():
+                        yield line, _RECORD.validate_python(parse_json(line))
                 except (ParseError, ValidationError) as error:
                     if line.endswith(b"\n"):
                         yield line, _problems(f"{path}, line {number}", error)[0]
@@ -346,24 +323,14 @@ def shorten(problems: list[Problem]) -> list[Problem]:
 
 
 def _problems(place: str, error: OSError | ParseError | ValidationError) -> list[Problem]:
-    """What is wrong with a file, one problem per field."""
-    if isinstance(error, ValidationError):
-        sentences = field_problems(error)
-    else:
-        sentences = [f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)]
-    return [Problem(f"{place}: {sentence}", INVALID) for sentence in sentences]
+    texts = field_problems(error) if isinstance(error, ValidationError) else [f"cannot be read ({error})"]
+    return [Problem(f"{place}: {text}", INVALID) for text in texts]
 
 
 def field_problems(error: ValidationError) -> list[str]:
-    """What is wrong with a document, one sentence per field: where, what was found, what was expected."""
-    sentences = []
-    for detail in error.errors(include_url=False):
-        where = short_repr(".".join(str(part) for part in detail["loc"]) or "the document", 120)[1:-1]
-        if detail["type"] == "missing":
-            sentences.append(f"{where} is missing")
-        elif detail["type"] == "extra_forbidden":
-            sentences.append(f"{where} is unknown in this version of the file")
-        else:
-            expected = detail["msg"].replace("Input should be", "expected")
-            sentences.append(f"{where} is {short_repr(detail['input'])}, {expected}")
-    return sentences
+    """What is wrong with a document: where, what was expected, what was found."""
+    return [
+        f"{short_repr('.'.join(map(str, one['loc'])) or 'the document', 120)[1:-1]}: {one['msg']}, "
+        f"found {short_repr(one['input'])}"
+        for one in error.errors(include_url=False)
+    ]

@@ -1,8 +1,9 @@
 """Torch tensors as bytes of a checkpoint file, and back. The only file of this folder that imports torch."""
 
 import torch
+from torch import Tensor
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, Entry, TensorBytes
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, TensorBytes
 
 _TYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "I64": torch.int64, "F32": torch.float32, "I32": torch.int32, "F16": torch.float16,
@@ -11,28 +12,21 @@ _TYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
-def tensor_bytes(tensor: torch.Tensor) -> TensorBytes:
-    """The bytes of a tensor; shares memory with it where it is contiguous on the CPU already.
-
-    Raises:
-        ValueError: an element type that checkpoint files cannot hold.
-    """
-    if tensor.dtype not in _NAMES:
-        raise ValueError(f"tensors of type {tensor.dtype} cannot be stored; known are {', '.join(map(str, _NAMES))}")
-    return TensorBytes(_NAMES[tensor.dtype], tuple(tensor.shape), memory_of(tensor.detach().cpu().contiguous()))
+def tensor_bytes(tensor: Tensor) -> TensorBytes:
+    """The bytes of a tensor of one of the types above; shares memory with it where it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data = memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+    return TensorBytes(_NAMES[tensor.dtype], tuple(tensor.shape), data)
 
 
-def new_tensor(what: str, entry: Entry) -> torch.Tensor:
-    """An uninitialised tensor for an entry of a checkpoint file; `what` names both in the message.
+def to_tensor(what: str, stored: TensorBytes) -> Tensor:
+    """The tensor with these bytes, whose memory it shares; `what` names it in the message.
 
     Raises:
         DamagedFileError: an element type that is never stored here.
     """
-    if entry.dtype not in _TYPES:
-        raise DamagedFileError(f"{what}: found element type {entry.dtype}, expected one of {', '.join(_TYPES)}")
-    return torch.empty(entry.shape, dtype=_TYPES[entry.dtype])
-
-
-def memory_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(b"")
+    if stored.dtype not in _TYPES:
+        raise DamagedFileError(f"{what}: found element type {stored.dtype}, expected one of {', '.join(_TYPES)}")
+    dtype = _TYPES[stored.dtype]
+    flat = torch.frombuffer(stored.data, dtype=dtype) if stored.data else torch.empty(0, dtype=dtype)
+    return flat.view(stored.shape)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, Entry, read_header, sha256_file, utc_now
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sha256_file, utc_now
 from seqtrack.checkpoints.side_files import (
     SHOWN_PROBLEMS,
     Certificate,
@@ -23,7 +23,7 @@ from seqtrack.checkpoints.side_files import (
     read_metrics,
     read_side_file,
 )
-from seqtrack.checkpoints.store import Manifest, component_digests, list_checkpoints, verify_checkpoint
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, verify_checkpoint
 from seqtrack.errors import UserError
 from seqtrack.run_dir import (
     CHECKPOINTS,
@@ -111,14 +111,14 @@ def _read_run(folder: Path) -> _Run:
 
 def _facts(folder: Path, invalid: list[str]) -> CertifiedRun:
     """What the files next to the checkpoints record; what is wrong with them is appended to `invalid`."""
-    facts: dict[str, object] = {"folder": folder.name}
+    found: dict[str, Strict | None] = {}
     for name, kind in _SIDE_FILES.items():
         try:
-            if record := read_side_file(folder / name, kind):
-                facts |= record.model_dump(include=set(CertifiedRun.model_fields))
+            found[name] = read_side_file(folder / name, kind)
         except UserError as error:
             invalid += error.problems
-    return CertifiedRun.model_validate(facts)
+    records = {"run": found.get(RUN_FILE), "environment": found.get(ENVIRONMENT_FILE)}
+    return CertifiedRun.model_validate({"folder": folder.name, **records})
 
 
 def _records_by_epoch(folder: Path, skipped: set[str], invalid: list[str]) -> dict[int, list[Record]]:
@@ -175,28 +175,17 @@ def _check(manifest: Manifest) -> tuple[str, list[str]]:
 def _different_components(pair: _Pair) -> list[str]:
     """The differing state components, each with its first differing tensor; none where a file cannot be read."""
     try:
-        headers = [read_header(manifest.path) for manifest in pair]
-        sides = [component_digests(manifest.path, header) for manifest, header in zip(pair, headers, strict=True)]
+        first, second = (read_checkpoint_file(manifest.path) for manifest in pair)
     except (DamagedFileError, OSError):
         return []
-    names = [*COMPONENT_ORDER, *sorted({*sides[0], *sides[1]} - {*COMPONENT_ORDER})]
-    different = [name for name in names if sides[0].get(name) != sides[1].get(name)]
-    ours, theirs = headers[0].entries, headers[1].entries
+    names = [*COMPONENT_ORDER, *sorted({*first.parts, *second.parts} - {*COMPONENT_ORDER})]
+    different = [name for name in names if first.parts.get(name) != second.parts.get(name)]
+    tensors = sorted(name for name in {*first.rows, *second.rows} if first.rows.get(name) != second.rows.get(name))
     for at, component in enumerate(different):
-        for name in sorted(name for name in {*ours, *theirs} if name.startswith(f"{component}/")):
-            if _content(pair[0].path, ours.get(name)) != _content(pair[1].path, theirs.get(name)):
-                different[at] = f"{component} ({name.removeprefix(f'{component}/')})"
-                break
+        inside = [name.removeprefix(f"{component}/") for name in tensors if name.startswith(f"{component}/")]
+        if inside:
+            different[at] = f"{component} ({inside[0]})"
     return different or ["bytes of the file"]
-
-
-def _content(path: Path, entry: Entry | None) -> object:
-    """Everything about one tensor of a file."""
-    if entry is None:
-        return None
-    with path.open("rb") as file:
-        file.seek(entry.begin)
-        return entry.dtype, entry.shape, file.read(entry.end - entry.begin)
 
 
 def _first_different_step(ours: list[Record], theirs: list[Record]) -> int | None:

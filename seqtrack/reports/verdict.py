@@ -65,7 +65,8 @@ def conclude(output_dir: Path, run: RunRecord) -> int:
         logger.info("not compared with phase 1: %s", error)
         return 0
     write_comparison(certificate, folders, output_dir / COMPARISON)
-    same_recipe = certificate.runs[0].config_digest in (None, run.config_digest)
+    first = certificate.runs[0].run
+    same_recipe = first is None or first.config_digest == run.config_digest
     if not same_recipe:
         logger.info("phase 1 has another configuration: equality is not guaranteed")
     for line in report_lines(certificate):

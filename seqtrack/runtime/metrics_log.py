@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from seqtrack.checkpoints.safetensors_io import name_in_errors, new_file, write_whole
+from seqtrack.checkpoints.safetensors_io import name_in_errors, new_file
 from seqtrack.checkpoints.side_files import (
     EpochRecord,
     IntervalRecord,
@@ -160,7 +160,7 @@ class RunLog:
                 if isinstance(record, Problem):
                     problems.append(record)
                 elif record.step <= resume_step:
-                    write_whole(kept, line.rstrip(b"\r\n") + b"\n")
+                    kept.write(line.rstrip(b"\r\n") + b"\n")
                     self._note(record)
                     if not isinstance(record, ValidationRecord):
                         self.elapsed_before_s = max(self.elapsed_before_s, record.elapsed_s)

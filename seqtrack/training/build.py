@@ -8,12 +8,13 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from seqtrack.checkpoints.side_files import Fingerprint
 from seqtrack.config.schema import Config
 from seqtrack.data.augment import Jitter
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
@@ -69,14 +70,15 @@ def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
         UserError: a source that cannot be sampled, or damaged frame files.
     """
     data = config.DATA
+    template, search = data.TEMPLATE, data.SEARCH
     spec = SampleSpec(
-        template_size=data.TEMPLATE.SIZE,
-        search_size=data.SEARCH.SIZE,
-        num_templates=data.TEMPLATE.NUMBER,
-        template_factor=data.TEMPLATE.FACTOR,
-        search_factor=data.SEARCH.FACTOR,
-        template_jitter=Jitter(center=data.TEMPLATE.CENTER_JITTER, scale=data.TEMPLATE.SCALE_JITTER),
-        search_jitter=Jitter(center=data.SEARCH.CENTER_JITTER, scale=data.SEARCH.SCALE_JITTER),
+        template_size=template.SIZE,
+        search_size=search.SIZE,
+        num_templates=template.NUMBER,
+        template_factor=template.FACTOR,
+        search_factor=search.FACTOR,
+        template_jitter=Jitter(center=template.CENTER_JITTER, scale=template.SCALE_JITTER),
+        search_jitter=Jitter(center=search.CENTER_JITTER, scale=search.SCALE_JITTER),
         interval=data.MAX_SAMPLE_INTERVAL,
         mode=data.SAMPLER_MODE,
     )
@@ -137,7 +139,7 @@ def set_kernels(config: Config, distributed: DistributedContext) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def run_fingerprint(config: Config, distributed: DistributedContext) -> dict[str, Any]:
+def run_fingerprint(config: Config, distributed: DistributedContext) -> Fingerprint:
     """What the run's bits depend on; valid after `set_kernels`."""
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
     return fingerprint(distributed, precision=precision, compiled=config.TRAIN.COMPILE)
@@ -150,19 +152,21 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
         UserError: the pretrained weights cannot be obtained.
     """
     spec = model_spec(config)
-    made: list[SeqTrack] = []
 
-    def initialise() -> None:
+    def initialised() -> SeqTrack:
         model = build_model(spec, seed=config.TRAIN.SEED)
         if spec.pretrain_type != "scratch":
             load_pretrained(model, spec)
-        made.append(model.to(distributed.device))
+        return model.to(distributed.device)
 
     with explain_out_of_memory("while the model was put on the device", "use a smaller model, or DEVICE=cpu"):
-        if fresh:
-            distributed.run_on_rank0_and_broadcast(initialise)  # rank 0 alone, so that a download happens once
-        model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
-        if fresh:
+        if not fresh:
+            model = build_empty(spec).to_empty(device=distributed.device)
+        else:
+            # Rank 0 alone, so that a download happens once; the others take its weights.
+            made: list[SeqTrack] = []
+            distributed.run_on_rank0_and_broadcast(lambda: made.append(initialised()))
+            model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
             distributed.share(model)
     return model
 
@@ -178,14 +182,9 @@ def build_state(config: Config, distributed: DistributedContext, steps_per_epoch
     rng = RandomStates(distributed.rank)
     rng.seed(config.TRAIN.SEED)
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
+    scaler = GradScaler(distributed.device.type, enabled=precision == "fp16")
     return TrainState(
-        model=model,
-        optimizer=optimizer,
-        scheduler=Schedule(optimizer, config.TRAIN, steps_per_epoch),
-        scaler=GradScaler(distributed.device.type, enabled=precision == "fp16"),
-        rng=rng,
-        meters=Meters(),
-        history=History(),
+        model, optimizer, Schedule(optimizer, config.TRAIN, steps_per_epoch), scaler, rng, Meters(), History()
     )
 
 

@@ -20,7 +20,6 @@ from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError
-from seqtrack.process import limit_problem
 
 logger = logging.getLogger(__name__)
 
@@ -38,43 +37,34 @@ class Checkpointer:
     Args:
         folder: where checkpoints go.
         parent_sha256: the digest of the epoch's checkpoint that this run starts from, if any.
-        on_durable: called in the writing thread with each manifest once it is durable.
     """
 
-    def __init__(
-        self, folder: Path, *, parent_sha256: str | None, on_durable: Callable[[Manifest], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, parent_sha256: str | None) -> None:
         self.folder = folder
         self.parent_sha256 = parent_sha256
-        self.on_durable = on_durable
-        # Called in the writing thread before a checkpoint: what it relies on must be durable before it is.
-        self.before_write: Callable[[], None] | None = None
+        # Both are called in the writing thread: before a checkpoint, to make durable what it relies on, and after it.
+        self.before_write: Callable[[], None] = lambda: None
+        self.on_durable: Callable[[Manifest], None] = lambda manifest: None
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def save(
-        self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, describe: Mapping[str, Any]
+        self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, describe: Mapping[str, object]
     ) -> None:
         """Copy the state and start writing it; first waits until the previous write is durable.
 
         Raises:
-            RunError: too little space, or an earlier write failed.
+            RunError: too little space on the disk.
+            OSError: an earlier write failed.
         """
         started = time.perf_counter()
         self.wait()
         self._check_space(tensors)
         copied = self._copy(tensors)
-        blocked_s = time.perf_counter() - started
-        thread = threading.Thread(
-            target=self._write,
-            args=(self.folder / name, copied, dict(values), dict(describe), blocked_s),
-            name="checkpoint",
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:  # "can't start new thread"
-            raise RunError(limit_problem(error) or str(error), code="limits.processes") from error
+        arguments = (self.folder / name, copied, dict(values), dict(describe), time.perf_counter() - started)
+        thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        thread.start()
         self._thread = thread
 
     def preallocate(self, tensors: Mapping[str, Tensor]) -> None:
@@ -84,6 +74,7 @@ class Checkpointer:
             RunError: too little space on the disk for a checkpoint of this size.
         """
         self._check_space(tensors)
+        self._buffers = {}  # freed before as much is allocated again
         self._buffers = _buffers_like(tensors)
 
     @property
@@ -92,30 +83,16 @@ class Checkpointer:
         return self._thread is not None and self._thread.is_alive()
 
     def check(self) -> None:
-        """Raise what went wrong with a write in the background, if anything did.
-
-        Raises:
-            RunError: a failure of the disk, with the cause and what to do; any other exception unchanged.
-        """
+        """Raise what went wrong with a write in the background, if anything did."""
         failure, self._failure = self._failure, None
-        if failure is None:
-            return
-        limit = limit_problem(failure)
-        if limit is not None:
-            raise RunError(limit) from failure
-        if not isinstance(failure, OSError):
+        if failure is not None:
             raise failure
-        raise RunError(
-            f"{failure.filename or self.folder} could not be written ({failure.strerror}); older checkpoints are "
-            "untouched: fix the disk or make room and start again; it continues from the latest of them",
-            code="run.disk",
-        ) from failure
 
     def wait(self) -> None:
         """Return when the last write is durable.
 
         Raises:
-            RunError: it failed.
+            OSError: it failed; older checkpoints are untouched.
         """
         if self._thread is not None:
             self._thread.join()
@@ -126,7 +103,7 @@ class Checkpointer:
         """Let the write in progress finish, whatever happened to the run; its failure is only logged here."""
         try:
             self.wait()
-        except RunError as error:
+        except OSError as error:
             logger.error("%s", error)
 
     def _check_space(self, tensors: Mapping[str, Tensor]) -> None:
@@ -143,9 +120,9 @@ class Checkpointer:
 
         Fresh memory would cost more than the copy itself, because of its page faults.
         """
-        if not all(_fits(self._buffers.get(name), tensor) for name, tensor in tensors.items()):
-            self._buffers = {}  # freed before as much is allocated again
-            self._buffers = _buffers_like(tensors)
+        kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if not kinds.items() <= {name: (one.shape, one.dtype) for name, one in self._buffers.items()}.items():
+            self.preallocate(tensors)
         for name, tensor in tensors.items():
             self._buffers[name].copy_(tensor.detach(), non_blocking=True)
         if any(tensor.is_cuda for tensor in tensors.values()):
@@ -157,13 +134,12 @@ class Checkpointer:
         path: Path,
         tensors: Mapping[str, Tensor],
         values: Mapping[str, Any],
-        describe: Mapping[str, Any],
+        describe: Mapping[str, object],
         blocked_s: float,
     ) -> None:
         try:
             started = time.perf_counter()
-            if self.before_write is not None:
-                self.before_write()
+            self.before_write()
             raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
             manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
             if manifest.kind == "epoch":
@@ -176,39 +152,30 @@ class Checkpointer:
                 time.perf_counter() - started,
                 manifest.sha256[:16],
             )
-            if self.on_durable is not None:
-                self.on_durable(manifest)
+            self.on_durable(manifest)
         except BaseException as error:  # noqa: BLE001 - nothing is swallowed: `check` raises it in the training thread
             self._failure = error
 
 
-def _fits(buffer: Tensor | None, tensor: Tensor) -> bool:
-    return buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype
-
-
 def _buffers_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A buffer on the CPU for each tensor; for a GPU's in page-locked memory, if there is enough of it."""
-    places: list[tuple[int, int]] = []  # (piece, first byte in it) of each tensor
-    sizes: list[int] = []
-    for tensor in tensors.values():
-        if not sizes or sizes[-1] + _padded(tensor) > _PIECE_BYTES:
+    places: dict[str, tuple[int, int]] = {}  # piece, and first byte in it, of each tensor
+    sizes = [0]
+    for name, tensor in tensors.items():
+        needed = -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if sizes[-1] and sizes[-1] + needed > _PIECE_BYTES:
             sizes.append(0)
-        places.append((len(sizes) - 1, sizes[-1]))
-        sizes[-1] += _padded(tensor)
-    pieces = None
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        pieces = pin_or_none(
-            lambda: [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes], "checkpoints", sum(sizes)
-        )
-    if pieces is None:
-        pieces = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        places[name] = (len(sizes) - 1, sizes[-1])
+        sizes[-1] += needed
+
+    def allocate(pinned: bool) -> list[Tensor]:
+        return [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for size in sizes]
+
+    on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+    pieces = (pin_or_none(lambda: allocate(True), "checkpoints", sum(sizes)) if on_gpu else None) or allocate(False)
     for piece in pieces:
         piece.zero_()  # takes the page faults now
     return {
-        name: pieces[number][start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for (name, tensor), (number, start) in zip(tensors.items(), places, strict=True)
+        name: pieces[number][start : start + tensors[name].nbytes].view(tensors[name].dtype).view(tensors[name].shape)
+        for name, (number, start) in places.items()
     }
-
-
-def _padded(tensor: Tensor) -> int:
-    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT

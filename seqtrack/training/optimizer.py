@@ -4,7 +4,9 @@ A schedule is a pure function of the optimizer step; the `Schedule` object only 
 that count. The optimizer's state is kept by parameter name, so that a checkpoint can be read without the model.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,32 +56,22 @@ class Schedule:
         self.optimizer = optimizer
         self.train = train
         self.steps_per_epoch = steps_per_epoch
-        self.step_count = 0
-        self._apply()
+        self.load_state_dict({"step_count": 0})
 
     def advance(self) -> None:
         """Count one optimizer step and set the rates for the next."""
-        self.step_count += 1
-        self._apply()
+        self.load_state_dict({"step_count": self.step_count + 1})
 
     def rates(self) -> list[float]:
         """The rates for the coming step, one per group."""
         factor = learning_rate_factor(self.step_count, self.train, self.steps_per_epoch)
         return [base * factor for base in self.optimizer.base_rates]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step_count": self.step_count, "kind": self.train.SCHEDULER.TYPE}
+    def state_dict(self) -> dict[str, int]:
+        return {"step_count": self.step_count}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["kind"] != self.train.SCHEDULER.TYPE:
-            raise UserError(
-                f"the checkpoint's schedule is {state['kind']!r}, this run's is {self.train.SCHEDULER.TYPE!r}",
-                code="checkpoint.state",
-            )
-        self.step_count = int(state["step_count"])
-        self._apply()
-
-    def _apply(self) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.step_count = operator.index(state["step_count"])
         for group, rate in zip(self.optimizer.inner.param_groups, self.rates(), strict=True):
             group["lr"] = rate
 
@@ -125,8 +117,7 @@ class NamedOptimizer:
         return [parameter for group in self.inner.param_groups for parameter in group["params"]]
 
     def _named(self) -> dict[str, Tensor]:
-        flat_names = [name for names in self.names for name in names]
-        return dict(zip(flat_names, self.parameters(), strict=True))
+        return dict(zip(itertools.chain(*self.names), self.parameters(), strict=True))
 
     def expected_state_shapes(self) -> dict[str, Tensor]:
         """By the path that a saved state will have: a tensor like each one that the first step creates."""
@@ -137,25 +128,19 @@ class NamedOptimizer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        groups = [
-            {"names": names, "lr": group["lr"], "weight_decay": group["weight_decay"], "betas": list(group["betas"])}
-            for names, group in zip(self.names, self.inner.param_groups, strict=True)
-        ]
+        """The names of each group's parameters, and the moments by name; the configuration has the rest."""
         # A parameter that no step has updated yet has no state; the absence is itself part of the state.
         state = {name: dict(self.inner.state[p]) for name, p in self._named().items() if p in self.inner.state}
-        return {"groups": groups, "state": state}
+        return {"names": self.names, "state": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state.
 
         Raises:
-            UserError: it was saved for other parameters.
+            ValueError: it was saved for other parameters.
         """
-        saved_names = [list(group["names"]) for group in state["groups"]]
-        if saved_names != self.names:
-            raise UserError(
-                "the checkpoint's optimizer belongs to other parameters than this model's", code="checkpoint.state"
-            )
+        if state["names"] != self.names:
+            raise ValueError("it belongs to other parameters than this model's")
         named = self._named()
         self.inner.state.clear()
         for name, values in state.get("state", {}).items():
@@ -163,14 +148,8 @@ class NamedOptimizer:
             for key, tensor in values.items():
                 # The fused step reads raw memory by the parameter's shape and type.
                 expected = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
-                if (tuple(tensor.shape), tensor.dtype) != expected:
-                    raise UserError(
-                        f"optimizer state {name}.{key} has shape {tuple(tensor.shape)} and type {tensor.dtype}, "
-                        f"expected {expected[0]} and {expected[1]}",
-                        code="checkpoint.state",
-                    )
+                if (found := (tuple(tensor.shape), tensor.dtype)) != expected:
+                    raise ValueError(f"{name}.{key} has shape and type {found}, expected {expected}")
             self.inner.state[parameter] = {
                 key: tensor.to(device=parameter.device, copy=True) for key, tensor in values.items()
             }
-        for group, saved in zip(self.inner.param_groups, state["groups"], strict=True):
-            group["lr"] = float(saved["lr"])

@@ -8,8 +8,8 @@ import copy
 import operator
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from seqtrack.model.weights import compare_states
 from seqtrack.seeding import process_seed
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
 
+# The state of a component: a tree of plain values and tensors.
+State = dict[str, Any]
 # The components whose states hold tensors.
 _WITH_TENSORS = {"model", "optimizer", "rng"}
 
@@ -49,11 +51,9 @@ class Meters:
         self.interval_iou_sum += iou_sum
         self.interval_count += count
         self.steps += 1
-        if grad_norm is None:
-            self.skipped += 1
-            self.interval_skipped += 1
-        else:
-            self.grad_norm_sum += grad_norm
+        self.skipped += grad_norm is None
+        self.interval_skipped += grad_norm is None
+        self.grad_norm_sum += grad_norm or 0.0
 
     def start_interval(self) -> None:
         self.interval_loss_sum, self.interval_iou_sum, self.interval_count, self.interval_skipped = 0.0, 0.0, 0, 0
@@ -73,11 +73,11 @@ class Meters:
         taken = self.steps - self.skipped
         return self.grad_norm_sum / taken if taken else None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+    def state_dict(self) -> State:
+        return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        _expect_keys("meters", set(state), {item.name for item in fields(self)})
+        _expect_keys("meters", set(state), set(asdict(self)))
         for name, value in state.items():
             setattr(self, name, type(getattr(self, name))(value))
 
@@ -87,9 +87,9 @@ class History:
     """One record per finished epoch: epoch, loss, iou, samples, steps, lr, grad_norm, skipped_steps. No wall-clock
     time: the history of a resumed run must equal the uninterrupted one's."""
 
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[State] = field(default_factory=list)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"epochs": [dict(record) for record in self.epochs]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class RandomStates:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.of_ranks: dict[str, dict[str, Any]] = {}
+        self.of_ranks: dict[str, State] = {}
 
     def seed(self, seed: int) -> None:
         """Seed every generator from the run's seed; a fresh process has seeded them from the machine's entropy."""
@@ -115,39 +115,31 @@ class RandomStates:
         np.random.seed(number % 2**32)  # noqa: NPY002
         torch.manual_seed(number)
 
-    def of_this_rank(self) -> dict[str, Any]:
+    def of_this_rank(self) -> State:
         """This process's states, as tensors and plain values."""
-        version, internal, gauss = random.getstate()
-        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - it is saved, not drawn from
-        state: dict[str, Any] = {
-            "python": {"version": version, "words": torch.tensor(internal, dtype=torch.int64), "gauss": gauss},
-            "numpy": {
-                "kind": kind,
-                "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                "position": int(position),
-                "has_gauss": int(has_gauss),
-                "cached": float(cached),
-            },
+        version, words, gauss = random.getstate()
+        kind, keys, *others = np.random.get_state()  # noqa: NPY002 - it is saved, not drawn from
+        state: State = {
+            "python": [version, list(words), gauss],
+            "numpy": [str(kind), np.asarray(keys).tolist(), *others],
             "torch": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
             state["cuda"] = {str(i): torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
         return state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return self.of_ranks or {str(self.rank): self.of_this_rank()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore this rank's states; a rank that the saved run did not have takes rank 0's."""
         own = state.get(str(self.rank)) or state["0"]
-        python, legacy = own["python"], own["numpy"]
-        random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-        keys = legacy["keys"].numpy().astype(np.uint32)
-        if not 0 <= legacy["position"] <= len(keys):  # NumPy does not check it, and would read beyond its table
-            raise ValueError(f"NumPy's generator is at position {legacy['position']} of {len(keys)}")
-        np.random.set_state(  # noqa: NPY002
-            (legacy["kind"], keys, legacy["position"], legacy["has_gauss"], legacy["cached"])
-        )
+        version, words, gauss = own["python"]
+        random.setstate((version, tuple(words), gauss))
+        kind, keys, position, *others = own["numpy"]
+        if not 0 <= position <= len(keys):  # NumPy does not check it, and would read beyond its table
+            raise ValueError(f"NumPy's generator is at position {position} of {len(keys)}")
+        np.random.set_state((kind, np.array(keys, np.uint32), position, *others))  # noqa: NPY002
         torch.set_rng_state(own["torch"])
         for index, gpu_state in own.get("cuda", {}).items():
             if torch.cuda.is_available() and int(index) < torch.cuda.device_count():
@@ -173,17 +165,13 @@ class TrainState:
     step: int = 0
     sample: int = 0
 
-    def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def capture(self) -> tuple[dict[str, Tensor], State]:
         """The state as tensors by name ("model/...", live, not copied) and plain values by field."""
         tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {}
+        values: State = {}
         for item in fields(self):
             part = getattr(self, item.name)
-            if isinstance(part, int):
-                values[item.name] = part
-                continue
-            plain, found = _split(part.state_dict(), item.name)
-            tensors.update(found)
+            plain = part if isinstance(part, int) else _split(part.state_dict(), item.name, tensors)
             if item.name != "model":
                 values[item.name] = plain
         return tensors, values
@@ -194,21 +182,15 @@ class TrainState:
         Raises:
             UserError: a component is missing, unknown, or belongs to another model.
         """
-        names = {item.name for item in fields(self)}
         of_tensors = {name.split("/", 1)[0] for name in tensors}
-        _expect_keys("the training state", set(values) | of_tensors, names)
+        _expect_keys("the training state", set(values) | of_tensors, {item.name for item in fields(self)})
         if of_tensors - _WITH_TENSORS:
-            raise UserError(
-                f"the checkpoint holds tensors in {sorted(of_tensors - _WITH_TENSORS)}, which has none",
-                code="checkpoint.state",
-            )
+            _refuse(f"holds tensors in {sorted(of_tensors - _WITH_TENSORS)}, which has none")
         for item in fields(self):
             try:
                 self._restore_component(item.name, tensors, values)
             except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
-                raise UserError(
-                    f"the checkpoint's state component {item.name} cannot be used: {error!r}", code="checkpoint.state"
-                ) from error
+                _refuse(f"has a state component {item.name} that cannot be used: {error!r}", error)
 
     def _restore_component(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if isinstance(getattr(self, name), int):
@@ -228,35 +210,32 @@ def _load_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(weights), strict=True)
 
 
+def _refuse(what: str, cause: Exception | None = None) -> NoReturn:
+    raise UserError(f"the checkpoint {what}", code="checkpoint.state") from cause
+
+
 def _expect_keys(what: str, found: set[str], expected: set[str]) -> None:
     if found != expected:
-        raise UserError(
-            f"{what} of the checkpoint lacks {sorted(expected - found)} and has unknown {sorted(found - expected)}",
-            code="checkpoint.state",
-        )
+        _refuse(f"lacks {sorted(expected - found)} and has unknown {sorted(found - expected)} in {what}")
 
 
-def _split(tree: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Split a nested dictionary into its plain values and its tensors by path."""
-    plain: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
+def _split(tree: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> State:
+    """The plain values of a tree; its tensors are added to `tensors` by their paths."""
+    plain: State = {}
     for key, value in tree.items():
         path = f"{prefix}/{key}"
         if isinstance(value, Tensor):
             tensors[path] = value
-        elif isinstance(value, Mapping):
-            inner, found = _split(value, path)
-            tensors.update(found)
-            if inner or not found:
-                plain[str(key)] = inner
-        else:
+        elif not isinstance(value, Mapping):
             plain[str(key)] = value
-    return plain, tensors
+        elif (inner := _split(value, path, tensors)) or not value:
+            plain[str(key)] = inner
+    return plain
 
 
-def _join(plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _join(plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> State:
     """The inverse of `_split`."""
-    tree: dict[str, Any] = copy.deepcopy(dict(plain))
+    tree: State = copy.deepcopy(dict(plain))
     for name, tensor in tensors.items():
         first, *folders = name.split("/")
         if first != prefix or not folders:
@@ -265,6 +244,6 @@ def _join(plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) 
         for folder in folders:
             place = place.setdefault(folder, {}) if isinstance(place, dict) else {}
         if not isinstance(place, dict) or leaf in place:
-            raise UserError(f"the checkpoint holds {name} as a tensor and as a value", code="checkpoint.state")
+            _refuse(f"holds {name} as a tensor and as a value")
         place[leaf] = tensor
     return tree

@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 Validation = Callable[[nn.Module, StopRequest], dict[str, float] | None]
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains from where the state is to the last epoch, or until a stop is requested.
 
@@ -40,37 +41,24 @@ class Trainer:
         manifest_fields: the fields of a manifest that are the same for the whole run.
     """
 
-    def __init__(
-        self,
-        state: TrainState,
-        config: Config,
-        *,
-        loader: BatchLoader,
-        train_step: TrainStep,
-        checkpointer: Checkpointer,
-        log: RunLog,
-        distributed: DistributedContext,
-        stop: StopRequest,
-        manifest_fields: Mapping[str, Any],
-        validate: Validation | None = None,
-    ) -> None:
-        self.state = state
-        self.config = config
-        self.loader = loader
-        self.train_step = train_step
-        self.checkpointer = checkpointer
-        self.log = log
-        self.distributed = distributed
-        self.stop = stop
-        self.manifest_fields = manifest_fields
-        self.validate = validate
+    state: TrainState
+    config: Config
+    loader: BatchLoader
+    train_step: TrainStep
+    checkpointer: Checkpointer
+    log: RunLog
+    distributed: DistributedContext
+    stop: StopRequest
+    manifest_fields: Mapping[str, object]
+    validate: Validation | None = None
+
+    def __post_init__(self) -> None:
         # On a GPU a step's numbers are read when the next step has been launched, so that the GPU never waits for the
         # host. They are therefore counted, logged and checked one step late, but before any save.
-        self.reads_late = distributed.device.type == "cuda"
+        self.reads_late = self.distributed.device.type == "cuda"
         self._unread: deque[tuple[LaunchedStep, int]] = deque()
-        checkpointer.before_write = log.sync
-        self._started = time.perf_counter()
-        self._last_save = self._started
+        self.checkpointer.before_write = self.log.sync
+        self._started = self._last_save = time.perf_counter()
 
     def run(self) -> bool:
         """Train. Returns True when the last epoch is done, False when stopped on request, with the state saved."""
@@ -95,7 +83,7 @@ class Trainer:
         """One epoch, or the rest of it. Returns False when stopped."""
         state = self.state
         samples = self.loader.samples_per_epoch
-        timer = _Timer(state.sample)
+        first, self._epoch_clock, self._interval_clock = state.sample, _Clock(), _Clock()
         batches = self.loader.batches(
             epoch, start_step=state.sample // self.config.TRAIN.BATCH_SIZE, stop=lambda: self.stop.is_set
         )
@@ -104,8 +92,9 @@ class Trainer:
                 waited = time.perf_counter()
                 batch = next(batches, None)
                 if batch is None:
-                    return self._stopped_waiting(timer)
-                timer.waited(time.perf_counter() - waited)
+                    return self._stopped_waiting()
+                self._epoch_clock.waited(since=waited)
+                self._interval_clock.waited(since=waited)
                 launched = self.train_step(batch, self._votes)
                 state.sample += launched.count
                 bar.update(launched.count)
@@ -113,17 +102,17 @@ class Trainer:
                 last = state.sample >= samples
                 late = self.reads_late and not last and state.step > 1
                 # Only between two steps is the state consistent: all ranks vote, then all save or all continue.
-                stop, save = self._read(timer, leave=int(late))
+                stop, save = self._read(leave=int(late))
                 if state.step == 1:
                     self._check_first_step(batch)
                 if last:
                     break
                 if stop or save:
-                    stop |= self._read(timer)[0]
-                    self._save("step", step_name(state.step))
+                    stop |= self._read()[0]
+                    self._save("step", step_name(state.step), state.meters)
                 if stop:
                     return self._stopped()
-        self._finish_epoch(epoch, timer)
+        self._finish_epoch(epoch, state.sample - first)
         return self._after_epoch(epoch)
 
     def _after_epoch(self, epoch: int) -> bool:
@@ -146,7 +135,7 @@ class Trainer:
             return self._stopped()
         return True
 
-    def _read(self, timer: "_Timer", *, leave: int = 0) -> tuple[bool, bool]:
+    def _read(self, *, leave: int = 0) -> tuple[bool, bool]:
         """Count and log the launched steps, except the last `leave`. Returns whether any voted to stop, and to save."""
         results = []
         while len(self._unread) > leave:
@@ -156,7 +145,7 @@ class Trainer:
             self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
             interval, samples = self.config.TRAIN.PRINT_INTERVAL, self.loader.samples_per_epoch
             if sample >= samples or sample // interval > (sample - result.count) // interval:
-                self._log_interval(launched, sample, timer, result)
+                self._log_interval(launched, sample, result)
         return any(result.stop for result in results), any(result.save for result in results)
 
     def _check_first_step(self, batch: Batch) -> None:
@@ -185,51 +174,48 @@ class Trainer:
         )
         return False
 
-    def _stopped_waiting(self, timer: "_Timer") -> bool:
+    def _stopped_waiting(self) -> bool:
         """Stop while the loader has no batch: between two steps the state is consistent."""
-        self._read(timer)
+        self._read()
         if self.distributed.world_size > 1:  # the others wait inside their step and cannot save
             logger.info("stopped on request (%s) while waiting for a batch: nothing is saved", self.stop.signal_name)
             return False
         if self.state.sample:  # else the previous epoch's checkpoint holds this state
-            self._save("step", step_name(self.state.step))
+            self._save("step", step_name(self.state.step), self.state.meters)
         return self._stopped()
 
-    def _log_interval(self, launched: LaunchedStep, sample: int, timer: "_Timer", result: StepResult) -> None:
+    def _log_interval(self, launched: LaunchedStep, sample: int, result: StepResult) -> None:
         meters, samples = self.state.meters, self.loader.samples_per_epoch
-        interval_s, wait_s = timer.interval()
-        rate = meters.interval_count / interval_s
-        self.log.interval(
-            IntervalRecord(
-                phase=self.log.phase,
-                epoch=self.state.epoch,
-                step=launched.step,
-                sample=sample,
-                samples=samples,
-                interval_samples=meters.interval_count,
-                loss=meters.loss,
-                iou=meters.iou,
-                interval_loss=meters.interval_loss_sum / meters.interval_count,
-                interval_iou=meters.interval_iou_sum / meters.interval_count,
-                lr=launched.rates,
-                grad_norm=result.grad_norm,
-                skipped_steps=meters.interval_skipped,
-                time_s=interval_s,
-                elapsed_s=self._elapsed(),
-                eta_s=(samples - sample) / rate,
-                samples_per_s=rate,
-                data_wait_s=wait_s,
-                data_wait_share=wait_s / interval_s,
-            )
+        measured = self._interval_clock.measured(meters.interval_count)
+        self._interval_clock = _Clock()
+        record = IntervalRecord(
+            type="interval",
+            phase=self.log.phase,
+            epoch=self.state.epoch,
+            step=launched.step,
+            sample=sample,
+            samples=samples,
+            interval_samples=meters.interval_count,
+            loss=meters.loss,
+            iou=meters.iou,
+            interval_loss=meters.interval_loss_sum / meters.interval_count,
+            interval_iou=meters.interval_iou_sum / meters.interval_count,
+            lr=launched.rates,
+            grad_norm=result.grad_norm,
+            skipped_steps=meters.interval_skipped,
+            elapsed_s=self._elapsed(),
+            eta_s=(samples - sample) / measured["samples_per_s"],
+            **measured,
         )
+        self.log.interval(record)
         meters.start_interval()
 
     def _elapsed(self) -> float:
         return self.log.elapsed_before_s + time.perf_counter() - self._started
 
-    def _finish_epoch(self, epoch: int, timer: "_Timer") -> None:
+    def _finish_epoch(self, epoch: int, trained: int) -> None:
         state, meters = self.state, self.state.meters
-        record: dict[str, Any] = {
+        record: dict[str, object] = {
             "epoch": epoch,
             "loss": meters.loss,
             "iou": meters.iou,
@@ -240,25 +226,14 @@ class Trainer:
             "skipped_steps": meters.skipped,
         }
         state.history.epochs.append(record)
-        total_s, wait_s, trained = timer.epoch(state.sample)
-        self.log.epoch(
-            {
-                **record,
-                "step": state.step,
-                "time_s": total_s,
-                "elapsed_s": self._elapsed(),
-                "samples_per_s": trained / total_s,
-                "data_wait_s": wait_s,
-                "data_wait_share": wait_s / total_s,
-                **peak_memory(self.distributed.device),
-            }
-        )
+        measured = {**self._epoch_clock.measured(trained), **peak_memory(self.distributed.device)}
+        self.log.epoch({**record, **measured, "step": state.step, "elapsed_s": self._elapsed()})
         if self.distributed.is_main:
             sanity_checks.warn(sanity_checks.check_history(state.history.epochs))
         state.sample, state.meters = 0, Meters()
-        self._save("epoch", epoch_name(epoch), loss=record["loss"], iou=record["iou"])
+        self._save("epoch", epoch_name(epoch), meters)
 
-    def _save(self, kind: str, name: str, *, loss: float | None = None, iou: float | None = None) -> None:
+    def _save(self, kind: str, name: str, meters: Meters) -> None:
         state = self.state
         self._gather_generators()
         if self.distributed.is_main:
@@ -268,8 +243,8 @@ class Trainer:
                 "epoch": state.epoch,
                 "step": state.step,
                 "sample": state.sample,
-                "loss": loss if loss is not None else state.meters.loss,
-                "iou": iou if iou is not None else state.meters.iou,
+                "loss": meters.loss,
+                "iou": meters.iou,
                 "created": utc_now(),
                 **self.manifest_fields,
             }
@@ -281,25 +256,21 @@ class Trainer:
         self.state.rng.of_ranks = {str(rank): states for rank, states in enumerate(of_ranks)}
 
 
-class _Timer:
-    """Wall-clock time of an epoch and of the running interval, and how much of it was spent waiting for data."""
+class _Clock:
+    """Wall-clock time since it was made, and how much of it was spent waiting for data."""
 
-    def __init__(self, sample: int) -> None:
-        self.first_sample = sample
-        self.begin = self.interval_begin = time.perf_counter()
-        self.wait_s = self.interval_wait_s = 0.0
+    def __init__(self) -> None:
+        self.began, self.wait_s = time.perf_counter(), 0.0
 
-    def waited(self, seconds: float) -> None:
-        self.wait_s += seconds
-        self.interval_wait_s += seconds
+    def waited(self, *, since: float) -> None:
+        self.wait_s += time.perf_counter() - since
 
-    def interval(self) -> tuple[float, float]:
-        """Seconds of the interval that ends now, and seconds of it spent waiting."""
-        now = time.perf_counter()
-        seconds, wait = now - self.interval_begin, self.interval_wait_s
-        self.interval_begin, self.interval_wait_s = now, 0.0
-        return max(seconds, math.ulp(1.0)), wait
-
-    def epoch(self, sample: int) -> tuple[float, float, int]:
-        """Seconds since the epoch (or the rest of it) began, seconds of it spent waiting, samples trained in it."""
-        return max(time.perf_counter() - self.begin, math.ulp(1.0)), self.wait_s, sample - self.first_sample
+    def measured(self, samples: int) -> dict[str, float]:
+        """The fields of a record for `samples` trained in this time."""
+        seconds = max(time.perf_counter() - self.began, math.ulp(1.0))
+        return {
+            "time_s": seconds,
+            "samples_per_s": samples / seconds,
+            "data_wait_s": self.wait_s,
+            "data_wait_share": self.wait_s / seconds,
+        }

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_header, read_json_object, sync_folder
-from seqtrack.checkpoints.store import manifest_from, read_values
+from seqtrack.checkpoints.manifest import manifest_from
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, read_json_object, sync_folder
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
@@ -142,7 +142,7 @@ def fetch_checkpoint(
         try:
             if digest_of(got) != expected[1]:
                 raise DamagedFileError("its sha256 is not that of its manifest", "fetch.corrupt")
-            read_values(got, read_header(got))
+            read_checkpoint_file(got)
         except DamagedFileError as error:
             raise UserError(f"{checkpoint.path} is refused: {error}", code=error.code) from error
         goal = destination / got.name

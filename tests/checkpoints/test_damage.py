@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqtrack.checkpoints.safetensors_io import CHUNK, DamagedFileError, TensorBytes
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, TensorBytes
 from seqtrack.checkpoints.store import (
     Manifest,
     latest_valid,
     list_checkpoints,
-    load_tensors,
+    load_checkpoint,
     load_weights,
     manifest_of,
     read_manifest,
@@ -44,85 +44,73 @@ def write_small(folder: Path, epoch: int) -> Manifest:
         "empty/nothing": torch.zeros(0, 3),
     }
     loss, iou = 4.0 / epoch, 0.1 * epoch
-    values = {
-        "epoch": epoch,
-        "step": 10 * epoch,
-        "sample": 0,
-        "scheduler": {"step_count": 10 * epoch},
-        "history": {"epochs": [{"epoch": epoch, "loss": loss, "iou": iou}]},
-    }
-    facts = {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "sample": 0, "loss": loss, "iou": iou}
+    facts = {"epoch": epoch, "step": 10 * epoch, "sample": 0}
+    values = {**facts, "scheduler": {"step_count": 1}, "history": {"epochs": [{"loss": loss, "iou": iou}]}}
     return write_checkpoint(
         folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
         {name: tensor_bytes(tensor) for name, tensor in tensors.items()},
         values,
-        describe={**DESCRIBE, **facts},
+        describe={**DESCRIBE, **facts, "kind": "epoch", "loss": loss, "iou": iou},
     )
 
 
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _gone(path: Path) -> None:
-    path.unlink()
-
-
-def _one_bit(path: Path) -> None:
+def _one_bit(path: Path, place: int = -3) -> None:
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1
+    data[place] ^= 1
     path.write_bytes(data)
 
 
-def _cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "one bit": _one_bit,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
 
 
-def _a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-@pytest.mark.parametrize("damage", [_empty, _gone, _one_bit, _cut_short, _a_folder])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("what", ["checkpoint", "manifest"])
 def test_the_latest_when_damaged_is_skipped_with_a_warning(
-    what: str, damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    what: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older, newer = write_small(tmp_path, 1), write_small(tmp_path, 2)
     untouched = older.path.read_bytes(), older.manifest_path.read_bytes()
-    damage(newer.path if what == "checkpoint" else newer.manifest_path)
-    found = latest_valid(list_checkpoints(tmp_path))
-    assert found == older
-    if not (what == "manifest" and damage is _gone):  # without a manifest there is nothing to warn of
+    DAMAGES[damage](newer.path if what == "checkpoint" else newer.manifest_path)
+    assert latest_valid(list_checkpoints(tmp_path)) == older
+    if (what, damage) != ("manifest", "gone"):  # without a manifest there is nothing to warn of
         (warning,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
         assert "SEQTRACK_ep0002" in warning
     assert (older.path.read_bytes(), older.manifest_path.read_bytes()) == untouched
 
 
-def test_a_manifest_with_another_step_than_its_file_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 21}, {"epoch": 3}, {"loss": 1.0}, {"iou": 0.9}, {"kind": "step"}, {"weights_sha256": "0" * 64},
+        {"parts": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_that_states_something_else_than_its_file_is_damage(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
     manifest = write_small(tmp_path, 2)
-    fields = json.loads(manifest.manifest_path.read_text())
-    manifest.manifest_path.write_text(json.dumps({**fields, "step": fields["step"] + 1}))
-    with pytest.raises(DamagedFileError, match="step 21"):
+    verify_checkpoint(manifest)
+    manifest.manifest_path.write_text(json.dumps({**manifest.model_dump(), **changes}))
+    with pytest.raises(DamagedFileError, match=next(iter(changes))):
         verify_checkpoint(read_manifest(manifest.manifest_path))
 
 
-def test_a_manifest_may_not_point_elsewhere(tmp_path: Path) -> None:
-    manifest = write_small(tmp_path, 2)
-    fields = json.loads(manifest.manifest_path.read_text())
-    manifest.manifest_path.write_text(json.dumps({**fields, "file": "../other.safetensors"}))
-    with pytest.raises(UserError) as refusal:
-        manifest_of(manifest.path)
-    assert refusal.value.code == "checkpoint.manifest"
-
-
-def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_is_an_ordinary_safetensors_file_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 3)
+    tensors, values = load_checkpoint(manifest)
+    others = load_file(manifest.path)
+    assert tensors.keys() == others.keys() and len(tensors) == 5
+    assert all(t.dtype == others[n].dtype and torch.equal(t, others[n]) for n, t in tensors.items())
+    assert values["step"] == 30
     weights = load_weights(manifest)
-    assert sorted(weights) == ["bias", "weight"]
-    assert weights["bias"].dtype == torch.bfloat16
-    draw = torch.Generator().manual_seed(3)
-    assert torch.equal(weights["weight"], torch.randn(5, 7, generator=draw))
+    assert sorted(weights) == ["bias", "weight"] and torch.equal(weights["weight"], others["model/weight"])
 
 
 def test_equal_states_give_equal_files_and_another_state_another(tmp_path: Path) -> None:
@@ -132,78 +120,58 @@ def test_equal_states_give_equal_files_and_another_state_another(tmp_path: Path)
     other = write_small(tmp_path / "a", 2)
     assert (one.sha256, one.parts) == (same.sha256, same.parts)
     assert one.sha256 != other.sha256
-    assert one.parts["model"] != other.parts["model"]
-    assert one.parts["rng"] == other.parts["rng"]
+    assert {name for name in one.parts if one.parts[name] == other.parts[name]} == {
+        "rng",
+        "empty",
+        "scheduler",
+        "sample",
+    }
 
 
-def test_a_checkpoint_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [None, "model", "optimizer"])
+def test_a_tensor_that_is_not_loaded_is_verified_as_well(part: str | None, tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 1)
-    assert torch.equal(load_file(manifest.path)["model/weight"], load_weights(manifest)["weight"])
+    good = manifest.path.read_bytes()
+    head = 8 + int.from_bytes(good[:8], "little")
+    for place in range(head, len(good), 5):
+        _one_bit(manifest.path, place)
+        with pytest.raises(DamagedFileError, match="sha256"):
+            load_checkpoint(manifest, part=part)
+        manifest.path.write_bytes(good)
+    load_checkpoint(manifest, part=part)
 
 
 def test_what_is_loaded_is_what_was_verified_whatever_the_disk_returns_later(tmp_path: Path) -> None:
-    manifest = write_small(tmp_path, 1)
-    expected = load_tensors(manifest)
-    cached = CachedCheckpoint()
-    cached.verify(manifest)
-    _one_bit(manifest.path)
-    loaded = cached.take(manifest)[0]
-    assert loaded.keys() == expected.keys()
-    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
-    with pytest.raises(UserError) as refusal:
-        cached.take(manifest)
-    assert refusal.value.code == "checkpoint.damaged"
-
-
-def test_a_checkpoint_that_was_not_the_last_to_be_verified_is_read_again(tmp_path: Path) -> None:
     first, second = write_small(tmp_path, 1), write_small(tmp_path, 2)
+    expected = load_weights(first)["weight"]
     cached = CachedCheckpoint()
     cached.verify(second)
-    assert torch.equal(cached.take(first)[0]["model/weight"], load_tensors(first)["model/weight"])
-    cached.verify(second)
+    assert torch.equal(cached.take(first)[0]["model/weight"], expected), "not the last one: read again"
+    cached.verify(first)
     _one_bit(first.path)
-    with pytest.raises(DamagedFileError):
-        cached.verify(first)
-    with pytest.raises(UserError):
-        cached.take(first)
-
-
-def test_a_file_larger_than_a_piece_is_digested_whole(tmp_path: Path) -> None:
-    weights = torch.arange(3 * CHUNK // 4 + 5, dtype=torch.float32)
-    manifest = write_checkpoint(
-        tmp_path / "SEQTRACK_ep0001.safetensors",
-        {"model/weight": tensor_bytes(weights), "optimizer/step": tensor_bytes(torch.tensor(7.0))},
-        {},
-        describe={**DESCRIBE, "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5},
-    )
-    for part in (None, "model", "optimizer"):
-        loaded = load_tensors(manifest, part=part)
-        assert all(torch.equal(loaded[name], weights if "weight" in name else torch.tensor(7.0)) for name in loaded)
-        assert len(loaded) == (1 if part else 2)
-    for place in (CHUNK, 2 * CHUNK, manifest.bytes - 1):
-        _flip_at(manifest.path, place)
-        for part in (None, "model", "optimizer"):
-            with pytest.raises(DamagedFileError, match="sha256"):
-                load_tensors(manifest, part=part)
-        _flip_at(manifest.path, place)
-    verify_checkpoint(manifest)
-
-
-def _flip_at(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
+    assert torch.equal(cached.take(first)[0]["model/weight"], expected)
+    for use in (cached.take, cached.verify, cached.take):
+        with pytest.raises(DamagedFileError) as refusal:
+            use(first)
+        assert refusal.value.code == "checkpoint.damaged"
 
 
 def test_an_element_type_that_is_never_stored_is_refused_by_its_name(tmp_path: Path) -> None:
-    raw = TensorBytes("U32", (2,), memoryview(bytes(8)))
-    manifest = write_checkpoint(
-        tmp_path / "SEQTRACK_ep0001.safetensors",
-        {"model/odd": raw},
-        {},
-        describe={**DESCRIBE, "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5},
-    )
+    facts = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5}
+    raw = {"model/odd": TensorBytes("U32", (2,), bytearray(8))}
+    manifest = write_checkpoint(tmp_path / "SEQTRACK_ep0001.safetensors", raw, {}, describe={**DESCRIBE, **facts})
     with pytest.raises(UserError, match=r"SEQTRACK_ep0001.*U32"):
-        load_tensors(manifest)
+        load_checkpoint(manifest)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    manifest = write_small(tmp_path, 1)
+    for content, code in ((b"", "file.empty"), (b"<html>", "file.html_page"), (b"PK\x03\x04", "file.torch")):
+        manifest.path.write_bytes(content)
+        with pytest.raises(UserError) as refusal:
+            manifest_of(manifest.path)
+        assert refusal.value.code == code
+    manifest.path.unlink()
+    with pytest.raises(UserError) as refusal:
+        manifest_of(manifest.path)
+    assert refusal.value.code == "checkpoint.missing"

@@ -21,17 +21,14 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from fuzz.mutations import cases
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, canonical_json, read_header
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, canonical_json, read_checkpoint_file
 from seqtrack.checkpoints.store import (
     Manifest,
-    component_digests,
     latest_valid,
     list_checkpoints,
-    load_tensors,
+    load_checkpoint,
     manifest_of,
     read_manifest,
-    read_values,
-    verify_checkpoint,
     write_checkpoint,
 )
 from seqtrack.checkpoints.tensors import tensor_bytes
@@ -81,8 +78,7 @@ class _Pair:
         self.folder = folder
         self.older, self.newer = write_small(folder, 1), write_small(folder, 2)
         self.good = self.newer.path.read_bytes(), self.newer.manifest_path.read_bytes()
-        self.tensors = load_tensors(self.newer)
-        self.values = read_values(self.newer.path, read_header(self.newer.path))
+        self.tensors, self.values = load_checkpoint(self.newer)
 
     def loads(self, file_bytes: bytes, manifest: bytes) -> str:
         """What a start of a run makes of these two files."""
@@ -98,9 +94,9 @@ class _Pair:
             return "skipped"
         for name in FACTS[:7]:
             assert getattr(found, name) == getattr(self.newer, name), name
-        values = read_values(found.path, verify_checkpoint(found))
+        tensors, values = load_checkpoint(found)
         assert values == self.values
-        assert _is_same(load_tensors(found), self.tensors)
+        assert _is_same(tensors, self.tensors)
         return "same"
 
 
@@ -120,7 +116,7 @@ def _with_digest(manifest: Manifest, file_bytes: bytes, *, digests: bool = False
     fields = json.loads(manifest.manifest_path.read_text())
     fields |= {"sha256": hashlib.sha256(file_bytes).hexdigest(), "bytes": len(file_bytes)}
     with contextlib.suppress(DamagedFileError):
-        fields["parts"] = component_digests(manifest.path, read_header(manifest.path)) if digests else fields["parts"]
+        fields["parts"] = read_checkpoint_file(manifest.path).parts if digests else fields["parts"]
     manifest.manifest_path.write_text(json.dumps(fields))
     return read_manifest(manifest.manifest_path)
 
@@ -130,13 +126,12 @@ def _heads(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
     manifest = write_small(folder, 2)
     raw = manifest.path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    tensors = load_tensors(manifest)
+    tensors, _ = load_checkpoint(manifest)
 
     def check(head: bytes) -> str:
         changed = _with_digest(manifest, len(head).to_bytes(8, "little") + head + raw[8 + length :])
         try:
-            verify_checkpoint(changed)
-            loaded = load_tensors(changed)
+            loaded, _ = load_checkpoint(changed)
         except (DamagedFileError, UserError):
             return "refused"
         assert _is_same(loaded, tensors)
@@ -162,9 +157,8 @@ def _states(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
         text = json.dumps({**head, "__metadata__": {"state": state.decode("latin-1")}}).encode()
         changed = _with_digest(manifest, len(text).to_bytes(8, "little") + text + raw[8 + length :], digests=digests)
         try:
-            read = read_values(changed.path, verify_checkpoint(changed))
             fresh = new_state(3)
-            fresh.restore(load_tensors(changed), read)
+            fresh.restore(*load_checkpoint(changed))
         except (DamagedFileError, UserError):
             return "refused"
         fresh_values = fresh.capture()[1]

@@ -11,9 +11,9 @@ import pytest
 from runs import completed, environment, epochs
 
 from reports.conftest import flip_bit
-from seqtrack.checkpoints.safetensors_io import TensorBytes, read_header
+from seqtrack.checkpoints.safetensors_io import read_checkpoint_file
 from seqtrack.checkpoints.side_files import Certificate
-from seqtrack.checkpoints.store import Manifest, read_values, write_checkpoint
+from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.cli import main
 from seqtrack.reports.compare import check_hash_chain, compare_runs
 
@@ -38,17 +38,11 @@ def compared(output: Path) -> Certificate:
 
 def rewrite(manifest: Manifest, *, drop: str | None = None) -> None:
     """Write a checkpoint again, valid in itself, without one state component."""
-    header = read_header(manifest.path)
-    raw = manifest.path.read_bytes()
-    tensors = {
-        name: TensorBytes(entry.dtype, entry.shape, memoryview(raw[entry.begin : entry.end]))
-        for name, entry in header.entries.items()
-        if name.split("/")[0] != drop
-    }
-    values = {name: value for name, value in read_values(manifest.path, header).items() if name != drop}
+    contents = read_checkpoint_file(manifest.path, lambda name: name.split("/")[0] != drop)
+    values = {name: value for name, value in contents.values.items() if name != drop}
     skipped = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
     describe: dict[str, Any] = {key: value for key, value in manifest.model_dump().items() if key not in skipped}
-    write_checkpoint(manifest.path, tensors, values, describe=describe)
+    write_checkpoint(manifest.path, contents.kept, values, describe=describe)
 
 
 def edit_log(output: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -82,9 +76,9 @@ def test_a_run_with_another_seed_differs_from_its_first_step(
 
 def test_one_flipped_bit_is_reported_by_epoch_component_and_tensor(pair: Path, verify: Verify) -> None:
     manifest = epochs(pair / "phase_2")[2]
-    entries = read_header(manifest.path).entries
-    name, entry = next((name, entry) for name, entry in entries.items() if name.endswith("bottleneck.weight"))
-    flip_bit(manifest.path, entry.begin)
+    contents = read_checkpoint_file(manifest.path, lambda name: name.endswith("bottleneck.weight"))
+    name = next(name for name in contents.kept if name.startswith("model/"))
+    flip_bit(manifest.path, manifest.path.read_bytes().index(contents.kept[name].data))
     assert verify(pair) == (1, "differs")
     certificate = compared(pair)
     assert [one.same for one in certificate.epochs] == [False, True]

@@ -11,8 +11,8 @@ import torch
 from runs import assert_same_run
 from torch import nn
 
-from seqtrack.checkpoints.safetensors_io import read_header
-from seqtrack.checkpoints.store import component_digests, list_checkpoints
+from seqtrack.checkpoints.safetensors_io import read_checkpoint_file
+from seqtrack.checkpoints.store import list_checkpoints
 from seqtrack.errors import UserError
 from seqtrack.reports.compare import compare_runs
 from seqtrack.runtime.stop import StopRequest
@@ -92,7 +92,7 @@ def test_the_comparison_names_a_component_that_is_not_restored(
     assert comparison.verdict == "differs"
     assert comparison.first_difference is not None
     ours, theirs = (
-        component_digests(manifest.path, read_header(manifest.path))
+        read_checkpoint_file(manifest.path).parts
         for manifest in (list_checkpoints(resumed.folder / "checkpoints", kinds=("step",))[-1], uninterrupted.at(NEXT))
     )
     assert part in {name for name in ours if ours[name] != theirs[name]}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from runs import numbers
 from torch import nn
 
@@ -131,23 +130,24 @@ def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
     assert float(torch.stack(norms).norm()) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_a_write_in_the_background_fails_with_its_own_error_unless_it_is_the_disks(tmp_path: Path) -> None:
+DESCRIBE = {
+    "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.0, "created": "", "config_digest": None,
+    "data_digest": None,
+}  # fmt: skip
+
+
+def test_a_write_in_the_background_fails_with_its_own_error(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path, parent_sha256=None)
-    rest = {"created": "", "config_digest": None, "data_digest": None, "loss": float("nan"), "iou": 0.0}
-    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, **rest}
-    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": torch.zeros(3)}, {}, describe=describe)
-    with pytest.raises(ValidationError) as caught:
+    checkpointer.save("SEQTRACK_ep0001.safetensors", {}, {"bad": float("nan")}, describe=DESCRIBE)
+    with pytest.raises(ValueError, match="JSON"):
         checkpointer.wait()
-    assert [error["loc"] for error in caught.value.errors()] == [("loss",)]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_keeps_the_state_of_its_moment_while_training_continues(tmp_path: Path) -> None:
     weight = torch.zeros(2_000_000)
     checkpointer = Checkpointer(tmp_path, parent_sha256=None)
-    rest = {"created": "", "config_digest": None, "data_digest": None, "loss": 1.0, "iou": 0.0}
-    describe = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, **rest}
-    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": weight}, {}, describe=describe)
+    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": weight}, {}, describe=DESCRIBE)
     weight.fill_(1.0)
     checkpointer.wait()
     assert not load_weights(manifest_of(tmp_path / "SEQTRACK_ep0001.json"))["w"].any()
