@@ -15,7 +15,7 @@ from seqtrack import boxes as b
 from seqtrack import tokens as t
 from seqtrack.run_dir import UPLOADS
 from seqtrack.seeding import process_seed, sample_generator, step_seed
-from seqtrack.uploads.state import UploadState, VerifiedFile, is_verified, load_state, write_state
+from seqtrack.uploads.state import UploadState, VerifiedFile, is_verified, read_state, write_state
 
 QUICK = settings(max_examples=60, deadline=None)
 FORMATS = st.sampled_from(("xywh", "whxy", "corner"))
@@ -195,9 +195,9 @@ def test_the_status_file_of_uploads_is_read_as_it_was_written(files: dict[str, V
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, UPLOADS)
         folder.mkdir()
-        state = UploadState(target_key="folder::/a", files=files)
+        state = UploadState(target="folder /a", files=files)
         write_state(folder, state, durable=durable)
-        assert load_state(folder) == state
+        assert read_state(Path(name)) == state
         for path, one in files.items():
             assert is_verified(Path(name), path, one.sha256)
             assert not is_verified(Path(name), path, "0" * 63 + "g")

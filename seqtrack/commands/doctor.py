@@ -28,7 +28,8 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.process import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
 from seqtrack.uploads.errors import classify
-from seqtrack.uploads.hub import Limits, bound_client
+from seqtrack.uploads.hub import bound_client
+from seqtrack.uploads.target import Bounds
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
 NO_RUNTIME = 'could not select device driver "nvidia" with capabilities: [[gpu]]'  # Docker's message
@@ -225,7 +226,7 @@ def check_token(environment: Environment, environ: Mapping[str, str]) -> list[Fi
         found = f"HF_REPO={environment.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set"
         return [Finding("token", BAD, found, advice)]
 
-    bound_client(Limits(connect_s=10, read_s=20, tries=2))
+    bound_client(Bounds(connect_s=10, read_s=20, tries=2))
     api = HfApi(endpoint=environment.hf_endpoint, token=token)
     try:
         account = api.whoami()

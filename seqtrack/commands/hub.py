@@ -4,69 +4,58 @@ import argparse
 import logging
 import os
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 from seqtrack.reports.card import model_card
 from seqtrack.run_dir import CHECKPOINTS
-from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.client import target_client
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
 from seqtrack.uploads.scan import scan
 from seqtrack.uploads.settings import choose_target, read_settings, require_target
-from seqtrack.uploads.target import Remote, Staged, digest_of, git_digest, safe_path, stamp_of
+from seqtrack.uploads.target import Order, Reply, missing, safe_path, stage
 
 logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
     """Dispatch to one tool."""
-
     return {"create": _create, "check": _check, "upload": _upload, "download": _download, "card": _card}[args.action](
         args, read_environment(os.environ)
     )
 
 
-def _order(environment: Environment, order: dict[str, Any]) -> dict[str, Any]:
-    """Send one order to the target, in a child process; returns its answer.
+def _request(environment: Environment, order: Order) -> Reply:
+    """Send one order to the target, in a child process.
 
     Raises:
         UserError: no target is set, or the target refused.
     """
-
     target = require_target(environment)
     with tempfile.TemporaryDirectory() as folder:
-        client = TargetClient(target, read_settings(os.environ), Path(folder))
-        return client.request(order, sum(item["size"] for item in order.get("files", [])))
+        client = target_client(target, read_settings(os.environ), Path(folder))
+        return client.request(order, sum(item.size for item in order.files))
 
 
 def _create(args: argparse.Namespace, environment: Environment) -> int:
-    done = _order(environment, {"operation": "push", "prepare": "make"})
-    print(f"{done['place']} exists; {done['name']} may use it")
+    print(_request(environment, Order(prepare="make")).account)
     return 0
 
 
 def _check(args: argparse.Namespace, environment: Environment) -> int:
     """Exit code 0 if everything in OUTPUT_DIR is listed with the same bytes, 1 if not."""
-
-    found = [item for unit in scan(environment.output_dir).units for item in unit.files]
-    done = _order(environment, {"operation": "look", "prepare": "check", "paths": [item.path for item in found]})
-    print(f"account: {done['name']}\nplace: {done['place']}")
-    remotes = {item["path"]: Remote(**item) for item in done["remotes"]}
+    paths = [path for unit in scan(environment.output_dir)[0] for path in unit.files]
+    reply = _request(environment, Order(prepare="check", look=tuple(paths)))
+    print(reply.account)
+    remotes = {item.path: item for item in reply.remotes or []}
     wrong = 0
-    for item in found:
-        remote, local = remotes.get(item.path), environment.output_dir / item.path
-        if remote is None:
-            state = "missing"
-        else:
-            same = remote.size == item.size and remote.holds(item.size, digest_of(local), git_digest(local, item.size))
-            state = "same" if same else "differs"
-        wrong += state != "same"
-        print(f"{state:8} {item.path}")
-    print(f"{len(found) - wrong} of {len(found)} files are on the target with the same bytes")
+    for path in paths:
+        is_wrong = path not in remotes or bool(missing([stage(path, environment.output_dir / path)], remotes))
+        wrong += is_wrong
+        print(f"{'missing' if path not in remotes else 'differs' if is_wrong else 'same':8} {path}")
+    print(f"{len(paths) - wrong} of {len(paths)} files are on the target with the same bytes")
     return 1 if wrong else 0
 
 
@@ -74,7 +63,7 @@ def _upload(args: argparse.Namespace, environment: Environment) -> int:
     if args.to is not None and len(args.files) > 1:
         raise UserError("--to names one file, but several were given", code="hub.several_files")
     names = [args.to if args.to is not None else _name_of(file, environment.output_dir) for file in args.files]
-    _send(environment, list(zip(args.files, names, strict=True)), f"Add {names[0]}")
+    _send(environment, dict(zip(names, args.files, strict=True)), f"Add {names[0]}")
     return 0
 
 
@@ -83,23 +72,17 @@ def _name_of(file: Path, output_dir: Path) -> str:
     return place.relative_to(root).as_posix() if root in place.parents else file.name
 
 
-def _send(environment: Environment, files: list[tuple[Path, str]], message: str) -> None:
-
-    missing = [f"{file} is not a file" for file, _ in files if not file.is_file()]
-    if missing:
-        raise UserError(missing, code="hub.no_file")
-    staged: list[dict[str, Any]] = []
-    for file, name in files:
-        stamp, place = stamp_of(file), str(file.resolve())
-        item = Staged(safe_path(name), place, stamp[0], digest_of(file), git_digest(file, stamp[0]), stamp)
-        staged.append(asdict(item))
-    _order(environment, {"operation": "push", "prepare": "make", "files": staged, "message": message})
-    for _, name in files:
+def _send(environment: Environment, files: dict[str, Path], message: str) -> None:
+    absent = [f"{file} is not a file" for file in files.values() if not file.is_file()]
+    if absent:
+        raise UserError(absent, code="hub.no_file")
+    staged = tuple(stage(safe_path(name), file) for name, file in files.items())
+    _request(environment, Order(prepare="make", files=staged, message=message))
+    for name in files:
         print(f"{name} is on the target and verified")
 
 
 def _download(args: argparse.Namespace, environment: Environment) -> int:
-
     if (args.path is None) == (args.epoch is None):
         raise UserError("name a file of the repo, or a checkpoint by --epoch", code="hub.what")
     if args.epoch is None:
@@ -118,10 +101,9 @@ def _download(args: argparse.Namespace, environment: Environment) -> int:
 
 
 def _card(args: argparse.Namespace, environment: Environment) -> int:
-
     place = environment.output_dir / "README.md"
     write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())
     print(place)
     if choose_target(environment) is not None and not args.no_upload:
-        _send(environment, [(place, "README.md")], "Describe the model")
+        _send(environment, {"README.md": place}, "Describe the model")
     return 0

@@ -41,18 +41,17 @@ def run(args: argparse.Namespace) -> int:
     stop = Stop()
     stop.listen()
     logger.info("uploading %s to %s", environment.output_dir, target.label)
-    began, warned = time.monotonic(), False
+    end, warned = time.monotonic() + settings.patience_s, False
     while not stop.asked.is_set():
         try:
             with Uploader(environment.output_dir, target, settings, stop=stop) as uploader:
                 return uploader.run(once=args.once)
         except BlockingIOError:
-            if args.once and time.monotonic() - began > settings.patience_s:
-                raise UserError(
-                    f"another uploader runs on {environment.output_dir}; stop it first", code="upload.locked"
-                ) from None
+            text = f"another uploader runs on {environment.output_dir}"
+            if args.once and time.monotonic() > end:
+                raise UserError(f"{text}; stop it first", code="upload.locked") from None
             if not warned:
-                logger.warning("another uploader runs on %s; waiting for it to end", environment.output_dir)
+                logger.warning("%s; waiting for it to end", text)
             warned = True
             stop.asked.wait(settings.poll_s)
     return EXIT_INCOMPLETE

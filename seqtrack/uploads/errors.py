@@ -1,225 +1,133 @@
-"""What a failure means: which of four actions it leads to, and what to tell a person.
+"""What a failure means: which kind it is, and so which of four actions it leads to.
 
-Knows HTTP statuses and exceptions by their shape (`status_code`, `__cause__`), so that neither the Hub's client nor
-its HTTP library is imported here; knows nothing of files or of the loop.
+Imported where the Hub's client is: in the process that speaks to a target. Knows nothing of files or of the loop.
 """
 
-import json
+import random
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.target import ChangedError, FileError, IgnoredError, MismatchError
+from seqtrack.uploads.target import ChangedError, Fault, FileError, Kind, scrub
 
-# retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
-# it is one file's, the others go without it.
-Action = Literal["retry", "wait", "person", "quarantine"]
-ACTIONS: dict[str, Action] = {
-    "network": "retry",
-    "timeout": "retry",
-    "xet": "retry",
-    "died": "retry",
-    "changed": "retry",
-    "mismatch": "retry",
-    "local": "retry",
-    "rate": "wait",
-    "commits": "wait",
-    "token": "person",
-    "quota": "person",
-    "repository": "person",
-    "setup": "person",
-    "refused": "quarantine",
-}
-_PASSING_STATUS = (408, 425, 520, 521, 522, 523, 524)
-_NETWORK_NAMES = {"TransportError", "TimeoutException", "NetworkError", "Unreachable"}
-_TIMEOUT_NAMES = {"ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout", "TimeoutException"}
-_QUOTA = re.compile(r"quota|storage limit|billing|payment", re.IGNORECASE)
-_FULL = re.compile(r"storage|exceeded|limit reached|your plan", re.IGNORECASE)
-_COMMIT_LIMIT = re.compile(r"rate limit for repository commits", re.IGNORECASE)
-_GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag", re.IGNORECASE)
+T = TypeVar("T")
+_COMMIT_LIMIT_WAIT_S = 900.0  # the window of an hour slides, so places come free before it is over
+_FULL = re.compile(r"quota|billing|payment|storage|exceeded|limit reached|your plan", re.IGNORECASE)
+_GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag|Expecting", re.IGNORECASE)
 _XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
 _UPLOADING = re.compile(r"Error while uploading '(.+)' to the Hub")
-_SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why an order failed.
-
-    Attributes:
-        kind: a key of ACTIONS.
-        line: one sentence for a person; where a person must act, with what to do.
-        status: HTTP status, where there was one.
-        wait_s: seconds the target asked us to wait, 0 if it did not.
-        path: the file that failed, where the target named one.
-    """
-
-    kind: str
-    line: str
-    status: int | None = None
-    wait_s: float = 0.0
-    path: str | None = None
-
-    @property
-    def action(self) -> Action:
-        """What the uploader does about it."""
-        return ACTIONS[self.kind]
-
-    def to_json(self) -> dict[str, Any]:
-        """For the pipe between the processes."""
-        return asdict(self)
 
 
 class HubRefusal(Exception):
-    """An HTTP answer that ends a call, raised by our client before the library hides it behind its own retries."""
+    """A status that ends a call, raised by our client before the library hides it behind its own retries."""
 
-    def __init__(self, status: int, stage: str, headers: Mapping[str, str], text: str) -> None:
-        self.status, self.stage, self.headers, self.text = status, stage, dict(headers), text
-        super().__init__(f"HTTP {status} at {stage}: {text[:300]}")
-
-
-class Unreachable(Exception):
-    """No answer: refused, reset, or a timeout."""
-
-    def __init__(self, stage: str, reason: str, *, timed_out: bool) -> None:
-        self.timed_out = timed_out
-        super().__init__(f"{reason} at {stage}")
+    def __init__(self, response: httpx2.Response) -> None:
+        super().__init__(f"HTTP {response.status_code}")
+        self.response = response
 
 
-def scrub(text: str, token: str | None = None) -> str:
-    """Text on one line without tokens and signatures, fit for a log."""
-    if token:
-        text = text.replace(token, "***")
-    text = _SECRET.sub(lambda found: (found[1] or found[2] or "") + "***", text)
-    return re.sub(r"\s+", " ", text).strip()[:600]
+def retry(call: Callable[[], T], tries: int) -> T:
+    """Repeat a call that is safe to repeat while it meets trouble that passes by itself.
+
+    To wait as long as asked is for the parent, and after a timeout the next try must have more time.
+    """
+    for attempt in range(1, tries):
+        try:
+            return call()
+        except Exception as error:
+            fault = classify(error)
+            if fault.kind != "network" or fault.wait_s:
+                raise
+            time.sleep(random.uniform(0.0, 0.3 * 2.0**attempt))
+    return call()
 
 
 def classify(error: BaseException, *, token: str | None = None) -> Fault:
     """The fault behind an exception, looking through the wrappers the client puts round it."""
     chain = list(_causes(error))
-    path = next((p for e in chain if (p := _path_in(e)) is not None), None)
-    found = next((fault for link in chain if (fault := _fault_of(link, path)) is not None), None)
-    if found is None:
-        line = f"the target's answer is not understood: {type(error).__name__}: {error}"
-        found = Fault("network", line, path=path)
-    return Fault(found.kind, scrub(found.line, token), found.status, found.wait_s, found.path)
+    path = next((name for link in chain if (name := _path_in(link))), None)
+    for link in chain:
+        found = _kind_of(link, path)
+        if found is not None:
+            return Fault(kind=found[0], line=scrub(found[1], token), wait_s=found[2], path=path)
+    return Fault(kind="network", line=scrub(f"not understood: {type(error).__name__}: {error}", token), path=path)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _path_in(error: BaseException) -> str | None:
     if isinstance(error, FileError):
         return error.path
-    if isinstance(error, ValueError) and str(error).startswith("Invalid metadata in README.md"):
+    if str(error).startswith("Invalid metadata in README.md"):
         return "README.md"
     found = _UPLOADING.match(str(error))
     return found[1] if found else None
 
 
-def _fault_of(error: BaseException, path: str | None) -> Fault | None:
-    """The fault that one exception of a chain tells of, None if it tells of none."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    text = f"{type(error).__name__}: {error}"
-    response = getattr(error, "response", None)
-    if isinstance(error, HubRefusal):
-        return _of_status(error.status, error.headers, error.text, path, storage=error.stage == "storage")
-    if response is not None and isinstance(getattr(response, "status_code", None), int):
-        return _of_status(response.status_code, dict(response.headers), _body(response) or str(error), path)
-    if isinstance(error, ChangedError | MismatchError):
-        return Fault("changed" if isinstance(error, ChangedError) else "mismatch", str(error), path=path)
-    if isinstance(error, UserError | IgnoredError):
-        return Fault("refused", str(error), path=path)
-    if isinstance(error, ImportError):
-        return Fault("setup", f"this installation lacks a package: {error}")
-    if "LocalTokenNotFoundError" in names:
-        return Fault("token", "there is no token: put one into a file and name it in HF_TOKEN_PATH, or set HF_TOKEN")
-    if "LocalEntryNotFoundError" in names and error.__cause__ is not None:
-        return None  # the library's wrapper when a question failed, whatever the reason was
-    if "FileMetadataError" in names:
-        return Fault("network", f"the answer is not a Hub's: {error}", path=path)
-    if names & _NETWORK_NAMES:
-        timed_out = bool(names & _TIMEOUT_NAMES) or getattr(error, "timed_out", False)
-        return Fault("timeout" if timed_out else "network", text, path=path)
-    if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(str(error))):
-        return Fault("xet", f"Xet storage: {error}", path=path)  # the library's shapes of Xet trouble
-    if isinstance(error, MemoryError):
-        return Fault("died", "out of memory")
-    if isinstance(error, OSError) and error.errno is not None:  # without a number it is the library's own
-        return Fault("local", f"{error.strerror or error} ({error.filename or 'this machine'})", path=path)
-    garbled = isinstance(error, json.JSONDecodeError) or _GARBLED.search(str(error))
-    if isinstance(error, ValueError) and not garbled:
-        return Fault("refused", str(error), path=path)  # the library's word for a file or a name it will not send
+def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] | None:
+    """(kind, line, seconds to wait) of one exception of a chain, None if another of the chain tells more."""
+    text, name = str(error), type(error).__name__
+    if isinstance(error, HubRefusal | HfHubHTTPError) and error.response is not None:
+        return _of_status(error.response, path)
+    if isinstance(error, ChangedError):
+        return "changed", text, 0.0
+    if isinstance(error, FileError | UserError):
+        return "refused", text, 0.0
+    if isinstance(error, ImportError | OfflineModeIsEnabled):
+        return "setup", f"this installation cannot reach the target: {text}", 0.0
+    if isinstance(error, LocalTokenNotFoundError):
+        return "token", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
+    if isinstance(error, httpx2.TimeoutException):
+        return "timeout", f"no answer: {name} {text}", 0.0
+    if isinstance(error, httpx2.TransportError | FileMetadataError | MemoryError):
+        return "network", f"{name}: {text}", 0.0
+    if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
+        return "xet", f"Xet storage: {text}", 0.0
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return "setup", f"{text} on this machine", 0.0
+    if isinstance(error, ValueError) and not _GARBLED.search(text):
+        return "refused", text, 0.0  # the library's word for a file or a name it will not send
     return None
 
 
-def _body(response: Any) -> str:
+def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, float]:
+    """What an HTTP answer means. The host that takes the bytes knows no token: only the address it gave can be old."""
+    status, headers = response.status_code, response.headers
     try:
-        return str(response.text)[:2000]
-    except RuntimeError:  # a streamed answer whose body was not read
-        return ""
-
-
-def _error_in(text: str) -> str:
-    """The "error" of a JSON answer, else the text itself."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return str(value["error"]) if isinstance(value, dict) and "error" in value else text
-
-
-def _of_status(status: int, headers: Mapping[str, str], body: str, path: str | None, *, storage: bool = False) -> Fault:
-    """What an HTTP status means.
-
-    Args:
-        storage: it came from the host that takes the bytes, which knows no token: only the address it gave can be old.
-    """
-    headers = {name.lower(): value for name, value in headers.items()}
-    text = headers.get("x-error-message", "") or _error_in(body)
-    answer = f"HTTP {status}: {text[:300]}" if text else f"HTTP {status}"
-
-    def fault(kind: str, meaning: str, wait_s: float = 0.0) -> Fault:
-        return Fault(kind, meaning.format(answer), status, wait_s, path)
-
+        body = response.text[:2000]
+    except httpx2.StreamError:  # an answer whose body was not read
+        body = ""
+    is_storage = response.request.method == "PUT"
+    said = f"HTTP {status} at {response.request.url.path}: {headers.get('x-error-message', '')} {body[:300]}"
+    wait_s = _asked_wait(headers)
     if status == 429:
-        if _COMMIT_LIMIT.search(f"{text} {body}"):
-            return fault("commits", "the hourly limit of commits is reached ({})", _asked_wait(headers))
-        return fault("rate", "asked to slow down ({})", _asked_wait(headers))
-    if status in _PASSING_STATUS or 500 <= status < 600:
-        return fault("network", "the server failed ({})", _asked_wait(headers))
-    if status in (409, 412):
-        return fault("network", "somebody else committed first ({})")
-    full = _QUOTA.search(f"{text} {body}") or (status == 403 and not storage and _FULL.search(f"{text} {body}"))
-    if storage and status in (401, 403, 404, 410) and not full:
-        return fault("network", "the storage refused the address it was sent to ({})")
-    if headers.get("x-error-code") == "RepoNotFound":
-        return fault("repository", "the repo does not exist ({}): check HF_REPO; `seqtrack hub create` makes it")
-    if status == 401 or headers.get("x-error-message") == "Invalid credentials in Authorization header":
-        return fault(
-            "token",
-            "the token was refused ({}): make a new one with write access and put it into HF_TOKEN or the "
-            "file of HF_TOKEN_PATH; a file needs no restart",
-        )
-    if status == 402 or (status in (403, 413) and full):
-        return fault("quota", "the account's storage is full or unpaid ({}): free space or pay")
-    if status == 403:
-        return fault("token", "the token may not write here ({}): make a token with write access to this repo")
-    if status == 404 and path is not None and "repository" not in text.lower():
-        return fault("mismatch", "the server does not find the file it was sent ({})")
+        is_hourly = "rate limit for repository commits" in said
+        return "rate", f"asked to slow down ({said})", max(wait_s, _COMMIT_LIMIT_WAIT_S * is_hourly)
+    if status == 402 or (status in (403, 413) and _FULL.search(said) and not (is_storage and "quota" not in said)):
+        return "quota", f"the account's storage is full or unpaid: free space or pay ({said})", 0.0
+    if is_storage and status in (401, 403, 404, 410):
+        return "network", f"the storage refused the address it was sent to ({said})", 0.0
+    if headers.get("x-error-code") == "RepoNotFound" or (status == 404 and path is None):
+        return "repository", f"the repo does not exist: check HF_REPO; `seqtrack hub create` makes it ({said})", 0.0
+    if status in (401, 403):
+        advice = "put one with write access to this repo into HF_TOKEN or the file of HF_TOKEN_PATH (needs no restart)"
+        return "token", f"the token was refused: {advice} ({said})", 0.0
     if status == 404:
-        return fault("repository", "the repo does not exist ({}): check HF_REPO; `seqtrack hub create` makes it")
-    return fault("refused", "the target refuses this file or batch ({})")
+        return "changed", f"the server does not find the file it was sent ({said})", 0.0
+    if status in (408, 409, 412, 425) or status >= 500:
+        return "network", f"the server failed, or somebody else committed first ({said})", wait_s
+    return "refused", f"the target refuses this file or batch ({said})", 0.0
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:
@@ -233,11 +141,8 @@ def _asked_wait(headers: Mapping[str, str]) -> float:
         return min(3600.0, float(value))
     try:
         until = parsedate_to_datetime(value)
+        # By the server's own clock; ours may be wrong.
+        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(timezone.utc)
     except (TypeError, ValueError):
         return 0.0
-    # The date is by the server's own clock; ours may be wrong.
-    try:
-        now = parsedate_to_datetime(headers.get("date", ""))
-    except (TypeError, ValueError):
-        now = datetime.now(timezone.utc)
     return min(3600.0, max(0.0, until.timestamp() - now.timestamp()))

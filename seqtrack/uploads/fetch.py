@@ -12,16 +12,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from seqtrack.checkpoints.manifest import manifest_from
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, read_json_object, sync_folder
+from seqtrack.checkpoints.manifest import Manifest, read_manifest
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
-from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.client import TargetClient, target_client
 from seqtrack.uploads.settings import read_settings, require_target
-from seqtrack.uploads.target import Remote, digest_of, git_digest, safe_path
+from seqtrack.uploads.target import Order, Remote, safe_path, stage
 
 logger = logging.getLogger(__name__)
 
@@ -29,73 +28,10 @@ _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _MANIFEST_NAME = re.compile(r"phase_(\d+)/checkpoints/SEQTRACK_ep(\d+)\.json")
 
 
-class RemoteReader:
-    """Reads from the environment's target, within deadlines.
-
-    Args:
-        folder: for downloads in progress; exists.
-
-    Raises:
-        UserError: there is no target.
-    """
-
-    def __init__(self, environment: Environment, folder: Path) -> None:
-        target = require_target(environment)
-        self.label, self._folder = target.label, folder
-        self._client = TargetClient(target, read_settings(os.environ), folder)
-
-    def look(self, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
-        """(revision, what is listed under these paths at it)."""
-        done = self._client.request({"operation": "look", "paths": list(paths)})
-        return done["revision"], {item["path"]: Remote(**item) for item in done["remotes"]}
-
-    def epochs(self, phases: Sequence[int], *, make: bool = False) -> dict[int, list[int]]:
-        """The epochs of each phase whose checkpoint and manifest are both listed.
-
-        Args:
-            make: create the repo if it does not exist: "nothing yet" is then no error.
-        """
-        done = self._client.request({"operation": "list", **({"prepare": "make"} if make else {})})
-        names = {item["path"] for item in done["remotes"]}
-        found = [(int(hit[1]), int(hit[2])) for hit in map(_MANIFEST_NAME.fullmatch, names) if hit]
-        return {
-            phase: sorted(epoch for of, epoch in found if of == phase and set(checkpoint_paths(of, epoch)) <= names)
-            for phase in phases
-        }
-
-    def fetch(self, remote: Remote, revision: str | None) -> Path:
-        """Download one file and check its bytes against the listing.
-
-        Raises:
-            UserError: it could not be had, or other bytes came than were listed.
-        """
-        safe_path(remote.path)
-        order = {"operation": "fetch", "path": remote.path, "revision": revision, "folder": str(self._folder)}
-        place = Path(self._client.request(order, remote.size)["place"])
-        size, sha256 = place.stat().st_size, digest_of(place)
-        if not remote.holds(size, sha256, git_digest(place, size)):
-            raise UserError(
-                f"{remote.path} came with {size} bytes of sha256 {sha256}; {self.label} lists {remote.size} bytes of "
-                f"{remote.sha256 or remote.git_sha1}. Refused; try again, and if it comes again, the copy there is "
-                "corrupt",
-                code="fetch.corrupt",
-            )
-        return place
-
-
 def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
     """(checkpoint, manifest) of an epoch, as they are named in the repo."""
     checkpoint = PurePosixPath(phase_name(phase), CHECKPOINTS, epoch_name(epoch))
     return str(checkpoint), str(checkpoint.with_suffix(".json"))
-
-
-@contextmanager
-def _reader(environment: Environment, destination: Path) -> Iterator[RemoteReader]:
-    """Downloads go next to where they end, so that the last step is a rename; hidden, so that nothing takes them for a
-    checkpoint."""
-    destination.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as name:
-        yield RemoteReader(environment, Path(name))
 
 
 def fetch_checkpoint(
@@ -115,51 +51,29 @@ def fetch_checkpoint(
         UserError: no target, no such checkpoint (the epochs that exist are named), or one that is refused.
     """
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
-    require_target(environment)
-    with _reader(environment, destination) as reader:
-        revision, remotes = reader.look([path for phase in wanted for path in checkpoint_paths(phase, epoch)])
-        pair = next((p for p in (checkpoint_paths(n, epoch) for n in wanted) if set(p) <= set(remotes)), None)
+    with _client(environment, destination) as (client, folder):
+        paths = [checkpoint_paths(phase, epoch) for phase in wanted]
+        revision, remotes = _look(client, [path for pair in paths for path in pair])
+        pair = next((pair for pair in paths if set(pair) <= set(remotes)), None)
         if pair is None:
-            found = [f"phase_{phase}: {', '.join(map(str, e))}" for phase, e in reader.epochs(wanted).items() if e]
-            raise UserError(
-                f"{reader.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found) or 'none at all'}",
-                code="fetch.no_such_epoch",
-            )
-        checkpoint, manifest = (remotes[path] for path in pair)
-        logger.info(
-            "fetching %s (%.1f MB) from %s at %s", checkpoint.path, checkpoint.size / 1e6, reader.label, revision
-        )
-        got_manifest, values = _fetch_manifest(reader, manifest, revision, epoch)
-        # Before a gigabyte is moved: the listing and the manifest must describe the same file.
-        listed, expected = (checkpoint.size, checkpoint.sha256), (values.get("bytes"), values.get("sha256"))
-        if listed[0] != expected[0] or listed[1] not in (None, expected[1]):
-            raise UserError(
-                f"{checkpoint.path} is listed with {listed[0]} bytes of sha256 {listed[1]}, but its manifest has "
-                f"{expected[0]} bytes of {expected[1]!r:.80}; refused",
-                code="fetch.manifest",
-            )
-        got = reader.fetch(checkpoint, revision)
+            found = [f"phase_{phase}: {', '.join(map(str, _epochs(client, phase))) or 'none'}" for phase in wanted]
+            text = f"{client.target.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
+            raise UserError(text, code="fetch.no_such_epoch")
+        remote, remote_manifest = (remotes[path] for path in pair)
+        logger.info("fetching %s (%.1f MB), revision %s", remote.path, remote.size / 1e6, revision)
         try:
-            if digest_of(got) != expected[1]:
+            # Before a gigabyte is moved: the listing and the manifest must describe the same file.
+            manifest = _fetch_manifest(client, remote_manifest, revision, folder, epoch=epoch, of=remote)
+            got = _fetch(client, remote, revision, folder)
+            if stage(remote.path, got).sha256 != manifest.sha256:
                 raise DamagedFileError("its sha256 is not that of its manifest", "fetch.corrupt")
             read_checkpoint_file(got)
         except DamagedFileError as error:
-            raise UserError(f"{checkpoint.path} is refused: {error}", code=error.code) from error
+            raise UserError(f"{remote.path} is refused: {error}", code=error.code) from error
         goal = destination / got.name
         _place(got, goal)
-        _place(got_manifest, goal.with_suffix(".json"))
+        _place(manifest.manifest_path, goal.with_suffix(".json"))
         return goal
-
-
-def latest_epoch(environment: Environment) -> int | None:
-    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
-
-    Raises:
-        UserError: no target, or it cannot be asked. That is not the same as having nothing.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        epochs = RemoteReader(environment, Path(name)).epochs([environment.phase], make=True)
-    return max(epochs[environment.phase], default=None)
 
 
 def fetch_file(environment: Environment, path: str, root: Path) -> Path:
@@ -168,33 +82,75 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     Raises:
         UserError: no target, no such file, a name that leaves the folder, other bytes than listed.
     """
-    require_target(environment)
     goal = root / safe_path(path)
-    with _reader(environment, goal.parent) as reader:
-        revision, remotes = reader.look([path])
+    with _client(environment, goal.parent) as (client, folder):
+        revision, remotes = _look(client, [path])
         if path not in remotes:
-            raise UserError(f"{reader.label} has no file {path}", code="upload.no_such_file")
-        _place(reader.fetch(remotes[path], revision), goal)
+            raise UserError(f"{client.target.label} has no file {path}", code="upload.no_such_file")
+        _place(_fetch(client, remotes[path], revision, folder), goal)
     return goal
 
 
+def latest_epoch(environment: Environment) -> int | None:
+    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
+
+    Raises:
+        UserError: no target, or it cannot be asked. That is not the same as having nothing.
+    """
+    with tempfile.TemporaryDirectory() as name, _client(environment, Path(name)) as (client, _):
+        client.request(Order(prepare="make"))  # a repo that does not exist yet holds nothing
+        return max(_epochs(client, environment.phase), default=None)
+
+
+@contextmanager
+def _client(environment: Environment, destination: Path) -> Iterator[tuple[TargetClient, Path]]:
+    """A client and the folder that it downloads to: next to where files end, so that the last step is a rename; hidden,
+    so that nothing takes them for a checkpoint."""
+    target = require_target(environment)
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as name:
+        yield target_client(target, read_settings(os.environ), Path(name)), Path(name)
+
+
+def _look(client: TargetClient, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
+    reply = client.request(Order(look=tuple(paths)))
+    return reply.revision, {item.path: item for item in reply.remotes or []}
+
+
+def _epochs(client: TargetClient, phase: int) -> list[int]:
+    """The epochs of a phase whose checkpoint and manifest are both listed."""
+    names = {item.path for item in client.request(Order(look="all")).remotes or []}
+    epochs = [int(found[2]) for found in map(_MANIFEST_NAME.fullmatch, names) if found and int(found[1]) == phase]
+    return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
+
+
+def _fetch(client: TargetClient, remote: Remote, revision: str | None, folder: Path) -> Path:
+    """Download one file and check its bytes against the listing."""
+    order = Order(fetch=safe_path(remote.path), revision=revision, folder=str(folder))
+    place = Path(client.request(order, remote.size).place)
+    got = stage(remote.path, place)
+    if not remote.holds(got.size, got.sha256, got.git_sha1):
+        text = (
+            f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {remote}. Try again; if they "
+        )
+        raise UserError(f"{remote.path}: {text}come again, the copy there is corrupt", code="fetch.corrupt")
+    return place
+
+
 def _fetch_manifest(
-    reader: RemoteReader, manifest: Remote, revision: str | None, epoch: int
-) -> tuple[Path, dict[str, Any]]:
-    """The manifest's place and its values, checked."""
-    if manifest.size > _MAX_MANIFEST_BYTES:
-        raise UserError(f"{manifest.path} has {manifest.size} bytes; too large for a manifest", code="fetch.manifest")
-    place = reader.fetch(manifest, revision)
-    name = PurePosixPath(manifest.path).with_suffix(".safetensors").name
-    try:
-        values = read_json_object(place)
-        for key, expected in (("file", name), ("epoch", epoch)):
-            if values.get(key, name if key == "file" else None) != expected:
-                raise DamagedFileError(f"its {key} is {values.get(key)!r:.100}, expected {expected}", "fetch.manifest")
-        manifest_from(values, Path(name).with_suffix(".json"))
-    except DamagedFileError as error:
-        raise UserError(f"{manifest.path} is refused: {error}", code=error.code) from error
-    return place, values
+    client: TargetClient, listed: Remote, revision: str | None, folder: Path, *, epoch: int, of: Remote
+) -> Manifest:
+    """The manifest `listed`, which must describe the checkpoint `of`."""
+    if listed.size > _MAX_MANIFEST_BYTES:
+        raise DamagedFileError(f"{listed.path} has {listed.size} bytes; too large for a manifest", "fetch.manifest")
+    manifest = read_manifest(_fetch(client, listed, revision, folder))
+    expected = (of.size, of.sha256 or manifest.sha256, epoch)
+    found = (manifest.bytes, manifest.sha256, manifest.epoch)
+    if found != expected:
+        raise DamagedFileError(
+            f"its manifest has (bytes, sha256, epoch) {found}, expected {expected}", "fetch.manifest"
+        )
+    return manifest
 
 
 def _place(source: Path, goal: Path) -> None:
@@ -204,7 +160,7 @@ def _place(source: Path, goal: Path) -> None:
         UserError: it is another one.
     """
     if goal.exists():
-        if digest_of(goal) != digest_of(source):
+        if stage(goal.name, goal).sha256 != stage(goal.name, source).sha256:
             raise UserError(f"{goal} exists and differs from the download; move it away first", code="fetch.exists")
         return
     with source.open("rb") as file:

@@ -6,53 +6,49 @@ of targets or clocks.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
-from seqtrack.run_dir import CHECKPOINTS
-from seqtrack.uploads.target import Stamp
+from seqtrack.run_dir import CHECKPOINTS, SUPERSEDED
+from seqtrack.uploads.target import Staged, Stamp, stamp_of
 
 _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
-_SKIPPED_FOLDERS = ("superseded", "__pycache__")
 _SKIPPED_NAMES = (".", "SEQTRACK_step")
-_CHECKPOINT_SUFFIX = ".safetensors"
 _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
+_NEVER = float("-inf")
 
 
-@dataclass(frozen=True)
-class FileInfo:
-    """A file as the walk found it: its path in the repo, and its stamp."""
-
-    path: str
-    stamp: Stamp
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.stamp[0]
-
-    @property
-    def grows(self) -> bool:
-        """Whether a part of it is worth uploading: a log, to which lines are only added."""
-        name = self.path.rsplit("/", 1)[-1]
-        return name.endswith(_LOG_SUFFIXES) or name.startswith("events.out.tfevents")
-
-
-@dataclass(frozen=True)
+@dataclass
 class UploadUnit:
-    """Files that may only be seen together: a checkpoint with its manifest, or one file.
+    """Files that may only be seen together: a checkpoint with its manifest, or one file; and what became of them.
 
-    `expected` is the (bytes, sha256) of the checkpoint by its manifest; the checkpoint is the first of the files.
+    Attributes:
+        files: path in the repo and stamp, the checkpoint first.
+        expected: (bytes, sha256) of the checkpoint by its manifest; None for other files.
+        state: what is to be done with it.
+        since, waiting_since: monotonic times of these stamps, and of the oldest that is not yet uploaded.
+        sent_at: when it was last verified on the target, in this life of the process.
+        attempts, retry_at, problem: failures that named it, and until when it is quarantined and why.
+        digests: of its files, so that another try need not read a gigabyte again.
     """
 
-    files: tuple[FileInfo, ...]
+    files: dict[str, Stamp]
     expected: tuple[int, str] | None = None
+    state: Literal["verified", "ready", "growing", "settling", "quarantined"] = "settling"
+    since: float = 0.0
+    waiting_since: float = 0.0
+    sent_at: float = _NEVER
+    attempts: int = 0
+    retry_at: float = _NEVER
+    problem: str = ""
+    digests: list[Staged] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         """Of the first file, which names the unit."""
-        return self.files[0].path
+        return next(iter(self.files))
 
     @property
     def is_checkpoint(self) -> bool:
@@ -62,85 +58,79 @@ class UploadUnit:
     @property
     def size(self) -> int:
         """In bytes."""
-        return sum(found.size for found in self.files)
+        return sum(stamp[0] for stamp in self.files.values())
+
+    @property
+    def grows(self) -> bool:
+        """Whether a part of it is worth uploading: a log, to which lines are only added."""
+        name = PurePosixPath(self.path).name
+        return name.endswith(_LOG_SUFFIXES) or name.startswith("events.out.tfevents")
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One walk: what can be uploaded, and what cannot.
+def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
+    """Walk `root`. A folder that does not exist yet holds nothing.
 
-    `problems` maps a path to one line (a damaged manifest, an unreadable file). A checkpoint without a manifest and a
-    manifest without its checkpoint are left out.
+    Returns:
+        what can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. A
+        checkpoint without a manifest and a manifest without its checkpoint are left out.
     """
-
-    units: tuple[UploadUnit, ...]
-    problems: dict[str, str]
-
-
-def scan(root: Path) -> Scan:
-    """Walk `root`. A folder that does not exist yet holds nothing."""
     problems: dict[str, str] = {}
-    found = {item.path: item for item in _walk(root, "", problems)}
+    found = dict(_walk(root, "", problems))
     units: list[UploadUnit] = []
-    for path, item in found.items():
+    for path, stamp in found.items():
         suffix = PurePosixPath(path).suffix
-        half = PurePosixPath(path).parent.name == CHECKPOINTS
         stem = path.removesuffix(suffix)
-        manifest, checkpoint = found.get(stem + ".json"), found.get(stem + _CHECKPOINT_SUFFIX)
-        if suffix == _CHECKPOINT_SUFFIX and manifest is not None:
+        manifest, checkpoint = f"{stem}.json", f"{stem}.safetensors"
+        if suffix == ".safetensors" and manifest in found:
             try:
-                units.append(UploadUnit((item, manifest), _expected(root / manifest.path)))
+                expected = _expected(root / manifest)
+                units.append(UploadUnit({path: stamp, manifest: found[manifest]}, expected))
             except (DamagedFileError, FileNotFoundError) as error:
-                problems[manifest.path] = str(error)
-        elif suffix == ".json" and checkpoint is not None:
+                problems[manifest] = str(error)
+        elif suffix == ".json" and checkpoint in found:
             continue  # goes with its checkpoint
-        elif not (half and suffix in (_CHECKPOINT_SUFFIX, ".json")):
-            units.append(UploadUnit((item,)))
-    return Scan(tuple(units), problems)
+        elif PurePosixPath(path).parent.name != CHECKPOINTS or suffix not in (".safetensors", ".json"):
+            units.append(UploadUnit({path: stamp}))
+    return units, problems
 
 
 def _expected(manifest: Path) -> tuple[int, str]:
     values = read_json_object(manifest)
     size, digest = values.get("bytes"), values.get("sha256")
-    if not isinstance(size, int) or not isinstance(digest, str) or len(digest) != 64:
+    if not isinstance(size, int) or not isinstance(digest, str):
         raise DamagedFileError(f"{manifest} has no bytes and sha256; it is no manifest")
     return size, digest
 
 
-def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[FileInfo]:
+def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[str, Stamp]]:
     try:
         entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
     except OSError as error:
-        problems[prefix or "."] = f"{root / prefix} cannot be listed ({error.strerror})"
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            problems[prefix or "."] = f"{root / prefix} cannot be listed ({error.strerror})"
         return
     for entry in entries:
         path = f"{prefix}/{entry.name}" if prefix else entry.name
-        if entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY):
+        is_hidden = entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY)
+        if is_hidden or (entry.is_symlink() and not _stays_inside(root, entry.path)):
             continue
-        try:
-            entry.name.encode()
-            if entry.is_symlink() and not _stays_inside(root, Path(entry.path)):
-                continue
-            if entry.is_dir():
-                if entry.name not in _SKIPPED_FOLDERS and not entry.is_symlink():
-                    yield from _walk(root, path, problems)
-            elif entry.is_file():
-                status = entry.stat()
+        if entry.is_dir():
+            if entry.name != SUPERSEDED and not entry.is_symlink():
+                yield from _walk(root, path, problems)
+        elif entry.is_file():
+            try:
+                stamp = stamp_of(Path(entry.path))
                 if not os.access(entry.path, os.R_OK):
-                    raise PermissionError(13, "no permission to read it")
-                yield FileInfo(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-        except FileNotFoundError:
-            continue  # removed since the listing
-        except UnicodeEncodeError:
-            problems[repr(path)] = f"the name {path!r} is not UTF-8; rename the file"
-        except OSError as error:
-            problems[path] = f"{entry.path} cannot be read ({error.strerror})"
+                    problems[path] = f"{entry.path} cannot be read; change its permissions"
+                elif path.encode(errors="replace").decode() != path:
+                    problems[ascii(path)] = "the name is not UTF-8; rename the file"
+                else:
+                    yield path, stamp
+            except OSError:
+                continue  # removed since the listing
 
 
-def _stays_inside(root: Path, link: Path) -> bool:
+def _stays_inside(root: Path, link: str) -> bool:
     """Whether a link points to something in the folder: another would publish files that nobody meant to."""
     target, inside = Path(os.path.realpath(link)), Path(os.path.realpath(root))
-    hidden = any(part.startswith(".") for part in target.parts[len(inside.parts) :])
-    return inside in target.parents and not hidden
+    return inside in target.parents and not any(part.startswith(".") for part in target.parts[len(inside.parts) :])

@@ -5,17 +5,16 @@ Never holds the token: the child process reads it again for each request, so tha
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seqtrack.config.environment import Environment, read_variable
 from seqtrack.errors import UserError
-from seqtrack.uploads.target import target_kind
 
 # What users set. Everything else has a default that suits the Hub; tests set it through UPLOAD_TUNING, a JSON object.
 _VARIABLES = ("min_commit_interval_s", "grace_s", "lag_limit_s")
+KINDS = ("folder", "huggingface")
 
 
 class UploadSettings(BaseModel):
@@ -28,7 +27,7 @@ class UploadSettings(BaseModel):
         patience_s: time without progress after which `upload --once` gives up.
         deadline_s, least_rate_kb_s: time for a batch, and the rate at which its bytes extend it.
         slow_retry_s: wait after a failure that a person must fix.
-        tries_per_file: failures that name one file, after which it is quarantined.
+        tries_per_file: failures that name one file, after which the others go without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,14 +49,14 @@ class UploadSettings(BaseModel):
     backoff_s: float = 2.0
     backoff_cap_s: float = 600.0
     slow_retry_s: float = 300.0
-    commit_limit_wait_s: float = 3600.0
     tries_per_file: int = 3
     heartbeat_s: float = 60.0
 
 
-@dataclass(frozen=True)
-class TargetSettings:
-    """Which target, by its name in the registry, and where."""
+class TargetSettings(BaseModel):
+    """Which kind of target, and where."""
+
+    model_config = ConfigDict(frozen=True)
 
     kind: str
     place: str
@@ -65,14 +64,11 @@ class TargetSettings:
     private: bool = True
 
     @property
-    def key(self) -> str:
-        """Tells one target's state file from another's."""
-        return f"{self.kind}:{self.endpoint or ''}:{self.place}"
-
-    @property
     def label(self) -> str:
-        """For a log line."""
-        return f"{self.endpoint}/{self.place}" if self.endpoint else f"{self.kind} {self.place}"
+        """For a log line, and to tell one target's state file from another's."""
+        return (
+            f"{self.endpoint}/{self.place}" if self.endpoint and self.kind != "folder" else f"{self.kind} {self.place}"
+        )
 
 
 def read_settings(environ: Mapping[str, str]) -> UploadSettings:
@@ -95,15 +91,18 @@ def choose_target(environment: Environment) -> TargetSettings | None:
     Raises:
         UserError: an unknown kind of target, or a folder that overlaps with the output folder.
     """
-    endpoint = environment.hf_endpoint.rstrip("/") if environment.hf_endpoint else None
-    if environment.upload_target is not None:
-        kind, _, place = environment.upload_target.partition(":")
-        if target_kind(kind) == "folder":
-            _require_separate(Path(place), environment.output_dir)
-        return TargetSettings(kind, place, endpoint, environment.hf_private)
-    if environment.hf_repo is not None:
-        return TargetSettings("huggingface", environment.hf_repo, endpoint, environment.hf_private)
-    return None
+    if environment.target is None:
+        return None
+    kind, _, place = (environment.upload_target or f"huggingface:{environment.hf_repo}").partition(":")
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UserError(f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: {known}", code="upload.unknown_target")
+    if kind == "folder":
+        here, there = (Path(os.path.realpath(folder)) for folder in (environment.output_dir, place))
+        if here == there or here in there.parents or there in here.parents:  # each upload would be a new file to upload
+            text = f"UPLOAD_TARGET: {place} overlaps with OUTPUT_DIR {environment.output_dir}; name a folder outside"
+            raise UserError(text, code="upload.overlap")
+    return TargetSettings(kind=kind, place=place, endpoint=environment.hf_endpoint, private=environment.hf_private)
 
 
 def require_target(environment: Environment) -> TargetSettings:
@@ -114,16 +113,6 @@ def require_target(environment: Environment) -> TargetSettings:
     """
     target = choose_target(environment)
     if target is None:
-        raise UserError(
-            "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)", code="upload.no_target"
-        )
+        text = "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)"
+        raise UserError(text, code="upload.no_target")
     return target
-
-
-def _require_separate(target: Path, output: Path) -> None:
-    """Each upload would be a new file to upload."""
-    here, there = Path(os.path.realpath(output)), Path(os.path.realpath(target))
-    if here == there or here in there.parents or there in here.parents:
-        raise UserError(
-            f"UPLOAD_TARGET: {target} overlaps with OUTPUT_DIR {output}; name a folder outside", code="upload.overlap"
-        )

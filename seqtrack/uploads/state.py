@@ -5,24 +5,15 @@ a lost or damaged file costs a reading of the files and no second upload. Replac
 what is verified changed, since a heartbeat must not press on the disk that training writes to.
 """
 
-import contextlib
-import hashlib
-import os
-import stat
-import tempfile
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
-from seqtrack.errors import UserError
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
-from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.settings import UploadSettings
-from seqtrack.uploads.target import Stamp
-
-FORMAT = "seqtrack-uploads/1"
-_ROOM = 128 * 1024  # what the file needs at least
+from seqtrack.uploads.target import Fault, Stamp
 
 
 class VerifiedFile(BaseModel):
@@ -41,60 +32,19 @@ class UploadState(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: str = FORMAT
+    format: Literal["seqtrack-uploads/2"] = "seqtrack-uploads/2"
     state: str = "watching"
     time: float = 0.0
-    pid: int = Field(default_factory=os.getpid)
     target: str = ""
-    target_key: str = ""
     queue: int = 0
     queue_bytes: int = 0
     verified: int = 0
     oldest_age_s: float = 0.0
     last_success: float | None = None
-    last_commit: float | None = None
     failures: int = 0
     fault: Fault | None = None
-    local_fault: str | None = None
     problems: dict[str, str] = {}
     files: dict[str, VerifiedFile] = {}
-
-
-def state_folder(output_dir: Path) -> Path:
-    """The uploader's own folder, made if need be: in the output folder, or elsewhere if that cannot be written.
-
-    Raises:
-        UserError: neither can be used.
-    """
-    place = output_dir / UPLOADS
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place) as probe:
-            probe.write(bytes(_ROOM))
-            probe.flush()
-        return place
-    except OSError:
-        other = _other_folder(output_dir)
-        with contextlib.suppress(OSError):
-            other.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if _is_ours(other):
-            return other
-        text = f"{output_dir} cannot be written, and {other} is not this user's: repair one of them, or set TMPDIR"
-        raise UserError(text, code="upload.state_folder") from None
-
-
-def _other_folder(output_dir: Path) -> Path:
-    name = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"seqtrack-uploads-{os.getuid()}-{name}"
-
-
-def _is_ours(folder: Path) -> bool:
-    """Everybody can write to /tmp: a stranger's folder could claim that checkpoints are uploaded and may be deleted."""
-    try:
-        info = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()
 
 
 def write_state(folder: Path, state: UploadState, *, durable: bool) -> None:
@@ -112,20 +62,12 @@ def write_state(folder: Path, state: UploadState, *, durable: bool) -> None:
     temporary.replace(folder / STATUS_FILE)
 
 
-def load_state(folder: Path) -> UploadState | None:
-    """The file of one folder; None if there is none, or none that can be used."""
+def read_state(output_dir: Path) -> UploadState | None:
+    """The state of the uploader of this output folder; None if there is none, or none that can be used."""
     try:
-        state = UploadState.model_validate_json((folder / STATUS_FILE).read_bytes())
+        return UploadState.model_validate_json((output_dir / UPLOADS / STATUS_FILE).read_bytes())
     except (OSError, ValidationError):
         return None
-    return state if state.format == FORMAT else None
-
-
-def read_state(output_dir: Path) -> UploadState | None:
-    """The newest state of the uploader of this output folder, or None if there is none."""
-    other = _other_folder(output_dir)
-    found = [load_state(folder) for folder in (output_dir / UPLOADS, other) if folder != other or _is_ours(other)]
-    return max((state for state in found if state is not None), key=lambda state: state.time, default=None)
 
 
 def is_verified(output_dir: Path, relative_path: str, sha256: str) -> bool:
@@ -155,10 +97,8 @@ def health_problems(state: UploadState | None, settings: UploadSettings, now: fl
     if state.oldest_age_s > settings.lag_limit_s:
         found.append(f"a file has waited for {state.oldest_age_s:.0f} s (limit {settings.lag_limit_s:.0f} s)")
     if state.fault is not None and state.fault.action == "person":
-        found.append(f"{state.fault.kind}: {state.fault.line}")
+        found.append(state.fault.line)
     if state.problems:
         name, line = next(iter(state.problems.items()))
         found.append(f"{len(state.problems)} files cannot be uploaded, such as {name}: {line}")
-    if state.local_fault:
-        found.append(state.local_fault)
     return found

@@ -1,32 +1,47 @@
-"""The interface of a target: a place that takes files in batches and lists what it holds.
+"""The interface of a target, and the messages that the loop and a target's process exchange.
 
-A target has no state file, no retries and no pacing; it raises, and `errors.classify` interprets that. What a
-target holds is asked before and after each batch, never assumed: a reply can be lost.
+A target is a place that takes files in batches and lists what it holds. It has no state file, no retries and no pacing;
+it raises, and `errors.classify` interprets that. What it holds is asked before and after each batch, never assumed: a
+reply can be lost. Nothing here knows the Hub's client.
 """
 
 import hashlib
-import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, cast
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
 
 from seqtrack.errors import UserError
+from seqtrack.uploads.settings import TargetSettings
 
-# Modules are named, not imported: the Hub's client must not be loaded into the watching process.
-TARGETS: dict[str, tuple[str, str]] = {
-    "huggingface": ("seqtrack.uploads.hub", "open_hub"),
-    "folder": ("seqtrack.uploads.folder", "open_folder"),
+# retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
+# it is one file's, the others go without it.
+Action = Literal["retry", "wait", "person", "quarantine"]
+Kind = Literal["network", "timeout", "xet", "changed", "rate", "token", "quota", "repository", "setup", "refused"]
+ACTIONS: dict[Kind, Action] = {
+    "network": "retry",
+    "timeout": "retry",
+    "xet": "retry",
+    "changed": "retry",
+    "rate": "wait",
+    "token": "person",
+    "quota": "person",
+    "repository": "person",
+    "setup": "person",
+    "refused": "quarantine",
 }
-
+_SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 # Above this a target lists no git digest of the bytes themselves, and none is computed.
 GIT_SHA1_LIMIT = 32 * 1024 * 1024
 
+# (size, mtime_ns, ctime_ns, inode)
 Stamp = tuple[int, int, int, int]
 
 
 class FileError(Exception):
-    """Trouble with one file; `path` names it."""
+    """A file that cannot be sent as it is; `path` names it."""
 
     def __init__(self, path: str, message: str) -> None:
         self.path = path
@@ -34,26 +49,29 @@ class FileError(Exception):
 
 
 class ChangedError(FileError):
-    """A staged file is no longer the one that was hashed; nothing was made visible."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, "changed while it was uploaded")
+    """A file is not, or no longer, the one that was hashed: look again."""
 
 
-class MismatchError(FileError):
-    """The target lists other bytes than those that were uploaded."""
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class IgnoredError(FileError):
-    """The target leaves this file out of the repo."""
+class Fault(_Message):
+    """Why an order failed: one sentence for a person, the seconds that the target asked to wait, the file it named."""
+
+    kind: Kind
+    line: str
+    wait_s: float = 0.0
+    path: str | None = None
+
+    @property
+    def action(self) -> Action:
+        """What the uploader does about it."""
+        return ACTIONS[self.kind]
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A file to upload: path in the repo, where its bytes are, and what they are.
-
-    `stamp` is the file's stamp when it was hashed: a writer that changes bytes in place shows in it.
-    """
+class Staged(_Message):
+    """A file to upload: path in the repo, where its bytes are, what they are, and the stamp when they were read."""
 
     path: str
     source: str
@@ -63,8 +81,7 @@ class Staged:
     stamp: Stamp
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(_Message):
     """What a target lists for a file: size in bytes, and one of the two digests."""
 
     path: str
@@ -74,34 +91,74 @@ class Remote:
 
     def holds(self, size: int, sha256: str, git_sha1: str | None) -> bool:
         """Whether the target's file has this size and digest."""
-        if self.size != size:
-            return False
         if self.sha256 is not None:
-            return self.sha256 == sha256
-        return self.git_sha1 is not None and self.git_sha1 == git_sha1
+            return (self.size, self.sha256) == (size, sha256)
+        return self.git_sha1 is not None and (self.size, self.git_sha1) == (size, git_sha1)
 
 
-@dataclass(frozen=True)
-class Account:
-    """The account's name and the place of the files, for a person to read."""
+class Order(_Message):
+    """What a target's process is to do, in this order; what is empty is left out.
 
-    name: str
-    place: str
+    Attributes:
+        prepare: check account and place; "make" creates the place if there is none.
+        look: list these paths, or everything.
+        files: put what is missing of these in one commit, and list them again.
+        fetch: download this path into `folder`.
+        revision: of `look` and `fetch`; the newest by default.
+    """
+
+    prepare: Literal["make", "check"] | None = None
+    look: tuple[str, ...] | Literal["all"] = ()
+    files: tuple[Staged, ...] = ()
+    message: str = ""
+    fetch: str | None = None
+    folder: str = ""
+    revision: str | None = None
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What `put` did: the new commit, and the files that are in it."""
+class Bounds(_Message):
+    """Limits of every request and the priority of the process; `tries` is how often a request may be sent."""
 
-    commit: str
-    paths: tuple[str, ...]
+    connect_s: float = 10.0
+    read_s: float = 45.0
+    tries: int = 3
+    nice: int = 0
+    use_xet: bool = True
+
+
+class Call(_Message):
+    """Everything that a target's process needs; `parent` is the process that it lives with."""
+
+    target: TargetSettings
+    bounds: Bounds
+    order: Order
+    parent: int
+
+
+class Reply(BaseModel):
+    """What became of an order: as much as was done, and `fault` if that is not all.
+
+    Attributes:
+        account: account and place, after `prepare`.
+        revision, remotes: what `look` found, and at which commit.
+        commit, verified: the new commit, and which of `files` the target lists as they are here.
+        place: of the file that was fetched.
+    """
+
+    account: str = ""
+    revision: str | None = None
+    remotes: list[Remote] | None = None
+    commit: str | None = None
+    verified: list[str] = []
+    place: str = ""
+    fault: Fault | None = None
 
 
 class Target(Protocol):
     """A place for files. Every method may raise."""
 
-    def prepare(self, *, make: bool = True) -> Account:
-        """Check account and place. Safe to repeat.
+    def prepare(self, *, make: bool) -> str:
+        """Check account and place, and name them. Safe to repeat.
 
         Args:
             make: create the place if it does not exist; without, check instead that we may write to it.
@@ -112,15 +169,15 @@ class Target(Protocol):
         """Name of the newest commit, for `put`; None where the target has no commits."""
         ...
 
-    def look(self, paths: Sequence[str], revision: str | None = None) -> dict[str, Remote]:
-        """What is held under these paths; others are left out."""
+    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Remote]:
+        """What is held under these paths, others are left out; None for everything."""
         ...
 
-    def put(self, files: Sequence[Staged], message: str, parent: str | None) -> Receipt:
+    def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
         """Make files visible together, a manifest never before its checkpoint; none if `parent` is no longer the head.
 
         Returns:
-            what was made visible; a target may leave out files that do not fit into one commit.
+            the new commit.
 
         Raises:
             ChangedError: staged bytes were altered meanwhile; nothing was made visible.
@@ -131,27 +188,20 @@ class Target(Protocol):
         """Download one file into `folder`; the caller checks its bytes."""
         ...
 
-    def list(self, revision: str | None = None) -> list[Remote]:
-        """Everything held."""
-        ...
+
+def missing(files: Iterable[Staged], remotes: Mapping[str, Remote]) -> list[Staged]:
+    """Those that a target does not hold as they are here."""
+    return [
+        item
+        for item in files
+        if item.path not in remotes or not remotes[item.path].holds(item.size, item.sha256, item.git_sha1)
+    ]
 
 
-def target_kind(name: str) -> str:
-    """The name itself, if it is one of the registry.
-
-    Raises:
-        UserError: it is not.
-    """
-    if name not in TARGETS:
-        known = ", ".join(sorted(TARGETS))
-        raise UserError(f"UPLOAD_TARGET: unknown target {name!r:.80}; known: {known}", code="upload.unknown_target")
-    return name
-
-
-def open_target(settings: dict[str, Any]) -> Target:
-    """Open the target that `settings["kind"]` names."""
-    module, function = TARGETS[target_kind(settings["kind"])]
-    return cast(Callable[[dict[str, Any]], Target], getattr(importlib.import_module(module), function))(settings)
+def scrub(text: str, token: str | None = None) -> str:
+    """Text on one line without tokens and signatures, fit for a log."""
+    text = text.replace(token, "***") if token else text
+    return " ".join(_SECRET.sub(lambda found: (found[1] or found[2] or "") + "***", text).split())[:600]
 
 
 def safe_path(path: str) -> str:
@@ -167,6 +217,34 @@ def safe_path(path: str) -> str:
     return path
 
 
+def stamp_of(path: Path) -> Stamp:
+    """The ctime is in it, since a writer can set the mtime back."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def stage(path: str, source: Path) -> Staged:
+    """Hash a file. Read once, in pieces of 1 MiB, so that the uploader's memory stays small.
+
+    Raises:
+        ChangedError: it was written to meanwhile.
+    """
+    stamp = stamp_of(source)
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % stamp[0], usedforsecurity=False)
+    is_small = stamp[0] <= GIT_SHA1_LIMIT
+    with source.open("rb") as file:
+        while piece := file.read(1 << 20):
+            sha256.update(piece)
+            if is_small:
+                git.update(piece)
+    if stamp_of(source) != stamp:
+        raise ChangedError(path, "changed while it was read")
+    return Staged(
+        path=path, source=str(source.absolute()), size=stamp[0], sha256=sha256.hexdigest(),
+        git_sha1=git.hexdigest() if is_small else None, stamp=stamp,
+    )  # fmt: skip
+
+
 def require_unchanged(files: Sequence[Staged]) -> None:
     """Check that staged bytes are still those that were hashed; only a changed stamp costs a second reading.
 
@@ -176,33 +254,8 @@ def require_unchanged(files: Sequence[Staged]) -> None:
     for staged in files:
         place = Path(staged.source)
         try:
-            if stamp_of(place) != staged.stamp and digest_of(place) != staged.sha256:
-                raise ChangedError(staged.path)
-        except FileNotFoundError as error:
-            raise ChangedError(staged.path) from error
-
-
-def stamp_of(path: Path) -> Stamp:
-    """(size, mtime_ns, ctime_ns, inode): ctime too, since a writer can set the mtime back."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def digest_of(path: Path) -> str:
-    """Hex sha256, read in pieces of 1 MiB, so that the uploader's memory stays small."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def git_digest(path: Path, size: int) -> str | None:
-    """The name git gives these bytes, as the Hub lists small files; None for files too large to be listed so."""
-    if size > GIT_SHA1_LIMIT:
-        return None
-    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+            same = stamp_of(place) == staged.stamp or stage(staged.path, place).sha256 == staged.sha256
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise ChangedError(staged.path, "changed while it was uploaded")

@@ -1,8 +1,8 @@
 """The uploader: one loop that scans the output folder, uploads what the target lacks, and asks it what it holds.
 
 The scan is the truth about what there is, the target's listing about what arrived. The loop ends by one of three rules:
-`watch` when every run is complete and everything verified, `once` after one pass, `drain` when asked to stop. Every
-failure leads to one of four actions (`errors.ACTIONS`). Exit code 0 means that the target listed every file with its
+"watch" when every run is complete and everything verified, "once" after one pass, "drain" when asked to stop. Every
+failure leads to one of four actions (`target.ACTIONS`). Exit code 0 means that the target listed every file with its
 size and digest during this call.
 """
 
@@ -13,45 +13,41 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Literal
 
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.errors import UserError
-from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON
-from seqtrack.uploads.backoff import Backoff, Clock
-from seqtrack.uploads.client import ChildRunner, Runner, bounded
-from seqtrack.uploads.errors import Fault
-from seqtrack.uploads.scan import FileInfo, UploadUnit, scan
+from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, UPLOADS
+from seqtrack.uploads.backoff import NEVER, Backoff, Clock
+from seqtrack.uploads.client import ChildRunner, Runner, TargetClient
+from seqtrack.uploads.scan import UploadUnit, scan
 from seqtrack.uploads.settings import TargetSettings, UploadSettings
-from seqtrack.uploads.state import UploadState, VerifiedFile, load_state, state_folder, write_state
-from seqtrack.uploads.target import ChangedError, FileError, Remote, Staged, Stamp, digest_of, git_digest, stamp_of
+from seqtrack.uploads.state import UploadState, VerifiedFile, read_state, write_state
+from seqtrack.uploads.target import ChangedError, Fault, FileError, Order, Remote, Staged, stage, stamp_of
 
 logger = logging.getLogger(__name__)
 
 EXIT_ALL_UPLOADED, EXIT_INCOMPLETE = 0, 3
-_NEVER, _ALWAYS = float("-inf"), float("inf")
-_DRAIN_FAILURES = 3
+_ALWAYS = float("inf")
+_NICE = 19  # training comes first wherever both want the same core
 _QUIET = 3.0  # times settle_s: what a finished run still writes comes in pieces
-_COPY_LIMIT = 64 * 1024 * 1024  # a larger file is sent from where it is: a copy could fill the disk
-_ALONE_BYTES = 256 * 1024 * 1024  # a checkpoint this large does not wait for another
+_COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could fill the disk
+_ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
+_INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
 _MAX_FILES = 5000
 
 
-class DamagedError(FileError):
-    """A checkpoint's bytes are not those of its manifest."""
-
-
-@dataclass
 class Stop:
     """Set by SIGTERM and SIGINT."""
 
-    asked: threading.Event = field(default_factory=threading.Event)
+    def __init__(self) -> None:
+        self.asked = threading.Event()
 
     def listen(self) -> None:
         """Install the handlers; main thread only."""
@@ -60,16 +56,6 @@ class Stop:
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.asked.set()
-
-
-@dataclass
-class Trouble:
-    """Failures of one unit with these stamps; before `retry_at` (monotonic) it is quarantined."""
-
-    stamps: tuple[Stamp, ...]
-    attempts: int = 0
-    retry_at: float = _NEVER
-    line: str = ""
 
 
 class Uploader:
@@ -82,6 +68,7 @@ class Uploader:
 
     Raises:
         BlockingIOError: another uploader holds the lock.
+        UserError: there is no folder for copies and the state.
     """
 
     def __init__(
@@ -95,488 +82,397 @@ class Uploader:
         rng: random.Random | None = None,
         stop: Stop | None = None,
     ) -> None:
-        self._root, self._target, self._settings = root, target, settings
-        self._stop = stop or Stop()
+        self._root, self._settings, self._stop = root, settings, stop or Stop()
         self._clock = clock or Clock(sleep=self._stop_aware_sleep)
-        self._folder = state_folder(root)
-        if self._folder.parent != root:
-            logger.warning("nothing can be written to %s; status and copies go to %s", root, self._folder)
-        self._lock = _take_lock(self._folder)
-        shutil.rmtree(self._folder / "staging", ignore_errors=True)  # of a process that died
-        stored = load_state(self._folder)
-        if stored is None or stored.target_key != target.key:
-            stored = UploadState(target_key=target.key)
-        self.state = UploadState(
-            target=target.label, target_key=target.key, files=stored.files, last_commit=stored.last_commit
-        )
-        self._runner = runner or ChildRunner(self._folder, self._lock)
-        off = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE")
-        xet = target.kind == "huggingface" and not off
-        self.backoff = Backoff(settings, self._clock, rng or random.Random(), xet_allowed=xet)
+        self._folder, self._lock = _own_folder(root)
+        self._copies = self._folder / "staging"
+        shutil.rmtree(self._copies, ignore_errors=True)  # of a process that died
+        stored = read_state(root)
+        is_same = stored is not None and stored.target == target.label
+        self.state = UploadState(target=target.label, files=stored.files if stored and is_same else {})
+        self.backoff = Backoff(settings, self._clock, rng or random.Random())
+        runner = runner or ChildRunner(self._folder, self._lock)
+        self._client = TargetClient(target, settings, runner, self.backoff, nice=_NICE)
 
-        now = self._clock.monotonic()
-        self._began, self._progress_at, self._end = now, now, _ALWAYS
-        # A clock that was set back counts as a commit just now.
-        age = None if stored.last_commit is None else max(0.0, self._clock.wall() - stored.last_commit)
-        self._last_commit = _NEVER if age is None else now - age
+        self.units: dict[str, UploadUnit] = {}
+        self._mode: Literal["watch", "once", "drain"] = "watch"
+        self._began: float | None = None  # end of the first walk: a slow one is no time in which files settled
+        self._changed_at: float | None = None
+        self._deadline = _ALWAYS  # of "drain", and of "once" without progress
+        self._wanted: set[str] | None = None  # what one pass must upload
+        self._last_commit = NEVER
         self._prepared = False
         self._must_list = True  # the target must be asked for what is taken for verified
         self._final = False  # the listing before the end was asked for
-        self._ends: Callable[[float], int | None] = self._watch_ends
-        self._wanted: set[str] | None = None  # what one pass must upload
-        self._seen: dict[str, tuple[Stamp, float]] | None = None  # stamp, and since when it is this one
-        self._changed_at: float | None = None
-        self._trouble: dict[str, Trouble] = {}
-        self._num_copies = 0
-        self._digests: dict[str, Staged] = {}
-        self._log_sent: dict[str, float] = {}
-        self._waiting_since: dict[str, float] = {}
-        self._failures_before = 0  # when the drain began
-        self._written: tuple[float, dict[str, Any]] = (_NEVER, {})
-        self.ready: list[UploadUnit] = []
-        self._growing: list[UploadUnit] = []
-        self._settling: list[UploadUnit] = []
-        self._quarantined: list[UploadUnit] = []
+        self._unit_limit = _MAX_FILES  # halves while a batch is refused, until the file at fault is alone
+        self._written: tuple[float, object] = (NEVER, None)
 
     def __enter__(self) -> "Uploader":
         return self
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._lock)
+        if self._folder.parent != self._root:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     # ---- the loop and its three stop rules
     def run(self, *, once: bool = False) -> int:
-        """Upload until a stop rule ends it; returns the exit code."""
+        """Upload until a stop rule ends it; returns the exit code.
+
+        Raises:
+            UserError: one pass cannot reach the target because of this machine's set-up.
+        """
         if once:
-            self._ends, self._last_commit = self._once_ends, _NEVER
+            self._mode, self._deadline = "once", self._clock.monotonic() + self._settings.patience_s
         self._report("sending" if once else "watching")
         while True:
-            if self._stop.asked.is_set() and not self._is_draining:
-                self._begin_drain()
+            self._heed_stop()
             wait = self.step()
             self._report()
-            code = self._ends(wait)
+            code = self._exit_code(wait)
             if code is not None:
                 return self._close(code)
             self._clock.sleep(min(max(wait, 0.01), self._settings.poll_s))
 
-    @property
-    def _queue(self) -> list[UploadUnit]:
-        return self.ready + self._growing + self._settling + self._quarantined
+    def _in(self, *states: str) -> list[UploadUnit]:
+        return [unit for unit in self.units.values() if unit.state in states]
 
-    @property
-    def _is_draining(self) -> bool:
-        return self._ends == self._drain_ends
-
-    @property
-    def _is_watching(self) -> bool:
-        return self._ends == self._watch_ends
-
-    def _watch_ends(self, wait: float) -> int | None:
-        """When nothing more is to be expected: all runs complete, all files verified, and quiet for a while."""
+    def _exit_code(self, wait: float) -> int | None:
+        """None while there is something to do or to expect; `wait` seconds are until the next try."""
         now = self._clock.monotonic()
-        quiet_s = now - (self._changed_at if self._changed_at is not None else self._began)
-        # A finished phase 1 means nothing for a phase 2 that just starts, and comparing two finished runs takes
-        # the time to read all their checkpoints.
-        expecting = self._changed_at is None or _certificate_is_missing(self._root)
-        needed_s = self._settings.start_grace_s if expecting else _QUIET * self._settings.settle_s
-        if self._queue or self.state.problems or quiet_s < needed_s or not _all_runs_complete(self._root):
+        left = self._in("ready", "growing", "settling", "quarantined")
+        if self._wanted is not None:  # one pass; a log that grows is complete up to this call
+            left = [u for u in left if u.path in self._wanted and (u.state != "growing" or u.sent_at == NEVER)]
+        if self._mode != "watch":
+            if not left and not self.state.problems and not self._must_list:
+                return EXIT_ALL_UPLOADED
+            needs_a_person = self.backoff.fault is not None and self.backoff.fault.action == "person" and wait > 0.0
+            is_stuck = not self._must_list and all(unit.state == "quarantined" for unit in left)
+            return EXIT_INCOMPLETE if needs_a_person or is_stuck or now + wait >= self._deadline else None
+        if left or self.state.problems or not self._is_over(now):
             self._final = False
             return None
         if not self._final:
             self._final = self._must_list = True
-        if self._must_list:
-            return None
-        logger.info("every run is complete and every file is verified")
-        return EXIT_ALL_UPLOADED
+        return None if self._must_list else EXIT_ALL_UPLOADED
 
-    def _once_ends(self, wait: float) -> int | None:
-        """When what was there at the start is verified, or no progress is to be expected."""
-        if self._is_settling_at_start():
-            return None
-        if self._wanted is None:
-            self._wanted = {unit.path for unit in self._queue}
-        sent_logs = [unit for unit in self._growing if unit.path in self._log_sent]  # complete up to this call
-        left = [unit for unit in self._queue if unit.path in self._wanted and unit not in sent_logs]
-        if not left and not self.state.problems and not self._must_list:
-            return EXIT_ALL_UPLOADED
-        backoff = self.backoff
-        hopeless = backoff.fault is not None and backoff.fault.action == "person" and wait > 0.0
-        # One failure after an hour of uploading is no reason to give up.
-        since = max(self._progress_at, backoff.since) if backoff.failures else self._progress_at
-        late = self._clock.monotonic() + wait - since > self._settings.patience_s
-        unreachable = all(unit in self._quarantined for unit in left) and not self._must_list
-        return EXIT_INCOMPLETE if hopeless or late or unreachable else None
+    def _is_over(self, now: float) -> bool:
+        """Whether all runs are complete and nothing has happened for a while.
 
-    def _drain_ends(self, wait: float) -> int | None:
-        """When everything is verified, the grace is over, or the target fails again and again."""
-        if not self._queue and not self.state.problems and not self._must_list:
-            return EXIT_ALL_UPLOADED
-        unreachable = all(unit in self._quarantined for unit in self._queue) and not self._must_list
-        failing = self.backoff.failures - self._failures_before >= _DRAIN_FAILURES
-        late = self._clock.monotonic() + max(wait, 0.01) >= self._end
-        return EXIT_INCOMPLETE if unreachable or failing or late else None
+        A finished phase 1 means nothing for a phase 2 that just starts, and comparing two finished runs takes the time
+        to read all their checkpoints.
+        """
+        folders = list(self._root.glob("phase_*"))
+        is_compared = len(folders) < 2 or (self._root / COMPARISON / CERTIFICATE_FILE).exists()
+        is_short = self._changed_at is not None and is_compared
+        needed_s = _QUIET * self._settings.settle_s if is_short else self._settings.start_grace_s
+        since = self._changed_at if self._changed_at is not None else self._began
+        return bool(folders) and since is not None and now - since >= needed_s and all(map(_is_complete, folders))
 
-    def _begin_drain(self) -> None:
+    def _heed_stop(self) -> None:
+        if not self._stop.asked.is_set() or self._mode == "drain":
+            return
         logger.info("asked to stop; uploading what is left within %.0f s", self._settings.grace_s)
-        self._ends, self._must_list = self._drain_ends, True
-        self._end = min(self._end, self._clock.monotonic() + self._settings.grace_s)
-        self._last_commit = _NEVER
-        self._failures_before = self.backoff.failures
+        self._mode, self._must_list, self._last_commit = "drain", True, NEVER
+        self._deadline = self._clock.monotonic() + self._settings.grace_s
         if self.backoff.fault is None or self.backoff.fault.action != "wait":
-            self.backoff.until = _NEVER  # a last try does not wait for a back-off to end
+            self.backoff.until = NEVER  # a last try does not wait for a back-off to end
         self._report("draining")
 
     def _stop_aware_sleep(self, seconds: float) -> None:
-        if self._is_draining:
+        if self._mode == "drain":
             time.sleep(seconds)
         else:
             self._stop.asked.wait(seconds)
 
     def _close(self, code: int) -> int:
-        if code == EXIT_INCOMPLETE:
-            names = sorted({unit.path for unit in self._queue} | set(self.state.problems))
+        if code == EXIT_ALL_UPLOADED:
+            logger.info("every file is verified")
+        else:
+            left = self._in("ready", "growing", "settling", "quarantined")
+            names = sorted({unit.path for unit in left} | set(self.state.problems))
             fault = self.backoff.fault
             reason = f" ({fault.kind}: {fault.line})" if fault is not None else ""
             logger.error("%d files are not on the target: %s%s", len(names), ", ".join(names[:5]), reason)
-            for line in list(self.state.problems.values())[:20]:
-                logger.error("%s", line)
+            for path, line in self.state.problems.items():
+                logger.error("%s: %s", path, line)
         self._report("done" if code == EXIT_ALL_UPLOADED else "stopped")
+        if self._mode == "once" and self.backoff.fault is not None and self.backoff.fault.kind == "setup":
+            raise UserError(self.backoff.fault.line, code="upload.setup")
         return code
 
     # ---- one round
     def step(self) -> float:
         """One round; returns the seconds until the next is worth while."""
         self.look_around()
+        settings, now = self._settings, self._clock.monotonic()
         wait = self.backoff.wait_s()
-        if wait > 0.0 or self._is_settling_at_start():
-            return wait or self._settings.poll_s
-        batch = self._choose_batch()
+        if wait > 0.0:
+            return wait
+        # One pass gives existing files the time to settle, so that all of it can go in one commit.
+        is_early = self._began is not None and now - self._began < 2.0 * settings.settle_s
+        if self._mode == "once" and is_early and self._in("settling"):
+            return settings.poll_s
         # After a stop request the grace is too short to pace commits.
-        pause_s = 0.0 if self._is_draining else self._settings.min_commit_interval_s
-        paced = self._last_commit + pause_s - self._clock.monotonic()
-        if paced > 0.0:
-            batch = []
-        staged = self._stage(batch)
+        paced = 0.0 if self._mode == "drain" else self._last_commit + settings.min_commit_interval_s - now
+        staged = self._stage(self._choose_batch()) if paced <= 0.0 else []
         if staged or self._must_list:
             self._exchange(staged)
             self.look_around()
             return self.backoff.wait_s()
-        return max(self.backoff.wait_s(), paced if self.ready and not batch else self._settings.poll_s)
+        return max(paced, settings.poll_s) if self._in("ready") else settings.poll_s
 
     def look_around(self) -> None:
-        """Walk the folder and sort its units by what is to be done with them."""
-        found, now = scan(self._root), self._clock.monotonic()
-        before, self._seen = self._seen, {}
-        for item in (item for unit in found.units for item in unit.files):
-            known = before.get(item.path) if before is not None else None
-            self._seen[item.path] = known if known is not None and known[0] == item.stamp else (item.stamp, now)
-        if before is None:
-            self._began = now  # a slow first walk is no time in which files settled
-        elif before != self._seen:
-            self._changed_at = now
-        self.state.problems = dict(sorted(found.problems.items())[:20])
-        self.ready, self._growing, self._settling, self._quarantined = [], [], [], []
-        for unit in found.units:
-            if all(self._is_verified(item) for item in unit.files):
-                continue
-            trouble = self._trouble_of(unit)
-            if trouble.retry_at > now:
-                self._quarantined.append(unit)
-                self.state.problems[unit.path] = trouble.line
-            elif unit.is_checkpoint or now - self._seen[unit.path][1] >= self._settings.settle_s:
-                self.ready.append(unit)
+        """Walk the folder, and decide for each unit what is to be done with it."""
+        units, problems = scan(self._root)
+        now, before, self.units = self._clock.monotonic(), self.units, {}
+        is_news = before.keys() != {unit.path for unit in units}
+        for unit in units:
+            known = before.get(unit.path)
+            if known is not None and known.files == unit.files:
+                unit = known
             else:
-                (self._growing if unit.files[0].grows else self._settling).append(unit)
-        waiting = {unit.path for unit in self.ready + self._settling + self._quarantined}
-        self._waiting_since = {path: self._waiting_since.get(path, now) for path in waiting}
+                is_news = True
+                unit.since = unit.waiting_since = now
+                if known is not None:
+                    unit.sent_at, unit.waiting_since = known.sent_at, known.waiting_since
+            self.units[unit.path] = unit
+            unit.state = self._state_of(unit, now)
+            if unit.state in ("verified", "growing"):
+                unit.waiting_since = now
+            elif unit.state == "quarantined":
+                problems[unit.path] = unit.problem
+        if self._began is None:
+            self._began = now
+            self._wanted = set(self.units) if self._mode == "once" else None
+        elif is_news:
+            self._changed_at = now
+        self.state.problems = dict(sorted(problems.items())[:20])
+
+    def _state_of(
+        self, unit: UploadUnit, now: float
+    ) -> Literal["verified", "ready", "growing", "settling", "quarantined"]:
+        known = [self.state.files.get(path) for path in unit.files]
+        if [one and one.stamp for one in known] == list(unit.files.values()):
+            return "verified"
+        if unit.retry_at > now:
+            return "quarantined"
+        if unit.is_checkpoint or now - unit.since >= self._settings.settle_s:
+            return "ready"
+        return "growing" if unit.grows else "settling"
 
     def oldest_age_s(self) -> float:
         """Seconds for which the oldest file that does not grow has waited."""
         now = self._clock.monotonic()
-        return max((now - since for since in self._waiting_since.values()), default=0.0)
-
-    def _is_verified(self, item: FileInfo) -> bool:
-        known = self.state.files.get(item.path)
-        return known is not None and known.stamp == item.stamp
-
-    def _trouble_of(self, unit: UploadUnit) -> Trouble:
-        stamps = tuple(item.stamp for item in unit.files)
-        trouble = self._trouble.get(unit.path)
-        if trouble is None or trouble.stamps != stamps:
-            trouble = self._trouble[unit.path] = Trouble(stamps)
-        return trouble
-
-    def _is_settling_at_start(self) -> bool:
-        """One pass gives existing files the time to settle, so that all of it can go in one commit."""
-        early = self._clock.monotonic() - self._began < 2.0 * self._settings.settle_s
-        return self._ends == self._once_ends and self._wanted is None and bool(self._settling) and early
+        return max((now - unit.waiting_since for unit in self.units.values()), default=0.0)
 
     def _choose_batch(self) -> list[UploadUnit]:
-        now, interval = self._clock.monotonic(), self._settings.log_interval_s
-        every_log = not self._is_watching or any(unit.is_checkpoint for unit in self.ready)
-        logs = [u for u in self._growing if every_log or now - self._log_sent.get(u.path, self._began) >= interval]
-        if not self._is_watching:  # a log that still grows goes once
-            logs = [unit for unit in logs if self._is_draining or unit.path not in self._log_sent]
-        suspects = {path for path, one in self._trouble.items() if one.attempts >= self._settings.tries_per_file}
-        return choose_batch(
-            self.ready,
-            logs,
-            max_bytes=self._settings.batch_mb * 2**20,
-            unit_limit=self.backoff.unit_limit,
-            suspects=suspects,
-        )
+        now, interval, ready = self._clock.monotonic(), self._settings.log_interval_s, self._in("ready")
+        logs = self._in("growing")
+        if self._mode != "watch":  # a log that still grows goes once
+            logs = [unit for unit in logs if unit.sent_at == NEVER]
+        elif not any(unit.is_checkpoint for unit in ready):
+            logs = [unit for unit in logs if now - max(unit.sent_at, self._began or now) >= interval]
+        untroubled = [unit for unit in ready if unit.attempts < self._settings.tries_per_file]
+        max_bytes = self._settings.batch_mb * 2**20
+        return choose_batch(untroubled or ready, logs, max_bytes=max_bytes, unit_limit=self._unit_limit)
 
     def _stage(self, batch: Sequence[UploadUnit]) -> list[tuple[UploadUnit, list[Staged]]]:
         """Hash the files of a batch, and copy those that may change; units that cannot be had are left out."""
         staged: list[tuple[UploadUnit, list[Staged]]] = []
-        for unit in batch:
+        for number, unit in enumerate(batch):
             try:
-                staged.append((unit, self._stage_unit(unit)))
-                self.state.local_fault = None
-            except ChangedError as error:
-                logger.debug("%s; looked at again later", error)
-            except DamagedError as error:
-                logger.error("%s; it is not uploaded", error)
-                self._trouble_of(unit).line, self._trouble_of(unit).retry_at = str(error), _ALWAYS
-            except FileNotFoundError:
-                continue  # superseded or removed since the walk
+                staged.append((unit, self._stage_unit(unit, self._copies / str(number))))
+            except (ChangedError, FileNotFoundError):
+                continue  # looked at again later
+            except FileError as error:
+                self._quarantine(unit, str(error), _ALWAYS)
             except OSError as error:
-                line = f"{unit.path} cannot be staged ({error.strerror or error})"
-                if self.state.local_fault != line:
-                    logger.error("%s", line)
-                self.state.local_fault = line
-                if not staged:
-                    self.backoff.record_failure(Fault("local", line), num_units=0)
-                break
+                self._quarantine(unit, f"cannot be staged ({error.strerror or error})", self._settings.slow_retry_s)
         return staged
 
-    def _stage_unit(self, unit: UploadUnit) -> list[Staged]:
-        """The unit's files, hashed.
+    def _stage_unit(self, unit: UploadUnit, copy: Path) -> list[Staged]:
+        """The unit's files, hashed. A checkpoint has its final name for good and is sent from where it is.
 
         Raises:
             ChangedError: a file is no longer the one that was found; look again later.
-            DamagedError: the bytes are not those of the manifest.
+            FileError: the bytes are not those of the manifest.
             OSError: no space, no permission, file gone.
         """
-        if unit.expected is not None and unit.files[0].size != unit.expected[0]:
-            raise DamagedError(unit.path, f"{unit.files[0].size} bytes, where its manifest has {unit.expected[0]}")
-        files = [
-            self._stage_file(item, copy=not unit.is_checkpoint and item.size <= _COPY_LIMIT) for item in unit.files
-        ]
-        if unit.expected is not None and files[0].sha256 != unit.expected[1]:
-            raise DamagedError(unit.path, "its sha256 is not that of its manifest")
-        return files
+        if unit.grows or (not unit.is_checkpoint and unit.size <= _COPY_LIMIT):
+            source = self._root / unit.path
+            copy.parent.mkdir(exist_ok=True)
+            # What is added to a log meanwhile belongs to the next copy.
+            with source.open("rb") as reader, copy.open("wb") as writer:
+                left = unit.size
+                while left > 0 and (piece := reader.read(min(left, 1 << 20))):
+                    writer.write(piece)
+                    left -= len(piece)
+            if not unit.grows and stamp_of(source) != unit.files[unit.path]:
+                raise ChangedError(unit.path, "changed while it was copied")
+            return [stage(unit.path, copy)]
+        if not unit.digests:
+            unit.digests = [stage(path, self._root / path) for path in unit.files]
+        if [item.stamp for item in unit.digests] != list(unit.files.values()):
+            unit.digests = []
+            raise ChangedError(unit.path, "changed since it was found")
+        first = unit.digests[0]
+        if unit.expected is not None and (first.size, first.sha256) != unit.expected:
+            raise FileError(unit.path, f"{first.size} bytes of sha256 {first.sha256} are not those of its manifest")
+        return unit.digests
 
-    def _stage_file(self, item: FileInfo, *, copy: bool) -> Staged:
-        """Hash a file, or a copy of one that may be written over.
-
-        A checkpoint has its final name for good and is sent from where it is; its stamp is compared before anything
-        becomes visible.
-        """
-        source = place = self._root / item.path
-        if copy:
-            self._num_copies += 1
-            place = self._folder / "staging" / str(self._num_copies)
-            place.parent.mkdir(exist_ok=True)
-            _copy_head(source, place, item.size)
-            if not item.grows and stamp_of(source) != item.stamp:
-                raise ChangedError(item.path)
-        elif (known := self._digests.get(item.path)) is not None and known.stamp == item.stamp:
-            return known  # a second try need not read a gigabyte again
-        stamp = stamp_of(place)
-        staged = Staged(item.path, str(place), stamp[0], digest_of(place), git_digest(place, stamp[0]), stamp)
-        if stamp_of(place) != stamp or stamp[0] != item.size or not (copy or stamp == item.stamp):
-            raise ChangedError(item.path)
-        if not copy:
-            self._digests[item.path] = staged
-        return staged
+    def _quarantine(self, unit: UploadUnit, problem: str, pause_s: float) -> None:
+        logger.error("%s is not uploaded: %s", unit.path, problem)
+        unit.problem, unit.retry_at = problem, self._clock.monotonic() + pause_s
 
     # ---- one order
     def _exchange(self, units: list[tuple[UploadUnit, list[Staged]]]) -> None:
         """Have the target list what is taken for verified, where that is due, and take a batch."""
         files = [staged for _, group in units for staged in group]
-        listing = sorted(self.state.files.keys() & (self._seen or {}).keys()) if self._must_list else []
-        confirmed: set[str] = set()
-        commit: str | None = None
-
-        def on_event(event: dict[str, Any]) -> None:
-            nonlocal commit
-            kind = event["event"]
-            if kind == "prepared":
-                logger.info("uploading to %s as %s", event["place"], event["name"])
-                self._prepared = True
-            elif kind == "listed":
-                self._compare(listing, {item["path"]: Remote(**item) for item in event["remotes"]})
-            elif kind == "committed":
-                commit = event["commit"]
-                self._last_commit, self.state.last_commit = self._clock.monotonic(), self._clock.wall()
-                self._report(durable=True)
-            else:
-                confirmed.update(event["paths"])
-
-        message = f"Add {files[0].path}" + (f" and {len(files) - 1} more" if len(files) > 1 else "") if files else ""
-        order = {"operation": "push", "files": [asdict(item) for item in files], "message": message, "look": listing}
-        if not self._prepared:
-            order["prepare"] = "make"
-        num_bytes = sum(item.size for item in files)
-        whole, deadline_s = bounded(
-            {**order, "use_xet": self.backoff.use_xet},
-            self._target,
-            self._settings,
-            num_bytes=num_bytes,
-            timeout_factor=self.backoff.timeout_factor,
+        here = {path for unit in self.units.values() for path in unit.files}
+        known = sorted(self.state.files.keys() & here) if self._must_list else []
+        order = Order(
+            prepare=None if self._prepared else "make",
+            look=tuple(known),
+            files=tuple(files),
+            message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
         )
-        outcome = self._runner.run(whole, deadline_s=deadline_s, on_event=on_event, tick=self._tick)
-        shutil.rmtree(self._folder / "staging", ignore_errors=True)
-        if confirmed:
-            self._record(units, confirmed, commit)
-            logger.info("%d files (%.1f MB) are on the target and verified", len(confirmed), num_bytes / 1e6)
-        if outcome.fault is not None:
-            # Trouble with the account or the listing is no file's.
-            self._react(outcome.fault, units if self._prepared and not self._must_list else [])
-        else:
-            self._must_list = False
+        num_bytes, must_list = sum(item.size for item in files), self._must_list
+        reply = self._client.send(order, num_bytes, self._tick)
+        shutil.rmtree(self._copies, ignore_errors=True)
+        if reply.account and not self._prepared:
+            logger.info("uploading to %s", reply.account)
+            self._prepared = True
+        if reply.remotes is not None:
+            self._forget_lost(known, {item.path: item for item in reply.remotes})
+        if reply.commit is not None:
+            self._last_commit = self._clock.monotonic()
+        if reply.verified:
+            self._record(units, set(reply.verified), reply.commit)
+        if reply.fault is None:
+            self._must_list = self._must_list and not must_list
+            self._unit_limit = min(_MAX_FILES, 2 * self._unit_limit)
             self.backoff.record_success()
+        else:
+            # Trouble with the account or the listing is no file's.
+            self._react(reply.fault, units if self._prepared and (reply.remotes is not None or not known) else [])
+        if self._mode == "once" and (reply.verified or self.backoff.failures == 1):
+            # One failure after an hour of uploading is no reason to give up.
+            self._deadline = self._clock.monotonic() + self._settings.patience_s
 
-    def _compare(self, paths: Sequence[str], remotes: dict[str, Remote]) -> None:
-        """Forget what the target does not hold any longer: it is uploaded again."""
+    def _forget_lost(self, known: Sequence[str], remotes: dict[str, Remote]) -> None:
+        """What the target does not hold any longer is uploaded again."""
         lost = []
-        for path in paths:
-            known = self.state.files[path]
-            if path not in remotes or not remotes[path].holds(known.stamp[0], known.sha256, known.git_sha1):
+        for path in known:
+            file = self.state.files[path]
+            if path not in remotes or not remotes[path].holds(file.stamp[0], file.sha256, file.git_sha1):
                 lost.append(path)
                 del self.state.files[path]
         if lost:
             logger.warning("%d files are missing or differ on the target, such as %s", len(lost), lost[0])
             self._report(durable=True)
-        self._must_list = False
 
-    def _record(self, units: list[tuple[UploadUnit, list[Staged]]], confirmed: set[str], commit: str | None) -> None:
+    def _record(self, units: list[tuple[UploadUnit, list[Staged]]], verified: set[str], commit: str | None) -> None:
         for unit, group in units:
-            for item, staged in zip(unit.files, group, strict=True):
-                if item.path in confirmed:
+            for item in group:
+                if item.path in verified:
                     self.state.files[item.path] = VerifiedFile(
-                        stamp=item.stamp, sha256=staged.sha256, git_sha1=staged.git_sha1, commit=commit
+                        stamp=unit.files[item.path], sha256=item.sha256, git_sha1=item.git_sha1, commit=commit
                     )
-                    self._digests.pop(item.path, None)
-                    self._log_sent[item.path] = self._clock.monotonic()
-            if unit.path in confirmed:
-                self._trouble.pop(unit.path, None)
-        self.state.last_success, self._progress_at = self._clock.wall(), self._clock.monotonic()
+                    unit.attempts, unit.digests, unit.sent_at = 0, [], self._clock.monotonic()
+        self.state.last_success = self._clock.wall()
         self._report(durable=True)
+        logger.info("%d files are on the target and verified", len(verified))
 
     def _react(self, fault: Fault, units: list[tuple[UploadUnit, list[Staged]]]) -> None:
         """Act on a failed order; a unit that is refused again and again is quarantined."""
-        self.backoff.record_failure(fault, num_units=len(units))
+        self.backoff.record_failure(fault)
         if fault.kind == "repository":
             # What was verified may be gone with the repo.
             self._prepared, self.state.files = False, {}
             self._report(durable=True)
         guilty = [unit for unit, group in units if fault.path in {staged.path for staged in group}]
-        if not guilty and len(units) == 1 and fault.kind in ("refused", "died"):
-            guilty = [units[0][0]]
+        if not guilty and fault.kind == "refused":
+            self._unit_limit = max(1, len(units) // 2)
+            guilty = [units[0][0]] if len(units) == 1 else []
         for unit in guilty:
-            trouble = self._trouble_of(unit)
-            trouble.attempts, trouble.line = trouble.attempts + 1, fault.line
-            if fault.action == "quarantine" and trouble.attempts >= self._settings.tries_per_file:
-                logger.error("%s is quarantined: %s", unit.path, fault.line)
-                pause_s = max(self._settings.slow_retry_s, self._settings.backoff_cap_s)
-                trouble.retry_at = self._clock.monotonic() + pause_s
-                self.backoff.unit_limit, self.backoff.until = None, _NEVER
+            unit.attempts += 1
+            if fault.action == "quarantine" and unit.attempts >= self._settings.tries_per_file:
+                self._quarantine(unit, fault.line, max(self._settings.slow_retry_s, self._settings.backoff_cap_s))
+                self._unit_limit, self.backoff.until = _MAX_FILES, NEVER
 
     # ---- the status file
     def _tick(self) -> bool:
         """Called while an order is carried out: keep the heartbeat, and end the order when the grace is over."""
-        if self._stop.asked.is_set() and self._end == _ALWAYS:
-            self._end = self._clock.monotonic() + self._settings.grace_s
+        self._heed_stop()
         self._report()
-        return self._clock.monotonic() >= self._end
+        return self._mode == "drain" and self._clock.monotonic() >= self._deadline
 
     def _report(self, phase: str | None = None, *, durable: bool = False) -> None:
         """Write the status file when it has news, and as a heartbeat."""
         state, now = self.state, self._clock.monotonic()
+        left = self._in("ready", "growing", "settling", "quarantined")
         state.state, state.time = phase or state.state, self._clock.wall()
-        state.queue = sum(len(unit.files) for unit in self._queue)
-        state.queue_bytes = sum(unit.size for unit in self._queue)
-        state.verified = len(state.files)
-        state.oldest_age_s = round(self.oldest_age_s(), 1)
+        state.queue, state.queue_bytes = sum(len(unit.files) for unit in left), sum(unit.size for unit in left)
+        state.verified, state.oldest_age_s = len(state.files), round(self.oldest_age_s(), 1)
         state.failures, state.fault = self.backoff.failures, self.backoff.fault
         news = state.model_dump(exclude={"time", "oldest_age_s", "files"})
         if not durable and news == self._written[1] and now - self._written[0] < self._settings.heartbeat_s / 6.0:
             return
+        self._written = (now, news)
         try:
             write_state(self._folder, state, durable=durable)
         except OSError as error:
-            # A full disk is when uploads matter most: continue from memory.
-            line = f"{self._folder} cannot be written ({error.strerror or error})"
-            if durable and state.local_fault is None:
-                state.local_fault = line
-                logger.warning("%s", line)
-        self._written = (now, news)
+            # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat.
+            if durable:
+                logger.warning("%s cannot be written (%s)", self._folder, error.strerror or error)
 
 
 def choose_batch(
-    ready: Iterable[UploadUnit],
-    logs: Iterable[UploadUnit],
-    *,
-    max_bytes: float,
-    unit_limit: int | None,
-    suspects: set[str],
+    ready: Sequence[UploadUnit], logs: Sequence[UploadUnit], *, max_bytes: float, unit_limit: int
 ) -> list[UploadUnit]:
-    """The next batch: the newest checkpoint first, small files with it, and growing logs.
-
-    Suspects, named in failure after failure, go only when there are no others.
-    """
-    units = sorted(ready, key=lambda unit: (not unit.is_checkpoint, -max(f.stamp[1] for f in unit.files), unit.path))
+    """The next batch: the newest checkpoint first, small files with it, and growing logs."""
+    units = sorted(ready, key=lambda u: (not u.is_checkpoint, -max(s[1] for s in u.files.values()), u.path))
     batch: list[UploadUnit] = []
-    size, checkpoint_bytes = 0, 0
-    for unit in [unit for unit in units if unit.path not in suspects] or units:
-        crowded = unit.is_checkpoint and checkpoint_bytes and checkpoint_bytes + unit.size >= _ALONE_BYTES
-        if batch and (crowded or size + unit.size > max_bytes):
+    size = checkpoint_bytes = inline = 0
+    for unit in [*units, *logs]:
+        own_inline = sum(stamp[0] for stamp in unit.files.values() if stamp[0] <= _INLINE_BYTES)
+        is_crowded = unit.is_checkpoint and checkpoint_bytes and checkpoint_bytes + unit.size >= _ALONE_BYTES
+        if batch and (is_crowded or size + unit.size > max_bytes or inline + own_inline > _INLINE_LIMIT):
             continue
         checkpoint_bytes += unit.size if unit.is_checkpoint else 0
+        size, inline = size + unit.size, inline + own_inline
         batch.append(unit)
-        size += unit.size
-        if len(batch) >= (unit_limit or _MAX_FILES):
-            return batch
-    return batch + [unit for unit in logs if unit_limit is None]
+    return batch[:unit_limit]
 
 
-def _copy_head(source: Path, place: Path, size: int) -> None:
-    """Copy the first `size` bytes: what is added to a log meanwhile belongs to the next copy."""
-    with source.open("rb") as reader, place.open("wb") as writer:
-        while size > 0 and (piece := reader.read(min(size, 1 << 20))):
-            writer.write(piece)
-            size -= len(piece)
-
-
-def _take_lock(folder: Path) -> int:
-    """One uploader per output folder.
+def _own_folder(root: Path) -> tuple[Path, int]:
+    """The uploader's own folder and its lock; a temporary one where nothing can be written to the output folder.
 
     Raises:
-        BlockingIOError: another one holds it.
+        BlockingIOError: another uploader holds the lock.
+        UserError: neither can be used.
     """
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    folder = root / UPLOADS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="seqtrack-uploads-"))
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as other:
+            text = f"nothing can be written to {root} ({error.strerror}), nor to TMPDIR ({other.strerror})"
+            raise UserError(text, code="upload.state_folder") from None
+        logger.warning("%s cannot be used (%s); status and copies go to %s", root / UPLOADS, error.strerror, folder)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            logger.warning("%s cannot be locked (%s); start no second uploader", folder, error.strerror)
-            return lock
-        os.close(lock)
-        raise
-    return lock
-
-
-def _certificate_is_missing(root: Path) -> bool:
-    """Whether there are two runs and no certificate of their comparison yet."""
-    return len(list(root.glob("phase_*/run.json"))) > 1 and not (root / COMPARISON / CERTIFICATE_FILE).exists()
-
-
-def _all_runs_complete(root: Path) -> bool:
-    folders = list(root.glob("phase_*"))
-    return bool(folders) and all(map(_is_complete, folders))
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            os.close(lock)
+            raise
+        logger.warning("%s cannot be locked (%s); start no second uploader", folder, error.strerror)
+    return folder, lock
 
 
 def _is_complete(folder: Path) -> bool:

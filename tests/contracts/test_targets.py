@@ -4,25 +4,19 @@ Each order goes through the same child process as in the sidecar.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from uploads.harness import REPO, TOKEN, content
 from uploads.hub_server import Hub
 
-from seqtrack.uploads.client import ChildRunner, Outcome
-from seqtrack.uploads.target import Remote, Staged, digest_of, git_digest, stamp_of
+from seqtrack.uploads.client import ChildRunner
+from seqtrack.uploads.settings import TargetSettings
+from seqtrack.uploads.target import Bounds, Call, Order, Reply, Staged, missing, stage
 
-Perform = Callable[..., Outcome]
-
-
-def staged(place: Path, path: str) -> dict[str, Any]:
-    """A file as staging would hand it over."""
-    stamp = stamp_of(place)
-    return asdict(Staged(path, str(place), stamp[0], digest_of(place), git_digest(place, stamp[0]), stamp))
+Perform = Callable[..., Reply]
 
 
 @pytest.fixture(params=["folder", "huggingface"])
@@ -36,81 +30,73 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     state = tmp_path / "state"
     state.mkdir()
-    limits = {"connect_s": 5.0, "read_s": 10.0, "tries": 1}
     place = {"folder": str(tmp_path / "backup"), "huggingface": REPO}[request.param]
-    target = {"kind": request.param, "place": place, "endpoint": hub.endpoint, "private": True, **limits}
+    target = TargetSettings(kind=request.param, place=place, endpoint=hub.endpoint)
 
-    def order(operation: str, *, events: list[dict[str, Any]] | None = None, **values: Any) -> Outcome:
-        heard: list[dict[str, Any]] = [] if events is None else events
-        values = {"operation": operation, "target": target, "tries": 1, "nice": 0, "message": "test", **values}
-        return ChildRunner(state).run(values, deadline_s=30, on_event=heard.append, tick=lambda: False)
+    def carry_out(**values: object) -> Reply:
+        order, bounds = Order(message="test", **values), Bounds(connect_s=5, read_s=10, tries=1)  # type: ignore[arg-type]
+        call = Call(target=target, bounds=bounds, order=order, parent=os.getpid())
+        return ChildRunner(state).run(call, deadline_s=30, tick=lambda: False)
 
-    assert order("push", prepare="make").fault is None
-    yield order
+    assert carry_out(prepare="make").fault is None
+    yield carry_out
     assert hub.violations == []
     hub.stop()
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[dict[str, Any]]:
+def files(tmp_path: Path) -> tuple[Staged, ...]:
     """A large file, a small one with an awkward name, and an empty one."""
     folder = tmp_path / "private"
     folder.mkdir()
-    names = {"a.safetensors": 300_000, "b": 1_000, "c": 0}
-    for name, size in names.items():
-        (folder / name).write_bytes(content(size, name))
-    text = folder / "b"
-    text.write_text("text " * 100)
-    return [
-        staged(folder / "a.safetensors", "phase_1/checkpoints/SEQTRACK_ep0001.safetensors"),
-        staged(text, "phase_1/logs/größer als sonst.log"),
-        staged(folder / "c", "phase_1/empty.txt"),
-    ]
+    (folder / "a.safetensors").write_bytes(content(300_000, "a"))
+    (folder / "b").write_text("text " * 100)
+    (folder / "c").write_bytes(b"")
+    return (
+        stage("phase_1/checkpoints/SEQTRACK_ep0001.safetensors", folder / "a.safetensors"),
+        stage("phase_1/logs/größer als sonst.log", folder / "b"),
+        stage("phase_1/empty.txt", folder / "c"),
+    )
 
 
-def listed(outcome: Outcome) -> dict[str, Remote]:
-    assert outcome.done is not None, outcome.fault
-    return {item["path"]: Remote(**item) for item in outcome.done["remotes"]}
-
-
-def test_what_was_put_is_listed_fetched_and_not_put_again(
-    perform: Perform, files: list[dict[str, Any]], tmp_path: Path
+def test_what_was_put_is_listed_with_its_own_digest_and_not_put_again(
+    perform: Perform, files: tuple[Staged, ...]
 ) -> None:
-    events: list[dict[str, Any]] = []
-    assert perform("push", files=files, events=events).fault is None
-    paths = [item["path"] for item in files]
-    assert [event["paths"] for event in events if event["event"] == "verified"] == [paths]
-    remotes = listed(perform("look", paths=[*paths, "phase_1/never.txt"]))
-    assert set(remotes) == set(paths)
-    everything = perform("list")
-    assert set(paths) <= set(listed(everything))
-    for item in files:
-        assert remotes[item["path"]].holds(item["size"], item["sha256"], item["git_sha1"])
-        assert not remotes[item["path"]].holds(item["size"], "0" * 64, "0" * 40)
-        revision = everything.done["revision"]
-        outcome = perform("fetch", path=item["path"], revision=revision, folder=str(tmp_path / "state"))
-        assert outcome.done is not None, outcome.fault
-        assert hashlib.sha256(Path(outcome.done["place"]).read_bytes()).hexdigest() == item["sha256"]
-    events.clear()
-    assert perform("push", files=files, events=events).fault is None
-    assert [event["event"] for event in events] == ["already", "verified"]
+    paths = [item.path for item in files]
+    first, second = perform(files=files), perform(files=files)
+    assert (first.fault, first.verified, bool(first.commit)) == (None, paths, True)
+    assert (second.fault, second.verified, second.commit) == (None, paths, None)
+    found = {item.path: item for item in perform(look=[*paths, "phase_1/never.txt"]).remotes or []}
+    assert set(found) == set(paths)
+    assert missing(files, found) == []
+    others = [item.model_copy(update={"sha256": "0" * 64, "git_sha1": "0" * 40}) for item in files]
+    assert missing(others, found) == others
+    assert set(paths) <= {item.path for item in perform(look="all").remotes or []}
 
 
 def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
-    perform: Perform, files: list[dict[str, Any]]
+    perform: Perform, files: tuple[Staged, ...]
 ) -> None:
-    with Path(files[1]["source"]).open("r+b") as file:
+    with Path(files[1].source).open("r+b") as file:
         file.write(b"TEXT")  # as many bytes as before: only their digest can tell
-    outcome = perform("push", files=files)
-    assert outcome.fault is not None
-    assert outcome.fault.kind == "changed"
-    assert listed(perform("look", paths=[item["path"] for item in files])) == {}
+    fault = perform(files=files).fault
+    assert fault is not None and fault.kind == "changed"
+    assert perform(look=[item.path for item in files]).remotes == []
+
+
+def test_what_is_fetched_is_what_was_put(perform: Perform, files: tuple[Staged, ...], tmp_path: Path) -> None:
+    assert perform(files=files).fault is None
+    revision = perform(look="all").revision
+    for item in files:
+        reply = perform(fetch=item.path, revision=revision, folder=str(tmp_path / "state"))
+        assert reply.fault is None
+        assert hashlib.sha256(Path(reply.place).read_bytes()).hexdigest() == item.sha256
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "phase_1/../../outside"])
 def test_a_name_that_leaves_the_place_is_refused(
-    perform: Perform, files: list[dict[str, Any]], name: str, tmp_path: Path
+    perform: Perform, files: tuple[Staged, ...], name: str, tmp_path: Path
 ) -> None:
-    assert perform("push", files=[{**files[0], "path": name}]).fault is not None
-    assert perform("fetch", path=name, revision=None, folder=str(tmp_path / "state")).fault is not None
+    assert perform(files=[files[0].model_copy(update={"path": name})]).fault is not None
+    assert perform(fetch=name, folder=str(tmp_path / "state")).fault is not None
     assert not (tmp_path / "outside").exists()

@@ -1,6 +1,6 @@
 """What these tests share: demo data, one undisturbed run, each made once a session; a Hub and an output folder."""
 
 from runs import demo_data, uninterrupted
-from uploads.fixtures import hub, output
+from uploads.harness import hub, output
 
 __all__ = ["demo_data", "hub", "output", "uninterrupted"]

@@ -47,7 +47,7 @@ def digests(output: Path) -> dict[int, str]:
 
 def test_training_deletes_what_the_hub_holds_and_nothing_else(hub: Hub, both: dict[str, str], running: Running) -> None:
     output = Path(both["OUTPUT_DIR"])
-    with uploader_process(environ(hub, output)) as sending:
+    with uploader_process(hub, output) as sending:
         assert running.until(lambda: (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.json").exists())
         running.signal(signal.SIGSTOP)
         early = digests(output)

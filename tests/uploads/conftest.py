@@ -1,5 +1,5 @@
 """Fixtures of the uploader's unit tests."""
 
-from uploads.fixtures import hub, inline, output
+from uploads.harness import hub, inline, output
 
 __all__ = ["hub", "inline", "output"]

@@ -1,13 +1,12 @@
-"""What the uploader's tests share: an output folder as training writes it, the uploader in a thread or as a process.
+"""What the uploader's tests share: a Hub, an output folder as training writes it, and the uploader at work.
 
-Times are scaled by UPLOAD_TUNING. Where processes are not the subject the uploader runs in a thread and its orders in
-this process: the real loop, the real client, a real server. `process=True` starts it as users do.
+Where processes are not the subject, the uploader runs in the test itself: the real loop, the real client and a real
+server, but a clock that only moves when the loop sleeps. `uploader_process` starts it as users do.
 """
 
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import random
 import signal
@@ -15,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from uploads.hub_server import Hub
@@ -28,51 +27,59 @@ from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.config.environment import read_environment
 from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.child import perform
-from seqtrack.uploads.client import Outcome
-from seqtrack.uploads.errors import Fault
 from seqtrack.uploads.settings import choose_target, read_settings
+from seqtrack.uploads.target import Call, Reply
 from seqtrack.uploads.uploader import Stop, Uploader
 
 REPO = "me/run"
 TOKEN = "hf_writewritewritewrite"
 PATIENCE_S = 120.0  # no test is about time: a loaded machine may take as long as this
 ROOT = Path(__file__).resolve().parents[2]
+# Of processes, which have a real clock.
 FAST: dict[str, float] = {
     "min_commit_interval_s": 0.2,
     "poll_s": 0.05,
     "settle_s": 0.2,
     "start_grace_s": 0.5,
-    "grace_s": 120,
     "patience_s": 20,
     "deadline_s": 20,
-    "read_timeout_s": 5,
-    "connect_timeout_s": 5,
-    "request_tries": 1,
     "backoff_s": 0.05,
     "backoff_cap_s": 0.5,
     "slow_retry_s": 0.5,
-    "commit_limit_wait_s": 1,
     "heartbeat_s": 5,
 }
+# Of the uploader in the test: what is real time there.
+REAL: dict[str, float] = {"read_timeout_s": 5, "connect_timeout_s": 5, "request_tries": 1}
 
 
-def environ(hub: Hub, output: Path, *, variables: dict[str, str] | None = None, **tuning: float) -> dict[str, str]:
-    """Environment of an uploader that talks to `hub`; `tuning` has fields of `UploadSettings`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "UPLOAD_", "SEQTRACK_"))}
-    token = output.parent / "token"
-    if not token.exists():
-        token.write_text(TOKEN + "\n")
-    mine = {
-        "OUTPUT_DIR": str(output),
-        "HF_REPO": REPO,
-        "HF_TOKEN_PATH": str(token),
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(output.parent / "hf"),
-        "PYTHONPATH": str(ROOT),
-        "UPLOAD_TUNING": json.dumps({**FAST, **tuning}),
-    }
-    return {**kept, **mine, **(variables or {})}
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A running server of its own for each test."""
+    server = Hub().start()
+    yield server
+    server.clear()
+    server.stop()
+    server.discard()
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads in this process: the real client without the process around it."""
+    monkeypatch.setattr("seqtrack.uploads.client.ChildRunner", InlineRunner)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    disable_progress_bars()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An output folder as training leaves it in the middle of a run: seven files."""
+    folder = tmp_path / "output"
+    checkpoint(folder, 1)
+    checkpoint(folder, 2)
+    put(folder / "phase_1" / "logs" / "metrics.jsonl", b'{"type": "epoch", "epoch": 1}\n')
+    put(folder / "phase_1" / "plots" / "phase_1_loss.png", b"\x89PNG" + bytes(range(256)))
+    put(folder / "phase_1" / "config.yaml", b"TRAIN:\n  EPOCH: 2\n")
+    return folder
 
 
 def content(size: int, seed: object) -> bytes:
@@ -113,59 +120,110 @@ def finish(output: Path, phase: int = 1, state: str = "complete") -> Path:
     return put(output / f"phase_{phase}" / "run.json", json.dumps(values).encode())
 
 
+def environ(hub: Hub, output: Path, *, variables: dict[str, str] | None = None, **tuning: float) -> dict[str, str]:
+    """Environment of an uploader that talks to `hub`; `tuning` has fields of `UploadSettings`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "UPLOAD_", "SEQTRACK_"))}
+    token = output.parent / "token"
+    if not token.exists():
+        token.write_text(TOKEN + "\n")
+    mine = {
+        "OUTPUT_DIR": str(output),
+        "HF_REPO": REPO,
+        "HF_TOKEN_PATH": str(token),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(output.parent / "hf"),
+        "PYTHONPATH": str(ROOT),
+        "UPLOAD_TUNING": json.dumps({**REAL, **tuning}),
+    }
+    return {**kept, **mine, **(variables or {})}
+
+
+class FakeTime:
+    """Sleeping moves it; nothing else does. `skew` is how far the wall clock was set by hand, in seconds."""
+
+    def __init__(self) -> None:
+        self.now, self.skew = 1_000_000.0, 0.0
+        self.stop = Stop()
+        self._alarms: list[tuple[float, Callable[[], object]]] = []
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(monotonic=lambda: self.now, wall=lambda: self.now + self.skew, sleep=self.sleep)
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do something that many seconds from now, between two rounds of the loop."""
+        self._alarms.append((self.now + seconds, action))
+        self._alarms.sort(key=lambda alarm: alarm[0])
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 0.001)
+        while self._alarms and self._alarms[0][0] <= self.now:
+            self._alarms.pop(0)[1]()
+
+
 class InlineRunner:
-    """Carries out orders in this process; made as a `ChildRunner` is."""
+    """Carries out calls in this process; made as a `ChildRunner` is. Keeps when it was called."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        pass
+    def __init__(self, folder: Path | None = None, *, time: FakeTime | None = None) -> None:
+        self._time = time
+        self.called_at: list[float] = []
 
-    def run(
-        self,
-        order: dict[str, Any],
-        *,
-        deadline_s: float,
-        on_event: Callable[[dict[str, Any]], None],
-        tick: Callable[[], bool],
-    ) -> Outcome:
-        last: dict[str, Any] = {}
-
-        def emit(event: dict[str, Any]) -> None:
-            last.clear()
-            last.update(json.loads(json.dumps(event)))
-            if event["event"] not in ("done", "fault"):
-                on_event(dict(last))
-            tick()
-
-        perform({**order, "nice": 0}, emit)
-        if last["event"] == "done":
-            return Outcome(done=last)
-        return Outcome(fault=Fault(**{name: value for name, value in last.items() if name != "event"}))
+    def run(self, call: Call, *, deadline_s: float, tick: Callable[[], bool]) -> Reply:
+        if self._time is not None:
+            self.called_at.append(self._time.now)
+        reply = perform(Call.model_validate_json(call.model_dump_json()))
+        tick()
+        return Reply.model_validate_json(reply.model_dump_json())
 
 
-class Running:
-    """The uploader at work; its log is kept."""
+@contextlib.contextmanager
+def uploader(
+    hub: Hub, output: Path, *, time: FakeTime | None = None, variables: dict[str, str] | None = None, **tuning: float
+) -> Iterator[tuple[Uploader, InlineRunner]]:
+    """The uploader in this process, by a clock of its own."""
+    env, time = environ(hub, output, variables=variables, **tuning), time or FakeTime()
+    runner, environment = InlineRunner(time=time), read_environment(env)
+    target = choose_target(environment)
+    assert target is not None
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - env.keys():
+            patch.delenv(name)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        disable_progress_bars()
+        settings, rng = read_settings(env), random.Random(7)
+        with Uploader(output, target, settings, clock=time.clock, runner=runner, rng=rng, stop=time.stop) as at_work:
+            yield at_work, runner
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
 
-    def said(self) -> str:
-        return self.log.read_text()
+def once(hub: Hub, output: Path, *, time: FakeTime | None = None, **tuning: Any) -> int:
+    """One pass; returns its exit code."""
+    with uploader(hub, output, time=time, **tuning) as (at_work, _):
+        return at_work.run(once=True)
 
 
-class UploaderProcess(Running):
-    """The uploader as users start it."""
+def watch(hub: Hub, output: Path, *, time: FakeTime | None = None, **tuning: Any) -> int:
+    """Watch until it ends by itself; returns its exit code."""
+    with uploader(hub, output, time=time, **tuning) as (at_work, _):
+        return at_work.run()
+
+
+class UploaderProcess:
+    """The uploader as users start it; its log is kept."""
 
     def __init__(self, env: dict[str, str], *arguments: str, log: Path) -> None:
-        super().__init__(log)
+        self.log = log
         with log.open("ab") as lines:
             command = [sys.executable, "-m", "seqtrack", "upload", *arguments]
             self.process = subprocess.Popen(command, env=env, stdout=lines, stderr=lines, cwd=log.parent)
 
+    def said(self) -> str:
+        return self.log.read_text()
+
     def wait(self, timeout: float = PATIENCE_S) -> int:
         return self.process.wait(timeout)
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -174,86 +232,22 @@ class UploaderProcess(Running):
         self.process.wait(10)
 
 
-class UploaderThread(Running):
-    """The uploader in a thread; `wait` returns its exit code or raises what it raised."""
-
-    def __init__(self, env: dict[str, str], *, once: bool, log: Path, clock: Clock | None = None) -> None:
-        super().__init__(log)
-        self.stop = Stop()
-        environment = read_environment(env)
-        target = choose_target(environment)
-        assert target is not None
-
-        def made() -> Uploader | None:
-            try:
-                return Uploader(
-                    environment.output_dir,
-                    target,
-                    read_settings(env),
-                    clock=clock,
-                    runner=InlineRunner(),
-                    stop=self.stop,
-                )
-            except BlockingIOError:  # the child of one that was killed is just ending
-                return None
-
-        self.uploader = until(made, what="the lock")
-        self._pool = ThreadPoolExecutor(1)
-        self._result = self._pool.submit(self._run, once)
-
-    def _run(self, once: bool) -> int:
-        with self.uploader:
-            return self.uploader.run(once=once)
-
-    def wait(self, timeout: float = PATIENCE_S) -> int:
-        return self._result.result(timeout)
-
-    @property
-    def has_ended(self) -> bool:
-        return self._result.done()
-
-
 @contextlib.contextmanager
-def uploader_process(env: dict[str, str], *arguments: str, log: Path | None = None) -> Iterator[UploaderProcess]:
+def uploader_process(
+    hub: Hub,
+    output: Path,
+    *arguments: str,
+    variables: dict[str, str] | None = None,
+    log: Path | None = None,
+    **tuning: float,
+) -> Iterator[UploaderProcess]:
     """`seqtrack upload` as a process, killed at the end."""
-    running = UploaderProcess(env, *arguments, log=log or Path(env["OUTPUT_DIR"]).parent / "uploader.log")
+    env = environ(hub, output, variables=variables, **{**FAST, **tuning})
+    running = UploaderProcess(env, *arguments, log=log or output.parent / "uploader.log")
     try:
         yield running
     finally:
         running.kill()
-
-
-@contextlib.contextmanager
-def uploader(env: dict[str, str], *, once: bool = False, clock: Clock | None = None) -> Iterator[UploaderThread]:
-    """The uploader in a thread, asked to stop at the end."""
-    log = Path(env["OUTPUT_DIR"]).parent / "uploader.log"
-    handler = logging.FileHandler(log)
-    logger = logging.getLogger("seqtrack")
-    level, saved, endpoint = logger.level, dict(os.environ), constants.ENDPOINT
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    os.environ.update(env)  # the token is read from there at each order
-    constants.HF_HUB_DISABLE_XET, constants.ENDPOINT = True, env["HF_ENDPOINT"]
-    disable_progress_bars()
-    running = UploaderThread(env, once=once, log=log, clock=clock)
-    try:
-        yield running
-    finally:
-        running.stop.asked.set()
-        with contextlib.suppress(Exception):
-            running.wait()
-        logger.removeHandler(handler)
-        handler.close()
-        logger.setLevel(level)
-        os.environ.clear()
-        os.environ.update(saved)
-        constants.ENDPOINT = endpoint
-
-
-def once(env: dict[str, str], *, clock: Clock | None = None) -> int:
-    """One pass; returns its exit code."""
-    with uploader(env, once=True, clock=clock) as running:
-        return running.wait()
 
 
 def until(condition: Callable[[], Any], timeout: float = PATIENCE_S, what: str = "the condition") -> Any:
@@ -285,12 +279,12 @@ def on_hub(hub: Hub) -> dict[str, str]:
 
 def assert_arrived(hub: Hub, output: Path, *, commits_each: int | None = 1) -> None:
     """Every file arrived with its own digest, in exactly one commit, and nothing was ever seen in a wrong order."""
-    assert on_hub(hub) == files_of(output)
+    here = files_of(output)
+    assert on_hub(hub) == here
     assert hub.violations == []
     if commits_each is not None:
-        assert {path: len(hub.commits_of(path)) for path in files_of(output)} == dict.fromkeys(
-            files_of(output), commits_each
-        )
+        assert {path: len(hub.commits_of(path)) for path in here} == dict.fromkeys(here, commits_each)
+        assert set(hub.puts.values()) <= {1}
 
 
 def status(output: Path) -> dict[str, Any]:
@@ -299,3 +293,7 @@ def status(output: Path) -> dict[str, Any]:
         return dict(json.loads((output / ".uploads" / "status.json").read_text()))
     except (OSError, ValueError):
         return {}
+
+
+def fault_kind(output: Path) -> str | None:
+    return (status(output).get("fault") or {}).get("kind")

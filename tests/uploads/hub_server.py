@@ -5,7 +5,7 @@ verify, commit with optimistic locking, tree, paths-info, resolve with a redirec
 library only, so that it also runs alone in a container: `python tests/uploads/hub_server.py --port 8080`.
 
 A test sets a fault for a stage and a number of calls (`hub.fail("commit", status=503, times=2)`); everything that
-happened is kept in `hub.calls` and `hub.commits`. It knows nothing of the uploader.
+happened is kept in `hub.calls` and `hub.repos`. It knows nothing of the uploader.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,7 @@ class Fault:
     message: str = "planned failure"
     early: bool = False  # the answer comes before the body was read, and the connection ends
     reset: str | None = None  # "before" headers, "middle" of the body, "after" the call was applied
+    action: Callable[[], object] | None = None  # called first: what happens elsewhere at this moment
     hang_s: float = 0.0
     rate: float | None = None  # bytes/s at which a body is read
     corrupt: str | None = None  # "bytes" or "size": what is stored or served differs from what was sent
@@ -56,13 +58,18 @@ class Fault:
 
 @dataclass
 class Entry:
-    """A file of a repo: its content's digests and where its bytes are."""
+    """A file of a repo: its content's digests, and its bytes if they are not stored as an object."""
 
     size: int
     sha256: str
     git_sha1: str
     lfs: bool
     data: bytes | None = None
+
+    def describe(self, path: str) -> dict[str, Any]:
+        """One line of tree and paths-info."""
+        line: dict[str, Any] = {"type": "file", "path": path, "size": self.size, "oid": self.git_sha1}
+        return line | ({"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {})
 
 
 @dataclass
@@ -78,6 +85,11 @@ def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def make_entry(data: bytes) -> Entry:
+    """A regular file of a commit."""
+    return Entry(len(data), hashlib.sha256(data).hexdigest(), git_sha1(data), lfs=False, data=data)
+
+
 class Reply(Exception):
     """Ends a call with this answer."""
 
@@ -89,12 +101,12 @@ class Reply(Exception):
 class Hub:
     """State and faults; survives a restart of the server that shows it."""
 
-    def __init__(self, *, multipart_bytes: int = 0, keep_bytes: bool = True, seed: int = 0, page: int = 1000) -> None:
+    def __init__(self, *, multipart_bytes: int = 0, seed: int = 0, page: int = 1000) -> None:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, int] = {}  # LFS oid -> stored size
         self.folder = Path(tempfile.mkdtemp(prefix="hub-"))
         self.discard = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.tokens: dict[str, str] = {"hf_writewritewritewrite": "write", "hf_readreadreadreadread": "read"}
+        self.tokens = {"hf_writewritewritewrite": "write", "hf_readreadreadreadread": "read"}
         self.faults: list[Fault] = []
         self.calls: list[dict[str, Any]] = []
         self.violations: list[str] = []
@@ -102,10 +114,8 @@ class Hub:
         self.parents: list[str | None] = []  # the head that each commit call named
         self.puts: dict[str, int] = {}  # oid -> times its bytes were stored whole
         self.parts: dict[str, dict[int, bytes]] = {}
-        self.expected: dict[str, int] = {}
-        self.multipart_bytes = multipart_bytes
-        self.keep_bytes = keep_bytes
-        self.page = page
+        self.multipart_bytes, self.page = multipart_bytes, page
+        self.keep_bytes = True
         self.lfs_above = 1_000_000  # a text larger than this does not travel inside a commit
         self.random = random.Random(seed)
         self.lock = threading.RLock()
@@ -157,8 +167,8 @@ class Hub:
         self.released.set()
         self.released = threading.Event()
 
-    def draw(self, stage: str, path: str) -> Fault | None:
-        """The failure planned for this call."""
+    def draw(self, stage: str, path: str) -> Fault:
+        """The failure planned for this call, or one that changes nothing."""
         with self.lock:
             for fault in self.faults:
                 if fault.stage not in (stage, "any") or fault.match not in unquote(path) or fault.times == 0:
@@ -168,7 +178,7 @@ class Hub:
                 if fault.times is not None:
                     fault.times -= 1
                 return fault
-        return None
+        return Fault(stage)
 
     # ---- looking
     def tree(self, repo: str = "me/run") -> dict[str, Entry]:
@@ -184,23 +194,12 @@ class Hub:
         """Names of all calls so far, in order."""
         return [call["stage"] for call in self.calls]
 
-    def bytes_of(self, entry: Entry) -> Path | bytes:
-        """Content of a stored file."""
-        return entry.data if entry.data is not None else self.folder / entry.sha256
-
     # ---- protocol
     def repo(self, name: str) -> Repo:
         """The repo, or the Hub's 404."""
         if name not in self.repos:
             raise Reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         return self.repos[name]
-
-    def at(self, repo: Repo, revision: str) -> tuple[str, dict[str, Entry]]:
-        """(commit, tree) that a revision names."""
-        for oid, _, tree in reversed(repo.commits):
-            if revision in ("main", oid):
-                return oid, tree
-        raise Reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
 
     def create(self, name: str, *, private: bool) -> dict[str, str]:
         """A new repo with its first commit, as the Hub makes it."""
@@ -210,75 +209,52 @@ class Hub:
                 raise Reply(409, {"error": "You already created this model repo", "url": url})
             self.repos[name] = Repo(private)
             data = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
-            self.add_commit(name, {".gitattributes": make_entry(data)}, ())
+            self.add_commit(name, {".gitattributes": make_entry(data)})
         return {"url": url}
 
-    def add_commit(self, name: str, files: dict[str, Entry], deleted: tuple[str, ...]) -> str:
+    def add_commit(self, name: str, files: dict[str, Entry]) -> str:
         """Apply a commit and check what must hold for every tree that anybody can ever see."""
-        repo = self.repos[name]
-        tree = {p: e for p, e in (repo.commits[-1][2] if repo.commits else {}).items() if p not in deleted} | files
+        tree = self.tree(name) | files
         for path in tree:
             if path.endswith(".json") and "/checkpoints/" in path and path[:-5] + ".safetensors" not in tree:
                 self.violations.append(f"{path} visible before its checkpoint")
-        oid = self.new_oid()
-        repo.commits.append((oid, (*files, *deleted), tree))
+        oid = uuid.uuid4().hex + "00000000"
+        self.repos[name].commits.append((oid, tuple(files), tree))
         return oid
 
-    def new_oid(self) -> str:
-        """Name of a new commit."""
-        return uuid.uuid4().hex + "00000000"
-
-    def commit(self, name: str, revision: str, lines: list[dict[str, Any]]) -> dict[str, str]:
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> dict[str, str]:
         """The NDJSON commit call."""
         with self.lock:
-            repo = self.repo(name)
-            head, _ = self.at(repo, revision)
+            head = next((oid for oid, *_ in reversed(self.repo(name).commits)), None)
             files: dict[str, Entry] = {}
-            deleted: list[str] = []
             for line in lines:
-                value = line["value"]
+                key, value = line["key"], line["value"]
                 if self.refuse_path is not None and value.get("path") == self.refuse_path:
                     raise Reply(413, {"error": "Payload too large"})
-                if line["key"] == "header":
+                if key == "header":
                     self.parents.append(value.get("parentCommit"))
-                if line["key"] == "header" and value.get("parentCommit") not in (None, head):
-                    self.refused_commits += 1
-                    raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
-                if line["key"] == "file":
+                    if self.parents[-1] not in (None, head):
+                        self.refused_commits += 1
+                        raise Reply(412, {"error": "A commit has happened since. Please refresh and try again."})
+                elif key == "file":
                     files[value["path"]] = make_entry(base64.b64decode(value["content"]))
-                elif line["key"] == "lfsFile":
-                    if value["oid"] not in self.objects:
-                        raise Reply(400, {"error": f"LFS object {value['oid']} was never uploaded"})
-                    size, oid = self.objects[value["oid"]], value["oid"]
+                elif key == "lfsFile":
+                    oid = value["oid"]
+                    if oid not in self.objects:
+                        raise Reply(400, {"error": f"LFS object {oid} was never uploaded"})
+                    size = self.objects[oid]
                     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
                     files[value["path"]] = Entry(size, oid, git_sha1(pointer), lfs=True)
-                elif line["key"] in ("deletedFile", "deletedFolder"):
-                    deleted.append(value["path"])
-            oid = self.add_commit(name, files, tuple(deleted))
+            oid = self.add_commit(name, files)
         return {"commitUrl": f"{self.endpoint}/{name}/commit/{oid}", "commitOid": oid}
 
-    def store(self, oid: str, size: int, digest: str, *, fault: Fault | None) -> None:
+    def store(self, oid: str, size: int, digest: str, fault: Fault) -> None:
         """An object's bytes have arrived whole."""
         with self.lock:
-            if digest != oid or size != self.expected.get(oid, size):
+            if digest != oid:
                 raise Reply(400, {"error": "bytes do not match the object's name"})
-            if fault is not None and fault.corrupt == "size":
-                size -= 1
-            self.objects[oid] = size
+            self.objects[oid] = size - (fault.corrupt == "size")
             self.puts[oid] = self.puts.get(oid, 0) + 1
-
-
-def make_entry(data: bytes) -> Entry:
-    """A regular file of a commit."""
-    return Entry(len(data), hashlib.sha256(data).hexdigest(), git_sha1(data), lfs=False, data=data)
-
-
-def describe(path: str, entry: Entry) -> dict[str, Any]:
-    """One line of tree and paths-info."""
-    line: dict[str, Any] = {"type": "file", "path": path, "size": entry.size, "oid": entry.git_sha1}
-    if entry.lfs:
-        line["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": 134}
-    return line
 
 
 _REPO = r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
@@ -286,13 +262,11 @@ _API = r"/api(?:/models|(?=/datasets))" + _REPO
 ROUTES: list[tuple[str, str, str]] = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
-    ("DELETE", r"/api/repos/delete", "delete"),
     ("POST", r"/api/validate-yaml", "yaml"),
     ("POST", _API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
     ("POST", _API + r"/commit/(?P<rev>[^/]+)", "commit"),
     ("POST", _API + r"/paths-info/(?P<rev>[^/]+)", "paths-info"),
-    ("GET", _API + r"/commits/(?P<rev>[^/]+)", "commits"),
-    ("GET", _API + r"/tree/(?P<rev>[^/]+)(?P<under>/.*)?", "tree"),
+    ("GET", _API + r"/tree/(?P<rev>[^/]+)", "tree"),
     ("GET", _API + r"(/revision/(?P<rev>[^/]+))?", "info"),
     ("POST", _REPO + r"\.git/info/lfs/objects/batch", "batch"),
     ("POST", _REPO + r"/lfs-verify", "verify"),
@@ -305,56 +279,46 @@ ROUTES: list[tuple[str, str, str]] = [
     ("POST", r"/_control", "control"),
 ]
 OPEN_STAGES = ("put", "part", "complete", "storage-get", "yaml", "state", "control")
-WRITE_STAGES = ("create", "delete", "preupload", "commit", "batch", "verify")
+WRITE_STAGES = ("create", "preupload", "commit", "batch", "verify")
+Answer = tuple[Any, dict[str, str]]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. Finds the stage, applies its fault, answers."""
+    """One connection. Finds the stage, applies its fault, answers with what `on_STAGE` returns: (body, headers)."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
     timeout = 900
-    disable_nagle_algorithm = (
-        True  # an answer goes out in two writes; the second would wait 40 ms for an acknowledgement
-    )
+    disable_nagle_algorithm = True  # an answer goes out in two writes; the second would wait for an acknowledgement
+    stage = "unknown"
+    names: dict[str, str]
+    fault: Fault
 
     def log_message(self, *_: Any) -> None:
         """Tests read `hub.calls` instead."""
 
     def do_GET(self) -> None:
-        self.handle_call("GET")
-
-    def do_HEAD(self) -> None:
-        self.handle_call("GET")
-
-    def do_POST(self) -> None:
-        self.handle_call("POST")
-
-    def do_PUT(self) -> None:
-        self.handle_call("PUT")
-
-    def do_DELETE(self) -> None:
-        self.handle_call("DELETE")
-
-    def handle_call(self, method: str) -> None:
         """Route, fault, act, reply."""
         self.left = int(self.headers.get("Content-Length") or 0)
         self.chunked = "chunked" in (self.headers.get("Transfer-Encoding") or "")
         try:
             try:
-                stage, names = self.route(method)
-                fault = self.hub.draw(stage, self.path) if stage not in ("state", "control") else None
-                self.note(stage)
-                self.check_token(stage)
-                self.apply_early(fault)
-                body, headers = getattr(self, "on_" + stage.replace("-", "_"))(names, fault)
-                if fault is not None and fault.reset == "after":
+                self.stage, self.names = self.route("GET" if self.command == "HEAD" else self.command)
+                is_planned = self.stage not in ("state", "control")
+                self.fault = self.hub.draw(self.stage, self.path) if is_planned else Fault("")
+                self.note()
+                self.check_token()
+                self.apply_early(self.fault)
+                body, headers = getattr(self, "on_" + self.stage.replace("-", "_"))()
+                if self.fault.reset == "after":
                     self.cut()
                 self.reply(200, body, headers)
             except Reply as reply:
                 self.reply(reply.status, reply.body, reply.headers)
-        except (ConnectionError, TimeoutError, OSError):
+        except OSError:
             self.close_connection = True
+
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def route(self, method: str) -> tuple[str, dict[str, str]]:
         path = urlsplit(self.path).path
@@ -364,27 +328,30 @@ class Handler(BaseHTTPRequestHandler):
                 return stage, {k: unquote(v) for k, v in found.groupdict(default="main").items()}
         raise Reply(404, {"error": "no such page"})
 
-    def note(self, stage: str) -> None:
-        call = {"stage": stage, "path": self.path, "authorised": "Authorization" in self.headers, "time": time.time()}
+    def note(self) -> None:
+        is_authorised = "Authorization" in self.headers
         with self.hub.lock:
-            self.hub.calls.append(call)
-            if stage in ("put", "part", "storage-get") and call["authorised"]:
+            self.hub.calls.append({"stage": self.stage, "path": self.path, "time": time.time()})
+            if self.stage in ("put", "part", "storage-get") and is_authorised:
                 self.hub.violations.append(f"token sent to the storage host: {self.path}")
 
-    def check_token(self, stage: str) -> None:
-        if stage in OPEN_STAGES:
-            return
-        role = self.hub.tokens.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
-        if role is None:
-            raise Reply(401, {"error": "Invalid credentials in Authorization header"})
-        if role != "write" and stage in WRITE_STAGES:
-            message = "You don't have the rights to write to this repo. Use a token with write access."
-            raise Reply(403, {"error": message}, {"X-Error-Message": message.replace("\n", " ")})
+    @property
+    def role(self) -> str | None:
+        return self.hub.tokens.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
 
-    def apply_early(self, fault: Fault | None) -> None:
-        """Apply what happens before the call is acted on."""
-        if fault is None:
+    def check_token(self) -> None:
+        if self.stage in OPEN_STAGES:
             return
+        if self.role is None:
+            raise Reply(401, {"error": "Invalid credentials in Authorization header"})
+        if self.role != "write" and self.stage in WRITE_STAGES:
+            message = "You don't have the rights to write to this repo. Use a token with write access."
+            raise Reply(403, {"error": message}, {"X-Error-Message": message})
+
+    def apply_early(self, fault: Fault) -> None:
+        """Apply what happens before the call is acted on."""
+        if fault.action is not None:
+            fault.action()
         if fault.hang_s:
             self.hub.released.wait(fault.hang_s)
         if fault.reset == "before":
@@ -393,10 +360,9 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(min(self.left // 2, 1 << 20))
             self.cut()
         if fault.status is not None:
-            headers = {"X-Error-Message": fault.message.replace("\n", " "), **fault.headers}
             if fault.early:
                 self.left, self.chunked, self.close_connection = 0, False, True
-            raise Reply(fault.status, {"error": fault.message}, headers)
+            raise Reply(fault.status, {"error": fault.message}, {"X-Error-Message": fault.message, **fault.headers})
 
     def cut(self) -> None:
         """Reset the connection, so that the client sees no answer at all."""
@@ -404,205 +370,186 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
         raise ConnectionResetError("planned")
 
-    def chunks(self, rate: float | None = None) -> Any:
+    def chunks(self, rate: float | None = None) -> Iterator[bytes]:
         """The request's body in pieces, at most `rate` bytes per second."""
         step = 1 << 20 if rate is None else max(1, int(rate / 10))
         while self.chunked:
             size = int(self.rfile.readline().split(b";")[0], 16)
             data = self.rfile.read(size)
             self.rfile.readline()
-            if not size:
-                self.chunked = False
-                return
+            self.chunked = bool(size)
             yield data
         while self.left > 0:
             data = self.rfile.read(min(step, self.left))
             if not data:
                 raise ConnectionResetError("body ended early")
             self.left -= len(data)
-            if rate is not None:
-                time.sleep(len(data) / rate)
+            time.sleep(len(data) / rate if rate is not None else 0.0)
             yield data
 
-    def json(self) -> Any:
-        return json.loads(b"".join(self.chunks()) or b"null")
+    def body(self) -> bytes:
+        return b"".join(self.chunks(self.fault.rate))
 
-    def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+    def json(self) -> Any:
+        return json.loads(self.body() or b"null")
+
+    def reply(self, status: int, body: Any, headers: dict[str, str]) -> None:
         for _ in self.chunks():  # a body left unread would be taken for the next request
             pass
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         self.send_response(status)
-        headers = {"Content-Length": str(len(data)), "Date": formatdate(usegmt=True), **(headers or {})}
-        for name, value in headers.items():
+        for name, value in {"Content-Length": str(len(data)), "Date": formatdate(usegmt=True), **headers}.items():
             self.send_header(name, value.encode("latin-1", "replace").decode("latin-1"))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    # ---- one method a stage: (names, fault) -> (body, headers)
-    def on_whoami(self, names: dict[str, str], fault: Fault | None) -> Any:
-        role = self.hub.tokens[(self.headers.get("Authorization") or "").removeprefix("Bearer ")]
-        return {"type": "user", "name": "me", "auth": {"accessToken": {"role": role}}}, {}
+    def at(self) -> tuple[str, dict[str, Entry]]:
+        """(commit, tree) that the call's revision names."""
+        for oid, _, tree in reversed(self.hub.repo(self.names["repo"]).commits):
+            if self.names["rev"] in ("main", oid):
+                return oid, tree
+        raise Reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
 
-    def on_create(self, names: dict[str, str], fault: Fault | None) -> Any:
+    # ---- one method per stage
+    def on_whoami(self) -> Answer:
+        return {"type": "user", "name": "me", "auth": {"accessToken": {"role": self.role}}}, {}
+
+    def on_create(self) -> Answer:
         order = self.json()
         kind = "datasets/" if order.get("type") == "dataset" else ""
-        name = f"{kind}{order.get('organization') or 'me'}/{order['name']}"
-        return self.hub.create(name, private=order.get("visibility") == "private" or bool(order.get("private"))), {}
+        is_private = order.get("visibility") == "private" or bool(order.get("private"))
+        return self.hub.create(f"{kind}{order.get('organization') or 'me'}/{order['name']}", private=is_private), {}
 
-    def on_delete(self, names: dict[str, str], fault: Fault | None) -> Any:
-        order = self.json()
-        self.hub.repos.pop(f"{order.get('organization') or 'me'}/{order['name']}", None)
-        return {}, {}
-
-    def on_yaml(self, names: dict[str, str], fault: Fault | None) -> Any:
+    def on_yaml(self) -> Answer:
         return {"errors": [], "warnings": []}, {}
 
-    def on_info(self, names: dict[str, str], fault: Fault | None) -> Any:
-        repo = self.hub.repo(names["repo"])
-        oid, tree = self.hub.at(repo, names["rev"])
-        siblings = [{"rfilename": path} for path in sorted(tree)]
-        body = {"id": names["repo"], "sha": oid, "siblings": siblings, "private": repo.private}
-        return body | {"tags": [], "downloads": 0, "likes": 0}, {}
+    def on_info(self) -> Answer:
+        name = self.names["repo"]
+        oid, tree = self.at()
+        body = {"id": name, "sha": oid, "siblings": [{"rfilename": path} for path in sorted(tree)]}
+        return body | {"private": self.hub.repos[name].private, "tags": [], "downloads": 0, "likes": 0}, {}
 
-    def on_commits(self, names: dict[str, str], fault: Fault | None) -> Any:
-        commits = self.hub.repo(names["repo"]).commits
-        return [
-            {"id": o, "title": "c", "message": "", "authors": [], "date": "2026-01-01T00:00:00Z"} for o, *_ in commits
-        ], {}
+    def on_tree(self) -> Answer:
+        _, tree = self.at()
+        here = urlsplit(self.path)
+        start = int(parse_qs(here.query).get("cursor", ["0"])[0])
+        end = start + self.hub.page
+        lines = [entry.describe(path) for path, entry in sorted(tree.items())]
+        url = f"{self.hub.endpoint}{here.path}?recursive=True&cursor={end}"
+        return lines[start:end], {"Link": f'<{url}>; rel="next"'} if end < len(lines) else {}
 
-    def on_tree(self, names: dict[str, str], fault: Fault | None) -> Any:
-        _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
-        under = names["under"].strip("/") if names["under"] != "main" else ""
-        start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
-        lines = [describe(p, e) for p, e in sorted(tree.items()) if not under or p.startswith(under + "/")]
-        headers = {}
-        if start + self.hub.page < len(lines):
-            url = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=True&cursor={start + self.hub.page}"
-            headers["Link"] = f'<{url}>; rel="next"'
-        return lines[start : start + self.hub.page], headers
-
-    def on_paths_info(self, names: dict[str, str], fault: Fault | None) -> Any:
-        form = parse_qs(b"".join(self.chunks()).decode(), keep_blank_values=True)
-        _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
-        lines = [describe(path, tree[path]) for path in form.get("paths", []) if path in tree]
-        if fault is not None and fault.corrupt == "one of two sizes":
+    def on_paths_info(self) -> Answer:
+        form = parse_qs(self.body().decode(), keep_blank_values=True)
+        _, tree = self.at()
+        lines = [tree[path].describe(path) for path in form.get("paths", []) if path in tree]
+        if self.fault.corrupt:
             for line in lines:
-                line.get("lfs", {})["size"] = line["size"] + 1
-        elif fault is not None and fault.corrupt:
-            for line in lines:
-                line["oid"] = "0" * 40
-                line["size"] = line["size"] + (fault.corrupt == "size")
+                line["oid"], line["size"] = "0" * 40, line["size"] + (self.fault.corrupt == "size")
                 if "lfs" in line:
-                    line["lfs"] = {**line["lfs"], "oid": "0" * 64, "size": line["size"]}
+                    line["lfs"] |= {"oid": "0" * 64, "size": line["size"]}
         return lines, {}
 
-    def on_preupload(self, names: dict[str, str], fault: Fault | None) -> Any:
-        _, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
+    def on_preupload(self) -> Answer:
+        _, tree = self.at()
         files = []
         for file in self.json()["files"]:
-            path = file["path"]
-            lfs = (
-                path.endswith(LFS_SUFFIXES)
-                or file["size"] > self.hub.lfs_above
-                or b"\0" in base64.b64decode(file["sample"])
-            )
+            path, is_binary = file["path"], b"\0" in base64.b64decode(file["sample"])
+            lfs = path.endswith(LFS_SUFFIXES) or file["size"] > self.hub.lfs_above or is_binary
             line = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             if path in tree:
                 line["oid"] = tree[path].sha256 if tree[path].lfs else tree[path].git_sha1
             files.append(line)
         return {"files": files}, {}
 
-    def on_batch(self, names: dict[str, str], fault: Fault | None) -> Any:
-        hub, order = self.hub, self.json()
-        hub.repo(names["repo"])
+    def hosts(self) -> tuple[str, str]:
+        """Addresses of the API and of the storage, which has another name."""
         host = (self.headers.get("Host") or "127.0.0.1").rsplit(":", 1)[0]
-        other = hub.storage_host or {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}.get(host, host)
-        storage, api = f"http://{other}:{hub.port}", f"http://{host}:{hub.port}"
-        multipart, objects = False, []
+        other = self.hub.storage_host or {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}.get(host, host)
+        return f"http://{host}:{self.hub.port}", f"http://{other}:{self.hub.port}"
+
+    def on_batch(self) -> Answer:
+        hub, order, (api, storage) = self.hub, self.json(), self.hosts()
+        hub.repo(self.names["repo"])
+        is_multipart, objects = False, []
         for item in order["objects"]:
             oid, size = item["oid"], item["size"]
             line: dict[str, Any] = {"oid": oid, "size": size}
-            if hub.objects.get(oid) != size:
-                hub.expected[oid] = size
+            if self.fault.object_error and self.fault.object_error[0] == oid:
+                line["error"] = {"code": self.fault.object_error[1], "message": self.fault.message}
+            elif hub.objects.get(oid) != size:
                 upload: dict[str, Any] = {"href": f"{storage}/storage/{oid}?signature=secret"}
                 if hub.multipart_bytes and size > hub.multipart_bytes and "multipart" in order["transfers"]:
-                    multipart, count = True, -(-size // hub.multipart_bytes)
-                    header: dict[str, Any] = {f"{i:05d}": f"{storage}/storage/{oid}/{i}" for i in range(1, count + 1)}
-                    upload = {
-                        "href": f"{api}/storage-complete/{oid}",
-                        "header": {"chunk_size": str(hub.multipart_bytes), **header},
-                    }
-                line["actions"] = {"upload": upload, "verify": {"href": f"{api}/{names['repo']}/lfs-verify"}}
+                    is_multipart, place = True, f"{storage}/storage/{oid}"
+                    count = -(-size // hub.multipart_bytes)
+                    header = {f"{i:05d}": f"{place}/{i}?partNumber={i}" for i in range(1, count + 1)}
+                    header["chunk_size"] = str(hub.multipart_bytes)
+                    upload = {"href": f"{api}/storage-complete/{oid}", "header": header}
+                line["actions"] = {"upload": upload, "verify": {"href": f"{api}/{self.names['repo']}/lfs-verify"}}
             objects.append(line)
-        if fault is not None and fault.object_error:
-            oid, code = fault.object_error
-            error = {"code": code, "message": fault.message}
-            objects = [
-                {"oid": oid, "size": item["size"], "error": error} if item["oid"] == oid else item for item in objects
-            ]
-        return {"transfer": "multipart" if multipart else "basic", "objects": objects}, {}
+        return {"transfer": "multipart" if is_multipart else "basic", "objects": objects}, {}
 
-    def on_put(self, names: dict[str, str], fault: Fault | None) -> Any:
-        oid, digest, size = names["oid"], hashlib.sha256(), 0
+    def on_put(self) -> Answer:
+        oid, digest, size = self.names["oid"], hashlib.sha256(), 0
         temp = self.hub.folder / f"{oid}.{uuid.uuid4().hex}"
         with temp.open("wb") as file:
-            for chunk in self.chunks(fault.rate if fault else None):
+            for chunk in self.chunks(self.fault.rate):
                 digest.update(chunk)
                 size += len(chunk)
                 if self.hub.keep_bytes:
                     file.write(chunk)
-        self.hub.store(oid, size, digest.hexdigest(), fault=fault)
+        self.hub.store(oid, size, digest.hexdigest(), self.fault)
         temp.replace(self.hub.folder / oid)
         return None, {"ETag": f'"{oid[:32]}"'}
 
-    def on_part(self, names: dict[str, str], fault: Fault | None) -> Any:
-        data = b"".join(self.chunks(fault.rate if fault else None))
-        self.hub.parts.setdefault(names["oid"], {})[int(names["part"])] = data
+    def on_part(self) -> Answer:
+        data = self.body()
+        self.hub.parts.setdefault(self.names["oid"], {})[int(self.names["part"])] = data
         return None, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}
 
-    def on_complete(self, names: dict[str, str], fault: Fault | None) -> Any:
-        oid, parts = names["oid"], self.hub.parts.get(names["oid"], {})
+    def on_complete(self) -> Answer:
+        oid = self.names["oid"]
+        parts = self.hub.parts.get(oid, {})
         for part in self.json()["parts"]:
             if part["etag"] != f'"{hashlib.md5(parts.get(part["partNumber"], b"?")).hexdigest()}"':
                 raise Reply(400, {"error": "a part is missing"})
         data = b"".join(parts[i] for i in sorted(parts))
-        self.hub.store(oid, len(data), hashlib.sha256(data).hexdigest(), fault=fault)
+        self.hub.store(oid, len(data), hashlib.sha256(data).hexdigest(), self.fault)
         (self.hub.folder / oid).write_bytes(data)
         return {}, {}
 
-    def on_verify(self, names: dict[str, str], fault: Fault | None) -> Any:
+    def on_verify(self) -> Answer:
         order = self.json()
         if self.hub.objects.get(order["oid"]) != order["size"]:
             raise Reply(404, {"error": "object not found or of another size"})
         return {}, {}
 
-    def on_commit(self, names: dict[str, str], fault: Fault | None) -> Any:
-        lines = [json.loads(line) for line in b"".join(self.chunks()).splitlines() if line]
-        return self.hub.commit(names["repo"], names["rev"], lines), {}
+    def on_commit(self) -> Answer:
+        lines = [json.loads(line) for line in self.body().splitlines() if line]
+        self.at()
+        return self.hub.commit(self.names["repo"], lines), {}
 
-    def on_resolve(self, names: dict[str, str], fault: Fault | None) -> Any:
-        oid, tree = self.hub.at(self.hub.repo(names["repo"]), names["rev"])
-        entry = tree.get(names["path"])
+    def on_resolve(self) -> Answer:
+        oid, tree = self.at()
+        entry = tree.get(self.names["path"])
         if entry is None:
             raise Reply(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
         headers = {"X-Repo-Commit": oid, "ETag": f'"{entry.git_sha1}"', "Accept-Ranges": "bytes"}
         if not entry.lfs:
-            return self.ranged(entry.data or b"", headers, fault)
-        host = (self.headers.get("Host") or "127.0.0.1").rsplit(":", 1)[0]
-        other = self.hub.storage_host or {"127.0.0.1": "localhost", "localhost": "127.0.0.1"}.get(host, host)
+            return self.ranged(entry.data or b"", headers)
         headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
-        headers["Location"] = f"http://{other}:{self.hub.port}/storage/{entry.sha256}?name={quote(names['path'])}"
+        headers["Location"] = f"{self.hosts()[1]}/storage/{entry.sha256}?name={quote(self.names['path'])}"
         raise Reply(302, None, headers)
 
-    def on_storage_get(self, names: dict[str, str], fault: Fault | None) -> Any:
-        return self.ranged((self.hub.folder / names["oid"]).read_bytes(), {"ETag": f'"{names["oid"]}"'}, fault)
+    def on_storage_get(self) -> Answer:
+        oid = self.names["oid"]
+        return self.ranged((self.hub.folder / oid).read_bytes(), {"ETag": f'"{oid}"'})
 
-    def ranged(self, data: bytes, headers: dict[str, str], fault: Fault | None) -> Any:
+    def ranged(self, data: bytes, headers: dict[str, str]) -> Answer:
         """A body, or the rest of it from the start of Range; a fault turns bytes or ends it early."""
-        if fault is not None and fault.corrupt == "bytes":
+        if self.fault.corrupt == "bytes":
             data = data[:-1] + bytes([data[-1] ^ 1])
-        if fault is not None and fault.corrupt == "size":
+        if self.fault.corrupt == "size":
             data = data[: len(data) // 2]
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if start:
@@ -611,7 +558,7 @@ class Handler(BaseHTTPRequestHandler):
         return data, headers
 
     # ---- for a server that runs alone: the same controls over HTTP
-    def on_control(self, names: dict[str, str], fault: Fault | None) -> Any:
+    def on_control(self) -> Answer:
         order = self.json()
         if order.pop("clear", False):
             self.hub.clear()
@@ -620,16 +567,15 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.fail(order.pop("stage"), **order)
         return {"faults": len(self.hub.faults)}, {}
 
-    def on_state(self, names: dict[str, str], fault: Fault | None) -> Any:
+    def on_state(self) -> Answer:
         repos = {
-            name: {"commits": [{"oid": o, "paths": c} for o, c, _ in repo.commits], "files": self.listing(repo)}
+            name: {
+                "commits": [{"oid": oid, "paths": changed} for oid, changed, _ in repo.commits],
+                "files": {path: {"size": e.size, "sha256": e.sha256} for path, e in self.hub.tree(name).items()},
+            }
             for name, repo in self.hub.repos.items()
         }
         return {"repos": repos, "stages": self.hub.stages(), "violations": self.hub.violations}, {}
-
-    @staticmethod
-    def listing(repo: Repo) -> dict[str, dict[str, Any]]:
-        return {path: {"size": e.size, "sha256": e.sha256} for path, e in repo.commits[-1][2].items()}
 
 
 def main() -> None:
