@@ -33,6 +33,7 @@ DISK = "tests/checkpoints/test_full_disk.py"
 INTERRUPTED = "tests/faults/test_interrupted_runs.py"
 SEVERAL = "tests/faults/test_several_processes.py"
 DISTURBED = "tests/faults/test_disturbed_runs.py"
+BAD = "tests/faults/test_bad_input.py"
 COMPARE = "tests/reports/test_compare_runs.py"
 
 
@@ -87,7 +88,7 @@ FAULTS = [
     Fault(START, "a finished run trains again", "find_resume_point",
           "run.state == 'complete' and (... if own else ...)", "False"),
     Fault(START, "two runs may share a folder", "lock_run_dir", "fcntl.flock(..., ...)"),
-    Fault(f"{DISTURBED} -k another_model", "another experiment's checkpoint is resumed", "_check_experiment",
+    Fault(f"{BAD} -k another_model", "another experiment's checkpoint is resumed", "_check_experiment",
           "_refuse(what, problems)"),
     # --- the numbers
     Fault(f"{STATE} {LOGS}", "the last batch is shown as the epoch's value", "Meters.loss",
@@ -115,7 +116,7 @@ FAULTS = [
           "raise WorkerDied(..., code=...) from error", "return"),
     # --- exit codes
     Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
-    Fault(f"{DISTURBED} -k runs_record", "a user error exits with 0", "cli:_run", "USER_ERROR_EXIT_CODE", "0"),
+    Fault(f"{BAD} -k mistake", "a user error exits with 0", "cli:_run", "USER_ERROR_EXIT_CODE", "0"),
     Fault(f"{INTERRUPTED} -k stopped_run_saves", "a stopped run exits with 0", "STOPPED_EXIT_CODE", "75", "0"),
     # --- files
     Fault(f"{INTERRUPTED} -k half_written", "a checkpoint is written directly to its final name", "new_file",

@@ -135,7 +135,8 @@ def _check_steps(what: Path, theirs: Config, ours: Config, steps: int, steps_per
     keys = [_was(one) for one in compare_configs(theirs, ours) if one.key.startswith(_SCHEDULE)]
     step = first_changed_step(theirs.TRAIN, ours.TRAIN, steps_per_epoch, steps=steps) if keys else None
     if step is not None:
-        reason = f"step {step} of the {steps} taken would have another learning rate, or not be taken"
+        epoch = (step - 1) // steps_per_epoch + 1
+        reason = f"of {steps} steps taken, step {step} (epoch {epoch}) would have another learning rate or not exist"
         _refuse(what, [Problem(text, "resume.step_would_differ") for text in (reason, *keys)])
 
 
