@@ -6,10 +6,12 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from seqtrack.config.environment import configure, read_environment, read_token
 from seqtrack.data.check import Report, check_layout
 from seqtrack.data.demo import MARKER, check_demo, ensure_demo
-from seqtrack.data.download import Hub, download_classes
+from seqtrack.data.download import download_classes
 from seqtrack.data.lasot import draw_classes, find_layout
 from seqtrack.data.preview import write_preview
 from seqtrack.data.sources import open_source
@@ -32,13 +34,24 @@ def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
     return args.data_dir or environment.data_dir, classes
 
 
+def _hub() -> HfApi:
+    # False: the token that huggingface_hub may find elsewhere is not used.
+    return HfApi(endpoint=read_environment(os.environ).hf_endpoint, token=read_token(os.environ) or False)
+
+
 def _download(args: argparse.Namespace) -> int:
     data_dir, classes = _place(args)
     if not classes:
         raise UserError(f"--classes: {_ALL_CLASSES}", "data.no_classes")
-    hub = Hub(read_environment(os.environ).hf_endpoint, args.repo, token=read_token(os.environ))
-    sequences = split_commas(args.sequences)
-    added = download_classes(data_dir, classes, hub=hub, split=args.split, sequences=sequences, keep_zip=args.keep_zip)
+    added = download_classes(
+        data_dir,
+        classes,
+        hub=_hub(),
+        repo=args.repo,
+        split=args.split,
+        sequences=split_commas(args.sequences),
+        keep_zip=args.keep_zip,
+    )
     for name, names in added.items():
         print(f"{name}: {len(names)} sequences added")
     return 0
@@ -106,7 +119,7 @@ def _prepare(args: argparse.Namespace) -> int:
             if not chosen and not existing:
                 raise UserError(f"CLASSES: {_ALL_CLASSES}", "data.no_classes")
             if missing := tuple(one for one in chosen if one not in existing):
-                download_classes(data_dir, missing, hub=Hub(environment.hf_endpoint, token=read_token(os.environ)))
+                download_classes(data_dir, missing, hub=_hub())
             print(f"LaSOT: {', '.join(chosen or existing)} in {data_dir}")
         else:
             found = open_source(name, data_dir, classes=config.DATA.CLASSES, split="train").sequences

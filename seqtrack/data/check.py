@@ -1,7 +1,6 @@
 """`seqtrack data check`: counts what is in a data folder and finds every problem, changing nothing."""
 
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +95,8 @@ def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> 
     problems: list[str] = [*found]
     frames = attempt([], scan_frames, folder / "img")  # its problems are among the sequence's
     paths = frames.paths if frames else []
-    row.frames_found += len(paths)
     if frames:
+        row.frames_found += len(paths)
         row.bytes_ += sum(frames.sizes)
     if frames and frames.left_out:
         report.notes.append(f"{folder.name}: {len(frames.left_out)} entries in img are not frames: {frames.left_out}")
@@ -110,7 +109,8 @@ def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> 
             problems.append(f"{folder}: {len(numbers)} frame files are missing, and not sampled: {numbers}")
     if decode:
         report.decoded += len(paths)
-        problems += _decode_all(folder, paths, sequence)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            problems += filter(None, pool.map(lambda path: _decode(path, sequence), paths))
     else:
         problems += check_frames(paths)
     if len(problems) > _MAX_SHOWN_PER_SEQUENCE:
@@ -119,26 +119,17 @@ def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> 
     report.problems += problems
 
 
-def _decode_all(folder: Path, paths: list[Path], sequence: Sequence | None) -> Iterable[str]:
-    """Decode every frame; one problem for each that is damaged, of another size, or whose box lies outside it."""
-
-    def decode(path: Path) -> tuple[int, int] | str:
-        try:
-            file = FrameFile(path)
-            file.whole()
-        except UserError as error:
-            return error.problems[0]
-        return file.width, file.height
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(decode, paths))
-    yield from (one for one in results if isinstance(one, str))
-    sizes = {one for one in results if not isinstance(one, str)}
-    if len(sizes) > 1:
-        yield f"{folder / 'img'}: frames of {len(sizes)} sizes: {sorted(sizes)}"
-    elif sizes and sequence is not None:
-        (width, height), (x, y, w, h) = sizes.pop(), sequence.boxes_xywh.T
-        outside = (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
-        for row in np.flatnonzero((w > 0) & (h > 0) & ~sequence.absent & outside):
-            where = f"{folder / 'groundtruth.txt'}, line {row + 1}"
-            yield f"{where}: the box of a visible target lies completely outside the {width}x{height} frame"
+def _decode(path: Path, sequence: Sequence | None) -> str | None:
+    """What is wrong with a frame: it is damaged, or the box of a visible target lies outside it."""
+    try:
+        file = FrameFile(path)
+        file.whole()
+    except UserError as error:
+        return error.problems[0]
+    row = int(path.stem) - 1 if sequence is not None else 0
+    if sequence is None or not sequence.visible[row]:
+        return None
+    x, y, w, h = sequence.boxes_xywh[row]
+    if x < file.width and y < file.height and x + w > 0 and y + h > 0:
+        return None
+    return f"{path}: the frame of {file.width} x {file.height} pixels does not hold the box of the visible target"

@@ -92,17 +92,17 @@ def _is_ready(folder: Path, plan: Plan) -> bool:
     if not folder.exists():
         return False
     try:
-        marker = json.loads((folder / MARKER).read_text("utf-8"))
-        found = (marker["version"], marker["seed"], marker["plan"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found != (VERSION, SEED, vars(plan)):
-        raise UserError(
-            f"{folder.absolute()} is not the demo data set of this version (expected {MARKER} with version {VERSION}); "
-            "move it away or delete it, and it is drawn again",
-            "data.demo_other",
-        )
-    return True
+        found = json.loads((folder / MARKER).read_text("utf-8"))
+        if {**found, "digest": ""} == _marker(plan, ""):
+            return True
+    except (OSError, ValueError, TypeError):
+        pass  # not readable as a marker
+    expected = f"expected {MARKER} with version {VERSION}; move the folder away or delete it, and it is drawn again"
+    raise UserError(f"{folder.absolute()} is not the demo data set of this version; {expected}", "data.demo_other")
+
+
+def _marker(plan: Plan, digest: str) -> dict[str, object]:
+    return {"synthetic": True, "version": VERSION, "seed": SEED, "plan": vars(plan), "digest": digest}
 
 
 def draw_demo(folder: Path, *, plan: Plan = Plan()) -> None:
@@ -119,8 +119,7 @@ def draw_demo(folder: Path, *, plan: Plan = Plan()) -> None:
                 _draw_sequence(folder / class_name / names[-1], class_name, number, frames)
         (folder / LIST_FILES[split]).write_text("".join(f"{name}\n" for name in names), "utf-8")
     (folder / "README.txt").write_text(_NOTE, "utf-8")
-    marker = {"synthetic": True, "version": VERSION, "seed": SEED, "plan": vars(plan), "digest": _digest(folder)}
-    (folder / MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+    (folder / MARKER).write_text(json.dumps(_marker(plan, _digest(folder)), indent=1), "utf-8")
 
 
 def _draw_sequence(folder: Path, class_name: str, number: int, frames: int) -> None:
@@ -181,24 +180,19 @@ class _Scene:
         self._texture = _texture(generator)
         self._cover = _background(generator)[:_HEIGHT, :_WIDTH]
         time_ = np.arange(frames)
-        self._sizes = self._draw_sizes(generator, time_)
-        self._centres = _path(generator, frames, margin=int(self._sizes.max()) // 2 + 2)
+        # Width and height change together by up to a quarter.
+        base = generator.integers(30, 53, size=2)
+        period, phase = generator.integers(40, 90), generator.random()
+        scale = 1 + 0.25 * np.sin(2 * np.pi * (time_ / period + phase))
+        sizes = np.round(base * scale[:, None], 3).astype(np.int64)
+        centres = _path(generator, frames, margin=int(sizes.max()) // 2 + 2)
         self._pan = _path(generator, frames, width=_PAN, height=_PAN, margin=0)
         first, second = np.sort(generator.choice(np.arange(1, 9), size=2, replace=False)) * (frames // 10)
         covered, away = (first, second) if generator.random() < 0.5 else (second, first)
         self._cover_from = int(covered)
         self.occluded = (time_ >= covered) & (time_ < covered + 4)
         self.outside = (time_ >= away) & (time_ < away + 4)
-        corner = self._centres - self._sizes // 2
-        self.boxes = np.where(self.outside[:, None], 0, np.concatenate((corner, self._sizes), axis=1))
-
-    @staticmethod
-    def _draw_sizes(generator: np.random.Generator, time_: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N, 2) int: width and height, which change together by up to a quarter."""
-        base = generator.integers(30, 53, size=2)
-        period, phase = generator.integers(40, 90), generator.random()
-        scale = 1 + 0.25 * np.sin(2 * np.pi * (time_ / period + phase))
-        return np.asarray(np.round(base * scale[:, None], 3).astype(np.int64))
+        self.boxes = np.where(self.outside[:, None], 0, np.concatenate((centres - sizes // 2, sizes), axis=1))
 
     def draw(self, index: int) -> Image:
         """Frame `index` (240, 320, 3), BGR."""
@@ -215,18 +209,14 @@ class _Scene:
             np.copyto(place, patch, where=mask[..., None] > 0)
         else:
             place[:] = patch
-        self._draw_cover(frame, index, x, y, w, h)
-        return frame
-
-    def _draw_cover(self, frame: Image, index: int, x: int, y: int, w: int, h: int) -> None:
-        """A piece of background passes in front: from the left, covering the object for four frames, and away."""
         step = index - self._cover_from
-        if not -2 <= step < 6:
-            return
-        shift = {-2: -w * 2 // 3, -1: -w // 3, 4: w // 3 + 2, 5: w * 2 // 3 + 2}.get(step, 0)
-        left, right = max(0, x - 2 + shift), min(_WIDTH, x + w + 2 + shift)
-        top, bottom = max(0, y - 2), min(_HEIGHT, y + h + 2)
-        frame[top:bottom, left:right] = self._cover[top:bottom, left:right]
+        if -2 <= step < 6:
+            # A piece of background passes in front: from the left, covering the object for four frames, and away.
+            shift = {-2: -w * 2 // 3, -1: -w // 3, 4: w // 3 + 2, 5: w * 2 // 3 + 2}.get(step, 0)
+            left, right = max(0, x - 2 + shift), min(_WIDTH, x + w + 2 + shift)
+            top, bottom = max(0, y - 2), min(_HEIGHT, y + h + 2)
+            frame[top:bottom, left:right] = self._cover[top:bottom, left:right]
+        return frame
 
 
 def _background(generator: np.random.Generator) -> Image:

@@ -12,7 +12,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import httpx2
@@ -37,21 +36,12 @@ _PAUSE_S = 0.5
 _MEMBER = r"(?:.*/)?({}-[0-9]{{1,4}})/((?:img/[0-9]{{8}}\.jpg)|[a-z_]+\.txt)"
 
 
-@dataclass(frozen=True)
-class Hub:
-    """Where the data set is: endpoint (None for the public Hub), repo, revision, and a token if one is needed."""
-
-    endpoint: str | None = None
-    repo: str = REPO
-    revision: str = "main"
-    token: str | None = None
-
-
 def download_classes(
     data_dir: Path,
     classes: tuple[str, ...],
     *,
-    hub: Hub,
+    hub: HfApi,
+    repo: str = REPO,
     split: str = "all",
     sequences: tuple[str, ...] = (),
     keep_zip: bool = False,
@@ -60,6 +50,7 @@ def download_classes(
 
     Args:
         data_dir: the data set goes to `data_dir/lasot`, or to where its sequences already are.
+        hub: its endpoint and token are used.
         split: "train", "test" or "all".
         sequences: only these; empty for all of the split.
         keep_zip: leave each zip next to the classes.
@@ -77,21 +68,17 @@ def download_classes(
         root = find_layout(data_dir).root
     except UserError:
         root = data_dir if data_dir.name.lower() == "lasot" else data_dir / "lasot"
-    added: dict[str, list[str]] = {}
+    added: dict[str, list[str]] = {name: [] for name in classes}
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / ".download.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             there = {name for name in wanted if (root / class_of(name) / name).exists() or (root / name).exists()}
             missing = {one: [name for name in wanted if class_of(name) == one and name not in there] for one in classes}
-            zips = _list_zips(hub, [name for name, names in missing.items() if names]) if any(missing.values()) else {}
-            for name, names in missing.items():
-                added[name] = []
-                if not names:
-                    _log.info("%s: all sequences exist", name)
-                    continue
-                archive = _download(zips[name], root, hub)
-                added[name] = _unpack(archive, root, name, names, strict=bool(sequences))
+            lacking = [name for name in classes if missing[name]]
+            for name, listed in zip(lacking, _list_zips(hub, repo, lacking) if lacking else [], strict=True):
+                archive = _download(hub, repo, listed, root)
+                added[name] = _unpack(archive, root, name, missing[name], strict=bool(sequences))
                 _log.info("%s: %d sequences unpacked into %s", name, len(added[name]), root / name)
                 if not keep_zip:
                     archive.unlink()
@@ -117,22 +104,20 @@ def _check_names(classes: tuple[str, ...], sequences: tuple[str, ...], every: Co
         raise UserError(problems)
 
 
-def _list_zips(hub: Hub, classes: list[str]) -> dict[str, RepoFile]:
+def _list_zips(hub: HfApi, repo: str, classes: list[str]) -> list[RepoFile]:
     """The zips of the classes as the Hub lists them."""
     try:
-        tree = HfApi(endpoint=hub.endpoint, token=hub.token or False).list_repo_tree(
-            hub.repo, repo_type="dataset", revision=hub.revision
-        )
-        zips = {one.path: one for one in tree if isinstance(one, RepoFile) and one.lfs and one.path.endswith(".zip")}
+        tree = list(hub.list_repo_tree(repo, repo_type="dataset"))
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        raise UserError(f"the Hub does not list {hub.repo}: {_first_line(error)}", "download.list") from error
+        raise UserError(f"the Hub does not list {repo}: {_first_line(error)}", "download.list") from error
+    zips = {one.path: one for one in tree if isinstance(one, RepoFile) and one.lfs and one.path.endswith(".zip")}
     if unknown := [f"{name}.zip" for name in classes if f"{name}.zip" not in zips]:
-        text = f"CLASSES: {hub.repo} on the Hub has no {', '.join(unknown)}; it has {', '.join(sorted(zips))}"
+        text = f"CLASSES: {repo} on the Hub has no {', '.join(unknown)}; it has {', '.join(sorted(zips))}"
         raise UserError(text, "download.no_zip")
-    return {name: zips[f"{name}.zip"] for name in classes}
+    return [zips[f"{name}.zip"] for name in classes]
 
 
-def _download(listed: RepoFile, root: Path, hub: Hub) -> Path:
+def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
     """The verified zip in `root`. A download that was interrupted is continued, by this process or the next.
 
     With the client's `http_get`: its `hf_hub_download` discards what a killed process received.
@@ -143,11 +128,16 @@ def _download(listed: RepoFile, root: Path, hub: Hub) -> Path:
         return archive
     # The digest in its name keeps another version of the zip from being continued.
     part = root / f".{listed.path}.{sha256[:16]}.part"
-    received = part.stat().st_size if part.exists() else 0
     # A zip is as large as its contents, and both exist until it is unpacked.
-    _require_space(root, 2 * listed.size - received, f"download and unpack {listed.path}")
-    url = hf_hub_url(hub.repo, listed.path, repo_type="dataset", revision=hub.revision, endpoint=hub.endpoint)
-    headers = build_hf_headers(token=hub.token or False)
+    needed = 2 * listed.size - (part.stat().st_size if part.exists() else 0)
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        text = (
+            f"not enough space in {root} for {listed.path}: needs {needed / 1e9:.2f} GB, free are {free / 1e9:.2f} GB"
+        )
+        raise UserError(text, "data.no_space")
+    url = hf_hub_url(repo, listed.path, repo_type="dataset", endpoint=hub.endpoint)
+    headers = build_hf_headers(token=hub.token)
     for tries in range(1, _TRIES + 1):
         try:
             with part.open("ab") as file:
@@ -170,15 +160,6 @@ def _download(listed: RepoFile, root: Path, hub: Hub) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def _require_space(folder: Path, needed_bytes: int, what: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        text = (
-            f"not enough space in {folder} to {what}: needs {needed_bytes / 1e9:.2f} GB, free are {free / 1e9:.2f} GB"
-        )
-        raise UserError(text, "data.no_space")
 
 
 def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str], *, strict: bool) -> list[str]:
@@ -210,7 +191,6 @@ def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str],
                 if strict or not names:
                     raise UserError(text, "zip.no_sequence")
                 _log.warning("%s", text)
-            _require_space(root, sum(info.file_size for info, _ in chosen), f"unpack {archive.name}")
             for info, match in chosen:
                 path = temporary / match[1] / match[2]
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -110,28 +110,23 @@ def find_layout(data_dir: Path) -> Layout:
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(child for child in folder.iterdir() if not is_hidden(child.name) and child.is_dir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.folder") from error
-
-
 def _find_sequences(root: Path, problems: list[Problem]) -> dict[str, Path]:
     """Sequences directly in the root, in class folders, and in class folders unpacked one level too deep."""
     found: dict[str, Path] = {}
-    pending = _subfolders(root)
+    pending = [root] if root.is_dir() else []
     for folder in pending:
-        is_sequence = class_of(folder.name) != folder.name
-        if is_sequence and ((folder / "groundtruth.txt").exists() or (folder / "img").exists()):
+        if class_of(folder.name) != folder.name and (
+            (folder / "groundtruth.txt").exists() or (folder / "img").exists()
+        ):
             if folder.name in found:
                 text = f"sequence {folder.name} exists twice: {found[folder.name]} and {folder}"
                 problems.append(Problem(text, "data.sequence_twice"))
             found[folder.name] = folder
-        elif folder.parent == root or folder == root / folder.name / folder.name:
-            pending += _subfolders(folder)
+        elif folder in (root, root / folder.name, root / folder.name / folder.name):
+            try:
+                pending += sorted(one for one in folder.iterdir() if not is_hidden(one.name) and one.is_dir())
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.folder") from error
     return dict(sorted(found.items(), key=lambda item: sequence_order(item[0])))
 
 

@@ -47,13 +47,7 @@ SOURCES: dict[str, Callable[..., list[Sequence]]] = {
 
 
 def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: str) -> Source:
-    """Open a data set.
-
-    Args:
-        name: a name in `SOURCES`, in any case.
-        data_dir: the folder of data sets, or of this one.
-        classes: empty for all.
-        split: "train" or "test".
+    """Open a data set of `SOURCES`, named in any case, in the folder of data sets or its own; no `classes` are all.
 
     Raises:
         UserError: an unknown name, or every problem with the data.
@@ -91,17 +85,16 @@ def _describe(source: Source) -> SourceRecord:
         sequences=len(source.sequences),
         frames=sum(one.num_frames for one in source.sequences),
         frame_bytes=sum(int(one.frame_bytes.clip(min=0).sum()) for one in source.sequences),
-        classes={name: _count(sequences) for name, sequences in classes.items()},
+        classes={
+            name: ClassCounts(
+                sequences=len(sequences),
+                frames=sum(one.num_frames for one in sequences),
+                visible=sum(int(one.visible.sum()) for one in sequences),
+                absent=sum(int(one.absent.sum()) for one in sequences),
+                missing=sum(int(one.missing.sum()) for one in sequences),
+            )
+            for name, sequences in classes.items()
+        },
         names=[one.name for one in source.sequences],
         digest=digest.hexdigest(),
-    )
-
-
-def _count(sequences: list[Sequence]) -> ClassCounts:
-    return ClassCounts(
-        sequences=len(sequences),
-        frames=sum(one.num_frames for one in sequences),
-        visible=sum(int(one.visible.sum()) for one in sequences),
-        absent=sum(int(one.absent.sum()) for one in sequences),
-        missing=sum(int(one.missing.sum()) for one in sequences),
     )

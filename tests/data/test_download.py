@@ -11,13 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from data.hub import Hub as Served
 from data.hub import zip_of
 from data.makers import tree, write_sequence
 from seqtrack.cli import main
 from seqtrack.data import download
-from seqtrack.data.download import Hub, download_classes
+from seqtrack.data.download import download_classes
 from seqtrack.data.lasot import open_lasot
 from seqtrack.errors import UserError
 
@@ -53,7 +54,7 @@ def served(made: Path, members: dict[str, bytes], tmp_path: Path) -> Served:
 def _download(served: Served, data_dir: Path, *classes: str, **options: object) -> dict[str, list[str]]:
     served.ranges.clear()
     with served.serve() as endpoint:
-        return download_classes(data_dir, classes or ("book",), hub=Hub(endpoint=endpoint), **options)  # type: ignore[arg-type]
+        return download_classes(data_dir, classes or ("book",), hub=HfApi(endpoint=endpoint), **options)  # type: ignore[arg-type]
 
 
 def _refused(served: Served, data_dir: Path, *classes: str, **options: object) -> UserError:
@@ -161,7 +162,7 @@ def test_a_hub_that_refuses_is_one_short_problem(served: Served, tmp_path: Path,
 @pytest.mark.long  # the client itself tries for 20 s
 def test_no_network_is_one_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        download_classes(tmp_path / "data", ("book",), hub=Hub(endpoint="http://127.0.0.1:9"))
+        download_classes(tmp_path / "data", ("book",), hub=HfApi(endpoint="http://127.0.0.1:9"))
     assert caught.value.code == "download.list"
 
 
@@ -173,7 +174,6 @@ def test_too_little_disk_space_is_reported_before_anything_is_fetched(
     assert served.ranges == []
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("name", "mode", "code"),
     [
