@@ -20,7 +20,7 @@ import torch
 
 from data.makers import write_sequence
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
-from seqtrack.data.loader import Batch, BatchLoader, WorkerDied, shard_range
+from seqtrack.data.loader import Batch, BatchLoader, WorkerDied
 from seqtrack.data.sources import open_source
 from seqtrack.errors import Problem, RunError, UserError
 
@@ -112,12 +112,6 @@ def test_the_shards_of_all_ranks_are_the_global_batches(make: MakeLoader, world_
             assert torch.equal(joined, getattr(expected, name)), name
     if world_size == 4:  # two samples for four ranks: a placeholder
         assert (parts[3].count, len(parts[3].indices), parts[3].global_count) == (0, 1, 2)
-
-
-@pytest.mark.parametrize(("samples", "world_size"), [(5, 1), (5, 4), (2, 4), (16, 3)])
-def test_shards_are_those_of_array_split(samples: int, world_size: int) -> None:
-    expected = [part.tolist() for part in np.array_split(np.arange(samples), world_size)]
-    assert [list(range(*shard_range(samples, world_size, rank))) for rank in range(world_size)] == expected
 
 
 def _workers() -> list[int]:
