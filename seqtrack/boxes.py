@@ -14,12 +14,6 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.stack((x, y, x + w, y + h), dim=-1)
 
 
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """(..., 4) two corners to top-left corner and size."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    return torch.stack((x0, y0, x1 - x0, y1 - y0), dim=-1)
-
-
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) centre and size to two corners."""
     cx, cy, w, h = boxes.unbind(-1)
@@ -36,12 +30,6 @@ def xywh_to_cxcywh(boxes: Tensor) -> Tensor:
     """(..., 4) top-left corner and size to centre and size."""
     x, y, w, h = boxes.unbind(-1)
     return torch.stack((x + 0.5 * w, y + 0.5 * h, w, h), dim=-1)
-
-
-def cxcywh_to_xywh(boxes: Tensor) -> Tensor:
-    """(..., 4) centre and size to top-left corner and size."""
-    cx, cy, w, h = boxes.unbind(-1)
-    return torch.stack((cx - 0.5 * w, cy - 0.5 * h, w, h), dim=-1)
 
 
 def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:

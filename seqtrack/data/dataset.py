@@ -67,15 +67,14 @@ class TrackingDataset:
 
     Args:
         sources: opened data sets.
-        ratios: how often each is drawn from, in any unit.
+        ratios: how often each is drawn from, in any unit; not negative, and not all 0.
         spec: what a sample is made of.
         seed: non-negative.
         verify_up_to: check the header and the end of every frame file that may be drawn, if there are not more than
             this many, so that an unusable file is found before training.
 
     Raises:
-        UserError: a ratio is negative or none is positive, a source has no sequence that can be sampled, or frame
-            files are empty, truncated or no usable JPEGs.
+        UserError: a source has no sequence that can be sampled, or frame files are empty, truncated or no usable JPEGs.
     """
 
     def __init__(
@@ -87,9 +86,6 @@ class TrackingDataset:
         seed: int,
         verify_up_to: int = _VERIFY_UP_TO,
     ) -> None:
-        if len(sources) != len(ratios) or not sources or min(ratios) < 0 or not sum(ratios) > 0:
-            text = f"DATASETS_RATIO: {list(ratios)} for {len(sources)} data sets; expected one ratio each, sum above 0"
-            raise UserError(text, "data.ratios")
         self.spec, self.seed, self.sources = spec, seed, list(sources)
         self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
         # Of each source: the sequences that are sampled, and the numbers of their visible frames.

@@ -102,15 +102,14 @@ def check_frames(paths: Iterable[Path]) -> list[Problem]:
 
     Costs tens of microseconds per file: it is done for all frames before training begins.
     """
-    ordered = [os.fspath(path) for path in paths]
-    chunks = [ordered[at : at + _CHUNK] for at in range(0, len(ordered), _CHUNK)]
+    names = [os.fspath(path) for path in paths]
 
-    def check(chunk: list[str]) -> list[Problem]:
-        found = ((path, _frame_problem(path)) for path in chunk)
-        return [Problem(f"{path}: {problem}", "data.frame") for path, problem in found if problem is not None]
+    def check(start: int) -> list[Problem]:
+        found = ((name, _frame_problem(name)) for name in names[start : start + _CHUNK])
+        return [Problem(f"{name}: {problem}", "data.frame") for name, problem in found if problem is not None]
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(chain.from_iterable(pool.map(check, chunks)))
+        return list(chain.from_iterable(pool.map(check, range(0, len(names), _CHUNK))))
 
 
 def _read(path: Path) -> bytes:

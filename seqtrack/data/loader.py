@@ -72,13 +72,6 @@ class WorkerDied(RunError):
     """A loader worker died: killed for lack of memory, or crashed."""
 
 
-def shard_range(samples: int, world_size: int, rank: int) -> tuple[int, int]:
-    """First and last + 1 sample of a rank's contiguous shard: the first `samples % world_size` ranks get one more."""
-    each, more = divmod(samples, world_size)
-    start = rank * each + min(rank, more)
-    return start, start + each + (1 if rank < more else 0)
-
-
 class BatchLoader:
     """Makes the batches of one rank.
 
@@ -119,10 +112,8 @@ class BatchLoader:
             ],
             align=True,
         )
-        # Records of a whole batch in anonymous memory that a fork shares.
-        self._buffers = [
-            np.frombuffer(mmap.mmap(-1, layout.itemsize), layout) for _ in range(max(1, num_workers * prefetch))
-        ]
+        count = max(1, num_workers * prefetch)  # of whole batches, in anonymous memory that a fork shares
+        self._buffers = [np.frombuffer(mmap.mmap(-1, layout.itemsize), layout) for _ in range(count)]
         # A single process can stop between two batches at once; of several, the others wait for this one's batch, and
         # only a vote after it ends them all at the same step.
         self._stop_patience_s = 0.0 if world_size == 1 else 60.0
@@ -208,9 +199,9 @@ class BatchLoader:
     def _shard(self, step: int) -> tuple[list[int], int, int]:
         """Indices to make (a placeholder for an empty shard), samples of the global batch, samples that count."""
         first = step * self._batch_size
-        size = min(self._batch_size, self.samples_per_epoch - first)
-        start, stop = shard_range(size, self._world_size, self._rank)
-        return list(range(first + start, first + stop)) or [first], size, stop - start
+        of_all = np.arange(first, min(first + self._batch_size, self.samples_per_epoch))
+        mine = np.array_split(of_all, self._world_size)[self._rank].tolist()
+        return mine or [first], len(of_all), len(mine)
 
     def fill(self, number: int, epoch: int, step: int) -> None:
         """Write the samples of a shard into a buffer."""
