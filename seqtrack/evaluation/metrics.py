@@ -22,8 +22,7 @@ NORM_PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64) / 100  # in w
 _OP50, _OP75, _P20, _P_NORM = 10, 15, 20, 20  # positions of 0.50, 0.75, 20 px and 0.20 in the arrays above
 
 
-@dataclass(frozen=True)
-class Convention:
+class Convention(NamedTuple):
     """How a visible frame counts whose annotation is not a box; absent frames are failures in every convention.
 
     Attributes:
@@ -59,14 +58,12 @@ class Scores:
         success: (21,) fraction of frames above each IoU of `SUCCESS_THRESHOLDS`.
         precision, norm_precision: (51,) fraction of frames within each distance of their thresholds.
         mean_iou: percent, over the frames where the target is visible and annotated.
-        frames: annotated frames, the absent ones included.
     """
 
     success: Array
     precision: Array
     norm_precision: Array
     mean_iou: float
-    frames: int
 
     @property
     def auc(self) -> float:
@@ -183,22 +180,13 @@ def score(predicted_xywh: Array, annotated_xywh: Array, visible: Flags, *, conve
         precision=(errors.center[:, None] <= PRECISION_THRESHOLDS).sum(axis=0) / num_frames,
         norm_precision=(errors.norm_center[:, None] <= NORM_PRECISION_THRESHOLDS).sum(axis=0) / num_frames,
         mean_iou=float(errors.iou[counted].mean() * 100) if counted.any() else 0.0,
-        frames=num_frames,
     )
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """The mean over sequences, each with the same weight however long it is.
-
-    Raises:
-        ValueError: no scores.
-    """
-    if not scores:
-        raise ValueError("no sequence was scored, so there is no mean")
-    return Scores(
-        success=np.mean([one.success for one in scores], axis=0),
-        precision=np.mean([one.precision for one in scores], axis=0),
-        norm_precision=np.mean([one.norm_precision for one in scores], axis=0),
-        mean_iou=float(np.mean([one.mean_iou for one in scores])),
-        frames=sum(one.frames for one in scores),
-    )
+    """The mean over sequences, at least one, each with the same weight however long it is."""
+    curves = {
+        name: np.mean([getattr(one, name) for one in scores], axis=0)
+        for name in ("success", "precision", "norm_precision")
+    }
+    return Scores(**curves, mean_iou=float(np.mean([one.mean_iou for one in scores])))

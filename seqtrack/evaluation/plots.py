@@ -4,202 +4,173 @@ Epochs run from dark to bright in one colour scale, baselines are grey and dashe
 so that a plot of ten epochs and two trackers can still be read.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypedDict
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import ColorType
 
-from seqtrack.evaluation.metrics import (
-    METRICS,
-    NORM_PRECISION_THRESHOLDS,
-    PRECISION_THRESHOLDS,
-    SUCCESS_THRESHOLDS,
-    Array,
-    Scores,
-)
-from seqtrack.evaluation.results import Evaluation
+from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
+from seqtrack.evaluation.metrics import METRICS
+from seqtrack.evaluation.tables import main_tracker
 from seqtrack.plotting import new_axes, save_figure
 
-_OTHERS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
-_GREYS = {"untrained": ("#777777", "--"), "still": ("#777777", ":")}
+_COLOURS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
+_GREY, _DASHES = "#777777", {"untrained": "--", "still": ":"}
 _MAX_BARS = 24  # further classes are only in the tables
-_EPOCH_METRICS = {"auc": "#1f5fa8", "op50": "#2a8f5d", "op75": "#8e4fb0", "p20": "#d1602b", "p_norm": "#b0334f"}
-
-
-class _Curve(NamedTuple):
-    title: str
-    axis: str
-    thresholds: Array
-    values: Callable[[Scores], Array]
-    metric: str  # read from the curve; sorts the legend
-
-
+# Curve: title, axis, key of its thresholds, and the metric that is read from it and sorts the legend.
 _CURVES = {
-    "success": _Curve("Success", "IoU threshold", SUCCESS_THRESHOLDS, lambda one: one.success, "auc"),
-    "precision": _Curve(
-        "Precision", "centre error threshold (px)", PRECISION_THRESHOLDS, lambda one: one.precision, "p20"
+    "success": ("Success", "IoU threshold", "success", "auc"),
+    "precision": ("Precision", "centre error threshold (px)", "precision_px", "p20"),
+    "norm_precision": (
+        "Normalised precision", "centre error threshold (annotation sizes)", "norm_precision", "p_norm",
     ),
-    "norm_precision": _Curve(
-        "Normalised precision",
-        "centre error threshold (annotation sizes)",
-        NORM_PRECISION_THRESHOLDS,
-        lambda one: one.norm_precision,
-        "p_norm",
-    ),
-}
+}  # fmt: skip
 
 
-def draw_plots(evaluation: Evaluation, folder: Path) -> list[str]:
+class _Style(TypedDict):
+    color: ColorType
+    linestyle: str
+    linewidth: float
+
+
+def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     """Draw every plot that the evaluation has data for into an existing folder.
 
     Returns:
         file names in the order of a report.
     """
-    figures = {"epochs": _epochs(evaluation), "epochs_by_class": _epochs_by_class(evaluation)}
-    figures |= {name: _curve(evaluation, curve) for name, curve in _CURVES.items()}
-    figures |= {"classes": _classes(evaluation), "fps": _speed(evaluation)}
+    styles = _styles(record)
+    figures = {"epochs": _epochs(record), "epochs_by_class": _epochs_by_class(record)}
+    figures |= {name: _curve(record, name, styles) for name in _CURVES}
+    figures |= {"classes": _classes(record, styles), "fps": _speed(record, styles)}
     drawn = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
     return list(drawn)
 
 
-def _subtitle(evaluation: Evaluation) -> str:
-    conditions = evaluation.conditions
+def _value(metrics: dict[str, float | None], name: str) -> float:
+    return metrics[name] or 0.0
+
+
+def _epochs_of(record: EvaluationRecord) -> list[EvaluatedTracker]:
+    return [one for one in record.trackers if one.kind == "checkpoint"]
+
+
+def _subtitle(record: EvaluationRecord) -> str:
+    conditions = record.conditions
     kind = " (synthetic)" if conditions.get("synthetic") else ""
     place = f"{conditions.get('dataset') or 'annotations'}{kind} {conditions.get('split') or ''}".strip()
-    return f"{place}, {len(evaluation.names)} sequences"
+    return f"{place}, {len(record.sequences)} sequences"
 
 
-def _styles(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+def _styles(record: EvaluationRecord) -> dict[str, _Style]:
     """Line style by tracker name."""
-    epochs = evaluation.epochs
-    scale = matplotlib.colormaps["viridis"]
-    styles: dict[str, dict[str, Any]] = {}
+    epochs = _epochs_of(record)
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(epochs)) if len(epochs) > 1 else [0.35])
+    styles: dict[str, _Style] = {}
     for place, one in enumerate(epochs):
-        shade = place / (len(epochs) - 1) if len(epochs) > 1 else 0.4
-        styles[one.name] = {"color": scale(0.85 * shade), "linewidth": 2.4 if one is epochs[-1] else 1.3}
-    others = 0
-    for one in evaluation.results:
-        if one.kind in _GREYS:
-            colour, dashes = _GREYS[one.kind]
-            styles[one.name] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
-        elif one.kind == "results":
-            styles[one.name] = {"color": _OTHERS[others % len(_OTHERS)], "linewidth": 1.8, "linestyle": "-."}
-            others += 1
+        styles[one.name] = {"color": scale[place], "linestyle": "-", "linewidth": 2.4 if one is epochs[-1] else 1.3}
+    for place, one in enumerate(one for one in record.trackers if one.kind == "results"):
+        styles[one.name] = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": "-.", "linewidth": 1.8}
+    for one in record.trackers:
+        if one.kind in _DASHES:
+            styles[one.name] = {"color": _GREY, "linestyle": _DASHES[one.kind], "linewidth": 1.5}
     return styles
 
 
-def _legend(figure: Figure, title: str | None = None) -> None:
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=title)
-
-
-def _curve(evaluation: Evaluation, curve: _Curve) -> Figure:
-    figure, (axes,) = new_axes(f"{curve.title}: {_subtitle(evaluation)}")
-    styles = _styles(evaluation)
-    means = {one.name: one.mean(evaluation.names) for one in evaluation.results}
-    values = {name: mean.metrics()[curve.metric] for name, mean in means.items()}
-    for name in sorted(means, key=lambda name: -values[name]):  # the best first, as in LaSOT's own plots
-        axes.plot(curve.thresholds, curve.values(means[name]), label=f"{name} [{values[name]:.1f}]", **styles[name])
-    axes.set_xlabel(curve.axis)
-    axes.set_ylabel("fraction of frames")
-    axes.set_xlim(float(curve.thresholds[0]), float(curve.thresholds[-1]))
-    axes.set_ylim(bottom=0)
-    _legend(figure, METRICS[curve.metric].heading)
+def _finish(figure: Figure, axes: Axes, *, x: str, y: str = "", legend: str | None = "") -> Figure:
+    axes.set_xlabel(x)
+    if y:
+        axes.set_ylabel(y)
+        axes.set_ylim(bottom=0)
+    if legend is not None:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=legend)
     return figure
 
 
-def _epochs(evaluation: Evaluation) -> Figure | None:
+def _curve(record: EvaluationRecord, name: str, styles: dict[str, _Style]) -> Figure:
+    title, axis, thresholds_key, metric = _CURVES[name]
+    thresholds = record.thresholds[thresholds_key]
+    figure, (axes,) = new_axes(f"{title}: {_subtitle(record)}")
+    for one in sorted(record.trackers, key=lambda one: -_value(one.mean, metric)):  # the best first, as in LaSOT's
+        label = f"{one.name} [{_value(one.mean, metric):.1f}]"
+        axes.plot(thresholds, one.curves[name], label=label, **styles[one.name])
+    axes.set_xlim(thresholds[0], thresholds[-1])
+    return _finish(figure, axes, x=axis, y="fraction of frames", legend=METRICS[metric].heading)
+
+
+def _epochs(record: EvaluationRecord) -> Figure | None:
     """Metrics over epochs, with the baselines' AUC as horizontal lines; None with fewer than two epochs."""
-    epochs = evaluation.epochs
+    epochs = _epochs_of(record)
     if len(epochs) < 2:
         return None
-    figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(evaluation)}")
-    for name, colour in _EPOCH_METRICS.items():
-        width, size = (2.4, 5) if name == "auc" else (1.2, 3)
-        values = [one.mean(evaluation.names).metrics()[name] for one in epochs]
-        axes.plot(
-            [one.epoch or 0 for one in epochs], values,
-            marker="o", label=METRICS[name].heading, color=colour, linewidth=width, markersize=size,
-        )  # fmt: skip
-    for one in evaluation.results:
-        if one.kind in _GREYS:
-            colour, dashes = _GREYS[one.kind]
-            level = one.mean(evaluation.names).auc
-            axes.axhline(level, color=colour, linestyle=dashes, linewidth=1.2, label=f"AUC, {one.name}")
-    return _over_epochs(figure, axes, "percent")
-
-
-def _epochs_by_class(evaluation: Evaluation) -> Figure | None:
-    """AUC of each class over epochs; None with one class, one epoch, or more classes than can be distinguished."""
-    epochs, groups = evaluation.epochs, evaluation.classes
-    if len(epochs) < 2 or not 2 <= len(groups) <= len(_OTHERS):
-        return None
-    figure, (axes,) = new_axes(f"AUC by class and epoch: {_subtitle(evaluation)}")
-    x = [one.epoch or 0 for one in epochs]
-    for (name, members), colour in zip(groups.items(), _OTHERS, strict=False):
-        axes.plot(x, [one.mean(members).auc for one in epochs], marker="o", color=colour, label=name)
-    return _over_epochs(figure, axes, "AUC (percent)")
-
-
-def _over_epochs(figure: Figure, axes: Axes, label: str) -> Figure:
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(record)}")
+    for name, colour in zip(("auc", "op50", "op75", "p20", "p_norm"), ("#1f5fa8", *_COLOURS), strict=False):
+        values = [_value(one.mean, name) for one in epochs]
+        width = 2.4 if name == "auc" else 1.2
+        axes.plot([one.epoch or 0 for one in epochs], values, ".-", label=METRICS[name].heading, color=colour, lw=width)
+    for one in record.trackers:
+        if one.kind in _DASHES:
+            level, dashes = _value(one.mean, "auc"), _DASHES[one.kind]
+            axes.axhline(level, color=_GREY, linestyle=dashes, linewidth=1.2, label=f"AUC, {one.name}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure)
-    return figure
+    return _finish(figure, axes, x="Epoch", y="percent")
 
 
-def _classes(evaluation: Evaluation) -> Figure | None:
+def _epochs_by_class(record: EvaluationRecord) -> Figure | None:
+    """AUC of each class over epochs; None with one class, one epoch, or more classes than can be distinguished."""
+    epochs = _epochs_of(record)
+    if len(epochs) < 2 or not 2 <= len(epochs[0].classes) <= len(_COLOURS):
+        return None
+    figure, (axes,) = new_axes(f"AUC by class and epoch: {_subtitle(record)}")
+    for name, colour in zip(epochs[0].classes, _COLOURS, strict=False):
+        values = [_value(one.classes[name], "auc") for one in epochs]
+        axes.plot([one.epoch or 0 for one in epochs], values, marker="o", color=colour, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finish(figure, axes, x="Epoch", y="AUC (percent)")
+
+
+def _classes(record: EvaluationRecord, styles: dict[str, _Style]) -> Figure | None:
     """AUC by class; None with a single class. Of very many classes, those with the lowest AUC of the main tracker."""
-    groups = evaluation.classes
-    if len(groups) < 2:
+    main = main_tracker(record)
+    if len(main.classes) < 2:
         return None
     # Of the epochs only the last: bars of every epoch could not be read.
-    shown = [one for one in evaluation.results if one.kind != "checkpoint" or one is evaluation.epochs[-1]]
-    main = next((one for one in shown if one.kind not in _GREYS), shown[0])
-    names = sorted(groups, key=lambda name: main.mean(groups[name]).auc)[:_MAX_BARS]
-    few = f", the {len(names)} lowest of {len(groups)}" if len(names) < len(groups) else ""
-    height = 1.6 + 0.16 * len(names) * len(shown) + 0.12 * len(names)
-    figure, (axes,) = new_axes(f"AUC by class{few}\n{_subtitle(evaluation)}", size=(8.0, max(3.0, height)))
-    styles = _styles(evaluation)
+    shown = [one for one in record.trackers if one.kind != "checkpoint" or one is main]
+    names = sorted(main.classes, key=lambda name: _value(main.classes[name], "auc"))[:_MAX_BARS]
+    few = f", the {len(names)} lowest of {len(main.classes)}" if len(names) < len(main.classes) else ""
+    height = 1.6 + (0.16 * len(shown) + 0.12) * len(names)
+    figure, (axes,) = new_axes(f"AUC by class{few}\n{_subtitle(record)}", size=(8.0, max(3.0, height)))
     thickness = 0.8 / len(shown)
     rows = np.arange(len(names))
     for place, one in enumerate(shown):
-        bars = axes.barh(
-            rows + (place - (len(shown) - 1) / 2) * thickness, [one.mean(groups[name]).auc for name in names],
-            thickness, color=styles[one.name]["color"], label=one.name, alpha=0.5 if one.kind == "still" else 1.0,
-        )  # fmt: skip
+        values = [_value(one.classes[name], "auc") for name in names]
+        y = rows + (place - (len(shown) - 1) / 2) * thickness
+        bars = axes.barh(y, values, thickness, color=styles[one.name]["color"], label=one.name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.set_yticks(rows, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("AUC (percent)")
     axes.grid(visible=False, axis="y")
-    _legend(figure)
-    return figure
+    return _finish(figure, axes, x="AUC (percent)")
 
 
-def _speed(evaluation: Evaluation) -> Figure | None:
+def _speed(record: EvaluationRecord, styles: dict[str, _Style]) -> Figure | None:
     """Frames per second of every tracker whose time was measured; None if there is none."""
-    timed = {one.name: one.timing(evaluation.names)["fps"] for one in evaluation.results}
-    measured = {name: fps for name, fps in timed.items() if fps is not None}
+    measured = {one.name: fps for one in record.trackers if (fps := one.mean["fps"]) is not None}
     if not measured:
         return None
-    conditions = evaluation.conditions
-    title = f"Frames per second on {conditions.get('device') or ''}: {_subtitle(evaluation)}"
+    title = f"Frames per second on {record.conditions.get('device') or ''}: {_subtitle(record)}"
     figure, (axes,) = new_axes(title, size=(8.0, max(2.4, 1.2 + 0.3 * len(measured))))
-    styles = _styles(evaluation)
-    rows = np.arange(len(measured))
-    bars = axes.barh(rows, list(measured.values()), 0.7, color=[styles[name]["color"] for name in measured])
+    colours = [styles[name]["color"] for name in measured]
+    bars = axes.barh(list(measured), list(measured.values()), 0.7, color=colours)
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    axes.set_yticks(rows, list(measured))
     axes.invert_yaxis()
-    axes.set_xlabel(f"tracker only, without reading images; up to {conditions.get('concurrent')} sequences at once")
     axes.grid(visible=False, axis="y")
-    return figure
+    x = f"tracker only, without reading images; up to {record.conditions.get('concurrent')} sequences at once"
+    return _finish(figure, axes, x=x, legend=None)

@@ -6,18 +6,21 @@ run, unless the toolkit's repair is asked for. Needs no torch.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from seqtrack.data.annotations import Annotation, Boxes, read_box_archive, read_boxes
+from seqtrack.checkpoints.side_files import EvaluatedTracker
+from seqtrack.data.annotations import Annotation, Boxes, attempt, read_box_archive, read_boxes
 from seqtrack.errors import Problem, UserError
-from seqtrack.evaluation.metrics import TOOLKIT, Convention, Scores, is_box, mean_scores, score
+from seqtrack.evaluation.metrics import TOOLKIT, Convention, is_box, mean_scores, score
 
 logger = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Annotation)
 
 
 @dataclass(frozen=True)
@@ -36,117 +39,86 @@ class Tracks:
 
 @dataclass(frozen=True)
 class TrackerResult:
-    """One tracker with its boxes scored.
+    """A tracker's record for the tables, and its boxes by sequence."""
 
-    Attributes:
+    record: EvaluatedTracker
+    tracks: Mapping[str, Tracks]
+
+
+def score_tracker(
+    name: str,
+    kind: str,
+    tracks: Mapping[str, Tracks],
+    annotations: Iterable[Annotation],
+    *,
+    convention: Convention = TOOLKIT,
+    epoch: int | None = None,
+    source: Mapping[str, object] | None = None,
+    notes: Iterable[str] = (),
+) -> TrackerResult:
+    """Score a tracker's boxes.
+
+    Args:
         name: as tables show it, such as "epoch 3" or "SiamRPN++".
         kind: "checkpoint", "untrained", "still" (static-box baseline) or "results" (another tracker's files).
-        epoch: of a checkpoint, else None.
+        epoch: of a checkpoint.
         source: where it comes from (file, digests, settings), as JSON values.
-        scores, tracks: by sequence.
         notes: remarks made while reading result files.
     """
+    scores, classes = {}, dict[str, list[str]]()
+    for one in annotations:
+        boxes = tracks[one.name].boxes_xywh
+        scores[one.name] = score(boxes, one.boxes_xywh, ~one.absent, convention=convention)
+        classes.setdefault(one.class_name, []).append(one.name)
 
-    name: str
-    kind: str
-    epoch: int | None
-    source: dict[str, Any]
-    scores: dict[str, Scores]
-    tracks: dict[str, Tracks]
-    notes: tuple[str, ...] = ()
+    def measured(names: Sequence[str]) -> dict[str, float | None]:
+        seconds = sum(tracks[name].seconds for name in names)
+        frames = sum(len(tracks[name].boxes_xywh) - 1 for name in names)
+        timed = seconds > 0 and frames > 0
+        speed = {"fps": frames / seconds if timed else None, "ms_a_frame": 1000 * seconds / frames if timed else None}
+        return {**mean_scores([scores[name] for name in names]).metrics(), **speed}
 
-    def timing(self, names: Iterable[str]) -> dict[str, float | None]:
-        """`fps` and `ms_a_frame` over these sequences, None where no time was measured."""
-        tracks = [self.tracks[name] for name in names]
-        seconds = sum(one.seconds for one in tracks)
-        frames = sum(len(one.boxes_xywh) - 1 for one in tracks)
-        if seconds <= 0 or frames <= 0:
-            return {"fps": None, "ms_a_frame": None}
-        return {"fps": frames / seconds, "ms_a_frame": 1000 * seconds / frames}
-
-    def mean(self, names: Iterable[str]) -> Scores:
-        """Mean scores over these sequences."""
-        return mean_scores([self.scores[name] for name in names])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All trackers over the same sequences, with the conditions.
-
-    Attributes:
-        annotations, results: in the order of tables.
-        conditions: data set, split, device, precision and the like, as JSON values.
-    """
-
-    annotations: Sequence[Annotation]
-    results: Sequence[TrackerResult]
-    conditions: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def names(self) -> list[str]:
-        return [one.name for one in self.annotations]
-
-    @property
-    def classes(self) -> dict[str, list[str]]:
-        """Names of sequences by class."""
-        found: dict[str, list[str]] = {}
-        for one in self.annotations:
-            found.setdefault(one.class_name, []).append(one.name)
-        return found
-
-    @property
-    def epochs(self) -> list[TrackerResult]:
-        return [one for one in self.results if one.kind == "checkpoint"]
-
-    def metrics(self, result: TrackerResult, names: Iterable[str]) -> dict[str, float | None]:
-        """All metrics of a tracker over some of the sequences, percent, with `fps` and `ms_a_frame`."""
-        chosen = list(names)
-        return {**result.mean(chosen).metrics(), **result.timing(chosen)}
-
-
-def score_tracks(
-    tracks: dict[str, Tracks], annotations: Iterable[Annotation], *, convention: Convention = TOOLKIT
-) -> dict[str, Scores]:
-    """Scores by sequence, in the annotations' order."""
-    return {
-        one.name: score(tracks[one.name].boxes_xywh, one.boxes_xywh, ~one.absent, convention=convention)
-        for one in annotations
-    }
+    mean = mean_scores(list(scores.values()))
+    record = EvaluatedTracker(
+        name=name,
+        kind=kind,
+        epoch=epoch,
+        source=dict(source or {}),
+        notes=list(notes),
+        mean=measured(list(scores)),
+        classes={name: measured(members) for name, members in classes.items()},
+        sequences={name: measured([name]) for name in scores},
+        curves={name: getattr(mean, name).tolist() for name in ("success", "precision", "norm_precision")},
+    )
+    return TrackerResult(record, tracks)
 
 
 def static_box_result(annotations: Sequence[Annotation], *, convention: Convention = TOOLKIT) -> TrackerResult:
     """The baseline that repeats the first box in every frame."""
     tracks = {one.name: Tracks(np.repeat(one.boxes_xywh[:1], one.num_frames, axis=0)) for one in annotations}
-    scores = score_tracks(tracks, annotations, convention=convention)
-    return TrackerResult("static box", "still", None, {}, scores, tracks)
+    return score_tracker("static box", "still", tracks, annotations, convention=convention)
 
 
-def choose(
-    annotations: Sequence[Annotation], *, classes: Iterable[str] = (), names: Iterable[str] = ()
-) -> list[Annotation]:
+def choose(annotations: Sequence[A], *, classes: Iterable[str] = (), names: Iterable[str] = ()) -> list[A]:
     """The annotations of the given classes and sequences; all of them where nothing is given.
 
     Raises:
         UserError: a class or a sequence that does not exist here.
     """
-    wanted_classes, wanted_names = set(classes), set(names)
-    known_classes, known_names = {one.class_name for one in annotations}, {one.name for one in annotations}
-    there = ", ".join(sorted(known_classes))
+    classes, names = set(classes), set(names)
+    known = {one.class_name for one in annotations}
+    there = ", ".join(sorted(known))
     problems = [
         Problem(f"class {name!r} has no sequence here; there are: {there}", "annotations.class")
-        for name in sorted(wanted_classes - known_classes)
+        for name in sorted(classes - known)
     ]
     problems += [
-        Problem(f"sequence {name!r} is not among the {len(known_names)} here", "annotations.sequence")
-        for name in sorted(wanted_names - known_names)
+        Problem(f"sequence {name!r} is not among the {len(annotations)} here", "annotations.sequence")
+        for name in sorted(names - {one.name for one in annotations})
     ]
     if problems:
         raise UserError(problems)
-    return [
-        one
-        for one in annotations
-        if (not wanted_classes or one.class_name in wanted_classes) and (not wanted_names or one.name in wanted_names)
-    ]
+    return [one for one in annotations if one.class_name in (classes or known) and (not names or one.name in names)]
 
 
 def read_results(
@@ -166,20 +138,25 @@ def read_results(
     Raises:
         UserError: nothing to read, a sequence without boxes, fewer boxes than frames, or refused rows: all of them.
     """
-    results: list[tuple[Path, TrackerResult]] = []
+    sources = [source for place in places for source in _find_trackers(place, annotations)]
+    names = [one.stem.removeprefix("results_") if one.is_file() else one.name for one in sources]
+    results: list[TrackerResult] = []
     problems: list[Problem] = []
-    for source in [one for place in places for one in _find_trackers(place, annotations)]:
-        try:
-            results.append((source, _read_tracker(source, annotations, repair, convention)))
-        except UserError as error:
-            problems += error.problems
+    for source, name in zip(sources, names, strict=True):
+        notes: list[str] = []
+        tracks = _read_tracker(source, annotations, repair, problems, notes)
+        if problems:
+            continue
+        for note in notes:
+            logger.warning("%s", note)
+        full = name if names.count(name) == 1 else f"{source.parent.name}/{name}"
+        options = {"results": source.name}
+        results.append(
+            score_tracker(full, "results", tracks, annotations, convention=convention, source=options, notes=notes)
+        )
     if problems:
         raise UserError(problems)
-    names = [one.name for _, one in results]
-    return [
-        one if names.count(one.name) == 1 else replace(one, name=f"{source.parent.name}/{one.name}")
-        for source, one in results
-    ]
+    return results
 
 
 def _find_trackers(place: Path, annotations: Sequence[Annotation]) -> list[Path]:
@@ -203,59 +180,47 @@ def _find_trackers(place: Path, annotations: Sequence[Annotation]) -> list[Path]
 
 
 def _read_tracker(
-    source: Path, annotations: Sequence[Annotation], repair: str, convention: Convention
-) -> TrackerResult:
-    archive = read_box_archive(source) if source.is_file() else None
+    source: Path, annotations: Sequence[Annotation], repair: str, problems: list[Problem], notes: list[str]
+) -> dict[str, Tracks]:
+    """A tracker's boxes; appends what forbids scoring them, and notes on how the protocol treats the rest."""
+    archive = attempt(problems, read_box_archive, source) if source.is_file() else None
+    if source.is_file() and archive is None:
+        return {}
     tracks: dict[str, Tracks] = {}
-    problems: list[Problem] = []
-    notes: list[str] = []
     for one in annotations:
-        try:
-            if archive is None:
-                place = str(source / f"{one.name}.txt")
-                rows = read_boxes(source / f"{one.name}.txt", allow_not_finite=True)
-            else:
-                place = f"{source}[{one.name}]"
-                if one.name not in archive:
-                    raise UserError(f"{place}: this archive holds no boxes of the sequence", "results.sequence")
-                rows = archive[one.name]
-        except UserError as error:
-            problems += error.problems
-            continue
-        tracks[one.name] = Tracks(rows)
-        _check_rows(place, rows, one.num_frames, repair, problems, notes)
-    if problems:
-        raise UserError(problems)
-    for note in notes:
-        logger.warning("%s", note)
-    name = source.stem.removeprefix("results_") if source.is_file() else source.name
-    scores = score_tracks(tracks, annotations, convention=convention)
-    return TrackerResult(name, "results", None, {"results": source.name}, scores, tracks, tuple(notes))
+        if archive is None:
+            place = f"{source / one.name}.txt"
+            rows = attempt(problems, lambda path: read_boxes(path, allow_not_finite=True), Path(place))
+        else:
+            place = f"{source}[{one.name}]"
+            rows = archive.get(one.name)
+            if rows is None:
+                problems.append(Problem(f"{place}: this archive holds no boxes of the sequence", "results.sequence"))
+        if rows is not None:
+            tracks[one.name] = Tracks(rows)
+            _check_rows(place, rows, one.num_frames, repair, problems, notes)
+    return tracks
 
 
 def _check_rows(
     place: str, rows: Boxes, num_frames: int, repair: str, problems: list[Problem], notes: list[str]
 ) -> None:
-    """Append the problems that forbid scoring one sequence, and notes on how the protocol treats the rest."""
     if len(rows) < num_frames:
         text = f"{place}: {len(rows)} boxes, but the sequence has {num_frames} annotated frames"
         problems.append(Problem(text, "results.count"))
     elif len(rows) > num_frames:
         notes.append(f"{place}: {len(rows)} boxes for {num_frames} frames; the last {len(rows) - num_frames} are cut")
     rows = rows[:num_frames]
-    not_finite = ~np.isfinite(rows).all(axis=1)
-    negative = ~not_finite & (rows[:, 2:] < 0).any(axis=1)
+    broken = ~np.isfinite(rows).all(axis=1) | (rows[:, 2:] < 0).any(axis=1)
     repeated = ~is_box(rows)
     repeated[:1] = False  # frame 1 is set to the annotation in any case
-    for what, where in (("a number that is not finite", not_finite), ("a negative width or height", negative)):
-        if repair != "official" and where.any():
-            lines = np.flatnonzero(where) + 1
-            text = (
-                f"{place}:{lines[0]}: {what} ({len(lines)} such rows); correct the file, or score it as LaSOT's "
-                "toolkit does, with the last good box instead: --repair official"
-            )
-            problems.append(Problem(text, "results.row"))
-            repeated &= ~where
-    if repeated.any():
+    if repair != "official" and broken.any():
+        lines = np.flatnonzero(broken) + 1
+        text = (
+            f"{place}:{lines[0]}: a box with a number that is not finite, or a negative size ({len(lines)} such rows); "
+            "correct the file, or score it as LaSOT's toolkit does, with the last good box instead: --repair official"
+        )
+        problems.append(Problem(text, "results.row"))
+    elif repeated.any():
         lines = np.flatnonzero(repeated) + 1
         notes.append(f"{place}:{lines[0]}: {len(lines)} rows are not boxes; the last good box is repeated there")

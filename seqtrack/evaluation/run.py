@@ -22,8 +22,8 @@ from seqtrack.data import Image
 from seqtrack.data.decode import read_image
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import Problem, UserError
-from seqtrack.evaluation.metrics import TOOLKIT, Array, Convention, mean_scores
-from seqtrack.evaluation.results import TrackerResult, Tracks, score_tracks
+from seqtrack.evaluation.metrics import METRICS, Array
+from seqtrack.evaluation.results import Tracks, score_tracker
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker, SearchCrop, TrackState
@@ -37,13 +37,12 @@ class _StoppedError(Exception):
 
 @dataclass
 class _Running:
-    """A sequence being tracked: its state, its boxes so far, and its next frame and search region from the readers."""
+    """A sequence being tracked: its state, its boxes so far, and its next frame and search region from a reader."""
 
     sequence: VideoSequence
     state: TrackState
     boxes: list[Array]
-    image: "Future[Image] | None" = None
-    crop: "Future[SearchCrop] | None" = None
+    next: "Future[tuple[Image, SearchCrop]] | None" = None
     seconds: float = 0.0
 
 
@@ -88,13 +87,13 @@ def track_sequences(
             for batch in turns:
                 while waiting and len(batch) < size:
                     batch.append(_begin(tracker, waiting.popleft(), pool))
-                unfinished = [one for one in batch if one.crop is not None]
+                unfinished = [one for one in batch if one.next is not None]
                 if unfinished:
                     _step(tracker, unfinished, pool)
                 if on_frames is not None:
                     on_frames(len(unfinished))
-                done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.seconds) for one in batch if not one.crop}
-                batch[:] = [one for one in batch if one.crop]
+                done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.seconds) for one in batch if not one.next}
+                batch[:] = [one for one in batch if one.next]
     return {sequence.name: done[sequence.name] for sequence in sequences}
 
 
@@ -105,55 +104,30 @@ def _begin(tracker: BatchTracker, sequence: VideoSequence, pool: ThreadPoolExecu
     except UserError as error:
         raise UserError([Problem(f"sequence {sequence.name}: {one}", one.code) for one in error.problems]) from error
     running = _Running(sequence, state, [first])
-    _read(running, 1, pool)
-    _cut(tracker, running, pool)
+    _prepare(tracker, running, pool)
     return running
 
 
-def _read(running: _Running, index: int, pool: ThreadPoolExecutor) -> None:
-    """Start reading a frame, before the box in the previous frame is known."""
-    there = index < running.sequence.num_frames
-    running.image = pool.submit(read_frame, running.sequence.frame_path(index)) if there else None
+def _prepare(tracker: BatchTracker, running: _Running, pool: ThreadPoolExecutor) -> None:
+    """Start reading the next frame and cropping its search region around the newest box."""
+    index, box, sequence = len(running.boxes), running.state.box_xywh, running.sequence
 
+    def read() -> tuple[Image, SearchCrop]:
+        image = read_frame(sequence.frame_path(index))
+        return image, tracker.crop(box, image)
 
-def _cut(tracker: BatchTracker, running: _Running, pool: ThreadPoolExecutor) -> None:
-    """Start cropping the search region around the newest box from the next frame."""
-    box, image = running.state.box_xywh, running.image
-    # Waiting inside a reader cannot deadlock: the pool starts jobs in order, and the frame was submitted before.
-    running.crop = pool.submit(lambda: tracker.crop(box, image.result())) if image is not None else None
+    running.next = pool.submit(read) if index < sequence.num_frames else None
 
 
 def _step(tracker: BatchTracker, batch: Sequence[_Running], pool: ThreadPoolExecutor) -> None:
-    crops = [one.crop.result() for one in batch if one.crop is not None]
-    images = [one.image.result() for one in batch if one.image is not None]
-    for one in batch:
-        _read(one, len(one.boxes) + 1, pool)
+    images, crops = zip(*(one.next.result() for one in batch if one.next is not None), strict=True)
     begun = time.perf_counter()
     tracked = tracker.track([one.state for one in batch], images, crops)
     seconds = (time.perf_counter() - begun) / len(batch)
     for one, found in zip(batch, tracked, strict=True):
         one.boxes.append(found.box_xywh)
         one.seconds += seconds
-        _cut(tracker, one, pool)
-
-
-def model_result(
-    name: str,
-    kind: str,
-    model: SeqTrack,
-    sequences: Sequence[VideoSequence],
-    settings: TrackerSettings,
-    *,
-    epoch: int | None = None,
-    source: dict[str, object],
-    convention: Convention = TOOLKIT,
-    concurrent: int = CONCURRENT,
-    on_frames: Callable[[int], object] | None = None,
-) -> TrackerResult:
-    """Track every sequence with a model and score it; arguments as `track_sequences` and `score_tracks`."""
-    tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=on_frames)
-    scores = score_tracks(tracks, sequences, convention=convention)
-    return TrackerResult(name, kind, epoch, source, scores, tracks)
+        _prepare(tracker, one, pool)
 
 
 def refuse_leak(held_out: Iterable[VideoSequence], trained_on: Iterable[VideoSequence]) -> None:
@@ -205,15 +179,10 @@ def validate(
             tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=check_stop)
     except _StoppedError:
         return None
-    mean = mean_scores(list(score_tracks(tracks, sequences).values()))
-    seconds = sum(one.seconds for one in tracks.values())
-    frames = sum(len(one.boxes_xywh) - 1 for one in tracks.values())
-    return {
-        **mean.metrics(),
-        "sequences": len(sequences),
-        "frames": mean.frames,
-        "fps": frames / seconds if seconds > 0 else 0.0,
-    }
+    mean = score_tracker("validation", "checkpoint", tracks, sequences).record.mean
+    frames = sum(sequence.num_frames for sequence in sequences)
+    speed = {"sequences": len(sequences), "frames": frames, "fps": mean["fps"] or 0.0}
+    return {name: mean[name] or 0.0 for name in METRICS} | speed
 
 
 @contextlib.contextmanager

@@ -1,152 +1,167 @@
-"""The rules of LaSOT's protocol, each on a few frames, with its negative control."""
+"""The rules of LaSOT's protocol, each on a few frames, and the toolkit's numbers for published trackers' boxes."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from seqtrack.evaluation import metrics
 
+from .conftest import EvaluationData
+
 BOX = [100.0, 80.0, 40.0, 20.0]
-
-
-def frames(*boxes: list[float]) -> np.ndarray:
-    return np.array(boxes, dtype=np.float64)
 
 
 def moved(dx: float = 0.0, dy: float = 0.0) -> list[float]:
     return [BOX[0] + dx, BOX[1] + dy, BOX[2], BOX[3]]
 
 
-def all_visible(count: int) -> np.ndarray:
-    return np.ones(count, dtype=bool)
+def scored(predicted: list[list[float]], annotated: list[list[float]] | None = None) -> metrics.Scores:
+    """Against boxes that do not move, all visible."""
+    truth = np.array(annotated or [BOX] * len(predicted))
+    return metrics.score(np.array(predicted), truth, np.ones(len(truth), dtype=bool))
 
 
-def test_the_annotation_itself_scores_all_but_the_last_threshold() -> None:
-    boxes = frames(BOX, moved(5), moved(9))
-    scores = metrics.score(boxes, boxes, all_visible(3))
-    # IoU > 1 is never true: a perfect tracker reaches 20 of 21 thresholds.
-    assert scores.metrics() == pytest.approx(
-        {"auc": 100 * 20 / 21, "op50": 100, "op75": 100, "p20": 100, "p_norm": 100, "mean_iou": 100}
-    )
+SMALL = [1.0, 1, 10, 10]
 
 
-def test_a_box_elsewhere_scores_only_the_given_first_frame() -> None:
-    annotated = frames(BOX, BOX, BOX, BOX)
-    scores = metrics.score(frames(*[moved(500, 500)] * 4), annotated, all_visible(4))
-    assert scores.metrics()["op50"] == scores.metrics()["p20"] == scores.metrics()["p_norm"] == 25
-    assert scores.auc == pytest.approx(25 * 20 / 21)
-
-
-def test_an_overlap_that_equals_a_threshold_is_not_above_it() -> None:
-    annotated = frames(BOX, [0.0 + 1, 1, 10, 10], [1, 1, 10, 10])
-    half, more = [1.0, 1, 10, 5], [1.0, 1, 10, 5.001]
-    scores = metrics.score(frames(BOX, half, more), annotated, all_visible(3))
-    assert scores.metrics()["op50"] == pytest.approx(100 * 2 / 3)
-
-
-def test_a_distance_that_equals_a_threshold_is_within_it() -> None:
-    annotated = frames(BOX, BOX, BOX)
-    scores = metrics.score(frames(BOX, moved(20), moved(20.001)), annotated, all_visible(3))
-    assert scores.metrics()["p20"] == pytest.approx(100 * 2 / 3)
-
-
-def test_normalised_distance_is_counted_in_widths_and_heights_of_the_annotation() -> None:
-    annotated = frames(BOX, BOX, BOX)
-    # 6 px are 0.15 of the width of 40, and 0.3 of the height of 20.
-    scores = metrics.score(frames(BOX, moved(dx=6), moved(dy=6)), annotated, all_visible(3))
-    assert scores.metrics()["p_norm"] == pytest.approx(100 * 2 / 3)
+@pytest.mark.parametrize(
+    ("predicted", "annotated", "expected"),
+    [
+        # IoU > 1 is never true: a perfect tracker reaches 20 of 21 thresholds.
+        pytest.param(
+            [BOX, moved(5), moved(9)], [BOX, moved(5), moved(9)],
+            {"auc": 100 * 20 / 21, "op50": 100, "op75": 100, "p20": 100, "p_norm": 100, "mean_iou": 100}, id="perfect",
+        ),
+        pytest.param(
+            [moved(500, 500)] * 4, None, {"auc": 500 / 21, "op50": 25, "p20": 25, "p_norm": 25}, id="first frame only",
+        ),
+        pytest.param(
+            [BOX, [1, 1, 10, 5], [1, 1, 10, 5.001]], [BOX, SMALL, SMALL], {"op50": 200 / 3}, id="IoU of a threshold",
+        ),
+        pytest.param([BOX, moved(20), moved(20.001)], None, {"p20": 200 / 3}, id="distance of a threshold"),
+        # 6 px are 0.15 of the width of 40, and 0.3 of the height of 20.
+        pytest.param([BOX, moved(6), moved(dy=6)], None, {"p_norm": 200 / 3}, id="annotation sizes"),
+    ],
+)  # fmt: skip
+def test_thresholds(
+    predicted: list[list[float]], annotated: list[list[float]] | None, expected: dict[str, float]
+) -> None:
+    found = scored(predicted, annotated).metrics()
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_the_centre_is_that_of_integer_pixels() -> None:
     """A box one pixel wider has its centre half a pixel further: it is x + (w - 1) / 2."""
-    errors = metrics.frame_errors(frames(BOX, [100, 80, 41, 20]), frames(BOX, BOX), all_visible(2))
+    errors = metrics.frame_errors(np.array([BOX, [100, 80, 41, 20]]), np.array([BOX, BOX]), np.ones(2, dtype=bool))
     assert errors.center.tolist() == [0, 0.5]
     # In annotation sizes the halves do not cancel as they would with x + w / 2: both are divided by the annotation's.
     assert errors.norm_center[1] == pytest.approx(0.5 / 40)
 
 
 def test_an_absent_frame_counts_in_the_denominator_only() -> None:
-    annotated = frames(BOX, BOX, BOX, BOX)
-    visible = np.array([True, True, False, False])
-    scores = metrics.score(annotated, annotated, visible)
-    assert scores.metrics()["op50"] == scores.metrics()["p20"] == scores.metrics()["p_norm"] == 50
+    annotated = np.array([BOX] * 4)
+    scores = metrics.score(annotated, annotated, np.array([True, True, False, False]))
+    found = scores.metrics()
+    assert found["op50"] == found["p20"] == found["p_norm"] == 50
     assert scores.mean_iou == 100  # the mean IoU is over visible frames
-    assert metrics.score(annotated, annotated, all_visible(4)).metrics()["op50"] == 100
 
 
-@pytest.mark.parametrize(
-    "row", [[np.nan, 1, 2, 3], [1, 1, 0, 5], [1, 1, 5, 0], [1, 1, -3, 5], [1, 1, 5, -3], [np.inf, 1, 2, 3]]
-)
+NOTHING = [np.nan] * 4
+
+
+@pytest.mark.parametrize("row", [NOTHING, [1, 1, 0, 5], [1, 1, 5, 0], [1, 1, -3, 5], [1, 1, 5, -3], [np.inf, 1, 2, 3]])
 def test_a_row_that_is_no_box_repeats_the_last_one_that_is(row: list[float]) -> None:
-    repaired = metrics.repair(frames(moved(1), moved(2), row, row, moved(3)), np.array(BOX))
-    assert repaired.tolist() == [BOX, moved(2), moved(2), moved(2), moved(3)]
+    predicted = np.array([moved(1), moved(2), row, row, moved(3), [1, 1, 0.01, 0.01]])
+    before = predicted.copy()
+    expected = [BOX, moved(2), moved(2), moved(2), moved(3), [1, 1, 0.01, 0.01]]
+    assert metrics.repair(predicted, np.array(BOX)).tolist() == expected
+    assert np.array_equal(predicted, before, equal_nan=True)
+    assert metrics.repair(np.array([row, row, moved(3)]), np.array(BOX)).tolist() == [BOX, BOX, moved(3)]
 
 
-def test_a_box_of_less_than_a_pixel_is_a_box() -> None:
-    tiny = [1, 1, 0.01, 0.01]
-    assert metrics.repair(frames(BOX, tiny), np.array(BOX)).tolist() == [BOX, tiny]
-
-
-def test_rows_that_are_no_boxes_from_the_start_repeat_the_annotation() -> None:
-    nothing = [np.nan] * 4
-    assert metrics.repair(frames(nothing, nothing, moved(3)), np.array(BOX)).tolist() == [BOX, BOX, moved(3)]
-
-
-def test_repairing_does_not_change_the_trackers_array() -> None:
-    predicted = frames(moved(1), [1, 1, 0, 0])
-    metrics.repair(predicted, np.array(BOX))
-    assert predicted.tolist() == [moved(1), [1, 1, 0, 0]]
-
-
-def test_frames_beyond_the_annotation_are_cut() -> None:
-    annotated = frames(BOX, BOX)
-    longer = metrics.score(frames(BOX, moved(3), moved(99), moved(99)), annotated, all_visible(2))
-    exact = metrics.score(frames(BOX, moved(3)), annotated, all_visible(2))
-    assert longer.metrics() == exact.metrics()
-
-
-def test_fewer_boxes_than_frames_are_refused() -> None:
+def test_the_number_of_frames() -> None:
+    longer = [BOX, moved(3), moved(99), moved(99)]
+    assert scored(longer, [BOX, BOX]).metrics() == scored(longer[:2]).metrics(), "frames beyond the annotation are cut"
     with pytest.raises(ValueError, match=r"\b3\b"):
-        metrics.score(frames(BOX, BOX), frames(BOX, BOX, BOX), all_visible(3))
-
-
-@pytest.mark.parametrize(("boxes", "visible"), [(np.zeros((0, 4)), 0), (np.zeros((3, 5)), 3), (np.zeros((3, 4)), 2)])
-def test_arrays_of_another_shape_are_refused(boxes: np.ndarray, visible: int) -> None:
-    with pytest.raises(ValueError, match=r"\(N, 4\)"):
-        metrics.score(boxes, boxes, all_visible(visible))
+        scored([BOX, BOX], [BOX, BOX, BOX])
+    for boxes, visible in ((np.zeros((0, 4)), 0), (np.zeros((3, 5)), 3), (np.zeros((3, 4)), 2)):
+        with pytest.raises(ValueError, match=r"\(N, 4\)"):
+            metrics.score(boxes, boxes, np.ones(visible, dtype=bool))
 
 
 @pytest.mark.parametrize("annotation", [[0, 0, 0, 0], [5, 5, 10, 0], [0, 5, 10, 10], [5, -1, 10, 10]])
 def test_a_visible_frame_without_a_usable_annotation_is_a_failure_and_a_hit(annotation: list[float]) -> None:
     """The toolkit writes -1 for both: no overlap is below it, and every distance threshold is above it."""
-    annotated = frames(BOX, annotation)
-    toolkit = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2)).metrics()
-    assert (toolkit["op50"], toolkit["p20"], toolkit["p_norm"]) == (50, 100, 100)
-    python = metrics.score(frames(BOX, moved(1)), annotated, all_visible(2), convention=metrics.PYTRACKING).metrics()
-    if min(annotation[2:]) > 0:  # only width and height are required
-        assert (python["p20"], python["p_norm"]) == (50, 50)
-    else:
-        assert (python["op50"], python["p20"], python["p_norm"]) == (50, 50, 100)
-    absent = metrics.score(frames(BOX, moved(1)), annotated, np.array([True, False])).metrics()
-    assert (absent["op50"], absent["p20"], absent["p_norm"]) == (50, 50, 50)
+
+    def found(*visible: bool, convention: metrics.Convention = metrics.TOOLKIT) -> list[float]:
+        boxes, truth = np.array([BOX, moved(1)]), np.array([BOX, annotation], dtype=np.float64)
+        values = metrics.score(boxes, truth, np.array(visible), convention=convention).metrics()
+        return [values[name] for name in ("op50", "p20", "p_norm")]
+
+    assert found(True, True) == [50, 100, 100]
+    assert found(True, False) == [50, 50, 50]
+    only_size = min(annotation[2:]) > 0  # only width and height are required there
+    python = found(True, True, convention=metrics.PYTRACKING)
+    assert python[1:] == [50, 50] if only_size else python == [50, 50, 100]
 
 
 def test_every_sequence_has_the_same_weight() -> None:
-    short = metrics.score(frames(BOX), frames(BOX), all_visible(1))
-    far = frames(*[moved(500)] * 9)
-    long = metrics.score(far, frames(*[BOX] * 9), all_visible(9))
+    short, long = scored([BOX]), scored([moved(500)] * 9)
     mean = metrics.mean_scores([short, long])
     assert mean.auc == pytest.approx((short.auc + long.auc) / 2)
-    assert mean.frames == 10
-    pooled = metrics.score(np.vstack([frames(BOX), far]), frames(*[BOX] * 10), all_visible(10))
-    assert abs(pooled.auc - mean.auc) > 10
-
-
-def test_no_scores_have_no_mean() -> None:
-    with pytest.raises(ValueError, match="mean"):
-        metrics.mean_scores([])
+    assert abs(scored([BOX, *[moved(500)] * 9]).auc - mean.auc) > 10
 
 
 def test_iou_of_boxes_that_touch_is_zero_and_of_empty_ones_too() -> None:
-    a = frames([0, 0, 10, 10], [0, 0, 10, 10], [3, 3, 0, 0], [0, 0, 4, 4])
-    b = frames([10, 0, 10, 10], [5, 0, 10, 10], [3, 3, 0, 0], [1, 1, 2, 2])
+    a = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [3, 3, 0, 0], [0, 0, 4, 4.0]])
+    b = np.array([[10, 0, 10, 10], [5, 0, 10, 10], [3, 3, 0, 0], [1, 1, 2, 2.0]])
     assert metrics.iou_xywh(a, b).tolist() == pytest.approx([0, 1 / 3, 0, 0.25])
+
+
+TOOLKIT = {
+    "siamrpnpp": {"auc": 49.5591, "op50": 58.5536, "p20": 49.1437, "p_norm": 56.9406},
+    "atom": {"auc": 51.4338, "op50": 59.1744, "p20": 50.5433, "p_norm": 57.6806},
+}
+
+
+def published(data: EvaluationData, tracker: str, convention: metrics.Convention = metrics.TOOLKIT) -> dict[str, float]:
+    boxes = data.results(tracker)
+    scores = [metrics.score(boxes[s], data.boxes[s], data.visible[s], convention=convention) for s in data.spans()]
+    return {name: round(value, 4) for name, value in metrics.mean_scores(scores).metrics().items()}
+
+
+@pytest.mark.parametrize("tracker", sorted(TOOLKIT))
+def test_the_toolkits_numbers_to_the_last_published_digit(lasot_eval: EvaluationData, tracker: str) -> None:
+    found = published(lasot_eval, tracker)
+    assert {name: found[name] for name in TOOLKIT[tracker]} == TOOLKIT[tracker]
+    assert len(lasot_eval.boxes) == 685_360
+
+
+def test_the_python_evaluators_convention_gives_its_known_difference(lasot_eval: EvaluationData) -> None:
+    found = published(lasot_eval, "siamrpnpp", metrics.PYTRACKING)
+    expected = TOOLKIT["siamrpnpp"] | {"p20": round(49.1437 - 0.0005, 4)}
+    assert {name: found[name] for name in expected} == expected
+
+
+ABOVE = metrics.SUCCESS_THRESHOLDS
+# A sequence's AUC from its frames' IoU and visibility, with a mistake, and the mean that it gives.
+MISTAKES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], float]] = {
+    "none": (lambda iou, _: (iou[:, None] > ABOVE).mean(), 49.559),
+    "visible frames as denominator": (lambda iou, seen: (iou[seen, None] > ABOVE).sum() / seen.sum() / 21, 50.550),
+    "at least instead of above": (lambda iou, _: (iou[:, None] >= ABOVE).mean(), 50.719),
+    "101 thresholds": (lambda iou, _: (iou[:, None] > np.arange(101) / 100).mean(), 50.059),
+}
+
+
+def test_a_known_mistake_gives_another_number(lasot_eval: EvaluationData) -> None:
+    boxes, visible = lasot_eval.results("siamrpnpp"), lasot_eval.visible
+    spans = lasot_eval.spans()
+    iou = [metrics.frame_errors(boxes[s], lasot_eval.boxes[s], visible[s]).iou for s in spans]
+    for auc, known in MISTAKES.values():
+        found = [auc(one, visible[s]) for one, s in zip(iou, spans, strict=True)]
+        assert round(float(np.mean(found) * 100), 3) == known
+    assert round(float((np.concatenate(iou)[:, None] > ABOVE).mean() * 100), 3) == 49.061, "pooled over sequences"
+    for predicted, seen, known in ((boxes, np.ones_like(visible), 49.610), (np.trunc(boxes), visible, 49.135)):
+        scores = [metrics.score(predicted[s], lasot_eval.boxes[s], seen[s]) for s in spans]
+        assert round(metrics.mean_scores(scores).auc, 3) == known, "absent frames scored, boxes truncated"

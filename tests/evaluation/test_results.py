@@ -7,7 +7,7 @@ import pytest
 
 from seqtrack.data.annotations import Annotation, read_annotations, write_boxes
 from seqtrack.errors import Problem, UserError
-from seqtrack.evaluation.metrics import mean_scores, score
+from seqtrack.evaluation.metrics import score
 from seqtrack.evaluation.results import TrackerResult, choose, read_results, static_box_result
 
 from .conftest import EvaluationData
@@ -51,12 +51,13 @@ def test_trackers_are_folders_and_archives_and_get_distinct_names(tmp_path: Path
     archive = {"names": np.array(["cat-1", "dog-2"]), "offsets": np.array([0, 4, 7]), "boxes": np.ones((7, 4))}
     np.savez(tmp_path / "b" / "results_x.npz", **archive)
     (tmp_path / "a" / "plots").mkdir()
-    assert [one.name for one in read(tmp_path / "a" / "B")] == ["B"]
-    assert [one.name for one in read(tmp_path / "a")] == ["A++", "B"]
+    assert [one.record.name for one in read(tmp_path / "a" / "B")] == ["B"]
+    assert [one.record.name for one in read(tmp_path / "a")] == ["A++", "B"]
     found = read_results([tmp_path / "a", tmp_path / "b"], ANNOTATIONS)
-    assert [one.name for one in found] == ["A++", "a/B", "b/B", "x"]
-    assert set(found[1].scores) == {"cat-1", "dog-2"} and found[3].tracks["dog-2"].boxes_xywh.shape == (3, 4)
-    assert found[0].timing(["cat-1"]) == {"fps": None, "ms_a_frame": None}
+    assert [one.record.name for one in found] == ["A++", "a/B", "b/B", "x"]
+    assert set(found[1].record.sequences) == {"cat-1", "dog-2"}
+    assert found[3].tracks["dog-2"].boxes_xywh.shape == (3, 4)
+    assert (found[0].record.mean["fps"], found[0].record.mean["ms_a_frame"]) == (None, None)
 
 
 def test_a_place_without_results_is_refused(tmp_path: Path) -> None:
@@ -73,10 +74,19 @@ def test_too_few_boxes_and_missing_files_are_refused_all_at_once(tmp_path: Path)
     assert "cat-1.txt" in problems[0] and "dog-2.txt" in problems[1] and "dog-2" in problems[2]
 
 
-def test_boxes_beyond_the_annotation_are_cut_and_noted(tmp_path: Path) -> None:
-    (found,) = read(tracker_folder(tmp_path / "A", cat_1=[[10, 10, 20, 20]] * 6))
-    (note,) = found.notes
-    assert note.startswith(f"{tmp_path}/A/cat-1.txt: 6 ") and found.scores["cat-1"].frames == 4
+LOST = [[10, 10, 20, 20], [5, 5, 0, 9], [0, 0, 0, 0], [10, 10, 20, 20]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "note"),
+    [
+        pytest.param([[10, 10, 20, 20]] * 6, "cat-1.txt: 6 ", id="beyond the annotation"),
+        pytest.param(LOST, "cat-1.txt:2: 2 rows", id="size zero means lost"),
+    ],
+)
+def test_what_is_scored_with_a_note(tmp_path: Path, rows: list[list[float]], note: str) -> None:
+    (found,) = read(tracker_folder(tmp_path / "A", cat_1=rows))
+    assert len(found.record.notes) == 1 and note in found.record.notes[0]
 
 
 @pytest.mark.parametrize("row", [[NAN, 1, 2, 3], [1, 1, float("inf"), 3], [1, 1, -2, 3], [1, 1, 2, -3]])
@@ -87,37 +97,22 @@ def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requeste
     (problem,) = refusal(place)
     assert problem.code == "results.row" and "cat-1.txt:3" in problem and "--repair official" in problem
     (found,) = read(place, repair="official")
-    assert "cat-1.txt:3: 2 rows" in found.notes[0]
+    assert "cat-1.txt:3: 2 rows" in found.record.notes[0]
     one = ANNOTATIONS[0]
     repeated = np.array([[10, 10, 20, 20], *[[12, 10, 20, 20]] * 3], dtype=np.float64)
-    assert found.scores["cat-1"].auc == score(repeated, one.boxes_xywh, ~one.absent).auc
-
-
-def test_rows_of_size_zero_mean_lost_and_are_scored(tmp_path: Path) -> None:
-    rows = [[10, 10, 20, 20], [5, 5, 0, 9], [0, 0, 0, 0], [10, 10, 20, 20]]
-    (found,) = read(tracker_folder(tmp_path / "A", cat_1=rows))
-    assert len(found.notes) == 1 and "cat-1.txt:2: 2 rows" in found.notes[0]
-
-
-def test_a_broken_first_row_is_refused_although_the_annotation_replaces_it(tmp_path: Path) -> None:
-    place = tracker_folder(tmp_path / "A", cat_1=[[NAN] * 4, *[[10, 10, 20, 20]] * 3])
+    assert found.record.sequences["cat-1"]["auc"] == score(repeated, one.boxes_xywh, ~one.absent).auc
+    # The annotation replaces the first row, and yet a broken one is refused.
+    place = tracker_folder(tmp_path / "B", cat_1=[row, *[[10, 10, 20, 20]] * 3])
     assert "cat-1.txt:1" in refusal(place)[0]
-    assert read(place, repair="official")[0].notes == ()
+    assert read(place, repair="official")[0].record.notes == []
 
 
 def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: EvaluationData) -> None:
     annotations = read_annotations(lasot_eval.folder / "mini_txt")
-    texts = {one.name: one for one in read_results([lasot_eval.folder / "mini_txt" / "results"], annotations)}
-    archives = {one.name: one for one in read_results([lasot_eval.folder], annotations)}
+    texts = {one.record.name: one for one in read_results([lasot_eval.folder / "mini_txt" / "results"], annotations)}
+    archives = {one.record.name: one for one in read_results([lasot_eval.folder], annotations)}
     for text, archive in (("ATOM", "atom"), ("SiamRPN++", "siamrpnpp")):
-        first, second = (mean_scores(list(one.scores.values())).auc for one in (texts[text], archives[archive]))
-        assert first == pytest.approx(second, abs=1e-4)
-
-
-def test_atoms_rows_without_height_are_scored_and_noted(lasot_eval: EvaluationData) -> None:
-    annotations = read_annotations(lasot_eval.folder / "lasot_test_gt.npz")
-    (atom,) = read_results([lasot_eval.folder / "results_atom.npz"], annotations)
-    assert len(atom.notes) == 1 and "horse-15" in atom.notes[0] and "18 rows" in atom.notes[0]
+        assert texts[text].record.mean["auc"] == pytest.approx(archives[archive].record.mean["auc"], abs=1e-4)
 
 
 def test_the_static_box_baseline_repeats_the_first_box() -> None:
@@ -125,7 +120,8 @@ def test_the_static_box_baseline_repeats_the_first_box() -> None:
     moving.boxes_xywh[1:, 0] += [5, 10, 15]
     still = static_box_result([moving])
     assert (still.tracks["cat-1"].boxes_xywh == moving.boxes_xywh[0]).all()
-    assert still.scores["cat-1"].auc < score(moving.boxes_xywh, moving.boxes_xywh, ~moving.absent).auc
+    auc = still.record.mean["auc"]
+    assert auc is not None and auc < score(moving.boxes_xywh, moving.boxes_xywh, ~moving.absent).auc
 
 
 def test_classes_and_sequences_are_chosen_in_the_order_of_the_set() -> None:
