@@ -21,7 +21,7 @@ from gpu_checks.common import (
     wait,
 )
 from gpu_checks.exactness import _model_sets, _switches
-from seqtrack.commands.plan import Machine, make_plan
+from seqtrack.commands.plan import Machine, Plan
 from seqtrack.data.sources import open_source
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
@@ -46,11 +46,11 @@ def memory(context: Context, check: Check) -> str:
                 context.forget()
                 trainer = context.trainer(keys, batch=batch)
                 machine = Machine(1, capability, "", 2**60, "", None, 2**60, "")
-                plan = make_plan(trainer.config, machine)
+                plan = Plan(trainer.config, machine)
                 trainer.steps(3)
                 wait(context)
-                row = {"amp": amp, "checkpointing": checkpointing, "batch": batch, "plan": plan["memory_needed"]}
-                row["plan_tensors"] = sum(plan["memory"].values())
+                row = {"amp": amp, "checkpointing": checkpointing, "batch": batch, "plan": plan.memory_needed}
+                row["plan_tensors"] = sum(plan.memory.values())
                 if context.is_cuda:
                     row["allocated"] = torch.cuda.max_memory_allocated()
                     row["reserved"] = torch.cuda.max_memory_reserved()

@@ -202,9 +202,9 @@ def _plan(parser: Parser) -> None:
 
 def _doctor(parser: Parser) -> None:
     parser.epilog = (
-        "Checks limits, packages, settings, the GPU driver, folders, data, the token (asks the Hub whose it is, never "
-        "shows it) and the clock. Compares memory and disk with the numbers of `plan`. Tries the device in processes "
-        "like those of training: a matrix product, attention in the precision of the run, a sum over the processes."
+        "Checks limits, packages, settings, the token (asks the Hub whose it is, never shows it), folders, data, and "
+        "memory and disk by the numbers of `plan`. Tries attention in the precision of the run and a sum over the "
+        "processes, in processes like those of training."
     )
 
 

@@ -5,36 +5,27 @@ that --gpu, --memory-gib and --disk-gib describe.
 """
 
 import argparse
-import functools
+import bisect
 import json
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from seqtrack.commands import machine as measured
-from seqtrack.commands.machine import GIB
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.fields import did_you_mean
 from seqtrack.config.schema import Config
-from seqtrack.device import (
-    Capability,
-    capability_of,
-    choose_precision,
-    device_plan,
-    is_emulated,
-    visible_gpus,
-)
+from seqtrack.device import Capability, capability_of, choose_precision, device_plan, is_emulated
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.cost import cost_of
 from seqtrack.model.memory import checkpoint_bytes, training_memory
 from seqtrack.model.spec import model_spec
 from seqtrack.runtime.gpus import GPUS, find_gpu
 
+GIB = 2**30
 # Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
@@ -55,131 +46,125 @@ class Machine:
     disk: int
     disk_from: str
 
-    @property
-    def device(self) -> str:
-        return "cpu" if self.capability is None else "cuda"
+
+class Plan:
+    """All numbers of a run of `config` on `machine`; `problems` is what does not fit."""
+
+    def __init__(self, config: Config, machine: Machine) -> None:
+        train = config.TRAIN
+        self.machine, self.spec = machine, model_spec(config)
+        self.device = "cpu" if machine.capability is None else "cuda"
+        self.batch = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
+        self.precision = choose_precision(train.AMP, machine.capability)
+        self.stores_scores = is_emulated(self.precision, machine.capability)
+        self.checkpoint_bytes = checkpoint_bytes(self.spec)
+        self.memory = self.tensors(self.batch, self.spec.use_checkpoint)
+        self.memory_needed = self.needed(self.batch, self.spec.use_checkpoint)
+        self.host_memory_needed = _PROCESS_BYTES["cpu"] * machine.processes + self.checkpoint_bytes
+        # One more than is kept: the newest is complete before the oldest is deleted.
+        self.disk_needed = (min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH) + 1) * self.checkpoint_bytes
+        self.upload_bytes = train.EPOCH * self.checkpoint_bytes
+        samples = config.DATA.TRAIN.SAMPLE_PER_EPOCH
+        self.steps = None if samples == "auto" else train.EPOCH * math.ceil(samples / train.BATCH_SIZE)
+        self.problems = [*self._memory_problems(), *self._disk_problems()]
+
+    def tensors(self, batch: int, checkpointing: bool) -> dict[str, int]:
+        """Bytes of one process's tensors by purpose, as `TrainingMemory`."""
+        half, stored = self.precision != "fp32", self.stores_scores
+        return training_memory(self.spec, batch=batch, half=half, checkpointing=checkpointing, stored_scores=stored)
+
+    def needed(self, batch: int, checkpointing: bool) -> int:
+        """Bytes on a device for all processes that train on it."""
+        one = sum(self.tensors(batch, checkpointing).values()) + _PROCESS_BYTES[self.device]
+        # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
+        return one if self.device == "cuda" else one * self.machine.processes + self.checkpoint_bytes
+
+    def to_json(self) -> dict[str, object]:
+        """For `--json`: bytes, tokens and FLOPs per sample."""
+        cost = cost_of(self.spec)
+        return {
+            "encoder": self.spec.encoder_type,
+            "patch_px": self.spec.patch_size,
+            "encoder_tokens": self.spec.encoder_tokens,
+            "memory_tokens": self.spec.memory_tokens,
+            **asdict(cost),
+            "training_flops": cost.training_flops,
+            "device": self.device,
+            **asdict(self.machine),
+            "steps": self.steps,
+            "batch_at_a_time": self.batch,
+            "precision": self.precision,
+            "attention": "stores its scores" if self.stores_scores else "fused",
+            "tensors": self.memory,
+            "memory_without_checkpointing": self.needed(self.batch, False),
+            "memory_with_checkpointing": self.needed(self.batch, True),
+            "memory_needed": self.memory_needed,
+            "host_memory_needed": self.host_memory_needed,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "disk_needed": self.disk_needed,
+            "upload_bytes": self.upload_bytes,
+            "problems": self.problems,
+        }
+
+    def _memory_problems(self) -> list[Problem]:
+        machine, checkpointing, found = self.machine, self.spec.use_checkpoint, []
+        if self.memory_needed > machine.memory:
+            ways = []
+            if not checkpointing and self.needed(self.batch, True) <= machine.memory:
+                ways.append("set MODEL.ENCODER.USE_CHECKPOINT True")
+            smaller = range(1, self.batch)
+            fitting = bisect.bisect_right(smaller, machine.memory, key=lambda batch: self.needed(batch, checkpointing))
+            if fitting:
+                parts = math.ceil(self.batch / fitting)
+                ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {parts} ({math.ceil(self.batch / parts)} at a time)")
+            smallest = f"one sample with activation checkpointing needs {self.needed(1, True) / GIB:.2f} GiB"
+            text = (
+                f"memory: {self.memory_needed / GIB:.2f} GiB needed to train {self.batch} samples at a time, "
+                f"{machine.memory / GIB:.2f} GiB available ({machine.memory_from}); "
+                f"{', or '.join(ways) or f'use a smaller model: {smallest}'}"
+            )
+            found.append(Problem(text, "plan.memory"))
+        if self.device == "cuda" and machine.host_memory is not None and machine.host_memory < self.host_memory_needed:
+            text = (
+                f"host memory: {self.host_memory_needed / GIB:.2f} GiB needed for the processes and a copy of the "
+                f"training state, {machine.host_memory / GIB:.2f} GiB free; end other programs or raise the limit"
+            )
+            found.append(Problem(text, "plan.host_memory"))
+        return found
+
+    def _disk_problems(self) -> list[Problem]:
+        if self.disk_needed <= self.machine.disk:
+            return []
+        room = self.machine.disk // self.checkpoint_bytes - 1
+        way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less, or " if room >= 1 else ""
+        text = (
+            f"disk: {self.disk_needed / GIB:.2f} GiB needed for checkpoints of {self.checkpoint_bytes / GIB:.2f} GiB, "
+            f"{self.machine.disk / GIB:.2f} GiB free ({self.machine.disk_from}); {way}use another disk"
+        )
+        return [Problem(text, "plan.disk")]
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 if it does not fit."""
-
-    environ = dict(os.environ)
-    if args.config:
-        environ["CONFIG"] = args.config
-    environment, config = configure(environ)
-    plan = make_plan(config, find_machine(environment, args.gpu, args.memory_gib, args.disk_gib))
+    environment, config = configure({**os.environ, **({"CONFIG": args.config} if args.config else {})})
+    plan = Plan(config, find_machine(environment, args.gpu, args.memory_gib, args.disk_gib))
+    numbers = plan.to_json()
     if args.json:
-        print(json.dumps(plan, indent=2))
+        print(json.dumps(numbers, indent=2))
     else:
-        _print_table(plan)
-    if plan["problems"]:
-        raise UserError(plan["problems"])
+        shown = {name: _shown(name, value) for name, value in numbers.items() if name not in ("tensors", "problems")}
+        print("\n".join(f"{name.replace('_', ' '):32}{text}" for name, text in shown.items()))
+    if plan.problems:
+        raise UserError(plan.problems)
     return 0
 
 
-def make_plan(config: Config, machine: Machine) -> dict[str, Any]:
-    """All numbers of a run, and under "problems" what does not fit."""
-
-    spec = model_spec(config)
-    train = config.TRAIN
-    share = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
-    precision = choose_precision(train.AMP, machine.capability)
-    stored = is_emulated(precision, machine.capability)
-    tensors = functools.partial(training_memory, spec, half=precision != "fp32", stored_scores=stored)
-    cost = cost_of(spec)
-    checkpoint = checkpoint_bytes(spec)
-
-    def needed(batch: int, *, checkpointing: bool) -> int:
-        """Bytes on a device for all processes that train on it."""
-        one = sum(tensors(batch=batch, checkpointing=checkpointing).values()) + _PROCESS_BYTES[machine.device]
-        # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
-        return one if machine.device == "cuda" else one * machine.processes + checkpoint
-
-    plan: dict[str, Any] = {
-        "encoder": spec.encoder_type,
-        "patch_px": spec.patch_size,
-        "parameters": cost.parameters,
-        "trained_parameters": cost.trained_parameters,
-        "encoder_tokens": spec.encoder_tokens,
-        "memory_tokens": spec.memory_tokens,
-        "forward_gflop": (cost.encoder_flops + cost.decoder_flops) / 1e9,
-        "training_gflop": cost.training_flops / 1e9,
-        "executed_gflop": cost.executed_flops / 1e9,
-        "device": machine.device,
-        "gpu": machine.gpu,
-        "processes": machine.processes,
-        "batch_at_a_time": share,
-        "precision": precision,
-        "attention": "stores its scores" if stored else "fused",
-        "memory": tensors(batch=share, checkpointing=spec.use_checkpoint),
-        "memory_without_checkpointing": needed(share, checkpointing=False),
-        "memory_with_checkpointing": needed(share, checkpointing=True),
-        "use_checkpoint": spec.use_checkpoint,
-        "memory_needed": needed(share, checkpointing=spec.use_checkpoint),
-        "memory_there": machine.memory,
-        "memory_from": machine.memory_from,
-        "host_memory_needed": _PROCESS_BYTES["cpu"] * machine.processes + checkpoint,
-        "checkpoint_bytes": checkpoint,
-        "epochs": train.EPOCH,
-        "disk_bytes": disk_bytes(config),
-        "disk_there": machine.disk,
-        "disk_from": machine.disk_from,
-        "upload_bytes": train.EPOCH * checkpoint,
-    }
-    plan["problems"] = [*_memory_problems(plan, needed), *_host_problems(plan, machine), *_disk_problems(plan)]
-    return plan
-
-
-def disk_bytes(config: Config) -> int:
-    """Maximum bytes of a run's checkpoints on disk."""
-
-    kept = min(config.TRAIN.KEEP_CHECKPOINTS or config.TRAIN.EPOCH, config.TRAIN.EPOCH)
-    # One more than is kept: the newest is complete before the oldest is deleted.
-    return (kept + 1) * checkpoint_bytes(model_spec(config))
-
-
-def _memory_problems(plan: dict[str, Any], needed: Callable[..., int]) -> list[Problem]:
-    there, share = plan["memory_there"], plan["batch_at_a_time"]
-    if plan["memory_needed"] <= there:
-        return []
-    ways = []
-    if not plan["use_checkpoint"] and plan["memory_with_checkpointing"] <= there:
-        ways.append("set MODEL.ENCODER.USE_CHECKPOINT True")
-    fitting = [batch for batch in range(1, share) if needed(batch, checkpointing=plan["use_checkpoint"]) <= there]
-    if fitting:
-        parts = math.ceil(share / fitting[-1])
-        ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {parts} ({math.ceil(share / parts)} at a time)")
-    if not ways:
-        smallest = needed(1, checkpointing=True) / GIB
-        ways.append(f"use a smaller model: one sample with activation checkpointing needs {smallest:.2f} GiB")
-    text = (
-        f"memory: {plan['memory_needed'] / GIB:.2f} GiB needed to train {share} samples at a time, "
-        f"{there / GIB:.2f} GiB available ({plan['memory_from']}); {', or '.join(ways)}"
-    )
-    return [Problem(text, "plan.memory")]
-
-
-def _host_problems(plan: dict[str, Any], machine: Machine) -> list[Problem]:
-    there = machine.host_memory
-    if machine.device == "cpu" or there is None or plan["host_memory_needed"] <= there:
-        return []
-    text = (
-        f"host memory: {plan['host_memory_needed'] / GIB:.2f} GiB needed for the processes and a copy of the training "
-        f"state, {there / GIB:.2f} GiB free; end other programs or raise the container's limit"
-    )
-    return [Problem(text, "plan.host_memory")]
-
-
-def _disk_problems(plan: dict[str, Any]) -> list[Problem]:
-    if plan["disk_bytes"] <= plan["disk_there"]:
-        return []
-    room = plan["disk_there"] // plan["checkpoint_bytes"] - 1
-    way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less" if room >= 1 else "not even two fit"
-    text = (
-        f"disk: {plan['disk_bytes'] / GIB:.2f} GiB needed for checkpoints of {plan['checkpoint_bytes'] / GIB:.2f} GiB, "
-        f"{plan['disk_there'] / GIB:.2f} GiB free ({plan['disk_from']}); {way}, or use another disk"
-    )
-    return [Problem(text, "plan.disk")]
+def _shown(name: str, value: object) -> str:
+    if not isinstance(value, int):
+        return str(value)
+    if name.endswith("flops"):
+        return f"{value / 1e9:.1f} GFLOP per sample"
+    return f"{value / GIB:.2f} GiB" if re.search("memory(?!_tokens)|disk|bytes", name) else f"{value:,}"
 
 
 def find_machine(
@@ -190,26 +175,25 @@ def find_machine(
     Raises:
         UserError: an unknown GPU, unknown GPU memory, or fewer GPUs than processes.
     """
-
-    disk, disk_from = measured.free_disk(environment.output_dir)
+    disk, disk_from = free_disk(environment.output_dir)
     if disk_gib is not None:
         disk, disk_from = int(disk_gib * GIB), "--disk-gib"
     host: int | None = None
     capability: Capability | None = None
     memory: int | None
-    if gpu is None and memory_gib is not None and environment.device == "cuda" and not visible_gpus():
-        gpu = "8.0"
     if gpu is not None:
-        name, capability, memory = _other_gpu(gpu)
-        processes, memory_from = 1 if environment.nproc == "auto" else int(environment.nproc), f"installed in {name}"
+        capability, memory = _other_gpu(gpu)
+        name, memory_from = gpu, f"installed in {gpu}"
+        processes = 1 if environment.nproc == "auto" else environment.nproc
     else:
         here = device_plan(environment.device, environment.nproc)
         processes, name = here.processes, ""
-        host, memory_from = measured.free_memory()
+        host, memory_from = free_memory()
         memory = host
         if here.device == "cuda":
-            memory, memory_from, index = measured.free_gpu_memory(processes)
+            memory, total, index = min((*torch.cuda.mem_get_info(index), index) for index in range(processes))
             capability, name = capability_of(torch.device("cuda", index)), torch.cuda.get_device_name(index)
+            memory_from = f"free now of the {total / GIB:.2f} GiB of {name}"
     if memory_gib is not None:
         memory, memory_from, host = int(memory_gib * GIB), "--memory-gib", None
     if memory is None:
@@ -217,42 +201,36 @@ def find_machine(
     return Machine(processes, capability, name, memory, memory_from, host, disk, disk_from)
 
 
-def _other_gpu(text: str) -> tuple[str, Capability, int | None]:
-    """Name, compute capability and bytes of memory (None if unknown) of a GPU."""
-
-    numbers = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
-    if numbers:
-        capability = (int(numbers[1]), int(numbers[2]))
-        return f"compute capability {capability[0]}.{capability[1]}", capability, None
+def _other_gpu(text: str) -> tuple[Capability, int | None]:
+    """Compute capability and bytes of memory (None if unknown) of a GPU."""
+    if numbers := re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower()):
+        return (int(numbers[1]), int(numbers[2])), None
     card = find_gpu(text)
     if card is None:
-        raise UserError(
-            f"--gpu {text}: expected a compute capability such as 7.5 or a known GPU{did_you_mean(text, GPUS)}",
-            code="plan.unknown_gpu",
-        )
-    return text, card.capability, int(card.memory_gib * GIB)
+        wanted = f"expected a compute capability such as 7.5 or a known GPU{did_you_mean(text, GPUS)}"
+        raise UserError(f"--gpu {text}: {wanted}", code="plan.unknown_gpu")
+    return card.capability, int(card.memory_gib * GIB)
 
 
-def _print_table(plan: dict[str, Any]) -> None:
-    def gib(count: int) -> str:
-        return f"{count / GIB:.2f} GiB"
+def free_memory(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, str]:
+    """Free bytes of the machine or within the container's limit, and a description."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free, total = (int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        # Cached files count as used, but the kernel frees them on demand.
+        cached = re.search(r"^inactive_file (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # ValueError: `max`, which is no limit
+        limit = total
+    if limit >= total:
+        return free, f"free now of this machine's {total / GIB:.1f} GiB"
+    free = min(free, limit - used + (int(cached[1]) if cached else 0))
+    return free, f"free now of this container's limit of {limit / GIB:.1f} GiB"
 
-    have = f"{gib(plan['memory_there'])} ({plan['memory_from']})"
-    rows = [
-        ("encoder", f"{plan['encoder']}, patches of {plan['patch_px']} px"),
-        ("parameters", f"{plan['parameters']:,}, trained {plan['trained_parameters']:,}"),
-        ("tokens", f"{plan['encoder_tokens']} in the encoder, {plan['memory_tokens']} for the decoder"),
-        ("FLOPs per sample", f"{plan['forward_gflop']:.1f} GFLOP forward, {plan['training_gflop']:.1f} per training "
-                            f"step, of which {plan['executed_gflop']:.1f} are computed"),
-        ("training", f"{plan['gpu'] or plan['device']}, {plan['processes']} processes, {plan['batch_at_a_time']} "
-                     f"samples at a time, {plan['precision']}"),
-        ("attention", f"{plan['attention']}"),
-        ("memory, all activations kept", gib(plan["memory_without_checkpointing"])),
-        ("memory, activation checkpointing", gib(plan["memory_with_checkpointing"])),
-        ("memory, as configured", f"{gib(plan['memory_needed'])} of {have}"),
-        ("checkpoint", f"{plan['checkpoint_bytes']:,} bytes"),
-        ("disk for the run", f"{gib(plan['disk_bytes'])} of {gib(plan['disk_there'])} free ({plan['disk_from']})"),
-        ("upload", f"{gib(plan['upload_bytes'])} in {plan['epochs']} epochs"),
-    ]  # fmt: skip
-    for name, value in rows:
-        print(f"{name:34}{value}")
+
+def free_disk(folder: Path) -> tuple[int, str]:
+    """Free bytes on the file system of a folder, and its nearest existing parent."""
+    place = next(one for one in (folder.resolve(), *folder.resolve().parents) if one.exists())
+    usage = os.statvfs(place)
+    return usage.f_bavail * usage.f_frsize, str(place)

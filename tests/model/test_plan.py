@@ -134,7 +134,7 @@ def test_a_run_that_fits_is_planned_with_exit_code_0(plan: Callable[..., Plan]) 
     assert code == 0, said
     assert found["parameters"] == 90_596_002
     assert found["upload_bytes"] == 10 * 12 * 90_596_002
-    assert found["disk_bytes"] == 11 * 12 * 90_596_002
+    assert found["disk_needed"] == 11 * 12 * 90_596_002
     assert found["memory_with_checkpointing"] < found["memory_without_checkpointing"] / 2
     assert found["problems"] == []
 
@@ -142,7 +142,7 @@ def test_a_run_that_fits_is_planned_with_exit_code_0(plan: Callable[..., Plan]) 
 def test_what_does_not_fit_is_refused_and_following_the_advice_makes_it_fit(plan: Callable[..., Plan]) -> None:
     code, found, said = plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100")
     assert code == 2
-    for part in (f"{found['memory_needed'] / GIB:.2f} GiB", f"{found['disk_bytes'] / GIB:.2f} GiB"):
+    for part in (f"{found['memory_needed'] / GIB:.2f} GiB", f"{found['disk_needed'] / GIB:.2f} GiB"):
         assert part in said
     for advice in ("MODEL.ENCODER.USE_CHECKPOINT True", "TRAIN.ACCUMULATION_STEPS 3"):
         assert advice.split()[0] in said and "KEEP_CHECKPOINTS to 28" in said
@@ -191,7 +191,7 @@ def test_stored_scores_are_counted(plan: Callable[..., Plan]) -> None:
 
 def test_a_known_gpu_has_its_memory_and_a_compute_capability_needs_it_given(plan: Callable[..., Plan]) -> None:
     code, found, _ = plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")
-    assert (code, found["memory_there"]) == (2, 4 * GIB)
+    assert (code, found["memory"]) == (2, 4 * GIB)
     assert "[plan.memory]" in plan("seqtrack_b256", "--gpu", "RTX 3050 Laptop GPU", EPOCHS="1")[2]
     assert "[plan.gpu_memory]" in plan("seqtrack_b256", "--gpu", "8.6")[2]
     for name in ("RTX 9999", "8600", "laptop"):
@@ -201,9 +201,9 @@ def test_a_known_gpu_has_its_memory_and_a_compute_capability_needs_it_given(plan
 def test_this_machine_is_planned_with_its_free_memory_and_the_hosts(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seqtrack.commands.machine.free_memory", lambda: (GIB // 4, "free now of a small machine"))
+    monkeypatch.setattr("seqtrack.commands.plan.free_memory", lambda: (GIB // 4, "free now of a small machine"))
     code, found, said = plan("demo")
-    assert (code, found["memory_there"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
+    assert (code, found["memory"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
     answers = {
         "is_available": lambda: True,
@@ -215,7 +215,7 @@ def test_this_machine_is_planned_with_its_free_memory_and_the_hosts(
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     code, found, said = plan("seqtrack_b256", EPOCHS="1", DEVICE="auto")
-    assert (code, found["memory_there"], found["device"]) == (2, 70 * GIB, "cuda")
+    assert (code, found["memory"], found["device"]) == (2, 70 * GIB, "cuda")
     assert "[plan.host_memory]" in said and "[plan.memory]" not in said
 
 
