@@ -38,17 +38,17 @@ def test_clipping_keeps_a_margin_inside_and_does_not_change_inner_boxes() -> Non
     assert clipped.tolist() == [[10.0, 10.0, 20.0, 20.0], [90.0, 0.0, 10.0, 10.0]]
 
 
-def test_the_vocabulary_ends_with_end_and_start() -> None:
+def test_the_vocabulary_ends_with_end_and_start_and_values_are_truncated() -> None:
     assert (end_token(4000), start_token(4000), vocabulary_size(4000)) == (4000, 4001, 4002)
-
-
-def test_values_are_truncated_not_rounded() -> None:
     assert boxes_to_tokens(torch.tensor([0.9999, 0.0, 1.0, 0.5]), 101).tolist() == [99, 0, 100, 50]
 
 
 def test_a_box_that_leaves_the_region_is_clipped_and_nan_is_refused() -> None:
     _, targets = target_sequences(torch.tensor([[0.0, 0.5, 0.4, 0.2]]), 1001)
     assert tokens_to_boxes(targets[:, :4], 1001)[0].tolist() == pytest.approx([0.1, 0.5, 0.2, 0.2], abs=2e-3)
+    for value in (float("nan"), float("inf"), -1e-6, 1.001):
+        with pytest.raises(ValueError):
+            boxes_to_tokens(torch.tensor([[0.5, 0.5, value, 0.5]]), 1001)
     with pytest.raises(ValueError):
         target_sequences(torch.tensor([[float("nan"), 0.5, 0.4, 0.2]]), 1001)
 
@@ -66,6 +66,7 @@ def test_the_window_is_exact_float64() -> None:
     window = hann_window(101)
     assert window.dtype == torch.float64
     assert window[[0, -1]].tolist() == [0.0, 0.0] and window[50].item() == pytest.approx(1.0)
+    assert torch.allclose(window, window.flip(0), atol=1e-12) and bool((window[:51].diff() > 0).all())
 
 
 def test_random_numbers_never_change() -> None:

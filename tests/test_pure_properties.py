@@ -1,21 +1,14 @@
-"""Properties of boxes, tokens, seeds and the journal for arbitrary inputs."""
-
-import math
-import tempfile
-from pathlib import Path
+"""Properties of boxes, tokens and seeds for arbitrary inputs."""
 
 import numpy as np
-import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from seqtrack import boxes as b
 from seqtrack import tokens as t
-from seqtrack.run_dir import UPLOADS
 from seqtrack.seeding import process_seed, sample_generator, step_seed
-from seqtrack.uploads.state import UploadState, VerifiedFile, is_verified, read_state, write_state
 
 QUICK = settings(max_examples=60, deadline=None)
 FORMATS = st.sampled_from(("xywh", "whxy", "corner"))
@@ -80,21 +73,6 @@ def test_a_clipped_box_keeps_its_margin_inside_the_image(box: tuple[float, ...],
 
 
 @QUICK
-@given(
-    previous=st.tuples(COORDINATE, COORDINATE, SIZE, SIZE),
-    factor=st.floats(0.05, 20),
-    size=st.sampled_from([96, 256, 384]),
-)
-def test_the_middle_of_the_search_region_is_the_centre_of_the_previous_box(
-    previous: tuple[float, ...], factor: float, size: int
-) -> None:
-    found = b.search_to_image(row((0.5, 0.5, 0.25, 0.5)), row(previous), resize_factor=factor, search_size_px=size)
-    centre = b.xywh_to_cxcywh(found)[0]
-    assert torch.allclose(centre[:2], b.xywh_to_cxcywh(row(previous))[0, :2], atol=1e-6, rtol=1e-12)
-    assert torch.allclose(centre[2:], torch.tensor([0.25, 0.5], dtype=torch.float64) * size / factor)
-
-
-@QUICK
 @given(values=st.tuples(FRACTION, FRACTION, FRACTION, FRACTION), bins=BINS)
 def test_a_token_is_the_integer_part_and_less_than_a_bin_below(values: tuple[float, ...], bins: int) -> None:
     words = t.boxes_to_tokens(row(values), bins)
@@ -102,13 +80,6 @@ def test_a_token_is_the_integer_part_and_less_than_a_bin_below(values: tuple[flo
     assert int(words.min()) >= 0 and int(words.max()) <= bins - 1
     error = row(values) * (bins - 1) - words
     assert float(error.min()) >= 0 and float(error.max()) < 1
-
-
-@QUICK
-@given(value=st.floats(allow_nan=True, allow_infinity=True).filter(lambda value: not 0 <= value <= 1), bins=BINS)
-def test_invalid_coordinates_are_refused(value: float, bins: int) -> None:
-    with pytest.raises(ValueError, match="coordinates"):
-        t.boxes_to_tokens(row((0.5, 0.5, value, 0.5)), bins)
 
 
 @QUICK
@@ -122,26 +93,6 @@ def test_a_sequence_decodes_to_the_clipped_box_within_a_bin(boxes: Tensor, bins:
     read = b.cxcywh_to_xyxy(t.tokens_to_boxes(targets[:, :-1], bins, seq_format))
     # Centre and half a size are each less than a bin below.
     assert float((read - cut).abs().max()) < 1.5 / (bins - 1) + 1e-9
-
-
-@QUICK
-@given(words=st.lists(st.integers(0, 99), min_size=4, max_size=4))
-def test_formats_are_orders_of_the_same_four_numbers(words: list[int]) -> None:
-    tokens = torch.tensor([words])
-    centre_first = t.tokens_to_boxes(tokens, 100, "xywh")
-    assert torch.equal(centre_first[:, [2, 3, 0, 1]], t.tokens_to_boxes(tokens, 100, "whxy"))
-    assert torch.equal(b.xyxy_to_cxcywh(centre_first), t.tokens_to_boxes(tokens, 100, "corner"))
-
-
-@QUICK
-@given(bins=BINS)
-def test_the_window_is_symmetric_with_its_maximum_in_the_middle_and_zero_ends(bins: int) -> None:
-    window = t.hann_window(bins)
-    assert torch.allclose(window, window.flip(0), atol=1e-12)
-    assert float(window[0]) == 0 and float(window[-1]) == pytest.approx(0, abs=1e-12)
-    assert float(window.max()) <= 1
-    rising = window[: math.ceil(bins / 2)]
-    assert bool((rising.diff() >= 0).all())
 
 
 @QUICK
@@ -169,34 +120,3 @@ def test_seeds_fit_every_generator_and_streams_do_not_meet(seed: int, step: int,
         step_seed(seed + 1, step, rank),
     )
     assert word != process_seed(seed, rank)
-
-
-NAMES = st.text(min_size=1, max_size=30).filter(
-    lambda name: "\0" not in name and name.encode(errors="replace").decode() == name
-)
-FILES = st.dictionaries(
-    st.sampled_from(["phase_1/run.json", "phase_1/checkpoints/a.safetensors", "ä b'c\"d", "x"]) | NAMES,
-    st.builds(
-        VerifiedFile,
-        stamp=st.tuples(*[st.integers(0, 2**63 - 1)] * 4),
-        sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
-        git_sha1=st.none() | NAMES,
-        commit=st.none() | NAMES,
-    ),
-    max_size=4,
-)
-
-
-# Not shrunk: each example waits for the disk.
-@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@given(files=FILES, durable=st.booleans())
-def test_the_status_file_of_uploads_is_read_as_it_was_written(files: dict[str, VerifiedFile], durable: bool) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, UPLOADS)
-        folder.mkdir()
-        state = UploadState(target="folder /a", files=files)
-        write_state(folder, state, durable=durable)
-        assert read_state(Path(name)) == state
-        for path, one in files.items():
-            assert is_verified(Path(name), path, one.sha256)
-            assert not is_verified(Path(name), path, "0" * 63 + "g")

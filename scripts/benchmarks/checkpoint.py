@@ -15,13 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.allocator import start_again_with_the_allocator_set
+
 ROOT = Path(__file__).resolve().parents[2]
-# As docker/entrypoint sets them for every run.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time saves, torch.save and a restart; returns the numbers."""
-    if not set(ALLOCATOR) <= set(os.environ):  # glibc reads them once, when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**ALLOCATOR, **os.environ})
+    start_again_with_the_allocator_set()
     folder = Path(tempfile.mkdtemp(dir=args.folder, prefix="seqtrack-bench-"))
     try:
         result = _time_saves(folder, args.config, args.saves)

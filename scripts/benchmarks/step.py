@@ -12,7 +12,6 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.allocator import start_again_with_the_allocator_set
 from seqtrack.boxes import xywh_to_cxcywh
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
@@ -30,35 +30,18 @@ from seqtrack.runtime.gpus import find_gpu
 from seqtrack.tokens import target_sequences
 
 CUBE = 2048
-# As set by docker/entrypoint: freed activations are kept and reused. Otherwise each step requests about 140,000 new
-# pages, which takes 0.2 to 3 s. The last one is torch's own: large tensors start on pages of 2 MiB, which avoids
-# fragmentation.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
 _ALLOCATION = ("MALLOC_", "THP_", "GLIBC_TUNABLES", "LD_PRELOAD")
 GIB = 2**30
 SIZES = {
     "demo": ModelSpec(
-        encoder_type="vit_custom",
-        embed_dim=128,
-        depth=2,
-        num_heads=8,
-        search_size=96,
-        template_size=48,
-        num_templates=1,
-        hidden_dim=128,
-        bins=64,
-        decoder_feedforward=512,
-        dropout=0.0,
+        encoder_type="vit_custom", embed_dim=128, depth=2, num_heads=8, search_size=96, template_size=48,
+        num_templates=1, hidden_dim=128, bins=64, decoder_feedforward=512, dropout=0.0,
     ),
     "b256": ModelSpec(),
     "b384": ModelSpec(search_size=384, template_size=384),
     "l256": ModelSpec(encoder_type="vit_large_patch16"),
     "l384": ModelSpec(encoder_type="vit_large_patch16", search_size=384, template_size=384),
-}
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after two that warm up")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--plain-malloc", action="store_true", help="CPU: leave the allocator's settings as they are")
-    parser.add_argument("--profile", action="store_true", help="also print where the time goes, on stderr")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result."""
     if args.device == "cpu" and not args.plain_malloc:
-        _start_again_with_the_allocator_set()
+        start_again_with_the_allocator_set()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -99,8 +81,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
         matmul_seconds.append(_time_matmul(device))
     peak = _peak_bytes(device)
-    if args.profile:
-        _print_profile(step, device)
     return _result(args, spec, seconds, matmul_seconds, peak)
 
 
@@ -137,12 +117,6 @@ def _result(
         peak = card.peak_tflops(kind) if card else None
         result |= {"gpu": name} | ({"mfu": result["gflops"] / 1e3 / peak} if peak else {})
     return result
-
-
-def _start_again_with_the_allocator_set() -> None:
-    """Restart this process, because glibc reads its settings once. Variables that are set are kept."""
-    if not set(ALLOCATOR) <= set(os.environ) and "LD_PRELOAD" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**ALLOCATOR, **os.environ})
 
 
 def _set_kernels(args: argparse.Namespace) -> None:
@@ -219,34 +193,3 @@ def _peak_bytes(device: torch.device) -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-# Kind of work by operator name; the first match counts.
-_GROUPS = (
-    ("attention", ("scaled_dot_product", "_softmax")),
-    ("matrix products", ("mm", "linear", "convolution")),
-    ("GELU", ("gelu",)),
-    ("norms", ("layer_norm",)),
-    ("optimizer", ("adam",)),
-    ("copies and casts", ("copy_", "cat", "clone", "_to_copy")),
-)
-
-
-def _print_profile(step: Any, device: torch.device) -> None:
-    """Print the share of each kind of work, then the operators, to stderr."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-        _wait(device)
-    totals: dict[str, float] = {}
-    for event in profile.key_averages():
-        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        group = next((name for name, parts in _GROUPS if any(part in event.key for part in parts)), "all else")
-        totals[group] = totals.get(group, 0.0) + spent
-    whole = sum(totals.values())
-    for name, spent in sorted(totals.items(), key=lambda item: -item[1]):
-        print(f"{name:20}{spent / 1e6:8.3f} s {spent / whole:7.1%}", file=sys.stderr)
-    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    print(profile.key_averages().table(sort_by=order, row_limit=25), file=sys.stderr)

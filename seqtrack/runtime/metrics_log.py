@@ -186,20 +186,15 @@ class RunLog:
     def epoch(self, values: Mapping[str, object]) -> None:
         """Log and record one epoch: `values` is its history record with its wall-clock fields."""
         record = EpochRecord.model_validate({"phase": self.phase, **values})
-        peak = record.max_memory_reserved
-        logger.info(
-            "[phase_%d] Epoch %d finished : mean loss %.5f , mean IoU %.5f , time %s hours , %.1f samples/s , "
-            "%.1f %% of it waiting for data , learning rates %s%s",
-            self.phase,
-            record.epoch,
-            record.loss,
-            record.iou,
-            clock(record.time_s),
-            record.samples_per_s,
-            100 * record.data_wait_share,
-            " ".join(f"{rate:.3g}" for rate in record.lr),
-            "" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory",
+        shown = (
+            f"[{phase_name(self.phase)}] Epoch {record.epoch} finished : mean loss {record.loss:.5f} , mean IoU "
+            f"{record.iou:.5f} , time {clock(record.time_s)} hours , {record.samples_per_s:.1f} samples/s , "
+            f"{100 * record.data_wait_share:.1f} % of it waiting for data , learning rates "
+            + " ".join(f"{rate:.3g}" for rate in record.lr)
         )
+        if (peak := record.max_memory_reserved) is not None:
+            shown += f" , at most {peak / 2**30:.2f} GiB of GPU memory"
+        logger.info("%s", shown)
         self.record(record)
         self._scalars("epoch", record.epoch, {"loss": record.loss, "iou": record.iou} | _common_scalars(record))
         self._to_board(lambda board: board.flush())
