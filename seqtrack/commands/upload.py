@@ -3,13 +3,15 @@
 import argparse
 import logging
 import os
+import signal
+import threading
 import time
 
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.settings import choose_target, read_settings
 from seqtrack.uploads.state import health_problems, read_state
-from seqtrack.uploads.uploader import EXIT_INCOMPLETE, Stop, Uploader
+from seqtrack.uploads.uploader import EXIT_INCOMPLETE, Uploader
 
 _NICE = 10  # hashing and copying give way to training; the sending process gives way still more
 
@@ -38,11 +40,12 @@ def run(args: argparse.Namespace) -> int:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not args.once:
         os.nice(_NICE)
-    stop = Stop()
-    stop.listen()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     logger.info("uploading %s to %s", environment.output_dir, target.label)
     end, warned = time.monotonic() + settings.patience_s, False
-    while not stop.asked.is_set():
+    while not stop.is_set():
         try:
             with Uploader(environment.output_dir, target, settings, stop=stop) as uploader:
                 return uploader.run(once=args.once)
@@ -53,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
             if not warned:
                 logger.warning("%s; waiting for it to end", text)
             warned = True
-            stop.asked.wait(settings.poll_s)
+            stop.wait(settings.poll_s)
     return EXIT_INCOMPLETE

@@ -3,14 +3,12 @@
 Monotonic seconds for everything inside one life of the process, since the wall clock may jump.
 """
 
-import hashlib
 import logging
 import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from seqtrack.uploads.settings import UploadSettings
 from seqtrack.uploads.target import Fault
@@ -20,6 +18,7 @@ logger = logging.getLogger(__name__)
 NEVER = float("-inf")
 _MAX_TIMEOUT_FACTOR = 64.0
 _XET_PAUSE_S = 3600.0
+_LONGEST_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -36,36 +35,18 @@ def xet_is_allowed() -> bool:
     return os.environ.get("HF_HUB_DISABLE_XET", "").upper() not in ("1", "ON", "YES", "TRUE")
 
 
-def token_fingerprint() -> str:
-    """Changes when the token's file does. A digest: the token itself is not kept."""
-    path = os.environ.get("HF_TOKEN_PATH", "").strip()
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-    except OSError as error:
-        return type(error).__name__
-
-
 @dataclass
 class Backoff:
-    """The state of trouble.
-
-    Attributes:
-        fault: the last one; None once an order was carried out.
-        failures: in a row.
-        until: monotonic time before which nothing is tried.
-        timeout_factor: on deadlines and read timeouts; doubles with every timeout, so that a slow line that needs an
-            hour gets it in the end.
-    """
+    """The state of trouble; times are monotonic."""
 
     settings: UploadSettings
     clock: Clock
     rng: random.Random
-    fault: Fault | None = None
-    failures: int = 0
-    until: float = NEVER
-    timeout_factor: float = 1.0
+    fault: Fault | None = None  # the last one; None once an order was carried out
+    failures: int = 0  # in a row
+    until: float = NEVER  # nothing is tried before
+    timeout_factor: float = 1.0  # doubles with every timeout: a slow line that needs an hour gets it in the end
     _xet_from: float = NEVER
-    _token: str = field(default="", repr=False)
 
     @property
     def use_xet(self) -> bool:
@@ -73,10 +54,7 @@ class Backoff:
         return xet_is_allowed() and self.clock.monotonic() >= self._xet_from
 
     def wait_s(self) -> float:
-        """Seconds until the next try; 0 as soon as a refused token was replaced."""
-        if self.fault is not None and self.fault.kind == "token" and token_fingerprint() != self._token:
-            logger.info("the token has changed; trying again")
-            self.until = NEVER
+        """Seconds until the next try."""
         return max(0.0, self.until - self.clock.monotonic())
 
     def record_success(self) -> None:
@@ -91,7 +69,7 @@ class Backoff:
         is_news = self.fault is None or self.fault.kind != fault.kind
         if is_news:  # one line per kind; the status has the rest
             logger.log(logging.WARNING if fault.action in ("retry", "wait") else logging.ERROR, "%s", fault.line)
-        self.failures, self.fault, self._token = self.failures + 1, fault, token_fingerprint()
+        self.failures, self.fault = self.failures + 1, fault
         if fault.kind == "timeout":
             self.timeout_factor = min(_MAX_TIMEOUT_FACTOR, self.timeout_factor * 2.0)
         if fault.kind in ("xet", "timeout") and self.use_xet:  # trouble of Xet can take longer than any deadline
@@ -101,5 +79,5 @@ class Backoff:
         if fault.action == "person" and not made_again:
             self.until = now + settings.slow_retry_s
         else:
-            longest = min(settings.backoff_cap_s, settings.backoff_s * 2.0 ** min(self.failures - 1, 60))
+            longest = min(_LONGEST_S, settings.backoff_s * 2.0 ** min(self.failures - 1, 60))
             self.until = now + max(fault.wait_s, self.rng.uniform(0.0, longest))

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _TRIES = 4
+_LEAST_RATE = 50_000.0  # bytes per second
 _XET_BOUNDS = {
     "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "3",
     "HF_XET_CLIENT_RETRY_MAX_DURATION": "30s",
@@ -37,7 +38,6 @@ class Runner(Protocol):
 
     def run(self, call: Call, *, deadline_s: float, tick: Callable[[], bool]) -> Reply:
         """Carry out `call` within `deadline_s` seconds; `tick` is called often, and ends it by returning True."""
-        ...
 
 
 class ChildRunner:
@@ -112,13 +112,12 @@ class TargetClient:
         """Have an order carried out once, which moves `num_bytes`."""
         settings, factor = self._settings, self._backoff.timeout_factor
         bounds = Bounds(
-            connect_s=settings.connect_timeout_s,
             read_s=settings.read_timeout_s * factor,
             tries=settings.request_tries,
             nice=self._nice,
             use_xet=self._backoff.use_xet,
         )
-        deadline_s = (settings.deadline_s + num_bytes / (settings.least_rate_kb_s * 1024.0)) * factor
+        deadline_s = (settings.deadline_s + num_bytes / _LEAST_RATE) * factor
         call = Call(target=self.target, bounds=bounds, order=order, parent=os.getpid())
         return self._runner.run(call, deadline_s=deadline_s, tick=tick)
 

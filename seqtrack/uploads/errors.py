@@ -26,10 +26,10 @@ _UPLOADING = re.compile(r"Error while uploading '(.+)' to the Hub")
 
 
 class HubRefusal(Exception):
-    """A status that ends a call, raised by our client before the library hides it behind its own retries."""
+    """Ends a call that the library would repeat by itself: at a status, or without an answer (see its cause)."""
 
-    def __init__(self, response: httpx2.Response) -> None:
-        super().__init__(f"HTTP {response.status_code}")
+    def __init__(self, response: httpx2.Response | None) -> None:
+        super().__init__("no answer" if response is None else f"HTTP {response.status_code}")
         self.response = response
 
 

@@ -51,8 +51,7 @@ class BoundedClient(httpx2.Client):
         """Send, and repeat what is safe to repeat.
 
         Raises:
-            HubRefusal: a status that another try may cure, after the last try.
-            httpx2.TransportError: no answer.
+            HubRefusal: no answer, or a status that another try may cure, after the last try.
         """
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
@@ -65,7 +64,7 @@ class BoundedClient(httpx2.Client):
             except httpx2.TransportError as error:
                 if is_part:
                     raise
-                raise NoAnswer(request, error) from error
+                raise HubRefusal(None) from error
             if response.status_code in _RETRYABLE and not is_part:
                 response.read()
                 raise HubRefusal(response)
@@ -74,13 +73,6 @@ class BoundedClient(httpx2.Client):
         # A commit may have been made, and an object stored, though the reply was lost: the caller asks first.
         is_once = request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path)
         return retry(once, 1 if is_once else self._tries)
-
-
-class NoAnswer(Exception):
-    """Wraps what the library would repeat by itself; its cause tells what happened."""
-
-    def __init__(self, request: httpx2.Request, error: httpx2.TransportError) -> None:
-        super().__init__(f"{request.method} {request.url.path}: {error}")
 
 
 def bound_client(bounds: Bounds) -> None:

@@ -18,32 +18,23 @@ _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
 _SKIPPED_NAMES = (".", "SEQTRACK_step")
 _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
 _NEVER = float("-inf")
+UnitState = Literal["verified", "ready", "growing", "settling", "quarantined"]
 
 
 @dataclass
 class UploadUnit:
-    """Files that may only be seen together: a checkpoint with its manifest, or one file; and what became of them.
+    """Files that may only be seen together: a checkpoint with its manifest, or one file; and what became of them."""
 
-    Attributes:
-        files: path in the repo and stamp, the checkpoint first.
-        expected: (bytes, sha256) of the checkpoint by its manifest; None for other files.
-        state: what is to be done with it.
-        since, waiting_since: monotonic times of these stamps, and of the oldest that is not yet uploaded.
-        sent_at: when it was last verified on the target, in this life of the process.
-        attempts, retry_at, problem: failures that named it, and until when it is quarantined and why.
-        digests: of its files, so that another try need not read a gigabyte again.
-    """
-
-    files: dict[str, Stamp]
-    expected: tuple[int, str] | None = None
-    state: Literal["verified", "ready", "growing", "settling", "quarantined"] = "settling"
-    since: float = 0.0
-    waiting_since: float = 0.0
-    sent_at: float = _NEVER
-    attempts: int = 0
-    retry_at: float = _NEVER
+    files: dict[str, Stamp]  # by path in the repo, the checkpoint first
+    expected: tuple[int, str] | None = None  # bytes and sha256 of a checkpoint by its manifest
+    state: UnitState = "settling"
+    since: float = 0.0  # when it was found with these stamps
+    waiting_since: float = 0.0  # the same, of the oldest stamps that are not uploaded yet
+    sent_at: float = _NEVER  # when it was last verified on the target
+    attempts: int = 0  # failures that named it
+    retry_at: float = _NEVER  # until then it is quarantined, because of `problem`
     problem: str = ""
-    digests: list[Staged] = field(default_factory=list)
+    digests: list[Staged] = field(default_factory=list)  # so that another try need not read a gigabyte again
 
     @property
     def path(self) -> str:

@@ -18,17 +18,7 @@ KINDS = ("folder", "huggingface")
 
 
 class UploadSettings(BaseModel):
-    """Seconds, MiB and KiB/s as the names say.
-
-    Attributes:
-        settle_s: how long a file without a manifest must stay unchanged.
-        log_interval_s: longest wait of a growing log when no checkpoint takes it along.
-        start_grace_s: shortest life of a watching uploader, so that training can begin.
-        patience_s: time without progress after which `upload --once` gives up.
-        deadline_s, least_rate_kb_s: time for a batch, and the rate at which its bytes extend it.
-        slow_retry_s: wait after a failure that a person must fix.
-        tries_per_file: failures that name one file, after which the others go without it.
-    """
+    """Seconds and MiB as the names say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,20 +27,15 @@ class UploadSettings(BaseModel):
     lag_limit_s: float = 3600.0
     batch_mb: float = 1024.0
     poll_s: float = 2.0
-    settle_s: float = 5.0
-    log_interval_s: float = 600.0
-    start_grace_s: float = 60.0
-    patience_s: float = 120.0
-    deadline_s: float = 180.0
-    least_rate_kb_s: float = 50.0
-    connect_timeout_s: float = 10.0
+    settle_s: float = 5.0  # how long a file without a manifest must stay unchanged
+    start_grace_s: float = 60.0  # shortest life of a watching uploader, so that training can begin
+    patience_s: float = 120.0  # time without progress after which `upload --once` gives up
+    deadline_s: float = 180.0  # of a batch, extended by its bytes
     read_timeout_s: float = 45.0
     request_tries: int = 3
     backoff_s: float = 2.0
-    backoff_cap_s: float = 600.0
-    slow_retry_s: float = 300.0
-    tries_per_file: int = 3
-    heartbeat_s: float = 60.0
+    slow_retry_s: float = 60.0  # after a failure that a person must fix
+    tries_per_file: int = 3  # failures that name one file, after which the others go without it
 
 
 class TargetSettings(BaseModel):
@@ -66,9 +51,7 @@ class TargetSettings(BaseModel):
     @property
     def label(self) -> str:
         """For a log line, and to tell one target's state file from another's."""
-        return (
-            f"{self.endpoint}/{self.place}" if self.endpoint and self.kind != "folder" else f"{self.kind} {self.place}"
-        )
+        return f"{self.kind} {self.place}" + f" at {self.endpoint}" * (self.endpoint is not None)
 
 
 def read_settings(environ: Mapping[str, str]) -> UploadSettings:
@@ -102,7 +85,8 @@ def choose_target(environment: Environment) -> TargetSettings | None:
         if here == there or here in there.parents or there in here.parents:  # each upload would be a new file to upload
             text = f"UPLOAD_TARGET: {place} overlaps with OUTPUT_DIR {environment.output_dir}; name a folder outside"
             raise UserError(text, code="upload.overlap")
-    return TargetSettings(kind=kind, place=place, endpoint=environment.hf_endpoint, private=environment.hf_private)
+    endpoint = None if kind == "folder" else environment.hf_endpoint
+    return TargetSettings(kind=kind, place=place, endpoint=endpoint, private=environment.hf_private)
 
 
 def require_target(environment: Environment) -> TargetSettings:

@@ -1,8 +1,7 @@
 """The uploader's one file, `.uploads/status.json`: how it is, and what the target was last seen to hold.
 
 It is a memory, not the truth: the target is asked before anything is uploaded and before "all verified" is reported, so
-a lost or damaged file costs a reading of the files and no second upload. Replaced whole; flushed to the disk only when
-what is verified changed, since a heartbeat must not press on the disk that training writes to.
+a lost or damaged file costs a reading of the files and no second upload.
 """
 
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
 from seqtrack.uploads.settings import UploadSettings
 from seqtrack.uploads.target import Fault, Stamp
+
+HEARTBEAT_S = 60.0  # a status older than this has no living writer
 
 
 class VerifiedFile(BaseModel):
@@ -47,18 +47,14 @@ class UploadState(BaseModel):
     files: dict[str, VerifiedFile] = {}
 
 
-def write_state(folder: Path, state: UploadState, *, durable: bool) -> None:
-    """Replace the file.
+def write_state(folder: Path, state: UploadState) -> None:
+    """Replace the file. Not flushed: what a power failure takes is asked of the target again.
 
     Raises:
         OSError: no space, no permission.
     """
-    data = state.model_dump_json(indent=1).encode() + b"\n"
-    if durable:
-        write_atomic(folder / STATUS_FILE, data)
-        return
     temporary = folder / f".{STATUS_FILE}.tmp"
-    temporary.write_bytes(data)
+    temporary.write_text(state.model_dump_json(indent=1) + "\n")
     temporary.replace(folder / STATUS_FILE)
 
 
@@ -92,8 +88,8 @@ def health_problems(state: UploadState | None, settings: UploadSettings, now: fl
         return []
     found: list[str] = []
     age = abs(now - state.time)
-    if age > settings.heartbeat_s:
-        found.append(f"the last heartbeat is {age:.0f} s old (limit {settings.heartbeat_s:.0f} s)")
+    if age > HEARTBEAT_S:
+        found.append(f"the last heartbeat is {age:.0f} s old (limit {HEARTBEAT_S:.0f} s)")
     if state.oldest_age_s > settings.lag_limit_s:
         found.append(f"a file has waited for {state.oldest_age_s:.0f} s (limit {settings.lag_limit_s:.0f} s)")
     if state.fault is not None and state.fault.action == "person":

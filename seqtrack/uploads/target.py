@@ -16,20 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from seqtrack.errors import UserError
 from seqtrack.uploads.settings import TargetSettings
 
+Kind = Literal["network", "timeout", "xet", "changed", "rate", "token", "quota", "repository", "setup", "refused"]
 # retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
 # it is one file's, the others go without it.
 Action = Literal["retry", "wait", "person", "quarantine"]
-Kind = Literal["network", "timeout", "xet", "changed", "rate", "token", "quota", "repository", "setup", "refused"]
-ACTIONS: dict[Kind, Action] = {
-    "network": "retry",
-    "timeout": "retry",
-    "xet": "retry",
-    "changed": "retry",
+_ACTIONS: dict[str, Action] = {
+    **dict.fromkeys(("token", "quota", "repository", "setup"), "person"),
     "rate": "wait",
-    "token": "person",
-    "quota": "person",
-    "repository": "person",
-    "setup": "person",
     "refused": "quarantine",
 }
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
@@ -66,8 +59,7 @@ class Fault(_Message):
 
     @property
     def action(self) -> Action:
-        """What the uploader does about it."""
-        return ACTIONS[self.kind]
+        return _ACTIONS.get(self.kind, "retry")
 
 
 class Staged(_Message):
@@ -97,23 +89,15 @@ class Remote(_Message):
 
 
 class Order(_Message):
-    """What a target's process is to do, in this order; what is empty is left out.
+    """What a target's process is to do, in this order; what is empty is left out."""
 
-    Attributes:
-        prepare: check account and place; "make" creates the place if there is none.
-        look: list these paths, or everything.
-        files: put what is missing of these in one commit, and list them again.
-        fetch: download this path into `folder`.
-        revision: of `look` and `fetch`; the newest by default.
-    """
-
-    prepare: Literal["make", "check"] | None = None
-    look: tuple[str, ...] | Literal["all"] = ()
-    files: tuple[Staged, ...] = ()
+    prepare: Literal["make", "check"] | None = None  # check account and place; "make" creates the place
+    look: tuple[str, ...] | Literal["all"] = ()  # list these paths
+    files: tuple[Staged, ...] = ()  # put what is missing of these in one commit, and list them again
     message: str = ""
-    fetch: str | None = None
+    fetch: str | None = None  # download this path into `folder`
     folder: str = ""
-    revision: str | None = None
+    revision: str | None = None  # of `look` and `fetch`; the newest by default
 
 
 class Bounds(_Message):
@@ -127,30 +111,23 @@ class Bounds(_Message):
 
 
 class Call(_Message):
-    """Everything that a target's process needs; `parent` is the process that it lives with."""
+    """Everything that a target's process needs."""
 
     target: TargetSettings
     bounds: Bounds
     order: Order
-    parent: int
+    parent: int  # the process that it lives with
 
 
 class Reply(BaseModel):
-    """What became of an order: as much as was done, and `fault` if that is not all.
+    """What became of an order: as much as was done, and `fault` if that is not all."""
 
-    Attributes:
-        account: account and place, after `prepare`.
-        revision, remotes: what `look` found, and at which commit.
-        commit, verified: the new commit, and which of `files` the target lists as they are here.
-        place: of the file that was fetched.
-    """
-
-    account: str = ""
-    revision: str | None = None
-    remotes: list[Remote] | None = None
-    commit: str | None = None
-    verified: list[str] = []
-    place: str = ""
+    account: str = ""  # account and place, after `prepare`
+    revision: str | None = None  # the commit that `remotes` was listed at
+    remotes: list[Remote] | None = None  # what `look` found
+    commit: str | None = None  # the new one
+    verified: list[str] = []  # those of `files` that the target lists as they are here
+    place: str = ""  # of the file that was fetched
     fault: Fault | None = None
 
 
@@ -158,35 +135,23 @@ class Target(Protocol):
     """A place for files. Every method may raise."""
 
     def prepare(self, *, make: bool) -> str:
-        """Check account and place, and name them. Safe to repeat.
-
-        Args:
-            make: create the place if it does not exist; without, check instead that we may write to it.
-        """
-        ...
+        """Check account and place, and name them; create the place, or else check that we may write to it."""
 
     def head(self) -> str | None:
         """Name of the newest commit, for `put`; None where the target has no commits."""
-        ...
 
     def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Remote]:
         """What is held under these paths, others are left out; None for everything."""
-        ...
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
-        """Make files visible together, a manifest never before its checkpoint; none if `parent` is no longer the head.
-
-        Returns:
-            the new commit.
+        """Make files visible together in a new commit, a manifest never before its checkpoint.
 
         Raises:
-            ChangedError: staged bytes were altered meanwhile; nothing was made visible.
+            ChangedError: staged bytes were altered meanwhile; nothing was made visible, as if `parent` is not the head.
         """
-        ...
 
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
         """Download one file into `folder`; the caller checks its bytes."""
-        ...
 
 
 def missing(files: Iterable[Staged], remotes: Mapping[str, Remote]) -> list[Staged]:

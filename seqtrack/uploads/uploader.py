@@ -2,23 +2,22 @@
 
 The scan is the truth about what there is, the target's listing about what arrived. The loop ends by one of three rules:
 "watch" when every run is complete and everything verified, "once" after one pass, "drain" when asked to stop. Every
-failure leads to one of four actions (`target.ACTIONS`). Exit code 0 means that the target listed every file with its
-size and digest during this call.
+failure leads to one of four actions (`Fault.action`). Exit code 0 means that the target listed every file with its size
+and digest during this call.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import random
 import shutil
-import signal
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from seqtrack.checkpoints.resume_point import read_run
@@ -26,9 +25,9 @@ from seqtrack.errors import UserError
 from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, UPLOADS
 from seqtrack.uploads.backoff import NEVER, Backoff, Clock
 from seqtrack.uploads.client import ChildRunner, Runner, TargetClient
-from seqtrack.uploads.scan import UploadUnit, scan
+from seqtrack.uploads.scan import UnitState, UploadUnit, scan
 from seqtrack.uploads.settings import TargetSettings, UploadSettings
-from seqtrack.uploads.state import UploadState, VerifiedFile, read_state, write_state
+from seqtrack.uploads.state import HEARTBEAT_S, UploadState, VerifiedFile, read_state, write_state
 from seqtrack.uploads.target import ChangedError, Fault, FileError, Order, Remote, Staged, stage, stamp_of
 
 logger = logging.getLogger(__name__)
@@ -41,21 +40,8 @@ _COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could f
 _ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
 _INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
 _MAX_FILES = 5000
-
-
-class Stop:
-    """Set by SIGTERM and SIGINT."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    def listen(self) -> None:
-        """Install the handlers; main thread only."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.asked.set()
+_LOG_INTERVAL_S = 600.0  # longest wait of a growing log when no checkpoint takes it along
+_QUARANTINE_S = 600.0
 
 
 class Uploader:
@@ -64,7 +50,7 @@ class Uploader:
     Args:
         root: the output folder; need not exist yet.
         runner: None for a child process per order.
-        stop: asked to end early.
+        stop: set to end early.
 
     Raises:
         BlockingIOError: another uploader holds the lock.
@@ -80,9 +66,9 @@ class Uploader:
         clock: Clock | None = None,
         runner: Runner | None = None,
         rng: random.Random | None = None,
-        stop: Stop | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
-        self._root, self._settings, self._stop = root, settings, stop or Stop()
+        self._root, self._settings, self._stop = root, settings, stop or threading.Event()
         self._clock = clock or Clock(sleep=self._stop_aware_sleep)
         self._folder, self._lock = _own_folder(root)
         self._copies = self._folder / "staging"
@@ -99,7 +85,6 @@ class Uploader:
         self._began: float | None = None  # end of the first walk: a slow one is no time in which files settled
         self._changed_at: float | None = None
         self._deadline = _ALWAYS  # of "drain", and of "once" without progress
-        self._wanted: set[str] | None = None  # what one pass must upload
         self._last_commit = NEVER
         self._prepared = False
         self._must_list = True  # the target must be asked for what is taken for verified
@@ -134,15 +119,19 @@ class Uploader:
                 return self._close(code)
             self._clock.sleep(min(max(wait, 0.01), self._settings.poll_s))
 
-    def _in(self, *states: str) -> list[UploadUnit]:
-        return [unit for unit in self.units.values() if unit.state in states]
+    def _in(self, state: str) -> list[UploadUnit]:
+        return [unit for unit in self.units.values() if unit.state == state]
+
+    @property
+    def _left(self) -> list[UploadUnit]:
+        return [unit for unit in self.units.values() if unit.state != "verified"]
 
     def _exit_code(self, wait: float) -> int | None:
         """None while there is something to do or to expect; `wait` seconds are until the next try."""
         now = self._clock.monotonic()
-        left = self._in("ready", "growing", "settling", "quarantined")
-        if self._wanted is not None:  # one pass; a log that grows is complete up to this call
-            left = [u for u in left if u.path in self._wanted and (u.state != "growing" or u.sent_at == NEVER)]
+        left = self._left
+        if self._mode == "once":  # a log that grows is complete up to this call
+            left = [unit for unit in left if unit.state != "growing" or unit.sent_at == NEVER]
         if self._mode != "watch":
             if not left and not self.state.problems and not self._must_list:
                 return EXIT_ALL_UPLOADED
@@ -170,7 +159,7 @@ class Uploader:
         return bool(folders) and since is not None and now - since >= needed_s and all(map(_is_complete, folders))
 
     def _heed_stop(self) -> None:
-        if not self._stop.asked.is_set() or self._mode == "drain":
+        if not self._stop.is_set() or self._mode == "drain":
             return
         logger.info("asked to stop; uploading what is left within %.0f s", self._settings.grace_s)
         self._mode, self._must_list, self._last_commit = "drain", True, NEVER
@@ -183,22 +172,21 @@ class Uploader:
         if self._mode == "drain":
             time.sleep(seconds)
         else:
-            self._stop.asked.wait(seconds)
+            self._stop.wait(seconds)
 
     def _close(self, code: int) -> int:
+        fault = self.backoff.fault
         if code == EXIT_ALL_UPLOADED:
             logger.info("every file is verified")
         else:
-            left = self._in("ready", "growing", "settling", "quarantined")
-            names = sorted({unit.path for unit in left} | set(self.state.problems))
-            fault = self.backoff.fault
+            names = sorted({unit.path for unit in self._left} | set(self.state.problems))
             reason = f" ({fault.kind}: {fault.line})" if fault is not None else ""
             logger.error("%d files are not on the target: %s%s", len(names), ", ".join(names[:5]), reason)
             for path, line in self.state.problems.items():
                 logger.error("%s: %s", path, line)
         self._report("done" if code == EXIT_ALL_UPLOADED else "stopped")
-        if self._mode == "once" and self.backoff.fault is not None and self.backoff.fault.kind == "setup":
-            raise UserError(self.backoff.fault.line, code="upload.setup")
+        if self._mode == "once" and fault is not None and fault.kind == "setup":
+            raise UserError(fault.line, code="upload.setup")
         return code
 
     # ---- one round
@@ -244,14 +232,11 @@ class Uploader:
                 problems[unit.path] = unit.problem
         if self._began is None:
             self._began = now
-            self._wanted = set(self.units) if self._mode == "once" else None
         elif is_news:
             self._changed_at = now
         self.state.problems = dict(sorted(problems.items())[:20])
 
-    def _state_of(
-        self, unit: UploadUnit, now: float
-    ) -> Literal["verified", "ready", "growing", "settling", "quarantined"]:
+    def _state_of(self, unit: UploadUnit, now: float) -> UnitState:
         known = [self.state.files.get(path) for path in unit.files]
         if [one and one.stamp for one in known] == list(unit.files.values()):
             return "verified"
@@ -267,12 +252,11 @@ class Uploader:
         return max((now - unit.waiting_since for unit in self.units.values()), default=0.0)
 
     def _choose_batch(self) -> list[UploadUnit]:
-        now, interval, ready = self._clock.monotonic(), self._settings.log_interval_s, self._in("ready")
-        logs = self._in("growing")
+        now, ready, logs = self._clock.monotonic(), self._in("ready"), self._in("growing")
         if self._mode != "watch":  # a log that still grows goes once
             logs = [unit for unit in logs if unit.sent_at == NEVER]
         elif not any(unit.is_checkpoint for unit in ready):
-            logs = [unit for unit in logs if now - max(unit.sent_at, self._began or now) >= interval]
+            logs = [unit for unit in logs if now - max(unit.sent_at, self._began or now) >= _LOG_INTERVAL_S]
         untroubled = [unit for unit in ready if unit.attempts < self._settings.tries_per_file]
         max_bytes = self._settings.batch_mb * 2**20
         return choose_batch(untroubled or ready, logs, max_bytes=max_bytes, unit_limit=self._unit_limit)
@@ -370,7 +354,7 @@ class Uploader:
                 del self.state.files[path]
         if lost:
             logger.warning("%d files are missing or differ on the target, such as %s", len(lost), lost[0])
-            self._report(durable=True)
+            self._report(now=True)
 
     def _record(self, units: list[tuple[UploadUnit, list[Staged]]], verified: set[str], commit: str | None) -> None:
         for unit, group in units:
@@ -381,7 +365,7 @@ class Uploader:
                     )
                     unit.attempts, unit.digests, unit.sent_at = 0, [], self._clock.monotonic()
         self.state.last_success = self._clock.wall()
-        self._report(durable=True)
+        self._report(now=True)
         logger.info("%d files are on the target and verified", len(verified))
 
     def _react(self, fault: Fault, units: list[tuple[UploadUnit, list[Staged]]]) -> None:
@@ -390,7 +374,7 @@ class Uploader:
         if fault.kind == "repository":
             # What was verified may be gone with the repo.
             self._prepared, self.state.files = False, {}
-            self._report(durable=True)
+            self._report(now=True)
         guilty = [unit for unit, group in units if fault.path in {staged.path for staged in group}]
         if not guilty and fault.kind == "refused":
             self._unit_limit = max(1, len(units) // 2)
@@ -398,7 +382,7 @@ class Uploader:
         for unit in guilty:
             unit.attempts += 1
             if fault.action == "quarantine" and unit.attempts >= self._settings.tries_per_file:
-                self._quarantine(unit, fault.line, max(self._settings.slow_retry_s, self._settings.backoff_cap_s))
+                self._quarantine(unit, fault.line, _QUARANTINE_S)
                 self._unit_limit, self.backoff.until = _MAX_FILES, NEVER
 
     # ---- the status file
@@ -408,24 +392,20 @@ class Uploader:
         self._report()
         return self._mode == "drain" and self._clock.monotonic() >= self._deadline
 
-    def _report(self, phase: str | None = None, *, durable: bool = False) -> None:
+    def _report(self, phase: str | None = None, *, now: bool = False) -> None:
         """Write the status file when it has news, and as a heartbeat."""
-        state, now = self.state, self._clock.monotonic()
-        left = self._in("ready", "growing", "settling", "quarantined")
+        state, moment = self.state, self._clock.monotonic()
         state.state, state.time = phase or state.state, self._clock.wall()
-        state.queue, state.queue_bytes = sum(len(unit.files) for unit in left), sum(unit.size for unit in left)
+        state.queue = sum(len(unit.files) for unit in self._left)
+        state.queue_bytes = sum(unit.size for unit in self._left)
         state.verified, state.oldest_age_s = len(state.files), round(self.oldest_age_s(), 1)
         state.failures, state.fault = self.backoff.failures, self.backoff.fault
         news = state.model_dump(exclude={"time", "oldest_age_s", "files"})
-        if not durable and news == self._written[1] and now - self._written[0] < self._settings.heartbeat_s / 6.0:
-            return
-        self._written = (now, news)
-        try:
-            write_state(self._folder, state, durable=durable)
-        except OSError as error:
+        if now or news != self._written[1] or moment - self._written[0] >= HEARTBEAT_S / 6.0:
+            self._written = (moment, news)
             # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat.
-            if durable:
-                logger.warning("%s cannot be written (%s)", self._folder, error.strerror or error)
+            with contextlib.suppress(OSError):
+                write_state(self._folder, state)
 
 
 def choose_batch(

@@ -86,7 +86,7 @@ def test_a_log_that_never_settles_is_sent_every_ten_minutes_without_a_checkpoint
     log, fake = tmp_path / "output" / "phase_1" / "logs" / "train.log", FakeTime()
     for second in range(0, 1900, 2):
         fake.after(second, lambda: append(log, b"line\n"))
-    fake.after(1900, lambda: fake.stop.asked.set())
+    fake.after(1900, lambda: fake.stop.set())
     assert watch(hub, tmp_path / "output", time=fake) == 0
     assert len(hub.commits_of("phase_1/logs/train.log")) == 4, "three on the way, and the end"
     assert_arrived(hub, tmp_path / "output", commits_each=None)

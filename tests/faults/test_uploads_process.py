@@ -101,7 +101,7 @@ def test_asked_to_stop_while_a_call_hangs_ends_within_the_grace(hub: Hub, output
 @pytest.mark.parametrize("batch_mb", [1024, 1e-6])
 def test_asked_to_stop_with_files_left_sends_them_all_without_pauses(hub: Hub, output: Path, batch_mb: float) -> None:
     fake = FakeTime()
-    fake.after(50, lambda: (checkpoint(output, 3), fake.stop.asked.set()))
+    fake.after(50, lambda: (checkpoint(output, 3), fake.stop.set()))
     assert watch(hub, output, time=fake, min_commit_interval_s=600, batch_mb=batch_mb) == 0
     assert hub.stages().count("commit") >= (2 if batch_mb > 1 else 6)
     assert_arrived(hub, output)
@@ -113,7 +113,7 @@ def test_asked_to_stop_in_a_back_off_tries_once_more_and_reports_what_is_left(hu
     def stop() -> None:
         assert status(output)["failures"] >= 1
         tried.append(hub.stages().count("preupload"))
-        fake.stop.asked.set()
+        fake.stop.set()
 
     fake.after(20, stop)
     began = fake.now
@@ -162,7 +162,7 @@ def test_what_the_target_lost_is_found_and_uploaded_again(hub: Hub, output: Path
 def test_what_is_lost_while_it_watches_is_found_before_it_ends(hub: Hub, output: Path) -> None:
     fake = FakeTime()
     fake.after(50, lambda: hub.repos[REPO].commits.append(("1" * 40, (), {})))
-    fake.after(60, lambda: fake.stop.asked.set())
+    fake.after(60, lambda: fake.stop.set())
     assert watch(hub, output, time=fake) == 0
     assert_arrived(hub, output, commits_each=None)
 

@@ -70,21 +70,3 @@ def test_training_deletes_what_the_hub_holds_and_nothing_else(hub: Hub, both: di
     assert [path for path in sorted(held) if path.endswith(".safetensors")] == [name(n) for n in range(1, LAST + 1)]
     assert hub.violations == []
     assert {len(hub.commits_of(name(epoch), REPO)) for epoch in range(1, LAST + 1)} == {1}
-
-
-def test_training_without_a_sidecar_deletes_nothing_while_a_repo_is_named(
-    hub: Hub, both: dict[str, str], running: Running
-) -> None:
-    ended = running.end()
-    assert ended.code == 0, ended.said
-    assert sorted(digests(Path(both["OUTPUT_DIR"]))) == list(range(1, LAST + 1))
-    assert hub.calls == [], "training itself asks the Hub nothing"
-
-
-def test_training_without_a_repo_keeps_only_what_was_asked_for(both: dict[str, str]) -> None:
-    """The opposite: the same run, which tells that it was the repo's name that kept them."""
-    with start({**both, "HF_REPO": ""}) as alone:
-        ended = alone.end()
-    assert ended.code == 0, ended.said
-    left = sorted(digests(Path(both["OUTPUT_DIR"])))
-    assert LAST in left and len(left) <= 2, "the newest, and the best if that is another"

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.child import perform
 from seqtrack.uploads.settings import choose_target, read_settings
 from seqtrack.uploads.target import Call, Reply
-from seqtrack.uploads.uploader import Stop, Uploader
+from seqtrack.uploads.uploader import Uploader
 
 REPO = "me/run"
 TOKEN = "hf_writewritewritewrite"
@@ -44,12 +45,10 @@ FAST: dict[str, float] = {
     "patience_s": 20,
     "deadline_s": 20,
     "backoff_s": 0.05,
-    "backoff_cap_s": 0.5,
     "slow_retry_s": 0.5,
-    "heartbeat_s": 5,
 }
 # Of the uploader in the test: what is real time there.
-REAL: dict[str, float] = {"read_timeout_s": 5, "connect_timeout_s": 5, "request_tries": 1}
+REAL: dict[str, float] = {"read_timeout_s": 5, "request_tries": 1}
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ class FakeTime:
 
     def __init__(self) -> None:
         self.now, self.skew = 1_000_000.0, 0.0
-        self.stop = Stop()
+        self.stop = threading.Event()
         self._alarms: list[tuple[float, Callable[[], object]]] = []
 
     @property

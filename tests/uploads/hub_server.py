@@ -117,6 +117,9 @@ class Hub:
         self.multipart_bytes, self.page = multipart_bytes, page
         self.keep_bytes = True
         self.lfs_above = 1_000_000  # a text larger than this does not travel inside a commit
+        self.starts_empty = False  # a new repo has no commit and therefore no branch
+        self.knows_lfs = True  # without, checkpoints travel inside the commit, as texts do
+        self.ignores: str | None = None  # *.jsonl: "always", or "by default", unless the client sends a .gitignore
         self.random = random.Random(seed)
         self.lock = threading.RLock()
         self.released = threading.Event()
@@ -130,7 +133,7 @@ class Hub:
     def start(self, port: int = 0, host: str = "127.0.0.1") -> "Hub":
         """Listen; with port 0 any free port, which is kept over a restart."""
         server_class = type("Server", (ThreadingHTTPServer,), {"daemon_threads": True, "request_queue_size": 128})
-        self._server = server_class((host, port or self.port), type("Bound", (self.handler,), {"hub": self}))
+        self._server = server_class((host, port or self.port), type("Bound", (Handler,), {"hub": self}))
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
@@ -141,11 +144,6 @@ class Hub:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-
-    @property
-    def handler(self) -> "type[Handler]":
-        """What answers a connection; a server that speaks otherwise has another."""
-        return Handler
 
     @property
     def endpoint(self) -> str:
@@ -208,8 +206,8 @@ class Hub:
             if name in self.repos:
                 raise Reply(409, {"error": "You already created this model repo", "url": url})
             self.repos[name] = Repo(private)
-            data = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
-            self.add_commit(name, {".gitattributes": make_entry(data)})
+            if not self.starts_empty:
+                self.add_commit(name, {".gitattributes": make_entry(b"*.safetensors filter=lfs\n")})
         return {"url": url}
 
     def add_commit(self, name: str, files: dict[str, Entry]) -> str:
@@ -406,6 +404,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def at(self) -> tuple[str, dict[str, Entry]]:
         """(commit, tree) that the call's revision names."""
+        if self.hub.starts_empty and not self.hub.tree(self.names["repo"]) and self.stage in ("preupload", "commit"):
+            return "", {}
         for oid, _, tree in reversed(self.hub.repo(self.names["repo"]).commits):
             if self.names["rev"] in ("main", oid):
                 return oid, tree
@@ -452,11 +452,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def on_preupload(self) -> Answer:
         _, tree = self.at()
-        files = []
-        for file in self.json()["files"]:
+        files, order = [], self.json()
+        ignores = self.hub.ignores == "always" or (self.hub.ignores == "by default" and not order.get("gitIgnore"))
+        for file in order["files"]:
             path, is_binary = file["path"], b"\0" in base64.b64decode(file["sample"])
             lfs = path.endswith(LFS_SUFFIXES) or file["size"] > self.hub.lfs_above or is_binary
-            line = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+            line = {"path": path, "uploadMode": "lfs" if lfs and self.hub.knows_lfs else "regular"}
+            line["shouldIgnore"] = ignores and path.endswith(".jsonl")
             if path in tree:
                 line["oid"] = tree[path].sha256 if tree[path].lfs else tree[path].git_sha1
             files.append(line)

@@ -109,21 +109,6 @@ def test_the_child_gets_no_empty_settings() -> None:
     assert not {"HF_HUB_DISABLE_XET", "HF_ENDPOINT"} & given
 
 
-def test_only_a_replaced_token_ends_a_long_wait(
-    tmp_path: Path, fake: FakeTime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = put(tmp_path / "token", b"one")
-    monkeypatch.setenv("HF_TOKEN_PATH", str(token))
-    trouble = backoff(fake)
-    trouble.record_failure(fault("token"))
-    assert trouble.wait_s() == 300.0
-    put(token, b"two")
-    assert trouble.wait_s() == 0.0
-    trouble.record_failure(fault("quota"))
-    put(token, b"three")
-    assert trouble.wait_s() == 300.0
-
-
 def test_the_target_is_chosen_and_an_overlapping_folder_refused(tmp_path: Path) -> None:
     chosen = choose_target(Environment(hf_repo="me/run", hf_endpoint="http://hub:80"))
     assert chosen == TargetSettings(kind="huggingface", place="me/run", endpoint="http://hub:80")
