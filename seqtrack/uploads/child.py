@@ -25,7 +25,7 @@ def perform(call: Call) -> Reply:
     try:
         token = None if is_folder else read_token(os.environ)
     except UserError as error:
-        return Reply(fault=Fault(kind="token", line=str(error)))
+        return Reply(fault=Fault(kind="account", line=str(error)))
     try:
         place = Path(call.target.place)
         target: Target = FolderTarget(place) if is_folder else HubTarget(call.target, call.bounds, token)

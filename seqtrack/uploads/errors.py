@@ -12,14 +12,13 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from seqtrack.errors import UserError
 from seqtrack.uploads.target import ChangedError, Fault, FileError, Kind, scrub
 
 T = TypeVar("T")
 _COMMIT_LIMIT_WAIT_S = 900.0  # the window of an hour slides, so places come free before it is over
-_FULL = re.compile(r"quota|billing|payment|storage|exceeded|limit reached|your plan", re.IGNORECASE)
 _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag|Expecting", re.IGNORECASE)
 _XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
 _UPLOADING = re.compile(r"Error while uploading '(.+)' to the Hub")
@@ -87,10 +86,10 @@ def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] 
     if isinstance(error, ImportError | OfflineModeIsEnabled):
         return "setup", f"this installation cannot reach the target: {text}", 0.0
     if isinstance(error, LocalTokenNotFoundError):
-        return "token", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
+        return "account", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
     if isinstance(error, httpx2.TimeoutException):
         return "timeout", f"no answer: {name} {text}", 0.0
-    if isinstance(error, httpx2.TransportError | FileMetadataError | MemoryError):
+    if isinstance(error, httpx2.TransportError):  # whatever the operating system's error below it is
         return "network", f"{name}: {text}", 0.0
     if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
         return "xet", f"Xet storage: {text}", 0.0
@@ -114,15 +113,13 @@ def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, 
     if status == 429:
         is_hourly = "rate limit for repository commits" in said
         return "rate", f"asked to slow down ({said})", max(wait_s, _COMMIT_LIMIT_WAIT_S * is_hourly)
-    if status == 402 or (status in (403, 413) and _FULL.search(said) and not (is_storage and "quota" not in said)):
-        return "quota", f"the account's storage is full or unpaid: free space or pay ({said})", 0.0
     if is_storage and status in (401, 403, 404, 410):
         return "network", f"the storage refused the address it was sent to ({said})", 0.0
     if headers.get("x-error-code") == "RepoNotFound" or (status == 404 and path is None):
         return "repository", f"the repo does not exist: check HF_REPO; `seqtrack hub create` makes it ({said})", 0.0
-    if status in (401, 403):
-        advice = "put one with write access to this repo into HF_TOKEN or the file of HF_TOKEN_PATH (needs no restart)"
-        return "token", f"the token was refused: {advice} ({said})", 0.0
+    if status in (401, 402, 403):
+        advice = "HF_TOKEN or the file of HF_TOKEN_PATH needs a token with write access (no restart), the storage room"
+        return "account", f"the account may not write here: {advice} ({said})", 0.0
     if status == 404:
         return "changed", f"the server does not find the file it was sent ({said})", 0.0
     if status in (408, 409, 412, 425) or status >= 500:

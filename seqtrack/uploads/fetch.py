@@ -13,18 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from seqtrack.checkpoints.manifest import Manifest, read_manifest
+from seqtrack.checkpoints.manifest import read_manifest
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient, target_client
 from seqtrack.uploads.settings import read_settings, require_target
-from seqtrack.uploads.target import Order, Remote, safe_path, stage
+from seqtrack.uploads.target import Order, Remote, Staged, safe_path, stage
 
 logger = logging.getLogger(__name__)
 
-_MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _MANIFEST_NAME = re.compile(r"phase_(\d+)/checkpoints/SEQTRACK_ep(\d+)\.json")
 
 
@@ -40,8 +39,7 @@ def fetch_checkpoint(
     """Download the checkpoint after `epoch` and its manifest into `destination`.
 
     Args:
-        destination: folder for both files; made if need be. Files of the same name there are kept if they are the
-            same, and never replaced.
+        destination: made if need be. Files of the same name there are kept if they are the same, and never replaced.
         phases: whose checkpoint, in order of preference; this phase's and then phase 1's by default.
 
     Returns:
@@ -62,18 +60,21 @@ def fetch_checkpoint(
         remote, remote_manifest = (remotes[path] for path in pair)
         logger.info("fetching %s (%.1f MB), revision %s", remote.path, remote.size / 1e6, revision)
         try:
+            manifest = read_manifest(Path(_fetch(client, remote_manifest, revision, folder).source))
             # Before a gigabyte is moved: the listing and the manifest must describe the same file.
-            manifest = _fetch_manifest(client, remote_manifest, revision, folder, epoch=epoch, of=remote)
+            described = (manifest.bytes, manifest.sha256, manifest.epoch)
+            expected = (remote.size, remote.sha256 or manifest.sha256, epoch)
+            if described != expected:
+                raise DamagedFileError(f"its manifest has {described}, expected {expected}", "fetch.manifest")
             got = _fetch(client, remote, revision, folder)
-            if stage(remote.path, got).sha256 != manifest.sha256:
+            if got.sha256 != manifest.sha256:
                 raise DamagedFileError("its sha256 is not that of its manifest", "fetch.corrupt")
-            read_checkpoint_file(got)
+            read_checkpoint_file(Path(got.source))
         except DamagedFileError as error:
             raise UserError(f"{remote.path} is refused: {error}", code=error.code) from error
-        goal = destination / got.name
-        _place(got, goal)
-        _place(manifest.manifest_path, goal.with_suffix(".json"))
-        return goal
+        _place(Path(got.source), destination / manifest.file)
+        _place(manifest.manifest_path, destination / manifest.manifest_path.name)
+        return destination / manifest.file
 
 
 def fetch_file(environment: Environment, path: str, root: Path) -> Path:
@@ -87,7 +88,7 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
         revision, remotes = _look(client, [path])
         if path not in remotes:
             raise UserError(f"{client.target.label} has no file {path}", code="upload.no_such_file")
-        _place(_fetch(client, remotes[path], revision, folder), goal)
+        _place(Path(_fetch(client, remotes[path], revision, folder).source), goal)
     return goal
 
 
@@ -124,33 +125,16 @@ def _epochs(client: TargetClient, phase: int) -> list[int]:
     return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
 
 
-def _fetch(client: TargetClient, remote: Remote, revision: str | None, folder: Path) -> Path:
+def _fetch(client: TargetClient, remote: Remote, revision: str | None, folder: Path) -> Staged:
     """Download one file and check its bytes against the listing."""
     order = Order(fetch=safe_path(remote.path), revision=revision, folder=str(folder))
-    place = Path(client.request(order, remote.size).place)
-    got = stage(remote.path, place)
+    got = stage(remote.path, Path(client.request(order, remote.size).place))
     if not remote.holds(got.size, got.sha256, got.git_sha1):
         text = (
             f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {remote}. Try again; if they "
         )
         raise UserError(f"{remote.path}: {text}come again, the copy there is corrupt", code="fetch.corrupt")
-    return place
-
-
-def _fetch_manifest(
-    client: TargetClient, listed: Remote, revision: str | None, folder: Path, *, epoch: int, of: Remote
-) -> Manifest:
-    """The manifest `listed`, which must describe the checkpoint `of`."""
-    if listed.size > _MAX_MANIFEST_BYTES:
-        raise DamagedFileError(f"{listed.path} has {listed.size} bytes; too large for a manifest", "fetch.manifest")
-    manifest = read_manifest(_fetch(client, listed, revision, folder))
-    expected = (of.size, of.sha256 or manifest.sha256, epoch)
-    found = (manifest.bytes, manifest.sha256, manifest.epoch)
-    if found != expected:
-        raise DamagedFileError(
-            f"its manifest has (bytes, sha256, epoch) {found}, expected {expected}", "fetch.manifest"
-        )
-    return manifest
+    return got
 
 
 def _place(source: Path, goal: Path) -> None:

@@ -34,7 +34,7 @@ class UploadUnit:
     attempts: int = 0  # failures that named it
     retry_at: float = _NEVER  # until then it is quarantined, because of `problem`
     problem: str = ""
-    digests: list[Staged] = field(default_factory=list)  # so that another try need not read a gigabyte again
+    staged: list[Staged] = field(default_factory=list)  # its files, hashed
 
     @property
     def path(self) -> str:

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from seqtrack.errors import UserError
 from seqtrack.uploads.settings import TargetSettings
 
-Kind = Literal["network", "timeout", "xet", "changed", "rate", "token", "quota", "repository", "setup", "refused"]
+Kind = Literal["network", "timeout", "xet", "changed", "rate", "account", "repository", "setup", "refused"]
 # retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
 # it is one file's, the others go without it.
 Action = Literal["retry", "wait", "person", "quarantine"]
 _ACTIONS: dict[str, Action] = {
-    **dict.fromkeys(("token", "quota", "repository", "setup"), "person"),
+    **dict.fromkeys(("account", "repository", "setup"), "person"),
     "rate": "wait",
     "refused": "quarantine",
 }

@@ -28,7 +28,7 @@ from seqtrack.uploads.client import ChildRunner, Runner, TargetClient
 from seqtrack.uploads.scan import UnitState, UploadUnit, scan
 from seqtrack.uploads.settings import TargetSettings, UploadSettings
 from seqtrack.uploads.state import HEARTBEAT_S, UploadState, VerifiedFile, read_state, write_state
-from seqtrack.uploads.target import ChangedError, Fault, FileError, Order, Remote, Staged, stage, stamp_of
+from seqtrack.uploads.target import ChangedError, Fault, FileError, Order, Remote, stage, stamp_of
 
 logger = logging.getLogger(__name__)
 
@@ -261,12 +261,13 @@ class Uploader:
         max_bytes = self._settings.batch_mb * 2**20
         return choose_batch(untroubled or ready, logs, max_bytes=max_bytes, unit_limit=self._unit_limit)
 
-    def _stage(self, batch: Sequence[UploadUnit]) -> list[tuple[UploadUnit, list[Staged]]]:
-        """Hash the files of a batch, and copy those that may change; units that cannot be had are left out."""
-        staged: list[tuple[UploadUnit, list[Staged]]] = []
+    def _stage(self, batch: Sequence[UploadUnit]) -> list[UploadUnit]:
+        """Hash the files of a batch, and copy those that may change; returns the units that could be had."""
+        staged: list[UploadUnit] = []
         for number, unit in enumerate(batch):
             try:
-                staged.append((unit, self._stage_unit(unit, self._copies / str(number))))
+                self._stage_unit(unit, self._copies / str(number))
+                staged.append(unit)
             except (ChangedError, FileNotFoundError):
                 continue  # looked at again later
             except FileError as error:
@@ -275,8 +276,8 @@ class Uploader:
                 self._quarantine(unit, f"cannot be staged ({error.strerror or error})", self._settings.slow_retry_s)
         return staged
 
-    def _stage_unit(self, unit: UploadUnit, copy: Path) -> list[Staged]:
-        """The unit's files, hashed. A checkpoint has its final name for good and is sent from where it is.
+    def _stage_unit(self, unit: UploadUnit, copy: Path) -> None:
+        """Hash the unit's files. A checkpoint has its final name for good and is sent from where it is.
 
         Raises:
             ChangedError: a file is no longer the one that was found; look again later.
@@ -292,27 +293,27 @@ class Uploader:
                 while left > 0 and (piece := reader.read(min(left, 1 << 20))):
                     writer.write(piece)
                     left -= len(piece)
-            if not unit.grows and stamp_of(source) != unit.files[unit.path]:
-                raise ChangedError(unit.path, "changed while it was copied")
-            return [stage(unit.path, copy)]
-        if not unit.digests:
-            unit.digests = [stage(path, self._root / path) for path in unit.files]
-        if [item.stamp for item in unit.digests] != list(unit.files.values()):
-            unit.digests = []
+            unit.staged = [stage(unit.path, copy)]
+            found = [unit.files[unit.path] if unit.grows else stamp_of(source)]
+        else:
+            # Another try need not read a gigabyte again.
+            unit.staged = unit.staged or [stage(path, self._root / path) for path in unit.files]
+            found = [item.stamp for item in unit.staged]
+        if found != list(unit.files.values()):
+            unit.staged = []
             raise ChangedError(unit.path, "changed since it was found")
-        first = unit.digests[0]
+        first = unit.staged[0]
         if unit.expected is not None and (first.size, first.sha256) != unit.expected:
             raise FileError(unit.path, f"{first.size} bytes of sha256 {first.sha256} are not those of its manifest")
-        return unit.digests
 
     def _quarantine(self, unit: UploadUnit, problem: str, pause_s: float) -> None:
         logger.error("%s is not uploaded: %s", unit.path, problem)
         unit.problem, unit.retry_at = problem, self._clock.monotonic() + pause_s
 
     # ---- one order
-    def _exchange(self, units: list[tuple[UploadUnit, list[Staged]]]) -> None:
+    def _exchange(self, units: list[UploadUnit]) -> None:
         """Have the target list what is taken for verified, where that is due, and take a batch."""
-        files = [staged for _, group in units for staged in group]
+        files = [staged for unit in units for staged in unit.staged]
         here = {path for unit in self.units.values() for path in unit.files}
         known = sorted(self.state.files.keys() & here) if self._must_list else []
         order = Order(
@@ -356,29 +357,29 @@ class Uploader:
             logger.warning("%d files are missing or differ on the target, such as %s", len(lost), lost[0])
             self._report(now=True)
 
-    def _record(self, units: list[tuple[UploadUnit, list[Staged]]], verified: set[str], commit: str | None) -> None:
-        for unit, group in units:
-            for item in group:
+    def _record(self, units: list[UploadUnit], verified: set[str], commit: str | None) -> None:
+        for unit in units:
+            for item in unit.staged:
                 if item.path in verified:
                     self.state.files[item.path] = VerifiedFile(
                         stamp=unit.files[item.path], sha256=item.sha256, git_sha1=item.git_sha1, commit=commit
                     )
-                    unit.attempts, unit.digests, unit.sent_at = 0, [], self._clock.monotonic()
+                    unit.attempts, unit.sent_at = 0, self._clock.monotonic()
         self.state.last_success = self._clock.wall()
         self._report(now=True)
         logger.info("%d files are on the target and verified", len(verified))
 
-    def _react(self, fault: Fault, units: list[tuple[UploadUnit, list[Staged]]]) -> None:
+    def _react(self, fault: Fault, units: list[UploadUnit]) -> None:
         """Act on a failed order; a unit that is refused again and again is quarantined."""
         self.backoff.record_failure(fault)
         if fault.kind == "repository":
             # What was verified may be gone with the repo.
             self._prepared, self.state.files = False, {}
             self._report(now=True)
-        guilty = [unit for unit, group in units if fault.path in {staged.path for staged in group}]
+        guilty = [unit for unit in units if fault.path in unit.files]
         if not guilty and fault.kind == "refused":
             self._unit_limit = max(1, len(units) // 2)
-            guilty = [units[0][0]] if len(units) == 1 else []
+            guilty = units if len(units) == 1 else []
         for unit in guilty:
             unit.attempts += 1
             if fault.action == "quarantine" and unit.attempts >= self._settings.tries_per_file:

@@ -259,7 +259,7 @@ def test_a_disk_that_takes_nothing_stops_no_checkpoint(hub: Hub, disk: Path, tmp
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     log = tmp_path / "log"
     with uploader_process(hub, output, "--once", variables=variables, log=log, patience_s=3) as running:
-        assert running.wait() == (3 if trouble == "full" else 0), running.said()
+        assert running.end() == (3 if trouble == "full" else 0), running.said()
     assert "phase_1/checkpoints/SEQTRACK_ep0001.safetensors" in on_hub(hub), running.said()
     if trouble == "full":
         assert "phase_1/config.yaml" not in on_hub(hub)
@@ -289,11 +289,11 @@ def test_memory_stays_small_while_a_large_file_is_sent(hub: Hub, tmp_path: Path,
 
         def ended() -> bool:
             nonlocal peak
-            peak = max(peak, _megabytes(running.process.pid))
-            return running.process.poll() is not None
+            peak = max(peak, _megabytes(running.pid))
+            return running.poll() is not None
 
         until(ended, 280)
-        assert running.wait() == 0
+        assert running.end() == 0
     assert hub.tree(REPO)["phase_1/big.bin"].size == size
     assert 30 < peak < 250, f"{peak:.0f} MB"
 
@@ -327,13 +327,13 @@ def test_the_uploader_needs_no_torch_and_no_numpy(hub: Hub, output: Path, tmp_pa
     blocked = subprocess.run([sys.executable, "-c", "import numpy"], env=env, capture_output=True, text=True)
     assert "is blocked" in blocked.stderr
     with uploader_process(hub, output, "--once", variables=variables) as running:
-        assert running.wait() == 0
+        assert running.end() == 0
     assert_arrived(hub, output)
 
 
 def test_without_a_target_it_ends_with_one_line(hub: Hub, output: Path) -> None:
     with uploader_process(hub, output, variables={"HF_REPO": ""}) as running:
-        assert running.wait() == 0
+        assert running.end() == 0
     assert running.said().count("\n") == 1
     assert "HF_REPO" in running.said()
 

@@ -59,9 +59,10 @@ def test_killed_at_a_stage_and_started_again(hub: Hub, output: Path, stage: str)
         hub, output, read_timeout_s=60, deadline_s=60, settle_s=0.2, min_commit_interval_s=0
     ) as killed:
         until(lambda: "commit" in hub.stages() if stage != "verified" else status(output).get("verified", 0) >= 7)
-        own = children(killed.process.pid)
+        own = children(killed.pid)
         assert is_verified(output, FIRST, files_of(output)[FIRST]) == (stage == "verified")
         killed.kill()
+        killed.wait(10)
         until(lambda: not any(Path(f"/proc/{child}").exists() for child in own), what="the child's end")
     assert own or stage == "verified"
     hub.clear()
@@ -74,8 +75,8 @@ def test_a_child_that_dies_is_replaced(hub: Hub, output: Path) -> None:
     hub.fail("preupload", hang_s=600)
     with uploader_process(hub, output, "--once", read_timeout_s=60) as running:
         until(lambda: "preupload" in hub.stages())
-        os.kill(children(running.process.pid)[0], signal.SIGKILL)  # as the kernel does when memory is out
-        assert running.wait() == 0
+        os.kill(children(running.pid)[0], signal.SIGKILL)  # as the kernel does when memory is out
+        assert running.end() == 0
     assert_arrived(hub, output)
 
 
@@ -85,8 +86,8 @@ def test_asked_to_stop_in_the_middle_of_a_put_finishes_it(hub: Hub, tmp_path: Pa
     hub.fail("put", rate=60_000)
     with uploader_process(hub, output) as running:
         until(lambda: "put" in hub.stages())
-        running.process.send_signal(signal.SIGTERM)
-        assert running.wait() == 0
+        running.send_signal(signal.SIGTERM)
+        assert running.end() == 0
     assert_arrived(hub, output)
 
 
@@ -94,8 +95,8 @@ def test_asked_to_stop_while_a_call_hangs_ends_within_the_grace(hub: Hub, output
     hub.fail("preupload", hang_s=600, times=None)
     with uploader_process(hub, output, read_timeout_s=600, deadline_s=600, grace_s=1) as running:
         until(lambda: "preupload" in hub.stages())
-        running.process.send_signal(signal.SIGTERM)
-        assert running.wait() == 3
+        running.send_signal(signal.SIGTERM)
+        assert running.end() == 3
 
 
 @pytest.mark.parametrize("batch_mb", [1024, 1e-6])
@@ -234,7 +235,7 @@ def test_the_token_is_nowhere(hub: Hub, output: Path) -> None:
     watcher.start()
     finish(output)
     with uploader_process(hub, output) as running:
-        assert running.wait() == 0
+        assert running.end() == 0
     over.set()
     watcher.join()
     assert any(b"seqtrack.uploads.child" in line for line in seen), "the watcher saw the child"

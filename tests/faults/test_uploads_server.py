@@ -137,7 +137,7 @@ def test_a_commit_that_is_applied_long_after_we_gave_it_up_is_not_made_twice(hub
 def test_a_batch_that_outlives_its_deadline_is_ended_and_sent_again(hub: Hub, output: Path) -> None:
     hub.fail("batch", hang_s=FOR_EVER)
     with uploader_process(hub, output, "--once", read_timeout_s=60, deadline_s=2) as running:
-        assert running.wait() == 0
+        assert running.end() == 0
     assert_arrived(hub, output)
 
 
@@ -153,7 +153,7 @@ def test_a_refused_token_is_unhealthy_in_one_line_and_its_replacement_is_noticed
         finish(output)
 
     def renew() -> None:
-        assert fault_kind(output) == "token"
+        assert fault_kind(output) == "account"
         (problem,) = health_problems(read_state(output), UploadSettings(), fake.now)
         assert "HF_TOKEN_PATH" in problem and "\n" not in problem
         token.write_text("hf_secondsecondsecond\n")
@@ -171,17 +171,13 @@ def test_a_refused_token_is_unhealthy_in_one_line_and_its_replacement_is_noticed
     assert_arrived(hub, output, commits_each=None)
 
 
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [("You have exceeded your private storage quota", "quota"), ("You have no rights to write to this repo", "token")],
-)
-def test_what_a_person_must_fix_is_reported_and_tried_again(hub: Hub, output: Path, message: str, kind: str) -> None:
-    hub.fail("preupload", status=403, message=message, times=2)
+def test_what_a_person_must_fix_is_reported_and_tried_again(hub: Hub, output: Path) -> None:
+    hub.fail("preupload", status=403, message="You have exceeded your private storage quota", times=2)
     fake, seen = FakeTime(), set()
     fake.after(50, lambda: seen.add(fault_kind(output)))
     finish(output)
     assert watch(hub, output, time=fake) == 0
-    assert seen == {kind}
+    assert seen == {"account"}
     assert_arrived(hub, output)
 
 
@@ -189,7 +185,7 @@ def test_a_token_that_may_only_read_is_refused(hub: Hub, output: Path) -> None:
     hub.create(REPO, private=True)
     Path(environ(hub, output)["HF_TOKEN_PATH"]).write_text("hf_readreadreadreadread")
     assert once(hub, output) == 3
-    assert (fault_kind(output), on_hub(hub)) == ("token", {})
+    assert (fault_kind(output), on_hub(hub)) == ("account", {})
 
 
 SETUPS = {"HF_HUB_OFFLINE": "1", "SSL_CERT_FILE": "nonexistent.pem", "ALL_PROXY": "socks5://127.0.0.1:9"}
@@ -342,7 +338,7 @@ def test_a_large_file_in_parts_survives_the_failure_of_one(hub: Hub, tmp_path: P
 
 def test_a_server_that_does_not_speak_xet_gets_its_files_over_lfs(hub: Hub, output: Path) -> None:
     with uploader_process(hub, output, "--once", variables={"HF_HUB_DISABLE_XET": ""}) as running:
-        assert running.wait() == 0
+        assert running.end() == 0
     assert_arrived(hub, output)
 
 
@@ -350,7 +346,7 @@ def test_a_third_of_all_calls_failing_costs_nothing_but_time(hub: Hub, output: P
     assert TOKEN in hub.tokens
     for kind, chance in (({"status": 503}, 0.15), ({"reset": "before"}, 0.12), ({"reset": "after"}, 0.1)):
         hub.fail("any", times=None, chance=chance, **kind)
-    for number in range(20):
+    for number in range(10):
         put(output / "phase_1" / "files" / f"{number}.bin", content(20_000, number))
     finish(output)
     assert watch(hub, output, tries_per_file=1000, request_tries=3) == 0

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -209,37 +208,28 @@ def watch(hub: Hub, output: Path, *, time: FakeTime | None = None, **tuning: Any
         return at_work.run()
 
 
-class UploaderProcess:
+class UploaderProcess(subprocess.Popen[bytes]):
     """The uploader as users start it; its log is kept."""
 
     def __init__(self, env: dict[str, str], *arguments: str, log: Path) -> None:
         self.log = log
         with log.open("ab") as lines:
             command = [sys.executable, "-m", "seqtrack", "upload", *arguments]
-            self.process = subprocess.Popen(command, env=env, stdout=lines, stderr=lines, cwd=log.parent)
+            super().__init__(command, env=env, stdout=lines, stderr=lines, cwd=log.parent)
 
     def said(self) -> str:
         return self.log.read_text()
 
-    def wait(self, timeout: float = PATIENCE_S) -> int:
-        return self.process.wait(timeout)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+    def end(self) -> int:
+        """Its exit code."""
+        return self.wait(PATIENCE_S)
 
 
 @contextlib.contextmanager
 def uploader_process(
-    hub: Hub,
-    output: Path,
-    *arguments: str,
-    variables: dict[str, str] | None = None,
-    log: Path | None = None,
+    hub: Hub, output: Path, *arguments: str, variables: dict[str, str] | None = None, log: Path | None = None,
     **tuning: float,
-) -> Iterator[UploaderProcess]:
+) -> Iterator[UploaderProcess]:  # fmt: skip
     """`seqtrack upload` as a process, killed at the end."""
     env = environ(hub, output, variables=variables, **{**FAST, **tuning})
     running = UploaderProcess(env, *arguments, log=log or output.parent / "uploader.log")
@@ -247,6 +237,7 @@ def uploader_process(
         yield running
     finally:
         running.kill()
+        running.wait(10)
 
 
 def until(condition: Callable[[], Any], timeout: float = PATIENCE_S, what: str = "the condition") -> Any:

@@ -67,7 +67,6 @@ class Entry:
     data: bytes | None = None
 
     def describe(self, path: str) -> dict[str, Any]:
-        """One line of tree and paths-info."""
         line: dict[str, Any] = {"type": "file", "path": path, "size": self.size, "oid": self.git_sha1}
         return line | ({"lfs": {"oid": self.sha256, "size": self.size, "pointerSize": 134}} if self.lfs else {})
 
@@ -81,18 +80,14 @@ class Repo:
 
 
 def git_sha1(data: bytes) -> str:
-    """The object name git gives these bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def make_entry(data: bytes) -> Entry:
-    """A regular file of a commit."""
     return Entry(len(data), hashlib.sha256(data).hexdigest(), git_sha1(data), lfs=False, data=data)
 
 
 class Reply(Exception):
-    """Ends a call with this answer."""
-
     def __init__(self, status: int, body: Any = None, headers: dict[str, str] | None = None) -> None:
         super().__init__(status)
         self.status, self.body, self.headers = status, body, headers or {}
@@ -139,7 +134,6 @@ class Hub:
         return self
 
     def stop(self) -> None:
-        """Refuse connections from now on; open ones die with their next byte."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -147,7 +141,6 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        """What HF_ENDPOINT must be."""
         return f"http://{self.public_host}:{self.port}"
 
     # ---- faults
@@ -180,27 +173,22 @@ class Hub:
 
     # ---- looking
     def tree(self, repo: str = "me/run") -> dict[str, Entry]:
-        """The newest tree."""
         commits = self.repos[repo].commits if repo in self.repos else []
         return commits[-1][2] if commits else {}
 
     def commits_of(self, path: str, repo: str = "me/run") -> list[str]:
-        """Oids of the commits that changed this path."""
         return [oid for oid, changed, _ in self.repos[repo].commits if path in changed]
 
     def stages(self) -> list[str]:
-        """Names of all calls so far, in order."""
         return [call["stage"] for call in self.calls]
 
     # ---- protocol
     def repo(self, name: str) -> Repo:
-        """The repo, or the Hub's 404."""
         if name not in self.repos:
             raise Reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         return self.repos[name]
 
     def create(self, name: str, *, private: bool) -> dict[str, str]:
-        """A new repo with its first commit, as the Hub makes it."""
         url = f"{self.endpoint}/{name}"
         with self.lock:
             if name in self.repos:
@@ -221,7 +209,6 @@ class Hub:
         return oid
 
     def commit(self, name: str, lines: list[dict[str, Any]]) -> dict[str, str]:
-        """The NDJSON commit call."""
         with self.lock:
             head = next((oid for oid, *_ in reversed(self.repo(name).commits)), None)
             files: dict[str, Entry] = {}
@@ -247,7 +234,6 @@ class Hub:
         return {"commitUrl": f"{self.endpoint}/{name}/commit/{oid}", "commitOid": oid}
 
     def store(self, oid: str, size: int, digest: str, fault: Fault) -> None:
-        """An object's bytes have arrived whole."""
         with self.lock:
             if digest != oid:
                 raise Reply(400, {"error": "bytes do not match the object's name"})
@@ -296,7 +282,6 @@ class Handler(BaseHTTPRequestHandler):
         """Tests read `hub.calls` instead."""
 
     def do_GET(self) -> None:
-        """Route, fault, act, reply."""
         self.left = int(self.headers.get("Content-Length") or 0)
         self.chunked = "chunked" in (self.headers.get("Transfer-Encoding") or "")
         try:
@@ -347,7 +332,6 @@ class Handler(BaseHTTPRequestHandler):
             raise Reply(403, {"error": message}, {"X-Error-Message": message})
 
     def apply_early(self, fault: Fault) -> None:
-        """Apply what happens before the call is acted on."""
         if fault.action is not None:
             fault.action()
         if fault.hang_s:
@@ -403,7 +387,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def at(self) -> tuple[str, dict[str, Entry]]:
-        """(commit, tree) that the call's revision names."""
         if self.hub.starts_empty and not self.hub.tree(self.names["repo"]) and self.stage in ("preupload", "commit"):
             return "", {}
         for oid, _, tree in reversed(self.hub.repo(self.names["repo"]).commits):

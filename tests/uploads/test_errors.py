@@ -18,16 +18,21 @@ def answer(status: int, text: str = "", headers: dict[str, str] | None = None, m
     return httpx2.Response(status, text=text, headers=headers, request=request)
 
 
+def wrapped(cause: Exception) -> Exception:
+    error = HubRefusal(None)
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("status", "text", "kind", "action"),
     [
         *[(code, "", "network", "retry") for code in (408, 409, 412, 500, 502, 503, 504, 507, 524)],
         (429, "Too many requests", "rate", "wait"),
-        (401, "", "token", "person"),
-        (403, "no right to write", "token", "person"),
-        (403, "private storage limit reached", "quota", "person"),
-        (403, "You have exceeded your storage", "quota", "person"),
-        (402, "payment required", "quota", "person"),
+        (401, "", "account", "person"),
+        (403, "no right to write", "account", "person"),
+        (403, "private storage limit reached", "account", "person"),
+        (402, "payment required", "account", "person"),
         (413, "Payload too large", "refused", "quarantine"),
         (400, "LFS object was never uploaded", "refused", "quarantine"),
         (422, "", "refused", "quarantine"),
@@ -92,18 +97,23 @@ def test_what_is_no_status_has_a_kind_as_well(error: Exception, kind: str) -> No
     assert classify(error).kind == kind
 
 
+def test_a_name_that_cannot_be_resolved_is_no_fault_of_this_machine() -> None:
+    error = httpx2.ConnectError("name or service not known")
+    error.__cause__ = OSError(-2, "Name or service not known")
+    assert classify(wrapped(error)).kind == "network"
+
+
 def test_a_refusal_by_the_storage_host_is_no_fault_of_the_token() -> None:
     for status in (401, 403, 404, 410):
         expired = answer(status, "<Error><Message>Request has expired</Message></Error>", method="PUT")
         assert classify(HubRefusal(expired)).kind == "network"
-    assert classify(HubRefusal(answer(403, "over your quota", method="PUT"))).kind == "quota"
 
 
 def test_a_repo_that_is_not_there_is_no_object_that_is_not_there() -> None:
     lost = RuntimeError("Error while uploading 'a.bin' to the Hub.")
     for status, code, with_path, kind in (
         (401, "RepoNotFound", "repository", "repository"),
-        (401, "GatedRepo", "token", "token"),
+        (401, "GatedRepo", "account", "account"),
         (404, "", "changed", "repository"),
     ):
         error = HubRefusal(answer(status, "not found", {"X-Error-Code": code}))

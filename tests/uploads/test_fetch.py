@@ -90,7 +90,7 @@ def test_a_fault_that_stays_is_an_error_and_leaves_nothing(
     hub: Hub, uploaded: Environment, tmp_path: Path, fault: str
 ) -> None:
     FAULTS[fault](hub)
-    codes = {"other bytes": "fetch.corrupt", "manifest": "fetch.corrupt", "refused": "upload.token"}
+    codes = {"other bytes": "fetch.corrupt", "manifest": "fetch.corrupt", "refused": "upload.account"}
     assert refusal(uploaded, 2, tmp_path / "new").code == codes.get(fault, "upload.network")
 
 
@@ -198,7 +198,7 @@ def test_the_helper_commands(
     reader = put(tmp_path / "reader", b"hf_readreadreadreadread")
     capsys.readouterr()
     assert run("check", HF_TOKEN_PATH=str(reader)) == 2
-    assert "upload.token" in capsys.readouterr().err
+    assert "upload.account" in capsys.readouterr().err
     assert run("create", HF_REPO="") == 2
     assert "upload.no_target" in capsys.readouterr().err
     for arguments in (["--epoch", "2"], ["phase_1/config.yaml"]):

@@ -139,7 +139,7 @@ def test_users_variables_win_over_the_tuning_of_tests() -> None:
         ({}, 0),
         ({"time": 900.0}, 1),
         ({"oldest_age_s": 4000.0}, 1),
-        ({"fault": fault("token")}, 1),
+        ({"fault": fault("account")}, 1),
         ({"fault": fault("network")}, 0),
         ({"problems": {"a.bin": "a.bin cannot be read"}}, 1),
         ({"state": "done", "time": 1.0}, 0),
