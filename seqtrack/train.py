@@ -23,7 +23,7 @@ from seqtrack.runtime.metrics_log import RunLog, early_log_records, logging_to
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training import build, run_metadata
 from seqtrack.training.checkpointer import Checkpointer
-from seqtrack.training.resume import CachedCheckpoint, claim_folder, find_run, load_state, log_resume_point
+from seqtrack.training.resume import claim_folder, find_run, load_state, log_resume_point
 from seqtrack.training.train_step import TrainStep
 from seqtrack.training.trainer import Trainer
 
@@ -43,7 +43,7 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _train(environment: Environment, config: Config, stop: StopRequest, early: MemoryHandler) -> int:
-    folder, cached = environment.phase_folder(), CachedCheckpoint()
+    folder = environment.phase_folder()
     with contextlib.ExitStack() as open_:
         distributed = open_.enter_context(join(environment.device))
         build.set_kernels(config, distributed)
@@ -54,13 +54,13 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
 
         # Where the run starts, and the state there.
         start = distributed.run_on_rank0_and_broadcast(
-            lambda: find_run(environment, config, data.digest, cached, loader.steps_per_epoch)
+            lambda: find_run(environment, config, data.digest, loader.steps_per_epoch)
         )
         if start.finished:
             logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
             return 0
         state = build.build_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
-        load_state(state, start, distributed, cached)
+        load_state(state, start, distributed)
         validate = build.make_validation(config, environment.data_dir, sources, distributed)
 
         # From here on files are written, by rank 0 alone.

@@ -82,7 +82,6 @@ def find_resume_point(
     epochs: int,
     elsewhere: Sequence[Path] = (),
     fetch: Callable[[int], Manifest | None] | None = None,
-    verify: Callable[[Manifest], object] = verify_checkpoint,
 ) -> ResumePoint:
     """Decide where the run in `folder` starts.
 
@@ -92,7 +91,6 @@ def find_resume_point(
         epochs: the last epoch of the run as it is requested now; a complete run of fewer epochs continues.
         elsewhere: other phases' folders to search for that epoch.
         fetch: downloads an epoch's checkpoint from a remote store, or returns None; tried last.
-        verify: raises DamagedFileError for a checkpoint that does not match its manifest.
 
     Raises:
         UserError: the epoch cannot be found (the message lists those that exist), or the folder holds checkpoints but
@@ -101,7 +99,7 @@ def find_resume_point(
     run = read_run(folder)
     own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.resume_epoch):
-        latest = latest_valid(own, verify=verify)
+        latest = latest_valid(own)
         if run.state == "complete" and (_is_end(latest, epochs) if own else run.epochs >= epochs):
             return ResumePoint(latest, finished=True)
         if latest is not None:
@@ -121,7 +119,7 @@ def find_resume_point(
         )
     if resume_epoch is None:
         return ResumePoint(None)
-    return ResumePoint(_find_epoch(resume_epoch, [folder, *elsewhere], fetch, verify))
+    return ResumePoint(_find_epoch(resume_epoch, [folder, *elsewhere], fetch))
 
 
 def _is_end(latest: Manifest | None, epochs: int) -> bool:
@@ -129,19 +127,14 @@ def _is_end(latest: Manifest | None, epochs: int) -> bool:
     return latest is not None and latest.kind == "epoch" and latest.epoch >= epochs
 
 
-def _find_epoch(
-    epoch: int,
-    places: Sequence[Path],
-    fetch: Callable[[int], Manifest | None] | None,
-    verify: Callable[[Manifest], object],
-) -> Manifest:
+def _find_epoch(epoch: int, places: Sequence[Path], fetch: Callable[[int], Manifest | None] | None) -> Manifest:
     found = {place: list_checkpoints(place / CHECKPOINTS, kinds=("epoch",)) for place in places}
     problems = [problem for place in places for problem in unusable_checkpoints(place / CHECKPOINTS).values()]
     every = [manifest for manifests in found.values() for manifest in manifests]
     for manifest in every:
         if manifest.epoch == epoch:
             try:
-                verify(manifest)
+                verify_checkpoint(manifest)
             except DamagedFileError as error:
                 logger.warning("skipping corrupt checkpoint: %s", error)
                 problems.append(Problem(f"damaged: {error}", error.code))
@@ -151,7 +144,7 @@ def _find_epoch(
         return fetched
     hint = "" if fetch is not None else "; set HF_REPO to search the Hugging Face Hub as well"
     others = [manifest for manifest in every if manifest.epoch != epoch]
-    if problems and (latest := latest_valid(others, verify=verify)):
+    if problems and (latest := latest_valid(others)):
         hint = f"; the latest valid one is of epoch {latest.epoch}: RESUME_EPOCH={latest.epoch}{hint}"
     seen = "; ".join(f"{place / CHECKPOINTS} holds {_epochs(manifests)}" for place, manifests in found.items())
     first = f"there is no checkpoint after epoch {epoch} to resume from: {seen}{hint}"

@@ -224,7 +224,7 @@ class EvaluatedTracker(Strict):
     name: str
     kind: str
     epoch: Count | None
-    source: dict[str, Scalar]
+    source: dict[str, object]
     notes: list[str]
     mean: Figures
     classes: dict[str, Figures]

@@ -99,13 +99,11 @@ def _facts(contents: Contents) -> dict[str, object]:
     return facts
 
 
-def latest_valid(
-    manifests: Iterable[Manifest], *, verify: Callable[[Manifest], object] = verify_checkpoint
-) -> Manifest | None:
-    """The newest of these checkpoints that `verify` accepts; corrupt ones are skipped with a warning."""
+def latest_valid(manifests: Iterable[Manifest]) -> Manifest | None:
+    """The newest of these checkpoints that is valid; corrupt ones are skipped with a warning."""
     for manifest in sorted(manifests, key=_age, reverse=True):
         try:
-            verify(manifest)
+            verify_checkpoint(manifest)
         except DamagedFileError as error:
             logger.warning("skipping corrupt checkpoint: %s", error)
             continue

@@ -38,34 +38,7 @@ _SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 _CONDITION = f"(of the frame files, the {FRAMES_COVERED_BY} was compared, not the contents)"
 
 
-class CachedCheckpoint:
-    """Keeps the checkpoint that was verified last, so that it is read only once."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[Manifest, tuple[dict[str, Tensor], State]] | None = None
-
-    def verify(self, manifest: Manifest) -> None:
-        """Read a checkpoint.
-
-        Raises:
-            DamagedFileError: it does not match its manifest.
-        """
-        self._kept = None  # freed before the next one is read
-        self._kept = (manifest, load_checkpoint(manifest))
-
-    def take(self, manifest: Manifest) -> tuple[dict[str, Tensor], State]:
-        """Tensors and plain values of that checkpoint, read now if it was not the last; not kept any longer.
-
-        Raises:
-            DamagedFileError: it does not match its manifest.
-        """
-        kept, self._kept = self._kept, None
-        return kept[1] if kept is not None and kept[0] == manifest else load_checkpoint(manifest)
-
-
-def find_run(
-    environment: Environment, config: Config, data_digest: str, cached: CachedCheckpoint, steps_per_epoch: int
-) -> ResumePoint:
+def find_run(environment: Environment, config: Config, data_digest: str, steps_per_epoch: int) -> ResumePoint:
     """Where this run starts, after checking that it is the run of this folder and of that checkpoint.
 
     Raises:
@@ -92,7 +65,6 @@ def find_run(
         epochs=config.TRAIN.EPOCH,
         elsewhere=[*others, fetched],
         fetch=fetch if environment.target else None,
-        verify=cached.verify,
     )
     manifest = start.manifest
     if run is not None and stored is not None:
@@ -149,9 +121,7 @@ def _refuse(what: Path, problems: list[Problem]) -> NoReturn:
     raise UserError([Problem(f"{what} is of another run; {advice}", problems[0].code), *problems])
 
 
-def load_state(
-    state: TrainState, start: ResumePoint, distributed: DistributedContext, cached: CachedCheckpoint
-) -> None:
+def load_state(state: TrainState, start: ResumePoint, distributed: DistributedContext) -> None:
     """Restore the checkpoint's state on every rank.
 
     Raises:
@@ -163,7 +133,7 @@ def load_state(
     tensors: dict[str, Tensor] = {}
 
     def take() -> State:
-        found, values = cached.take(manifest)
+        found, values = load_checkpoint(manifest)
         tensors.update(found)
         return values
 

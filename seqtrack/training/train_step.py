@@ -7,6 +7,7 @@ except `TrainStep.read`, which is called for a step when the next one has been l
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +28,14 @@ class NotFiniteError(RunError):
     """A loss or a gradient is NaN or infinite. Further training would ruin the weights, so the run ends."""
 
 
-@dataclass(frozen=True)
-class SentBatch:
-    """What the device needs of a batch, in transfer or there.
+class SentBatch(NamedTuple):
+    """What the device needs of a batch, in transfer or there: images and brightness as in `Batch`; (B, 5) int64 tokens
+    and targets; and `real`, (B,) float32, 0 for the placeholder sample of an empty shard."""
 
-    Args:
-        images: templates, search regions, and the brightness of both, as in `Batch`.
-        input_tokens, targets: (B, 5) int64.
-        real: (B,) float32, 0 for the placeholder sample of an empty shard.
-    """
-
-    images: tuple[Tensor, Tensor, Tensor, Tensor]
+    templates: Tensor
+    search: Tensor
+    template_brightness: Tensor
+    search_brightness: Tensor
     input_tokens: Tensor
     targets: Tensor
     real: Tensor
@@ -166,18 +164,16 @@ class TrainStep:
         inputs, targets = target_sequences(batch.boxes, self.config.MODEL.BINS, self.config.DATA.SEQ_FORMAT)
         real = (torch.arange(batch.search.shape[0]) < batch.count).to(torch.float32)
         images = (batch.templates, batch.search, batch.template_brightness, batch.search_brightness)
-        on_host = (*images, inputs, targets, real)
+        on_host, device = SentBatch(*images, inputs, targets, real), self.distributed.device
         if self._copies is None:
-            sent = [tensor.to(self.distributed.device) for tensor in on_host]
-        else:
-            computing = torch.cuda.current_stream(self.distributed.device)
-            with torch.cuda.stream(self._copies):
-                sent = [tensor.to(self.distributed.device, non_blocking=True) for tensor in on_host]
-            computing.wait_stream(self._copies)
-            for tensor in sent:  # so that its memory is not used again before the step has read it
-                tensor.record_stream(computing)
-        templates, search, template_brightness, search_brightness, inputs, targets, real = sent
-        return SentBatch((templates, search, template_brightness, search_brightness), inputs, targets, real)
+            return SentBatch(*(tensor.to(device) for tensor in on_host))
+        computing = torch.cuda.current_stream(device)
+        with torch.cuda.stream(self._copies):
+            sent = SentBatch(*(tensor.to(device, non_blocking=True) for tensor in on_host))
+        computing.wait_stream(self._copies)
+        for tensor in sent:  # so that its memory is not used again before the step has read it
+            tensor.record_stream(computing)
+        return sent
 
     def _backward(self, batch: SentBatch, global_count: int) -> tuple[Tensor, Tensor]:
         """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device."""
@@ -190,23 +186,23 @@ class TrainStep:
         iou_sum = torch.zeros_like(loss_sum)
         for part in range(parts):
             rows = slice(part * size // parts, (part + 1) * size // parts)
-            losses, ious = self._losses(batch, rows)
-            weighted = losses * real[rows]
+            some = SentBatch(*(tensor[rows] for tensor in batch))
+            losses, ious = self._losses(some)
+            weighted = losses * some.real
             self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
             loss_sum += weighted.detach().double().sum()
-            iou_sum += (ious * real[rows]).double().sum()
+            iou_sum += (ious * some.real).double().sum()
         return loss_sum, iou_sum
 
-    def _losses(self, batch: SentBatch, rows: slice) -> tuple[Tensor, Tensor]:
-        """Loss (n,) and teacher-forced IoU (n,) of the samples `rows`."""
+    def _losses(self, batch: SentBatch) -> tuple[Tensor, Tensor]:
+        """Loss (n,) and teacher-forced IoU (n,) of each sample."""
         data, bins = self.config.DATA, self.config.MODEL.BINS
-        templates, search, *brightness = (tensor[rows] for tensor in batch.images)
-        templates = normalise(templates, brightness[0], mean=data.MEAN, std=data.STD)
-        search = normalise(search, brightness[1], mean=data.MEAN, std=data.STD)
+        templates = normalise(batch.templates, batch.template_brightness, mean=data.MEAN, std=data.STD)
+        search = normalise(batch.search, batch.search_brightness, mean=data.MEAN, std=data.STD)
         with torch.autocast(self.distributed.device.type, dtype=self.amp, enabled=self.amp is not None):
-            logits = self.model(templates, search, batch.input_tokens[rows])
-        logits, targets = logits.float(), batch.targets[rows]
-        losses = sequence_loss(logits, targets, bins)
+            logits = self.model(templates, search, batch.input_tokens)
+        logits = logits.float()
+        losses = sequence_loss(logits, batch.targets, bins)
         with torch.no_grad():
-            ious = teacher_forced_iou(logits, targets, bins, data.SEQ_FORMAT)
+            ious = teacher_forced_iou(logits, batch.targets, bins, data.SEQ_FORMAT)
         return losses, ious

@@ -23,7 +23,6 @@ from seqtrack.checkpoints.store import (
 )
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.errors import UserError
-from seqtrack.training.resume import CachedCheckpoint
 
 DESCRIBE: dict[str, Any] = {
     "created": "2024-01-01T00:00:00Z",
@@ -139,21 +138,6 @@ def test_a_tensor_that_is_not_loaded_is_verified_as_well(part: str | None, tmp_p
             load_checkpoint(manifest, part=part)
         manifest.path.write_bytes(good)
     load_checkpoint(manifest, part=part)
-
-
-def test_what_is_loaded_is_what_was_verified_whatever_the_disk_returns_later(tmp_path: Path) -> None:
-    first, second = write_small(tmp_path, 1), write_small(tmp_path, 2)
-    expected = load_weights(first)["weight"]
-    cached = CachedCheckpoint()
-    cached.verify(second)
-    assert torch.equal(cached.take(first)[0]["model/weight"], expected), "not the last one: read again"
-    cached.verify(first)
-    _one_bit(first.path)
-    assert torch.equal(cached.take(first)[0]["model/weight"], expected)
-    for use in (cached.take, cached.verify, cached.take):
-        with pytest.raises(DamagedFileError) as refusal:
-            use(first)
-        assert refusal.value.code == "checkpoint.damaged"
 
 
 def test_an_element_type_that_is_never_stored_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from runs import completed, environment, epochs, numbers
 from seqtrack.checkpoints.resume_point import ResumePoint
 from seqtrack.config.environment import configure
 from seqtrack.errors import UserError
-from seqtrack.training.resume import CachedCheckpoint, find_run
+from seqtrack.training.resume import find_run
 
 STEADY = {"TRAIN.SCHEDULER.TYPE": "step", "DATA.TRAIN.SAMPLE_PER_EPOCH": "48"}  # three steps per epoch
 
@@ -51,7 +51,7 @@ def _start(output: Path, data: Path, keys: dict[str, str], epochs: int) -> Resum
     """Where a start with these keys would continue."""
     settings, config = configure(environment(output, data, {**STEADY, **keys}, EPOCHS=epochs))
     digest = json.loads((output / "phase_1" / "dataset.json").read_text())["digest"]
-    return find_run(settings, config, digest, CachedCheckpoint(), 3)
+    return find_run(settings, config, digest, 3)
 
 
 @pytest.mark.parametrize(

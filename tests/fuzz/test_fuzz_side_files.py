@@ -23,7 +23,7 @@ from seqtrack.cli import main
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError, UserError
 from seqtrack.runtime.metrics_log import RunLog
-from seqtrack.training.resume import CachedCheckpoint, find_run
+from seqtrack.training.resume import find_run
 
 __all__ = ["demo_data", "uninterrupted"]
 
@@ -67,7 +67,7 @@ def start_again(output: Path) -> int:
     settings, config = configure(os.environ)
     digest = json.loads((output / "phase_2" / "dataset.json").read_text())["digest"]
     try:
-        start = find_run(settings, config, digest, CachedCheckpoint(), STEPS_PER_EPOCH)
+        start = find_run(settings, config, digest, STEPS_PER_EPOCH)
         RunLog(output / "phase_1" / "logs", phase=1, resume_step=start.step, writes=True).close()
     except UserError:
         return 2

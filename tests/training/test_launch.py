@@ -111,15 +111,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _state(config: Config, device: torch.device) -> TrainState:
     model = build_empty(model_spec(config)).to_empty(device=device)
     named = NamedOptimizer(model, config.TRAIN)
-    return TrainState(
-        model=model,
-        optimizer=named,
-        scheduler=Schedule(named, config.TRAIN, 6),
-        scaler=GradScaler(device.type, enabled=False),
-        rng=RandomStates(0),
-        meters=Meters(),
-        history=History(),
-    )
+    scaler = GradScaler(device.type, enabled=False)
+    return TrainState(model, named, Schedule(named, config.TRAIN, 6), scaler, RandomStates(0), Meters(), History())
 
 
 def _batch(size: int, config: Config) -> Batch:
@@ -140,10 +133,8 @@ def _batch(size: int, config: Config) -> Batch:
     "keys",
     [
         {},
-        {"TRAIN.ACCUMULATION_STEPS": "4"},
-        {"MODEL.ENCODER.USE_CHECKPOINT": "True"},
-        {"DATA.SEQ_FORMAT": "corner", "MODEL.FEATURE_TYPE": "token"},
-        {"TRAIN.GRAD_CLIP_NORM": "0", "MODEL.ENCODER.DROP_PATH": "0.1"},
+        {"TRAIN.ACCUMULATION_STEPS": "4", "MODEL.ENCODER.USE_CHECKPOINT": "True"},
+        {"DATA.SEQ_FORMAT": "corner", "TRAIN.GRAD_CLIP_NORM": "0", "MODEL.ENCODER.DROP_PATH": "0.1"},
     ],
     ids=lambda keys: " ".join(keys.values()) or "default",
 )
@@ -229,9 +220,8 @@ def test_a_late_reader_saves_nothing_after_a_loss_that_is_not_finite(
     assert not list((run.folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("batches", [(3, 1, 2, 3)])
 def test_a_full_batch_is_computed_by_the_same_graph_before_and_after_a_short_one(
-    batches: tuple[int, ...], demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
     made: list[int] = []
@@ -251,7 +241,7 @@ def test_a_full_batch_is_computed_by_the_same_graph_before_and_after_a_short_one
     state = Run(tmp_path / "run", demo_data).state
     train_step = TrainStep(state, build.callable_form(config, state.model), RANKS, config)
     graphs = []
-    for size in batches:
+    for size in (3, 1, 2, 3):
         used.clear()
         train_step.read(train_step(_batch(size, config)))
         graphs.append(list(used))

@@ -51,8 +51,11 @@ PLACES = {"batch": "torch.Tensor.to", "forward": "seqtrack.model.seqtrack.SeqTra
 PLACES["optimizer"] = "torch.optim.AdamW.step"
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("error", [LACKS[1], OTHERS[0]], ids=["driver", "other"])
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [("batch", LACKS[1]), ("forward", LACKS[1]), ("optimizer", LACKS[1]), ("forward", OTHERS[0])],
+    ids=["batch", "forward", "optimizer", "other"],
+)
 def test_a_step_that_finds_no_memory_ends_with_advice(
     place: str, error: Exception, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ from seqtrack.config.environment import configure
 from seqtrack.errors import RunError
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.build import run_fingerprint, set_kernels
-from seqtrack.training.state import Meters
 from seqtrack.training.train_step import NotFiniteError
 from training.harness import RANKS, Run, saved
 
@@ -42,19 +41,6 @@ def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_
     steps = {int(values["step"]) for values in overflown.state.optimizer.inner.state.values()}
     assert steps == {10}, "AdamW does not"
     assert sorted(epochs(overflown.folder)) == [1, 2]
-
-
-def test_an_interval_longer_than_the_epoch_only_counts_the_overflow(
-    overflown: Run, demo_data: Path, tmp_path: Path
-) -> None:
-    run = Run(tmp_path / "run", demo_data, {**SEVERAL, "TRAIN.PRINT_INTERVAL": "1000"}, overflows=OVERFLOWS)
-    assert run.until(None)
-    intervals = [record for record in numbers(run.folder) if record["type"] == "interval"]
-    assert [record["skipped_steps"] for record in intervals] == [1, 1]
-    assert all(record["grad_norm"] > 0 for record in intervals)
-    assert [item.weights_sha256 for item in epochs(run.folder).values()] == [
-        item.weights_sha256 for item in epochs(overflown.folder).values()
-    ]
 
 
 @pytest.mark.parametrize("cut", [8, 9])
@@ -99,17 +85,6 @@ def test_a_state_saved_without_a_scale_continues_with_one(demo_data: Path, tmp_p
     resumed = Run(tmp_path / "resumed", demo_data, state=(tensors, {**values, "scaler": {}}))
     assert resumed.state.scaler.get_scale() == 1024.0
     assert resumed.until(1) is False
-
-
-def test_meters_without_a_step_taken_have_no_mean_norm() -> None:
-    meters = Meters()
-    assert meters.grad_norm is None
-    meters.add(1.0, 1.0, 1, None)
-    assert (meters.grad_norm, meters.skipped, meters.steps) == (None, 1, 1)
-    meters.add(1.0, 1.0, 1, 3.0)
-    assert (meters.grad_norm, meters.interval_skipped) == (3.0, 1)
-    meters.start_interval()
-    assert meters.interval_skipped == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

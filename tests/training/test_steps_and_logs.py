@@ -3,8 +3,6 @@
 import contextlib
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +158,6 @@ def test_a_restored_state_shares_no_memory_with_the_loaded_tensors(run: Run, dem
     theirs = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     ours = [tensor for name, tensor in twin.state.capture()[0].items() if name.startswith(("model/", "optimizer/"))]
     assert ours and not theirs & {tensor.untyped_storage().data_ptr() for tensor in ours}
-
-
-@pytest.mark.long
-def test_plotting_libraries_are_not_loaded_before_the_first_step() -> None:
-    code = "import sys, seqtrack.train; print([name for name in ('matplotlib', 'tensorboard') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "[]"
 
 
 class _Tiny(nn.Module):
