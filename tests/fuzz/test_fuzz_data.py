@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.hub import Hub as Served
-from data.hub import zip_of
+from data.hub import serving, zip_of
 from data.makers import make_got10k, tree, write_sequence
 
 from fuzz.mutations import cases
@@ -218,11 +217,10 @@ def test_hostile_zips_end_in_reports(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tree(write_sequence(tmp_path / "sequence", 4))
-    served = Served()
-    with served.serve() as endpoint:
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         for seed in range(count):
-            served.files["book.zip"] = _hostile_zip(np.random.default_rng([5, seed]), tmp_path)
+            hub.put("book.zip", _hostile_zip(np.random.default_rng([5, seed]), tmp_path))
             place = tmp_path / "deep" / "er" / "data"
             code = main(["data", "download", "--classes", "book", "--sequences", "book-1", "--data-dir", str(place)])
             said = capsys.readouterr()
