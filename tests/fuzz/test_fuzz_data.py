@@ -20,7 +20,7 @@ from data.makers import make_got10k, tree, write_sequence
 
 from fuzz.mutations import cases
 from seqtrack.cli import main
-from seqtrack.data.annotations import read_box_archive, read_boxes, read_indices, read_labels, read_names
+from seqtrack.data.annotations import read_box_archive, read_boxes, read_labels, read_names
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
@@ -88,7 +88,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list[byt
     "labels": (
         lambda path: read_labels(path, largest=8).tolist(), slow_labels, [b"8\n0\n3\n", b"8, 1.0, 7,\r\n", b"0,0,1"],
     ),
-    "indices": (lambda path: read_indices(path, 90), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
+    "indices": (lambda path: read_labels(path, largest=89).tolist(), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
     "names": (
         read_names, lambda data: re.findall(r"[^,\s]+", data.decode("utf-8-sig")),
         [b"book-1\nbook-2\ncoin-10\n", b"\xef\xbb\xbfbook-1\r\nbook-2\r\n", b"a,b,c"],
