@@ -157,14 +157,6 @@ def read_flags(path: Path) -> Flags:
     return read_labels(path, largest=1) > 0
 
 
-def read_indices(path: Path, count: int) -> list[int]:
-    """Distinct indices into a list of `count` names, from 0; errors as for `read_labels`, and an index given twice."""
-    values, counts = np.unique(indices := read_labels(path, largest=count - 1), return_counts=True)
-    if (counts > 1).any():
-        raise UserError(f"{path}: index {values[counts > 1][0]} is listed twice", "file.duplicate")
-    return [int(index) for index in indices]
-
-
 def read_names(path: Path) -> list[str]:
     """Names of sequences, separated by line ends, blanks or commas, in file order; the list may be empty.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.data.annotations import Flags, attempt, read_flags, read_indices, read_labels, read_names, read_text_file
+from seqtrack.data.annotations import Flags, attempt, read_flags, read_labels, read_names, read_text_file
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
 
@@ -39,11 +39,12 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str, without
         raise UserError(f"DATA_DIR: {data_dir.absolute()} holds no GOT-10k: {expected}", "data.no_folder")
     folder = root / _FOLDERS[split]
     names = read_names(folder / "list.txt")
-    problems: list[Problem] = []
     if without_vot and split == "train":
         if not (root / _VOT_LIST).exists():
             raise UserError(f"{root / _VOT_LIST}: no such file; {_VOT_LIST_FROM}", "file.missing")
-        names = [names[index] for index in attempt(problems, read_indices, root / _VOT_LIST, len(names)) or ()]
+        indices = read_labels(root / _VOT_LIST, largest=len(names) - 1)
+        names = [names[index] for index in dict.fromkeys(indices.tolist())]
+    problems: list[Problem] = []
     found = [one for one in (attempt(problems, _read, folder / name) for name in names) if one is not None]
     known = sorted({sequence.class_name for sequence in found})
     for name in sorted({*classes} - {*known}):

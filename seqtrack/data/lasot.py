@@ -52,16 +52,14 @@ class Layout:
     def check_classes(self, wanted: tuple[str, ...]) -> list[Problem]:
         """A problem for each wanted class that has no sequence on the disk."""
         official = {class_of(name) for name in official_split()["train"]}
-        here = f"is not in {self.root.absolute()}, which has {', '.join(self.classes)}"
         problems = []
-        for name in wanted:
-            if name in official and name not in self.classes:
-                text = f"CLASSES: class {name!r} {here}; `seqtrack data download --classes {name}` fetches it"
-                problems.append(Problem(text, "data.class_missing"))
-            elif name not in self.classes:
-                # Classes on this disk first: "bus" is nearer to "buk" than "book", and of no use where only book is.
-                hint = did_you_mean(name, self.classes) or did_you_mean(name, official)
-                problems.append(Problem(f"CLASSES: class {name!r} {here}{hint}", "data.unknown_class"))
+        for name in (one for one in wanted if one not in self.classes):
+            # Classes on this disk first: "bus" is nearer to "buk" than "book", and of no use where only book is.
+            hint = did_you_mean(name, self.classes) or did_you_mean(name, official)
+            if name in official:
+                hint = f"; `seqtrack data download --classes {name}` fetches it"
+            here = f"{self.root.absolute()}, which has {', '.join(self.classes)}"
+            problems.append(Problem(f"CLASSES: class {name!r} is not in {here}{hint}", "data.unknown_class"))
         return problems
 
 

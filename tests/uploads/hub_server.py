@@ -313,8 +313,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def note(self) -> None:
         is_authorised = "Authorization" in self.headers
+        call = {"stage": self.stage, "path": self.path, "range": self.headers.get("Range"), "time": time.time()}
         with self.hub.lock:
-            self.hub.calls.append({"stage": self.stage, "path": self.path, "time": time.time()})
+            self.hub.calls.append(call)
             if self.stage in ("put", "part", "storage-get") and is_authorised:
                 self.hub.violations.append(f"token sent to the storage host: {self.path}")
 
