@@ -116,22 +116,22 @@ def test_a_run_stopped_after_an_epoch_and_resumed_is_bitwise_equal_to_the_uninte
 
 
 @pytest.mark.parametrize(
-    ("number", "struck"),
+    ("number", "killed"),
     [(signal.SIGKILL, 0), (signal.SIGTERM, 1)]
     + [pytest.param(*one, marks=pytest.mark.long) for one in ((signal.SIGKILL, 1), (signal.SIGTERM, 0))],
 )
 def test_killing_or_stop_asked_of_one_of_two_ends_both_and_the_next_start_ends_as_the_uninterrupted_pair(
-    number: signal.Signals, struck: int, demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
+    number: signal.Signals, killed: int, demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN if number == signal.SIGKILL else {})
     with ranks_of(env, 2) as distributed:
         assert distributed[0].until(lambda: "Epoch 2 : 16" in distributed[0].said())
-        distributed[struck].signal(number)
+        distributed[killed].signal(number)
         ended = [rank.end() for rank in distributed]
     if number == signal.SIGTERM:
         assert [one.code for one in ended] == [75, 75]
     else:
-        other = ended[1 - struck]
+        other = ended[1 - killed]
         assert (other.code, other.codes, "Traceback" in other.said) == (1, ["run.peer_lost"], False)
     together(env, 2)
     assert_same_run(tmp_path / "phase_1", uninterrupted_pair)
