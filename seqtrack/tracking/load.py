@@ -64,7 +64,7 @@ def checkpoint_name(manifest: Manifest, others: Iterable[Manifest]) -> str:
     return f"epoch {manifest.epoch}" if manifest.kind == "epoch" and len(twins) < 2 else manifest.path.stem
 
 
-def checkpoint_source(manifest: Manifest) -> dict[str, object]:
+def checkpoint_source(manifest: Manifest) -> dict[str, str | None]:
     """The identity of a checkpoint in records of an evaluation or a tracked video."""
     return {
         "file": manifest.file,
