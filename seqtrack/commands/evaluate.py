@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
+from seqtrack.checkpoints.side_files import DatasetRecord, Scalar, read_side_file
 from seqtrack.checkpoints.store import Manifest
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
@@ -150,7 +150,7 @@ def _track(
     frames = sum(sequence.num_frames - 1 for sequence in sequences)
     results: list[TrackerResult] = []
 
-    def track(name: str, kind: str, model: SeqTrack, source: dict[str, object], epoch: int | None = None) -> None:
+    def track(name: str, kind: str, model: SeqTrack, source: dict[str, Scalar], epoch: int | None = None) -> None:
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             options = {"concurrent": args.concurrent, "on_frames": bar.update}
             tracks = track_sequences(model, sequences, settings, **options)
@@ -165,7 +165,7 @@ def _track(
         model, config = load_model(manifest, device)
         if config != last_config:
             settings, last_config = tracker_settings(config, dataset=dataset, precision=args.precision), config
-        source: dict[str, object] = {**checkpoint_source(manifest), "step": manifest.step}
+        source: dict[str, Scalar] = {**checkpoint_source(manifest), "step": manifest.step}
         track(checkpoint_name(manifest, manifests), "checkpoint", model, source, manifest.epoch)
     if args.untrained if args.untrained is not None else untrained:
         fresh = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from seqtrack.checkpoints.side_files import EvaluatedTracker
+from seqtrack.checkpoints.side_files import EvaluatedTracker, Scalar
 from seqtrack.data.annotations import Annotation, Boxes, attempt, read_box_archive, read_boxes
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import TOOLKIT, Convention, is_box, mean_scores, score
@@ -53,7 +53,7 @@ def score_tracker(
     *,
     convention: Convention = TOOLKIT,
     epoch: int | None = None,
-    source: Mapping[str, object] | None = None,
+    source: Mapping[str, Scalar] | None = None,
     notes: Iterable[str] = (),
 ) -> TrackerResult:
     """Score a tracker's boxes.

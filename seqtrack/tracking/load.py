@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from seqtrack.checkpoints.resume_point import unusable_checkpoints
+from seqtrack.checkpoints.side_files import Scalar
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of
 from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
@@ -64,7 +65,7 @@ def checkpoint_name(manifest: Manifest, others: Iterable[Manifest]) -> str:
     return f"epoch {manifest.epoch}" if manifest.kind == "epoch" and len(twins) < 2 else manifest.path.stem
 
 
-def checkpoint_source(manifest: Manifest) -> dict[str, object]:
+def checkpoint_source(manifest: Manifest) -> dict[str, Scalar]:
     """The identity of a checkpoint in records of an evaluation or a tracked video."""
     return {
         "file": manifest.file,

@@ -29,25 +29,13 @@ def test_the_number_tracked_at_once_does_not_change_the_boxes(
     tracks = track_sequences(model.eval(), sequences, SETTINGS, concurrent=concurrent)
     assert list(tracks) == [sequence.name for sequence in sequences]
     for sequence in sequences:
-<<<<<<< HEAD
-        tracker = BatchTracker(model.eval(), SETTINGS)
-        states = tracker.start([read_frame(sequence.frame_path(0))], [sequence.boxes_xywh[0].tolist()])
-        expected[sequence.name] = [
-            tracker.track(states, [read_frame(sequence.frame_path(index))])[0].box_xywh
-            for index in range(1, sequence.num_frames)
-        ]
-    tracks = track_sequences(model, sequences, SETTINGS, concurrent=concurrent)
-    for name, boxes in expected.items():
-        np.testing.assert_allclose(tracks[name].boxes_xywh[1:], boxes, atol=1e-6)
-=======
         found, first = tracks[sequence.name], sequence.boxes_xywh[0].tolist()
-        tracker = Tracker(model, SETTINGS)
-        tracker.start(read_frame(sequence.frame_path(0)), first)
+        tracker = BatchTracker(model, SETTINGS)
+        states = tracker.start([read_frame(sequence.frame_path(0))], [first])
         frames = (read_frame(sequence.frame_path(index)) for index in range(1, sequence.num_frames))
-        boxes = [first, *(tracker.track(frame).box_xywh for frame in frames)]
+        boxes = [first, *(tracker.track(states, [frame])[0].box_xywh for frame in frames)]
         np.testing.assert_allclose(found.boxes_xywh, boxes, atol=1e-6)
         assert found.boxes_xywh[0].tolist() == first and found.seconds > 0
->>>>>>> a9916d9 (Make tables and plots from the record that evaluation.json holds)
 
 
 @pytest.mark.parametrize("batches", [1, 2])
