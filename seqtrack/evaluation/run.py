@@ -4,19 +4,17 @@ Knows no checkpoint file, configuration or table. Validation inside a training r
 mode and every random state unchanged.
 """
 
-import contextlib
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from seqtrack.data import Image
 from seqtrack.data.decode import read_image
@@ -174,24 +172,15 @@ def validate(
         if stopped():
             raise _StoppedError
 
+    modes = {module: module.training for module in model.modules()}
     try:
-        with _eval_mode(model):
-            tracks = track_sequences(model, sequences, settings, concurrent=concurrent, on_frames=check_stop)
+        tracks = track_sequences(model.eval(), sequences, settings, concurrent=concurrent, on_frames=check_stop)
     except _StoppedError:
         return None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     mean = score_tracker("validation", "checkpoint", tracks, sequences).record.mean
     frames = sum(sequence.num_frames for sequence in sequences)
     speed = {"sequences": len(sequences), "frames": frames, "fps": mean["fps"] or 0.0}
     return {name: mean[name] or 0.0 for name in METRICS} | speed
-
-
-@contextlib.contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside the block, and each in its former mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

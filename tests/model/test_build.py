@@ -83,7 +83,12 @@ def test_resampling_keeps_corners_and_a_table_of_the_same_size() -> None:
     assert resample_positions(table, 14) is table
 
 
-@pytest.mark.parametrize("name", TIMM_NAMES)
+RARE = ("deit_tiny_distilled_patch16_224", "vit_small_patch16_18x2_224")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in RARE else ()) for name in TIMM_NAMES]
+)
 def test_any_plain_vit_of_timm_is_an_encoder(name: str) -> None:
     """Every parameter is initialised, although it is made with `to_empty`; the last block's shortcut is exact."""
     spec = spec_of(encoder_type=name, **NO_SIZES, patch_size=TIMM_NAMES[name])
