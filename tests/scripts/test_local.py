@@ -169,7 +169,7 @@ def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Pat
     clone = copy_of_the_repository(tmp_path / "clone")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat"):
+    for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat", "uname"):
         (tools / name).symlink_to(shutil.which(name) or name)
     scripts = {
         "a version manager's stub": "echo 'pyenv: python3: command not found' >&2; exit 127",
