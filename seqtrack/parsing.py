@@ -6,14 +6,13 @@ file and line to the message.
 """
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 LARGEST_TEXT_FILE = 256 * 1024 * 1024
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,24})?|\.[0-9]{1,24})(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class ParseError(ValueError):
@@ -26,14 +25,14 @@ def short_repr(text: object, limit: int = 60) -> str:
     return repr(shown if len(shown) <= limit else shown[: limit - 3] + "...")
 
 
-def parse_int(text: str) -> int:
-    """An integer in plain digits; surrounding blanks are ignored.
+def parse_int(text: str, digits: int = 18) -> int:
+    """An integer in plain digits that fits 64 bits; surrounding blanks are ignored.
 
     Raises:
         ParseError: anything else, including `1_000`, `1.0` and digits of other alphabets.
     """
-    if not _INTEGER.fullmatch(text.strip(" \t")):
-        raise ParseError(f"found {short_repr(text)}, expected a whole number")
+    if not re.fullmatch(rf"[+-]?[0-9]{{1,{digits}}}", text.strip(" \t")):
+        raise ParseError(f"found {short_repr(text)}, expected a whole number of at most {digits} digits")
     return int(text)
 
 
@@ -43,10 +42,7 @@ def parse_float(text: str) -> float:
     Raises:
         ParseError: anything else, including `nan`, `inf`, `1e999`, `1_000` and hexadecimal.
     """
-    if not _NUMBER.fullmatch(text.strip(" \t")):
-        raise ParseError(f"found {short_repr(text)}, expected a number")
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if not _NUMBER.fullmatch(text.strip(" \t")) or not math.isfinite(value := float(text)):
         raise ParseError(f"found {short_repr(text)}, expected a finite number")
     return value
 
@@ -62,10 +58,8 @@ def decode_text(data: bytes) -> str:
     Raises:
         ParseError: UTF-16 or other bytes that are not UTF-8, or a zero byte.
     """
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ParseError("the file is UTF-16; save it as UTF-8")
     try:
-        text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ParseError(f"byte {error.start} is not UTF-8; save the file as UTF-8") from error
     if "\0" in text:
@@ -95,41 +89,19 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(
             decode_text(text) if isinstance(text, bytes) else text,
             object_pairs_hook=_object_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_parse_json_float,
-            parse_int=_parse_json_int,
+            parse_constant=parse_float,
+            parse_float=parse_float,
+            parse_int=lambda digits: parse_int(digits, 20),  # 64-bit seeds are unsigned
         )
     except ParseError:
         raise
-    except RecursionError:
-        raise ParseError("the JSON is nested too deeply") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ParseError(f"not JSON: {error}") from error
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ParseError(f"the key {short_repr(key)} is duplicated")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ParseError(f"the key {short_repr(next(key for key in names if names.count(key) > 1))} is duplicated")
     return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ParseError(f"found {name}, expected a finite number")
-
-
-def _parse_json_float(text: str) -> float:
-    # The syntax is checked already; only a number beyond float64 is left.
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ParseError(f"found {short_repr(text)}, expected a finite number")
-    return value
-
-
-def _parse_json_int(text: str) -> int:
-    # 20 digits hold every 64-bit seed; Python refuses to convert thousands of digits.
-    if len(text) > 20:
-        raise ParseError(f"found {short_repr(text)}, expected a whole number of at most 20 digits")
-    return int(text)

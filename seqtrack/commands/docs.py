@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seqtrack.commands.parsers import COMMANDS, command_parsers
-from seqtrack.config.docs import cell, replace_between
+from seqtrack.config.docs import replace_between, table
 from seqtrack.config.environment import VARIABLES
 from seqtrack.config.fields import reader
-
-_START, _END = "<!-- commands: made by python -m seqtrack.commands.docs -->", "<!-- end of commands -->"
 
 
 def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
@@ -26,60 +24,43 @@ def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
 
 def arguments_of(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
     """Each argument except --help as (syntax, meaning)."""
-    formatter = parser._get_formatter()
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
-        meaning = formatter._expand_help(action) if action.help else ""
-        if action.choices is not None and action.option_strings:
-            meaning = f"one of {', '.join(map(str, action.choices))}; {meaning}"
-        found.append((_written(action), meaning))
+        meaning = parser._get_formatter()._expand_help(action) if action.help else ""
+        choices = "|".join(map(str, action.choices or ()))
+        name = action.metavar if isinstance(action.metavar, str) else None
+        if action.option_strings:
+            value = f" {name or action.dest.upper()}" if action.nargs != 0 else ""
+            found.append((", ".join(action.option_strings) + value,
+                          f"one of {choices.replace('|', ', ')}; {meaning}" if choices else meaning))  # fmt: skip
+        else:
+            name = name or choices or action.dest
+            found.append((f"[{name}]" if action.nargs in ("?", "*") else name, meaning))
     return found
 
 
-def _written(action: argparse.Action) -> str:
-    metavar = action.metavar if isinstance(action.metavar, str) else None
-    if not action.option_strings:
-        choices = "|".join(map(str, action.choices)) if action.choices is not None else None
-        name = metavar or choices or action.dest
-        return f"[{name}]" if action.nargs in ("?", "*") else name
-    takes_value = action.nargs != 0
-    value = f" {metavar or action.dest.upper()}" if takes_value else ""
-    return ", ".join(action.option_strings) + value
-
-
-def commands_text() -> str:
-    """One section per command with its arguments and the variables that it reads."""
-    parts: list[str] = []
-    for words, summary, parser in parsers():
-        level = "###" if " " not in words else "####"
-        parts += [f"{level} `seqtrack {words}`", "", summary[:1].upper() + summary[1:] + ".", ""]
-        rows = [f"| `{cell(written)}` | {cell(meaning)} |" for written, meaning in arguments_of(parser)]
-        if rows:
-            parts += ["| argument | meaning |", "|---|---|", *rows, ""]
-        readers = list(dict.fromkeys(_shown(name) for name, one in VARIABLES.items() if _reads(reader(one), words)))
-        if readers:
-            parts += [f"Variables: {', '.join(readers)}.", ""]
-    return "\n".join(parts).rstrip()
-
-
-def _reads(reader: str, command: str) -> bool:
-    return command in [word.strip() for word in reader.split(",")]
-
-
-def _shown(variable: str) -> str:
-    """The name; the uploader's settings are listed in docs/configuration.md only."""
-    return "`UPLOAD_*`" if variable.startswith("UPLOAD_") and variable != "UPLOAD_TARGET" else f"`{variable}`"
-
-
 def render(document: str) -> str:
-    """The document with its tables generated again.
+    """The document with one section per command: its arguments and the variables that it reads.
 
     Raises:
         ValueError: a marker is missing.
     """
-    return replace_between(document, _START, _END, commands_text())
+    parts: list[str] = []
+    for words, summary, parser in parsers():
+        parts += [f"{'####' if ' ' in words else '###'} `seqtrack {words}`", f"{summary[:1].upper()}{summary[1:]}."]
+        rows = [(f"`{written}`", meaning) for written, meaning in arguments_of(parser)]
+        if rows:
+            parts.append(table(("argument", "meaning"), rows))
+        # The uploader's settings are listed in docs/configuration.md only.
+        read = [name for name, field in VARIABLES.items() if words in reader(field).split(", ")]
+        shown = dict.fromkeys(
+            "`UPLOAD_*`" if name.startswith("UPLOAD_") and name != "UPLOAD_TARGET" else f"`{name}`" for name in read
+        )
+        if shown:
+            parts.append(f"Variables: {', '.join(shown)}.")
+    return replace_between(document, "commands", "\n\n".join(parts), "seqtrack.commands.docs")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -261,9 +262,12 @@ def _read(environ: Mapping[str, str]) -> tuple[Environment, list[Problem]]:
     """The valid variables, and the problems of the others."""
     given = {name.lower(): environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
     wrong = {}
+    encoding = sys.getfilesystemencoding()
     for name, text in given.items():
-        for letter in (one for one in text if not one.isprintable()):  # a surrogate: bytes of another encoding
-            wrong[name] = f"text on one line; U+{ord(letter):04X} is unreadable (LC_ALL=C.UTF-8 reads all alphabets)"
+        for letter in (one for one in text if not one.isprintable()):
+            wrong[name] = (
+                f"one line in the locale's encoding, {encoding} (try LC_ALL=C.UTF-8), without U+{ord(letter):04X}"
+            )
     try:
         Environment.model_validate(given)
     except ValidationError as error:

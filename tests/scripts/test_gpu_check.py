@@ -63,10 +63,7 @@ def test_an_item_that_fails_fails_the_check_and_not_the_others(tmp_path: Path) -
     assert "as asked" in items["checkpointing"]["values"]["traceback"]
 
 
-def test_an_item_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:
+def test_an_item_without_time_is_not_begun_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
     code, items, _ = check(tmp_path, "--only", "compile", "--budget-s", "0.001")
     assert (code, items["compile"]["state"]) == (0, "over budget")
-
-
-def test_an_item_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert check(tmp_path, "--only", "compyle")[0] == 2

@@ -68,19 +68,12 @@ def test_the_environment_has_the_locked_packages_and_the_clones_program(clone: P
 
 
 @pytest.mark.run
-def test_the_environment_is_kept_while_the_lock_is_unchanged(clone: Path) -> None:
-    before = (clone / ".venv").stat().st_ino
-    code, said = local(clone, "plan", "--help")
-    assert (code, ".venv is ready" in said) == (0, False)
-    assert (clone / ".venv").stat().st_ino == before
-
-
-@pytest.mark.run
-def test_bytecode_is_kept_even_with_pythondontwritebytecode(clone: Path) -> None:
-    kept = clone / "seqtrack/__pycache__"
-    shutil.rmtree(kept, ignore_errors=True)
-    assert local(clone, "plan", "--help", PYTHONDONTWRITEBYTECODE="1")[0] == 0
-    assert kept.is_dir(), "every start compiles everything again"
+def test_the_environment_and_bytecode_are_kept_until_the_lock_changes(clone: Path) -> None:
+    before, bytecode = (clone / ".venv").stat().st_ino, clone / "seqtrack/__pycache__"
+    shutil.rmtree(bytecode, ignore_errors=True)
+    code, said = local(clone, "plan", "--help", PYTHONDONTWRITEBYTECODE="1")
+    assert (code, ".venv is ready" in said, (clone / ".venv").stat().st_ino) == (0, False, before)
+    assert bytecode.is_dir(), "every start compiles everything again"
 
 
 @pytest.mark.long
@@ -92,8 +85,7 @@ def test_an_incomplete_installation_is_made_again(clone: Path) -> None:
     code, said = local(clone, "plan", "--help")
     assert (code, ".venv is ready" in said) == (0, True)
     assert (clone / ".venv").stat().st_ino != before
-    assert not (clone / ".venv.new").exists()
-    assert not (clone / ".venv.old").exists()
+    assert sorted(path.name for path in clone.glob(".venv*")) == [".venv"]
 
 
 def both_phases(clone: Path, cwd: Path, *, epochs: int, resume: int, **variables: str) -> tuple[Path, list[float]]:
@@ -144,48 +136,32 @@ def test_the_demo_learns_to_track(clone: Path, tmp_path: Path) -> None:
     assert sum(rising[-3:]) > sum(rising[:3]) + 60, rising
 
 
-def train_on_real_frames(clone: Path, test_data: Path, output: Path, **variables: str) -> list[tuple[float, float]]:
-    """Train phase 1 of the demo's model on LaSOT frames; mean loss and mean IoU of each epoch."""
+@pytest.mark.run
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("epochs", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_the_loss_on_real_frames_falls(clone: Path, test_data: Path, tmp_path: Path, epochs: int) -> None:
     real = {"DATASET": "lasot", "DATA_DIR": str(test_data / "lasot_mini"), "CLASSES": "person,car", "CONFIG": "demo"}
-    code, said = local(clone, "train-phase1", timeout=800, OUTPUT_DIR=str(output), **real, **variables)
-    assert code == 0, said
-    assert "SYNTHETIC" not in said
-    means = re.findall(r"finished : mean loss ([\d.]+) , mean IoU ([\d.]+)", said)
-    return [(float(loss), float(iou)) for loss, iou in means]
-
-
-@pytest.mark.run
-@pytest.mark.timeout(900)
-def test_the_loss_on_real_frames_falls(clone: Path, test_data: Path, tmp_path: Path) -> None:
-    variables = {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1000 TRAIN.SCHEDULER.WARMUP_STEPS 5"}
-    means = train_on_real_frames(clone, test_data, tmp_path, **variables)
-    assert len(means) == 2
-    assert means[1][0] < means[0][0] - 0.1, means
-
-
-@pytest.mark.long
-@pytest.mark.run
-@pytest.mark.timeout(900)
-def test_real_frames_are_learned(clone: Path, test_data: Path, tmp_path: Path) -> None:
-    means = train_on_real_frames(clone, test_data, tmp_path)
-    assert len(means) == 10
-    assert means[-1][1] >= 0.3, means
+    if epochs == 2:
+        real |= {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1000 TRAIN.SCHEDULER.WARMUP_STEPS 5"}
+    code, said = local(clone, "train-phase1", timeout=800, OUTPUT_DIR=str(tmp_path), **real)
+    assert code == 0 and "SYNTHETIC" not in said, said
+    records = [json.loads(line) for line in (tmp_path / "phase_1/logs/metrics.jsonl").read_text().splitlines()]
+    means = [(record["loss"], record["iou"]) for record in records if record["type"] == "epoch"]
+    assert len(means) == epochs
+    assert means[1][0] < means[0][0] - 0.1 and (epochs == 2 or means[-1][1] >= 0.3), means
 
 
 @pytest.mark.run
 def test_invalid_arguments_exit_with_2(clone: Path) -> None:
-    code, said = local(clone, "train-phase1", EPOCHS="many", CONFIG="no_such")
-    assert code == 2
-    assert "]: EPOCHS" in said
-    code, said = local(clone, "no-such-job")
-    assert code == 2 and "no-such-job" in said
-
-
-def test_no_job_is_an_error_and_help_is_not(tmp_path: Path) -> None:
-    assert local(ROOT)[0] == 2
-    code, said = local(ROOT, "--help")
-    assert code == 0
-    assert "train-phase1" in said
+    for words, named, variables in (
+        (("train-phase1",), "]: EPOCHS", {"EPOCHS": "many", "CONFIG": "no_such"}),
+        (("no-such-job",), "no-such-job", {}),
+        ((), "", {}),
+    ):
+        code, said = local(clone, *words, **variables)
+        assert code == 2 and named in said
+    code, said = local(clone, "--help")
+    assert code == 0 and "train-phase1" in said
 
 
 @pytest.mark.parametrize("found", ["nothing", "a version manager's stub", "an old one", "one without venv"])
@@ -193,7 +169,7 @@ def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Pat
     clone = copy_of_the_repository(tmp_path / "clone")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat"):
+    for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat", "uname"):
         (tools / name).symlink_to(shutil.which(name) or name)
     scripts = {
         "a version manager's stub": "echo 'pyenv: python3: command not found' >&2; exit 127",
