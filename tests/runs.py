@@ -239,6 +239,17 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+def copy_of_the_repository(folder: Path) -> Path:
+    """The files that a clone of the working tree would have, and no others."""
+    words = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
+    listing = subprocess.run(words, capture_output=True, text=True, check=True)
+    for name in filter(None, listing.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
 _data: list[Path] = []
 
 

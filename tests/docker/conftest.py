@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import copy_of_the_repository
 
-from docker.containers import CANARY, Project, command, copy_of_the_repository
+from docker.containers import CANARY, Project, command
 
 
 @pytest.fixture(scope="session")

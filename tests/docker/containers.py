@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 import uuid
@@ -28,16 +27,6 @@ def docker(*words: str, timeout: float = 120) -> str:
     answer = command(["docker", *words], timeout=timeout)
     assert answer.returncode == 0, f"docker {' '.join(words)}:\n{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
     return answer.stdout
-
-
-def copy_of_the_repository(folder: Path) -> Path:
-    """The files that a clone of the working tree would have, and no others."""
-    listing = command(["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "-z"]).stdout
-    for name in filter(None, listing.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
 
 
 @dataclass

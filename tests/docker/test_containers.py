@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import copy_of_the_repository
 
-from docker.containers import SMALL, Project, command, copy_of_the_repository, docker, wait_until
+from docker.containers import SMALL, Project, command, docker, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 MakeProject = Callable[..., Project]

@@ -9,19 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import copy_of_the_repository
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def copy_of_the_repository(folder: Path) -> Path:
-    """The files that a clone of the working tree would have."""
-    words = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    listing = subprocess.run(words, capture_output=True, text=True, check=True)
-    for name in filter(None, listing.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
 
 
 def local(clone: Path, *words: str, cwd: Path | None = None, timeout: float = 300, **variables: str) -> tuple[int, str]:
