@@ -120,8 +120,6 @@ def test_seeds_fit_every_generator_and_streams_do_not_meet(seed: int, step: int,
         step_seed(seed + 1, step, rank),
     )
     assert word != process_seed(seed, rank)
-<<<<<<< HEAD
-=======
 
 
 NAMES = st.text(min_size=1, max_size=30).filter(
@@ -153,4 +151,3 @@ def test_the_status_file_of_uploads_is_read_as_it_was_written(files: dict[str, V
         for path, one in files.items():
             assert is_verified(Path(name), path, one.sha256)
             assert not is_verified(Path(name), path, "0" * 63 + "g")
->>>>>>> 4fc0d94 (Keep no durable state, no search for a replaced token and no second test server for uploads)
