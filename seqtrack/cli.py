@@ -70,6 +70,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     args = parser.parse_args(words)
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
         _read_dotenv()
         _drop_empty_hub_settings()

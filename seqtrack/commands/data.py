@@ -6,19 +6,16 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from seqtrack.config.environment import configure, read_environment, read_token
+from seqtrack.config.environment import configure, read_environment
 from seqtrack.data.check import Report, check_layout
-from seqtrack.data.demo import MARKER, check_demo, ensure_demo
-from seqtrack.data.download import download_classes
-from seqtrack.data.lasot import draw_classes, find_layout
+from seqtrack.data.demo import MARKER, check_demo
+from seqtrack.data.download import data_hub, download_classes
+from seqtrack.data.lasot import find_layout
+from seqtrack.data.prepare import prepare_data
 from seqtrack.data.preview import write_preview
-from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
 
-_ALL_CLASSES = "name the classes to download, such as book,coin; all 70 together are 248 GB"
 _ROW = "{:<20}{:<7}{:>9}{:>5}{:>17}{:>10}{:>10}{:>8}{:>12}".format
 
 
@@ -34,19 +31,16 @@ def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
     return args.data_dir or environment.data_dir, classes
 
 
-def _hub() -> HfApi:
-    # False: the token that huggingface_hub may find elsewhere is not used.
-    return HfApi(endpoint=read_environment(os.environ).hf_endpoint, token=read_token(os.environ) or False)
-
-
 def _download(args: argparse.Namespace) -> int:
     data_dir, classes = _place(args)
     if not classes:
-        raise UserError(f"--classes: {_ALL_CLASSES}", "data.no_classes")
+        raise UserError(
+            "--classes: name the classes to download, such as book,coin; all 70 together are 248 GB", "data.no_classes"
+        )
     added = download_classes(
         data_dir,
         classes,
-        hub=_hub(),
+        hub=data_hub(os.environ),
         repo=args.repo,
         split=args.split,
         sequences=split_commas(args.sequences),
@@ -104,24 +98,5 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    """Draw the demo data set, download the classes of LaSOT that are missing, and open any other data set."""
-    environment, config = configure(os.environ)
-    data_dir = environment.data_dir
-    for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
-        if name == "DEMO":
-            print(f"{ensure_demo(data_dir)}: the demo data set (synthetic) is complete")
-        elif name == "LASOT":
-            chosen = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
-            try:
-                existing = find_layout(data_dir).classes
-            except UserError:
-                existing = []
-            if not chosen and not existing:
-                raise UserError(f"CLASSES: {_ALL_CLASSES}", "data.no_classes")
-            if missing := tuple(one for one in chosen if one not in existing):
-                download_classes(data_dir, missing, hub=_hub())
-            print(f"LaSOT: {', '.join(chosen or existing)} in {data_dir}")
-        else:
-            found = open_source(name, data_dir, classes=config.DATA.CLASSES, split="train").sequences
-            print(f"{name}: {len(found)} training sequences in {data_dir}")
+    print(*prepare_data(os.environ), sep="\n")
     return 0

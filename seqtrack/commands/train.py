@@ -10,9 +10,12 @@ from types import FrameType
 from typing import NoReturn
 
 from seqtrack.config.environment import read_variable
+from seqtrack.data.prepare import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
 from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, Launch, launch, leave_ending
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
         _one_of_several()
+    for line in prepare_data(os.environ):
+        logger.info("%s", line)
     processes = read_variable(os.environ, "NPROC")
     device = read_variable(os.environ, "DEVICE")
     if processes == "auto" and device == "cpu":

@@ -11,7 +11,7 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 import httpx2
@@ -21,6 +21,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from seqtrack.checkpoints.safetensors_io import sha256_file
+from seqtrack.config.environment import read_environment, read_token
 from seqtrack.config.fields import did_you_mean
 from seqtrack.data.annotations import attempt, class_of
 from seqtrack.data.lasot import find_layout, official_split
@@ -34,6 +35,12 @@ _TRIES = 5
 _PAUSE_S = 0.5
 # The files of a sequence, possibly below other folders. Whatever else a zip holds is not unpacked.
 _MEMBER = r"(?:.*/)?({}-[0-9]{{1,4}})/((?:img/[0-9]{{8}}\.jpg)|[a-z_]+\.txt)"
+
+
+def data_hub(environ: Mapping[str, str]) -> HfApi:
+    """The Hub that data sets come from, with the environment's own token only."""
+    # False: the token that huggingface_hub may find elsewhere is not used.
+    return HfApi(endpoint=read_environment(environ).hf_endpoint, token=read_token(environ) or False)
 
 
 def download_classes(

@@ -231,3 +231,15 @@ def test_the_command_downloads_and_refuses_with_its_exit_code(
     assert "error [data.unknown_class]" in errors and "error [data.no_classes]" in errors
     monkeypatch.setenv("CLASSES", "book,coin")
     assert main(["data", "prepare"]) == 0 and (tmp_path / "d/lasot/coin/coin-1").is_dir()
+
+
+def test_training_downloads_its_classes_first(hub: LasotHub, tmp_path: Path) -> None:
+    env = os.environ | {
+        "HF_ENDPOINT": hub.endpoint, "DATA_DIR": str(tmp_path / "d"), "OUTPUT_DIR": str(tmp_path / "output"),
+        "DATASET": "lasot", "CLASSES": "coin", "CONFIG": "demo", "RESUME_EPOCH": "9",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "seqtrack", "train"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "error [resume." in done.stderr, "refused only for the epoch, after the download"
+    assert (tmp_path / "d/lasot/coin/coin-1/groundtruth.txt").is_file()
