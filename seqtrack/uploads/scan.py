@@ -105,20 +105,20 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
         is_hidden = entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY)
         if is_hidden or (entry.is_symlink() and not _stays_inside(root, entry.path)):
             continue
-        if entry.is_dir():
+        try:
+            is_folder, stamp = entry.is_dir(), stamp_of(Path(entry.path))
+        except OSError:
+            continue  # removed since the listing, or a link to nowhere
+        if path.encode(errors="replace").decode() != path:
+            problems[ascii(path)] = "the name is not UTF-8; rename it"
+        elif is_folder:
             if entry.name != SUPERSEDED and not entry.is_symlink():
                 yield from _walk(root, path, problems)
         elif entry.is_file():
-            try:
-                stamp = stamp_of(Path(entry.path))
-                if not os.access(entry.path, os.R_OK):
-                    problems[path] = f"{entry.path} cannot be read; change its permissions"
-                elif path.encode(errors="replace").decode() != path:
-                    problems[ascii(path)] = "the name is not UTF-8; rename the file"
-                else:
-                    yield path, stamp
-            except OSError:
-                continue  # removed since the listing
+            if os.access(entry.path, os.R_OK):
+                yield path, stamp
+            else:
+                problems[path] = f"{entry.path} cannot be read; change its permissions"
 
 
 def _stays_inside(root: Path, link: str) -> bool:

@@ -160,6 +160,7 @@ def test_what_is_not_for_the_target_stays_here_and_unusual_names_arrive(hub: Hub
     expected["phase_1/inside.txt"] = expected["phase_1/config.yaml"]
     (phase / "link.txt").symlink_to(put(output.parent / "private.txt", b"not for the world"))
     (phase / "linked").symlink_to(output.parent)
+    (phase / "loop").symlink_to(phase / "loop")
     for name in ("a.tmp", "b.partial", ".hidden", ".cache/x", "superseded/old.txt", "checkpoints/left.safetensors"):
         put(phase / name, b"no")
     put(phase / "checkpoints" / "SEQTRACK_step00000012.safetensors", b"no")
