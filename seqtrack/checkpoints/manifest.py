@@ -50,7 +50,6 @@ class Manifest(Strict):
 
     @property
     def path(self) -> Path:
-        """The checkpoint file."""
         return self._folder / self.file
 
     @property

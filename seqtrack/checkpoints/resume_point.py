@@ -100,7 +100,9 @@ def find_resume_point(
     own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.resume_epoch):
         latest = latest_valid(own)
-        if run.state == "complete" and (_is_end(latest, epochs) if own else run.epochs >= epochs):
+        # A run whose end was damaged since trains it again.
+        is_end = latest is not None and latest.kind == "epoch" and latest.epoch >= epochs
+        if run.state == "complete" and (is_end if own else run.epochs >= epochs):
             return ResumePoint(latest, finished=True)
         if latest is not None:
             return ResumePoint(latest)
@@ -120,11 +122,6 @@ def find_resume_point(
     if resume_epoch is None:
         return ResumePoint(None)
     return ResumePoint(_find_epoch(resume_epoch, [folder, *elsewhere], fetch))
-
-
-def _is_end(latest: Manifest | None, epochs: int) -> bool:
-    """Whether the latest valid checkpoint is the last epoch's; a run whose end was damaged since trains it again."""
-    return latest is not None and latest.kind == "epoch" and latest.epoch >= epochs
 
 
 def _find_epoch(epoch: int, places: Sequence[Path], fetch: Callable[[int], Manifest | None] | None) -> Manifest:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-from seqtrack.checkpoints.recognize import JSON, SAFETENSORS, recognize_bytes
+from seqtrack.checkpoints.recognize import SAFETENSORS, recognize_bytes
 from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json
 
@@ -136,17 +136,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DamagedFileError: it cannot be read as one.
         FileNotFoundError: there is no such file.
     """
-    data = b""
     try:
-        data = path.read_bytes()
-        value = parse_json(data)
+        value = parse_json(data := path.read_bytes())
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})", "file.unreadable") from error
     except ParseError as error:
         kind = recognize_bytes(data[:512], len(data))
-        code = "file.json" if kind.name == JSON or kind.code == "file.unknown" else kind.code
+        code = "file.json" if kind.code == "file.unknown" else kind.code
         raise DamagedFileError(f"{path}: expected a JSON object, found {kind.name} ({error})", code) from error
     if not isinstance(value, dict):
         raise DamagedFileError(f"{path}: expected a JSON object, found a {type(value).__name__}", "file.json")

@@ -55,12 +55,10 @@ class Checkpointer:
         """Copy the state and start writing it; first waits until the previous write is durable.
 
         Raises:
-            RunError: too little space on the disk.
             OSError: an earlier write failed.
         """
         started = time.perf_counter()
         self.wait()
-        self._check_space(tensors)
         copied = self._copy(tensors)
         arguments = (self.folder / name, copied, dict(values), dict(describe), time.perf_counter() - started)
         thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
@@ -73,7 +71,13 @@ class Checkpointer:
         Raises:
             RunError: too little space on the disk for a checkpoint of this size.
         """
-        self._check_space(tensors)
+        needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(self.folder).free
+        if free < needed + _SPARE_BYTES:
+            raise RunError(
+                f"{self.folder} has {free / 1e6:.0f} MB free; a checkpoint needs {needed / 1e6:.0f} MB and "
+                f"{_SPARE_BYTES / 1e6:.0f} MB to spare: make room, or set TRAIN.KEEP_CHECKPOINTS",
+                code="run.no_space",
+            )
         self._buffers = {}  # freed before as much is allocated again
         self._buffers = _buffers_like(tensors)
 
@@ -105,15 +109,6 @@ class Checkpointer:
             self.wait()
         except OSError as error:
             logger.error("%s", error)
-
-    def _check_space(self, tensors: Mapping[str, Tensor]) -> None:
-        needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(self.folder).free
-        if free < needed + _SPARE_BYTES:
-            raise RunError(
-                f"{self.folder} has {free / 1e6:.0f} MB free; the next checkpoint needs {needed / 1e6:.0f} MB and "
-                f"{_SPARE_BYTES / 1e6:.0f} MB to spare: make room, or set TRAIN.KEEP_CHECKPOINTS",
-                code="run.no_space",
-            )
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors' values now, in buffers on the CPU that are reused from save to save.

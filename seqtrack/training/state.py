@@ -76,7 +76,7 @@ class Meters:
     def state_dict(self) -> State:
         return asdict(self)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         _expect_keys("meters", set(state), set(asdict(self)))
         for name, value in state.items():
             setattr(self, name, type(getattr(self, name))(value))

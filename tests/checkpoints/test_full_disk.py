@@ -17,7 +17,7 @@ import torch
 from runs import environment
 
 from checkpoints.test_damage import DESCRIBE, write_small
-from seqtrack.checkpoints.safetensors_io import new_file, write_atomic, write_checkpoint_file
+from seqtrack.checkpoints.safetensors_io import write_atomic, write_checkpoint_file
 from seqtrack.checkpoints.store import list_checkpoints, manifest_of, verify_checkpoint, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.errors import RunError
@@ -85,16 +85,6 @@ def test_a_small_file_is_replaced_completely_or_not_at_all(disk: Path) -> None:
         write_atomic(path, b"new" * PAGE)
     assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == b"old" and not list(disk.glob(".*.tmp"))
-
-
-def test_an_error_in_the_middle_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_atomic(path, b"old")
-    with pytest.raises(OSError) as failure, new_file(path) as file:
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert failure.value.filename == str(path)
-    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == {"x.json": b"old"}
 
 
 def test_a_write_that_fails_in_the_background_stops_the_run_at_its_next_step(disk: Path) -> None:
