@@ -43,15 +43,8 @@ def _download(args: argparse.Namespace) -> int:
     data_dir, classes = _place(args)
     if not classes:
         raise UserError(f"--classes: {_ALL_CLASSES}", "data.no_classes")
-    added = download_classes(
-        data_dir,
-        classes,
-        hub=_hub(),
-        repo=args.repo,
-        split=args.split,
-        sequences=split_commas(args.sequences),
-        keep_zip=args.keep_zip,
-    )
+    sequences = split_commas(args.sequences)
+    added = download_classes(data_dir, classes, hub=_hub(), repo=args.repo, split=args.split, sequences=sequences)
     for name, names in added.items():
         print(f"{name}: {len(names)} sequences added")
     return 0
