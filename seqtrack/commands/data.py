@@ -34,18 +34,9 @@ def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
 def _download(args: argparse.Namespace) -> int:
     data_dir, classes = _place(args)
     if not classes:
-        raise UserError(
-            "--classes: name the classes to download, such as book,coin; all 70 together are 248 GB", "data.no_classes"
-        )
-    added = download_classes(
-        data_dir,
-        classes,
-        hub=data_hub(os.environ),
-        repo=args.repo,
-        split=args.split,
-        sequences=split_commas(args.sequences),
-        keep_zip=args.keep_zip,
-    )
+        raise UserError("--classes: name some, such as book,coin; all 70 together are 248 GB", "data.no_classes")
+    hub, sequences = data_hub(os.environ), split_commas(args.sequences)
+    added = download_classes(data_dir, classes, hub=hub, repo=args.repo, split=args.split, sequences=sequences)
     for name, names in added.items():
         print(f"{name}: {len(names)} sequences added")
     return 0

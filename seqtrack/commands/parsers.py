@@ -141,7 +141,6 @@ def _data(parser: Parser) -> None:
     _place(download)
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
-    download.add_argument("--keep-zip", action="store_true", help="leave the zips next to the unpacked classes")
     download.add_argument("--repo", default="l-lt/LaSOT", help="data set on the Hub (default: l-lt/LaSOT)")
 
     check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")

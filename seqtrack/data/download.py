@@ -51,7 +51,6 @@ def download_classes(
     repo: str = REPO,
     split: str = "all",
     sequences: tuple[str, ...] = (),
-    keep_zip: bool = False,
 ) -> dict[str, list[str]]:
     """Fetch those sequences of the classes that the data folder lacks.
 
@@ -60,7 +59,6 @@ def download_classes(
         hub: its endpoint and token are used.
         split: "train", "test" or "all".
         sequences: only these; empty for all of the split.
-        keep_zip: leave each zip next to the classes.
 
     Returns:
         names of the sequences that were added, by class.
@@ -87,8 +85,7 @@ def download_classes(
                 archive = _download(hub, repo, listed, root)
                 added[name] = _unpack(archive, root, name, missing[name], strict=bool(sequences))
                 _log.info("%s: %d sequences unpacked into %s", name, len(added[name]), root / name)
-                if not keep_zip:
-                    archive.unlink()
+                archive.unlink()
     except OSError as error:
         raise UserError(f"{root}: {error.strerror or error}", "data.folder") from error
     return added
@@ -125,14 +122,12 @@ def _list_zips(hub: HfApi, repo: str, classes: list[str]) -> list[RepoFile]:
 
 
 def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
-    """The verified zip in `root`. A download that was interrupted is continued, by this process or the next.
+    """The verified zip, a hidden file in `root`. A download that was interrupted is continued, also by another process.
 
     With the client's `http_get`: its `hf_hub_download` discards what a killed process received.
     """
     assert listed.lfs is not None
-    sha256, archive = listed.lfs.sha256, root / listed.path
-    if archive.exists() and sha256_file(archive) == sha256:
-        return archive
+    sha256 = listed.lfs.sha256
     # The digest in its name keeps another version of the zip from being continued.
     part = root / f".{listed.path}.{sha256[:16]}.part"
     # A zip is as large as its contents, and both exist until it is unpacked.
@@ -161,8 +156,7 @@ def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
         part.unlink()
         text = f"{listed.path}: the received bytes differ from what the Hub lists (sha256 {sha256}); deleted"
         raise UserError(text, "download.digest")
-    part.replace(archive)
-    return archive
+    return part
 
 
 def _first_line(error: Exception) -> str:
@@ -182,19 +176,19 @@ def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str],
         UserError: the zip is damaged, holds a name that leaves the folder, or lacks a wanted sequence; the disk is
             full; or a sequence in it is incomplete, in which case the others are in place.
     """
-    temporary = root / f".unpack-{class_name}"
+    temporary, zip_name = root / f".unpack-{class_name}", f"{class_name}.zip"
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that died: we hold the lock
     pattern = re.compile(_MEMBER.format(re.escape(class_name)))
     try:
         with zipfile.ZipFile(archive) as opened:
             infos = opened.infolist()
             if hostile := [one.filename for one in infos if _leaves_folder(one.filename)]:
-                raise UserError(f"{archive}: holds {hostile[:5]}, outside of its folder", "zip.hostile")
+                raise UserError(f"{zip_name}: holds {hostile[:5]}, outside of its folder", "zip.hostile")
             matches = [(info, match) for info in infos if (match := pattern.fullmatch(info.filename))]
             chosen = [(info, match) for info, match in matches if match[1] in wanted]
             names = sorted({match[1] for _, match in chosen})
             if lacking := sorted({*wanted} - {*names}):
-                text = f"{archive.name} does not hold {', '.join(lacking)}"
+                text = f"{zip_name} does not hold {', '.join(lacking)}"
                 if strict or not names:
                     raise UserError(text, "zip.no_sequence")
                 _log.warning("%s", text)
@@ -210,14 +204,12 @@ def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str],
         for name in complete:
             (temporary / name).rename(target / name)
         if problems:
-            raise UserError(
-                [Problem(f"{archive.name}: {one}; this sequence is left out", one.code) for one in problems]
-            )
+            raise UserError([Problem(f"{zip_name}: {one}; this sequence is left out", one.code) for one in problems])
         return complete
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive}: damaged zip ({error}); delete it and download it again", "zip.damaged") from error
+        raise UserError(f"{zip_name}: damaged zip ({error}) in {archive}", "zip.damaged") from error
     except OSError as error:
-        text = f"{archive}: cannot be unpacked into {root}: {error.strerror or error}"
+        text = f"{zip_name}: cannot be unpacked into {root}: {error.strerror or error}"
         raise UserError(text, "zip.unpack") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -73,6 +73,7 @@ def test_decoding_finds_what_counting_cannot(make_lasot: Make) -> None:
     assert _named(report, "00000003.jpg", "00000004.jpg", "00000007.jpg")
 
 
+@pytest.mark.long  # decodes 1,511 frames
 def test_the_real_data_has_no_problem(test_data: Path) -> None:
     report = _check(test_data / "lasot_mini", decode=True)
     assert report.problems == [] and report.decoded == 1511
@@ -109,11 +110,10 @@ def test_show_writes_an_image_of_samples(
     def show(path: Path, *options: str) -> int:
         return _data("show", "-o", path, "--count", "5", *options)
 
-    assert show(tmp_path / "one.png") == show(tmp_path / "two.png") == show(tmp_path / "three.png", "--first", "7") == 0
-    one = cv2.imread(str(tmp_path / "one.png"))
+    assert show(tmp_path / "one.png") == show(tmp_path / "two.png", "--first", "7") == 0
+    one, two = (cv2.imread(str(tmp_path / name)) for name in ("one.png", "two.png"))
     assert one is not None and one.shape[0] > 2 * 192 and len(np.unique(one)) > 50
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "three.png").read_bytes()
+    assert one.shape != two.shape or (one != two).any()
     assert show(tmp_path / "no" / "a.png") == 2 and "error [data.output]" in capsys.readouterr().err
 
 

@@ -51,20 +51,6 @@ def test_it_is_marked_as_synthetic(demo_data: Path, splits: list[Source]) -> Non
         assert "synthetic" in (demo_data / "demo" / name).read_text()
 
 
-def test_every_sequence_changes_scale_and_has_one_occlusion_and_one_absence(splits: list[Source]) -> None:
-    for sequence in (one for split in splits for one in split.sequences):
-        there = sequence.boxes_xywh[:, 2] > 0
-        side = np.sqrt(sequence.boxes_xywh[there, 2:].prod(axis=1))
-        assert side.max() / side.min() > 1.15
-        for flags in (sequence.absent & ~there, sequence.absent & there):
-            frames = np.flatnonzero(flags)
-            assert len(frames) == 4 and frames[-1] - frames[0] == 3
-        assert sequence.visible[0], "a tracker is started on the first frame"
-        centres = sequence.boxes_xywh[sequence.visible][:, :2]
-        moved = np.abs(np.diff(centres, axis=0)).max() / side.min()
-        assert moved < 2.5, "it reappears within reach of a search region"
-
-
 def test_the_boxes_lie_on_the_objects(splits: list[Source]) -> None:
     """Objects have saturated colours, backgrounds do not."""
     for sequence in splits[1].sequences:
