@@ -16,6 +16,7 @@ from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
+from seqtrack.parsing import short_repr
 from seqtrack.run_dir import CHECKPOINTS
 
 
@@ -46,12 +47,14 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 epochs = ", ".join(map(str, sorted(existing))) or "none"
                 text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {epochs}"
                 problems.append(Problem(text, "checkpoint.no_epoch"))
-        else:
+        elif "/" in word or "." in word:
             try:
                 found = [manifest_of(Path(word))]
             except UserError as error:
-                hint = " (--checkpoint takes all, last, an epoch such as 3, a range 2-5, or a file)"
-                problems += [Problem(one + hint, one.code) for one in error.problems]
+                problems += error.problems
+        else:
+            text = f"--checkpoint {short_repr(word)}: expected all, last, an epoch such as 3, a range 2-5, or a file"
+            problems.append(Problem(text, "checkpoint.option"))
         chosen |= {manifest.path: manifest for manifest in found}
     if problems:
         raise UserError(problems)
