@@ -9,7 +9,7 @@ import traceback
 from types import FrameType
 from typing import NoReturn
 
-from seqtrack.config.environment import read_variable
+from seqtrack.config.environment import read_environment
 from seqtrack.data.prepare import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
@@ -29,42 +29,39 @@ def run(args: argparse.Namespace) -> int:
         _one_of_several()
     for line in prepare_data(os.environ):
         logger.info("%s", line)
-    processes = read_variable(os.environ, "NPROC")
-    device = read_variable(os.environ, "DEVICE")
-    if processes == "auto" and device == "cpu":
+    given = read_environment(os.environ)
+    processes: int | str = given.nproc
+    if processes == "auto" and given.device == "cpu":
         processes = 1
-    elif processes != 1 and device != "cpu":
+    elif processes != 1 and given.device != "cpu":
         from seqtrack.device import device_plan  # torch, only needed to count GPUs
 
-        plan = device_plan(device, processes)
+        plan = device_plan(given.device, processes)
         processes, os.environ["DEVICE"] = plan.processes, plan.device
-    if processes == 1 and read_variable(os.environ, "NNODES") == 1 and read_variable(os.environ, "MAX_RESTARTS") == 0:
+    if (processes, given.nnodes, given.max_restarts) == (1, 1, 0):
         from seqtrack.train import train  # torch, after the signal handlers; a launcher never loads it
 
         return train(os.environ)
-    return _start_several(processes)
+    if given.nnodes > 1 and not (given.rendezvous and given.node_rank < given.nnodes):
+        raise UserError(
+            f"NNODES is {given.nnodes}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
+            f"{given.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {given.nnodes - 1} (found "
+            f"{given.node_rank})",
+            code="launch.no_rendezvous",
+        )
+    how = Launch(
+        int(processes),
+        machines=given.nnodes,
+        machine=given.node_rank,
+        rendezvous=given.rendezvous or "",
+        max_restarts=given.max_restarts,
+    )
+    return launch([sys.executable, "-m", "seqtrack", "train"], how)
 
 
 def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
     # Not `sys.exit`: this may interrupt an import, which must not treat it as an error.
     os._exit(STOPPED_EXIT_CODE)
-
-
-def _start_several(processes: int) -> int:
-    how = Launch(
-        processes,
-        machines=read_variable(os.environ, "NNODES"),
-        machine=read_variable(os.environ, "NODE_RANK"),
-        rendezvous=read_variable(os.environ, "RENDEZVOUS") or "",
-        max_restarts=read_variable(os.environ, "MAX_RESTARTS"),
-    )
-    if how.machines > 1 and not (how.rendezvous and how.machine < how.machines):
-        raise UserError(
-            f"NNODES is {how.machines}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
-            f"{how.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {how.machines - 1} (found {how.machine})",
-            code="launch.no_rendezvous",
-        )
-    return launch([sys.executable, "-m", "seqtrack", "train"], how)
 
 
 def _one_of_several() -> NoReturn:
