@@ -120,37 +120,3 @@ def test_seeds_fit_every_generator_and_streams_do_not_meet(seed: int, step: int,
         step_seed(seed + 1, step, rank),
     )
     assert word != process_seed(seed, rank)
-<<<<<<< HEAD
-=======
-
-
-NAMES = st.text(min_size=1, max_size=30).filter(
-    lambda name: "\0" not in name and name.encode(errors="replace").decode() == name
-)
-FILES = st.dictionaries(
-    st.sampled_from(["phase_1/run.json", "phase_1/checkpoints/a.safetensors", "ä b'c\"d", "x"]) | NAMES,
-    st.builds(
-        VerifiedFile,
-        stamp=st.tuples(*[st.integers(0, 2**63 - 1)] * 4),
-        sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
-        git_sha1=st.none() | NAMES,
-        commit=st.none() | NAMES,
-    ),
-    max_size=4,
-)
-
-
-# Not shrunk: each example waits for the disk.
-@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@given(files=FILES)
-def test_the_status_file_of_uploads_is_read_as_it_was_written(files: dict[str, VerifiedFile]) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, UPLOADS)
-        folder.mkdir()
-        state = UploadState(target="folder /a", files=files)
-        write_state(folder, state)
-        assert read_state(Path(name)) == state
-        for path, one in files.items():
-            assert is_verified(Path(name), path, one.sha256)
-            assert not is_verified(Path(name), path, "0" * 63 + "g")
->>>>>>> 4fc0d94 (Keep no durable state, no search for a replaced token and no second test server for uploads)
