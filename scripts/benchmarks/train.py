@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peaks import peak_tflops
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
@@ -39,7 +41,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from seqtrack.model.cost import cost_of
     from seqtrack.model.spec import model_spec
     from seqtrack.runtime.environment import describe_device
-    from seqtrack.runtime.gpus import find_gpu
     from seqtrack.training.train_step import TrainStep
 
     calls: list[tuple[float, float]] = []
@@ -91,8 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     precision = choose_precision(config.TRAIN.AMP, capability_of(device))
     cost = cost_of(model_spec(config))
-    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    peak = gpu.peak_tflops(precision) if gpu else None
+    peak = peak_tflops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
     result = {
         "benchmark": "train",
         "config": args.config,

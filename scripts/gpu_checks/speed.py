@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from benchmarks.peaks import peak_tflops
 
 from gpu_checks.common import (
     Check,
@@ -26,7 +27,6 @@ from seqtrack.data.sources import open_source
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
-from seqtrack.runtime.gpus import find_gpu
 from seqtrack.tracking.settings import TrackerSettings
 from seqtrack.tracking.tracker import BatchTracker
 from seqtrack.training import build
@@ -106,8 +106,7 @@ def real_step(context: Context, check: Check) -> str:
 
 def utilisation(context: Context, config: Any, precision: str, samples_per_s: float) -> dict[str, float]:
     """Shares of the card's peak: of the model's nominal work, and of the work that was done. None without a peak."""
-    gpu = find_gpu(torch.cuda.get_device_name(0)) if context.is_cuda else None
-    peak = gpu.peak_tflops(precision) if gpu else None
+    peak = peak_tflops(torch.cuda.get_device_name(0), precision) if context.is_cuda else None
     if peak is None:
         return {}
     cost = cost_of(model_spec(config))

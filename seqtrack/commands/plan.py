@@ -23,9 +23,26 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.model.cost import cost_of
 from seqtrack.model.memory import checkpoint_bytes, training_memory
 from seqtrack.model.spec import model_spec
-from seqtrack.runtime.gpus import GPUS, find_gpu
 
 GIB = 2**30
+# GPUs of this project's users by compute capability, with their memory in GiB.
+GPUS: dict[Capability, dict[str, int]] = {
+    (6, 0): {"P100-PCIE-16GB": 16},
+    (7, 0): {"V100-SXM2-16GB": 16},
+    (7, 5): {"T4": 15},
+    (8, 0): {"A100-SXM4-40GB": 40, "A100-PCIE-40GB": 40, "A100-SXM4-80GB": 80, "A100 80GB PCIe": 80},
+    (8, 6): {
+        "A10": 22, "RTX 3050": 8, "RTX 3060": 12, "RTX 3060 Ti": 8, "RTX 3070": 8, "RTX 3080": 10, "RTX 3090": 24,
+        "RTX 3050 Laptop GPU": 4, "RTX 3050 Ti Laptop GPU": 4, "RTX 3060 Laptop GPU": 6, "RTX 3070 Laptop GPU": 8,
+        "RTX 3080 Laptop GPU": 8,
+    },
+    (8, 9): {
+        "L4": 22, "RTX 4060": 8, "RTX 4060 Ti": 8, "RTX 4070": 12, "RTX 4080": 16, "RTX 4090": 24,
+        "RTX 4050 Laptop GPU": 6, "RTX 4060 Laptop GPU": 8, "RTX 4070 Laptop GPU": 8, "RTX 4080 Laptop GPU": 12,
+        "RTX 4090 Laptop GPU": 16,
+    },
+    (9, 0): {"H100 80GB HBM3": 80, "H100 PCIe": 80, "H200": 141},
+}  # fmt: skip
 # Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
@@ -205,11 +222,18 @@ def _other_gpu(text: str) -> tuple[Capability, int | None]:
     """Compute capability and bytes of memory (None if unknown) of a GPU."""
     if numbers := re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower()):
         return (int(numbers[1]), int(numbers[2])), None
-    card = find_gpu(text)
-    if card is None:
-        wanted = f"expected a compute capability such as 7.5 or a known GPU{did_you_mean(text, GPUS)}"
-        raise UserError(f"--gpu {text}: {wanted}", code="plan.unknown_gpu")
-    return card.capability, int(card.memory_gib * GIB)
+    for capability, cards in GPUS.items():
+        for name, memory_gib in cards.items():
+            if _short_name(name) == _short_name(text):
+                return capability, memory_gib * GIB
+    names = [name for cards in GPUS.values() for name in cards]
+    wanted = f"expected a compute capability such as 7.5 or a known GPU{did_you_mean(text, names)}"
+    raise UserError(f"--gpu {text}: {wanted}", code="plan.unknown_gpu")
+
+
+def _short_name(name: str) -> str:
+    parts = [word for word in name.lower().replace("-", " ").split() if word not in ("nvidia", "tesla", "geforce")]
+    return " ".join(parts).removesuffix(" gpu")
 
 
 def free_memory(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqtrack import run_dir
 from seqtrack.checkpoints.side_files import (
     Certificate,
     DatasetRecord,
@@ -20,21 +21,6 @@ from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
-from seqtrack.run_dir import (
-    CERTIFICATE_FILE,
-    CHECKPOINTS,
-    COMPARISON,
-    CONFIG_FILE,
-    DATASET_FILE,
-    ENVIRONMENT_FILE,
-    EVALUATION,
-    EVALUATION_FILE,
-    LOGS,
-    PHASES,
-    PLOTS,
-    RUN_FILE,
-    metrics_path,
-)
 from seqtrack.uploads.state import UploadState, read_state
 
 _RESUME_WORDS = ("resumes after step", "starts from", "guarantee", "stopped on request", "moved aside",
@@ -96,41 +82,41 @@ def read_output(folder: Path) -> OutputFiles:
     Raises:
         UserError: no phase folder, or an invalid file.
     """
-    phases = [folder / name for name in PHASES if (folder / name).is_dir()]
+    phases = [folder / name for name in run_dir.PHASES if (folder / name).is_dir()]
     if not phases:
         text = f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report"
         raise UserError(text, code="report.nothing")
     return OutputFiles(
         folder=folder,
         phases=[_read_phase(phase) for phase in phases],
-        certificate=read_side_file(folder / COMPARISON / CERTIFICATE_FILE, Certificate),
-        comparison_plots=sorted((folder / COMPARISON).glob("*.png")),
+        certificate=read_side_file(folder / run_dir.COMPARISON / run_dir.CERTIFICATE_FILE, Certificate),
+        comparison_plots=sorted((folder / run_dir.COMPARISON).glob("*.png")),
         uploads=read_state(folder),
     )
 
 
 def _read_phase(folder: Path) -> RunFiles:
-    metrics = read_metrics(metrics_path(folder))
+    metrics = read_metrics(run_dir.metrics_path(folder))
     if metrics.problems:
         raise UserError(shorten(metrics.problems))
-    stored = folder / CONFIG_FILE
-    plots = {path.stem: path for path in sorted((folder / EVALUATION / PLOTS).glob("*.png"))}
+    stored = folder / run_dir.CONFIG_FILE
+    plots = {path.stem: path for path in sorted((folder / run_dir.EVALUATION / run_dir.PLOTS).glob("*.png"))}
     return RunFiles(
         folder=folder,
-        run=read_side_file(folder / RUN_FILE, RunRecord),
-        environment=read_side_file(folder / ENVIRONMENT_FILE, EnvironmentRecord),
-        dataset=read_side_file(folder / DATASET_FILE, DatasetRecord),
+        run=read_side_file(folder / run_dir.RUN_FILE, RunRecord),
+        environment=read_side_file(folder / run_dir.ENVIRONMENT_FILE, EnvironmentRecord),
+        dataset=read_side_file(folder / run_dir.DATASET_FILE, DatasetRecord),
         config=load_config(str(stored)) if stored.is_file() else None,
         epochs=metrics.of(EpochRecord),
         validations=metrics.of(ValidationRecord),
-        manifests=list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",)),
+        manifests=list_checkpoints(folder / run_dir.CHECKPOINTS, kinds=("epoch",)),
         resume_lines=[
             f"{path.name}:{number}: {line}"
-            for path in sorted((folder / LOGS).glob("*.log"))
+            for path in sorted((folder / run_dir.LOGS).glob("*.log"))
             for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
             if any(word in line for word in _RESUME_WORDS)
         ],
-        evaluation=read_side_file(folder / EVALUATION / EVALUATION_FILE, EvaluationRecord),
-        plots=sorted((folder / PLOTS).glob("*.png")),
+        evaluation=read_side_file(folder / run_dir.EVALUATION / run_dir.EVALUATION_FILE, EvaluationRecord),
+        plots=sorted((folder / run_dir.PLOTS).glob("*.png")),
         evaluation_plots=[plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots],
     )
