@@ -79,7 +79,7 @@ class Project:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def down(self) -> None:
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "0")
 
     def _command(self, words: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
         options = [word for file in self.files for word in ("-f", file)]

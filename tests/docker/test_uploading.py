@@ -91,7 +91,7 @@ def uploader_state(project: Project) -> dict[str, Any]:
 
 
 def all_logs(project: Project) -> str:
-    names = project.compose("ps", "--all", "--quiet", "train-phase1", "uploader", "prepare-data").stdout.split()
+    names = project.compose("ps", "--all", "--quiet", "train-phase1", "uploader").stdout.split()
     return project.compose("logs", "--no-color").stdout + "".join(docker("inspect", name) for name in names)
 
 
