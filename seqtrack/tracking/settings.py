@@ -11,9 +11,6 @@ from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What the encoder computes in, as autocast's type; None leaves float32, whose products TF32 may shorten.
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class TrackerSettings:
@@ -25,7 +22,7 @@ class TrackerSettings:
         update_interval: frames between two possible template updates.
         update_threshold: score, from 0 to 40, above which the template is updated.
         mean, std: of red, green and blue in [0, 1], as in training.
-        precision: of the encoder's matrix products, one of `PRECISIONS`; everything else is float32 always.
+        precision: of the encoder's matrix products, fp32, tf32, bf16 or fp16; everything else is float32 always.
     """
 
     search_factor: float = 4.0

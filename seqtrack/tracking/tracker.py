@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from seqtrack.boxes import clip_to_image, search_to_image
 from seqtrack.data import Image
 from seqtrack.data.crop import crop_frame
+from seqtrack.device import DTYPES
 from seqtrack.errors import RunError, UserError
 from seqtrack.model.images import normalise
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tokens import hann_window, tokens_to_boxes
-from seqtrack.tracking.settings import PRECISIONS, TrackerSettings
+from seqtrack.tracking.settings import TrackerSettings
 
 MARGIN_PX = 10  # at least this much of every box lies inside the image, and no side is shorter
 SCORE_SCALE = 10.0  # the score is 10 times the sum of four probabilities: 0 to 40
@@ -82,7 +83,7 @@ class BatchTracker:
         self.settings = settings
         self.spec = model.spec
         self.device = next(model.parameters()).device
-        self._dtype = PRECISIONS[settings.precision]
+        self._dtype = DTYPES.get(settings.precision)
         self._model = model if self._dtype is None else _with_16_bit_encoder(model, self._dtype)
         self._window = hann_window(model.spec.bins).to(self.device) if settings.window else None
 
@@ -94,12 +95,12 @@ class BatchTracker:
             boxes_xywh: the objects' boxes in pixels.
 
         Raises:
-            UserError: a box has no area or no pixel inside its image.
+            UserError: a box is not four finite numbers, has no area, or has its centre outside its image.
         """
         states = []
         for image, box in zip(images, boxes_xywh, strict=True):
             start = np.asarray(box, dtype=np.float64)
-            check_start_box(start, height_px=image.shape[0], width_px=image.shape[1])
+            _check_start_box(start, image)
             template = self._template(image, start)
             states.append(TrackState(start, template.repeat(self.spec.num_templates, 1, 1, 1)))
         return states
@@ -177,12 +178,8 @@ class BatchTracker:
         return normalise(pixels.to(self.device), mean=self.settings.mean, std=self.settings.std)
 
 
-def check_start_box(box_xywh: NDArray[np.float64], *, height_px: int, width_px: int) -> None:
-    """Refuse a first box that cannot be tracked.
-
-    Raises:
-        UserError: it is not four finite numbers, has no area, or its centre lies outside the image.
-    """
+def _check_start_box(box_xywh: NDArray[np.float64], image: Image) -> None:
+    height_px, width_px = image.shape[:2]
     shown = ",".join(f"{value:g}" for value in box_xywh.tolist())
     if box_xywh.shape != (4,) or not np.isfinite(box_xywh).all() or min(box_xywh[2:]) <= 0:
         text = f"the first box is {shown}; expected four finite numbers x,y,w,h, width and height above 0"

@@ -107,9 +107,7 @@ def open_frames(place: str, *, fps: float | None = None) -> FrameSource:
     if path.is_file():
         kind, what, code = "video", f"{place} ({path.stat().st_size} bytes)", "track.not_a_video"
     elif camera:
-        there = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
-        kind, place, code = "camera", camera[1], "track.camera"
-        what = f"camera {place} (devices /dev/video*: {there})"
+        kind, place, code, what = "camera", camera[1], "track.camera", f"camera {camera[1]}"
     else:
         text = f"{place}: no such file or folder, and not the number of a camera, such as 0"
         raise UserError(text, code="track.no_source")
