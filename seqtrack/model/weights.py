@@ -152,10 +152,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _from_hub(name: str) -> Path:
     """The file of a timm model in the Hub's cache, downloaded if it is missing."""
-    # Imported here: only pretrained weights need the Hub's client.
-    import httpx2
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    import httpx2  # start-up time: only pretrained weights need the Hub's client
+    from huggingface_hub import hf_hub_download  # as above
+    from huggingface_hub.errors import HfHubHTTPError  # as above
 
     config = timm.models.get_pretrained_cfg(name)
     repo = str(config.hf_hub_id) if config is not None and config.hf_hub_id else f"timm/{name}"

@@ -205,9 +205,8 @@ def make_validation(
     """
     if config.TRAIN.VALIDATION_INTERVAL == 0 or not distributed.is_main:
         return None
-    # Deferred for start-up time: a run without validation needs no tracker.
-    from seqtrack.evaluation.run import refuse_leak, validate
-    from seqtrack.tracking.settings import tracker_settings
+    from seqtrack.evaluation.run import refuse_leak, validate  # start-up time: only validation needs a tracker
+    from seqtrack.tracking.settings import tracker_settings  # as above
 
     held_out = [one for source in open_sources(config, data_dir, split="test") for one in source.sequences]
     wanted = min(config.TRAIN.VALIDATION_SEQUENCES or len(held_out), len(held_out))

@@ -50,7 +50,7 @@ def find_run(environment: Environment, config: Config, data_digest: str, steps_p
 
     def fetch(epoch: int) -> Manifest:
         # Deferred for start-up time: a run that finds its checkpoint on this disk needs no Hub client.
-        from seqtrack.uploads.fetch import fetch_checkpoint
+        from seqtrack.uploads.fetch import fetch_checkpoint  # start-up time: only runs with a target need it
 
         logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.target)
         return manifest_of(fetch_checkpoint(environment, epoch, fetched / CHECKPOINTS))
