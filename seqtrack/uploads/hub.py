@@ -8,7 +8,9 @@ commit.
 """
 
 import contextlib
+import functools
 import os
+import ssl
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -33,6 +35,12 @@ _BRANCH = "main"
 _IGNORE_NOTHING = "# every file is wanted\n"
 
 
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    """One per process: reading the certificates takes 0.1 s, and the library makes a new client after each failure."""
+    return httpx2.create_ssl_context()
+
+
 class BoundedClient(httpx2.Client):
     """A client with timeouts that raises what must end a call."""
 
@@ -41,6 +49,7 @@ class BoundedClient(httpx2.Client):
             if os.environ.get(name) and not Path(os.environ[name]).exists():
                 raise FileNotFoundError(2, f"{name} names what does not exist", os.environ[name])
         super().__init__(
+            verify=_ssl_context(),
             timeout=httpx2.Timeout(bounds.read_s, connect=bounds.connect_s),
             follow_redirects=True,
             event_hooks={"request": [hf_request_event_hook]},  # the library's: it obeys HF_HUB_OFFLINE

@@ -192,7 +192,7 @@ def test_the_status_file_tells_retention_what_may_be_deleted(hub: Hub, output: P
     assert FIRST in on_hub(hub), "what is deleted here stays there"
 
 
-@pytest.mark.parametrize("hours", [6, pytest.param(24, marks=pytest.mark.long)])
+@pytest.mark.parametrize("hours", [4, pytest.param(24, marks=pytest.mark.long)])
 def test_hours_without_the_hub_with_a_wall_clock_that_jumps(hub: Hub, tmp_path: Path, hours: int) -> None:
     """One checkpoint per hour while the server is down; then it comes back."""
     output, fake, port = tmp_path / "output", FakeTime(), hub.port
@@ -204,11 +204,11 @@ def test_hours_without_the_hub_with_a_wall_clock_that_jumps(hub: Hub, tmp_path: 
     fake.after(3600 * hours, lambda: (hub.start(port), finish(output)))
     back = fake.now + 3600 * hours
     # Small batches, so that the order of catching up can be seen.
-    with uploader(hub, output, time=fake, batch_mb=0.06, poll_s=60, settle_s=120) as (at_work, runner):
+    with uploader(hub, output, time=fake, batch_mb=0.06, poll_s=120, settle_s=240) as (at_work, runner):
         assert at_work.run() == 0
     tries = [moment for moment in runner.called_at if moment < back]
     assert len(tries) < hours * 60 * 60 / 100, "it does not hammer a server that is away"
-    assert max(b - a for a, b in zip(runner.called_at, runner.called_at[1:], strict=False) if a < back) <= 700
+    assert max(b - a for a, b in zip(runner.called_at, runner.called_at[1:], strict=False) if a < back) <= 800
     order = [path for _, changed, _ in hub.repos[REPO].commits for path in changed if path.endswith(".safetensors")]
     assert [int(path[-16:-12]) for path in order] == list(range(hours, 0, -1)), "newest first"
     assert_arrived(hub, output)
