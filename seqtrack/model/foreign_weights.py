@@ -240,9 +240,8 @@ def _read_legacy(path: Path) -> ForeignFile:
     objects: set[str] = set()
     offsets: dict[str, int] = {}
     with path.open("rb") as file:
-        head = io.BytesIO(
-            file.read(_LARGEST_PICKLE)
-        )  # a length in a damaged pickle allocates no more than the file has
+        # In memory, so that a length in a damaged pickle allocates no more than the file has.
+        head = io.BytesIO(file.read(_LARGEST_PICKLE))
         if [_unpickle(head, {}, objects), _unpickle(head, {}, objects)] != _LEGACY_START:
             raise UserError(f"{path}: a pickle, but not one that torch.save wrote", code="file.pickle")
         system = _unpickle(head, {}, objects)

@@ -5,7 +5,6 @@ import itertools
 import json
 import pickle
 import re
-import struct
 import subprocess
 import tarfile
 import warnings
@@ -391,59 +390,51 @@ def test_a_damaged_file_of_the_old_format_is_refused(state: dict[str, Tensor], t
         assert _codes(tmp_path / "x", state) in (["file.damaged"], ["file.incomplete"])
 
 
-class _Writer:
-    """Pickles opcode by opcode."""
+class _Call:
+    """Pickled as a call, with a state that is set on its result."""
 
-    @staticmethod
-    def name(module: str, attribute: str) -> bytes:
-        return f"c{module}\n{attribute}\n".encode()
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
 
-    @staticmethod
-    def text(value: str) -> bytes:
-        return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-    @staticmethod
-    def numbers(*values: int) -> bytes:
-        return b"(" + b"".join(b"\x8a\x09" + value.to_bytes(9, "little", signed=True) for value in values) + b"t"
-
-    @classmethod
-    def storage(cls, length: int = 24) -> bytes:
-        head = b"(" + cls.text("storage") + cls.name("torch", "FloatStorage") + cls.text("0") + cls.text("cpu")
-        return head + b"\x8a\x09" + length.to_bytes(9, "little", signed=True) + b"tQ"
-
-    @classmethod
-    def tensor(cls, shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, storage: bytes = b"") -> bytes:
-        place = b"\x8a\x09" + offset.to_bytes(9, "little", signed=True)
-        head = cls.name("torch._utils", "_rebuild_tensor_v2") + b"(" + (storage or cls.storage()) + place
-        tail = b"\x89" + cls.name("collections", "OrderedDict") + b")RtR"
-        return head + cls.numbers(*shape) + cls.numbers(*stride) + tail
-
-    @classmethod
-    def file(cls, value: bytes) -> bytes:
-        return b"\x80\x02}" + cls.text("net") + b"}" + cls.text(NAME) + value + b"ss."
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.parts
 
 
-W = _Writer
+def _view(offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *state: object) -> _Call:
+    """A tensor of torch.save over a storage of 24 elements."""
+    function, (storage, _, _, _, *rest) = torch.zeros(24).__reduce_ex__(2)
+    return _Call(function, (storage, offset, shape, stride, *rest), *state)
+
+
+VIEWS = {
+    "beyond the storage": _view(0, (5, 6), (6, 1)),
+    "beyond by its offset": _view(1, (4, 6), (6, 1)),
+    "negative stride": _view(0, (4, 6), (-6, 1)),
+    "negative offset": _view(-1, (4, 6), (6, 1)),
+    "huge stride": _view(0, (4, 6), (2**62, 2**62)),
+    "fewer strides": _view(0, (4, 6), (6,)),
+    "state of a tensor": _view(0, (4, 6), (6, 1), {"offset": 9}),
+    "attributes of a tensor": _view(0, (4, 6), (6, 1), (None, {"offset": 9})),
+}
+STORAGE = b"(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK%ctQ"
 SHARED = b"]q\x00" + b"".join(b"](" + (b"h" + bytes([n])) * 2 + b"eq" + bytes([n + 1]) for n in range(200))
-HOSTILE: dict[str, bytes] = {
-    "beyond the storage": W.file(W.tensor((5, 6), (6, 1))),
-    "beyond by its offset": W.file(W.tensor((4, 6), (6, 1), offset=1)),
-    "negative stride": W.file(W.tensor((4, 6), (-6, 1))),
-    "negative offset": W.file(W.tensor((4, 6), (6, 1), offset=-1)),
-    "huge stride": W.file(W.tensor((4, 6), (2**62, 2**62))),
-    "fewer strides": W.file(W.tensor((4, 6), (6,))),
-    "storage in two ways": W.file(W.tensor((4, 6), (6, 1), storage=W.storage() + b"0" + W.storage(length=25))),
-    "a call of a text": W.file(W.text("print") + W.text("x") + b"\x85R"),
-    "a call of a made thing": W.file(b"}" + b")R"),
-    "an extension": W.file(W.name("os", "system") + W.text("id") + b"\x85R" + b"\x82\x01"),
-    "an object by INST": W.file(b"(" + W.text("id") + b"ios\nsystem\n"),
-    "a longer storage after the check": W.file(W.storage() + b"\x8c\x06lengthK\xffs}\x8c\x06lengthK\xffs\x86b"),
-    "attributes of a tensor": W.file(W.tensor((4, 6), (6, 1)) + b"(" + W.storage() + b"K\x00ttb"),
-    "attributes of a function": W.file(
-        W.name("torch._utils", "_rebuild_tensor_v2") + b"N}" + W.text("__func__") + b"Ns\x86b"
-    ),
-    "attributes of a class": W.file(W.name("torch", "Size") + b"N}" + W.text("__len__") + b"Ns\x86b"),
-    "memo far away": W.file(b"Nr\xff\xff\xff\x7f" + b"j\xfe\xff\xff\x7f"),
+# Values under the weight's name, opcode by opcode.
+VALUES = {
+    "storage in two ways": STORAGE % 24 + b"0" + STORAGE % 25,
+    "a call of a text": b"\x8c\x05print\x8c\x01x\x85R",
+    "a call of a made thing": b"})R",
+    "an extension": b"cos\nsystem\n\x8c\x02id\x85R\x82\x01",
+    "an object by INST": b"(\x8c\x02idios\nsystem\n",
+    "attributes of a storage": STORAGE % 24 + b"N}\x8c\x06lengthK\xffs\x86b",
+    "attributes of a function": b"ctorch._utils\n_rebuild_tensor_v2\nN}\x8c\x08__func__Ns\x86b",
+    "attributes of a class": b"ctorch\nSize\nN}\x8c\x07__len__Ns\x86b",
+    "memo far away": b"Nr\xff\xff\xff\x7fj\xfe\xff\xff\x7f",
+    "a deep tuple as a key": b"})" + b"\x85" * 200_000 + b"Ns",
+    "a deep tuple below the limit": b"})" + b"\x85" * 19_000 + b"Ns",
+    "a deep list": b"]" * 20_000 + b"a" * 19_999,
+    "a list of 2**200 elements": SHARED,
+}
+PICKLES = {
     "from an empty stack": b"\x80\x020000000.",
     "an end without a value": b"\x80\x02.",
     "no end": b"\x80\x02}",
@@ -452,22 +443,18 @@ HOSTILE: dict[str, bytes] = {
     "a long text": b"\x80\x02\x8d" + b"\xff" * 7 + b"\x7f.",
     "appending to a dictionary": b"\x80\x02}Na.",
     "too many opcodes": b"\x80\x02]" + b"N0" * 160_000 + b".",
-    "a deep tuple as a key": W.file(b"})" + b"\x85" * 200_000 + b"Ns"),
-    "a deep tuple below the limit": W.file(b"})" + b"\x85" * 19_000 + b"Ns"),
-    "a deep list": W.file(b"]" * 20_000 + b"a" * 19_999),
-    "a list of 2**200 elements": W.file(SHARED),
-}
+} | {name: b"\x80\x02}\x8c\x03net}\x8c\x01w" + value + b"ss." for name, value in VALUES.items()}
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_pickle_is_refused(state: dict[str, Tensor], tmp_path: Path, name: str) -> None:
-    good = _members(_save({"net": state}, tmp_path / "x").read_bytes())
-    path = tmp_path / "x.pth.tar"
-    path.write_bytes(_packed([(n, HOSTILE[name] if n.endswith("data.pkl") else c) for n, c in good]))
-    assert _codes(path, {NAME: state[NAME]}, skip_objects=True) in (["file.damaged"], ["weights.none"])
-    fine = W.file(W.tensor((4, 6), (6, 1)))
-    path.write_bytes(_packed([(n, fine if n.endswith("data.pkl") else c) for n, c in good]))
-    _assert_same_bits(read_authors_file(path, {NAME: state[NAME]})[0], {NAME: state[NAME]})
+@pytest.mark.parametrize("name", [*VIEWS, *PICKLES])
+def test_a_hostile_pickle_is_refused(tmp_path: Path, name: str) -> None:
+    path = _save({"net": {"w": VIEWS.get(name, torch.ones(4, 6))}}, tmp_path / "x.pth.tar")
+    if name in PICKLES:
+        members = _members(path.read_bytes())
+        path.write_bytes(_packed([(n, PICKLES[name] if n.endswith("data.pkl") else c) for n, c in members]))
+    assert _codes(path, {"w": torch.ones(4, 6)}, skip_objects=True) in (["file.damaged"], ["weights.none"])
+    good = _save({"net": {"w": _view(0, (4, 6), (6, 1))}}, path)
+    assert read_authors_file(good, {"w": torch.ones(4, 6)})[0]["w"].shape == (4, 6), "the negative control"
 
 
 def test_files_that_cannot_be_taken_or_written(
