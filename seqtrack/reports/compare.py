@@ -6,7 +6,6 @@ Needs no torch.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sha256_file, utc_now
@@ -47,13 +46,7 @@ _SIDE_FILES: dict[str, type[Strict]] = {
 _Pair = tuple[Manifest, Manifest]
 
 
-@dataclass
-class _Run:
-    """The epochs' checkpoints of a phase folder, and those whose manifest is unusable, as text by epoch."""
-
-    folder: Path
-    epochs: dict[int, Manifest]
-    unusable: dict[int, str]
+_Unusable = list[tuple[int, str]]  # epochs whose manifest is unusable, with what is wrong
 
 
 def compare_runs(first: Path, second: Path) -> Certificate:
@@ -62,29 +55,27 @@ def compare_runs(first: Path, second: Path) -> Certificate:
     Raises:
         UserError: a folder is missing, or the runs have no epoch in common.
     """
-    runs = [_read_run(first), _read_run(second)]
-    ours, theirs = runs[0].epochs, runs[1].epochs
+    folders, unusable, invalid = (first, second), _Unusable(), list[str]()
+    ours, theirs = (_read_epochs(folder, unusable) for folder in folders)
     common = sorted(set(ours) & set(theirs))
     if not common:
-        found = " and ".join(str(sorted(run.epochs) or "none") for run in runs)
+        found = " and ".join(str(sorted(epochs) or "none") for epochs in (ours, theirs))
         raise UserError(f"{first} and {second} have no epoch in common: they have {found}", "verify.no_common_epoch")
-    invalid: list[str] = []
-    facts = [_facts(run.folder, invalid) for run in runs]
+    facts = [_facts(folder, invalid) for folder in folders]
     skipped = {kind for epoch in common for kind in _incomparable_kinds(ours[epoch], theirs[epoch])}
-    logs = [_records_by_epoch(run.folder, skipped, invalid) for run in runs]
+    logs = [_records_by_epoch(folder, skipped, invalid) for folder in folders]
     epochs = [_compare_epoch((ours[epoch], theirs[epoch]), logs[0][epoch], logs[1][epoch]) for epoch in common]
     remarks = [
-        f"only {run.folder.name} has a checkpoint of epochs {', '.join(map(str, only))}: not compared"
-        for run, other in zip(runs, runs[::-1], strict=True)
-        if (only := sorted(set(run.epochs) - set(other.epochs)))
+        f"only {folder.name} has a checkpoint of epochs {', '.join(map(str, sorted(only)))}: not compared"
+        for folder, only in zip(folders, (set(ours) - set(theirs), set(theirs) - set(ours)), strict=True)
+        if only
     ]
     remarks += [
         f"{kind} records are not compared: the runs differ in TRAIN.{' and '.join(_INTERVAL_KEYS[kind])}"
         for kind in sorted(skipped)
     ]
     found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
-    found_at += [item for run in runs for item in run.unusable.items()]
-    differences = [text for _, text in sorted(found_at)] + invalid
+    differences = [text for _, text in sorted(found_at + unusable)] + invalid
     if max(ours) != max(theirs):
         differences.append(f"{first.name} ends at epoch {max(ours)}, {second.name} at epoch {max(theirs)}")
     return Certificate(
@@ -97,16 +88,16 @@ def compare_runs(first: Path, second: Path) -> Certificate:
     )
 
 
-def _read_run(folder: Path) -> _Run:
+def _read_epochs(folder: Path, unusable: _Unusable) -> dict[int, Manifest]:
+    """The epochs' checkpoints; those that must not look like ones that were never saved are appended to `unusable`."""
     if not (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{folder} is not the folder of a run: it has no {CHECKPOINTS}/", "verify.not_a_run")
     epochs = {item.epoch: item for item in list_checkpoints(folder / CHECKPOINTS, kinds=("epoch",))}
-    unusable = {}  # must not look like epochs that were never saved
     for path in (folder / CHECKPOINTS).glob("*.json"):
         kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
         if kind == "ep" and epoch not in epochs:
-            unusable[epoch] = f"epoch {epoch}: the manifest {path.name} of {folder.name} is unusable"
-    return _Run(folder, epochs, unusable)
+            unusable.append((epoch, f"epoch {epoch}: the manifest {path.name} of {folder.name} is unusable"))
+    return epochs
 
 
 def _facts(folder: Path, invalid: list[str]) -> CertifiedRun:
@@ -206,13 +197,13 @@ def check_hash_chain(folders: Iterable[Path]) -> list[str]:
     Returns:
         every missing, altered or foreign link as text; empty when the chain is complete.
     """
-    runs = [_read_run(folder) for folder in folders]
-    own = runs[0].epochs
-    problems = [] if own else ["no epoch's checkpoint to start the chain with"]
+    unusable = _Unusable()
+    runs = [_read_epochs(folder, unusable) for folder in folders]
+    own = runs[0]
+    problems = [text for _, text in unusable] if own else ["no epoch's checkpoint to start the chain with"]
     digests: dict[int, str] = {}
     for run in reversed(runs):
-        problems += run.unusable.values()
-        for epoch, manifest in run.epochs.items():
+        for epoch, manifest in run.items():
             digests[epoch], damage = _check(manifest)
             problems += [f"epoch {epoch}: {text}" for text in damage]
     for epoch, manifest in sorted(own.items()):
