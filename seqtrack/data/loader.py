@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 
 import cv2
 import numpy as np
@@ -236,9 +236,8 @@ class BatchLoader:
         workers = list(pool._processes.values())
         for worker in workers:
             worker.kill()  # they hold nothing that could be left half-written
-        for worker in workers:
-            worker.join(_JOIN_S)
-        pool.shutdown(wait=not any(worker.is_alive() for worker in workers))
+        # Not `join` or `is_alive`: the pool's thread waits for the same processes, and only one wait gets the exit code.
+        pool.shutdown(wait=all([connection.wait([worker.sentinel], _JOIN_S) for worker in workers]))
         return sorted(
             (worker.exitcode or 0 for worker in workers), key=lambda code: (code == 0, code == -signal.SIGKILL)
         )

@@ -7,7 +7,7 @@ from seqtrack.config.environment import configure
 from seqtrack.data.demo import ensure_demo
 from seqtrack.data.lasot import draw_classes, find_layout
 from seqtrack.data.sources import open_source
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -30,18 +30,13 @@ def prepare_data(environ: Mapping[str, str]) -> list[str]:
             chosen = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
             try:
                 existing = find_layout(data_dir).classes
-            except UserError:
+            except UserError as error:
+                if not chosen:
+                    text = "CLASSES: name those to download, such as book,coin; all 70 together are 248 GB"
+                    raise UserError([*error.problems, Problem(text, "data.no_classes")]) from error
                 existing = []
-            if not chosen and not existing:
-                raise UserError(
-                    "CLASSES: name the classes to download, such as book,coin; all 70 together are 248 GB",
-                    "data.no_classes",
-                )
             if missing := tuple(one for one in chosen if one not in existing):
-                from seqtrack.data.download import (  # slow to import
-                    data_hub,
-                    download_classes,
-                )
+                from seqtrack.data.download import data_hub, download_classes  # slow to import
 
                 _log.info("downloading %s to %s", ", ".join(missing), data_dir)
                 download_classes(data_dir, missing, hub=data_hub(environ))

@@ -179,7 +179,7 @@ def test_a_workers_error_arrives_with_the_workers_traceback_as_its_cause(
     assert caught.value.code == code
     assert (str(error) or type(error).__name__) in str(caught.value) and "Traceback" not in str(caught.value)
     assert "in sample" in str(caught.value.__cause__)
-    assert not _workers()
+    assert _wait_gone(_workers(), 5)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -16,9 +16,7 @@ from seqtrack.checkpoints.safetensors_io import sha256_file
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 MakeProject = Callable[..., Project]
 TOKEN = "hf_thatMustBeSeenNowhere"
-TUNING = json.dumps(
-    {"settle_s": 1, "log_interval_s": 1, "start_grace_s": 5, "backoff_cap_s": 2, "connect_timeout_s": 3}
-)
+TUNING = json.dumps({"settle_s": 1, "start_grace_s": 5, "backoff_s": 0.1})
 HUB = f"""
 services:
   hub:

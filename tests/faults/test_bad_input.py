@@ -31,7 +31,10 @@ BAD = {
         ["resume.no_checkpoint"], ["epoch 99", "epochs 1, 2, 3"], {}, {**RESUME, "EPOCHS": "100"}
     ),
     "a missing data folder": Bad(
-        ["data.no_folder"], ["/nowhere"], {}, {"DATASET": "lasot", "CONFIG": "demo", "DATA_DIR": "/nowhere"}
+        ["data.no_folder", "data.no_classes"],
+        ["/nowhere"],
+        {},
+        {"DATASET": "lasot", "CONFIG": "demo", "DATA_DIR": "/nowhere"},
     ),
     "another configuration's output folder": Bad(
         [OTHER] * 3, ["TRAIN.SEED is 99", "TRAIN.LR is 0.5"], {"TRAIN.LR": "0.5"}, {"SEED": "99"}
