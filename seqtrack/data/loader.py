@@ -236,8 +236,8 @@ class BatchLoader:
         workers = list(pool._processes.values())
         for worker in workers:
             worker.kill()  # they hold nothing that could be left half-written
-        # Not `join` or `is_alive`: the pool's thread waits for the same processes, and only one wait gets the exit code.
-        pool.shutdown(wait=all([connection.wait([worker.sentinel], _JOIN_S) for worker in workers]))
+        # Not `join` or `is_alive`: the pool's thread waits for them too, and only one wait gets the exit code.
+        pool.shutdown(wait=all(connection.wait([worker.sentinel], _JOIN_S) for worker in workers))
         return sorted(
             (worker.exitcode or 0 for worker in workers), key=lambda code: (code == 0, code == -signal.SIGKILL)
         )
