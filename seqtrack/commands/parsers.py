@@ -25,7 +25,10 @@ def _verify(parser: Parser) -> None:
     parser.add_argument(
         "--chain", action="store_true", help="check the hash chain of the first RUN, with the RUNs that it resumed from"
     )
-    parser.add_argument("-o", "--output", type=Path, help="folder for plots, comparison.md and certificate.json")
+    help_text = (
+        "folder for plots, comparison.md and certificate.json (default: comparison/, for phase_1 and phase_2 only)"
+    )
+    parser.add_argument("-o", "--output", type=Path, help=help_text)
 
 
 def _report(parser: Parser) -> None:

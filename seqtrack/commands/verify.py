@@ -25,8 +25,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"verify compares two runs; {len(folders)} were given", code="verify.not_two_runs")
 
     certificate = compare_runs(folders[0], folders[1])
-    together = folders[0].parent == folders[1].parent
-    write_comparison(certificate, folders, args.output or (folders[0].parent if together else output_dir) / COMPARISON)
+    parent = folders[0].resolve().parent
+    # Only the two phases of one output folder have a certificate there; any other pair must not replace it.
+    are_phases = [folder.resolve() for folder in folders] == [parent / name for name in PHASES]
+    target = args.output or (parent / COMPARISON if are_phases else None)
+    if target is not None:
+        write_comparison(certificate, folders, target)
     print("\n".join(report_lines(certificate)))
     return int(certificate.verdict == "differs")
 

@@ -56,18 +56,19 @@ def compare_runs(first: Path, second: Path) -> Certificate:
         UserError: a folder is missing, or the runs have no epoch in common.
     """
     folders, unusable, invalid = (first, second), _Unusable(), list[str]()
-    ours, theirs = (_read_epochs(folder, unusable) for folder in folders)
+    names = distinguishing_names(first, second)
+    ours, theirs = (_read_epochs(*run, unusable) for run in zip(folders, names, strict=True))
     common = sorted(set(ours) & set(theirs))
     if not common:
         found = " and ".join(str(sorted(epochs) or "none") for epochs in (ours, theirs))
         raise UserError(f"{first} and {second} have no epoch in common: they have {found}", "verify.no_common_epoch")
-    facts = [_facts(folder, invalid) for folder in folders]
+    facts = [_facts(*run, invalid) for run in zip(folders, names, strict=True)]
     skipped = {kind for epoch in common for kind in _incomparable_kinds(ours[epoch], theirs[epoch])}
     logs = [_records_by_epoch(folder, skipped, invalid) for folder in folders]
     epochs = [_compare_epoch((ours[epoch], theirs[epoch]), logs[0][epoch], logs[1][epoch]) for epoch in common]
     remarks = [
-        f"only {folder.name} has a checkpoint of epochs {', '.join(map(str, sorted(only)))}: not compared"
-        for folder, only in zip(folders, (set(ours) - set(theirs), set(theirs) - set(ours)), strict=True)
+        f"only {name} has a checkpoint of epochs {', '.join(map(str, sorted(only)))}: not compared"
+        for name, only in zip(names, (set(ours) - set(theirs), set(theirs) - set(ours)), strict=True)
         if only
     ]
     remarks += [
@@ -77,7 +78,7 @@ def compare_runs(first: Path, second: Path) -> Certificate:
     found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
     differences = [text for _, text in sorted(found_at + unusable)] + invalid
     if max(ours) != max(theirs):
-        differences.append(f"{first.name} ends at epoch {max(ours)}, {second.name} at epoch {max(theirs)}")
+        differences.append(f"{names[0]} ends at epoch {max(ours)}, {names[1]} at epoch {max(theirs)}")
     return Certificate(
         verdict="differs" if differences else "identical",
         first_difference=differences[0] if differences else None,
@@ -88,7 +89,14 @@ def compare_runs(first: Path, second: Path) -> Certificate:
     )
 
 
-def _read_epochs(folder: Path, unusable: _Unusable) -> dict[int, Manifest]:
+def distinguishing_names(first: Path, second: Path) -> tuple[str, str]:
+    """The shortest ends of two paths that differ: `a/phase_1` and `b/phase_1`, but `phase_1` and `phase_2`."""
+    one, two = first.resolve().parts, second.resolve().parts
+    depth = next((n for n in range(1, min(len(one), len(two))) if one[-n] != two[-n]), 1)
+    return "/".join(one[-depth:]), "/".join(two[-depth:])
+
+
+def _read_epochs(folder: Path, run: str, unusable: _Unusable) -> dict[int, Manifest]:
     """The epochs' checkpoints; those that must not look like ones that were never saved are appended to `unusable`."""
     if not (folder / CHECKPOINTS).is_dir():
         raise UserError(f"{folder} is not the folder of a run: it has no {CHECKPOINTS}/", "verify.not_a_run")
@@ -96,11 +104,11 @@ def _read_epochs(folder: Path, unusable: _Unusable) -> dict[int, Manifest]:
     for path in (folder / CHECKPOINTS).glob("*.json"):
         kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
         if kind == "ep" and epoch not in epochs:
-            unusable.append((epoch, f"epoch {epoch}: the manifest {path.name} of {folder.name} is unusable"))
+            unusable.append((epoch, f"epoch {epoch}: the manifest {path.name} of {run} is unusable"))
     return epochs
 
 
-def _facts(folder: Path, invalid: list[str]) -> CertifiedRun:
+def _facts(folder: Path, run: str, invalid: list[str]) -> CertifiedRun:
     """What the files next to the checkpoints record; what is wrong with them is appended to `invalid`."""
     found: dict[str, Strict | None] = {}
     for name, kind in _SIDE_FILES.items():
@@ -109,7 +117,7 @@ def _facts(folder: Path, invalid: list[str]) -> CertifiedRun:
         except UserError as error:
             invalid += error.problems
     records = {"run": found.get(RUN_FILE), "environment": found.get(ENVIRONMENT_FILE)}
-    return CertifiedRun.model_validate({"folder": folder.name, **records})
+    return CertifiedRun.model_validate({"folder": run, **records})
 
 
 def _records_by_epoch(folder: Path, skipped: set[str], invalid: list[str]) -> dict[int, list[Record]]:
@@ -198,7 +206,7 @@ def check_hash_chain(folders: Iterable[Path]) -> list[str]:
         every missing, altered or foreign link as text; empty when the chain is complete.
     """
     unusable = _Unusable()
-    runs = [_read_epochs(folder, unusable) for folder in folders]
+    runs = [_read_epochs(folder, folder.name, unusable) for folder in folders]
     own = runs[0]
     problems = [text for _, text in unusable] if own else ["no epoch's checkpoint to start the chain with"]
     digests: dict[int, str] = {}

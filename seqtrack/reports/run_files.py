@@ -1,5 +1,6 @@
 """Read the files of an output folder for report and card. A missing file is `None` or empty. Needs no torch."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.uploads.state import UploadState, read_state
+
+logger = logging.getLogger(__name__)
 
 _RESUME_WORDS = ("resumes after step", "starts from", "guarantee", "stopped on request", "moved aside",
                  "first difference")  # fmt: skip
@@ -86,13 +89,33 @@ def read_output(folder: Path) -> OutputFiles:
     if not phases:
         text = f"{folder} (OUTPUT_DIR) has neither phase_1 nor phase_2; there is nothing to report"
         raise UserError(text, code="report.nothing")
+    runs = [_read_phase(phase) for phase in phases]
+    path = folder / run_dir.COMPARISON / run_dir.CERTIFICATE_FILE
+    certificate = read_side_file(path, Certificate)
+    if certificate is not None and not _describes(certificate, runs):
+        logger.warning("%s describes other runs than those next to it and is not used; verify the phases again", path)
+        certificate = None
     return OutputFiles(
         folder=folder,
-        phases=[_read_phase(phase) for phase in phases],
-        certificate=read_side_file(folder / run_dir.COMPARISON / run_dir.CERTIFICATE_FILE, Certificate),
-        comparison_plots=sorted((folder / run_dir.COMPARISON).glob("*.png")),
+        phases=runs,
+        certificate=certificate,
+        comparison_plots=sorted((folder / run_dir.COMPARISON).glob("*.png")) if certificate else [],
         uploads=read_state(folder),
     )
+
+
+def _describes(certificate: Certificate, phases: list[RunFiles]) -> bool:
+    """Whether a certificate compared exactly these two runs: the same starts, and the same bytes of every epoch."""
+    if [phase.name for phase in phases] != list(run_dir.PHASES):
+        return False
+    for index, phase in enumerate(phases):
+        certified = certificate.runs[index].run
+        if certified is None or phase.run is None or certified.starts != phase.run.starts:
+            return False
+        digests = {one.epoch: one.sha256[index] for one in certificate.epochs}
+        if any(digests.get(one.epoch, one.sha256) != one.sha256 for one in phase.manifests):
+            return False
+    return True
 
 
 def _read_phase(folder: Path) -> RunFiles:

@@ -15,6 +15,7 @@ from seqtrack.checkpoints.side_files import Certificate
 from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.cli import main
 from seqtrack.reports.compare import check_hash_chain, compare_runs
+from seqtrack.reports.run_files import read_output
 
 Verify = Callable[..., tuple[int, str]]
 
@@ -62,6 +63,35 @@ def test_a_resumed_run_is_identical_with_certificate_and_plots(pair: Path, verif
         assert (pair / "comparison" / f"{name}_comparison.png").stat().st_size > 10_000
     (remark,) = certificate["remarks"]
     assert "phase_1" in remark, "epoch 1 exists in phase 1 only"
+
+
+def test_only_the_two_phases_of_one_folder_have_a_certificate_there(
+    pair: Path, resumed: Path, tmp_path: Path, verify: Verify
+) -> None:
+    assert verify(pair)[0] == 0
+    before = {path: path.read_bytes() for path in (pair / "comparison").iterdir()}
+    other = Path(shutil.copytree(resumed / "phase_1", tmp_path / "other" / "phase_1"))
+    for runs in (["phase_1", str(other)], [str(other), "phase_2"], ["phase_2", "phase_1"]):
+        assert verify(pair, *runs)[1] in ("identical", "differs")
+    assert {path: path.read_bytes() for path in (pair / "comparison").iterdir()} == before
+    assert not (other.parent / "comparison").exists()
+    verify(pair, "-o", str(tmp_path / "c"), "phase_1", str(other))
+    record = json.loads((tmp_path / "c" / "certificate.json").read_text())
+    assert [one["folder"] for one in record["runs"]] == ["pair/phase_1", "other/phase_1"]
+
+
+def test_a_certificate_of_other_runs_is_not_used(pair: Path, verify: Verify) -> None:
+    assert verify(pair)[0] == 0 and read_output(pair).certificate is not None
+    manifest = pair / "phase_2" / "checkpoints" / "SEQTRACK_ep0003.json"
+    digest, text = json.loads(manifest.read_text())["sha256"], manifest.read_text()
+    manifest.write_text(text.replace(digest, "0" * 64))
+    assert read_output(pair).certificate is None, "another checkpoint"
+    manifest.write_text(text)
+    run = pair / "phase_1" / "run.json"
+    record = json.loads(run.read_text())
+    run.write_text(json.dumps({**record, "starts": record["starts"] * 2}))
+    found = read_output(pair)
+    assert (found.certificate, found.comparison_plots) == (None, []), "a run that was started again"
 
 
 def test_a_run_with_another_seed_differs_from_its_first_step(
