@@ -9,7 +9,7 @@ import traceback
 from types import FrameType
 from typing import NoReturn
 
-from seqtrack.config.environment import read_environment
+from seqtrack.config.environment import read_environment, read_token
 from seqtrack.data.prepare import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
@@ -27,9 +27,15 @@ def run(args: argparse.Namespace) -> int:
         os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
         _one_of_several()
+    given = read_environment(os.environ)
+    if given.hf_repo and read_token(os.environ) is None:
+        raise UserError(
+            f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set; without a token nothing can be "
+            "uploaded: set one, or leave HF_REPO empty",
+            "token.missing",
+        )
     for line in prepare_data(os.environ):
         logger.info("%s", line)
-    given = read_environment(os.environ)
     processes: int | str = given.nproc
     if processes == "auto" and given.device == "cpu":
         processes = 1

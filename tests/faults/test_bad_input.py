@@ -36,6 +36,10 @@ BAD = {
         {},
         {"DATASET": "lasot", "CONFIG": "demo", "DATA_DIR": "/nowhere"},
     ),
+    "a repository without a token": Bad(["token.missing"], ["me/tracker"], {}, {"HF_REPO": "me/tracker"}),
+    "a token file that is missing": Bad(
+        ["token.unreadable"], ["/nowhere/token"], {}, {"HF_REPO": "me/tracker", "HF_TOKEN_PATH": "/nowhere/token"}
+    ),
     "another configuration's output folder": Bad(
         [OTHER] * 3, ["TRAIN.SEED is 99", "TRAIN.LR is 0.5"], {"TRAIN.LR": "0.5"}, {"SEED": "99"}
     ),
