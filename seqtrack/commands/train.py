@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     given = read_environment(os.environ)
     if given.hf_repo and read_token(os.environ) is None:
         raise UserError(
-            f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set; without a token nothing can be "
+            f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set; nothing could be "
             "uploaded: set one, or leave HF_REPO empty",
             "token.missing",
         )
