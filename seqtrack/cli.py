@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqtrack.commands.parsers import command_parsers
+from seqtrack.commands.parsers import command_parsers, variables_of
 from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
+from seqtrack.parsing import did_you_mean
 from seqtrack.process import limit_problem, protect_screen, unwritten_output
 
 
@@ -66,13 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     words = _join_negative_values(sys.argv[1:] if arguments is None else arguments)
-    parser, _ = command_parsers()
-    args = parser.parse_args(words)
+    parser, parsers = command_parsers()
+    if words and not words[0].startswith("-") and words[0] not in parsers:
+        return _refuse([Problem(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")])
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        options = re.findall(r"--[a-z][a-z-]*", parsers[args.command].format_help())
+        texts = [f"{args.command}: no such argument: {word}{did_you_mean(word, options)}" for word in unknown]
+        return _refuse([Problem(text, "cli.argument") for text in texts])
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
         _read_dotenv()
+        os.environ.update(variables_of(args))
         _drop_empty_hub_settings()
         # Only now, because libraries read the environment when they are imported.
         module = importlib.import_module(f"seqtrack.commands.{'import_' if args.command == 'import' else args.command}")
@@ -80,12 +88,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error
             raise
-        for problem in error.problems:
-            print(problem.line, file=sys.stderr)
-        return USER_ERROR_EXIT_CODE
+        return _refuse(error.problems)
     except RunError as error:
         print(error.problem.line, file=sys.stderr)
         return 1
+
+
+def _refuse(problems: Sequence[Problem]) -> int:
+    for problem in problems:
+        print(problem.line, file=sys.stderr)
+    return USER_ERROR_EXIT_CODE
 
 
 if __name__ == "__main__":

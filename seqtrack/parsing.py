@@ -5,9 +5,11 @@ NaN) and raise unexpected errors (RecursionError). Every reader of the package u
 file and line to the message.
 """
 
+import difflib
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,13 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [key for key, _ in pairs]
         raise ParseError(f"the key {short_repr(next(key for key in names if names.count(key) > 1))} is duplicated")
     return found
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the most similar known name, or an empty string."""
+    whole = {one.upper(): one for one in known}
+    last = {one.rsplit(".", 1)[-1]: whole[one] for one in whole}  # `LR` is not similar to `TRAIN.LR`
+    for names, word, cutoff in ((whole, name.upper(), 0.6), (last, name.upper().rsplit(".", 1)[-1], 0.8)):
+        for close in difflib.get_close_matches(word, names, n=1, cutoff=cutoff):
+            return f"; did you mean {names[close]}?"
+    return ""

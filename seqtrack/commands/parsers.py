@@ -1,21 +1,43 @@
 """The parser of every command. Imports nothing of the commands themselves, so that `--help` and errors are fast."""
 
 import argparse
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from seqtrack import __version__
+from seqtrack.errors import Problem, UserError
 
 Parser = argparse.ArgumentParser
 
 
-def _train(parser: Parser) -> None:
-    parser.add_argument(
-        "--max-restarts",
-        metavar="N",
-        help="how often the run is restarted from its newest checkpoint when a process dies (default: MAX_RESTARTS)",
-    )
-    parser.epilog = "Settings are environment variables: PHASE, RESUME_EPOCH, SEED, CONFIG, DATASET, ..."
+# Variables that `train`, `plan` and `doctor` also take as options: BATCH_SIZE as --batch-size.
+SETTINGS = ("PHASE", "RESUME_EPOCH", "CONFIG", "DATASET", "CLASSES", "SEED", "EPOCHS", "BATCH_SIZE", "DEVICE", "NPROC",
+            "NNODES", "NODE_RANK", "RENDEZVOUS", "MAX_RESTARTS", "OUTPUT_DIR", "DATA_DIR", "HF_REPO")  # fmt: skip
+
+
+def _settings(parser: Parser) -> None:
+    for name in SETTINGS:
+        parser.add_argument(f"--{name.lower().replace('_', '-')}", dest=name, metavar="VALUE", help=f"sets {name}")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any key, such as TRAIN.LR=2e-4")
+    parser.epilog = "Every variable and key is described in docs/configuration.md. An option takes precedence."
+
+
+def variables_of(args: argparse.Namespace) -> dict[str, str]:
+    """The variables that the options and KEY=VALUE of a command line set.
+
+    Raises:
+        UserError: a KEY=VALUE without an equals sign.
+    """
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name, None) is not None}
+    pairs = [word.partition("=") for word in getattr(args, "overrides", ())]
+    if bad := [key for key, equals, _ in pairs if not (key and equals)]:
+        raise UserError([Problem(f"{key!r}: expected KEY=VALUE, such as TRAIN.LR=2e-4", "cli.override") for key in bad])
+    if pairs:
+        words = [shlex.quote(word) for key, _, value in pairs for word in (key, value)]
+        given["OVERRIDES"] = " ".join([os.environ.get("OVERRIDES", ""), *words]).strip()
+    return given
 
 
 def _verify(parser: Parser) -> None:
@@ -195,7 +217,7 @@ def _hub(parser: Parser) -> None:
 
 
 def _plan(parser: Parser) -> None:
-    parser.add_argument("--config", help="experiment or YAML file (default: CONFIG)")
+    _settings(parser)
     parser.add_argument("--gpu", help='another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")')
     parser.add_argument("--memory-gib", type=float, help="memory of the device, in GiB")
     parser.add_argument("--disk-gib", type=float, help="free disk space, in GiB")
@@ -203,6 +225,7 @@ def _plan(parser: Parser) -> None:
 
 
 def _doctor(parser: Parser) -> None:
+    _settings(parser)
     parser.epilog = (
         "Checks limits, packages, settings, the token (asks the Hub whose it is, never shows it), folders, data, and "
         "memory and disk by the numbers of `plan`. Tries attention in the precision of the run and a sum over the "
@@ -228,7 +251,7 @@ def _import(parser: Parser) -> None:
 
 # Each command's summary and arguments; `run` of the module `seqtrack.commands.<name>` executes it.
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
-    "train": ("train one phase; settings come from environment variables", _train),
+    "train": ("train one phase; settings are environment variables or options", _settings),
     "verify": ("compare two runs, or check the hash chain of one", _verify),
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),

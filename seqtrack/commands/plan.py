@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from seqtrack.config.environment import Environment, configure
-from seqtrack.config.fields import did_you_mean
 from seqtrack.config.schema import Config
 from seqtrack.device import Capability, capability_of, choose_precision, device_plan, is_emulated
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.cost import cost_of
 from seqtrack.model.memory import checkpoint_bytes, training_memory
 from seqtrack.model.spec import model_spec
+from seqtrack.parsing import did_you_mean
 
 GIB = 2**30
 # GPUs of this project's users by compute capability, with their memory in GiB.
@@ -163,7 +163,7 @@ class Plan:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 if it does not fit."""
-    environment, config = configure({**os.environ, **({"CONFIG": args.config} if args.config else {})})
+    environment, config = configure(os.environ)
     plan = Plan(config, find_machine(environment, args.gpu, args.memory_gib, args.disk_gib))
     numbers = plan.to_json()
     if args.json:

@@ -18,13 +18,11 @@ from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, Launch, launch, lea
 logger = logging.getLogger(__name__)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(_args: argparse.Namespace) -> int:
     """Train as the environment describes; exit 0 complete, 75 stopped on request, 2 user error."""
     # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
-    if args.max_restarts is not None:
-        os.environ["MAX_RESTARTS"] = args.max_restarts
     if "RANK" in os.environ:
         _one_of_several()
     given = read_environment(os.environ)

@@ -20,11 +20,11 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
 
-from seqtrack.config.fields import Expected, Name, Settings, did_you_mean, expected, setting
+from seqtrack.config.fields import Expected, Name, Settings, expected, setting
 from seqtrack.config.loader import is_file_name, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import short_repr
+from seqtrack.parsing import did_you_mean, short_repr
 from seqtrack.run_dir import phase_name
 
 DEFAULT_RESUME_EPOCH = 3  # that phase 2 resumes after

@@ -3,7 +3,6 @@
 YAML, environment variables and `KEY VALUE` pairs are all read as text, which the type of the field interprets.
 """
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable
@@ -129,13 +128,3 @@ def _expected(kind: Any, metadata: Iterable[Any] = ()) -> str:
     limits = [(*_LIMITS[type(item)], item) for item in metadata if type(item) in _LIMITS]
     texts = [f"{word} {getattr(item, name):.10g}" for name, word, item in limits]  # 2**32 - 1 needs all its digits
     return f"{_WORDS[kind]}{', ' if texts else ''}{' and '.join(texts)}"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the most similar known name, or an empty string."""
-    whole = {one.upper(): one for one in known}
-    last = {one.rsplit(".", 1)[-1]: whole[one] for one in whole}  # `LR` is not similar to `TRAIN.LR`
-    for names, word, cutoff in ((whole, name.upper(), 0.6), (last, name.upper().rsplit(".", 1)[-1], 0.8)):
-        for close in difflib.get_close_matches(word, names, n=1, cutoff=cutoff):
-            return f"; did you mean {names[close]}?"
-    return ""

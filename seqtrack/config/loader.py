@@ -16,11 +16,11 @@ import yaml
 from pydantic import ValidationError
 from yacs.config import CfgNode
 
-from seqtrack.config.fields import did_you_mean, expected, must_match
+from seqtrack.config.fields import expected, must_match
 from seqtrack.config.rules import contradictions
 from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, REMOVED_KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import ParseError, read_text, short_repr
+from seqtrack.parsing import ParseError, did_you_mean, read_text, short_repr
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]

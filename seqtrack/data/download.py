@@ -22,11 +22,11 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.config.environment import read_environment, read_token
-from seqtrack.config.fields import did_you_mean
 from seqtrack.data.annotations import attempt, class_of
 from seqtrack.data.lasot import find_layout, official_split
 from seqtrack.data.sequence import read_sequence
 from seqtrack.errors import Problem, UserError
+from seqtrack.parsing import did_you_mean
 
 _log = logging.getLogger(__name__)
 

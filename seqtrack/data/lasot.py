@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.config.fields import did_you_mean
 from seqtrack.data.annotations import attempt, class_of, read_names, sequence_order
 from seqtrack.data.frames import is_hidden
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
+from seqtrack.parsing import did_you_mean
 
 _log = logging.getLogger(__name__)
 

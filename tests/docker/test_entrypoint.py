@@ -205,10 +205,16 @@ def test_options_without_a_job_go_to_the_job_of_the_variable(start: StartEntrypo
     run = start("--checkpoint", "last", JOB="evaluate")
     assert run.finish()[0] == 0
     assert run.notes()[0] == "start evaluate --checkpoint last"
-    run = start("--max-restarts", "2", JOB="--no-sidecar train-phase2", HF_REPO="me/tracker", SHOWN_VARIABLE="PHASE")
+    run = start("--epochs", "5", JOB="--no-sidecar train-phase2", HF_REPO="me/tracker", SHOWN_VARIABLE="EPOCHS")
     assert run.finish()[0] == 0
-    assert run.notes()[:2] == ["start train --max-restarts 2", "2"]
+    assert run.notes()[:2] == ["start train", "5"]
     assert "start upload" not in run.notes()
+
+
+def test_options_of_training_are_seen_by_the_uploader_too(start: StartEntrypoint) -> None:
+    run = start("train-phase1", "--hf-repo", "me/tracker", "TRAIN.LR=2e-4", SHOWN_VARIABLE="OVERRIDES")
+    assert run.finish()[0] == 0
+    assert {"start train", "start upload"} <= set(run.notes()) and run.notes().count("TRAIN.LR 2e-4") >= 2
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can drop privileges")
