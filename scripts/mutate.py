@@ -116,7 +116,7 @@ FAULTS = [
           "raise WorkerDied(..., code=...) from error", "return"),
     # --- exit codes
     Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
-    Fault(f"{BAD} -k mistake", "a user error exits with 0", "cli:_run", "USER_ERROR_EXIT_CODE", "0"),
+    Fault(f"{BAD} -k mistake", "a user error exits with 0", "cli:_refuse", "USER_ERROR_EXIT_CODE", "0"),
     Fault(f"{INTERRUPTED} -k stopped_run_saves", "a stopped run exits with 0", "STOPPED_EXIT_CODE", "75", "0"),
     # --- files
     Fault(f"{INTERRUPTED} -k half_written", "a checkpoint is written directly to its final name", "new_file",
