@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection
+from multiprocessing.context import ForkContext, ForkProcess
 
 import cv2
 import numpy as np
@@ -29,6 +30,18 @@ from seqtrack.process import STOP_SIGNALS, end_with_parent, limit_problem
 
 _POLL_S = 0.2  # interval at which a wait checks for a request to stop
 _JOIN_S = 5.0  # how long a killed worker is waited for
+
+
+class _Worker(ForkProcess):
+    """A worker that the pool can end: it ignores SIGTERM, and a pool that lost a worker waits for the others."""
+
+    def terminate(self) -> None:
+        """Send SIGKILL: a worker holds nothing that could be left half-written."""
+        self.kill()
+
+
+class _ForkContext(ForkContext):
+    Process = _Worker
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class BatchLoader:
         if self._pool is not None or self._num_workers == 0:
             return
         try:
-            self._pool = ProcessPoolExecutor(self._num_workers, get_context("fork"), _begin_worker, (self, os.getpid()))
+            self._pool = ProcessPoolExecutor(self._num_workers, _ForkContext(), _begin_worker, (self, os.getpid()))
             self._pool.submit(os.getpid)  # forks all of them
         except (OSError, MemoryError, RuntimeError) as error:
             self.close()
