@@ -71,6 +71,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     if words and not words[0].startswith("-") and words[0] not in parsers:
         return _refuse([Problem(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")])
     args, unknown = parser.parse_known_args(words)
+    if hasattr(args, "overrides"):  # argparse takes only the KEY=VALUE up to the next option
+        args.overrides += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         options = re.findall(r"--[a-z][a-z-]*", parsers[args.command].format_help())
         texts = [f"{args.command}: no such argument: {word}{did_you_mean(word, options)}" for word in unknown]

@@ -21,6 +21,7 @@ from seqtrack.config.environment import Environment
         ("train TRAIN.LR", "cli.override", "TRAIN.LR=2e-4"),
         ("train TRAIN.LRR=2", "config.unknown_key", "TRAIN.LR"),
         ("train --config demoo", "config.unknown_experiment", "demo"),
+        ("train TRAIN.LR=1e-4 --config demo TRAIN.LRR=2", "config.unknown_key", "TRAIN.LR"),
         ("train --epochs three", "variable.invalid_value", "EPOCHS"),
     ],
 )
