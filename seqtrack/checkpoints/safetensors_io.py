@@ -188,6 +188,11 @@ def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values
         return _digest(head, dict(values), written())
 
 
+def state_digests(tensors: Mapping[str, TensorBytes], values: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of each component of a state that is not written."""
+    return _digest(b"", dict(values), tensors.items()).parts
+
+
 def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: False) -> Contents:
     """Read a checkpoint file once, from first byte to last, so that what was verified is what was loaded.
 

@@ -243,6 +243,57 @@ class EvaluationRecord(Strict):
     trackers: list[EvaluatedTracker]
 
 
+class AuditedDifference(Strict):
+    """The first quantity of a recomputed part that differs from the run: what the run recorded, and what came."""
+
+    epoch: Count
+    step: Count
+    quantity: str
+    recorded: str
+    recomputed: str
+
+
+AuditVerdict = Literal["confirmed", "refuted", "undecided"]
+
+
+class AuditedSegment(Strict):
+    """A part of a run that was trained again from the checkpoint of `start_epoch` (0: from the untrained state).
+
+    `records` were compared, and the whole state after the epochs `states`.
+    """
+
+    epoch: Positive
+    start_epoch: Count
+    start_sha256: Digest | None
+    steps: Count
+    records: Count
+    states: list[Positive]
+    verdict: AuditVerdict
+    difference: AuditedDifference | None
+    largest_difference: float
+
+
+class AuditRecord(Strict):
+    """audit.json: what an audit recomputed, and its verdict; `last_sha256` is that of the run's last checkpoint."""
+
+    format: Literal["seqtrack-audit/1"] = "seqtrack-audit/1"
+    verdict: AuditVerdict
+    nonce: str
+    phase: Phase
+    first_epoch: Positive
+    last_epoch: Positive
+    config_digest: Digest
+    data_digest: Digest
+    last_sha256: Digest
+    fingerprint: Fingerprint
+    machine_differences: list[str]
+    segments: list[AuditedSegment]
+    steps: Count
+    steps_of_run: Count
+    seconds: float
+    created: str
+
+
 M = TypeVar("M", bound=BaseModel)
 
 

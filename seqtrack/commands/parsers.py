@@ -53,6 +53,17 @@ def _verify(parser: Parser) -> None:
     parser.add_argument("-o", "--output", type=Path, help=help_text)
 
 
+def _audit(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
+    parser.add_argument("--nonce", metavar="TEXT", help="chooses the random parts (default: drawn now)")
+    parser.add_argument("--segments", type=int, metavar="N", help="only N random parts")
+    parser.add_argument("--steps", type=int, metavar="K", help="steps of a random part (default: 25)")
+    parser.add_argument("--epochs", metavar="LIST|all", help="only these epochs, whole: all, or 3,7")
+    parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
+    parser.add_argument("-o", "--output", type=Path, help="the certificate (default: audit.json in the run's folder)")
+    parser.epilog = "By default: the first and the last epoch, whole, and 25 steps of each of 3 random epochs."
+
+
 def _report(parser: Parser) -> None:
     parser.add_argument("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
     parser.add_argument("--title", help="heading of the report")
@@ -253,6 +264,7 @@ def _import(parser: Parser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "train": ("train one phase; settings are environment variables or options", _settings),
     "verify": ("compare two runs, or check the hash chain of one", _verify),
+    "audit": ("recompute parts of a run and compare them with what it recorded", _audit),
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),

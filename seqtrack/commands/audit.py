@@ -1,0 +1,107 @@
+"""`seqtrack audit`: recompute parts of a run, chosen by a nonce, and compare them with what it recorded."""
+
+import argparse
+import logging
+import os
+import secrets
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from seqtrack.checkpoints.side_files import AuditRecord, write_side_file
+from seqtrack.config.environment import read_environment
+from seqtrack.errors import STOPPED_EXIT_CODE, UserError
+from seqtrack.run_dir import AUDIT_FILE
+
+EXIT_CODES = {"confirmed": 0, "refuted": 1, "undecided": 3}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was recomputed and, in the last line, confirmed, refuted or undecided; exit 0, 1 or 3."""
+    from seqtrack.proof.audit import STEPS, audit, choose_segments, estimate_s, read_evidence  # torch
+
+    environment = read_environment(os.environ)
+    folder = Path(args.run)
+    if not folder.is_dir() and "/" not in args.run:
+        folder = environment.output_dir / args.run
+    evidence = read_evidence(folder)
+    nonce = args.nonce or secrets.token_hex(8)
+    segments = choose_segments(
+        evidence,
+        nonce=nonce,
+        segments=args.segments,
+        steps=args.steps or STEPS,
+        epochs=_epochs(args.epochs, evidence.first_epoch, evidence.last_epoch),
+    )
+    expected = timedelta(seconds=round(estimate_s(evidence, segments)))
+    _say(f"{folder}: epochs {evidence.first_epoch} to {evidence.last_epoch}; nonce {nonce}")
+    _say(f"{len(segments)} parts to recompute; they took {expected} when the run was trained")
+    logging.getLogger("seqtrack").setLevel(logging.WARNING)  # what the trainer logs would look like a run
+    record = audit(
+        evidence,
+        segments,
+        data_dir=environment.data_dir,
+        device=environment.device,
+        nonce=nonce,
+        on_segment=lambda one: _say(
+            f"epoch {one.segment.epoch}: {one.steps} steps, {one.records} records"
+            + (f", state after epoch {', '.join(map(str, one.states))}" if one.states else "")
+            + (": equal" if one.mismatch is None else f": {one.mismatch.quantity} differs")
+        ),
+    )
+    if record is None:
+        return STOPPED_EXIT_CODE
+    target = args.output or folder / AUDIT_FILE
+    try:
+        write_side_file(target, record)
+    except OSError as error:
+        _say(f"{target} could not be written: {error.strerror}")
+    print(record.model_dump_json() if args.json else "\n".join(report_lines(record)))
+    return EXIT_CODES[record.verdict]
+
+
+def report_lines(record: AuditRecord) -> list[str]:
+    """What was covered, what was found, and the verdict as the last line."""
+    from seqtrack.proof.audit import missed_chance  # torch
+
+    share = 100 * record.steps / record.steps_of_run
+    lines = [f"recomputed {record.steps} of {record.steps_of_run} steps ({share:.1f} %) in {record.seconds:.0f} s"]
+    whole = sorted({epoch for one in record.segments for epoch in one.states})
+    drawn = sum(not one.states for one in record.segments)
+    others = record.last_epoch - record.first_epoch + 1 - len(whole)
+    lines.append(f"epochs recomputed whole: {', '.join(map(str, whole)) or 'none'} of {record.last_epoch}")
+    if others:
+        chances = [
+            f"{missed_chance(others, min(drawn, others), forged):.0%} for {forged}"
+            for forged in (1, 2, 5)
+            if forged <= others
+        ]
+        lines.append(
+            f"beginnings of {drawn} of the {others} other epochs; the chance to miss forged ones among them: "
+            + ", ".join(chances)
+        )
+    for reason in record.machine_differences:
+        lines.append(f"another machine than the run's: {reason}")
+    for one in record.segments:
+        if one.difference is not None:
+            found = one.difference
+            lines.append(
+                f"epoch {found.epoch}, step {found.step}: {found.quantity} is {found.recorded} in the run, "
+                f"{found.recomputed} recomputed; largest relative difference {one.largest_difference:.1e}"
+            )
+    return [*lines, record.verdict]
+
+
+def _epochs(text: str | None, first: int, last: int) -> list[int] | None:
+    if text is None:
+        return None
+    if text == "all":
+        return list(range(first, last + 1))
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--epochs: found {text!r}, expected all or numbers such as 3,7", "audit.epochs") from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
