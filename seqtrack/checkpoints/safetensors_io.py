@@ -205,12 +205,7 @@ def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: 
     with path.open("rb") as file:
         head = _read_head(path, file)
         described = parse_json(head[8:])
-        try:
-            values = parse_json(described.pop("__metadata__", {}).get(STATE_KEY, "null"))
-        except ParseError as error:
-            raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
-        if not isinstance(values, dict):
-            raise DamagedFileError(f"{path} holds no training state", "checkpoint.state")
+        values = _values(path, described)
 
         def read() -> Iterator[tuple[str, TensorBytes]]:
             for name, one in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
@@ -220,6 +215,27 @@ def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: 
                 yield name, TensorBytes(one["dtype"], tuple(one["shape"]), data)
 
         return _digest(head, values, read(), keep)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint's state, from its head alone.
+
+    Raises:
+        DamagedFileError: as for `read_checkpoint_file`.
+    """
+    with path.open("rb") as file:
+        return _values(path, parse_json(_read_head(path, file)[8:]))
+
+
+def _values(path: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """The state in the metadata of a head, which are taken out of it."""
+    try:
+        values = parse_json(described.pop("__metadata__", {}).get(STATE_KEY, "null"))
+    except ParseError as error:
+        raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
+    if not isinstance(values, dict):
+        raise DamagedFileError(f"{path} holds no training state", "checkpoint.state")
+    return values
 
 
 def _read_head(path: Path, file: BinaryIO) -> bytes:
