@@ -31,6 +31,7 @@ from seqtrack.checkpoints.side_files import (
     read_metrics,
     shorten,
 )
+from seqtrack.checkpoints.store import manifest_of
 from seqtrack.config.loader import config_digest, config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
@@ -110,6 +111,10 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
         manifest = manifests.get(epoch)
         if manifest is not None and manifest.path.is_file():
             return manifest
+        if manifest is None and run.starts[0].source and epoch == run.starts[0].epoch:
+            other, name = run.starts[0].source.split("/")  # the run that it resumed from
+            if (source := folder.parent / other / CHECKPOINTS / name).is_file():
+                return manifest_of(source)
         return fetch(epoch) if fetch is not None else None
 
     recorded = [one for one in metrics.records if isinstance(one, IntervalRecord | EpochRecord)]
@@ -148,6 +153,10 @@ def _start(evidence: RunEvidence, epoch: int) -> Manifest | None:
     """The nearest checkpoint before an epoch; None for the untrained state."""
     for before in range(epoch - 1, 0, -1):
         if (manifest := evidence.fetch(before)) is not None:
+            child = evidence.manifests.get(before + 1)
+            if child is not None and child.parent_sha256 != manifest.sha256:
+                text = f"parent_sha256 is {child.parent_sha256}, but {manifest.path} has sha256 {manifest.sha256}"
+                raise UserError(f"{child.manifest_path}: {text}", "audit.other_parent")
             return manifest
     if evidence.first_epoch > 1:
         text = f"no checkpoint before epoch {epoch}, and the run resumed from epoch {evidence.first_epoch - 1}"

@@ -1,0 +1,95 @@
+"""`audit` recomputes: honest runs are confirmed, and no forgery passes, however consistent it is."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Ended, command, completed, environment, start
+
+from proof.forger import Forger
+from seqtrack.checkpoints.side_files import AuditRecord
+from seqtrack.reports.consistency import copies, inconsistencies
+
+
+def audit(output: Path, data: Path, *words: str, run: str = "phase_1", **variables: object) -> Ended:
+    with start(environment(output, data, **variables), "audit", run, *words) as running:
+        return running.end()
+
+
+def certificate(output: Path, run: str = "phase_1") -> AuditRecord:
+    return AuditRecord.model_validate_json((output / run / "audit.json").read_text())
+
+
+@pytest.fixture
+def output(uninterrupted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(uninterrupted, tmp_path / "output"))
+
+
+def verdict(ended: Ended) -> tuple[int, str]:
+    return ended.code, ended.said.splitlines()[-1]
+
+
+def test_an_honest_run_is_confirmed(output: Path, demo_data: Path) -> None:
+    assert inconsistencies(output / "phase_1") == []
+    assert verdict(audit(output, demo_data, "--nonce", "n", "--steps", "3")) == (0, "confirmed")
+    found = certificate(output)
+    assert [(one.epoch, one.start_epoch, one.steps, one.states) for one in found.segments] == [
+        (1, 0, 6, [1]), (2, 1, 3, []), (3, 2, 6, [3]),
+    ]  # fmt: skip
+    assert (found.nonce, found.steps, found.steps_of_run) == ("n", 15, 18)
+    assert all(one.records and one.verdict == "confirmed" for one in found.segments)
+
+
+def test_a_resumed_run_is_confirmed_from_its_own_start(resumed: Path, demo_data: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(resumed, tmp_path / "output"))
+    assert inconsistencies(output / "phase_2") == []
+    assert verdict(audit(output, demo_data, "--epochs", "all", run="phase_2")) == (0, "confirmed")
+    assert [one.epoch for one in certificate(output, "phase_2").segments] == [2, 3]
+
+
+def zeroed(data: bytearray) -> bytearray:
+    return bytearray(len(data))
+
+
+def flipped(data: bytearray) -> bytearray:
+    data[len(data) // 2] ^= 1
+    return data
+
+
+def swap_epochs(forger: Forger) -> None:
+    forger.epochs[2].tensors, forger.epochs[3].tensors = forger.epochs[3].tensors, forger.epochs[2].tensors
+
+
+FORGERIES: dict[str, tuple[Callable[[Forger], None], int, str]] = {
+    "weights zeroed from an epoch on": (lambda one: one.weights(2, 3, zeroed), 2, "state (model)"),
+    "one bit of each tensor at the end": (lambda one: one.weights(3, 3, flipped), 3, "state (model)"),
+    "the optimizer's moments": (lambda one: one.weights(2, 2, zeroed, "optimizer/"), 2, "state (optimizer)"),
+    "a lower loss everywhere": (lambda one: one.scale("loss", 2, 0.5), 2, "forward (loss)"),
+    "a higher IoU everywhere": (lambda one: one.scale("iou", 3, 1.5), 3, "forward (iou)"),
+    "epochs exchanged": (swap_epochs, 2, "state (model)"),
+    "another learning rate": (lambda one: one.relabel("TRAIN.LR", 2e-3), 1, "optimizer (lr)"),
+    "another seed": (lambda one: one.relabel("TRAIN.SEED", 7), 1, "forward (loss)"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_that_is_consistent_is_refuted_where_it_begins(name: str, output: Path, demo_data: Path) -> None:
+    forge, epoch, quantity = FORGERIES[name]
+    forger = Forger(output / "phase_1")
+    forge(forger)
+    forger.write()
+    assert inconsistencies(output / "phase_1") == []
+    assert verdict(audit(output, demo_data, "--epochs", "all")) == (1, "refuted")
+    found = [one.difference for one in certificate(output).segments if one.difference is not None]
+    assert (found[0].epoch, found[0].quantity) == (epoch, quantity)
+
+
+def test_a_copy_is_not_a_second_run(output: Path) -> None:
+    shutil.copytree(output / "phase_1", output / "phase_2")
+    assert copies(output / "phase_1", output / "phase_2")
+    assert inconsistencies(output / "phase_2")
