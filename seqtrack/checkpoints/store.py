@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_PART = "model"
 KINDS = ("epoch", "step", "imported")
+# Fields of a manifest that follow from the bytes of the file.
+DERIVED_FIELDS = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
 
 
 def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Manifest]:

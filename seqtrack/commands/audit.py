@@ -7,24 +7,26 @@ import secrets
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seqtrack.checkpoints.side_files import AuditRecord, write_side_file
-from seqtrack.config.environment import read_environment
-from seqtrack.errors import STOPPED_EXIT_CODE, UserError
+from seqtrack.config.environment import Environment, read_environment
+from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
+from seqtrack.reports.consistency import inconsistencies
 from seqtrack.run_dir import AUDIT_FILE
+
+if TYPE_CHECKING:
+    from seqtrack.proof.audit import RunEvidence
 
 EXIT_CODES = {"confirmed": 0, "refuted": 1, "undecided": 3}
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was recomputed and, in the last line, confirmed, refuted or undecided; exit 0, 1 or 3."""
-    from seqtrack.proof.audit import STEPS, audit, choose_segments, estimate_s, read_evidence  # torch
+    from seqtrack.proof.audit import STEPS, audit, choose_segments, estimate_s  # torch
 
     environment = read_environment(os.environ)
-    folder = Path(args.run)
-    if not folder.is_dir() and "/" not in args.run:
-        folder = environment.output_dir / args.run
-    evidence = read_evidence(folder)
+    evidence = evidence_of(args.run, environment)
     nonce = args.nonce or secrets.token_hex(8)
     segments = choose_segments(
         evidence,
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         epochs=_epochs(args.epochs, evidence.first_epoch, evidence.last_epoch),
     )
     expected = timedelta(seconds=round(estimate_s(evidence, segments)))
-    _say(f"{folder}: epochs {evidence.first_epoch} to {evidence.last_epoch}; nonce {nonce}")
+    _say(f"{evidence.folder}: epochs {evidence.first_epoch} to {evidence.last_epoch}; nonce {nonce}")
     _say(f"{len(segments)} parts to recompute; they took {expected} when the run was trained")
     logging.getLogger("seqtrack").setLevel(logging.WARNING)  # what the trainer logs would look like a run
     record = audit(
@@ -51,13 +53,30 @@ def run(args: argparse.Namespace) -> int:
     )
     if record is None:
         return STOPPED_EXIT_CODE
-    target = args.output or folder / AUDIT_FILE
+    target = args.output or evidence.folder / AUDIT_FILE
     try:
         write_side_file(target, record)
     except OSError as error:
         _say(f"{target} could not be written: {error.strerror}")
     print(record.model_dump_json() if args.json else "\n".join(report_lines(record)))
     return EXIT_CODES[record.verdict]
+
+
+def evidence_of(run: str, environment: Environment) -> "RunEvidence":
+    """The evidence of a run named by its folder, or by the folder's name in the output folder.
+
+    Raises:
+        UserError: there is none, or its files contradict each other.
+    """
+    from seqtrack.proof.audit import read_evidence  # torch
+
+    folder = Path(run)
+    if not folder.is_dir() and "/" not in run:
+        folder = environment.output_dir / run
+    evidence = read_evidence(folder)
+    if problems := inconsistencies(folder):
+        raise UserError([Problem(text, "audit.inconsistent") for text in problems])
+    return evidence
 
 
 def report_lines(record: AuditRecord) -> list[str]:

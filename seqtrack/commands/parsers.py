@@ -64,6 +64,16 @@ def _audit(parser: Parser) -> None:
     parser.epilog = "By default: the first and the last epoch, whole, and 25 steps of each of 3 random epochs."
 
 
+def _reproduce(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
+    parser.add_argument("--epochs", type=int, metavar="N", help="only the first N epochs (default: all)")
+
+
+def _restore(parser: Parser) -> None:
+    parser.add_argument("--epoch", type=int, required=True, help="the epoch whose checkpoint is wanted")
+    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, else 1)")
+
+
 def _report(parser: Parser) -> None:
     parser.add_argument("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
     parser.add_argument("--title", help="heading of the report")
@@ -265,6 +275,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "train": ("train one phase; settings are environment variables or options", _settings),
     "verify": ("compare two runs, or check the hash chain of one", _verify),
     "audit": ("recompute parts of a run and compare them with what it recorded", _audit),
+    "reproduce": ("train a published run again and find where this machine leaves it", _reproduce),
+    "restore": ("recompute the checkpoint of an epoch that a run kept no file of", _restore),
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),

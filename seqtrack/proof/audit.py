@@ -5,13 +5,13 @@ was recomputed has the recorded bits. Refuted: something differs although machin
 Undecided: something differs, and so does the machine.
 """
 
+import contextlib
 import hashlib
 import json
-import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,13 @@ from seqtrack.checkpoints.side_files import (
     AuditedSegment,
     AuditRecord,
     AuditVerdict,
+    EnvironmentRecord,
     EpochRecord,
     Fingerprint,
     IntervalRecord,
     RunRecord,
     read_metrics,
+    read_side_file,
     shorten,
 )
 from seqtrack.checkpoints.store import manifest_of
@@ -37,12 +39,10 @@ from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
 from seqtrack.errors import UserError
 from seqtrack.proof.replay import Replay, Replayed, Segment, TrainingRecord
-from seqtrack.run_dir import CHECKPOINTS, metrics_path, parse_checkpoint_name
+from seqtrack.run_dir import CHECKPOINTS, ENVIRONMENT_FILE, metrics_path, parse_checkpoint_name
 from seqtrack.runtime.distributed import join
-from seqtrack.runtime.environment import guarantee
+from seqtrack.runtime.environment import guarantee, lock_digest, source_commit
 from seqtrack.training import build
-
-logger = logging.getLogger(__name__)
 
 # Of the default audit: random parts, and steps of each.
 SEGMENTS, STEPS = 3, 25
@@ -57,10 +57,11 @@ class RunEvidence:
         fetch: the manifest of an epoch's checkpoint whose file is here, or None where the run keeps none.
     """
 
-    name: str
+    folder: Path
     run: RunRecord
     manifests: Mapping[int, Manifest]
     recorded: Sequence[TrainingRecord]
+    environment: EnvironmentRecord | None
     fetch: Callable[[int], Manifest | None]
 
     @property
@@ -118,7 +119,8 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
         return fetch(epoch) if fetch is not None else None
 
     recorded = [one for one in metrics.records if isinstance(one, IntervalRecord | EpochRecord)]
-    return RunEvidence(str(folder), run, manifests, recorded, here)
+    environment = read_side_file(folder / ENVIRONMENT_FILE, EnvironmentRecord)
+    return RunEvidence(folder, run, manifests, recorded, environment, here)
 
 
 def choose_segments(
@@ -138,7 +140,7 @@ def choose_segments(
     first, last = evidence.first_epoch, evidence.last_epoch
     whole = list(epochs) if epochs is not None else [] if segments is not None else sorted({first, last})
     if wrong := [epoch for epoch in whole if not first <= epoch <= last]:
-        raise UserError(f"{evidence.name} trained epochs {first} to {last}, not {wrong}", "audit.no_such_epoch")
+        raise UserError(f"{evidence.folder} trained epochs {first} to {last}, not {wrong}", "audit.no_such_epoch")
     parts: list[int] = []
     if epochs is None:
         others = [epoch for epoch in range(first, last + 1) if epoch not in whole]
@@ -147,6 +149,20 @@ def choose_segments(
         parts = random.Random(seed).sample(others, min(wanted, len(others)))
     chosen = [(epoch, None) for epoch in whole] + [(epoch, steps) for epoch in parts]
     return [Segment(epoch, _start(evidence, epoch), part) for epoch, part in sorted(chosen, key=lambda one: one[0])]
+
+
+def segment_of(evidence: RunEvidence, epoch: int, *, from_start: bool = False) -> Segment:
+    """A whole epoch from the nearest checkpoint before it, or everything from the run's start to its end."""
+    return Segment(epoch, _start(evidence, evidence.first_epoch if from_start else epoch))
+
+
+def code_differences(evidence: RunEvidence) -> list[str]:
+    """In what this code and its packages differ from those that the run was trained with."""
+    there = evidence.environment
+    if there is None:
+        return ["environment.json is missing"]
+    pairs = (("commit", there.commit, source_commit()), ("lock sha256", there.lock_sha256[:16], lock_digest()[:16]))
+    return [f"{name}: {theirs} there, {ours} here" for name, theirs, ours in pairs if theirs != ours]
 
 
 def _start(evidence: RunEvidence, epoch: int) -> Manifest | None:
@@ -160,7 +176,7 @@ def _start(evidence: RunEvidence, epoch: int) -> Manifest | None:
             return manifest
     if evidence.first_epoch > 1:
         text = f"no checkpoint before epoch {epoch}, and the run resumed from epoch {evidence.first_epoch - 1}"
-        raise UserError(f"{evidence.name} has {text}: give the run it resumed from too", "audit.no_start")
+        raise UserError(f"{evidence.folder} has {text}: give the run it resumed from too", "audit.no_start")
     return None
 
 
@@ -181,6 +197,39 @@ def missed_chance(epochs: int, drawn: int, forged: int) -> float:
     return math.comb(epochs - forged, drawn) / math.comb(epochs, drawn) if drawn else 1.0
 
 
+@contextlib.contextmanager
+def open_replay(evidence: RunEvidence, data_dir: Path, device: str) -> Iterator[tuple[Replay, list[str]]]:
+    """What segments of a run are trained with on this machine, and in what the machine differs from the run's.
+
+    Raises:
+        UserError: other data than the run's.
+    """
+    config, last = evidence.config, evidence.manifests[evidence.last_epoch]
+    with join(device) as distributed, contextlib.ExitStack() as open_:
+        build.set_kernels(config, distributed)
+        if isinstance(threads := last.fingerprint.get("threads"), int):
+            torch.set_num_threads(threads)  # the order of sums depends on it
+        sources = build.open_sources(config, data_dir)
+        if (digest := describe(sources).digest) != last.data_digest:
+            text = f"the data in {data_dir} have digest {digest[:16]}, the run's had {str(last.data_digest)[:16]}"
+            raise UserError(f"{text}: an audit needs the same sequences, annotations and frames", "audit.other_data")
+        loader = open_.enter_context(contextlib.closing(build.build_loader(config, sources, distributed)))
+        loader.start_workers()
+        _, differences = guarantee(build.run_fingerprint(config, distributed), last.fingerprint)
+        yield (
+            Replay(
+                config,
+                evidence.run.phase,
+                loader,
+                distributed,
+                evidence.recorded,
+                evidence.manifests,
+                stops_at_difference=not differences,
+            ),
+            differences,
+        )
+
+
 def audit(
     evidence: RunEvidence,
     segments: Sequence[Segment],
@@ -195,43 +244,18 @@ def audit(
     Raises:
         UserError: other data than the run's, or a checkpoint that cannot be used.
     """
-    config, last = evidence.config, evidence.manifests[evidence.last_epoch]
-    began = time.monotonic()
-    with join(device) as distributed:
-        build.set_kernels(config, distributed)
-        if isinstance(threads := last.fingerprint.get("threads"), int):
-            torch.set_num_threads(threads)  # the order of sums depends on it
-        sources = build.open_sources(config, data_dir)
-        if (digest := describe(sources).digest) != last.data_digest:
-            text = f"the data in {data_dir} have digest {digest[:16]}, the run's had {str(last.data_digest)[:16]}"
-            raise UserError(f"{text}: an audit needs the same sequences, annotations and frames", "audit.other_data")
-        loader = build.build_loader(config, sources, distributed)
-        ours = build.run_fingerprint(config, distributed)
-        _, differences = guarantee(ours, last.fingerprint)
-        replay = Replay(
-            config,
-            evidence.run.phase,
-            loader,
-            distributed,
-            evidence.recorded,
-            evidence.manifests,
-            stops_at_difference=not differences,
-        )
-        results = []
-        try:
-            loader.start_workers()
-            for segment in segments:
-                result = replay.run(segment)
-                if result.stopped:
-                    return None
-                results.append(result)
-                if distributed.is_main:
-                    on_segment(result)
-        finally:
-            loader.close()
-        if not distributed.is_main:
+    last, began = evidence.manifests[evidence.last_epoch], time.monotonic()
+    with open_replay(evidence, data_dir, device) as (replay, differences):
+        audited = []
+        for segment in segments:
+            result = replay.run(segment)
+            if result.stopped:
+                return None
+            audited.append(_audited(evidence, result, differences))
+            if replay.distributed.is_main:
+                on_segment(result)
+        if not replay.distributed.is_main:
             return None
-        audited = [_audited(evidence, one, differences) for one in results]
         verdicts = {one.verdict for one in audited}
         verdict: AuditVerdict = (
             "refuted" if "refuted" in verdicts else "undecided" if "undecided" in verdicts else "confirmed"
@@ -245,11 +269,11 @@ def audit(
             config_digest=evidence.run.config_digest,
             data_digest=evidence.run.data_digest,
             last_sha256=last.sha256,
-            fingerprint=ours,
+            fingerprint=build.run_fingerprint(replay.config, replay.distributed),
             machine_differences=differences,
             segments=audited,
             steps=sum(one.steps for one in audited),
-            steps_of_run=(evidence.last_epoch - evidence.first_epoch + 1) * loader.steps_per_epoch,
+            steps_of_run=(evidence.last_epoch - evidence.first_epoch + 1) * replay.loader.steps_per_epoch,
             seconds=round(time.monotonic() - began, 3),
             created=utc_now(),
         )

@@ -16,6 +16,7 @@ from seqtrack.checkpoints.manifest import Manifest
 from seqtrack.checkpoints.resume_point import ResumePoint
 from seqtrack.checkpoints.safetensors_io import state_digests
 from seqtrack.checkpoints.side_files import AuditedDifference, EpochRecord, IntervalRecord
+from seqtrack.checkpoints.store import DERIVED_FIELDS, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
@@ -123,9 +124,10 @@ class _ComparingLog(RunLog):
 class _ComparingCheckpointer(Checkpointer):
     """Compares the digests of the whole state with those of the run's manifests instead of writing it."""
 
-    def __init__(self, manifests: Mapping[int, Manifest], start: Manifest | None, result: Replayed) -> None:
+    def __init__(self, manifests: Mapping[int, Manifest], result: Replayed, keep_in: Path | None) -> None:
+        start = result.segment.start
         super().__init__(Path(), parent_sha256=start.sha256 if start else None)
-        self._manifests, self._result = manifests, result
+        self._manifests, self._result, self._keep_in = manifests, result, keep_in
 
     def preallocate(self, tensors: Mapping[str, Tensor]) -> None:
         """Nothing is copied."""
@@ -137,13 +139,17 @@ class _ComparingCheckpointer(Checkpointer):
         theirs = self._manifests.get(epoch)
         if describe["kind"] != "epoch" or theirs is None:
             return
-        ours = state_digests({name: tensor_bytes(one) for name, one in tensors.items()}, values)
+        raw = {name: tensor_bytes(one) for name, one in tensors.items()}
+        ours = state_digests(raw, values)
         for part in (*COMPONENT_ORDER, *sorted({*ours, *theirs.parts} - {*COMPONENT_ORDER})):
             if ours.get(part) != theirs.parts.get(part):
                 recorded, recomputed = ((one.get(part) or "none")[:16] for one in (theirs.parts, ours))
                 self._result.found(epoch, step, f"state ({part})", recorded, recomputed)
         self._result.states.append(epoch)
         self.parent_sha256 = theirs.sha256
+        if self._keep_in is not None and epoch == self._result.segment.epoch and self._result.mismatch is None:
+            kept = theirs.model_copy(update={"kind": "epoch"}).model_dump(exclude={*DERIVED_FIELDS})
+            write_checkpoint(self._keep_in / theirs.file, raw, values, describe=kept)
 
 
 class _Until(StopRequest):
@@ -176,8 +182,11 @@ class Replay:
     manifests: Mapping[int, Manifest]
     stops_at_difference: bool = True
 
-    def run(self, segment: Segment) -> Replayed:
+    def run(self, segment: Segment, *, keep_in: Path | None = None) -> Replayed:
         """Train one segment again.
+
+        Args:
+            keep_in: where the checkpoint of the segment's epoch is written if everything before it was equal.
 
         Raises:
             UserError: the checkpoint is damaged or does not fit its configuration.
@@ -190,7 +199,7 @@ class Replay:
         steps = per_epoch if segment.steps is None else min(segment.steps, per_epoch)
         last = (segment.epoch - 1) * per_epoch + steps
         log = _ComparingLog(self.phase, self.recorded, result, distributed.is_main)
-        checkpointer = _ComparingCheckpointer(self.manifests, start, result)
+        checkpointer = _ComparingCheckpointer(self.manifests, result, keep_in)
         give_up = (lambda: result.mismatch is not None) if self.stops_at_difference else (lambda: False)
         with _Until(state, math.inf if steps == per_epoch else last, result, give_up) as stop:  # type: ignore[arg-type]
             train_to = self.config.TRAIN.model_copy(update={"EPOCH": segment.epoch, "SAVE_INTERVAL_S": 0})

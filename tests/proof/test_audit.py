@@ -1,15 +1,11 @@
 """`audit` recomputes: honest runs are confirmed, and no forgery passes, however consistent it is."""
 
-import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from runs import Ended, command, completed, environment, start
+from runs import Ended, environment, start
 
 from proof.forger import Forger
 from seqtrack.checkpoints.side_files import AuditRecord
