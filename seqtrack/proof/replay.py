@@ -28,7 +28,7 @@ from seqtrack.training import build
 from seqtrack.training.checkpointer import Checkpointer
 from seqtrack.training.resume import load_state
 from seqtrack.training.state import TrainState
-from seqtrack.training.train_step import TrainStep
+from seqtrack.training.train_step import NotFiniteError, TrainStep
 from seqtrack.training.trainer import Trainer
 
 TrainingRecord = IntervalRecord | EpochRecord
@@ -203,7 +203,7 @@ class Replay:
         give_up = (lambda: result.mismatch is not None) if self.stops_at_difference else (lambda: False)
         with _Until(state, math.inf if steps == per_epoch else last, result, give_up) as stop:  # type: ignore[arg-type]
             train_to = self.config.TRAIN.model_copy(update={"EPOCH": segment.epoch, "SAVE_INTERVAL_S": 0})
-            Trainer(
+            trainer = Trainer(
                 state,
                 self.config.model_copy(update={"TRAIN": train_to}),
                 loader=self.loader,
@@ -213,7 +213,11 @@ class Replay:
                 distributed=distributed,
                 stop=stop,
                 manifest_fields={},
-            ).run()
+            )
+            try:
+                trainer.run()
+            except NotFiniteError as error:
+                result.found(state.epoch, state.step, "forward (loss)", "finite", error)
             result.stopped = stop.signal_name is not None
         result.steps = state.step - first
         if distributed.is_main and not result.stopped:

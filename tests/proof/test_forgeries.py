@@ -59,11 +59,9 @@ def numbers_in_all_files(numbers: random.Random, run: Path) -> int:
 
 def relabelled(numbers: random.Random, run: Path) -> int:
     forger = Forger(run)
-    key, value = numbers.choice(
-        [("TRAIN.SEED", 7), ("TRAIN.LR", 9e-4), ("TRAIN.WEIGHT_DECAY", 3e-4), ("TRAIN.GRAD_CLIP_NORM", 0.2)]
-        + [("TRAIN.ENCODER_MULTIPLIER", 0.5), ("DATA.MAX_SAMPLE_INTERVAL", 200), ("DATA.SEARCH.CENTER_JITTER", 2.5)]
-    )
-    forger.relabel(key, value)
+    claims = {"TRAIN.SEED": 7, "TRAIN.LR": 9e-4, "TRAIN.WEIGHT_DECAY": 3e-4, "TRAIN.GRAD_CLIP_NORM": 0.2}
+    claims |= {"TRAIN.ENCODER_MULTIPLIER": 0.5, "DATA.MAX_SAMPLE_INTERVAL": 50, "DATA.SEARCH.CENTER_JITTER": 2.5}
+    forger.relabel(*numbers.choice(sorted(claims.items())))
     forger.write()
     return 1
 
@@ -117,8 +115,9 @@ def test_two_hundred_forgeries_are_refused_or_refuted(honest: Path, demo_data: P
         epoch = forge(numbers, run)
         if not (inconsistencies(run) or (forge is copied and copies(run, output / "phase_2"))):
             ended = audit(output, demo_data, "--epochs", "all")
-            found = AuditRecord.model_validate_json((run / "audit.json").read_text())
-            first = next((one.difference for one in found.segments if one.difference is not None), None)
+            text = (run / "audit.json").read_text() if ended.code == 1 else "{}"
+            found = AuditRecord.model_validate_json(text).segments if ended.code == 1 else []
+            first = next((one.difference for one in found if one.difference is not None), None)
             if verdict(ended) != (1, "refuted") or first is None or first.epoch != epoch:
                 passed.append((number, forge.__name__, epoch, first, ended.said[-300:]))
         shutil.rmtree(output)
