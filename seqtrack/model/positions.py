@@ -19,7 +19,7 @@ def sinusoid_1d(length: int, dim: int) -> Tensor:
 def sincos_2d(grid: int, dim: int) -> Tensor:
     """(grid * grid, dim) float32, row-major, as in MAE: half of the channels for the column, half for the row.
 
-    Each half is sin, then cos; `dim` must be a multiple of 4, which `config/rules.py` checks.
+    Each half is sin, then cos; `dim` must be a multiple of 4, which `config/loader.py` checks.
     """
     rate = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * rate

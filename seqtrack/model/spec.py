@@ -1,7 +1,7 @@
 """The sizes and variants of a model.
 
 `ModelSpec` is all that `model/` knows of a configuration; `model_spec` makes it. A configuration that cannot be built
-is refused by `config/rules.py`.
+is refused by `config/loader.py`.
 """
 
 from __future__ import annotations
