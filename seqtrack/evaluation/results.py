@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from seqtrack.checkpoints.side_files import EvaluatedTracker, Scalar
-from seqtrack.data.annotations import Annotation, Boxes, attempt, read_box_archive, read_boxes
+from seqtrack.data.annotations import Annotation, Boxes, attempt, read_archive, read_boxes
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import TOOLKIT, Convention, is_box, mean_scores, score
 
@@ -183,7 +183,7 @@ def _read_tracker(
     source: Path, annotations: Sequence[Annotation], repair: str, problems: list[Problem], notes: list[str]
 ) -> dict[str, Tracks]:
     """A tracker's boxes; appends what forbids scoring them, and notes on how the protocol treats the rest."""
-    archive = attempt(problems, read_box_archive, source) if source.is_file() else None
+    archive = attempt(problems, read_archive, source) if source.is_file() else None
     if source.is_file() and archive is None:
         return {}
     tracks: dict[str, Tracks] = {}
@@ -193,7 +193,7 @@ def _read_tracker(
             rows = attempt(problems, lambda path: read_boxes(path, allow_not_finite=True), Path(place))
         else:
             place = f"{source}[{one.name}]"
-            rows = archive.get(one.name)
+            rows = archive[one.name].boxes_xywh if one.name in archive else None
             if rows is None:
                 problems.append(Problem(f"{place}: this archive holds no boxes of the sequence", "results.sequence"))
         if rows is not None:

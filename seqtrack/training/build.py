@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.checkpoints.side_files import Fingerprint
 from seqtrack.config.schema import Config
-from seqtrack.data.augment import Jitter
+from seqtrack.data.crop import Jitter
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.lasot import draw_classes
 from seqtrack.data.loader import BatchLoader
