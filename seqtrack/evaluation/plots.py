@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
-from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord, Figures
+from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
 from seqtrack.evaluation.metrics import METRICS
 from seqtrack.evaluation.tables import main_tracker
 from seqtrack.plotting import new_axes, save_figure
@@ -75,7 +75,7 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     return [f"{name}.png" for name in figures]
 
 
-def _value(metrics: Figures, name: str = "auc") -> float:
+def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
     return metrics[name] or 0.0
 
 

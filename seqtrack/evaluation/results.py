@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from seqtrack.checkpoints.side_files import EvaluatedTracker, Figures, Scalar
+from seqtrack.checkpoints.side_files import EvaluatedTracker, Scalar
 from seqtrack.data.annotations import Annotation, Boxes, attempt, read_box_archive, read_boxes
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import TOOLKIT, Convention, is_box, mean_scores, score
@@ -71,7 +71,7 @@ def score_tracker(
         scores[one.name] = score(boxes, one.boxes_xywh, ~one.absent, convention=convention)
         classes.setdefault(one.class_name, []).append(one.name)
 
-    def measured(names: Sequence[str]) -> Figures:
+    def measured(names: Sequence[str]) -> dict[str, float | None]:
         seconds = sum(tracks[name].seconds for name in names)
         frames = sum(len(tracks[name].boxes_xywh) - 1 for name in names)
         timed = seconds > 0 and frames > 0
