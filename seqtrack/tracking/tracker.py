@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqtrack.boxes import clip_to_image, search_to_image
+from seqtrack.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from seqtrack.data import Image
 from seqtrack.data.crop import crop_frame
 from seqtrack.device import DTYPES
 from seqtrack.errors import RunError, UserError
-from seqtrack.model.images import IMAGENET_MEAN, IMAGENET_STD, normalise
+from seqtrack.model.images import normalise
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tokens import hann_window, tokens_to_boxes
 

@@ -156,7 +156,7 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
     def initialised() -> SeqTrack:
         model = build_model(spec, seed=config.TRAIN.SEED)
         if spec.pretrain_type != "scratch":
-            load_pretrained(model, spec)
+            load_pretrained(model)
         return model.to(distributed.device)
 
     with explain_out_of_memory("while the model was put on the device", "use a smaller model, or DEVICE=cpu"):
