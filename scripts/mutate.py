@@ -113,7 +113,7 @@ FAULTS = [
     Fault("tests/runtime/test_launcher.py", "a lost peer hides the error that caused it", "_cause",
           "problem.code != PEER_LOST", "True"),
     Fault("tests/data/test_loader.py -k killed_worker", "a worker that died is ignored", "BatchLoader.batches",
-          "raise WorkerDied(..., code=...) from error", "return"),
+          "raise RunError(..., code=...) from error", "return"),
     # --- exit codes
     Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
     Fault(f"{BAD} -k mistake", "a user error exits with 0", "cli:_refuse", "USER_ERROR_EXIT_CODE", "0"),

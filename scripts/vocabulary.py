@@ -93,7 +93,7 @@ def texts() -> Iterator[tuple[str, str]]:
         if path.is_file() and path.suffix in SUFFIXES and not SKIPPED.fullmatch(name):
             yield name, path.read_text(encoding="utf-8")
     sys.path.insert(0, str(ROOT))
-    from seqtrack.commands.docs import parsers  # needs the path above
+    from reference import parsers  # needs the path above
 
     for name, _, parser in parsers():
         yield f"seqtrack {name} --help", parser.format_help()

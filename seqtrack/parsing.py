@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_TEXT_FILE = 256 * 1024 * 1024
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
 
 class ParseError(ValueError):
@@ -44,7 +44,7 @@ def parse_float(text: str) -> float:
     Raises:
         ParseError: anything else, including `nan`, `inf`, `1e999`, `1_000` and hexadecimal.
     """
-    if not _NUMBER.fullmatch(text.strip(" \t")) or not math.isfinite(value := float(text)):
+    if not re.fullmatch(NUMBER, text.strip(" \t")) or not math.isfinite(value := float(text)):
         raise ParseError(f"found {short_repr(text)}, expected a finite number")
     return value
 

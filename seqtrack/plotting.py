@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, list[Axes]]:
+def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, list[Axes]]:
     """A figure with `rows` axes below one another: light grid, no frame on top and right.
 
     Args:
         title: above the axes, or above all of them where there are several.
+        x: label of the horizontal axis; "Epoch" has whole numbers only.
         size: width and height in inches, of 110 pixels each once it is saved.
     """
     from matplotlib.figure import Figure  # here: a training run's first step need not wait until it is loaded
@@ -30,6 +31,9 @@ def new_axes(title: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8
     for one in axes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
+        one.set_xlabel(x)
+        if x == "Epoch":
+            one.locator_params(axis="x", integer=True)
     if rows == 1:
         axes[0].set_title(title)
     else:

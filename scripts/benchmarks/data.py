@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from seqtrack.data import augment, crop
+from seqtrack.data import crop
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.loader import BatchLoader
@@ -148,18 +148,18 @@ def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
         for place, number in enumerate(frames):
             box = clip.boxes_xywh[number]
             jitter = _SPEC.search_jitter if place == 2 else _SPEC.template_jitter
-            around = augment.jitter_box(box, jitter, normal=generator.standard_normal(2), uniform=generator.random(2))
+            around = crop.jitter_box(box, jitter, normal=generator.standard_normal(2), uniform=generator.random(2))
             window = crop.crop_window(around, 4.0)
             path = clip.frame_path(int(number))
             file = timed("read", lambda p=path: FrameFile(p))
             region = crop.covered(window, file.width, file.height)
             pixels, x, y = timed("decode", lambda f=file, r=region: f.region(*r))
             if mirrored:
-                pixels = timed("grey_and_mirror", lambda p=pixels: augment.mirror(p))
+                pixels = timed("grey_and_mirror", lambda p=pixels: crop.mirror(p))
             where = {"place": (x, y), "frame_size": (file.width, file.height)}
             square = timed("cut", lambda p=pixels, w=window, k=where: crop.cut(p, w, **k))
             if grey:
-                square = timed("grey_and_mirror", lambda s=square: augment.to_grey(s))
+                square = timed("grey_and_mirror", lambda s=square: crop.to_grey(s))
             image = timed("resize", lambda s=square: crop.resize(s, 256))
             timed("planes", lambda i=image: [np.empty((3, 256, 256), np.uint8), cv2.split(i)])
     return {name: round(1000 * seconds / samples, 3) for name, seconds in spent.items()}
@@ -180,7 +180,7 @@ def _plain_sample(dataset: TrackingDataset, index: int) -> list[np.ndarray]:
             frame, mask = np.fliplr(frame).copy(), np.fliplr(mask).copy()
         jitter = _SPEC.search_jitter if place == 2 else _SPEC.template_jitter
         box = clip.boxes_xywh[number]
-        around = augment.jitter_box(box, jitter, normal=generator.standard_normal(2), uniform=generator.random(2))
+        around = crop.jitter_box(box, jitter, normal=generator.standard_normal(2), uniform=generator.random(2))
         image, _ = crop.crop_frame(np.asarray(frame, dtype=np.uint8), around, factor=4.0, size=256)
         plane, _ = crop.crop_frame(mask[..., None].astype(np.uint8), around, factor=4.0, size=256)
         images += [image.transpose(2, 0, 1).astype(np.float32) / 255, plane]

@@ -16,7 +16,7 @@ from seqtrack.device import choose_device
 from seqtrack.model.build import build_model
 from seqtrack.model.spec import model_spec
 from seqtrack.runtime.environment import describe_device
-from seqtrack.tracking.settings import tracker_settings
+from seqtrack.tracking.load import tracker_settings
 from seqtrack.tracking.tracker import BatchTracker
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         spent["encoder"] += time.perf_counter() - began.pop()
 
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
-    states = tracker.start([noise], [(290.0, 150.0, 60.0, 60.0)])
+    states = [tracker.start(noise, (290.0, 150.0, 60.0, 60.0))]
     # The tracker may run a copy of the model, so the hooks are global.
     handles = [
         torch.nn.modules.module.register_module_forward_pre_hook(_only(type(model.encoder), before)),

@@ -27,8 +27,7 @@ from seqtrack.data.sources import open_source
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
-from seqtrack.tracking.settings import TrackerSettings
-from seqtrack.tracking.tracker import BatchTracker
+from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
 from seqtrack.training import build
 
 GIB = 2**30
@@ -139,18 +138,17 @@ def tracker(context: Context, check: Check) -> str:
     model = build_model(model_spec(config), seed=1).to(context.device).eval()
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     found = []
-    for name, tf32 in (("fp32", False), ("tf32", True), ("bf16", False)):
+    for name in ("fp32", "tf32", "bf16"):
         for objects in context.pick((1, 16), (1, 2)):
-            follower = BatchTracker(model, TrackerSettings(precision="bf16" if name == "bf16" else "fp32"))
-            states = follower.start([noise] * objects, [(290.0, 150.0, 60.0, 60.0)] * objects)
-            with _switches(tf32):
-                for _ in range(warm):
-                    follower.track(states, [noise] * objects)
-                wait(context)
-                began = time.perf_counter()
-                for _ in range(frames):
-                    follower.track(states, [noise] * objects)
-                wait(context)
+            follower = BatchTracker(model, TrackerSettings(precision=name))
+            states = [follower.start(noise, (290.0, 150.0, 60.0, 60.0)) for _ in range(objects)]
+            for _ in range(warm):
+                follower.track(states, [noise] * objects)
+            wait(context)
+            began = time.perf_counter()
+            for _ in range(frames):
+                follower.track(states, [noise] * objects)
+            wait(context)
             fps = objects * frames / (time.perf_counter() - began)
             check.values[f"{name}/{objects}"] = round(fps, 1)
             found.append(f"{name}/{objects} {fps:.0f}")
@@ -171,7 +169,7 @@ def _golden_tracker(context: Context, check: Check) -> None:
     model = sets.fill(build_empty(model_spec(load_config(facts["config"]))), facts["rule"]).to(context.device)
     settings = TrackerSettings(update_interval=facts["update_interval"], update_threshold=facts["update_threshold"])
     follower = BatchTracker(model, settings)
-    (state,) = follower.start([frames[0]], [box])
+    state = follower.start(frames[0], box)
     wrong = 0
     for index, frame in enumerate(frames[1:]):
         tokens = follower.track([state], [frame])[0].tokens

@@ -11,8 +11,8 @@ from seqtrack.data.check import Report, check_layout
 from seqtrack.data.demo import MARKER, check_demo
 from seqtrack.data.download import data_hub, download_classes
 from seqtrack.data.lasot import find_layout
-from seqtrack.data.prepare import prepare_data
 from seqtrack.data.preview import write_preview
+from seqtrack.data.sources import prepare_data
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
 

@@ -33,13 +33,14 @@ from seqtrack.parsing import split_commas
 from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS
 from seqtrack.runtime.environment import describe_device
 from seqtrack.tracking.load import (
+    check_precision,
     checkpoint_config,
     checkpoint_name,
     checkpoint_source,
     load_model,
     select_checkpoints,
+    tracker_settings,
 )
-from seqtrack.tracking.settings import check_precision, tracker_settings
 
 logger = logging.getLogger(__name__)
 

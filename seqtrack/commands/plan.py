@@ -19,8 +19,7 @@ from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.device import Capability, capability_of, choose_precision, device_plan, is_emulated
 from seqtrack.errors import Problem, UserError
-from seqtrack.model.cost import cost_of
-from seqtrack.model.memory import checkpoint_bytes, training_memory
+from seqtrack.model.cost import cost_of, training_memory
 from seqtrack.model.spec import model_spec
 from seqtrack.parsing import did_you_mean
 
@@ -74,7 +73,7 @@ class Plan:
         self.batch = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
         self.precision = choose_precision(train.AMP, machine.capability)
         self.stores_scores = is_emulated(self.precision, machine.capability)
-        self.checkpoint_bytes = checkpoint_bytes(self.spec)
+        self.checkpoint_bytes = cost_of(self.spec).checkpoint_bytes
         self.memory = self.tensors(self.batch, self.spec.use_checkpoint)
         self.memory_needed = self.needed(self.batch, self.spec.use_checkpoint)
         self.host_memory_needed = _PROCESS_BYTES["cpu"] * machine.processes + self.checkpoint_bytes

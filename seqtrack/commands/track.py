@@ -20,10 +20,15 @@ from seqtrack.errors import STOPPED_EXIT_CODE, UserError
 from seqtrack.parsing import ParseError, parse_float
 from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.stop import StopRequest
-from seqtrack.tracking.load import checkpoint_source, load_model, select_checkpoints
-from seqtrack.tracking.settings import check_precision, tracker_settings
+from seqtrack.tracking.load import (
+    check_precision,
+    checkpoint_source,
+    load_model,
+    select_checkpoints,
+    tracker_settings,
+)
 from seqtrack.tracking.tracker import BatchTracker
-from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, VideoWriter, draw_box, open_frames
+from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, draw_box, open_frames, video_writer
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +123,7 @@ def _track(
         )
     box = _numbers("--box", args.box, 4)
     tracker, conditions = _load_tracker(args, environment)
-    states = tracker.start([first], [box])
+    state = tracker.start(first, box)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,19 +131,19 @@ def _track(
     boxes, seconds = [np.asarray(box, dtype=np.float64)], 0.0
     total = min(source.count or args.frames or 0, args.frames or source.count or 0) or None
     with (
-        contextlib.nullcontext() if args.no_video else VideoWriter(target, fps=source.fps, size=size) as video,
+        contextlib.nullcontext() if args.no_video else video_writer(target, fps=source.fps, size=size) as write,
         tqdm(total=total, initial=1, unit="frame", disable=None) as bar,
     ):
-        if video is not None:
-            video.write(draw_box(first, box, "given"))
+        if write is not None:
+            write(draw_box(first, box, "given"))
         while not stop.is_set and len(boxes) != args.frames and (image := next(frames, None)) is not None:
             begun = time.perf_counter()
-            (found,) = tracker.track(states, [image])
+            (found,) = tracker.track([state], [image])
             taken = time.perf_counter() - begun
             seconds += taken
             boxes.append(found.box_xywh)
-            if video is not None:
+            if write is not None:
                 caption = f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"
-                video.write(draw_box(image, found.box_xywh.tolist(), caption))
+                write(draw_box(image, found.box_xywh.tolist(), caption))
             bar.update()
     return np.stack(boxes), (len(boxes) - 1) / seconds if seconds else None, conditions

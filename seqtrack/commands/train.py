@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from seqtrack.config.environment import read_environment, read_token
-from seqtrack.data.prepare import prepare_data
+from seqtrack.data.sources import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
 from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, Launch, launch, leave_ending

@@ -1,14 +1,15 @@
 """Load, write, digest and compare experiments.
 
 A YAML file, environment variables and `KEY VALUE` pairs are read as texts with the location of each key. Every text is
-validated by itself, so that all problems are reported with their location; a yacs node merges them.
+validated by itself, so that all problems are reported with their location; a yacs node merges them; rules check what
+concerns several keys.
 """
 
 import functools
 import hashlib
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,10 @@ import yaml
 from pydantic import ValidationError
 from yacs.config import CfgNode
 
-from seqtrack.config.fields import expected, must_match
-from seqtrack.config.rules import contradictions
-from seqtrack.config.schema import ADDED_KEYS, IGNORED_KEYS, KEYS, REMOVED_KEYS, SECTIONS, Config
+from seqtrack.config.fields import expected, fact
+from seqtrack.config.schema import IGNORED_KEYS, KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import ParseError, did_you_mean, read_text, short_repr
+from seqtrack.parsing import did_you_mean, read_text, short_repr
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The text of a key, or list of texts, and where it was given."""
+    """The text of a key, or list of texts, and where it was given; {} for a section of YAML."""
 
     key: str
     text: Any
@@ -58,10 +58,7 @@ def is_file_name(name_or_path: str) -> bool:
 
 
 def load_config(
-    name_or_path: str,
-    *,
-    variables: Sequence[tuple[str, str, str]] = (),
-    overrides: Sequence[tuple[str, str]] = (),
+    name_or_path: str, *, variables: Sequence[tuple[str, str, str]] = (), overrides: Sequence[tuple[str, str]] = ()
 ) -> Config:
     """Load an experiment and validate it.
 
@@ -74,15 +71,9 @@ def load_config(
         UserError: every problem of the file, the variables and the pairs, and every violated rule.
     """
     problems: list[Problem] = []
-    given = _read_file(name_or_path, problems)
+    given = _known(_read_file(name_or_path, problems), problems)
     given += [_Given(key, text, f"environment variable {variable}") for variable, key, text in variables]
-    for number, (key, text) in enumerate(overrides):
-        if key in (one for one, _ in overrides[:number]):
-            problems.append(_problem("duplicate_key", key, "OVERRIDES", "given twice; remove one"))
-        elif key in KEYS:
-            given.append(_Given(key, text.strip(), "OVERRIDES"))
-        elif key not in IGNORED_KEYS:
-            problems.append(_no_such_key(key, "OVERRIDES"))
+    given += _known([_Given(key, text.strip(), "OVERRIDES") for key, text in overrides], problems)
     return _merge(given, problems)
 
 
@@ -93,7 +84,7 @@ def config_from_text(text: str, name: str) -> Config:
         UserError: as `load_config`.
     """
     problems: list[Problem] = []
-    return _merge(_read_yaml(text, name, problems), problems)
+    return _merge(_known(_read_yaml(text, name, problems), problems), problems)
 
 
 def dump_config(config: Config) -> str:
@@ -109,52 +100,36 @@ def flat_values(config: Config) -> dict[str, Value]:
 
 def config_digest(config: Config) -> str:
     """sha256 of the keys that a resumed run must match; not of workers, log interval and the like."""
-    values = {
-        key: value
-        for key, value in flat_values(config).items()
-        if must_match(KEYS[key]) and not (key in ADDED_KEYS and value == KEYS[key].default)
-    }
-    text = json.dumps(values | REMOVED_KEYS, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    values = {key: value for key, value in flat_values(config).items() if fact(KEYS[key], "must_match")}
+    values["TRAIN.SAMPLING"] = "stateless"  # a key that no longer exists, with its only value
+    if not config.TRAIN.TF32:  # a key added later; older experiments keep their digest
+        del values["TRAIN.TF32"]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def compare_configs(a: Config, b: Config) -> list[Difference]:
     """Every key in which two configurations differ, in the schema's order."""
-    right = flat_values(b)
-    return [
-        Difference(key, value, right[key], must_match(KEYS[key]))
-        for key, value in flat_values(a).items()
-        if value != right[key]
-    ]
+    pairs = zip(KEYS, flat_values(a).values(), flat_values(b).values(), strict=True)
+    return [Difference(key, one, other, fact(KEYS[key], "must_match")) for key, one, other in pairs if one != other]
 
 
-def _problem(code: str, key: str, where: str, text: str) -> Problem:
-    shown = key if key.isprintable() and 0 < len(key) <= 60 else short_repr(key)
-    return Problem(f"{shown} ({where}): {text}", f"config.{code}")
-
-
-def _no_such_key(key: str, where: str) -> Problem:
-    if key in SECTIONS:
-        return _problem("not_a_section", key, where, "a section; name one of its keys")
-    return _problem("unknown_key", key, where, f"no such key{did_you_mean(key, [*KEYS, *SECTIONS])}")
-
-
-def _read_file(name_or_path: str, problems: list[Problem]) -> list[_Given]:
-    name = name_or_path if is_file_name(name_or_path) else f"{name_or_path}.yaml"
+def _read_file(name_or_path: str, problems: list[Problem]) -> Iterable[_Given]:
     known = experiment_names()
-    if name == name_or_path or name_or_path in known:
-        try:
-            return _read_yaml(read_text(Path(name) if name == name_or_path else EXPERIMENTS / name), name, problems)
-        except (OSError, ParseError, ValueError) as error:  # ValueError: a NUL character in the path
-            text = f"{name!r}: cannot be read: {getattr(error, 'strerror', None) or error}"
-            problems.append(Problem(text, "config.unreadable"))
-            return []
-    hint = did_you_mean(name_or_path, known) or f"; there are {', '.join(known)}, or give a path ending in .yaml"
-    problems.append(Problem(f"{short_repr(name_or_path)}: no such experiment{hint}", "config.unknown_experiment"))
-    return []
+    if not is_file_name(name_or_path) and name_or_path not in known:
+        hint = did_you_mean(name_or_path, known) or f"; there are {', '.join(known)}, or give a path ending in .yaml"
+        problems.append(Problem(f"{short_repr(name_or_path)}: no such experiment{hint}", "config.unknown_experiment"))
+        return []
+    path = Path(name_or_path) if is_file_name(name_or_path) else EXPERIMENTS / f"{name_or_path}.yaml"
+    try:
+        return _read_yaml(read_text(path), name_or_path, problems)
+    except (OSError, ValueError) as error:  # ValueError: not a text, or a NUL character in the path
+        reason = getattr(error, "strerror", None) or error
+        problems.append(Problem(f"{name_or_path!r}: cannot be read: {reason}", "config.unreadable"))
+        return []
 
 
-def _read_yaml(text: str, name: str, problems: list[Problem]) -> list[_Given]:
+def _read_yaml(text: str, name: str, problems: list[Problem]) -> Iterable[_Given]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
@@ -168,28 +143,16 @@ def _read_yaml(text: str, name: str, problems: list[Problem]) -> list[_Given]:
         text = f"{name}: found {'no mapping' if root else 'an empty file'}, expected `KEY: value` lines"
         problems.append(Problem(f"{text} below MODEL, TRAIN, DATA, TEST", "config.not_a_mapping"))
         return []
-    return _read_section(root, "", name, problems)
+    return _entries(root, "", name)
 
 
-def _read_section(node: yaml.MappingNode, section: str, name: str, problems: list[Problem]) -> list[_Given]:
-    given: list[_Given] = []
-    lines: dict[str, int] = {}
+def _entries(node: yaml.MappingNode, section: str, name: str) -> Iterator[_Given]:
+    """Every section and key, in the file's order."""
     for key_node, value in node.value:
-        line = key_node.start_mark.line + 1
-        key, where = f"{section}{_plain(key_node)}", f"{name} line {line}"
-        if key in lines:
-            problems.append(_problem("duplicate_key", key, where, f"given twice, first in line {lines[key]}"))
-        elif key in SECTIONS and isinstance(value, yaml.MappingNode):
-            given += _read_section(value, f"{key}.", name, problems)
-        elif key in SECTIONS:
-            text = f"found {_found(_plain(value))}, expected a section with keys below it"
-            problems.append(_problem("not_a_section", key, where, text))
-        elif key in KEYS:
-            given.append(_Given(key, _plain(value), where))
-        elif key not in IGNORED_KEYS:
-            problems.append(_no_such_key(key, where))
-        lines.setdefault(key, line)
-    return given
+        key = f"{section}{_plain(key_node)}"
+        yield _Given(key, _plain(value), f"{name} line {key_node.start_mark.line + 1}")
+        if key in SECTIONS and isinstance(value, yaml.MappingNode):
+            yield from _entries(value, f"{key}.", name)
 
 
 def _plain(node: yaml.Node, *, nested: bool = False) -> Any:
@@ -205,44 +168,107 @@ def _plain(node: yaml.Node, *, nested: bool = False) -> Any:
     return {}
 
 
+def _known(entries: Iterable[_Given], problems: list[Problem]) -> list[_Given]:
+    """Those whose key exists, is no section, and occurs once."""
+    given: list[_Given] = []
+    first: dict[str, str] = {}
+    for one in entries:
+        if one.key in first:
+            problems.append(_problem(one, "duplicate_key", f"given twice, first in {first[one.key]}"))
+        elif one.key in SECTIONS and one.text != {}:
+            problems.append(
+                _problem(one, "not_a_section", f"found {_found(one.text)}, expected keys below this section")
+            )
+        elif one.key in KEYS:
+            given.append(one)
+        elif one.key not in SECTIONS | IGNORED_KEYS:
+            hint = did_you_mean(one.key, [*KEYS, *SECTIONS])
+            problems.append(_problem(one, "unknown_key", f"no such key{hint}"))
+        first.setdefault(one.key, one.where)
+    return given
+
+
 def _merge(given: Sequence[_Given], problems: list[Problem]) -> Config:
     node = CfgNode(Config().model_dump())
     invalid = set()
     for one in given:
-        refusal = _refusal(one)
-        if refusal is not None:
-            problems.append(refusal)
-            invalid.add(one.key)
-            continue
         *sections, last = one.key.split(".")
-        functools.reduce(operator.getitem, sections, node)[last] = one.text
+        tree = {last: one.text}
+        for section in reversed(sections):
+            tree = {section: tree}
+        try:
+            Config.model_validate(tree)
+            functools.reduce(operator.getitem, sections, node)[last] = one.text
+        except ValidationError:
+            invalid.add(one.key)
+            wanted = expected(KEYS[one.key].annotation, KEYS[one.key].metadata)
+            hint = did_you_mean(str(one.text), wanted.removeprefix("one of ").split(", "))
+            problems.append(_problem(one, "invalid_value", f"found {_found(one.text)}, expected {wanted}{hint}"))
     node.freeze()
     config = Config.model_validate(node)
-    for text in contradictions(config):
-        if not any(key in text for key in invalid):
-            problems.append(Problem(text, "config.rule"))
+    broken = [text for text in contradictions(config) if not any(key in text for key in invalid)]
+    problems += [Problem(text, "config.rule") for text in broken]
     if problems:
         raise UserError(problems)
     return config
 
 
-def _refusal(given: _Given) -> Problem | None:
-    """The problem of one value by itself."""
-    key, tree = given.key, given.text
-    for part in reversed(key.split(".")):
-        tree = {part: tree}
-    try:
-        Config.model_validate(tree)
-        return None
-    except ValidationError:
-        wanted = expected(KEYS[key])
-    text = f"found {_found(given.text)}, expected {wanted}"
-    if isinstance(given.text, str):
-        text += did_you_mean(given.text, wanted.removeprefix("one of ").split(", "))
-    if key == "MODEL.ENCODER.PRETRAIN_TYPE" and set("/.") & set(str(given.text)):
-        text += "; training cannot start from a checkpoint, only resume one in its OUTPUT_DIR"
-    return _problem("invalid_value", key, given.where, text)
+def _problem(given: _Given, code: str, text: str) -> Problem:
+    shown = given.key if given.key.isprintable() and 0 < len(given.key) <= 60 else short_repr(given.key)
+    return Problem(f"{shown} ({given.where}): {text}", f"config.{code}")
 
 
 def _found(value: Any) -> str:
     return {"None": "nothing", "{}": "a mapping"}.get(str(value)) or short_repr(value)
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """Combinations of valid values for which a configuration is refused.
+
+    A text names every key that its rule reads in full, so that rules about a key that is invalid anyway are left out.
+    """
+    encoder, train, data, test = config.MODEL.ENCODER, config.TRAIN, config.DATA, config.TEST
+    for trained_key, trained, tested_key, tested in (
+        ("DATA.TEMPLATE.NUMBER", data.TEMPLATE.NUMBER, "TEST.NUM_TEMPLATES", test.NUM_TEMPLATES),
+        ("DATA.SEARCH.SIZE", data.SEARCH.SIZE, "TEST.SEARCH_SIZE", test.SEARCH_SIZE),
+        ("DATA.TEMPLATE.SIZE", data.TEMPLATE.SIZE, "TEST.TEMPLATE_SIZE", test.TEMPLATE_SIZE),
+    ):
+        if trained != tested:
+            yield f"{trained_key} is {trained} and {tested_key} is {tested}; the model takes one only: set both"
+    for key, size in (("DATA.SEARCH.SIZE", data.SEARCH.SIZE), ("DATA.TEMPLATE.SIZE", data.TEMPLATE.SIZE)):
+        if size % encoder.PATCH_SIZE:
+            text = f"{key} is {size}, which is not a multiple of MODEL.ENCODER.PATCH_SIZE, {encoder.PATCH_SIZE}"
+            yield f"{text}; the next one is {size + -size % encoder.PATCH_SIZE}"
+    custom = encoder.TYPE == "vit_custom"
+    for name in ("EMBED_DIM", "DEPTH", "NUM_HEADS"):
+        if custom == (getattr(encoder, name) == 0):
+            wanted = "give a number above 0" if custom else "use vit_custom or leave 0"
+            yield f"MODEL.ENCODER.{name} is {getattr(encoder, name)} with MODEL.ENCODER.TYPE {encoder.TYPE}; {wanted}"
+    if custom and encoder.PRETRAIN_TYPE != "scratch":
+        text = f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}"
+        yield f"{text}, but MODEL.ENCODER.TYPE vit_custom has no published weights; use scratch"
+    if encoder.NUM_HEADS and encoder.EMBED_DIM % encoder.NUM_HEADS:
+        text = f"MODEL.ENCODER.EMBED_DIM {encoder.EMBED_DIM} is not a multiple of MODEL.ENCODER.NUM_HEADS"
+        yield f"{text} {encoder.NUM_HEADS}"
+    if encoder.POS_INIT == "sincos2d" and encoder.EMBED_DIM % 4:
+        yield f"MODEL.ENCODER.EMBED_DIM is {encoder.EMBED_DIM}; MODEL.ENCODER.POS_INIT sincos2d needs a multiple of 4"
+    width, heads = config.MODEL.HIDDEN_DIM, config.MODEL.DECODER.NHEADS
+    if width % heads or width % 2:
+        yield f"MODEL.HIDDEN_DIM is {width}; it must be even and a multiple of MODEL.DECODER.NHEADS ({heads})"
+    names, ratios = data.TRAIN.DATASETS_NAME, data.TRAIN.DATASETS_RATIO
+    if not names or len(names) != len(ratios) or not sum(ratios):
+        text = f"DATA.TRAIN.DATASETS_NAME has {len(names)} names and DATA.TRAIN.DATASETS_RATIO is {list(ratios)}"
+        yield f"{text}; expected one number per name, and one above 0"
+    for key, words in (("DATA.TRAIN.DATASETS_NAME", names), ("DATA.CLASSES", data.CLASSES)):
+        if len(set(words)) != len(words):
+            yield f"{key} contains {', '.join(sorted({one for one in words if words.count(one) > 1}))} more than once"
+    if data.RANDOM_CLASSES and not data.CLASSES:
+        yield "DATA.RANDOM_CLASSES adds classes at random, but DATA.CLASSES is empty, which takes all of them already"
+    milestones = list(train.SCHEDULER.MILESTONES)
+    if milestones != sorted(set(milestones)):
+        yield f"TRAIN.SCHEDULER.MILESTONES {milestones} must ascend"
+    if train.SCHEDULER.TYPE == "mstep" and not milestones:
+        yield "TRAIN.SCHEDULER.TYPE is mstep, but TRAIN.SCHEDULER.MILESTONES is empty"
+    if train.ACCUMULATION_STEPS > train.BATCH_SIZE:
+        text = f"TRAIN.ACCUMULATION_STEPS is {train.ACCUMULATION_STEPS}"
+        yield f"{text}, but TRAIN.BATCH_SIZE has only {train.BATCH_SIZE} samples"

@@ -5,7 +5,8 @@ generated from this file.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
@@ -14,6 +15,7 @@ from seqtrack.config.fields import Name, Settings, setting
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Positive = Annotated[int, Ge(1)]
 
 
 class Encoder(Settings):
@@ -24,14 +26,9 @@ class Encoder(Settings):
     EMBED_DIM: int = setting(0, "width; only with vit_custom, otherwise 0", ge=0, le=8192)
     DEPTH: int = setting(0, "blocks; only with vit_custom, otherwise 0", ge=0, le=256)
     NUM_HEADS: int = setting(0, "attention heads; only with vit_custom, otherwise 0", ge=0, le=256)
-    POS_INIT: Literal["trunc_normal", "sincos2d"] = setting(
-        "trunc_normal",
-        "initial position embeddings without pretraining",
-    )
+    POS_INIT: Literal["trunc_normal", "sincos2d"] = setting("trunc_normal", "initial positions without pretraining")
     DROP_PATH: float = setting(0.0, "stochastic depth: rate of dropped residual branches", ge=0, le=0.99)
-    PRETRAIN_TYPE: Literal["mae", "default", "scratch"] = setting(
-        "mae", "the encoder's pretrained weights; scratch: none"
-    )
+    PRETRAIN_TYPE: Literal["mae", "default", "scratch"] = setting("mae", "pretrained weights; scratch: none")
     USE_CHECKPOINT: bool = setting(False, "activation checkpointing: less memory, more time")
 
 
@@ -59,11 +56,10 @@ class Scheduler(Settings):
     """TRAIN.SCHEDULER: the learning rate as a function of epoch or step."""
 
     TYPE: Literal["step", "mstep", "cosine"] = setting(
-        "step",
-        "step: drops every LR_DROP_EPOCH epochs; mstep: at MILESTONES; cosine: decays with every step",
+        "step", "step: drops every LR_DROP_EPOCH epochs; mstep: at MILESTONES; cosine: decays with every step"
     )
     DECAY_RATE: float = setting(0.1, "factor of each drop (step)", gt=0, le=1)
-    MILESTONES: tuple[Annotated[int, Ge(1)], ...] = setting((), "epochs after which the rate drops, ascending (mstep)")
+    MILESTONES: tuple[Positive, ...] = setting((), "epochs after which the rate drops, ascending (mstep)")
     GAMMA: float = setting(0.1, "factor of each drop (mstep)", gt=0, le=1)
     WARMUP_STEPS: int = setting(0, "optimizer steps of linear warmup, with any TYPE", ge=0)
     FINAL_RATIO: float = setting(0.0, "final rate as a fraction of LR (cosine)", ge=0, le=1)
@@ -81,9 +77,7 @@ class Train(Settings):
     BATCH_SIZE: int = setting(8, "samples per optimizer step over all processes (the authors' is per GPU)", ge=1)
     ACCUMULATION_STEPS: int = setting(1, "gradient accumulation: parts in which a batch is computed", ge=1, le=4096)
     NUM_WORKER: Annotated[int, Ge(0)] | Literal["auto"] = setting(
-        "auto",
-        "data loading processes; 0: in the trainer, auto: one per core, at most 12",
-        must_match=False,
+        "auto", "data loading processes; 0: in the trainer, auto: one per core, at most 12", must_match=False
     )
     OPTIMIZER: Literal["ADAMW"] = setting("ADAMW", "the optimizer")
     FREEZE_ENCODER: bool = setting(False, "train only the decoder and the parameters of ENCODER_OPEN")
@@ -92,7 +86,7 @@ class Train(Settings):
     PRINT_INTERVAL: int = setting(50, "samples between two log lines", ge=1, must_match=False)
     GRAD_CLIP_NORM: float = setting(0.1, "maximum L2 norm of the gradient; 0 does not clip", ge=0)
     AMP: Literal["auto", "off", "bf16", "fp16"] = setting(
-        "auto", "precision of the step; auto: bf16 or fp16 where the hardware has it, else off"
+        "auto", "precision; auto: bf16 or fp16 if supported, else off"
     )
     TF32: bool = setting(False, "TF32 matrix products on GPUs: faster, with a 10-bit mantissa")
     COMPILE: bool = setting(False, "torch.compile; a resumed run may differ in its last digits")
@@ -110,21 +104,7 @@ class DataTrain(Settings):
 
     DATASETS_NAME: tuple[Name, ...] = setting(("LASOT", "GOT10K_vottrain"), "data sets")
     DATASETS_RATIO: tuple[Annotated[float, Ge(0)], ...] = setting((1.0, 1.0), "sampling weight of each data set")
-    SAMPLE_PER_EPOCH: Annotated[int, Ge(1)] | Literal["auto"] = setting(
-        60000, "samples per epoch; auto: frames / frames per sample"
-    )
-
-
-class Search(Settings):
-    """DATA.SEARCH: the search region."""
-
-    NUMBER: Literal[1] = setting(1, "search regions per sample")
-    SIZE: int = setting(256, "side in pixels", ge=1, le=4096)
-    FACTOR: float = setting(4.0, "side of the crop as a multiple of sqrt(w*h)", gt=0, le=100)
-    CENTER_JITTER: float = setting(3.5, "jitter of the crop's centre in training, in sqrt(w*h)", ge=0, le=100)
-    SCALE_JITTER: float = setting(
-        0.5, "standard deviation of the logarithm of the crop's size in training", ge=0, le=10
-    )
+    SAMPLE_PER_EPOCH: Positive | Literal["auto"] = setting(60000, "samples per epoch; auto: frames / frames per sample")
 
 
 class Template(Settings):
@@ -134,9 +114,15 @@ class Template(Settings):
     SIZE: int = setting(256, "side in pixels", ge=1, le=4096)
     FACTOR: float = setting(4.0, "side of the crop as a multiple of sqrt(w*h)", gt=0, le=100)
     CENTER_JITTER: float = setting(0.0, "jitter of the crop's centre in training, in sqrt(w*h)", ge=0, le=100)
-    SCALE_JITTER: float = setting(
-        0.0, "standard deviation of the logarithm of the crop's size in training", ge=0, le=10
-    )
+    SCALE_JITTER: float = setting(0.0, "standard deviation of the log of the crop's size in training", ge=0, le=10)
+
+
+class Search(Template):
+    """DATA.SEARCH: the search region."""
+
+    NUMBER: Literal[1] = setting(1, "search regions per sample")
+    CENTER_JITTER: float = setting(3.5, "jitter of the crop's centre in training, in sqrt(w*h)", ge=0, le=100)
+    SCALE_JITTER: float = setting(0.5, "standard deviation of the log of the crop's size in training", ge=0, le=10)
 
 
 class Data(Settings):
@@ -153,20 +139,15 @@ class Data(Settings):
     MAX_SAMPLE_INTERVAL: int = setting(200, "maximum distance in frames from the base frame of a sample", ge=1)
     SAMPLER_MODE: Literal["order", "causal"] = setting("order", "the authors' frame sampling mode")
     SEQ_FORMAT: Literal["xywh", "whxy", "corner"] = setting(
-        "xywh",
-        "order of the coordinate tokens: xywh is cx, cy, w, h; whxy is w, h, cx, cy; corner is x0, y0, x1, y1",
+        "xywh", "order of the coordinate tokens: xywh is cx, cy, w, h; whxy is w, h, cx, cy; corner is x0, y0, x1, y1"
     )
     TRAIN: DataTrain = DataTrain()
     SEARCH: Search = Search()
     TEMPLATE: Template = Template()
 
 
-def _interval(default: int) -> Any:
-    return setting(default, "frames between two updates of the template", ge=1, must_match=False)
-
-
-def _threshold(default: float) -> Any:
-    return setting(default, "score above which the template is updated, from 0 to 40", ge=0, le=40, must_match=False)
+_interval = partial(setting, meaning="frames between two updates of the template", ge=1, must_match=False)
+_threshold = partial(setting, meaning="score above which it is updated, from 0 to 40", ge=0, le=40, must_match=False)
 
 
 class UpdateIntervals(Settings):
@@ -219,11 +200,6 @@ class Config(Settings):
 
 # Keys of the authors' files that nothing reads, there or here; accepted with any value and dropped.
 IGNORED_KEYS = frozenset({"MODEL.ENCODER.STRIDE", "DATA.LOADER", "TEST.EPOCH"})
-
-# Keys added later; at their default they are not part of the digest, so that older experiments keep theirs.
-ADDED_KEYS = frozenset({"TRAIN.TF32"})
-# Keys that no longer exist; the digest keeps their only value, so that older experiments keep theirs.
-REMOVED_KEYS = {"TRAIN.SAMPLING": "stateless"}
 
 
 def _walk(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

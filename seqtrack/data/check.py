@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.data.annotations import attempt, class_of
+from seqtrack.data.annotations import attempt, class_of, first_problems
 from seqtrack.data.decode import FrameFile, check_frames
 from seqtrack.data.frames import scan_frames
 from seqtrack.data.lasot import SPLITS, Layout
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
-
-_MAX_SHOWN_PER_SEQUENCE = 20
 
 
 @dataclass
@@ -23,17 +21,15 @@ class Row:
 
     Attributes:
         sequences, sequences_expected: found on the disk, and named by the split.
-        frames_expected: rows of the annotation files.
-        frames_found: frame files.
-        boxes: rows whose box has an area.
-        absent: rows with the target occluded or out of view.
+        frames_expected, frames_found: rows of the annotation files, and frame files.
+        boxes, absent: rows whose box has an area, and rows with the target occluded or out of view.
         bytes_: of all frame files.
     """
 
     class_name: str
     split: str
-    sequences: int = 0
-    sequences_expected: int = 0
+    sequences: int
+    sequences_expected: int
     frames_expected: int = 0
     frames_found: int = 0
     boxes: int = 0
@@ -43,18 +39,11 @@ class Row:
 
 @dataclass
 class Report:
-    """Result of a check.
-
-    Attributes:
-        rows: by class and split.
-        problems: training refuses this, or must not be trusted with it.
-        notes: worth knowing, and no obstacle to training.
-        decoded: number of frames that were decoded.
-    """
+    """Result of a check: training refuses, or must not be trusted with, `problems`; `notes` are no obstacle."""
 
     root: str
     rows: list[Row] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     decoded: int = 0
 
@@ -77,10 +66,9 @@ def check_layout(layout: Layout, *, classes: tuple[str, ...] = (), decode: bool 
         for split in SPLITS:
             names = [name for name in layout.lists[split] if class_of(name) == class_name]
             here = [name for name in names if name in layout.folders]
-            row = Row(class_name, split, sequences=len(here), sequences_expected=len(names))
-            report.rows.append(row)
+            report.rows.append(Row(class_name, split, len(here), len(names)))
             for name in here:
-                _check_sequence(layout.folders[name], row, report, decode=decode)
+                report.problems += _check_sequence(layout.folders[name], report, decode=decode)
             if gone := [name for name in names if name not in layout.folders]:
                 report.notes.append(f"{class_name}: {split} sequences that are missing: {', '.join(gone)}")
             unused.difference_update(names)
@@ -89,37 +77,35 @@ def check_layout(layout: Layout, *, classes: tuple[str, ...] = (), decode: bool 
     return report
 
 
-def _check_sequence(folder: Path, row: Row, report: Report, *, decode: bool) -> None:
-    found: list[Problem] = []
-    sequence = attempt(found, read_sequence, folder, row.class_name)
-    problems: list[str] = [*found]
+def _check_sequence(folder: Path, report: Report, *, decode: bool) -> list[Problem]:
+    """The first problems of a sequence; counts are added to the report's last row."""
+    row, problems = report.rows[-1], list[Problem]()
+    sequence = attempt(problems, read_sequence, folder, row.class_name)
     frames = attempt([], scan_frames, folder / "img")  # its problems are among the sequence's
     paths = frames.paths if frames else []
     if frames:
         row.frames_found += len(paths)
         row.bytes_ += sum(frames.sizes)
-    if frames and frames.left_out:
-        report.notes.append(f"{folder.name}: {len(frames.left_out)} entries in img are not frames: {frames.left_out}")
+        if frames.left_out:
+            left_out = f"{len(frames.left_out)} entries in img are not frames: {frames.left_out}"
+            report.notes.append(f"{folder.name}: {left_out}")
     if sequence is not None:
         row.frames_expected += sequence.num_frames
         row.boxes += int((sequence.boxes_xywh[:, 2:] > 0).all(axis=1).sum())
         row.absent += int(sequence.absent.sum())
-        if sequence.missing.any():
-            numbers = (np.flatnonzero(sequence.missing) + 1).tolist()
-            problems.append(f"{folder}: {len(numbers)} frame files are missing, and not sampled: {numbers}")
+        if missing := (np.flatnonzero(sequence.missing) + 1).tolist():
+            text = f"{folder}: {len(missing)} frame files are missing, and not sampled: {missing}"
+            problems.append(Problem(text, "data.frame_count"))
     if decode:
         report.decoded += len(paths)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems += filter(None, pool.map(lambda path: _decode(path, sequence), paths))
     else:
         problems += check_frames(paths)
-    if len(problems) > _MAX_SHOWN_PER_SEQUENCE:
-        more = len(problems) - _MAX_SHOWN_PER_SEQUENCE
-        problems[_MAX_SHOWN_PER_SEQUENCE:] = [f"{folder}: {more} more problems"]
-    report.problems += problems
+    return first_problems(problems)
 
 
-def _decode(path: Path, sequence: Sequence | None) -> str | None:
+def _decode(path: Path, sequence: Sequence | None) -> Problem | None:
     """What is wrong with a frame: it is damaged, or the box of a visible target lies outside it."""
     try:
         file = FrameFile(path)
@@ -127,9 +113,11 @@ def _decode(path: Path, sequence: Sequence | None) -> str | None:
     except UserError as error:
         return error.problems[0]
     row = int(path.stem) - 1 if sequence is not None else 0
-    if sequence is None or not sequence.visible[row]:
-        return None
-    x, y, w, h = sequence.boxes_xywh[row]
-    if x < file.width and y < file.height and x + w > 0 and y + h > 0:
-        return None
-    return f"{path}: the frame of {file.width} x {file.height} pixels does not hold the box of the visible target"
+    if sequence is not None and sequence.visible[row]:
+        x, y, w, h = sequence.boxes_xywh[row]
+        if not (x < file.width and y < file.height and x + w > 0 and y + h > 0):
+            size = f"{file.width} x {file.height}"
+            return Problem(
+                f"{path}: the frame of {size} pixels does not hold the box of the visible target", "data.box"
+            )
+    return None

@@ -13,19 +13,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data import Image, augment, crop
-from seqtrack.data.augment import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
+from seqtrack.data import Image, crop
+from seqtrack.data.crop import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
 from seqtrack.data.decode import FrameFile, check_frames
-from seqtrack.data.sampling import Mode, draw_frames, why_unusable
+from seqtrack.data.sampling import Mode, draw_frames
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source
-from seqtrack.errors import Problem, UserError
+from seqtrack.errors import UserError
 from seqtrack.seeding import sample_generator
 
 _log = logging.getLogger(__name__)
-# Half a million files cost half a minute; all of LaSOT would cost minutes at each start.
-_VERIFY_UP_TO = 500_000
-_MAX_SHOWN = 1000
+_VERIFY_UP_TO = 500_000  # these cost half a minute; all of LaSOT would cost minutes at each start
+_SHORTEST_SEQUENCE = 20  # frames
 
 
 @dataclass(frozen=True)
@@ -90,28 +89,24 @@ class TrackingDataset:
         self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
         # Of each source: the sequences that are sampled, and the numbers of their visible frames.
         self._sequences: list[list[tuple[Sequence, NDArray[np.int64]]]] = []
+        needed = 2 * (spec.num_templates + 1) + 1
         for source in sources:
             kept: list[tuple[Sequence, NDArray[np.int64]]] = []
             for one in source.sequences:
-                reason = why_unusable(one, spec.num_templates + 1)
-                if reason is None:
-                    kept.append((one, np.flatnonzero(one.visible)))
+                visible = np.flatnonzero(one.visible)
+                if one.num_frames >= _SHORTEST_SEQUENCE and len(visible) >= needed:
+                    kept.append((one, visible))
                 else:
+                    found = f"{one.num_frames} frames, and the target is visible in {len(visible)}"
+                    reason = f"{found}; {_SHORTEST_SEQUENCE} and {needed} are needed"
                     _log.warning("%s: sequence %s is left out: %s", source.name, one.name, reason)
             if not kept:
                 text = f"{source.name}: none of its {len(source.sequences)} sequences can be sampled"
                 raise UserError(text, "data.no_usable_sequence")
             self._sequences.append(kept)
-        self._verify(verify_up_to)
-
-    def _verify(self, at_most: int) -> None:
         frames = [(one, int(index)) for kept in self._sequences for one, visible in kept for index in visible]
-        is_checked = len(frames) <= at_most
-        problems = check_frames(one.frame_path(index) for one, index in frames) if is_checked else []
-        if len(problems) > _MAX_SHOWN:
-            more = f"{len(problems) - _MAX_SHOWN} more frame files cannot be used"
-            problems[_MAX_SHOWN:] = [Problem(more, "data.frame")]
-        if problems:
+        is_checked = len(frames) <= verify_up_to
+        if is_checked and (problems := check_frames(one.frame_path(index) for one, index in frames)):
             raise UserError(problems)
         _log.info(
             "headers of %d frame files are %s; a damaged frame ends the run when it is drawn: `seqtrack data check "
@@ -143,7 +138,7 @@ class TrackingDataset:
         """
         generator = sample_generator(self.seed, epoch, index)
         source, sequence, frames = self.choose(generator)
-        grey, mirrored = (generator.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)).tolist()
+        grey, mirrored = (generator.random(2) < (crop.GREY_PROBABILITY, crop.FLIP_PROBABILITY)).tolist()
         spec = self.spec
         of_search = spec.search_jitter, spec.search_factor, spec.search_size
         of_template = spec.template_jitter, spec.template_factor, spec.template_size
@@ -151,32 +146,26 @@ class TrackingDataset:
         for place, frame in enumerate(frames.tolist()):
             jitter, factor, size = of_search if place == spec.num_templates else of_template
             normal, uniform = generator.standard_normal(2), generator.random(2)
-            light, flipped = augment.draw_brightness(generator), generator.random() < augment.FLIP_PROBABILITY
+            light = np.float32(generator.uniform(1 - crop.BRIGHTNESS_JITTER, 1 + crop.BRIGHTNESS_JITTER))
+            flipped = generator.random() < crop.FLIP_PROBABILITY
             file, box = FrameFile(sequence.frame_path(frame)), sequence.boxes_xywh[frame]
             if mirrored:
-                box = augment.mirror_box(box, file.width)
-            around = augment.jitter_box(box, jitter, normal=normal, uniform=uniform)
+                box = crop.mirror_box(box, file.width)
+            around = crop.jitter_box(box, jitter, normal=normal, uniform=uniform)
             window = crop.crop_window(around, factor)
             square = _cut_from_file(file, window, mirrored=mirrored)
-            image = crop.resize(augment.to_grey(square) if grey else square, size)
+            image = crop.resize(crop.to_grey(square) if grey else square, size)
             targets.append(crop.box_in_crop(box, around, resize_factor=size / window.side, size=size))
             if flipped:
-                image = augment.mirror(image)
+                image = crop.mirror(image)
                 targets[-1][0] = 1 - targets[-1][0]
             planes = np.empty((3, size, size), dtype=np.uint8)
             cv2.split(image, [planes[2], planes[1], planes[0]])  # six times as fast as a transposed copy
             images.append(planes)
             brightness.append(light)
-        return Sample(
-            templates=np.stack(images[:-1]),
-            search=images[-1],
-            template_brightness=np.array(brightness[:-1], dtype=np.float32),
-            search_brightness=brightness[-1],
-            box=targets[-1].astype(np.float32),
-            source=source.name,
-            sequence=sequence.name,
-            frames=tuple(frames.tolist()),
-        )
+        lights, box_in_crop = np.array(brightness[:-1], dtype=np.float32), targets[-1].astype(np.float32)
+        origin = source.name, sequence.name, tuple(frames.tolist())
+        return Sample(np.stack(images[:-1]), images[-1], lights, brightness[-1], box_in_crop, *origin)
 
 
 def _cut_from_file(file: FrameFile, window: crop.Window, *, mirrored: bool) -> Image:
@@ -186,6 +175,6 @@ def _cut_from_file(file: FrameFile, window: crop.Window, *, mirrored: bool) -> I
         left, right = file.width - right, file.width - left
     pixels, x, y = file.region(left, top, right, bottom)
     if mirrored and pixels.size:
-        pixels = augment.mirror(pixels)
+        pixels = crop.mirror(pixels)
         x = file.width - (x + pixels.shape[1])
     return crop.cut(pixels, window, place=(x, y), frame_size=(file.width, file.height))

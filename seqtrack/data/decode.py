@@ -1,22 +1,29 @@
 """Reading frame files: the pixels of a region or a whole frame, and the refusal of anything but an intact JPEG.
 
 Most decoders fill missing data with grey, which would train the model on grey, so a truncated file is an error here.
-Pixels are rotated by the Exif orientation, as OpenCV's `imread` does, with which the authors read frames.
+Pixels are rotated by the Exif orientation, as OpenCV's `imread` does, with which the authors read frames. A region is
+decoded with libjpeg-turbo's C interface, for which the wheel `turbojpeg` is used: its Python side cannot do it. Within
+the region the pixels are exactly those of a whole decode, because it is widened by more than the interpolation of the
+chroma planes reaches.
 """
 
+import ctypes
+import functools
+import importlib.metadata
 import os
 import re
+import struct
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from seqtrack.data import Image
+from seqtrack.data.annotations import first_problems
 from seqtrack.data.frames import JPEG_SUFFIXES
-from seqtrack.data.jpeg import JpegError, decode_region
 from seqtrack.errors import Problem, UserError
 
 # A header may claim any size; a frame above this many pixels is refused before memory is allocated.
@@ -30,7 +37,30 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _ROTATED = re.compile(
     rb"Exif\0\0.*?(?:\x01\x12\0\x03\0{3}\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0{3}[\x02-\x08]\0)", re.S
 )
+_FRAME_OR_SCAN = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xda]")  # marker of a header
 _THREADS, _CHUNK = 8, 256  # opening files waits for the disk or the network more than it computes
+_TJINIT_DECOMPRESS, _TJPF_BGR = 1, 1
+# A region must begin at a block of the chroma planes; 32 px is a multiple of every block's width. The margin is more
+# than the interpolation of subsampled chroma reaches, which is 2 px.
+_BLOCK_PX, _MARGIN_PX = 32, 16
+_of_thread = threading.local()  # a decompressor serves one thread at a time
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    files = importlib.metadata.files("turbojpeg") or []
+    library = ctypes.CDLL(str(next(file.locate() for file in files if file.name.startswith("libturbojpeg"))))
+    handle, data, size, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
+    library.tj3Init.restype = handle
+    library.tj3GetErrorStr.restype, library.tj3GetErrorStr.argtypes = data, [handle]
+    library.tj3DecompressHeader.argtypes = [handle, data, size]
+    library.tj3SetCroppingRegion.argtypes = [handle, _Region]
+    library.tj3Decompress8.argtypes = [handle, data, size, handle, integer, integer]
+    return library
 
 
 class FrameFile:
@@ -48,7 +78,7 @@ class FrameFile:
         self._data = _read(path)
         try:
             self.width, self.height = _frame_size(self._data, self._data[-_PADDING_BYTES:], len(self._data))
-        except JpegError as error:
+        except ValueError as error:
             raise self._error(str(error)) from error
         self._rotated: Image | None = None
         if _ROTATED.search(self._data, 0, _HEAD_BYTES):  # no benchmark has such frames: decoded whole by OpenCV
@@ -71,10 +101,22 @@ class FrameFile:
             return np.zeros((0, 0, 3), dtype=np.uint8), left, top
         if self._rotated is not None:
             return self._rotated, 0, 0
-        try:
-            return decode_region(self._data, (self.width, self.height), (left, top, right, bottom))
-        except JpegError as error:
-            raise self._error(f"is a damaged JPEG ({error})") from error
+        library, data = _library(), self._data
+        handle = _of_thread.handle = getattr(_of_thread, "handle", None) or library.tj3Init(_TJINIT_DECOMPRESS)
+        x, y = max(0, left - _MARGIN_PX) // _BLOCK_PX * _BLOCK_PX, max(0, top - _MARGIN_PX)
+        w = min(self.width, -(-(right + _MARGIN_PX) // _BLOCK_PX) * _BLOCK_PX) - x
+        h = min(self.height, bottom + _MARGIN_PX) - y
+        pixels = np.empty((h, w, 3), dtype=np.uint8)
+        done = (
+            library.tj3DecompressHeader(handle, data, len(data)) == 0
+            and library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)) == 0
+            and library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _TJPF_BGR) == 0
+        )
+        # A warning counts as failure: it means that data is missing or damaged and was replaced by grey.
+        if not done:
+            reason = library.tj3GetErrorStr(handle).decode("ascii", errors="replace")
+            raise self._error(f"is a damaged JPEG ({reason})")
+        return pixels, x, y
 
     def whole(self) -> Image:
         """All pixels (height, width, 3) BGR."""
@@ -98,18 +140,32 @@ def read_image(path: Path) -> Image:
 
 
 def check_frames(paths: Iterable[Path]) -> list[Problem]:
-    """Problems of frame files as far as their headers and ends show them, in the order of the paths.
+    """Problems of frame files as far as their headers and ends show them, in the order of the paths; the first 1000.
 
     Costs tens of microseconds per file: it is done for all frames before training begins.
     """
     names = [os.fspath(path) for path in paths]
 
     def check(start: int) -> list[Problem]:
-        found = ((name, _frame_problem(name)) for name in names[start : start + _CHUNK])
-        return [Problem(f"{name}: {problem}", "data.frame") for name, problem in found if problem is not None]
+        return [problem for name in names[start : start + _CHUNK] if (problem := _frame_problem(name)) is not None]
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(chain.from_iterable(pool.map(check, range(0, len(names), _CHUNK))))
+        found = pool.map(check, range(0, len(names), _CHUNK))
+        return first_problems([problem for some in found for problem in some], 1000)
+
+
+def _frame_problem(path: str) -> Problem | None:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half of the time is the making of a Path
+            head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _PADDING_BYTES))
+            _frame_size(head, file.read(_PADDING_BYTES), size)
+    except (OSError, ValueError):
+        try:
+            FrameFile(Path(path))  # its header may come later
+        except UserError as error:
+            return error.problems[0]
+    return None
 
 
 def _read(path: Path) -> bytes:
@@ -125,52 +181,24 @@ def _imdecode(data: bytes) -> Image | None:
     return None if image is None else np.asarray(image, dtype=np.uint8)
 
 
-def _frame_problem(path: str) -> str | None:
-    size = 0
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half of the time is the making of a Path
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(_HEAD_BYTES)
-            file.seek(max(0, size - _PADDING_BYTES))
-            tail = file.read(_PADDING_BYTES)
-            if size > _HEAD_BYTES and read_header(head) is None:
-                file.seek(0)
-                head = file.read(_MAX_FILE_BYTES)
-            _frame_size(head, tail, size)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except JpegError as error:
-        return f"{error} ({size} bytes)"
-    return None
-
-
 def _frame_size(head: bytes, tail: bytes, size: int) -> tuple[int, int]:
-    """Width and height of the stored pixels, from a file's beginning up to its frame header and its last bytes.
+    """Width and height of the stored pixels, from a file's beginning up to its first frame header and its last bytes.
 
     Raises:
-        JpegError: it is not a usable JPEG.
+        ValueError: it is not a usable JPEG.
     """
-    header = read_header(head)
     if not 0 < size <= _MAX_FILE_BYTES:
-        raise JpegError("is empty or too large for a frame")
-    if header is None:
-        raise JpegError("is not a JPEG, or one without a frame header")
+        raise ValueError("is empty or too large for a frame")
+    at = 2 if head.startswith(b"\xff\xd8\xff") else len(head)
+    while head[at : at + 1] == b"\xff" and not _FRAME_OR_SCAN.match(head, at):
+        at += 1 if head[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    if head[at : at + 1] != b"\xff" or at + 10 > len(head) or head[at + 1] == 0xDA:
+        raise ValueError("is not a JPEG, or one without a frame header")
     if b"\xff\xd9" not in tail:
-        raise JpegError(f"is a truncated JPEG, or has other data appended: no end in the last {_PADDING_BYTES} bytes")
-    width, height, colours, bits = header
+        raise ValueError(f"is a truncated JPEG, or has other data appended: no end in the last {_PADDING_BYTES} bytes")
+    bits, height, width, colours = struct.unpack(">BHHB", head[at + 4 : at + 10])
     if bits != 8 or colours not in (1, 3):
-        raise JpegError(f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits")
+        raise ValueError(f"is a JPEG of {colours} colour planes and {bits} bits; expected 1 or 3 planes and 8 bits")
     if not 0 < width * height <= _LARGEST_FRAME_PX:
-        raise JpegError(f"claims to be {width} x {height} pixels")
+        raise ValueError(f"claims to be {width} x {height} pixels")
     return width, height
-
-
-def read_header(data: bytes) -> tuple[int, int, int, int] | None:
-    """Width, height, number of colour planes and bits per sample from the first frame header, or None."""
-    at = 2 if data.startswith(b"\xff\xd8\xff") else len(data)
-    while at + 10 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) != 0xDA:
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            return width, height, data[at + 9], data[at + 4]
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None

@@ -12,7 +12,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, RepoFile, hf_hub_url
@@ -31,6 +31,7 @@ from seqtrack.parsing import did_you_mean
 _log = logging.getLogger(__name__)
 
 REPO = "l-lt/LaSOT"
+_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError)  # of the Hub's client
 _TRIES = 5
 _PAUSE_S = 0.5
 # The files of a sequence, possibly below other folders. Whatever else a zip holds is not unpacked.
@@ -66,33 +67,7 @@ def download_classes(
     Raises:
         UserError: an unknown class or sequence, no network, no space, or a zip that is damaged or hostile.
     """
-    lists = official_split()
-    _check_names(classes, sequences, {name for names in lists.values() for name in names})
-    wanted = [name for key in lists if split in (key, "all") for name in sequences or lists[key] if name in lists[key]]
-    try:
-        root = find_layout(data_dir).root
-    except UserError:
-        root = data_dir if data_dir.name.lower() == "lasot" else data_dir / "lasot"
-    added: dict[str, list[str]] = {name: [] for name in classes}
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / ".download.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            there = {name for name in wanted if (root / class_of(name) / name).exists() or (root / name).exists()}
-            missing = {one: [name for name in wanted if class_of(name) == one and name not in there] for one in classes}
-            lacking = [name for name in classes if missing[name]]
-            for name, listed in zip(lacking, _list_zips(hub, repo, lacking) if lacking else [], strict=True):
-                archive = _download(hub, repo, listed, root)
-                added[name] = _unpack(archive, root, name, missing[name], strict=bool(sequences))
-                _log.info("%s: %d sequences unpacked into %s", name, len(added[name]), root / name)
-                archive.unlink()
-    except OSError as error:
-        raise UserError(f"{root}: {error.strerror or error}", "data.folder") from error
-    return added
-
-
-def _check_names(classes: tuple[str, ...], sequences: tuple[str, ...], every: Collection[str]) -> None:
-    """Refuse names that LaSOT does not have, before any request."""
+    every = {name: split for split, names in official_split().items() for name in names}
     known = {class_of(name) for name in every}
     problems = [
         Problem(f"CLASSES: LaSOT has no class {name!r}{did_you_mean(name, known)}", "data.unknown_class")
@@ -106,19 +81,42 @@ def _check_names(classes: tuple[str, ...], sequences: tuple[str, ...], every: Co
     ]
     if problems:
         raise UserError(problems)
+    wanted = [name for name in sequences or every if split in (every[name], "all")]
+    try:
+        root = find_layout(data_dir).root
+    except UserError:
+        root = data_dir if data_dir.name.lower() == "lasot" else data_dir / "lasot"
+    added: dict[str, list[str]] = {}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".download.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lacking = [one for one in wanted if not ((root / class_of(one) / one).exists() or (root / one).exists())]
+            missing = {name: [one for one in lacking if class_of(one) == name] for name in classes}
+            zips = _list_zips(hub, repo, [name for name in classes if missing[name]])
+            for name, names in missing.items():
+                added[name] = []
+                if names:
+                    archive = _download(hub, repo, zips[name], root)
+                    added[name] = _unpack(archive, root, name, names, strict=bool(sequences))
+                    _log.info("%s: %d sequences unpacked into %s", name, len(added[name]), root / name)
+                    archive.unlink()
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror or error}", "data.folder") from error
+    return added
 
 
-def _list_zips(hub: HfApi, repo: str, classes: list[str]) -> list[RepoFile]:
+def _list_zips(hub: HfApi, repo: str, classes: list[str]) -> dict[str, RepoFile]:
     """The zips of the classes as the Hub lists them."""
     try:
-        tree = list(hub.list_repo_tree(repo, repo_type="dataset"))
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        paths = [f"{name}.zip" for name in classes]
+        found = hub.get_paths_info(repo, paths, repo_type="dataset") if paths else []
+    except _ERRORS as error:
         raise UserError(f"the Hub does not list {repo}: {_first_line(error)}", "download.list") from error
-    zips = {one.path: one for one in tree if isinstance(one, RepoFile) and one.lfs and one.path.endswith(".zip")}
-    if unknown := [f"{name}.zip" for name in classes if f"{name}.zip" not in zips]:
-        text = f"CLASSES: {repo} on the Hub has no {', '.join(unknown)}; it has {', '.join(sorted(zips))}"
-        raise UserError(text, "download.no_zip")
-    return [zips[f"{name}.zip"] for name in classes]
+    zips = {one.path.removesuffix(".zip"): one for one in found if isinstance(one, RepoFile) and one.lfs}
+    if unknown := [f"{name}.zip" for name in classes if name not in zips]:
+        raise UserError(f"CLASSES: {repo} on the Hub has no {', '.join(unknown)}", "download.no_zip")
+    return zips
 
 
 def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
@@ -132,20 +130,17 @@ def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
     part = root / f".{listed.path}.{sha256[:16]}.part"
     # A zip is as large as its contents, and both exist until it is unpacked.
     needed = 2 * listed.size - (part.stat().st_size if part.exists() else 0)
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        text = (
-            f"not enough space in {root} for {listed.path}: needs {needed / 1e9:.2f} GB, free are {free / 1e9:.2f} GB"
-        )
+    if needed > (free := shutil.disk_usage(root).free):
+        text = f"{root}: {listed.path} needs {needed / 1e9:.2f} GB, free are {free / 1e9:.2f} GB"
         raise UserError(text, "data.no_space")
     url = hf_hub_url(repo, listed.path, repo_type="dataset", endpoint=hub.endpoint)
-    headers = build_hf_headers(token=hub.token)
     for tries in range(1, _TRIES + 1):
         try:
             with part.open("ab") as file:
+                headers = build_hf_headers(token=hub.token)
                 http_get(url, file, resume_size=file.tell(), headers=headers, expected_size=listed.size)
             break
-        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        except _ERRORS as error:
             refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
             if refused or tries == _TRIES:
                 text = f"{listed.path}: {_first_line(error)}; run the same command again to continue the download"
@@ -166,6 +161,8 @@ def _first_line(error: Exception) -> str:
 def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str], *, strict: bool) -> list[str]:
     """Unpack sequences into `root/<class>/<class>-<n>/`; each appears complete or not at all.
 
+    Other members are ignored, and only the parts of a name that `_MEMBER` matches become a path.
+
     Args:
         strict: refuse a zip that lacks one of the wanted, instead of logging it.
 
@@ -173,19 +170,17 @@ def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str],
         names of the sequences that were unpacked.
 
     Raises:
-        UserError: the zip is damaged, holds a name that leaves the folder, or lacks a wanted sequence; the disk is
-            full; or a sequence in it is incomplete, in which case the others are in place.
+        UserError: the zip is damaged or lacks a wanted sequence; the disk is full; or a sequence in it is incomplete,
+            in which case the others are in place.
     """
-    temporary, zip_name = root / f".unpack-{class_name}", f"{class_name}.zip"
+    temporary, target, zip_name = root / f".unpack-{class_name}", root / class_name, f"{class_name}.zip"
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that died: we hold the lock
     pattern = re.compile(_MEMBER.format(re.escape(class_name)))
+    problems: list[Problem] = []
     try:
         with zipfile.ZipFile(archive) as opened:
-            infos = opened.infolist()
-            if hostile := [one.filename for one in infos if _leaves_folder(one.filename)]:
-                raise UserError(f"{zip_name}: holds {hostile[:5]}, outside of its folder", "zip.hostile")
-            matches = [(info, match) for info in infos if (match := pattern.fullmatch(info.filename))]
-            chosen = [(info, match) for info, match in matches if match[1] in wanted]
+            matches = ((info, pattern.fullmatch(info.filename)) for info in opened.infolist())
+            chosen = [(info, match) for info, match in matches if match and match[1] in wanted]
             names = sorted({match[1] for _, match in chosen})
             if lacking := sorted({*wanted} - {*names}):
                 text = f"{zip_name} does not hold {', '.join(lacking)}"
@@ -197,15 +192,10 @@ def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str],
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, path.open("xb") as file:
                     shutil.copyfileobj(source, file)  # reading to the end checks the CRC
-        problems: list[Problem] = []
-        target = root / class_name
         target.mkdir(exist_ok=True)
         complete = [name for name in names if attempt(problems, read_sequence, temporary / name, class_name)]
         for name in complete:
             (temporary / name).rename(target / name)
-        if problems:
-            raise UserError([Problem(f"{zip_name}: {one}; this sequence is left out", one.code) for one in problems])
-        return complete
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{zip_name}: damaged zip ({error}) in {archive}", "zip.damaged") from error
     except OSError as error:
@@ -213,7 +203,6 @@ def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str],
         raise UserError(text, "zip.unpack") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _leaves_folder(name: str) -> bool:
-    return name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts or name[1:2] == ":"
+    if problems:
+        raise UserError([Problem(f"{zip_name}: {one}; this sequence is left out", one.code) for one in problems])
+    return complete

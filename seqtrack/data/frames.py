@@ -27,13 +27,11 @@ class FrameFolder:
     Attributes:
         paths: of the frames.
         sizes: of their files, bytes.
-        is_numbered: named 00000001.jpg as in the data sets; then other images in the folder are not frames.
         left_out: names of the other entries, hidden files excepted.
     """
 
     paths: list[Path]
     sizes: list[int]
-    is_numbered: bool
     left_out: list[str]
 
 
@@ -42,13 +40,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_FILE_MANAGERS
 
 
-def scan_frames(folder: Path) -> FrameFolder:
+def scan_frames(folder: Path, must_be_numbered: bool = False) -> FrameFolder:
     """Find the frames of a folder without opening them.
 
+    If any is named 00000001.jpg as in the data sets, other images in the folder are not frames.
+
     Raises:
-        UserError: the folder cannot be read, holds no image, or an entry with the name of a frame is not a file.
+        UserError: the folder cannot be read, holds no (numbered) image, or an entry with the name of a frame is not a
+            file.
     """
-    expected = f"expected frames such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
     images: dict[str, int] = {}
     left_out: list[str] = []
     try:
@@ -62,16 +62,18 @@ def scan_frames(folder: Path) -> FrameFolder:
                     images[entry.name] = entry.stat().st_size
                 else:
                     raise UserError(f"{entry.path}: is not a file, but has the name of a frame", "data.frame")
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no such folder; {expected}", "data.no_frames") from error
+    except FileNotFoundError:
+        pass  # as an empty one
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
-    if not images:
-        raise UserError(f"{folder}: no images found; {expected}", "data.no_frames")
-    numbered = sorted(name for name in images if _NUMBERED.fullmatch(name))
-    names = numbered or sorted(images, key=_natural_order)
+    names = sorted(filter(_NUMBERED.fullmatch, images)) or sorted(
+        {} if must_be_numbered else images, key=_natural_order
+    )
+    if not names:
+        expected = f"expected a folder with frames such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
+        raise UserError(f"{folder}: holds no images, or does not exist; {expected}", "data.no_frames")
     left_out += sorted(set(images) - set(names))
-    return FrameFolder([folder / name for name in names], [images[name] for name in names], bool(numbered), left_out)
+    return FrameFolder([folder / name for name in names], [images[name] for name in names], left_out)
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
@@ -88,7 +90,7 @@ def list_video_frames(folder: Path) -> list[Path]:
     found = scan_frames(folder)
     if found.left_out:
         _log.warning("%s: %d files are not frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
-    if found.is_numbered:
+    if _NUMBERED.fullmatch(found.paths[0].name):
         numbers = {int(path.stem) for path in found.paths}
         if gone := sorted({*range(min(numbers), max(numbers))} - numbers):
             _log.warning("%s: %d frame files are missing: %s", folder, len(gone), ", ".join(map(str, gone)))

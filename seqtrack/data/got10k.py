@@ -7,9 +7,7 @@ no published boxes beyond the first frame, so "test" is the folder `val`.
 import re
 from pathlib import Path
 
-import numpy as np
-
-from seqtrack.data.annotations import Flags, attempt, read_flags, read_labels, read_names, read_text_file
+from seqtrack.data.annotations import attempt, read_labels, read_names, read_text_file
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
 
@@ -20,6 +18,8 @@ _VOT_LIST_FROM = "it comes with the authors' code (lib/train/data_specs) and pyt
 # Classes are named by a line of each sequence's meta file; without one the data set is one class.
 _CLASS = re.compile(r"^object_class:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _NO_CLASS = "object"
+# As `FLAG_FILES`; the second has the eighths of the target that are visible.
+_FLAG_FILES = {"absence.label": (1, 1), "cover.label": (8, 0)}
 
 
 def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str, without_vot: bool = False) -> list[Sequence]:
@@ -42,14 +42,14 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str, without
     if without_vot and split == "train":
         if not (root / _VOT_LIST).exists():
             raise UserError(f"{root / _VOT_LIST}: no such file; {_VOT_LIST_FROM}", "file.missing")
-        indices = read_labels(root / _VOT_LIST, largest=len(names) - 1)
+        indices = read_labels(root / _VOT_LIST, len(names) - 1)
         names = [names[index] for index in dict.fromkeys(indices.tolist())]
     problems: list[Problem] = []
     found = [one for one in (attempt(problems, _read, folder / name) for name in names) if one is not None]
     known = sorted({sequence.class_name for sequence in found})
-    for name in sorted({*classes} - {*known}):
-        text = f"CLASSES: GOT-10k has no class {name!r} here; it has {', '.join(known)}"
-        problems.append(Problem(text, "data.unknown_class"))
+    there = f"GOT-10k here, which has {', '.join(known)}"
+    unknown = sorted({*classes} - {*known})
+    problems += [Problem(f"CLASSES: class {name!r} is not in {there}", "data.unknown_class") for name in unknown]
     if not found and not problems:
         problems.append(Problem(f"{folder / 'list.txt'} names no sequence", "data.no_sequence"))
     if problems:
@@ -60,9 +60,4 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str, without
 def _read(folder: Path) -> Sequence:
     description = folder / "meta_info.ini"
     match = _CLASS.search(read_text_file(description)) if description.exists() else None
-    flag_files = {"absence.label": read_flags, "cover.label": _read_hidden}
-    return read_sequence(folder, match.group(1) if match else _NO_CLASS, images=".", flag_files=flag_files)
-
-
-def _read_hidden(path: Path) -> Flags:
-    return np.equal(read_labels(path, largest=8), 0)  # eighths of the target that are visible
+    return read_sequence(folder, match.group(1) if match else _NO_CLASS, ".", _FLAG_FILES)

@@ -5,7 +5,6 @@ and writes nothing.
 """
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,7 +21,6 @@ _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 LIST_FILES = {"train": "training_set.txt", "test": "testing_set.txt"}
-_THREADS = 8  # reading many small files waits more than it computes, above all on a network file system
 _ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark")
 _CLASS_STREAM = 0xC1A55  # drawing classes must not share random numbers with drawing samples
 
@@ -52,15 +50,16 @@ class Layout:
     def check_classes(self, wanted: tuple[str, ...]) -> list[Problem]:
         """A problem for each wanted class that has no sequence on the disk."""
         official = {class_of(name) for name in official_split()["train"]}
-        problems = []
-        for name in (one for one in wanted if one not in self.classes):
-            # Classes on this disk first: "bus" is nearer to "buk" than "book", and of no use where only book is.
-            hint = did_you_mean(name, self.classes) or did_you_mean(name, official)
-            if name in official:
-                hint = f"; `seqtrack data download --classes {name}` fetches it"
-            here = f"{self.root.absolute()}, which has {', '.join(self.classes)}"
-            problems.append(Problem(f"CLASSES: class {name!r} is not in {here}{hint}", "data.unknown_class"))
-        return problems
+        fetch = {name: f"; `seqtrack data download --classes {name}` fetches it" for name in official}
+        here = f"{self.root.absolute()}, which has {', '.join(self.classes)}"
+        return [
+            Problem(
+                f"CLASSES: {one!r} is not in {here}{fetch.get(one) or did_you_mean(one, self.classes)}",
+                "data.unknown_class",
+            )
+            for one in wanted
+            if one not in self.classes
+        ]
 
 
 def official_split() -> dict[str, tuple[str, ...]]:
@@ -96,16 +95,23 @@ def find_layout(data_dir: Path) -> Layout:
     if not data_dir.is_dir():
         text = f"DATA_DIR: {data_dir.absolute()} is not a folder; set it to the folder that holds LaSOT"
         raise UserError(text, "data.no_folder")
+    problems: list[Problem] = []
     for root in (*(data_dir / name for name in _ROOT_NAMES), data_dir):
-        problems: list[Problem] = []
-        folders = _find_sequences(root, problems)
-        if folders:
-            return Layout(root, folders, _read_lists(root, folders, problems), problems)
-    raise UserError(
-        f"no sequence in {data_dir.absolute()}: expected <class>/<class>-<n>/groundtruth.txt and img/00000001.jpg; "
-        "`seqtrack data download --classes book,coin` fetches classes of LaSOT",
-        "data.no_sequence",
-    )
+        if folders := _find_sequences(root, problems):
+            break
+    else:
+        expected = "expected <class>/<class>-<n>/groundtruth.txt and img/00000001.jpg"
+        advice = "`seqtrack data download --classes book,coin` fetches classes of LaSOT"
+        raise UserError(f"no sequence in {data_dir.absolute()}: {expected}; {advice}", "data.no_sequence")
+    classes, lists = {class_of(name) for name in folders}, {}
+    for split, official in official_split().items():
+        names = [name for name in official if class_of(name) in classes]
+        if (own := root / LIST_FILES[split]).is_file():
+            names = attempt(problems, read_names, own) or []
+        lists[split] = sorted(names, key=sequence_order)
+    leaks = sorted({*lists["train"]} & {*lists["test"]}, key=sequence_order)
+    problems += [Problem(f"sequence {one} is in the training list and in the test list", "data.leak") for one in leaks]
+    return Layout(root, folders, lists, problems)
 
 
 def _find_sequences(root: Path, problems: list[Problem]) -> dict[str, Path]:
@@ -128,21 +134,6 @@ def _find_sequences(root: Path, problems: list[Problem]) -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: sequence_order(item[0])))
 
 
-def _read_lists(root: Path, folders: dict[str, Path], problems: list[Problem]) -> dict[str, list[str]]:
-    """Names by split; problems of the lists are appended to `problems`."""
-    classes = {class_of(name) for name in folders}
-    lists = {}
-    for split, official in official_split().items():
-        names = [name for name in official if class_of(name) in classes]
-        if (own := root / LIST_FILES[split]).is_file():
-            names = attempt(problems, read_names, own) or []
-        lists[split] = sorted(names, key=sequence_order)
-    for name in lists["train"]:
-        if name in lists["test"]:
-            problems.append(Problem(f"sequence {name} is in the training list and in the test list", "data.leak"))
-    return lists
-
-
 def open_lasot(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
     """Sequences of one split, in the order of class and number.
 
@@ -163,17 +154,10 @@ def open_lasot(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[
         missing = len(names) - len(here)
         _log.warning("%d of %d %s sequences are not in %s: %s", missing, len(names), split, layout.root, gone)
 
-    def read(name: str) -> tuple[Sequence | None, list[Problem]]:
-        found: list[Problem] = []
-        return attempt(found, read_sequence, layout.folders[name], class_of(name)), found
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = list(pool.map(read, here))
-    for _, found in results:
-        problems += found
+    read = [attempt(problems, read_sequence, layout.folders[name], class_of(name)) for name in here]
     if not problems and not here:
         wanted = ", ".join(classes or layout.classes)
         problems = [Problem(f"no {split} sequence of {wanted} in {layout.root.absolute()}", "data.no_sequence")]
     if problems:
         raise UserError(problems)
-    return [sequence for sequence, _ in results if sequence is not None]
+    return [sequence for sequence in read if sequence is not None]

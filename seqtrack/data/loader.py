@@ -28,8 +28,12 @@ from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError, UserError
 from seqtrack.process import STOP_SIGNALS, end_with_parent, limit_problem
 
+_PREFETCH = 2  # batches per worker that are made in advance
 _POLL_S = 0.2  # interval at which a wait checks for a request to stop
 _JOIN_S = 5.0  # how long a killed worker is waited for
+# A single process can stop between two batches at once; of several, the others wait for this one's batch, and only a
+# vote after it ends them all at the same step.
+_STOP_PATIENCE_S = 60.0
 
 
 class _Worker(ForkProcess):
@@ -81,8 +85,7 @@ class Batch:
         return self._map(Tensor.clone)
 
 
-class WorkerDied(RunError):
-    """A loader worker died: killed for lack of memory, or crashed."""
+_FIELDS = ("templates", "search", "template_brightness", "search_brightness", "boxes")  # what workers make of it
 
 
 class BatchLoader:
@@ -94,7 +97,6 @@ class BatchLoader:
         samples_per_epoch: over all ranks; the last batch may be smaller.
         world_size, rank: of the processes that train together.
         num_workers: processes that make batches; 0 makes them in this process.
-        prefetch: batches per worker that are made in advance.
         pin: put batches into page-locked memory, for a GPU to copy from.
     """
 
@@ -107,7 +109,6 @@ class BatchLoader:
         world_size: int = 1,
         rank: int = 0,
         num_workers: int = 0,
-        prefetch: int = 2,
         pin: bool = False,
     ) -> None:
         self.steps_per_epoch = -(-samples_per_epoch // batch_size_global)
@@ -115,21 +116,13 @@ class BatchLoader:
         self._dataset, self._batch_size = dataset, batch_size_global
         self._world_size, self._rank, self._num_workers, self._pin = world_size, rank, num_workers, pin
         spec, size = dataset.spec, -(-batch_size_global // world_size)
-        layout = np.dtype(
-            [
-                ("templates", np.uint8, (size, spec.num_templates, 3, spec.template_size, spec.template_size)),
-                ("search", np.uint8, (size, 3, spec.search_size, spec.search_size)),
-                ("template_brightness", np.float32, (size, spec.num_templates)),
-                ("search_brightness", np.float32, (size,)),
-                ("boxes", np.float32, (size, 4)),
-            ],
-            align=True,
-        )
-        count = max(1, num_workers * prefetch)  # of whole batches, in anonymous memory that a fork shares
+        search = (size, 3, spec.search_size, spec.search_size)
+        templates = (size, spec.num_templates, 3, spec.template_size, spec.template_size)
+        shapes = (templates, search, (size, spec.num_templates), (size,), (size, 4))
+        kinds = (np.uint8, np.uint8, np.float32, np.float32, np.float32)
+        layout = np.dtype([*zip(_FIELDS, kinds, shapes, strict=True)], align=True)
+        count = max(1, num_workers * _PREFETCH)  # of whole batches, in anonymous memory that a fork shares
         self._buffers = [np.frombuffer(mmap.mmap(-1, layout.itemsize), layout) for _ in range(count)]
-        # A single process can stop between two batches at once; of several, the others wait for this one's batch, and
-        # only a vote after it ends them all at the same step.
-        self._stop_patience_s = 0.0 if world_size == 1 else 60.0
         self._pool: ProcessPoolExecutor | None = None
         self._pending: deque[Future[None]] = deque()
 
@@ -159,53 +152,46 @@ class BatchLoader:
 
         Raises:
             UserError: a frame file cannot be read.
-            WorkerDied: a worker process ended.
-            RunError: a worker could not make its batch.
+            RunError: a worker died (`loader.worker_died`), or could not make its batch.
         """
         self.start_workers()
-        try:
-            yield from self._batches(epoch, start_step, stop)
-        except BrokenProcessPool as error:
-            # By then the executor has asked the other workers to end.
-            codes = self.close()
-            how = f"killed by {signal.Signals(-codes[0]).name}" if codes[0] < 0 else f"exit code {codes[0]}"
-            raise WorkerDied(
-                f"a data loader worker died ({how}). Most often memory ran out: lower TRAIN.NUM_WORKER or the batch "
-                "size, or give the Docker container more memory",
-                code="loader.worker_died",
-            ) from error
-        except Exception:
-            self.close()
-            raise
-
-    def _batches(self, epoch: int, start_step: int, stop: Callable[[], bool]) -> Iterator[Batch]:
-        pool, ahead, last = self._pool, len(self._buffers), self.steps_per_epoch
-        if pool is None:
+        ahead, last = len(self._buffers), self.steps_per_epoch
+        if self._pool is None:
             for step in range(start_step, last):
                 self.fill(0, epoch, step)
                 yield self._batch(0, step)
             return
-        while self._pending:  # of an epoch that was abandoned
-            if not self._is_made(stop):
-                return
-        for step in range(start_step, min(start_step + ahead, last)):
-            self._pending.append(pool.submit(_fill, step % ahead, epoch, step))
-        for step in range(start_step, last):
-            if not self._is_made(stop):
-                return
-            batch = self._batch(step % ahead, step)
-            if step + ahead < last:  # into the buffer that was just read
-                self._pending.append(pool.submit(_fill, step % ahead, epoch, step + ahead))
-            yield batch
+        try:
+            while self._pending:  # of an epoch that was abandoned
+                if not self._is_made(stop):
+                    return
+            for step in range(start_step, min(start_step + ahead, last)):
+                self._pending.append(self._pool.submit(_fill, step % ahead, epoch, step))
+            for step in range(start_step, last):
+                if not self._is_made(stop):
+                    return
+                batch = self._batch(step % ahead, step)
+                if step + ahead < last:  # into the buffer that was just read
+                    self._pending.append(self._pool.submit(_fill, step % ahead, epoch, step + ahead))
+                yield batch
+        except BrokenProcessPool as error:
+            codes = self.close()
+            how = f"killed by {signal.Signals(-codes[0]).name}" if codes[0] < 0 else f"exit code {codes[0]}"
+            advice = (
+                "Most often memory ran out: lower TRAIN.NUM_WORKER or the batch size, or raise the container's limit"
+            )
+            raise RunError(f"a data loader worker died ({how}). {advice}", code="loader.worker_died") from error
+        except Exception:
+            self.close()
+            raise
 
     def _is_made(self, stop: Callable[[], bool]) -> bool:
         """Whether the next batch is in its buffer; False when `stop()` ended the wait."""
-        patient_until = math.inf
+        asked_at = math.inf
         while not wait([self._pending[0]], _POLL_S).done:
-            if stop():
-                patient_until = min(patient_until, time.monotonic() + self._stop_patience_s)
-                if time.monotonic() >= patient_until:
-                    return False
+            asked_at = min(asked_at, time.monotonic()) if stop() else asked_at
+            if time.monotonic() >= asked_at + (0 if self._world_size == 1 else _STOP_PATIENCE_S):
+                return False
         self._pending.popleft().result()
         return True
 
@@ -221,17 +207,14 @@ class BatchLoader:
         buffer = self._buffers[number]
         for place, index in enumerate(self._shard(step)[0]):
             sample = self._dataset.sample(epoch, index)
-            buffer["templates"][0, place] = sample.templates
-            buffer["search"][0, place] = sample.search
-            buffer["template_brightness"][0, place] = sample.template_brightness
-            buffer["search_brightness"][0, place] = sample.search_brightness
-            buffer["boxes"][0, place] = sample.box
+            for name, array in {**vars(sample), "boxes": sample.box}.items():
+                if name in _FIELDS:
+                    buffer[name][0, place] = array
 
     def _batch(self, number: int, step: int) -> Batch:
         """A copy of the samples that `fill` wrote."""
         indices, size, count = self._shard(step)
-        buffer = self._buffers[number]
-        tensors = {name: torch.from_numpy(buffer[name][0, : len(indices)]) for name in buffer.dtype.names or ()}
+        tensors = {name: torch.from_numpy(self._buffers[number][name][0, : len(indices)]) for name in _FIELDS}
         view = Batch(indices=torch.tensor(indices), global_count=size, count=count, **tensors)
         copy = view.pin_memory() if self._pin else view
         return view.clone() if copy is view else copy
@@ -244,16 +227,14 @@ class BatchLoader:
         """
         pool, self._pool = self._pool, None
         self._pending.clear()
-        if pool is None:
-            return []
-        workers = list(pool._processes.values())
+        workers = list(pool._processes.values()) if pool else []
         for worker in workers:
             worker.kill()  # they hold nothing that could be left half-written
         # Not `join` or `is_alive`: the pool's thread waits for them too, and only one wait gets the exit code.
-        pool.shutdown(wait=all(connection.wait([worker.sentinel], _JOIN_S) for worker in workers))
-        return sorted(
-            (worker.exitcode or 0 for worker in workers), key=lambda code: (code == 0, code == -signal.SIGKILL)
-        )
+        ended = [connection.wait([worker.sentinel], _JOIN_S) for worker in workers]
+        if pool:
+            pool.shutdown(wait=all(ended))
+        return sorted((worker.exitcode or 0 for worker in workers), key=lambda code: code in (0, -signal.SIGKILL))
 
 
 _loader: BatchLoader  # of a worker

@@ -10,36 +10,17 @@ from seqtrack.data import Image
 from seqtrack.data.dataset import Sample
 from seqtrack.errors import UserError
 
-_GAP = 6
-_TEXT_HEIGHT = 16
+_HEIGHT, _GAP, _TEXT_HEIGHT = 192, 6, 16  # pixels
 _BOX_BGR = (80, 255, 80)
 
 
-def sample_preview(samples: ListOf[Sample], *, columns: int = 3, height: int = 192) -> Image:
-    """One image (H, W, 3) BGR: of each sample its templates, then its search region with the box drawn in.
-
-    Args:
-        columns: samples per row.
-        height: of every crop, pixels.
-    """
-    tiles = [_tile(sample, height) for sample in samples]
-    width, tall = max(tile.shape[1] for tile in tiles), max(tile.shape[0] for tile in tiles)
-    rows = -(-len(tiles) // columns)
-    canvas = np.full((rows * (tall + 2 * _GAP), columns * (width + 2 * _GAP), 3), 255, dtype=np.uint8)
-    for number, tile in enumerate(tiles):
-        top = number // columns * (tall + 2 * _GAP) + _GAP
-        left = number % columns * (width + 2 * _GAP) + _GAP
-        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return canvas
-
-
 def write_preview(path: Path, samples: ListOf[Sample]) -> None:
-    """Write `sample_preview` as PNG.
+    """Write a PNG with a row per sample: templates, search region with the box drawn in, and where they are from.
 
     Raises:
         UserError: the file cannot be written, or the image is too large.
     """
-    written, data = cv2.imencode(".png", sample_preview(samples))
+    written, data = cv2.imencode(".png", np.vstack([_row(sample) for sample in samples]))
     if not written:
         raise UserError(f"{path}: an image of {len(samples)} samples is too large; use fewer", "data.option")
     try:
@@ -48,25 +29,20 @@ def write_preview(path: Path, samples: ListOf[Sample]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})", "data.output") from error
 
 
-def _tile(sample: Sample, height: int) -> Image:
-    """Templates and search region next to each other, with sequence and frame numbers below."""
-    images = [
-        _to_bgr(image, float(brightness), height)
-        for image, brightness in zip(sample.templates, sample.template_brightness, strict=True)
-    ]
-    search = _to_bgr(sample.search, float(sample.search_brightness), height)
-    centre_x, centre_y, w, h = (float(value) * (height - 1) for value in sample.box)
-    first, last = (centre_x - w / 2, centre_y - h / 2), (centre_x + w / 2, centre_y + h / 2)
-    cv2.rectangle(search, [round(v) for v in first], [round(v) for v in last], _BOX_BGR, 1)
-    row = np.hstack([np.pad(image, ((0, 0), (0, 2), (0, 0)), constant_values=255) for image in (*images, search)])
-    caption = np.full((_TEXT_HEIGHT, row.shape[1], 3), 255, dtype=np.uint8)
+def _row(sample: Sample) -> Image:
+    """Crops next to each other, (H, W, 3) BGR, with sequence and frame numbers below; equally wide for all samples."""
+    images = []
+    crops = zip(
+        (*sample.templates, sample.search), (*sample.template_brightness, sample.search_brightness), strict=True
+    )
+    for planes_rgb, brightness in crops:
+        bright = np.clip(planes_rgb.astype(np.float32) * brightness, 0, 255).astype(np.uint8)
+        pixels = np.ascontiguousarray(bright[::-1].transpose(1, 2, 0))
+        images.append(cv2.resize(pixels, (_HEIGHT, _HEIGHT), interpolation=cv2.INTER_LINEAR))
+    centre, size = sample.box[:2] * (_HEIGHT - 1), sample.box[2:] * (_HEIGHT - 1)
+    first, last = (np.round(centre + side * size / 2).astype(int).tolist() for side in (-1, 1))
+    cv2.rectangle(images[-1], first, last, _BOX_BGR, 1)
+    row = np.pad(np.hstack(images), ((_GAP, _TEXT_HEIGHT), (0, 0), (0, 0)), constant_values=255)
     text = f"{sample.sequence} frames {', '.join(str(frame + 1) for frame in sample.frames)}"
-    cv2.putText(caption, text, (2, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack((row, caption))
-
-
-def _to_bgr(planes_rgb: Image, brightness: float, height: int) -> Image:
-    """(3, S, S) RGB and its brightness -> (height, height, 3) BGR."""
-    bright = np.clip(planes_rgb.astype(np.float32) * brightness, 0, 255).astype(np.uint8)
-    image = np.ascontiguousarray(bright[::-1].transpose(1, 2, 0))
-    return np.asarray(cv2.resize(image, (height, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    cv2.putText(row, text, (2, _GAP + _HEIGHT + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.asarray(row, dtype=np.uint8)

@@ -5,7 +5,7 @@ split, class list or pixel.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data.annotations import FLAG_FILES, Annotation, Boxes, Flags, attempt, read_boxes_and_absence, read_flags
+from seqtrack.data.annotations import FLAG_FILES, Annotation, Flags, attempt, first_problems, read_boxes_and_absence
 from seqtrack.data.frames import scan_frames
 from seqtrack.errors import Problem, UserError
 
@@ -56,62 +56,40 @@ class Sequence(Annotation):
 
 
 def read_sequence(
-    folder: Path,
-    class_name: str,
-    *,
-    images: str = "img",
-    flag_files: Mapping[str, Callable[[Path], Flags]] | None = None,
+    folder: Path, class_name: str, images: str = "img", flag_files: Mapping[str, tuple[int, int]] = FLAG_FILES
 ) -> Sequence:
     """Read one sequence folder; frames without a file are logged.
 
+    A gap inside the sequence is a missing file, and the frame is left out of sampling. A last frame that is not the
+    last row means that boxes and frames do not belong together, and nobody can say which box is whose.
+
     Args:
         images: the folder of frames in it.
-        flag_files: names of the files that tell where the target is absent, each with the function that reads it as
-            (N,) bool; LaSOT's two by default.
+        flag_files: names of the files that tell where the target is absent, as in `FLAG_FILES`.
 
     Raises:
         UserError: every problem, each with its file and, where there is one, line and entry.
     """
+    rows_file, images_folder = folder / "groundtruth.txt", folder / images
+    boxes, absent = read_boxes_and_absence(rows_file, {folder / name: how for name, how in flag_files.items()})
     problems: list[Problem] = []
-    flags = {folder / name: read for name, read in (flag_files or dict.fromkeys(FLAG_FILES, read_flags)).items()}
-    boxes, absent = read_boxes_and_absence(folder / "groundtruth.txt", flags, problems)
-    if boxes is None:
-        raise UserError(problems)
-    problems += _unusable_rows(folder, boxes)
-    sizes = attempt(problems, _frame_sizes, folder / images, len(boxes))
-    if problems or sizes is None:
-        raise UserError(problems)
-    if (sizes < 0).any():
-        numbers = (np.flatnonzero(sizes < 0) + 1).tolist()
-        _log.warning("%s: %d frame files are missing, and not sampled: %s", folder, len(numbers), numbers)
-    return Sequence(folder.name, class_name, boxes, absent, folder / images, sizes)
-
-
-def _unusable_rows(folder: Path, boxes: Boxes) -> list[Problem]:
-    problems = []
     for row in np.flatnonzero((np.abs(boxes) > LARGEST_COORDINATE).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)):
         text = ",".join(f"{value:g}" for value in boxes[row])
         if (folder.name, text) not in _KNOWN_NEGATIVE_ROWS:
             expected = f"a size of at least 0 and no number above {LARGEST_COORDINATE:g}"
-            where = f"{folder / 'groundtruth.txt'}, line {row + 1}"
-            problems.append(Problem(f"{where}: found {text}, expected {expected}", "data.box"))
-    return problems[:20]
-
-
-def _frame_sizes(folder: Path, num_rows: int) -> NDArray[np.int64]:
-    """Sizes of the files of frames 1..num_rows, (N,) int64, -1 where there is none.
-
-    A gap inside the sequence is a missing file, and the frame is left out of sampling. A last frame that is not the
-    last row means that boxes and frames do not belong together, and nobody can say which box is whose.
-    """
-    frames = scan_frames(folder)
-    if not frames.is_numbered:
-        raise UserError(f"{folder}: holds no frame named like 00000001.jpg", "data.no_frames")
-    numbers = np.array([int(path.stem) for path in frames.paths])
-    if numbers[-1] != num_rows or numbers[0] < 1:
-        found = f"found frames {numbers[0]} to {numbers[-1]} ({len(numbers)} files)"
-        text = f"{folder}: {found}, expected 1 to {num_rows}, as groundtruth.txt has rows"
-        raise UserError(text, "data.frame_count")
-    sizes = np.full(num_rows, -1, dtype=np.int64)
-    sizes[numbers - 1] = frames.sizes
-    return sizes
+            problems.append(Problem(f"{rows_file}, line {row + 1}: found {text}, expected {expected}", "data.box"))
+    problems = first_problems(problems)
+    sizes = np.full(len(boxes), -1, dtype=np.int64)
+    if frames := attempt(problems, scan_frames, images_folder, True):
+        numbers = np.array([int(path.stem) for path in frames.paths])
+        if numbers[-1] != len(boxes) or numbers[0] < 1:
+            found = f"found frames {numbers[0]} to {numbers[-1]} ({len(numbers)} files)"
+            text = f"{images_folder}: {found}, expected 1 to {len(boxes)}, as groundtruth.txt has rows"
+            problems.append(Problem(text, "data.frame_count"))
+        else:
+            sizes[numbers - 1] = frames.sizes
+    if problems:
+        raise UserError(problems)
+    if missing := (np.flatnonzero(sizes < 0) + 1).tolist():
+        _log.warning("%s: %d frame files are missing, and not sampled: %s", folder, len(missing), missing)
+    return Sequence(folder.name, class_name, boxes, absent, images_folder, sizes)

@@ -1,21 +1,26 @@
-"""Data sets by name: opens one, and describes it for the run's records.
+"""Data sets by name: opens one, describes it for the run's records, and puts what a run needs into the data folder.
 
 Knows the registry and the digest of the data. A new data set is one module and one line here.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqtrack.checkpoints.side_files import ClassCounts, DatasetRecord, SourceRecord
-from seqtrack.data.demo import open_demo
+from seqtrack.config.environment import configure
+from seqtrack.data.demo import ensure_demo, open_demo
 from seqtrack.data.got10k import open_got10k
-from seqtrack.data.lasot import SPLITS, open_lasot
+from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
 from seqtrack.data.sequence import Sequence
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
+
+_log = logging.getLogger(__name__)
 
 # What a digest of the data covers of the frame files, as logs and records name it.
 FRAMES_COVERED_BY = "size"
@@ -65,36 +70,62 @@ def describe(sources: ListOf[Source]) -> DatasetRecord:
 
     The digest covers every name, box and flag, and of the frame files what `FRAMES_COVERED_BY` names.
     """
-    records = [_describe(source) for source in sources]
+    records = []
+    for source in sources:
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        digest = hashlib.sha256(f"{source.name}/{source.split}".encode())
+        for one in source.sequences:
+            flags = {name: int(getattr(one, name).sum()) for name in ("visible", "absent", "missing")}
+            counts[one.class_name].update(flags, sequences=1, frames=one.num_frames)
+            digest.update(f"\n{one.name} {one.num_frames}\n".encode())
+            for array in (one.boxes_xywh.astype("<f8"), one.absent, one.missing, one.frame_bytes.astype("<i8")):
+                digest.update(array.tobytes())
+        record = SourceRecord(
+            name=source.name,
+            split="test" if source.split == "test" else "train",
+            synthetic=source.synthetic,
+            sequences=len(source.sequences),
+            frames=sum(one.num_frames for one in source.sequences),
+            frame_bytes=sum(int(one.frame_bytes.clip(min=0).sum()) for one in source.sequences),
+            classes={name: ClassCounts(**count) for name, count in counts.items()},
+            names=[one.name for one in source.sequences],
+            digest=digest.hexdigest(),
+        )
+        records.append(record)
     whole = hashlib.sha256("".join(record.digest for record in records).encode()).hexdigest()
     return DatasetRecord(frames_covered_by=FRAMES_COVERED_BY, sources=records, digest=whole)
 
 
-def _describe(source: Source) -> SourceRecord:
-    classes: dict[str, list[Sequence]] = {}
-    digest = hashlib.sha256(f"{source.name}/{source.split}".encode())
-    for one in source.sequences:
-        classes.setdefault(one.class_name, []).append(one)
-        digest.update(f"\n{one.name} {one.num_frames}\n".encode())
-        for array in (one.boxes_xywh.astype("<f8"), one.absent, one.missing, one.frame_bytes.astype("<i8")):
-            digest.update(array.tobytes())
-    return SourceRecord(
-        name=source.name,
-        split="test" if source.split == "test" else "train",
-        synthetic=source.synthetic,
-        sequences=len(source.sequences),
-        frames=sum(one.num_frames for one in source.sequences),
-        frame_bytes=sum(int(one.frame_bytes.clip(min=0).sum()) for one in source.sequences),
-        classes={
-            name: ClassCounts(
-                sequences=len(sequences),
-                frames=sum(one.num_frames for one in sequences),
-                visible=sum(int(one.visible.sum()) for one in sequences),
-                absent=sum(int(one.absent.sum()) for one in sequences),
-                missing=sum(int(one.missing.sum()) for one in sequences),
-            )
-            for name, sequences in classes.items()
-        },
-        names=[one.name for one in source.sequences],
-        digest=digest.hexdigest(),
-    )
+def prepare_data(environ: Mapping[str, str]) -> list[str]:
+    """Draw or download what a run needs and the data folder lacks; other data sets must be there.
+
+    Returns:
+        a line per data set.
+
+    Raises:
+        UserError: invalid settings, no named class, a class that cannot be downloaded, a data set missing or damaged.
+    """
+    environment, config = configure(environ)
+    data_dir, lines = environment.data_dir, []
+    for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
+        if name == "DEMO":
+            lines.append(f"{ensure_demo(data_dir)}: the demo data set (synthetic) is complete")
+        elif name == "LASOT":
+            chosen = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
+            existing: list[str] = []
+            try:
+                existing = find_layout(data_dir).classes
+            except UserError as error:
+                if not chosen:
+                    text = "CLASSES: name those to download, such as book,coin; all 70 together are 248 GB"
+                    raise UserError([*error.problems, Problem(text, "data.no_classes")]) from error
+            if missing := tuple(one for one in chosen if one not in existing):
+                from seqtrack.data.download import data_hub, download_classes  # the Hub's client is slow to import
+
+                _log.info("downloading %s to %s", ", ".join(missing), data_dir)
+                download_classes(data_dir, missing, hub=data_hub(environ))
+            lines.append(f"LaSOT: {', '.join(chosen or existing)} in {data_dir}")
+        else:
+            found = open_source(name, data_dir, classes=config.DATA.CLASSES, split="train").sequences
+            lines.append(f"{name}: {len(found)} training sequences in {data_dir}")
+    return lines

@@ -4,14 +4,13 @@ Epochs run from dark to bright in one colour scale, baselines are grey and dashe
 so that a plot of ten epochs and two trackers can still be read.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType
 
 from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
@@ -19,17 +18,15 @@ from seqtrack.evaluation.metrics import METRICS
 from seqtrack.evaluation.tables import main_tracker
 from seqtrack.plotting import new_axes, save_figure
 
-_COLOURS = ("#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
-_GREY, _DASHES = "#777777", {"untrained": "--", "still": ":"}
+_COLOURS = ("#1f5fa8", "#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
+_LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":"}
 _MAX_BARS = 24  # further classes are only in the tables
 # Curve: title, axis, key of its thresholds, and the metric that is read from it and sorts the legend.
 _CURVES = {
     "success": ("Success", "IoU threshold", "success", "auc"),
     "precision": ("Precision", "centre error threshold (px)", "precision_px", "p20"),
-    "norm_precision": (
-        "Normalised precision", "centre error threshold (annotation sizes)", "norm_precision", "p_norm",
-    ),
-}  # fmt: skip
+    "norm_precision": ("Normalised precision", "centre error (annotation sizes)", "norm_precision", "p_norm"),
+}
 
 
 class _Style(TypedDict):
@@ -44,133 +41,100 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     Returns:
         file names in the order of a report.
     """
-    styles = _styles(record)
-    figures = {"epochs": _epochs(record), "epochs_by_class": _epochs_by_class(record)}
-    figures |= {name: _curve(record, name, styles) for name in _CURVES}
-    figures |= {"classes": _classes(record, styles), "fps": _speed(record, styles)}
-    drawn = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
-    for name, figure in drawn.items():
-        save_figure(figure, folder / name)
-    return list(drawn)
+    conditions, trackers, main = record.conditions, record.trackers, main_tracker(record)
+    kind = " (synthetic)" if conditions.get("synthetic") else ""
+    place = f"{conditions.get('dataset') or 'annotations'}{kind} {conditions.get('split') or ''}".strip()
+    place = f"{place}, {len(record.sequences)} sequences"
+    styles = _styles(trackers)
+    figures = {}
+    epochs = [one for one in trackers if one.kind == "checkpoint"]
+    if len(epochs) > 1:
+        lines = {METRICS[name].heading: [_value(one.mean, name) for one in epochs] for name in METRICS}
+        figures["epochs"] = _epochs(
+            f"Tracking by epoch: {place}", epochs, lines, [one for one in trackers if one not in epochs]
+        )
+        if 1 < len(main.classes) <= len(_COLOURS):
+            lines = {name: [_value(one.classes[name]) for one in epochs] for name in main.classes}
+            figures["epochs_by_class"] = _epochs(f"AUC by class and epoch: {place}", epochs, lines, [])
+    figures |= {name: _curve(record, name, place, styles) for name in _CURVES}
+    if len(main.classes) > 1:
+        # Of the epochs only the last, and of very many classes those with its lowest AUC: more could not be read.
+        shown = [one for one in trackers if one.kind != "checkpoint" or one is main]
+        names = sorted(main.classes, key=lambda name: _value(main.classes[name]))[:_MAX_BARS]
+        few = f", the {len(names)} lowest of {len(main.classes)}" if len(names) < len(main.classes) else ""
+        bars = {one.name: [_value(one.classes[name]) for name in names] for one in shown}
+        colours = [styles[one.name]["color"] for one in shown]
+        figures["classes"] = _bars(f"AUC by class{few}\n{place}", "AUC (percent)", names, bars, colours)
+    if measured := {one.name: fps for one in trackers if (fps := one.mean["fps"]) is not None}:
+        x = f"tracker only, without reading images; up to {conditions.get('concurrent')} sequences at once"
+        title = f"Frames per second on {conditions.get('device') or ''}: {place}"
+        each = [styles[name]["color"] for name in measured]
+        figures["fps"] = _bars(title, x, list(measured), {"": list(measured.values())}, [each])
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
+    return [f"{name}.png" for name in figures]
 
 
-def _value(metrics: dict[str, float | None], name: str) -> float:
+def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
     return metrics[name] or 0.0
 
 
-def _epochs_of(record: EvaluationRecord) -> list[EvaluatedTracker]:
-    return [one for one in record.trackers if one.kind == "checkpoint"]
-
-
-def _subtitle(record: EvaluationRecord) -> str:
-    conditions = record.conditions
-    kind = " (synthetic)" if conditions.get("synthetic") else ""
-    place = f"{conditions.get('dataset') or 'annotations'}{kind} {conditions.get('split') or ''}".strip()
-    return f"{place}, {len(record.sequences)} sequences"
-
-
-def _styles(record: EvaluationRecord) -> dict[str, _Style]:
+def _styles(trackers: Sequence[EvaluatedTracker]) -> dict[str, _Style]:
     """Line style by tracker name."""
-    epochs = _epochs_of(record)
-    scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(epochs)) if len(epochs) > 1 else [0.35])
-    styles: dict[str, _Style] = {}
-    for place, one in enumerate(epochs):
-        styles[one.name] = {"color": scale[place], "linestyle": "-", "linewidth": 2.4 if one is epochs[-1] else 1.3}
-    for place, one in enumerate(one for one in record.trackers if one.kind == "results"):
-        styles[one.name] = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": "-.", "linewidth": 1.8}
-    for one in record.trackers:
-        if one.kind in _DASHES:
-            styles[one.name] = {"color": _GREY, "linestyle": _DASHES[one.kind], "linewidth": 1.5}
-    return styles
+    epochs = [one.name for one in trackers if one.kind == "checkpoint"]
+    others = [one.name for one in trackers if one.kind == "results"]
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(epochs)))
+    colours = dict(zip(epochs, shades, strict=True))
+    colours |= {name: _COLOURS[1:][place % (len(_COLOURS) - 1)] for place, name in enumerate(others)}
+    return {
+        one.name: {
+            "color": colours.get(one.name, "#777777"),
+            "linestyle": _LINES[one.kind],
+            "linewidth": 2.4 if one.name in epochs[-1:] else 1.5,
+        }
+        for one in trackers
+    }
 
 
-def _finish(figure: Figure, axes: Axes, *, x: str, y: str = "", legend: str | None = "") -> Figure:
-    axes.set_xlabel(x)
-    if y:
-        axes.set_ylabel(y)
-        axes.set_ylim(bottom=0)
-    if legend is not None:
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=legend)
-    return figure
-
-
-def _curve(record: EvaluationRecord, name: str, styles: dict[str, _Style]) -> Figure:
+def _curve(record: EvaluationRecord, name: str, place: str, styles: Mapping[str, _Style]) -> Figure:
     title, axis, thresholds_key, metric = _CURVES[name]
     thresholds = record.thresholds[thresholds_key]
-    figure, (axes,) = new_axes(f"{title}: {_subtitle(record)}")
+    figure, (axes,) = new_axes(f"{title}: {place}", axis)
     for one in sorted(record.trackers, key=lambda one: -_value(one.mean, metric)):  # the best first, as in LaSOT's
         label = f"{one.name} [{_value(one.mean, metric):.1f}]"
         axes.plot(thresholds, one.curves[name], label=label, **styles[one.name])
     axes.set_xlim(thresholds[0], thresholds[-1])
-    return _finish(figure, axes, x=axis, y="fraction of frames", legend=METRICS[metric].heading)
+    axes.set_ylabel("fraction of frames")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=METRICS[metric].heading)
+    return figure
 
 
-def _epochs(record: EvaluationRecord) -> Figure | None:
-    """Metrics over epochs, with the baselines' AUC as horizontal lines; None with fewer than two epochs."""
-    epochs = _epochs_of(record)
-    if len(epochs) < 2:
-        return None
-    figure, (axes,) = new_axes(f"Tracking by epoch: {_subtitle(record)}")
-    for name, colour in zip(("auc", "op50", "op75", "p20", "p_norm"), ("#1f5fa8", *_COLOURS), strict=False):
-        values = [_value(one.mean, name) for one in epochs]
-        width = 2.4 if name == "auc" else 1.2
-        axes.plot([one.epoch or 0 for one in epochs], values, ".-", label=METRICS[name].heading, color=colour, lw=width)
-    for one in record.trackers:
-        if one.kind in _DASHES:
-            level, dashes = _value(one.mean, "auc"), _DASHES[one.kind]
-            axes.axhline(level, color=_GREY, linestyle=dashes, linewidth=1.2, label=f"AUC, {one.name}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _finish(figure, axes, x="Epoch", y="percent")
+def _epochs(
+    title: str, epochs: Sequence[EvaluatedTracker], lines: Mapping[str, list[float]], others: Sequence[EvaluatedTracker]
+) -> Figure:
+    """Percent over epochs, one line per name, and the AUC of other trackers as horizontal lines."""
+    figure, (axes,) = new_axes(title, "Epoch")
+    for (name, values), colour in zip(lines.items(), _COLOURS, strict=False):
+        axes.plot([one.epoch or 0 for one in epochs], values, ".-", label=name, color=colour)
+    for one in others:
+        axes.axhline(_value(one.mean), color="#777777", linestyle=_LINES[one.kind], label=f"AUC, {one.name}")
+    axes.set_ylabel("percent")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
 
 
-def _epochs_by_class(record: EvaluationRecord) -> Figure | None:
-    """AUC of each class over epochs; None with one class, one epoch, or more classes than can be distinguished."""
-    epochs = _epochs_of(record)
-    if len(epochs) < 2 or not 2 <= len(epochs[0].classes) <= len(_COLOURS):
-        return None
-    figure, (axes,) = new_axes(f"AUC by class and epoch: {_subtitle(record)}")
-    for name, colour in zip(epochs[0].classes, _COLOURS, strict=False):
-        values = [_value(one.classes[name], "auc") for one in epochs]
-        axes.plot([one.epoch or 0 for one in epochs], values, marker="o", color=colour, label=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _finish(figure, axes, x="Epoch", y="AUC (percent)")
-
-
-def _classes(record: EvaluationRecord, styles: dict[str, _Style]) -> Figure | None:
-    """AUC by class; None with a single class. Of very many classes, those with the lowest AUC of the main tracker."""
-    main = main_tracker(record)
-    if len(main.classes) < 2:
-        return None
-    # Of the epochs only the last: bars of every epoch could not be read.
-    shown = [one for one in record.trackers if one.kind != "checkpoint" or one is main]
-    names = sorted(main.classes, key=lambda name: _value(main.classes[name], "auc"))[:_MAX_BARS]
-    few = f", the {len(names)} lowest of {len(main.classes)}" if len(names) < len(main.classes) else ""
-    height = 1.6 + (0.16 * len(shown) + 0.12) * len(names)
-    figure, (axes,) = new_axes(f"AUC by class{few}\n{_subtitle(record)}", size=(8.0, max(3.0, height)))
-    thickness = 0.8 / len(shown)
-    rows = np.arange(len(names))
-    for place, one in enumerate(shown):
-        values = [_value(one.classes[name], "auc") for name in names]
-        y = rows + (place - (len(shown) - 1) / 2) * thickness
-        bars = axes.barh(y, values, thickness, color=styles[one.name]["color"], label=one.name)
+def _bars(title: str, x: str, rows: Sequence[str], series: Mapping[str, list[float]], colours: Sequence[Any]) -> Figure:
+    """Horizontal bars: in each row one per series."""
+    figure, (axes,) = new_axes(title, x, size=(8.0, max(2.4, 1.6 + (0.16 * len(series) + 0.12) * len(rows))))
+    thickness = 0.8 / len(series)
+    for place, (name, values) in enumerate(series.items()):
+        y = np.arange(len(rows)) + (place - (len(series) - 1) / 2) * thickness
+        bars = axes.barh(y, values, thickness, color=colours[place], label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
-    axes.set_yticks(rows, names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    return _finish(figure, axes, x="AUC (percent)")
-
-
-def _speed(record: EvaluationRecord, styles: dict[str, _Style]) -> Figure | None:
-    """Frames per second of every tracker whose time was measured; None if there is none."""
-    measured = {one.name: fps for one in record.trackers if (fps := one.mean["fps"]) is not None}
-    if not measured:
-        return None
-    title = f"Frames per second on {record.conditions.get('device') or ''}: {_subtitle(record)}"
-    figure, (axes,) = new_axes(title, size=(8.0, max(2.4, 1.2 + 0.3 * len(measured))))
-    colours = [styles[name]["color"] for name in measured]
-    bars = axes.barh(list(measured), list(measured.values()), 0.7, color=colours)
-    axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    x = f"tracker only, without reading images; up to {record.conditions.get('concurrent')} sequences at once"
-    return _finish(figure, axes, x=x, legend=None)
+    if len(series) > 1:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure

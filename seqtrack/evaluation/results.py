@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from seqtrack.checkpoints.side_files import EvaluatedTracker, Scalar
-from seqtrack.data.annotations import Annotation, Boxes, attempt, read_box_archive, read_boxes
+from seqtrack.data.annotations import Annotation, Boxes, attempt, read_archive, read_boxes
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import TOOLKIT, Convention, is_box, mean_scores, score
 
@@ -29,8 +29,8 @@ class Tracks:
 
     Attributes:
         boxes_xywh: (N, 4) pixels; the first is the annotation that the tracker was given.
-        seconds: time of the tracker for the N - 1 frames after the first, without reading frames and cropping search
-            regions. Of a step that tracked several sequences at once, each frame has an equal share. 0 if not measured.
+        seconds: time of the tracker for the N - 1 frames after the first, without reading them. Of a step that tracked
+            several sequences at once, each frame has an equal share. 0 if not measured.
     """
 
     boxes_xywh: Boxes
@@ -54,7 +54,7 @@ def score_tracker(
     convention: Convention = TOOLKIT,
     epoch: int | None = None,
     source: Mapping[str, Scalar] | None = None,
-    notes: Iterable[str] = (),
+    notes: Sequence[str] = (),
 ) -> TrackerResult:
     """Score a tracker's boxes.
 
@@ -62,7 +62,7 @@ def score_tracker(
         name: as tables show it, such as "epoch 3" or "SiamRPN++".
         kind: "checkpoint", "untrained", "still" (static-box baseline) or "results" (another tracker's files).
         epoch: of a checkpoint.
-        source: where it comes from (file, digests, settings), as JSON values.
+        source: where it comes from (file, digests, settings).
         notes: remarks made while reading result files.
     """
     scores, classes = {}, dict[str, list[str]]()
@@ -84,7 +84,7 @@ def score_tracker(
         kind=kind,
         epoch=epoch,
         source=dict(source or {}),
-        notes=list(notes),
+        notes=[*notes],
         mean=measured(list(scores)),
         classes={name: measured(members) for name, members in classes.items()},
         sequences={name: measured([name]) for name in scores},
@@ -105,20 +105,14 @@ def choose(annotations: Sequence[A], *, classes: Iterable[str] = (), names: Iter
     Raises:
         UserError: a class or a sequence that does not exist here.
     """
-    classes, names = set(classes), set(names)
+    classes, names, here = set(classes), set(names), {one.name for one in annotations}
     known = {one.class_name for one in annotations}
     there = ", ".join(sorted(known))
-    problems = [
-        Problem(f"class {name!r} has no sequence here; there are: {there}", "annotations.class")
-        for name in sorted(classes - known)
-    ]
-    problems += [
-        Problem(f"sequence {name!r} is not among the {len(annotations)} here", "annotations.sequence")
-        for name in sorted(names - {one.name for one in annotations})
-    ]
+    problems = [Problem(f"class {one!r}: there are {there}", "annotations.class") for one in sorted(classes - known)]
+    problems += [Problem(f"sequence {one!r}: not here", "annotations.sequence") for one in sorted(names - here)]
     if problems:
         raise UserError(problems)
-    return [one for one in annotations if one.class_name in (classes or known) and (not names or one.name in names)]
+    return [one for one in annotations if one.class_name in (classes or known) and one.name in (names or here)]
 
 
 def read_results(
@@ -138,89 +132,62 @@ def read_results(
     Raises:
         UserError: nothing to read, a sequence without boxes, fewer boxes than frames, or refused rows: all of them.
     """
-    sources = [source for place in places for source in _find_trackers(place, annotations)]
+    sources = [source for place in places for source in _find_trackers(place, {one.name for one in annotations})]
     names = [one.stem.removeprefix("results_") if one.is_file() else one.name for one in sources]
     results: list[TrackerResult] = []
     problems: list[Problem] = []
     for source, name in zip(sources, names, strict=True):
-        notes: list[str] = []
-        tracks = _read_tracker(source, annotations, repair, problems, notes)
-        if problems:
+        archive = attempt(problems, read_archive, source) if source.is_file() else None
+        if source.is_file() and archive is None:
             continue
+        notes: list[str] = []
+        read = [attempt(problems, _read_rows, source, archive, one, repair, notes) for one in annotations]
         for note in notes:
             logger.warning("%s", note)
-        full = name if names.count(name) == 1 else f"{source.parent.name}/{name}"
-        options = {"results": source.name}
-        results.append(
-            score_tracker(full, "results", tracks, annotations, convention=convention, source=options, notes=notes)
-        )
+        if not problems:
+            tracks = {one.name: Tracks(rows) for one, rows in zip(annotations, read, strict=True) if rows is not None}
+            full, origin = name if names.count(name) == 1 else f"{source.parent.name}/{name}", {"results": source.name}
+            results.append(
+                score_tracker(full, "results", tracks, annotations, convention=convention, source=origin, notes=notes)
+            )
     if problems:
         raise UserError(problems)
     return results
 
 
-def _find_trackers(place: Path, annotations: Sequence[Annotation]) -> list[Path]:
-    names = {one.name for one in annotations}
-
-    def is_tracker(path: Path) -> bool:
-        if path.is_file():
-            return path.suffix == ".npz" and path.name.startswith("results")
-        return any(file.stem in names for file in path.glob("*.txt"))
-
-    if place.is_file() or (place.is_dir() and is_tracker(place)):
+def _find_trackers(place: Path, names: set[str]) -> list[Path]:
+    if place.is_file():
         return [place]
-    found = sorted(path for path in place.iterdir() if is_tracker(path)) if place.is_dir() else []
-    if not found:
+    for paths in ([place], sorted(place.glob("*"))):
+        if found := [
+            one for one in paths if one.match("results*.npz") or names & {file.stem for file in one.glob("*.txt")}
+        ]:
+            return found
+    text = f"{place}: no results of the {len(names)} sequences; expected <sequence>.txt in it, or folders with them"
+    raise UserError(f"{text}, or .npz archives named results*.npz", "results.none")
+
+
+def _read_rows(
+    source: Path, archive: Mapping[str, Annotation] | None, one: Annotation, repair: str, notes: list[str]
+) -> Boxes:
+    """A tracker's boxes of one sequence; appends notes on how the protocol treats some of them."""
+    place = f"{source / one.name}.txt" if archive is None else f"{source}[{one.name}]"
+    if archive is not None and one.name not in archive:
+        raise UserError(f"{place}: this archive holds no boxes of the sequence", "results.sequence")
+    rows = read_boxes(Path(place), allow_not_finite=True) if archive is None else archive[one.name].boxes_xywh
+    used, extra = rows[: one.num_frames], len(rows) - one.num_frames
+    if extra < 0:
+        raise UserError(f"{place}: {len(rows)} boxes, but the sequence has {one.num_frames} frames", "results.count")
+    if extra:
+        notes.append(f"{place}: {len(rows)} boxes for {one.num_frames} frames; the last {extra} are cut")
+    broken = np.flatnonzero(~np.isfinite(used).all(axis=1) | (used[:, 2:] < 0).any(axis=1)) + 1
+    if len(broken) and repair != "official":
         raise UserError(
-            f"{place}: no results found for the {len(names)} sequences; expected <sequence>.txt in it, folders with "
-            "<sequence>.txt, or .npz archives named results*.npz",
-            "results.none",
+            f"{place}:{broken[0]}: found a number that is not finite or a negative size, {len(broken)} such rows; "
+            "correct the file, or score it as LaSOT's toolkit does, with the last good box instead: --repair official",
+            "results.row",
         )
-    return found
-
-
-def _read_tracker(
-    source: Path, annotations: Sequence[Annotation], repair: str, problems: list[Problem], notes: list[str]
-) -> dict[str, Tracks]:
-    """A tracker's boxes; appends what forbids scoring them, and notes on how the protocol treats the rest."""
-    archive = attempt(problems, read_box_archive, source) if source.is_file() else None
-    if source.is_file() and archive is None:
-        return {}
-    tracks: dict[str, Tracks] = {}
-    for one in annotations:
-        if archive is None:
-            place = f"{source / one.name}.txt"
-            rows = attempt(problems, lambda path: read_boxes(path, allow_not_finite=True), Path(place))
-        else:
-            place = f"{source}[{one.name}]"
-            rows = archive.get(one.name)
-            if rows is None:
-                problems.append(Problem(f"{place}: this archive holds no boxes of the sequence", "results.sequence"))
-        if rows is not None:
-            tracks[one.name] = Tracks(rows)
-            _check_rows(place, rows, one.num_frames, repair, problems, notes)
-    return tracks
-
-
-def _check_rows(
-    place: str, rows: Boxes, num_frames: int, repair: str, problems: list[Problem], notes: list[str]
-) -> None:
-    if len(rows) < num_frames:
-        text = f"{place}: {len(rows)} boxes, but the sequence has {num_frames} annotated frames"
-        problems.append(Problem(text, "results.count"))
-    elif len(rows) > num_frames:
-        notes.append(f"{place}: {len(rows)} boxes for {num_frames} frames; the last {len(rows) - num_frames} are cut")
-    rows = rows[:num_frames]
-    broken = ~np.isfinite(rows).all(axis=1) | (rows[:, 2:] < 0).any(axis=1)
-    repeated = ~is_box(rows)
-    repeated[:1] = False  # frame 1 is set to the annotation in any case
-    if repair != "official" and broken.any():
-        lines = np.flatnonzero(broken) + 1
-        text = (
-            f"{place}:{lines[0]}: a box with a number that is not finite, or a negative size ({len(lines)} such rows); "
-            "correct the file, or score it as LaSOT's toolkit does, with the last good box instead: --repair official"
-        )
-        problems.append(Problem(text, "results.row"))
-    elif repeated.any():
-        lines = np.flatnonzero(repeated) + 1
-        notes.append(f"{place}:{lines[0]}: {len(lines)} rows are not boxes; the last good box is repeated there")
+    repeated = np.flatnonzero(~is_box(used[1:])) + 2  # frame 1 is set to the annotation in any case
+    if len(repeated):
+        notes.append(f"{place}:{repeated[0]}: {len(repeated)} rows are no boxes; the last good box is repeated there")
+    return rows

@@ -4,8 +4,6 @@ Knows no checkpoint file, configuration or table. Validation inside a training r
 mode and every random state unchanged.
 """
 
-import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +21,7 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import METRICS, Array
 from seqtrack.evaluation.results import Tracks, score_tracker
 from seqtrack.model.seqtrack import SeqTrack
-from seqtrack.tracking.settings import TrackerSettings
-from seqtrack.tracking.tracker import BatchTracker, SearchCrop, TrackState
+from seqtrack.tracking.tracker import BatchTracker, TrackerSettings, TrackState
 
 CONCURRENT = 16  # sequences tracked at once; a small model's time is mostly call overhead, which a batch shares
 
@@ -35,13 +32,17 @@ class _StoppedError(Exception):
 
 @dataclass
 class _Running:
-    """A sequence being tracked: its state, its boxes so far, and its next frame and search region from a reader."""
+    """A sequence being tracked: its state, its boxes so far, and its next frame, None after the last."""
 
     sequence: VideoSequence
     state: TrackState
     boxes: list[Array]
-    next: "Future[tuple[Image, SearchCrop]] | None" = None
+    next: "Future[Image] | None" = None
     seconds: float = 0.0
+
+    def read_ahead(self, index: int, pool: ThreadPoolExecutor) -> None:
+        there = index < self.sequence.num_frames
+        self.next = pool.submit(read_frame, self.sequence.frame_path(index)) if there else None
 
 
 def read_frame(path: Path) -> Image:
@@ -55,77 +56,51 @@ def track_sequences(
     settings: TrackerSettings,
     *,
     concurrent: int = CONCURRENT,
-    readers: int | None = None,
-    batches: int | None = None,
-    on_frames: Callable[[int], object] | None = None,
+    on_frames: Callable[[int], object] = lambda frames: None,
 ) -> dict[str, Tracks]:
     """Track every sequence's object from its first annotated box.
 
     Args:
         model: in eval mode, on its device.
-        concurrent: maximum number of sequences in one batch. Boxes depend on it only in the last digits.
-        readers: threads that read frames and crop search regions; None for one per core. Boxes do not depend on it.
-        batches: number of batches that take turns; None for 2 on a GPU and 1 on a CPU. While a GPU computes one, the
-            readers prepare the other; a CPU would only share its cores among smaller batches.
+        concurrent: maximum number of sequences in one batch, at least 1. Boxes depend on it only in the last digits.
         on_frames: called with the number of frames after each step, for a progress bar.
 
     Raises:
         UserError: a frame cannot be read, or a first box cannot be tracked.
     """
-    if concurrent < 1:
-        raise ValueError(f"concurrent is {concurrent}; at least one sequence is tracked at a time")
     tracker = BatchTracker(model, settings)
-    batches = batches or (1 if tracker.device.type == "cpu" else 2)
-    size = min(concurrent, math.ceil(len(sequences) / batches))
-    waiting = deque(sequences)
-    turns: list[list[_Running]] = [[] for _ in range(batches)]
-    done: dict[str, Tracks] = {}
-    with ThreadPoolExecutor(readers or os.cpu_count()) as pool:
-        while waiting or any(turns):
-            for batch in turns:
-                while waiting and len(batch) < size:
-                    batch.append(_begin(tracker, waiting.popleft(), pool))
-                unfinished = [one for one in batch if one.next is not None]
-                if unfinished:
-                    _step(tracker, unfinished, pool)
-                if on_frames is not None:
-                    on_frames(len(unfinished))
-                done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.seconds) for one in batch if not one.next}
-                batch[:] = [one for one in batch if one.next]
+    waiting, batch, done = deque(sequences), list[_Running](), dict[str, Tracks]()
+    with ThreadPoolExecutor() as pool:
+        while waiting or batch:
+            while waiting and len(batch) < concurrent:
+                sequence = waiting.popleft()
+                first = np.array(sequence.boxes_xywh[0], dtype=np.float64)
+                try:
+                    state = tracker.start(read_frame(sequence.frame_path(0)), first.tolist())
+                except UserError as error:
+                    problems = [Problem(f"sequence {sequence.name}: {one}", one.code) for one in error.problems]
+                    raise UserError(problems) from error
+                batch.append(_Running(sequence, state, [first]))
+                batch[-1].read_ahead(1, pool)
+            if active := [one for one in batch if one.next]:
+                _step(tracker, active, pool)
+            on_frames(len(active))
+            done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.seconds) for one in batch if not one.next}
+            batch = [one for one in batch if one.next]
     return {sequence.name: done[sequence.name] for sequence in sequences}
 
 
-def _begin(tracker: BatchTracker, sequence: VideoSequence, pool: ThreadPoolExecutor) -> _Running:
-    first = np.asarray(sequence.boxes_xywh[0], dtype=np.float64)
-    try:
-        (state,) = tracker.start([read_frame(sequence.frame_path(0))], [first.tolist()])
-    except UserError as error:
-        raise UserError([Problem(f"sequence {sequence.name}: {one}", one.code) for one in error.problems]) from error
-    running = _Running(sequence, state, [first])
-    _prepare(tracker, running, pool)
-    return running
-
-
-def _prepare(tracker: BatchTracker, running: _Running, pool: ThreadPoolExecutor) -> None:
-    """Start reading the next frame and cropping its search region around the newest box."""
-    index, box, sequence = len(running.boxes), running.state.box_xywh, running.sequence
-
-    def read() -> tuple[Image, SearchCrop]:
-        image = read_frame(sequence.frame_path(index))
-        return image, tracker.crop(box, image)
-
-    running.next = pool.submit(read) if index < sequence.num_frames else None
-
-
 def _step(tracker: BatchTracker, batch: Sequence[_Running], pool: ThreadPoolExecutor) -> None:
-    images, crops = zip(*(one.next.result() for one in batch if one.next is not None), strict=True)
+    """Track one frame of each sequence while the next ones are read."""
+    images = [one.next.result() for one in batch if one.next is not None]
+    for one in batch:
+        one.read_ahead(len(one.boxes) + 1, pool)
     begun = time.perf_counter()
-    tracked = tracker.track([one.state for one in batch], images, crops)
+    tracked = tracker.track([one.state for one in batch], images)
     seconds = (time.perf_counter() - begun) / len(batch)
     for one, found in zip(batch, tracked, strict=True):
         one.boxes.append(found.box_xywh)
         one.seconds += seconds
-        _prepare(tracker, one, pool)
 
 
 def refuse_leak(held_out: Iterable[VideoSequence], trained_on: Iterable[VideoSequence]) -> None:
@@ -137,10 +112,9 @@ def refuse_leak(held_out: Iterable[VideoSequence], trained_on: Iterable[VideoSeq
     training = {sequence.frame_path(0).resolve().parent for sequence in trained_on}
     leaked = [sequence.name for sequence in held_out if sequence.frame_path(0).resolve().parent in training]
     if leaked:
-        shown = ", ".join(leaked[:10]) + (f" and {len(leaked) - 10} more" if len(leaked) > 10 else "")
         raise UserError(
-            f"{len(leaked)} sequences are both trained on and held out: {shown}; a model must not be evaluated on its "
-            "training data, so correct the lists of the split",
+            f"{len(leaked)} sequences are both trained on and held out: {', '.join(leaked[:10])}; a model must not be "
+            "evaluated on its training data, so correct the lists of the split",
             "evaluation.leak",
         )
 
@@ -150,8 +124,6 @@ def validate(
     sequences: Sequence[VideoSequence],
     settings: TrackerSettings,
     *,
-    trained_on: Iterable[VideoSequence],
-    concurrent: int = CONCURRENT,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Score a model that is being trained on held-out sequences.
@@ -164,9 +136,8 @@ def validate(
         is called after every frame, returned True.
 
     Raises:
-        UserError: a sequence was trained on, or cannot be read.
+        UserError: a sequence cannot be read.
     """
-    refuse_leak(sequences, trained_on)
 
     def check_stop(_frames: int) -> None:
         if stopped():
@@ -174,7 +145,7 @@ def validate(
 
     modes = {module: module.training for module in model.modules()}
     try:
-        tracks = track_sequences(model.eval(), sequences, settings, concurrent=concurrent, on_frames=check_stop)
+        tracks = track_sequences(model.eval(), sequences, settings, on_frames=check_stop)
     except _StoppedError:
         return None
     finally:

@@ -54,19 +54,18 @@ def main_tracker(record: EvaluationRecord) -> EvaluatedTracker:
     return next((one for one in reversed(record.trackers) if one.kind == "checkpoint"), record.trackers[0])
 
 
-def to_csv(record: EvaluationRecord) -> str:
+def _to_csv(record: EvaluationRecord) -> str:
     """One row per tracker for all sequences, one per class, one per sequence."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["tracker", "kind", "epoch", "level", "name", "sequences", "frames", *COLUMNS])
     for one in record.trackers:
-        levels = {"all": {"all": one.mean}, "class": one.classes, "sequence": one.sequences}
-        for level, groups in levels.items():
+        for level, groups in enumerate(({"all": one.mean}, one.classes, one.sequences)):
             for name, metrics in groups.items():
-                groups_of = [{"all": "all", "class": s.class_name, "sequence": s.name}[level] for s in record.sequences]
-                members = [s.frames for s, own in zip(record.sequences, groups_of, strict=True) if own == name]
+                frames = [s.frames for s in record.sequences if ("all", s.class_name, s.name)[level] == name]
+                group = [("all", "class", "sequence")[level], name, len(frames), sum(frames)]
                 row = ["" if metrics[column] is None else f"{metrics[column]:.4f}" for column in COLUMNS]
-                writer.writerow([one.name, one.kind, one.epoch, level, name, len(members), sum(members), *row])
+                writer.writerow([one.name, one.kind, one.epoch, *group, *row])
     return stream.getvalue()
 
 
@@ -76,19 +75,15 @@ def summary_table(record: EvaluationRecord) -> str:
     return table(["tracker", *HEADINGS.values()], rows)
 
 
-def to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
-    """The conditions, the means, AUC by class and sequence, the main tracker in full, and plots.
-
-    Args:
-        plots: paths relative to the Markdown file.
-    """
+def _to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
+    """The conditions, the means, AUC by class and sequence, the main tracker in full, and plots."""
     conditions, names = record.conditions, [one.name for one in record.trackers]
     title = f"{conditions.get('dataset') or 'annotations'}, {conditions.get('split') or 'given'}"
     frames = sum(one.frames for one in record.sequences)
     parts = [f"# Evaluation on {escape(title)}: {len(record.sequences)} sequences, {frames} frames\n"]
     if conditions.get("synthetic"):
         parts.append(
-            "**The data set is synthetic**: these numbers show that the system works, and nothing about real video.\n"
+            "**The data set is synthetic**: the numbers show that the system works, nothing about real video.\n"
         )
     parts.append(PROTOCOL + "\n")
     shown = {key: value for key, value in conditions.items() if value not in (None, "", [], False)}
@@ -102,8 +97,7 @@ def to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
     every = {Markdown(f"**{escape(name)}**"): metrics for name, metrics in main.classes.items()} | main.sequences
     rows = [[name, *(number(metrics[column]) for column in COLUMNS)] for name, metrics in every.items()]
     parts += [f"## {escape(main.name)}, by class and sequence\n", table(["", *HEADINGS.values()], rows)]
-    if plots:
-        parts += ["## Plots\n", "\n".join(image(plot, Path(plot).stem) for plot in plots) + "\n"]
+    parts += ["## Plots\n", "\n".join(image(plot, Path(plot).stem) for plot in plots) + "\n"]
     notes = [f"- {escape(one.name)}: {escape(note)}" for one in record.trackers for note in one.notes]
     if notes:
         parts += ["## Notes\n", "\n".join(notes) + "\n"]
@@ -111,10 +105,10 @@ def to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
 
 
 def write_tables(record: EvaluationRecord, folder: Path, *, plots: Sequence[str]) -> None:
-    """Write evaluation.json, evaluation.csv and evaluation.md into an existing folder."""
+    """Write evaluation.json, .csv and .md into an existing folder; `plots` are paths relative to it."""
     write_atomic(folder / EVALUATION_FILE, record.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
-    write_atomic(folder / "evaluation.csv", to_csv(record).encode())
-    write_atomic(folder / "evaluation.md", to_markdown(record, plots).encode())
+    write_atomic(folder / "evaluation.csv", _to_csv(record).encode())
+    write_atomic(folder / "evaluation.md", _to_markdown(record, plots).encode())
 
 
 def write_tracks(result: TrackerResult, folder: Path) -> None:

@@ -12,17 +12,15 @@ import torch
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from seqtrack.errors import UserError
-from seqtrack.model.decoder import Decoder, DecoderBody, DecoderLayer, TokenEmbedding, TokenHead
-from seqtrack.model.encoder import Encoder, EncoderBody
-from seqtrack.model.positions import sincos_2d, sinusoid_1d
+from seqtrack.model.decoder import Decoder, DecoderLayer, TokenEmbedding, TokenHead
+from seqtrack.model.encoder import Encoder
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import CUSTOM_ENCODER, ModelSpec
 from seqtrack.tokens import SEQUENCE_LENGTH, vocabulary_size
 
-MLP_RATIO = 4
 _Norm = functools.partial(LayerNorm, eps=1e-6)  # the epsilon of MAE and the authors
 
 # The authors' encoder types: width, blocks, heads.
@@ -32,25 +30,19 @@ ENCODERS: dict[str, tuple[int, int, int]] = {
     "vit_huge_patch14": (1280, 32, 16),
 }
 
-# The files of timm whose models may be plain ViTs.
-TIMM_MODULES = ("vision_transformer", "deit")
 
-
-def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
+def build_model(spec: ModelSpec, *, seed: int) -> SeqTrack:
     """A freshly initialised model in float32 on the CPU.
 
-    Args:
-        seed: makes the initial weights a function of (spec, seed) and leaves torch's generators unchanged; None draws
-            from torch's global generator.
+    The weights are a function of (spec, seed); torch's generators are unchanged.
 
     Raises:
         UserError: unknown or unsuitable encoder.
     """
     model = build_empty(spec)
     model.to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         initialise(model)
     return model
 
@@ -58,10 +50,7 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> SeqTrack:
 def build_empty(spec: ModelSpec) -> SeqTrack:
     """The model on the meta device: for counting, and for `load_state_dict(state, assign=True)`."""
     with torch.device("meta"):
-        if spec.encoder_type in ENCODERS or spec.encoder_type == CUSTOM_ENCODER:
-            body = _plain_body(spec, *ENCODERS.get(spec.encoder_type, (spec.embed_dim, spec.depth, spec.num_heads)))
-        else:
-            body = _timm_body(spec)
+        encoder = _encoder(spec)
         hidden, vocabulary = spec.hidden_dim, vocabulary_size(spec.bins)
         sizes = {"heads": spec.decoder_heads, "feedforward": spec.decoder_feedforward}
         layers = [
@@ -70,48 +59,39 @@ def build_empty(spec: ModelSpec) -> SeqTrack:
         ]
         embedding = TokenEmbedding(vocabulary, hidden, sequence_length=SEQUENCE_LENGTH, dropout=spec.dropout)
         return SeqTrack(
-            Encoder(body),
-            nn.Linear(body.pos_embed.shape[-1], hidden),
-            Decoder(embedding, DecoderBody(layers, nn.LayerNorm(hidden))),
+            encoder,
+            nn.Linear(encoder.body.pos_embed.shape[-1], hidden),
+            Decoder(embedding, layers, nn.LayerNorm(hidden)),
             TokenHead(hidden, vocabulary),
             spec=spec,
         )
 
 
-def _plain_body(spec: ModelSpec, width: int, depth: int, heads: int) -> EncoderBody:
-    rates = [spec.drop_path * index / max(1, depth - 1) for index in range(depth)]
-    blocks = [
-        Block(width, heads, mlp_ratio=MLP_RATIO, qkv_bias=True, drop_path=rate, norm_layer=_Norm, act_layer=nn.GELU)  # type: ignore[arg-type]
-        for rate in rates
-    ]
-    patch_embed = PatchEmbed(img_size=None, patch_size=spec.patch_size, in_chans=3, embed_dim=width)
-    return EncoderBody(spec, patch_embed, blocks, _Norm(width), nn.Identity(), embed_dim=width)
-
-
-def _timm_body(spec: ModelSpec) -> EncoderBody:
-    """The patch projection, blocks and norms of a timm ViT. Class token, register tokens and head are not used."""
+def _encoder(spec: ModelSpec) -> Encoder:
     name = spec.encoder_type
-    if not timm.is_model(name):
-        raise UserError(
-            f"MODEL.ENCODER.TYPE {name!r} is not known; expected one of {', '.join(ENCODERS)}, {CUSTOM_ENCODER}, "
-            f"or a ViT of timm {timm.__version__} (timm.list_models('vit_*') lists them)",
-            code="model.unknown_encoder",
-        )
+    if name in ENCODERS or name == CUSTOM_ENCODER:
+        width, depth, heads = ENCODERS.get(name, (spec.embed_dim, spec.depth, spec.num_heads))
+        options = {"mlp_ratio": 4, "qkv_bias": True, "norm_layer": _Norm, "act_layer": nn.GELU}
+        rates = [spec.drop_path * index / max(1, depth - 1) for index in range(depth)]
+        blocks = [Block(width, heads, drop_path=rate, **options) for rate in rates]  # type: ignore[arg-type]
+        patch_embed = PatchEmbed(img_size=None, patch_size=spec.patch_size, in_chans=3, embed_dim=width)
+        return Encoder(spec, patch_embed, blocks, _Norm(width), nn.Identity(), embed_dim=width)
     vit = None
-    if timm.models.is_model_in_modules(name.partition(".")[0], TIMM_MODULES):
+    if timm.models.is_model_in_modules(name.partition(".")[0], ("vision_transformer", "deit")):
         vit = timm.create_model(
             name, pretrained=False, num_classes=0, img_size=spec.search_size, patch_size=spec.patch_size,
             drop_path_rate=spec.drop_path,
         )  # fmt: skip
     if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
         raise UserError(
-            f"MODEL.ENCODER.TYPE {name!r} is of another architecture: only plain ViTs, whose tokens come from one "
-            "patch projection and carry learned positions, can encode search and templates together",
-            code="model.not_a_plain_vit",
+            f"MODEL.ENCODER.TYPE {name!r} is none of {', '.join(ENCODERS)}, {CUSTOM_ENCODER}, and no plain ViT of timm "
+            f"{timm.__version__} (timm.list_models('vit_*') lists them): only models whose tokens come from one patch "
+            "projection and carry learned positions can encode search and templates together",
+            code="model.unknown_encoder",
         )
-    # Models that pool before their last norm call it fc_norm; the encoder needs it after the blocks.
+    # Class token, register tokens and head are not used. Models that pool before their last norm call it fc_norm.
     norm = vit.norm if not isinstance(vit.norm, nn.Identity) else vit.fc_norm
-    return EncoderBody(spec, vit.patch_embed, list(vit.blocks), norm, vit.norm_pre, embed_dim=vit.embed_dim)
+    return Encoder(spec, vit.patch_embed, list(vit.blocks), norm, vit.norm_pre, embed_dim=vit.embed_dim)
 
 
 @torch.no_grad()
@@ -125,8 +105,7 @@ def initialise(model: SeqTrack) -> None:
     """
     for module in model.modules():
         # Norms get ones and zeros, linears and convolutions torch's default; some are overwritten below.
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
+        if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
     body = model.encoder.body
     for module in body.blocks.modules():
@@ -135,9 +114,8 @@ def initialise(model: SeqTrack) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if model.spec.pos_init == "sincos2d":
-        width = body.pos_embed.shape[-1]
-        tables = (sincos_2d(model.spec.search_grid, width), sincos_2d(model.spec.template_grid, width))
-        body.pos_embed.copy_(torch.cat(tables)[None])
+        grids = (model.spec.search_grid, model.spec.template_grid)
+        body.pos_embed.copy_(torch.cat([sincos_2d(grid, body.pos_embed.shape[-1]) for grid in grids])[None])
     else:
         nn.init.trunc_normal_(body.pos_embed, std=0.02)
     for parameter in model.decoder.parameters():
@@ -148,3 +126,26 @@ def initialise(model: SeqTrack) -> None:
             nn.init.zeros_(module.in_proj_bias)
             nn.init.zeros_(module.out_proj.bias)
     model.pos_embed.copy_(sinusoid_1d(model.spec.memory_tokens, model.spec.hidden_dim)[None])
+
+
+def sinusoid_1d(length: int, dim: int) -> Tensor:
+    """(length, dim) float32: the table of "Attention Is All You Need", sin on even channels, cos on odd, base 10000.
+
+    The authors initialise the decoder's memory positions with it, over the flattened patch index.
+    """
+    channel = torch.arange(dim, dtype=torch.float64)
+    rate = 10000.0 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / dim)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).to(torch.float32)
+
+
+def sincos_2d(grid: int, dim: int) -> Tensor:
+    """(grid * grid, dim) float32, row-major, as in MAE: half of the channels for the column, half for the row.
+
+    Each half is sin, then cos; `dim` must be a multiple of 4, which `config/rules.py` checks.
+    """
+    rate = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * rate
+    one_axis = torch.cat((angle.sin(), angle.cos()), dim=1)
+    column, row = one_axis[None].expand(grid, grid, -1), one_axis[:, None].expand(grid, grid, -1)
+    return torch.cat((column, row), dim=2).reshape(grid * grid, dim).to(torch.float32)

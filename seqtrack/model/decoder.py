@@ -63,23 +63,17 @@ class TokenEmbedding(nn.Module):
         return embedded
 
 
-class DecoderBody(nn.Module):
-    """The stack of layers and a final norm. With post-norm layers that is the second norm in a row, as in the
-    authors' code and released checkpoints."""
-
-    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.norm = norm
-
-
 class Decoder(nn.Module):
-    """Tokens and memory to one feature vector per token."""
+    """Tokens and memory to one feature vector per token.
 
-    def __init__(self, embedding: TokenEmbedding, body: DecoderBody) -> None:
+    After the layers follows a norm. With post-norm layers that is the second norm in a row, as in the authors' code and
+    released checkpoints.
+    """
+
+    def __init__(self, embedding: TokenEmbedding, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
         super().__init__()
         self.embedding = embedding
-        self.body = body
+        self.body = nn.ModuleDict({"layers": nn.ModuleList(layers), "norm": norm})  # the authors' names
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
         """(B, L) integers, a (B, N, D) memory and its (1, N, D) positions to (B, L, D), normalised."""

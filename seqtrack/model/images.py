@@ -6,16 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def normalise(
-    images_uint8: Tensor,
-    brightness: Tensor | None = None,
-    *,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    images_uint8: Tensor, brightness: Tensor | None = None, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """Scale to [0, 1], apply brightness, clamp, and normalise each channel by `mean` and `std`.
 

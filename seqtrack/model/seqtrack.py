@@ -1,6 +1,6 @@
 """SeqTrack: images in, a box as a sequence of tokens out (Chen et al., CVPR 2023)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,9 @@ from seqtrack.model.spec import ModelSpec
 from seqtrack.tokens import COORDINATES, centre_positions, start_token
 
 
-@dataclass(frozen=True)
-class Generated:
-    """A generated sequence.
-
-    Args:
-        tokens: (B, 4) int64 coordinate tokens, in the order of the sequence format.
-        confidences: (B, 4) float64, each token's probability, times the window where that applies.
-    """
+class Generated(NamedTuple):
+    """(B, 4) int64 coordinate tokens in the order of the sequence format, and (B, 4) float64 confidences: each token's
+    probability, times the window where that applies."""
 
     tokens: Tensor
     confidences: Tensor
@@ -99,8 +94,7 @@ class SeqTrack(nn.Module):
         tokens = torch.full((memory.shape[0], 1), start_token(bins), dtype=torch.int64, device=memory.device)
         confidences = []
         for position in range(COORDINATES):
-            features = self.decoder(tokens, memory, self.pos_embed)[:, -1]
-            logits = self.vocab_embed(features)
+            logits = self.vocab_embed(self.decoder(tokens, memory, self.pos_embed)[:, -1])
             scores = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))[:, :bins]
             if window is not None and position in windowed:
                 scores = scores * window.to(scores.device)

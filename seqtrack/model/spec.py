@@ -1,7 +1,7 @@
 """The sizes and variants of a model.
 
 `ModelSpec` is all that `model/` knows of a configuration; `model_spec` makes it. A configuration that cannot be built
-is refused by `config/rules.py`.
+is refused by `config/loader.py`.
 """
 
 from __future__ import annotations
@@ -55,22 +55,20 @@ class ModelSpec:
 
     @property
     def search_grid(self) -> int:
-        """Patches along one side of the search region."""
+        """Patches along one side of the search region; `template_grid`: of a template."""
         return self.search_size // self.patch_size
 
     @property
     def template_grid(self) -> int:
-        """Patches along one side of a template."""
         return self.template_size // self.patch_size
 
     @property
     def search_tokens(self) -> int:
-        """Encoder tokens of the search region."""
         return self.search_grid**2
 
     @property
     def encoder_tokens(self) -> int:
-        """Encoder tokens of the search region and all templates."""
+        """Tokens of the search region and all templates."""
         return self.search_tokens + self.num_templates * self.template_grid**2
 
     @property
@@ -82,13 +80,12 @@ class ModelSpec:
 def model_spec(config: Config) -> ModelSpec:
     """The model that a configuration describes."""
     model, encoder, decoder, data = config.MODEL, config.MODEL.ENCODER, config.MODEL.DECODER, config.DATA
-    custom = encoder.TYPE == CUSTOM_ENCODER
     return ModelSpec(
         encoder_type=encoder.TYPE,
         patch_size=encoder.PATCH_SIZE,
-        embed_dim=encoder.EMBED_DIM if custom else 0,
-        depth=encoder.DEPTH if custom else 0,
-        num_heads=encoder.NUM_HEADS if custom else 0,
+        embed_dim=encoder.EMBED_DIM,
+        depth=encoder.DEPTH,
+        num_heads=encoder.NUM_HEADS,
         pos_init=encoder.POS_INIT,
         drop_path=encoder.DROP_PATH,
         pretrain_type=encoder.PRETRAIN_TYPE,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.patch_embed import resample_patch_embed
@@ -22,23 +23,19 @@ from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.foreign_weights import ForeignTensor
-from seqtrack.model.positions import resample_positions
 from seqtrack.model.seqtrack import SeqTrack
-from seqtrack.model.spec import CUSTOM_ENCODER, ModelSpec
+from seqtrack.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "model.safetensors"
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
-# timm's names of the weights that the authors start from.
-PRETRAINED: dict[tuple[str, str], str] = {
-    ("vit_base_patch16", "mae"): "vit_base_patch16_224.mae",
-    ("vit_large_patch16", "mae"): "vit_large_patch16_224.mae",
-    ("vit_huge_patch14", "mae"): "vit_huge_patch14_224.mae",
-    ("vit_base_patch16", "default"): "vit_base_patch16_224.augreg_in1k",
-    ("vit_large_patch16", "default"): "vit_large_patch16_224.augreg_in21k_ft_in1k",
-    ("vit_huge_patch14", "default"): "vit_huge_patch14_224.orig_in21k",
+# timm's tags of the ImageNet weights that the authors start from; those of MAE are tagged "mae".
+IMAGENET_TAGS = {
+    "vit_base_patch16": "augreg_in1k",
+    "vit_large_patch16": "augreg_in21k_ft_in1k",
+    "vit_huge_patch14": "orig_in21k",
 }
 
 # Parts of a ViT that joint encoding does not use.
@@ -51,54 +48,53 @@ def pretrained_name(spec: ModelSpec) -> str:
     Raises:
         UserError: none have been published for this encoder.
     """
-    if known := PRETRAINED.get((spec.encoder_type, spec.pretrain_type)):
-        return known
     architecture, _, tag = spec.encoder_type.partition(".")
-    tagged: list[str] = []
-    if spec.encoder_type != CUSTOM_ENCODER and timm.is_model(spec.encoder_type):
-        tagged = timm.list_pretrained(f"{architecture}.*")
-    wanted = f"{architecture}.mae"
-    if spec.pretrain_type == "default":
-        wanted = spec.encoder_type if tag else next(iter(timm.list_pretrained(architecture)), "")
-    if wanted not in tagged:
+    if architecture in IMAGENET_TAGS:
+        architecture, tag = f"{architecture}_224", IMAGENET_TAGS[architecture]
+    published = timm.list_pretrained(f"{architecture}.*")
+    wanted = f"{architecture}.{tag}" if tag else next(iter(published), "")
+    wanted = f"{architecture}.mae" if spec.pretrain_type == "mae" else wanted
+    if wanted not in published:
         raise UserError(
             f"MODEL.ENCODER.PRETRAIN_TYPE {spec.pretrain_type!r}: no such weights are published for {architecture}, "
-            f"only {', '.join(tagged) or 'none'}; set it to scratch, or TYPE to one of these with default",
+            f"only {', '.join(published) or 'none'}; set it to scratch, or TYPE to one of these with default",
             code="weights.not_published",
         )
     return wanted
 
 
-def load_pretrained(model: SeqTrack, spec: ModelSpec, *, source: Path | None = None) -> None:
-    """Load pretrained weights into the encoder; decoder and head are unchanged.
+def load_pretrained(model: SeqTrack, *, source: Path | None = None) -> None:
+    """Load the pretrained weights that the model's spec names into its encoder; decoder and head are unchanged.
 
     Args:
-        spec: chooses the weights by `encoder_type` and `pretrain_type`; nothing is done for "scratch".
         source: a safetensors file instead of the Hub's.
 
     Raises:
         UserError: the weights are not available, or do not fit the encoder.
     """
-    if spec.pretrain_type == "scratch" and source is None:
-        return
-    path = source or _from_hub(pretrained_name(spec))
-    state = encoder_state(_read(path), spec)
+    path = source or _from_hub(pretrained_name(model.spec))
+    try:
+        kind = recognize(path)
+        if kind.name != SAFETENSORS:
+            raise UserError(f"{path} is {kind.name}; expected {SAFETENSORS}", code=kind.code)
+        state = _encoder_state(load_file(path), model)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and fetch it again", code="file.damaged") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
     if problems := compare_states(state, model.encoder.body.state_dict(), what=str(path), convertible=True):
         raise UserError(problems)
     model.encoder.body.load_state_dict(state)
     log.info("encoder weights: %s", path)
 
 
-def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
-    """Convert a ViT's state dict to the encoder's: no class token, positions of both grids, resampled patches.
-
-    Args:
-        vit: by timm's names; one square position grid, with or without the positions of class and register tokens.
-    """
+def _encoder_state(vit: Mapping[str, Tensor], model: SeqTrack) -> dict[str, Tensor]:
+    """Convert a ViT's state dict (timm's names) to the encoder's: no class token, positions of both grids, resampled
+    patches."""
     # Models that pool before their last norm call it fc_norm.
     state = {re.sub("^fc_norm", "norm", name): value for name, value in vit.items() if not name.startswith(_LEFT_OUT)}
-    positions = state.get("pos_embed")
-    if positions is not None:
+    spec = model.spec
+    if (positions := state.get("pos_embed")) is not None:
         # The positions before the largest square are those of class and register tokens.
         side = math.isqrt(positions.shape[1])
         grid = positions[:, positions.shape[1] - side * side :].float()
@@ -108,6 +104,17 @@ def encoder_state(vit: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tenso
     if patches is not None and patches.shape[-1] != spec.patch_size:
         state["patch_embed.proj.weight"] = resample_patch_embed(patches.float(), [spec.patch_size, spec.patch_size])
     return state
+
+
+def resample_positions(table: Tensor, grid: int) -> Tensor:
+    """Resample a learned square table, (1, side * side, C) row-major without class token, to (1, grid * grid, C):
+    bicubic with aligned corners, as the authors do."""
+    side = math.isqrt(table.shape[1])
+    if side == grid:
+        return table
+    image = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    larger: Tensor = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=True)
+    return larger.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
 
 
 def compare_states(
@@ -122,32 +129,20 @@ def compare_states(
     if expected and found and len(missing) == len(expected):
         text = f"{what}: no name is this model's: found {unexpected[0]!r}, ..., expected {missing[0]!r}, ..."
         return [Problem(text, "weights.other_model")]
-    problems = []
-    if missing:
-        problems.append(Problem(f"{what}: {len(missing)} missing: {', '.join(missing)}", "weights.missing"))
-    if unexpected:
-        problems.append(Problem(f"{what}: {len(unexpected)} unexpected: {', '.join(unexpected)}", "weights.unexpected"))
+    problems = [
+        Problem(f"{what}: {len(names)} {word}: {', '.join(names)}", f"weights.{word}")
+        for word, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
     for name in sorted(set(found) & set(expected)):
         mine, theirs = found[name], expected[name]
         if [*mine.shape] != [*theirs.shape]:
             text = f"{what}: {name} has shape {[*mine.shape]}, expected {[*theirs.shape]}"
             problems.append(Problem(text, "weights.shape"))
-        if mine.dtype != theirs.dtype and not (convertible and {mine.dtype, theirs.dtype} <= {*_FLOATS}):
+        if mine.dtype != theirs.dtype and not (convertible and {mine.dtype, theirs.dtype} <= _FLOATS):
             text = f"{what}: {name} is {mine.dtype or 'of an unknown type'}, expected {theirs.dtype}"
             problems.append(Problem(text, "weights.dtype"))
     return problems
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        kind = recognize(path)
-        if kind.name != SAFETENSORS:
-            raise UserError(f"{path} is {kind.name}; expected {SAFETENSORS}", code=kind.code)
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); remove it and fetch it again", code="file.damaged") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
 
 
 def _from_hub(name: str) -> Path:
@@ -157,9 +152,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError  # as above
 
     config = timm.models.get_pretrained_cfg(name)
-    repo = str(config.hf_hub_id) if config is not None and config.hf_hub_id else f"timm/{name}"
-    if repo.endswith("/"):
-        repo += name
+    repo = str(config.hf_hub_id or "timm/") if config else "timm/"
+    repo += name if repo.endswith("/") else ""
     try:
         path = Path(hf_hub_download(repo, FILE_NAME)).resolve()
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:  # LocalEntryNotFoundError is an OSError

@@ -66,17 +66,13 @@ def thin_out(positions: NDArray[np.float64], values: NDArray[np.float64]) -> Lin
 
 
 def _draw(axes: Axes, curves: dict[str, Line], name: str, colour: str, *, label: str, dashed: bool = False) -> None:
-    from matplotlib.ticker import MaxNLocator  # deferred: as in `seqtrack.plotting`
-
     nothing = np.empty(0), np.empty(0)
     intervals, epochs = curves.get(f"interval_{name}", nothing), curves.get(name, nothing)
     axes.plot(*intervals, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
     marker = ("x" if dashed else "o") if len(epochs[0]) <= _MARKED_EPOCHS else ""
     style = ("--" if dashed else "-") + marker
     axes.plot(*epochs, style, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch")
-    axes.set_xlabel("Epoch")
     axes.set_ylabel(_LABELS[name])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_phase(folder: Path) -> None:
@@ -90,7 +86,7 @@ def plot_phase(folder: Path) -> None:
         return
     (folder / PLOTS).mkdir(exist_ok=True)
     for name, word in (("loss", "loss"), ("iou", "IoU")):
-        figure, (axes,) = new_axes(f"SeqTrack, {folder.name}: {word}")
+        figure, (axes,) = new_axes(f"SeqTrack, {folder.name}: {word}", "Epoch")
         _draw(axes, curves, name, COLOURS[name == "iou"], label=folder.name)
         axes.legend(frameon=False)
         if name == "iou":
@@ -103,7 +99,7 @@ def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> N
     curves = [read_curves(folder) for folder in folders]
     title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
     for file, names in {"loss": ["loss"], "iou": ["iou"], "training": ["loss", "iou"]}.items():
-        figure, axes = new_axes(title, rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
+        figure, axes = new_axes(title, "Epoch", rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
         for one, name in zip(axes, names, strict=True):
             for place, folder in enumerate(folders):
                 _draw(one, curves[place], name, COLOURS[place], label=folder.name, dashed=place == 1)

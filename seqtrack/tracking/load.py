@@ -1,16 +1,19 @@
-"""Checkpoints ready to track: selected from a run, weights verified, sizes from the configuration stored with them."""
+"""Checkpoints ready to track: selected from a run, weights verified, sizes and settings from their configuration."""
 
+import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 
 from seqtrack.checkpoints.resume_point import unusable_checkpoints
+from seqtrack.checkpoints.side_files import Scalar
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of
 from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
+from seqtrack.device import capability_of, has_tf32, is_emulated
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
@@ -18,6 +21,9 @@ from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
 from seqtrack.parsing import short_repr
 from seqtrack.run_dir import CHECKPOINTS
+from seqtrack.tracking.tracker import TrackerSettings
+
+logger = logging.getLogger(__name__)
 
 
 def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
@@ -31,22 +37,20 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
         UserError: a value that is none of these, or an epoch that does not exist (with those that do).
     """
     folder = run / CHECKPOINTS
-    existing = {manifest.epoch: manifest for manifest in list_checkpoints(folder, kinds=("epoch",))}
+    existing = list_checkpoints(folder, kinds=("epoch",))
+    epochs = ", ".join(str(one.epoch) for one in existing)
     chosen: dict[Path, Manifest] = {}
     problems: list[Problem] = []
     for word in wanted:
-        found = [existing[epoch] for epoch in sorted(existing)][-1 if word == "last" else 0 :]
-        if word in ("all", "last"):
-            if not found:
-                text = f"{folder} holds no epoch's checkpoint; train first, or name a checkpoint file"
-                problems += [Problem(text, "checkpoint.none"), *unusable_checkpoints(folder).values()]
-        elif match := re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", word):
-            first, last = int(match[1]), int(match[2] or match[1])
-            found = [manifest for manifest in found if first <= manifest.epoch <= last]
-            if not found or len(found) < last - first + 1:
-                epochs = ", ".join(map(str, sorted(existing))) or "none"
-                text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {epochs}"
-                problems.append(Problem(text, "checkpoint.no_epoch"))
+        found: list[Manifest] = []
+        if match := re.fullmatch(r"all|last|([0-9]{1,18})(?:-([0-9]{1,18}))?", word):
+            first, last = int(match[1] or 0), int(match[2] or match[1] or 10**18)
+            found = [one for one in existing if first <= one.epoch <= last][-1 if word == "last" else 0 :]
+            if not found or (match[1] and len({one.epoch for one in found}) <= last - first):
+                there = epochs or "none; train first, or name a checkpoint file"
+                text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {there}"
+                problems.append(Problem(text, "checkpoint.no_epoch" if epochs else "checkpoint.none"))
+                problems += [] if epochs else unusable_checkpoints(folder).values()
         elif "/" in word or "." in word:
             try:
                 found = [manifest_of(Path(word))]
@@ -67,14 +71,9 @@ def checkpoint_name(manifest: Manifest, others: Iterable[Manifest]) -> str:
     return f"epoch {manifest.epoch}" if manifest.kind == "epoch" and len(twins) < 2 else manifest.path.stem
 
 
-def checkpoint_source(manifest: Manifest) -> dict[str, str | None]:
+def checkpoint_source(manifest: Manifest) -> dict[str, Scalar]:
     """The identity of a checkpoint in records of an evaluation or a tracked video."""
-    return {
-        "file": manifest.file,
-        "sha256": manifest.sha256,
-        "weights_sha256": manifest.weights_sha256,
-        "config_digest": manifest.config_digest,
-    }
+    return manifest.model_dump(include={"file", "sha256", "weights_sha256", "config_digest"})
 
 
 def checkpoint_config(manifest: Manifest) -> Config:
@@ -86,7 +85,7 @@ def checkpoint_config(manifest: Manifest) -> Config:
     if manifest.config is None:
         text = f"{manifest.manifest_path}: holds no configuration: the sizes of the model are unknown"
         raise UserError(text, "checkpoint.no_config")
-    return config_from_text(yaml.safe_dump(manifest.config), f"{manifest.manifest_path.name} (config)")
+    return config_from_text(json.dumps(manifest.config), str(manifest.manifest_path))
 
 
 def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Config]:
@@ -107,3 +106,42 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
     return model.to(device).eval(), config
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision without hardware support: it would have no effect, or be slower than float32.
+
+    Raises:
+        UserError: tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
+    """
+    capability = capability_of(device)
+    if capability is None and precision in ("tf32", "fp16"):
+        text = f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16"
+        raise UserError(text, "tracking.precision_on_cpu")
+    if capability and (is_emulated(precision, capability) or (precision == "tf32" and not has_tf32(capability))):
+        text = f"precision {precision} needs a GPU of compute capability 8.0 or later, this one has {capability}"
+        raise UserError(f"{text}; use fp16 or fp32", "tracking.precision_on_gpu")
+
+
+def tracker_settings(config: Config, *, dataset: str | None, precision: str = "fp32") -> TrackerSettings:
+    """The settings of a configuration for a data set.
+
+    Args:
+        dataset: its name, in any case, looked up in TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD. A data set without
+            its own interval takes DEFAULT, which is logged. None (a user's own video) takes DEFAULT silently.
+    """
+    test, data = config.TEST, config.DATA
+    intervals, thresholds = test.UPDATE_INTERVALS.model_dump(), test.UPDATE_THRESHOLD.model_dump()
+    key = (dataset or "DEFAULT").upper()
+    if key not in intervals and test.NUM_TEMPLATES > 1:  # with one template there are no updates
+        logger.info("TEST.UPDATE_INTERVALS has no key %s: DEFAULT, %d frames, is used", key, intervals["DEFAULT"])
+    return TrackerSettings(
+        search_factor=test.SEARCH_FACTOR,
+        template_factor=test.TEMPLATE_FACTOR,
+        window=test.WINDOW,
+        update_interval=int(intervals.get(key, intervals["DEFAULT"])),
+        update_threshold=float(thresholds.get(key, thresholds["DEFAULT"])),
+        mean=data.MEAN,
+        std=data.STD,
+        precision=precision,
+    )

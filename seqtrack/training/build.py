@@ -1,7 +1,7 @@
 """Builds the components of a training run from its configuration; the only factory.
 
 A component takes its own section of the configuration as its settings; what the data and the model are built from is
-translated here, by `model.spec.model_spec` and `tracking.settings.tracker_settings`.
+translated here, by `model.spec.model_spec` and `tracking.load.tracker_settings`.
 """
 
 import logging
@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.checkpoints.side_files import Fingerprint
 from seqtrack.config.schema import Config
-from seqtrack.data.augment import Jitter
+from seqtrack.data.crop import Jitter
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.lasot import draw_classes
 from seqtrack.data.loader import BatchLoader
@@ -156,7 +156,7 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
     def initialised() -> SeqTrack:
         model = build_model(spec, seed=config.TRAIN.SEED)
         if spec.pretrain_type != "scratch":
-            load_pretrained(model, spec)
+            load_pretrained(model)
         return model.to(distributed.device)
 
     with explain_out_of_memory("while the model was put on the device", "use a smaller model, or DEVICE=cpu"):
@@ -206,16 +206,15 @@ def make_validation(
     if config.TRAIN.VALIDATION_INTERVAL == 0 or not distributed.is_main:
         return None
     from seqtrack.evaluation.run import refuse_leak, validate  # start-up time: only validation needs a tracker
-    from seqtrack.tracking.settings import tracker_settings  # as above
+    from seqtrack.tracking.load import tracker_settings  # as above
 
     held_out = [one for source in open_sources(config, data_dir, split="test") for one in source.sequences]
     wanted = min(config.TRAIN.VALIDATION_SEQUENCES or len(held_out), len(held_out))
     held_out = [held_out[i * len(held_out) // wanted] for i in range(wanted)]  # spread over the classes
-    trained = [one for source in trained_on for one in source.sequences]
-    refuse_leak(held_out, trained)
+    refuse_leak(held_out, (one for source in trained_on for one in source.sequences))
     settings = tracker_settings(config, dataset=config.DATA.TRAIN.DATASETS_NAME[0])
 
     def score(model: nn.Module, stop: StopRequest) -> dict[str, float] | None:
-        return validate(cast(SeqTrack, model), held_out, settings, trained_on=trained, stopped=lambda: stop.is_set)
+        return validate(cast(SeqTrack, model), held_out, settings, stopped=lambda: stop.is_set)
 
     return score

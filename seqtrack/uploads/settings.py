@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from seqtrack.config.environment import Environment, read_variable
+from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 
 # What users set. Everything else has a default that suits the Hub; tests set it through UPLOAD_TUNING, a JSON object.
@@ -64,8 +64,9 @@ def read_settings(environ: Mapping[str, str]) -> UploadSettings:
         tuning = UploadSettings.model_validate_json(environ.get("UPLOAD_TUNING") or "{}")
     except ValidationError as error:
         raise UserError(f"UPLOAD_TUNING: {error}", code="upload.tuning") from None
-    given = [name for name in _VARIABLES if environ.get(f"UPLOAD_{name.upper()}", "").strip()]
-    return tuning.model_copy(update={name: read_variable(environ, f"UPLOAD_{name.upper()}") for name in given})
+    ours = read_environment(environ)
+    given = [name for name in _VARIABLES if ours.given(f"UPLOAD_{name}")]
+    return tuning.model_copy(update={name: getattr(ours, f"upload_{name}") for name in given})
 
 
 def choose_target(environment: Environment) -> TargetSettings | None:

@@ -12,7 +12,6 @@ from seqtrack.config.environment import (
     load_dotenv_file,
     read_environment,
     read_token,
-    read_variable,
 )
 from seqtrack.errors import Problem, UserError
 
@@ -36,47 +35,27 @@ def test_by_default_the_demo_is_trained_and_nothing_is_uploaded() -> None:
 
 
 def test_every_variable_is_read() -> None:
-    environ = {
-        "PHASE": "2",
-        "RESUME_EPOCH": "4",
-        "CONFIG": "seqtrack_l256",
-        "DATASET": "lasot,GOT10K_vottrain",
-        "CLASSES": "book, coin",
-        "DATA_DIR": "/mnt/data",
-        "OUTPUT_DIR": "out",
-        "SEED": "7",
-        "EPOCHS": "6",
-        "BATCH_SIZE": "3",
-        "OVERRIDES": "TRAIN.LR 2e-4 DATA.MEAN '[0, 0.5, 1]' TRAIN.SEED 8",
-        "DEVICE": "CPU",
-        "NPROC": "AUTO",
-        "HF_REPO": "Me/SeqTrack",
-        "HF_TOKEN_PATH": "/run/secrets/hf_token",
-        "HF_ENDPOINT": "http://127.0.0.1:8080/",
-        "HF_PRIVATE": "no",
-        "UPLOAD_TARGET": "folder:/mnt/Backup",
-    }
-    environment, config = configure(environ)
-    assert environment == Environment(
-        phase=2,
-        resume_epoch=4,
-        config="seqtrack_l256",
-        dataset=("lasot", "GOT10K_vottrain"),
-        classes=("book", "coin"),
-        data_dir=Path("/mnt/data"),
-        output_dir=Path("out"),
-        seed=7,
-        epochs=6,
-        batch_size=3,
-        overrides=(("TRAIN.LR", "2e-4"), ("DATA.MEAN", "[0, 0.5, 1]"), ("TRAIN.SEED", "8")),
-        device="cpu",
-        nproc="auto",
-        hf_repo="Me/SeqTrack",
-        hf_token_path=Path("/run/secrets/hf_token"),
-        hf_endpoint="http://127.0.0.1:8080",
-        hf_private=False,
-        upload_target="folder:/mnt/Backup",
-    )
+    expected: dict[str, tuple[str, object]] = {
+        "PHASE": ("2", 2),
+        "RESUME_EPOCH": ("4", 4),
+        "CONFIG": ("seqtrack_l256", "seqtrack_l256"),
+        "DATASET": ("lasot,GOT10K_vottrain", ("lasot", "GOT10K_vottrain")),
+        "CLASSES": ("book, coin", ("book", "coin")),
+        "DATA_DIR": ("~/data", Path("~/data").expanduser()),
+        "SEED": ("7", 7),
+        "EPOCHS": ("6", 6),
+        "BATCH_SIZE": ("3", 3),
+        "OVERRIDES": ("TRAIN.LR 2e-4 DATA.MEAN '[0, 0.5, 1]' TRAIN.SEED 8",
+                      (("TRAIN.LR", "2e-4"), ("DATA.MEAN", "[0, 0.5, 1]"), ("TRAIN.SEED", "8"))),
+        "DEVICE": ("CPU", "cpu"),
+        "NPROC": ("AUTO", "auto"),
+        "HF_REPO": ("Me/SeqTrack", "Me/SeqTrack"),
+        "HF_ENDPOINT": ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+        "HF_PRIVATE": ("no", False),
+        "UPLOAD_TARGET": ("folder:/mnt/Backup", "folder:/mnt/Backup"),
+    }  # fmt: skip
+    environment, config = configure({name: text for name, (text, _) in expected.items()})
+    assert environment == Environment(**{name.lower(): value for name, (_, value) in expected.items()})
     assert (config.TRAIN.SEED, config.TRAIN.EPOCH, config.TRAIN.BATCH_SIZE) == (8, 6, 3)
     assert (config.DATA.CLASSES, config.DATA.TRAIN.DATASETS_NAME) == (("book", "coin"), ("LASOT", "GOT10K_vottrain"))
     assert config.DATA.TRAIN.DATASETS_RATIO == (1.0, 1.0)
@@ -89,7 +68,6 @@ def test_all_problems_of_environment_and_configuration_are_reported_at_once() ->
         "SEED": "-1",
         "NPROC": "all",
         "HF_REPO": "seqtrack",
-        "SEQTRACK_GOLDEN": "x",
         "OVERRIDES": "LR 1 TRAIN.SEED x",
         "EPOCHS": "5",
     }
@@ -98,7 +76,6 @@ def test_all_problems_of_environment_and_configuration_are_reported_at_once() ->
         ("SEED", "variable.invalid_value"),
         ("NPROC", "variable.invalid_value"),
         ("HF_REPO", "variable.invalid_value"),
-        ("SEQTRACK_GOLDEN", "variable.unknown"),
         ("LR", "config.unknown_key"),
         ("TRAIN.SEED", "config.invalid_value"),
     ]
@@ -141,47 +118,32 @@ def test_malformed_values_are_refused_and_valid_ones_are_not(name: str, bad: lis
         read_environment({name: value})
 
 
-def test_a_single_variable_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert read_variable({"HF_TOKEN_PATH": "~/token", "PHASE": "9"}, "HF_TOKEN_PATH") == Path("/home/me/token")
-    assert read_variable({}, "DEVICE") == "auto"
-
-
-def test_an_unknown_seqtrack_variable_is_refused() -> None:
-    with pytest.raises(UserError) as caught:
-        read_environment({"SEQTRACK_TEST_DATE": "x"})
-    assert (caught.value.code, caught.value.problems[0].endswith("SEQTRACK_TEST_DATA?")) == ("variable.unknown", True)
-    read_environment({"SEQTRACK_TEST_DATA": "x", "SEQTRACKER": "x", "TORCH_HOME": "x"})
-
-
 def test_phase_2_resumes_after_epoch_3_unless_nothing_is_left_to_train() -> None:
-    for environ, epoch in (
-        ({"PHASE": "2"}, 3),
-        ({"PHASE": "2", "RESUME_EPOCH": "5"}, 5),
-        ({"PHASE": "1"}, None),
-        ({"PHASE": "1", "RESUME_EPOCH": "9"}, 9),
-    ):
+    cases: list[tuple[dict[str, str], int | None]] = [
+        ({"PHASE": "2"}, 3), ({"PHASE": "2", "RESUME_EPOCH": "5"}, 5), ({"RESUME_EPOCH": "9"}, 9), ({}, None)
+    ]  # fmt: skip
+    for environ, epoch in cases:
         assert configure(environ)[0].resume_epoch == epoch
     for environ in ({"RESUME_EPOCH": "10"}, {"PHASE": "2", "EPOCHS": "2"}, {"EPOCHS": "1", "RESUME_EPOCH": "1"}):
         assert [problem.code for problem in problems_of(environ)] == ["config.resume_epoch"]
 
 
-def test_the_experiment_follows_the_data_set_unless_it_is_named() -> None:
-    assert read_environment({"DATASET": "DEMO"}).config == "demo"
-    assert read_environment({"DATASET": "lasot"}).config == "seqtrack_b256"
-    assert read_environment({"DATASET": "lasot", "CONFIG": "demo"}).config == "demo"
-    assert [one.code for one in problems_of({"CONFIG": "seqtrack-b384"})] == ["config.unknown_experiment"]
-
-
-def test_an_unset_dataset_does_not_override_the_users_file(tmp_path: Path) -> None:
+def test_experiment_and_data_set_follow_each_other_unless_they_are_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("DATA: {TRAIN: {DATASETS_NAME: [LASOT, COCO17], DATASETS_RATIO: [3, 1]}}")
-    assert configure({"CONFIG": str(path)})[1].DATA.TRAIN.DATASETS_RATIO == (3.0, 1.0)
-    assert configure({"CONFIG": str(path), "DATASET": "demo"})[1].DATA.TRAIN.DATASETS_NAME == ("DEMO",)
-    assert configure({"CONFIG": "seqtrack_b256"})[1].DATA.TRAIN.DATASETS_NAME == ("DEMO",)
-    environment = read_environment({"CONFIG": "mine.yaml", "SEED": "1", "PHASE": "2"})
-    given = [environment.given(name) for name in ("SEED", "CONFIG", "DATASET", "RESUME_EPOCH")]
-    assert given == [True, True, False, False]
+    for environ, experiment, names in (
+        ({"DATASET": "DEMO"}, "demo", ("DEMO",)),
+        ({"DATASET": "lasot"}, "seqtrack_b256", ("LASOT",)),
+        ({"DATASET": "lasot", "CONFIG": "demo"}, "demo", ("LASOT",)),
+        ({"CONFIG": "seqtrack_b256"}, "seqtrack_b256", ("DEMO",)),
+        ({"CONFIG": str(path)}, str(path), ("LASOT", "COCO17")),
+        ({"CONFIG": str(path), "DATASET": "demo"}, str(path), ("DEMO",)),
+    ):
+        environment, config = configure(environ)
+        assert (environment.config, config.DATA.TRAIN.DATASETS_NAME) == (experiment, names)
+        assert environment.given("DATASET") is ("DATASET" in environ)
+    assert not read_environment({"PHASE": "2"}).given("RESUME_EPOCH")
+    assert [one.code for one in problems_of({"CONFIG": "seqtrack-b384"})] == ["config.unknown_experiment"]
 
 
 def test_the_token_is_in_no_message() -> None:
@@ -194,17 +156,11 @@ def test_the_token_is_in_no_message() -> None:
 
 def test_the_token_file_takes_precedence_and_is_read_each_time(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    path.write_text("hf_first\n")
-    environ = {"HF_TOKEN_PATH": str(path), "HF_TOKEN": "hf_other"}
-    assert read_token(environ) == "hf_first"
-    path.write_text("hf_second")
-    assert read_token(environ) == "hf_second"
+    for content in ("hf_first\n", "hf_second"):
+        path.write_text(content)
+        assert read_token({"HF_TOKEN_PATH": str(path), "HF_TOKEN": "hf_other"}) == content.strip()
     assert read_token({"HF_TOKEN": "hf_other", "HF_TOKEN_PATH": ""}) == "hf_other"
     assert read_token({}) is None
-
-
-def test_a_token_file_without_a_token_is_refused_and_not_shown(tmp_path: Path) -> None:
-    path = tmp_path / "token"
     for content in (b"", b"\n", f"{TOKEN}\n{TOKEN}".encode(), f"TOKEN={TOKEN} x".encode(), b"\xff\xfe"):
         path.write_bytes(content)
         with pytest.raises(UserError) as caught:

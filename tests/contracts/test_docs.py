@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from reference import PAGES as GENERATED
+from reference import parsers, render_commands
 
-from seqtrack.commands.docs import parsers, render
 from seqtrack.commands.parsers import COMMANDS
-from seqtrack.config.environment import VARIABLES, read_variable
-from seqtrack.config.fields import reader
+from seqtrack.config.environment import VARIABLES, read_environment
+from seqtrack.config.fields import fact
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from seqtrack.uploads.uploader import EXIT_INCOMPLETE
 
@@ -80,7 +81,7 @@ def is_setting(name: str, value: str) -> bool:
     if name not in VARIABLES or value.startswith(("...", "/")) or not re.fullmatch(r"[\w.,:/@+-]+", value):
         return name in VARIABLES or name in FOREIGN_VARIABLES
     try:
-        read_variable({name: value}, name)
+        read_environment({name: value})
     except UserError:
         return (name, value) == ("RESUME_EPOCH", "latest")  # the entrypoint resolves it
     return True
@@ -132,15 +133,19 @@ def test_every_page_is_linked() -> None:
 
 
 def test_the_tables_of_commands_and_exit_codes_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert render(COMMANDS_PAGE) == COMMANDS_PAGE, "run: python -m seqtrack.commands.docs docs/commands.md"
+    for page, render in GENERATED.items():
+        text = page.read_text(encoding="utf-8")
+        assert render(text) == text, "run: python scripts/reference.py"
+        with pytest.raises(ValueError):
+            render(text.replace("<!-- end of", ""))
     table = COMMANDS_PAGE.split("## Exit codes")[1].split("\n## ")[0]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
     assert listed == sorted({0, 1, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, EXIT_INCOMPLETE})
     monkeypatch.setitem(COMMANDS, "verify", COMMANDS["export"])
-    assert render(COMMANDS_PAGE) != COMMANDS_PAGE
+    assert render_commands(COMMANDS_PAGE) != COMMANDS_PAGE
 
 
 def test_every_reader_of_a_variable_exists() -> None:
     others = {"every command", "entrypoint", "healthcheck", "tests"}
-    readers = {word.strip() for one in VARIABLES.values() for word in reader(one).split(",")}
+    readers = {word.strip() for one in VARIABLES.values() for word in fact(one, "reader").split(",")}
     assert sorted(readers - set(COMMANDS) - others) == []

@@ -8,9 +8,8 @@ import pytest
 
 from seqtrack.data.annotations import (
     read_annotations,
-    read_box_archive,
+    read_archive,
     read_boxes,
-    read_flags,
     read_labels,
     read_names,
     write_boxes,
@@ -37,11 +36,15 @@ def refused(read: Callable[..., object], *arguments: object, **options: object) 
 
 
 def labels(path: Path) -> object:
-    return read_labels(path, largest=8).tolist()
+    return read_labels(path, 8).tolist()
+
+
+def flags(path: Path) -> object:
+    return (read_labels(path, 1) == 1).tolist()
 
 
 def indices(path: Path) -> object:
-    return read_labels(path, largest=11).tolist()
+    return read_labels(path, 11).tolist()
 
 
 BOXES = [[1, 2.5, -3, 40], [5, 6, 7, 8]]
@@ -57,7 +60,7 @@ SPELLINGS: list[tuple[Callable[[Path], object], object, list[bytes]]] = [
         ],
     ),
     (
-        lambda path: read_flags(path).tolist(),
+        lambda path: flags(path),
         [False, True, True],
         [b"0,1,1", b"0\n1\n1\n", BOM + b"0\r\n1\r\n1\r\n", b"0, 1, 1,\r\n", b"0.0,1.0,1", b"0 1\t1\n\n"],
     ),
@@ -85,7 +88,7 @@ def test_minus_zero_is_zero(file: File) -> None:
     ("row", "found"),
     [
         (b"10_00,2,3,4", "10_00"), (b"1,2,3,0x4", "0x4"), (b"1,2,3,1e999", "1e999"), (b"1,2,nan,4", "nan"),
-        (b"1,2,3,\xd9\xa4", "\u0664"), (b"1,,2,3,4", "''"), (b"1,2,3,4,,", "''"), (b",1,2,3,4", "''"), (b"", "''"),
+        (b"1,2,3,\xd9\xa4", "\u0664"), (b"1,,2,3,4", "1,,2"), (b"1,2,3,4,,", "4,,"), (b",1,2,3,4", ",1"), (b"", "''"),
         (b"1\xc2\xa02\xc2\xa03\xc2\xa04", "1"), (b"1,2,3", "1,2,3"), (b"1,2,3,4,5", "1,2,3,4,5"),
         (b"1,5;2,5;3,5;4,5", "1,5;2,5;3,5;4,5"),
     ],
@@ -98,20 +101,20 @@ def test_an_invalid_row_is_refused_with_its_line_and_what_was_found(file: File, 
 
 @pytest.mark.parametrize("data", [b"0,2,1", b"0,,1", b"0,01,1", b"0\n-1\n1", b"0,1_0,1", b"0 0.5 1", b"0;\xd9\xa1;0"])
 def test_an_invalid_flag_is_refused_with_its_position_and_the_number_of_entries(file: File, data: bytes) -> None:
-    (problem,) = refused(read_flags, file(data))
+    (problem,) = refused(flags, file(data))
     assert problem.code == "file.row" and "entry 2 of 3" in problem
 
 
 @pytest.mark.parametrize(
     ("read", "data", "code"),
     [
-        (read_boxes, b"", "file.empty"), (read_boxes, BOM + b"\r\n \n", "file.empty"), (read_flags, b"", "file.empty"),
-        (read_boxes, "1,2,3,4".encode("utf-16"), "file.not_text"), (read_flags, b"0,\0,1", "file.not_text"),
+        (read_boxes, b"", "file.empty"), (read_boxes, BOM + b"\r\n \n", "file.empty"), (flags, b"", "file.empty"),
+        (read_boxes, "1,2,3,4".encode("utf-16"), "file.unreadable"), (flags, b"0,\0,1", "file.unreadable"),
         (labels, b"8\n9\n", "file.row"), (labels, b"8\n10\n", "file.row"), (indices, b"0\n12\n", "file.row"),
         (indices, b"9" * 5000, "file.row"), (indices, b"\n", "file.empty"),
         (read_names, b"a-1\n../val\n", "file.name"), (read_names, b"a-1\n.hidden\n", "file.name"),
         (read_names, b"a-1\nb\\c\n", "file.name"), (read_names, "a-1\n\ufeffb-2\n".encode(), "file.name"),
-        (read_names, b"a-1\nb-2\nb-2\n", "file.duplicate"), (read_names, b"a-1\n\xff\n", "file.not_text"),
+        (read_names, b"a-1\nb-2\nb-2\n", "file.duplicate"), (read_names, b"a-1\n\xff\n", "file.unreadable"),
     ],
 )  # fmt: skip
 def test_other_contents_are_refused(read: Callable[[Path], object], data: bytes, code: str, file: File) -> None:
@@ -122,8 +125,8 @@ def test_other_contents_are_refused(read: Callable[[Path], object], data: bytes,
 def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as opened:
         opened.truncate(10**9)
-    for name, code in (("gone", "file.missing"), ("", "file.unreadable"), ("huge", "file.not_text")):
-        for read in (read_boxes, read_flags, read_names):
+    for name, code in (("gone", "file.missing"), ("", "file.unreadable"), ("huge", "file.unreadable")):
+        for read in (read_boxes, flags, read_names):
             assert refused(read, tmp_path / name)[0].code == code
 
 
@@ -220,7 +223,7 @@ def test_missing_annotations_and_every_wrong_file_are_reported(tmp_path: Path) -
 def test_boxes_of_an_archive_belong_to_their_sequences(tmp_path: Path) -> None:
     for kind in (np.int64, np.uint64):
         path = as_archive(tmp_path, offsets=ARRAYS["offsets"].astype(kind), boxes=ARRAYS["boxes"].astype(np.float32))
-        assert {name: one.tolist() for name, one in read_box_archive(path).items()} == by_name(ARRAYS["boxes"])
+        assert {name: one.boxes_xywh.tolist() for name, one in read_archive(path).items()} == by_name(ARRAYS["boxes"])
 
 
 @pytest.mark.parametrize(
@@ -233,12 +236,10 @@ def test_boxes_of_an_archive_belong_to_their_sequences(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_an_archive_of_another_format_is_refused(tmp_path: Path, changes: dict[str, np.ndarray]) -> None:
-    assert refused(read_box_archive, as_archive(tmp_path, **changes))[0].code == "file.archive"
+    assert refused(read_archive, as_archive(tmp_path, **changes))[0].code == "file.archive"
 
 
-@pytest.mark.parametrize(
-    "changes", [{"n": np.array(99)}, {"absent": np.zeros(2, dtype=np.uint8)}, {"boxes": np.full((6, 4), np.nan)}]
-)
+@pytest.mark.parametrize("changes", [{"absent": np.zeros(2, dtype=np.uint8)}, {"boxes": np.full((6, 4), np.nan)}])
 def test_an_archive_of_inconsistent_annotations_is_refused(tmp_path: Path, changes: dict[str, np.ndarray]) -> None:
     assert refused(read_annotations, as_archive(tmp_path, **changes))[0].code == "file.archive"
 
@@ -248,5 +249,5 @@ def test_a_file_that_is_no_whole_archive_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.zeros(3))
     for data in (b"not an archive", (tmp_path / "b.npy").read_bytes(), *(whole[:n] for n in range(0, len(whole), 97))):
         (tmp_path / "cut.npz").write_bytes(data)
-        assert "cut.npz" in refused(read_box_archive, tmp_path / "cut.npz")[0]
-    assert refused(read_box_archive, tmp_path / "missing.npz")[0].code == "file.unreadable"
+        assert "cut.npz" in refused(read_archive, tmp_path / "cut.npz")[0]
+    assert refused(read_archive, tmp_path / "missing.npz")[0].code == "file.unreadable"

@@ -10,7 +10,7 @@ import pytest
 
 from data.conftest import Make
 from data.makers import cmyk, huge, jpeg, picture, write_sequence
-from seqtrack.data import augment, crop, dataset
+from seqtrack.data import crop
 from seqtrack.data.dataset import Sample, SampleSpec, TrackingDataset
 from seqtrack.data.decode import FrameFile
 from seqtrack.data.sources import Source, open_source
@@ -59,7 +59,7 @@ def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample
     spec = dataset.spec
     g = sample_generator(dataset.seed, epoch, index)
     source, sequence, frames = dataset.choose(g)
-    grey, mirrored = g.random(2) < (augment.GREY_PROBABILITY, augment.FLIP_PROBABILITY)
+    grey, mirrored = g.random(2) < (crop.GREY_PROBABILITY, crop.FLIP_PROBABILITY)
     done = {name for name, flag in (("grey", grey), ("mirrored", mirrored)) if flag}
     images, brightness, box_out = [], [], np.zeros(4)
     for place, number in enumerate(frames):
@@ -68,7 +68,7 @@ def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample
         factor = spec.search_factor if is_search else spec.template_factor
         jitter = spec.search_jitter if is_search else spec.template_jitter
         normal, uniform = g.standard_normal(2), g.random(2)
-        brightness.append(augment.draw_brightness(g))
+        brightness.append(np.float32(g.uniform(0.8, 1.2)))
         flip = g.random() < 0.5
         frame = FrameFile(sequence.frame_path(int(number))).whole()
         box = sequence.boxes_xywh[number]
@@ -77,7 +77,7 @@ def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample
         if mirrored:
             frame = np.ascontiguousarray(frame[:, ::-1])
             box = np.array([frame.shape[1] - box[0] - box[2], *box[1:]])
-        around = augment.jitter_box(box, jitter, normal=normal, uniform=uniform)
+        around = crop.jitter_box(box, jitter, normal=normal, uniform=uniform)
         image, resize_factor = crop.crop_frame(frame, around, factor=factor, size=size)
         box_out = crop.box_in_crop(box, around, resize_factor=resize_factor, size=size)
         if flip:
@@ -190,9 +190,7 @@ def test_a_box_wholly_outside_the_frame_gives_a_black_crop_mirrored_or_not(root:
     assert not any(dataset.sample(0, index).search.any() for index in range(20))
 
 
-def test_damaged_frames_are_found_before_training_all_at_once(
-    root: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_frames_are_found_before_training_all_at_once(root: Path, source: Source) -> None:
     images = root / "book" / "book-1" / "img"
     changes: dict[int, Callable[[bytes], bytes]] = {
         2: lambda whole: whole[:-40], 3: lambda whole: b"", 4: lambda whole: b"GIF89a" + whole, 5: cmyk, 9: huge,
@@ -205,10 +203,6 @@ def test_damaged_frames_are_found_before_training_all_at_once(
     assert {problem.code for problem in caught.value.problems} == {"data.frame"}
     named = [problem.split(":")[0] for problem in caught.value.problems]
     assert named == [str(images / f"{number:08d}.jpg") for number in changes]
-    monkeypatch.setattr(dataset, "_MAX_SHOWN", 2)
-    with pytest.raises(UserError) as caught:
-        _dataset(source)
-    assert len(caught.value.problems) == 3 and caught.value.problems[-1].startswith("3 ")
     TrackingDataset([source], [1.0], SPEC, seed=0, verify_up_to=71)  # too many frames to check: accepted
 
 

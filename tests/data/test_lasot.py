@@ -251,7 +251,7 @@ FIRST = "train/GOT-10k_Train_000001"
 @pytest.mark.parametrize(
     ("file", "content", "code"),
     [
-        ("got10k_vot_train_split.txt", b"0\n3\n", "file.row"), ("train/list.txt", b"\xff\xfe", "file.not_text"),
+        ("got10k_vot_train_split.txt", b"0\n3\n", "file.row"), ("train/list.txt", b"\xff\xfe", "file.unreadable"),
         ("train/list.txt", b"", "data.no_sequence"), (f"{FIRST}/absence.label", None, "file.missing"),
         (f"{FIRST}/cover.label", b"8\n" * 23, "file.count"), (f"{FIRST}/groundtruth.txt", b"1,2\n" * 24, "file.row"),
     ],

@@ -20,7 +20,7 @@ from data.makers import make_got10k, tree, write_sequence
 
 from fuzz.mutations import cases
 from seqtrack.cli import main
-from seqtrack.data.annotations import read_box_archive, read_boxes, read_labels, read_names
+from seqtrack.data.annotations import read_archive, read_boxes, read_labels, read_names
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.sources import open_source
 from seqtrack.errors import UserError
@@ -43,7 +43,8 @@ def slow_number(text: str) -> Any:
     if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return str(abs(float(text)))
     assert text and set(text) <= set("+-.0123456789eE"), text
-    return float(Decimal(text)) + 0.0
+    value = float(Decimal(text)) + 0.0
+    return value if np.isfinite(value) else str(abs(value))
 
 
 def slow_boxes(data: bytes) -> list[list[float]]:
@@ -86,15 +87,15 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list[byt
         [*BOXES, b"nan,inf,-inf,1\n1 2 3 4"],
     ),
     "labels": (
-        lambda path: read_labels(path, largest=8).tolist(), slow_labels, [b"8\n0\n3\n", b"8, 1.0, 7,\r\n", b"0,0,1"],
+        lambda path: read_labels(path, 8).tolist(), slow_labels, [b"8\n0\n3\n", b"8, 1.0, 7,\r\n", b"0,0,1"],
     ),
-    "indices": (lambda path: read_labels(path, largest=89).tolist(), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
+    "indices": (lambda path: read_labels(path, 89).tolist(), slow_labels, [b"0\n2\n7\n", b"0\r\n89\r\n1"]),
     "names": (
         read_names, lambda data: re.findall(r"[^,\s]+", data.decode("utf-8-sig")),
         [b"book-1\nbook-2\ncoin-10\n", b"\xef\xbb\xbfbook-1\r\nbook-2\r\n", b"a,b,c"],
     ),
     "archive": (
-        lambda path: {name: comparable(boxes) for name, boxes in read_box_archive(path).items()}, slow_archive,
+        lambda path: {name: comparable(one.boxes_xywh) for name, one in read_archive(path).items()}, slow_archive,
         [archive(), archive(boxes=np.zeros((3, 4), dtype=np.int16), offsets=np.array([0, 2, 3], dtype=np.uint32))],
     ),
 }  # fmt: skip

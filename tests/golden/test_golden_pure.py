@@ -13,13 +13,24 @@ import torch
 from torch import Tensor
 
 from seqtrack import boxes
-from seqtrack.data import augment
-from seqtrack.data.crop import box_in_crop, crop_frame, crop_window, cut
+from seqtrack.config.schema import IMAGENET_MEAN, IMAGENET_STD
+from seqtrack.data.crop import (
+    AUTHORS_SEARCH_JITTER,
+    NO_JITTER,
+    Jitter,
+    box_in_crop,
+    crop_frame,
+    crop_window,
+    cut,
+    jitter_box,
+    mirror,
+    mirror_box,
+    to_grey,
+)
 from seqtrack.data.sampling import draw_frames
 from seqtrack.evaluation import metrics
-from seqtrack.model.build import build_empty
+from seqtrack.model.build import build_empty, sinusoid_1d
 from seqtrack.model.images import normalise
-from seqtrack.model.positions import sinusoid_1d
 from seqtrack.seeding import sample_generator
 from seqtrack.tokens import hann_window, target_sequences, tokens_to_boxes
 
@@ -95,10 +106,12 @@ def test_golden_window_and_sinusoid_tables(golden: Golden) -> None:
 def test_golden_brightness_and_normalisation(golden: Golden) -> None:
     """Bytes to encoder input: brightened, clamped, normalized; without brightness as the tracker does."""
     image = golden["small_image"].permute(2, 0, 1)[None]
-    torch.testing.assert_close(normalise(image), golden["preproc_test"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        normalise(image, mean=IMAGENET_MEAN, std=IMAGENET_STD), golden["preproc_test"], rtol=1e-6, atol=1e-6
+    )
     for factor in ("0.8", "1", "1.2"):
         brightness = torch.tensor([float(factor)])
-        found = normalise(image, brightness)[0]
+        found = normalise(image, brightness, mean=IMAGENET_MEAN, std=IMAGENET_STD)[0]
         torch.testing.assert_close(found, golden[f"jitnorm_{factor}"], rtol=1e-6, atol=1e-6)
         plain = normalise(image, brightness, mean=(0, 0, 0), std=(1, 1, 1))[0]
         torch.testing.assert_close(plain, golden[f"jit_{factor}"], rtol=1e-6, atol=1e-7)
@@ -151,7 +164,9 @@ def test_golden_processing_of_a_sample_without_randomness(golden: Golden) -> Non
     for index, (image, annotation) in enumerate(zip(images, annotations, strict=True)):
         frame, box = sets.uint8_image(f"proc/{index}/120x160", 120, 160), np.array(golden.numbers["proc_boxes"][index])
         crop, factor = crop_frame(frame, box.astype(np.float64), factor=4.0, size=image.shape[-1])
-        found = normalise(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None])[0]
+        found = normalise(
+            torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None], mean=IMAGENET_MEAN, std=IMAGENET_STD
+        )[0]
         np.testing.assert_allclose(found.numpy(), image, rtol=0, atol=2e-6)
         in_crop = box_in_crop(box, box, resize_factor=factor, size=image.shape[-1])
         expected = np.concatenate((annotation[:2] + 0.5 * annotation[2:], annotation[2:]))
@@ -161,22 +176,22 @@ def test_golden_processing_of_a_sample_without_randomness(golden: Golden) -> Non
 def test_golden_jitter_grayscale_and_mirror(golden: Golden) -> None:
     arrays = golden.arrays
     assert len(arrays["jitter"]) >= 10
-    other = augment.Jitter(center=3.5, scale=0.25)
+    other = Jitter(center=3.5, scale=0.25)
     for row in arrays["jitter"].astype(np.float64):
         draws = {"normal": row[4:6], "uniform": row[6:8]}
-        found = augment.jitter_box(row[:4], augment.AUTHORS_SEARCH_JITTER, **draws)
+        found = jitter_box(row[:4], AUTHORS_SEARCH_JITTER, **draws)
         np.testing.assert_allclose(found, row[8:12], rtol=2e-5, atol=2e-4)
-        np.testing.assert_allclose(augment.jitter_box(row[:4], augment.NO_JITTER, **draws), row[12:16])
-        assert np.abs(augment.jitter_box(row[:4], other, **draws) - found).max() > 0.01, "another scale is noticed"
+        np.testing.assert_allclose(jitter_box(row[:4], NO_JITTER, **draws), row[12:16])
+        assert np.abs(jitter_box(row[:4], other, **draws) - found).max() > 0.01, "another scale is noticed"
     bgr = np.ascontiguousarray(arrays["small_image"][..., ::-1])
-    np.testing.assert_array_equal(augment.to_grey(bgr)[..., ::-1], arrays["gray"])
+    np.testing.assert_array_equal(to_grey(bgr)[..., ::-1], arrays["gray"])
     # The authors' mirrored box is one pixel too far left; ours covers the pixels that the object covers.
-    np.testing.assert_array_equal(augment.mirror(arrays["small_image"]), arrays["flip_px_image"])
-    ours = augment.mirror_box(np.array([3.0, 4.0, 10.0, 5.0]), 24)
+    np.testing.assert_array_equal(mirror(arrays["small_image"]), arrays["flip_px_image"])
+    ours = mirror_box(np.array([3.0, 4.0, 10.0, 5.0]), 24)
     np.testing.assert_array_equal(ours - arrays["flip_px_box"], [1, 0, 0, 0])
     marked = np.zeros((24, 24, 1), dtype=np.uint8)
     marked[4:9, 3:13] = 255
-    assert cv2.boundingRect(augment.mirror(marked)) == tuple(ours.astype(int))
+    assert cv2.boundingRect(mirror(marked)) == tuple(ours.astype(int))
 
 
 def _draw(visible: np.ndarray, gap: int) -> np.ndarray:

@@ -14,8 +14,7 @@ from seqtrack.evaluation.metrics import iou_xywh
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
-from seqtrack.tracking.settings import TrackerSettings
-from seqtrack.tracking.tracker import BatchTracker
+from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
 
 # Two tokens whose probabilities differ by less than this are a tie that rounding decides.
 TIE = 2e-3
@@ -52,7 +51,7 @@ def test_golden_boxes_of_the_tracker(recorded: Recorded, mode: str) -> None:
     record, arrays = recorded.record, recorded.arrays
     updates = {"update_interval": record["update_interval"], "update_threshold": record["update_threshold"]}
     tracker = BatchTracker(recorded.model, TrackerSettings(window=mode == "win", **updates))
-    (state,) = tracker.start([recorded.frames[0]], [recorded.box])
+    state = tracker.start(recorded.frames[0], recorded.box)
     flips = 0
     for index, frame in enumerate(recorded.frames[1:]):
         found = tracker.track([state], [frame])[0]
@@ -84,7 +83,7 @@ def test_golden_boxes_in_bfloat16_agree(recorded: Recorded) -> None:
     """Each frame from the authors' last box: at most one of five boxes differs from theirs."""
     frames = recorded.frames
     tracker = BatchTracker(recorded.model, TrackerSettings(precision="bf16"))
-    (state,) = tracker.start([frames[0]], [recorded.box])
+    state = tracker.start(frames[0], recorded.box)
     overlaps = []
     for frame, expected_box in zip(frames[1:6], recorded.arrays["states_win"][:5], strict=True):
         found = tracker.track([state], [frame])[0]

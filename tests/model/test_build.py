@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import logging
 import time
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from small_models import SMALL, pictures, some_boxes, spec_of
 from torch import Tensor
 
 from seqtrack.errors import UserError
-from seqtrack.model.build import build_empty, build_model, initialise
-from seqtrack.model.positions import resample_positions, sincos_2d, sinusoid_1d
+from seqtrack.model.build import build_empty, build_model, initialise, sincos_2d, sinusoid_1d
 from seqtrack.model.spec import ModelSpec
-from seqtrack.model.weights import _from_hub, load_pretrained, pretrained_name
+from seqtrack.model.weights import _from_hub, load_pretrained, pretrained_name, resample_positions
 from seqtrack.tokens import target_sequences
 
 TINY_VIT = "vit_tiny_patch16_224"
@@ -41,10 +39,6 @@ def test_weights_are_a_function_of_the_seed_and_torchs_generator_is_unchanged() 
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     for name in ("encoder.body.pos_embed", "decoder.embedding.word_embeddings.weight"):
         assert not torch.equal(first[name], other[name])
-    torch.manual_seed(4)
-    drawn = build_model(SMALL).encoder.body.pos_embed
-    torch.manual_seed(4)
-    assert torch.equal(drawn, build_model(SMALL).encoder.body.pos_embed), "without a seed torch's generator is used"
 
 
 def test_initial_values_are_those_of_the_recipe() -> None:
@@ -110,18 +104,11 @@ def test_any_plain_vit_of_timm_is_an_encoder(name: str) -> None:
     torch.testing.assert_close(short, whole[:, : spec.search_tokens], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("vit_enormous_patch16", "model.unknown_encoder"),
-        ("resnet18", "model.not_a_plain_vit"),
-        ("swin_tiny_patch4_window7_224", "model.not_a_plain_vit"),
-    ],
-)
-def test_other_encoders_are_refused_by_name(name: str, code: str) -> None:
+@pytest.mark.parametrize("name", ["vit_enormous_patch16", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_other_encoders_are_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match=name) as caught:
         build_empty(spec_of(encoder_type=name, **NO_SIZES))
-    assert caught.value.code == code
+    assert caught.value.code == "model.unknown_encoder"
 
 
 def test_the_short_names_are_the_authors_sizes() -> None:
@@ -148,7 +135,7 @@ def test_a_vit_is_loaded_without_class_token_and_resampled_to_both_grids(
 ) -> None:
     save_file(vit, tmp_path / "model.safetensors")
     model, fresh = build_model(_vit(), seed=1), build_model(_vit(), seed=1).state_dict()
-    load_pretrained(model, _vit(), source=tmp_path / "model.safetensors")
+    load_pretrained(model, source=tmp_path / "model.safetensors")
     for name, value in model.state_dict().items():
         own = name.removeprefix("encoder.body.")
         if own != "pos_embed" or not name.startswith("encoder"):
@@ -156,7 +143,7 @@ def test_a_vit_is_loaded_without_class_token_and_resampled_to_both_grids(
     table, grid = model.encoder.body.pos_embed.detach(), vit["pos_embed"][:, 1:]
     assert torch.equal(table, torch.cat((resample_positions(grid, 4), resample_positions(grid, 2)), dim=1))
     smaller = build_model(_vit(patch_size=8), seed=1)
-    load_pretrained(smaller, _vit(patch_size=8), source=tmp_path / "model.safetensors")
+    load_pretrained(smaller, source=tmp_path / "model.safetensors")
     assert smaller.encoder.body.patch_embed.proj.weight.shape[-2:] == (8, 8)
     assert torch.equal(smaller.encoder.body.blocks[0].attn.qkv.weight, vit["blocks.0.attn.qkv.weight"])
 
@@ -167,7 +154,7 @@ def test_every_difference_of_pretrained_weights_is_reported(vit: dict[str, Tenso
     save_file(state, tmp_path / "bad.safetensors")
     model = build_model(_vit(), seed=1)
     with pytest.raises(UserError) as caught:
-        load_pretrained(model, _vit(), source=tmp_path / "bad.safetensors")
+        load_pretrained(model, source=tmp_path / "bad.safetensors")
     problems = {problem.code: problem for problem in caught.value.problems}
     assert "blocks.3.mlp.fc1.bias" in problems["weights.missing"]
     assert "something.else" in problems["weights.unexpected"]
@@ -175,7 +162,7 @@ def test_every_difference_of_pretrained_weights_is_reported(vit: dict[str, Tenso
     assert torch.equal(model.encoder.body.pos_embed, build_model(_vit(), seed=1).encoder.body.pos_embed)
 
 
-def test_the_names_of_published_weights(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_names_of_published_weights() -> None:
     for short in ("vit_base_patch16", "vit_large_patch16"):
         assert pretrained_name(ModelSpec(encoder_type=short, pretrain_type="mae")) == f"{short}_224.mae"
         assert timm.is_model(pretrained_name(ModelSpec(encoder_type=short, pretrain_type="default")))
@@ -186,9 +173,6 @@ def test_the_names_of_published_weights(caplog: pytest.LogCaptureFixture) -> Non
         with pytest.raises(UserError) as caught:
             pretrained_name(spec)
         assert caught.value.code == "weights.not_published"
-    with caplog.at_level(logging.INFO):
-        load_pretrained(build_model(_vit(), seed=1), _vit())
-    assert not caplog.records, "scratch loads nothing"
 
 
 MAE = pretrained_name(ModelSpec(pretrain_type="mae"))

@@ -1,8 +1,8 @@
 """`export` and `import`: bitwise equal there and back; foreign files are read as data or refused, never executed."""
 
+import copy
 import io
 import itertools
-import json
 import pickle
 import re
 import subprocess
@@ -25,11 +25,10 @@ from seqtrack.cli import main
 from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.errors import UserError
 from seqtrack.model.authors import read_authors_file
-from seqtrack.model.build import build_empty, build_model
-from seqtrack.model.foreign_weights import read_foreign
+from seqtrack.model.build import build_empty
+from seqtrack.model.foreign_weights import ForeignFile
 from seqtrack.model.spec import ModelSpec, model_spec
 from seqtrack.model.weights import load_pretrained
-from seqtrack.tracking.load import load_model
 
 NAME = "decoder.body.layers.0.linear1.weight"
 
@@ -87,6 +86,8 @@ def _codes(path: Path, expected: dict[str, Tensor], **more: Any) -> list[str]:
 
 @pytest.fixture
 def no_deserialiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever could run code fails."""
+
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("a foreign file reached a deserialiser")
 
@@ -107,7 +108,6 @@ def test_export_and_import_are_bitwise_equal_without_any_deserialiser(
     assert (theirs["epoch"], theirs["net_type"]) == (7, "SEQTRACK")
     _assert_same_bits(theirs["net"], whole)
     old = _save(theirs, tmp_path / "old.pth.tar", as_zip=False)
-    changed = _save({"net": {**whole, "pos_embed": -whole["pos_embed"]}}, tmp_path / "changed.pth.tar")
     request.getfixturevalue("no_deserialiser")
     for file in (exported, old):
         assert _import(file, tmp_path / "back" / f"{file.stem}.safetensors") == 0
@@ -116,22 +116,18 @@ def test_export_and_import_are_bitwise_equal_without_any_deserialiser(
         assert back.weights_sha256 == checkpoint.weights_sha256
         assert (back.kind, back.epoch, back.config_digest) == ("imported", 7, checkpoint.config_digest)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", back.created)
-    assert _import(changed, tmp_path / "changed.safetensors") == 0
-    assert manifest_of(tmp_path / "changed.safetensors").weights_sha256 != checkpoint.weights_sha256
 
 
-def test_weights_that_do_not_fit_are_refused_with_all_names(
-    whole: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    net = {**whole, "extra.weight": torch.ones(2), "pos_embed": torch.ones(1, 2, 3)}
-    del net["vocab_embed.layers.0.bias"], net["bottleneck.bias"]
-    assert _import(_save({"net": net}, tmp_path / "x.pth.tar"), tmp_path / "x.safetensors") == 2
-    lines = dict(re.findall(r"^error \[(\S+)\]: (.*)$", capsys.readouterr().err, re.MULTILINE))
-    assert "bottleneck.bias, vocab_embed.layers.0.bias" in lines["weights.missing"]
-    assert "extra.weight" in lines["weights.unexpected"]
-    assert all(part in lines["weights.shape"] for part in ("pos_embed", "[1, 2, 3]", "[1, 36, 128]"))
-    assert "weights.other_model" in lines
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth.tar"]
+def test_weights_that_do_not_fit_are_refused_with_all_names(state: dict[str, Tensor], tmp_path: Path) -> None:
+    net = {NAME: torch.ones(1, 2, 3), "extra.weight": torch.ones(2)}
+    with pytest.raises(UserError) as caught:
+        read_authors_file(_save({"net": net}, tmp_path / "x"), state)
+    lines = {problem.code: problem for problem in caught.value.problems}
+    assert set(lines) == {"weights.missing", "weights.unexpected", "weights.shape"}
+    assert "bias" in lines["weights.missing"] and "extra.weight" in lines["weights.unexpected"]
+    assert NAME in lines["weights.shape"] and "[1, 2, 3]" in lines["weights.shape"]
+    assert _import(tmp_path / "x", tmp_path / "x.safetensors") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 class _Bomb:
@@ -146,17 +142,16 @@ class _Bomb:
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_a_file_that_would_execute_code_is_refused_and_nothing_is_executed(
-    whole: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str], as_zip: bool
+    state: dict[str, Tensor], tmp_path: Path, as_zip: bool
 ) -> None:
     marker = tmp_path / "ran"
-    path = _save({"net": whole, "settings": _Bomb(marker)}, tmp_path / "bomb.pth.tar", as_zip=as_zip)
+    path = _save({"net": state, "settings": _Bomb(marker)}, tmp_path / "bomb.pth.tar", as_zip=as_zip)
     assert _import(path, tmp_path / "x.safetensors") == 2
-    assert "subprocess.call" in capsys.readouterr().err
-    assert not (tmp_path / "x.safetensors").exists()
+    with pytest.raises(UserError, match=r"subprocess\.call"):
+        read_authors_file(path, state)
     # With --skip-objects the weights are read, and still nothing is executed.
-    assert _import(path, tmp_path / "x.safetensors", "--skip-objects") == 0
-    _assert_same_bits(load_weights(manifest_of(tmp_path / "x.safetensors")), whole)
-    assert not marker.exists()
+    _assert_same_bits(read_authors_file(path, state, skip_objects=True)[0], state)
+    assert [file.name for file in tmp_path.iterdir()] == ["bomb.pth.tar"]
     torch.load(path, weights_only=False)
     assert marker.exists(), "the negative control: an unguarded reader does execute it"
 
@@ -164,36 +159,21 @@ def test_a_file_that_would_execute_code_is_refused_and_nothing_is_executed(
 class Settings:
     """Like the training settings in the authors' checkpoints."""
 
-    def __init__(self) -> None:
-        self.env = {"workspace_dir": "/somewhere"}
 
-
-class ListOfTheirs(list[int]):
-    """A subclass of list."""
-
-
-OBJECTS = {
-    "stats": {"loss": [Settings()]},
-    "list": ListOfTheirs([1]),
-    "default": defaultdict(list, {1: [2]}),
-    "set": {3},
-}
+OBJECTS = {"stats": {"loss": [Settings()]}, "default": defaultdict(list, {1: [2]}), "set": {3}}
 
 
 def test_whatever_a_checkpoint_holds_besides_the_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
     """Plain entries are ignored; objects are refused, and skipped on request; in every format and protocol."""
     layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
     plain = {
-        "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "stats": OrderedDict(loss=[1.0, None]),
+        "optimizer": torch.optim.AdamW(layer.parameters()).state_dict(), "rng": torch.get_rng_state(),
         "settings": {"lr": 1e-4, "size": torch.Size([2]), "device": torch.device("cpu"), "dtype": torch.float16},
         "tuples": {(1, 2): None}, "module": layer.state_dict(),
     }  # fmt: skip
-    for as_zip, protocol, objects in itertools.product((True, False), (2, 3, 4, 5), ({}, OBJECTS)):
+    path = tmp_path / "x.pth.tar"
+    for as_zip, protocol, objects in itertools.product((True, False), (2, 5), ({}, OBJECTS)):
         content = {"epoch": 12, "net": OrderedDict(state), **plain, **objects}
-        path = tmp_path / "x.pth.tar"
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=as_zip)
         if objects:
             assert _codes(path, state) == ["weights.foreign_objects"]
@@ -203,49 +183,31 @@ def test_whatever_a_checkpoint_holds_besides_the_weights(state: dict[str, Tensor
     assert read_authors_file(_save(dict(state), path), state)[1] == 0, "a bare state dict"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floating_point_types_are_converted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+def test_other_floating_point_types_are_converted_and_other_values_refused_by_name(
+    state: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    fresh = build_model(model_spec(load_config("demo")), seed=1).state_dict()
-    path = _save({"net": {name: tensor.to(dtype) for name, tensor in fresh.items()}}, tmp_path / "h.pth.tar")
-    assert _import(path, tmp_path / "h.safetensors") == 0
-    assert f"{len(fresh)} from {dtype}" in caplog.text
-    model, _ = load_model(manifest_of(tmp_path / "h.safetensors"), torch.device("cpu"))
-    assert all(torch.equal(value, fresh[name].to(dtype).float()) for name, value in model.state_dict().items())
-    with pytest.raises(UserError) as caught:
-        load_model(_write(tmp_path / "w.safetensors", {n: t.half() for n, t in fresh.items()}), torch.device("cpu"))
-    assert caught.value.code == "weights.dtype"
-
-
-NAN, INF = float("nan"), float("inf")
-EPOCHS: list[tuple[object, int | None]] = [
-    (0, 0), (500, 500), (torch.tensor(7), 7), (torch.tensor([8], dtype=torch.int32), 8),
-    (-1, None), (True, None), (2.0, None), ("7", None), (None, None), ([7], None), (10**30, None), (10**5000, None),
-    (torch.tensor(7.0), None), (torch.tensor([1, 2]), None), (torch.tensor(-3), None),
-]  # fmt: skip
-
-
-def test_values_that_cannot_be_used_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path) -> None:
-    for dtype in (torch.int32, torch.int8, torch.bool, torch.complex64):
-        path = _save({"net": {**state, NAME: state[NAME].to(dtype)}}, tmp_path / "i.pth.tar")
+    path = tmp_path / "x.pth.tar"
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        _save({"net": {name: tensor.to(dtype) for name, tensor in state.items()}}, path)
+        _assert_same_bits(read_authors_file(path, state)[0], {n: t.to(dtype).float() for n, t in state.items()})
+    for dtype in (torch.int32, torch.bool, torch.complex64):
+        _save({"net": {**state, NAME: state[NAME].to(dtype)}}, path)
         assert _codes(path, state) == ["weights.dtype"]
         with pytest.raises(UserError, match=rf"{NAME}.*float32"):
             read_authors_file(path, state)
-    for value in (NAN, INF, 1e300):  # 1e300 is finite in float64 only
+    for value in (float("nan"), float("inf"), 1e300):  # 1e300 is finite in float64 only
         bad = state[NAME].double()
         bad[0, :3] = value
-        path = _save({"net": {**state, NAME: bad}}, tmp_path / "n.pth.tar")
+        _save({"net": {**state, NAME: bad}}, path)
         assert _codes(path, state) == ["weights.not_finite"]
         with pytest.raises(UserError, match=rf"{NAME} \(3 of 24\)"):
             read_authors_file(path, state)
-    for epoch, expected in EPOCHS:
-        path = _save({"net": state, "epoch": epoch}, tmp_path / "e.pth.tar")
-        if expected is None:
-            assert _codes(path, state) == ["weights.epoch"], epoch
+    for epoch in (0, 500, -1, True, 2.0, "7", None, [7], 10**30, 10**5000, torch.tensor(7)):
+        _save({"net": state, "epoch": epoch}, path)
+        if type(epoch) is int and 0 <= epoch <= 500:
+            assert read_authors_file(path, state)[1] == epoch
         else:
-            found = read_authors_file(path, state)[1]
-            assert (found, type(found)) == (expected, int)
+            assert _codes(path, state) == ["weights.epoch"], epoch
 
 
 def test_the_prefixes_of_wrappers_are_removed_and_a_single_cause_is_reported(
@@ -257,6 +219,8 @@ def test_the_prefixes_of_wrappers_are_removed_and_a_single_cause_is_reported(
     inner = {NAME.replace("body", "body._orig_mod"): state[NAME], "bias": state["bias"]}
     _assert_same_bits(read_authors_file(_save({"net": inner}, tmp_path / "a"), state)[0], state)
     assert _codes(_save({"net": {**state, "module.bias": state["bias"]}}, tmp_path / "b"), state) == ["weights.name"]
+    for name in (7, "a\nb", ("x",) * 3):
+        assert _codes(_save({"net": {**state, name: state["bias"]}}, tmp_path / "c"), state) == ["weights.name"]
     prefixed = _save({"net": {f"lit.model.{name}": tensor for name, tensor in state.items()}}, tmp_path / "p")
     assert _codes(prefixed, state) == ["weights.other_model"]
     with pytest.raises(UserError, match=r"lit\.model\."):
@@ -271,8 +235,8 @@ def test_views_of_a_storage_are_restored_and_no_value_is_read_before_shapes_fit(
         "tied": big, "long": torch.arange(3),
     }  # fmt: skip
     for as_zip in (True, False):
-        file = read_foreign(_save(net, tmp_path / "x.pth", as_zip=as_zip))
-        assert file.objects == [] and isinstance(file.content, dict)
+        file = ForeignFile(_save(net, tmp_path / "x.pth", as_zip=as_zip))
+        assert file.objects == set() and isinstance(file.content, dict)
         for name, value in net.items():
             loaded = file.load(file.content[name])
             assert (loaded.dtype, loaded.shape) == (value.dtype, value.shape), name
@@ -282,13 +246,11 @@ def test_views_of_a_storage_are_restored_and_no_value_is_read_before_shapes_fit(
     assert _codes(path, {"a": torch.ones(2)}) == ["weights.shape"]
 
 
-def _tar(file_format: int, *names: str) -> bytes:
+def _tar(*names: str) -> bytes:
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=file_format) as archive:
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name in names or (".....", "sys_info", "storages"):
-            info = tarfile.TarInfo(name)
-            info.size = 3
-            archive.addfile(info, io.BytesIO(b"abc"))
+            archive.addfile(tarfile.TarInfo(name))
     return data.getvalue()
 
 
@@ -318,33 +280,27 @@ def _again(good: bytes) -> bytes:
     with zipfile.ZipFile(data, "a") as archive:
         info = archive.getinfo(next(name for name in archive.namelist() if "/data/" in name))
         for number in range(1000, 1200):
-            twin = zipfile.ZipInfo(f"{info.filename.rpartition('/')[0]}/{number}")
-            twin.header_offset, twin.file_size, twin.compress_size = info.header_offset, info.file_size, info.file_size
-            twin.CRC = info.CRC
-            archive.filelist.append(twin)
-            archive.NameToInfo[twin.filename] = twin
+            archive.filelist.append(copy.copy(info))
+            archive.filelist[-1].filename = f"{info.filename.rpartition('/')[0]}/{number}"
         archive._didModify = True
     return data.getvalue()
 
 
 STRUCTURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "tar": ("file.archive", lambda _: _tar(tarfile.GNU_FORMAT)),
-    "tar of pax": ("file.archive", lambda _: _tar(tarfile.PAX_FORMAT)),
-    "tar like a pickle": ("file.damaged", lambda _: _tar(tarfile.GNU_FORMAT, "\udc80\x02.")),
+    "tar": ("file.archive", lambda _: _tar()),
+    "tar like a pickle": ("file.damaged", lambda _: _tar("\udc80\x02.")),
     "script": ("file.archive", lambda _: _script()),
     "twice": ("file.archive", lambda good: _packed([*_members(good), _members(good)[0]])),
     "compressed": ("file.archive", lambda good: _packed(_members(good), zipfile.ZIP_DEFLATED)),
-    "bomb": ("file.archive", lambda good: _packed([*_members(good), ("x/data/99", bytes(10**7))], zipfile.ZIP_BZIP2)),
     "overlap": ("file.archive", _again),
     "outside": ("file.archive", lambda good: _packed([*_members(good), ("../evil", b"x")])),
     "two folders": ("file.archive", lambda good: _packed([*_members(good), ("y/data.pkl", b"x")])),
-    "unknown member": ("file.archive", lambda good: _packed([*_members(good), ("x/extra", b"x")])),
+    "another case": ("file.archive", lambda good: _packed([*_members(good), ("x/DATA/0", b"x")])),
     "prefixed": ("file.archive", lambda good: b"PK\x03\x04 a program" + good),
     "big endian": (
         "file.byte_order",
         lambda good: _packed([(n, b"big" if n.endswith("byteorder") else c) for n, c in _members(good)]),
     ),
-    "numpy": ("file.archive", lambda _: _packed([("weight.npy", b"\x93NUMPY")])),
     "storage too short": (
         "file.damaged", lambda good: _packed([(n, c[:-4] if n.endswith("data/0") else c) for n, c in _members(good)]),
     ),
@@ -353,16 +309,11 @@ STRUCTURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "two numbers": ("file.pickle", lambda _: pickle.dumps(5, protocol=4) * 2),
     "Git LFS": ("file.lfs_pointer", lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 364000000\n"),
     "HTML": ("file.html_page", lambda _: b"\xef\xbb\xbf\n  <HTML lang=en>"),
-    "XML": ("file.html_page", lambda _: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"),
     "empty": ("file.empty", lambda _: b""),
     "gzip": ("file.archive", lambda _: b"\x1f\x8b\x08\x00\x00"),
-    "7z": ("file.archive", lambda _: b"7z\xbc\xaf\x27\x1c\x00\x04"),
-    "zeros": ("file.unknown", lambda _: bytes(4096)),
-    "text": ("file.unknown", lambda _: b"hello"),
     "JSON": ("file.json", lambda _: b'{"error": "Repository not found"}'),
     "cut": ("file.incomplete", lambda good: good[: len(good) // 2]),
     "cut by a byte": ("file.incomplete", lambda good: good[:-1]),
-    "head only": ("file.incomplete", lambda good: good[:40]),
 }  # fmt: skip
 
 
@@ -375,7 +326,7 @@ def test_a_file_that_torch_save_did_not_write_is_refused(state: dict[str, Tensor
     assert _codes(path, state, skip_objects=True) == [code]
     # Every reader of weights names an impostor.
     spec = ModelSpec(encoder_type="vit_custom", embed_dim=12, depth=1, num_heads=3, search_size=32, template_size=32)
-    for read in (manifest_of, lambda file: load_pretrained(build_model(spec), spec, source=file)):
+    for read in (manifest_of, lambda file: load_pretrained(build_empty(spec), source=file)):
         with pytest.raises(UserError) as caught:
             read(path)
         assert caught.value.code in (code, "file.torch")
@@ -410,11 +361,7 @@ VIEWS = {
     "beyond the storage": _view(0, (5, 6), (6, 1)),
     "beyond by its offset": _view(1, (4, 6), (6, 1)),
     "negative stride": _view(0, (4, 6), (-6, 1)),
-    "negative offset": _view(-1, (4, 6), (6, 1)),
-    "huge stride": _view(0, (4, 6), (2**62, 2**62)),
-    "fewer strides": _view(0, (4, 6), (6,)),
     "state of a tensor": _view(0, (4, 6), (6, 1), {"offset": 9}),
-    "attributes of a tensor": _view(0, (4, 6), (6, 1), (None, {"offset": 9})),
 }
 STORAGE = b"(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK%ctQ"
 SHARED = b"]q\x00" + b"".join(b"](" + (b"h" + bytes([n])) * 2 + b"eq" + bytes([n + 1]) for n in range(200))
@@ -423,8 +370,6 @@ VALUES = {
     "storage in two ways": STORAGE % 24 + b"0" + STORAGE % 25,
     "a call of a text": b"\x8c\x05print\x8c\x01x\x85R",
     "a call of a made thing": b"})R",
-    "an extension": b"cos\nsystem\n\x8c\x02id\x85R\x82\x01",
-    "an object by INST": b"(\x8c\x02idios\nsystem\n",
     "attributes of a storage": STORAGE % 24 + b"N}\x8c\x06lengthK\xffs\x86b",
     "attributes of a function": b"ctorch._utils\n_rebuild_tensor_v2\nN}\x8c\x08__func__Ns\x86b",
     "attributes of a class": b"ctorch\nSize\nN}\x8c\x07__len__Ns\x86b",
@@ -435,13 +380,8 @@ VALUES = {
     "a list of 2**200 elements": SHARED,
 }
 PICKLES = {
-    "from an empty stack": b"\x80\x020000000.",
-    "an end without a value": b"\x80\x02.",
     "no end": b"\x80\x02}",
-    "a mark that is missing": b"\x80\x02}u.",
-    "a text that is none": b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
     "a long text": b"\x80\x02\x8d" + b"\xff" * 7 + b"\x7f.",
-    "appending to a dictionary": b"\x80\x02}Na.",
     "too many opcodes": b"\x80\x02]" + b"N0" * 160_000 + b".",
 } | {name: b"\x80\x02}\x8c\x03net}\x8c\x01w" + value + b"ss." for name, value in VALUES.items()}
 
@@ -479,4 +419,3 @@ def test_files_that_cannot_be_taken_or_written(
     checkpoint.write_bytes(damaged)
     assert main(["export", str(checkpoint), "-o", str(tmp_path / "d.pth.tar")]) == 2
     assert not (tmp_path / "d.pth.tar").exists()
-    assert json.loads(checkpoint.with_suffix(".json").read_text())["epoch"] == 7
