@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from logging.handlers import MemoryHandler
 
-from seqtrack.checkpoints.manifest import Manifest
 from seqtrack.checkpoints.resume_point import write_run
+from seqtrack.checkpoints.side_files import Manifest
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe

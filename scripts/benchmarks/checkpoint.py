@@ -49,7 +49,7 @@ def _state(config_name: str) -> Any:
     from seqtrack.model.build import build_model
     from seqtrack.model.spec import model_spec
     from seqtrack.training.optimizer import NamedOptimizer, Schedule
-    from seqtrack.training.state import History, Meters, RandomStates, TrainState
+    from seqtrack.training.state import RandomStates, TrainState
 
     config = load_config(config_name, overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "scratch")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,8 +61,6 @@ def _state(config_name: str) -> Any:
         scheduler=Schedule(optimizer, config.TRAIN, 100),
         scaler=GradScaler(device.type, enabled=False),
         rng=RandomStates(0),
-        meters=Meters(),
-        history=History(),
         epoch=1,
     )
     state.meters.add(4.0, 0.1, 1, 1.0)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sha256_file, utc_now
 from seqtrack.checkpoints.side_files import (
-    SHOWN_PROBLEMS,
     Certificate,
     CertifiedEpoch,
     CertifiedRun,
@@ -82,7 +81,7 @@ def compare_runs(first: Path, second: Path) -> Certificate:
     return Certificate(
         verdict="differs" if differences else "identical",
         first_difference=differences[0] if differences else None,
-        remarks=remarks + invalid[:SHOWN_PROBLEMS],
+        remarks=remarks + invalid,
         created=utc_now(),
         runs=facts,
         epochs=epochs,

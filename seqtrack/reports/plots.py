@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, metrics_lines
+from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, metrics_records
 from seqtrack.plotting import new_axes, save_figure
 from seqtrack.run_dir import PLOTS, metrics_path
 
@@ -41,7 +41,7 @@ def read_curves(run: Path) -> dict[str, Line]:
     """The curves of a run's records: "loss" and "iou" of every epoch, "interval_loss" and "interval_iou" of every
     interval; empty without records. Epoch e covers e - 0.5 to e + 0.5."""
     found: dict[str, tuple[array[float], array[float]]] = {}
-    for _, record in metrics_lines(metrics_path(run)):
+    for record in metrics_records(metrics_path(run)):
         if isinstance(record, IntervalRecord):
             at, names = record.epoch - 0.5 + record.sample / record.samples, ("interval_loss", "interval_iou")
         elif isinstance(record, EpochRecord):

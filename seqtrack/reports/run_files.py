@@ -16,7 +16,6 @@ from seqtrack.checkpoints.side_files import (
     ValidationRecord,
     read_metrics,
     read_side_file,
-    shorten,
 )
 from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.config.loader import load_config
@@ -121,7 +120,7 @@ def _describes(certificate: Certificate, phases: list[RunFiles]) -> bool:
 def _read_phase(folder: Path) -> RunFiles:
     metrics = read_metrics(run_dir.metrics_path(folder))
     if metrics.problems:
-        raise UserError(shorten(metrics.problems))
+        raise UserError(metrics.problems)
     stored = folder / run_dir.CONFIG_FILE
     plots = {path.stem: path for path in sorted((folder / run_dir.EVALUATION / run_dir.PLOTS).glob("*.png"))}
     return RunFiles(

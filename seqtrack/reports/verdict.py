@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqtrack.checkpoints.safetensors_io import write_atomic
-from seqtrack.checkpoints.side_files import Certificate, RunRecord, write_side_file
+from seqtrack.checkpoints.safetensors_io import write_atomic, write_json
+from seqtrack.checkpoints.side_files import Certificate, RunRecord
 from seqtrack.errors import UserError
 from seqtrack.markdown import Markdown, escape, number
 from seqtrack.reports.compare import compare_runs
@@ -38,7 +38,7 @@ def write_comparison(certificate: Certificate, runs: Sequence[Path], folder: Pat
         plot_comparison(runs, folder, verdict=certificate.verdict)
         text = render_markdown("comparison.md.j2", certificate=certificate, comparison_table=table(certificate))
         write_atomic(folder / "comparison.md", text.encode())
-        write_side_file(folder / CERTIFICATE_FILE, certificate)
+        write_json(folder / CERTIFICATE_FILE, certificate.model_dump())
     except OSError as error:
         # The verdict itself needs no file, and a finished run is not undone by a full disk.
         logger.warning("plots and certificate could not be written (%s)", error)

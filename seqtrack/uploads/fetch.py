@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from seqtrack.checkpoints.manifest import read_manifest
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
+from seqtrack.checkpoints.side_files import read_manifest
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
+from seqtrack.checkpoints.safetensors_io import DamagedFileError
+from seqtrack.checkpoints.side_files import read_manifest
 from seqtrack.run_dir import CHECKPOINTS, SUPERSEDED
 from seqtrack.uploads.target import Staged, Stamp, stamp_of
 
@@ -74,7 +75,8 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
         manifest, checkpoint = f"{stem}.json", f"{stem}.safetensors"
         if suffix == ".safetensors" and manifest in found:
             try:
-                expected = _expected(root / manifest)
+                described = read_manifest(root / manifest)
+                expected = described.bytes, described.sha256
                 units.append(UploadUnit({path: stamp, manifest: found[manifest]}, expected))
             except (DamagedFileError, FileNotFoundError) as error:
                 problems[manifest] = str(error)
@@ -83,14 +85,6 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
         elif PurePosixPath(path).parent.name != CHECKPOINTS or suffix not in (".safetensors", ".json"):
             units.append(UploadUnit({path: stamp}))
     return units, problems
-
-
-def _expected(manifest: Path) -> tuple[int, str]:
-    values = read_json_object(manifest)
-    size, digest = values.get("bytes"), values.get("sha256")
-    if not isinstance(size, int) or not isinstance(digest, str):
-        raise DamagedFileError(f"{manifest} has no bytes and sha256; it is no manifest")
-    return size, digest
 
 
 def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[str, Stamp]]:
