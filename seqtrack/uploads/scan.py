@@ -12,13 +12,13 @@ from typing import Literal
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError
 from seqtrack.checkpoints.side_files import read_manifest
-from seqtrack.run_dir import CHECKPOINTS, SUPERSEDED
+from seqtrack.run_dir import CHECKPOINTS, PHASES, SUPERSEDED
 from seqtrack.uploads.target import Staged, Stamp, stamp_of
 
 _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
 _SKIPPED_NAMES = (".", "SEQTRACK_step")
 _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
-_NEVER = float("-inf")
+NEVER = float("-inf")
 UnitState = Literal["verified", "ready", "growing", "settling", "quarantined"]
 
 
@@ -31,9 +31,9 @@ class UploadUnit:
     state: UnitState = "settling"
     since: float = 0.0  # when it was found with these stamps
     waiting_since: float = 0.0  # the same, of the oldest stamps that are not uploaded yet
-    sent_at: float = _NEVER  # when it was last verified on the target
+    sent_at: float = NEVER  # when it was last verified on the target
     attempts: int = 0  # failures that named it
-    retry_at: float = _NEVER  # until then it is quarantined, because of `problem`
+    retry_at: float = NEVER  # until then it is quarantined, because of `problem`
     problem: str = ""
     staged: list[Staged] = field(default_factory=list)  # its files, hashed
 
@@ -44,12 +44,10 @@ class UploadUnit:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether it is a checkpoint with its manifest."""
         return self.expected is not None
 
     @property
     def size(self) -> int:
-        """In bytes."""
         return sum(stamp[0] for stamp in self.files.values())
 
     @property
@@ -96,8 +94,11 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
         return
     for entry in entries:
         path = f"{prefix}/{entry.name}" if prefix else entry.name
-        is_hidden = entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY)
-        if is_hidden or (entry.is_symlink() and not _stays_inside(root, entry.path)):
+        # A run's folder may be on another disk; any other link that leaves could publish what nobody meant to.
+        is_ours = path in PHASES or (prefix in PHASES and entry.name == CHECKPOINTS)
+        if entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY):
+            continue
+        if entry.is_symlink() and not is_ours and not _stays_inside(root, entry.path):
             continue
         try:
             is_folder, stamp = entry.is_dir(), stamp_of(Path(entry.path))
@@ -106,7 +107,7 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
         if path.encode(errors="replace").decode() != path:
             problems[ascii(path)] = "the name is not UTF-8; rename it"
         elif is_folder:
-            if entry.name != SUPERSEDED and not entry.is_symlink():
+            if entry.name != SUPERSEDED and (is_ours or not entry.is_symlink()):
                 yield from _walk(root, path, problems)
         elif entry.is_file():
             if os.access(entry.path, os.R_OK):
@@ -116,6 +117,5 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
 
 
 def _stays_inside(root: Path, link: str) -> bool:
-    """Whether a link points to something in the folder: another would publish files that nobody meant to."""
     target, inside = Path(os.path.realpath(link)), Path(os.path.realpath(root))
     return inside in target.parents and not any(part.startswith(".") for part in target.parts[len(inside.parts) :])
