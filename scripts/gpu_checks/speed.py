@@ -90,7 +90,7 @@ def real_step(context: Context, check: Check) -> str:
                 row["host_syncs"] = host_syncs(trainer)
                 row |= profile_step(trainer)
                 if name == "bf16":
-                    trainer.batch = trainer.batch.clone()  # not in page-locked memory
+                    trainer.batch = trainer.batch.copy()  # not in page-locked memory
                     row["unpinned"] = timed(trainer, steps=steps, warm=2)["samples_per_s"]
             row |= utilisation(context, trainer.config, name.split()[0], row["samples_per_s"])
             check.values[f"{name}/{batch}"] = row
