@@ -93,7 +93,7 @@ def real_step(context: Context, check: Check) -> str:
                 row["host_syncs"] = host_syncs(trainer)
                 row |= profile_step(trainer)
                 if name == "bf16":
-                    trainer.batch = trainer.batch.clone()  # not in page-locked memory
+                    trainer.batch = trainer.batch.copy()  # not in page-locked memory
                     row["unpinned"] = timed(trainer, steps=steps, warm=2)["samples_per_s"]
             peak = peak_tflops(torch.cuda.get_device_name(0), name.split()[0]) if context.is_cuda else None
             if peak is not None:  # shares of the card's peak: of the nominal work, and of the work that was done
