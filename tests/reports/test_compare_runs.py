@@ -15,7 +15,7 @@ from seqtrack.checkpoints.side_files import Certificate
 from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.cli import main
 from seqtrack.reports.compare import check_hash_chain, compare_runs
-from seqtrack.reports.run_files import read_output
+from seqtrack.reports.run_files import OutputFiles
 
 Verify = Callable[..., tuple[int, str]]
 
@@ -81,16 +81,16 @@ def test_only_the_two_phases_of_one_folder_have_a_certificate_there(
 
 
 def test_a_certificate_of_other_runs_is_not_used(pair: Path, verify: Verify) -> None:
-    assert verify(pair)[0] == 0 and read_output(pair).certificate is not None
+    assert verify(pair)[0] == 0 and OutputFiles(pair).certificate is not None
     manifest = pair / "phase_2" / "checkpoints" / "SEQTRACK_ep0003.json"
     digest, text = json.loads(manifest.read_text())["sha256"], manifest.read_text()
     manifest.write_text(text.replace(digest, "0" * 64))
-    assert read_output(pair).certificate is None, "another checkpoint"
+    assert OutputFiles(pair).certificate is None, "another checkpoint"
     manifest.write_text(text)
     run = pair / "phase_1" / "run.json"
     record = json.loads(run.read_text())
     run.write_text(json.dumps({**record, "starts": record["starts"] * 2}))
-    found = read_output(pair)
+    found = OutputFiles(pair)
     assert (found.certificate, found.comparison_plots) == (None, []), "a run that was started again"
 
 

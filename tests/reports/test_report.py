@@ -16,10 +16,9 @@ from seqtrack.cli import main
 from seqtrack.config.loader import compare_configs, load_config
 from seqtrack.errors import UserError
 from seqtrack.reports.card import model_card
-from seqtrack.reports.page import report_page
-from seqtrack.reports.report import write_report
+from seqtrack.reports.rendering import report_page
+from seqtrack.reports.report import Team, read_team, write_report
 from seqtrack.reports.requirements import REQUIREMENTS, find
-from seqtrack.reports.team import Team, read_team
 from seqtrack.runtime.metrics_log import clock
 
 CLASS = {"sequences": 1, "frames": 1, "visible": 1, "absent": 0, "missing": 0}
