@@ -27,7 +27,7 @@ def table(certificate: Certificate) -> Markdown:
     cells = [[escape(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, [Markdown("-" * width) for width in widths])
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines = (" | ".join(map(str.ljust, row, widths)) for row in cells)
     return Markdown("\n".join(f"| {line} |" for line in lines))
 
 
@@ -66,10 +66,10 @@ def conclude(output_dir: Path, run: RunRecord) -> int:
         return 0
     write_comparison(certificate, folders, output_dir / COMPARISON)
     first = certificate.runs[0].run
-    same_recipe = first is None or first.config_digest == run.config_digest
-    if not same_recipe:
+    guaranteed = run.starts[-1].guarantee == "bitwise"
+    if first is not None and first.config_digest != run.config_digest:
+        guaranteed = False
         logger.info("phase 1 has another configuration: equality is not guaranteed")
     for line in report_lines(certificate):
         logger.info("%s", line)
-    guaranteed = same_recipe and run.starts[-1].guarantee == "bitwise"
     return int(certificate.verdict == "differs" and guaranteed)
