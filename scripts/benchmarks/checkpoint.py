@@ -23,7 +23,7 @@ from seqtrack.model.spec import model_spec
 from seqtrack.run_dir import step_name
 from seqtrack.training.checkpointer import Checkpointer
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
-from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.state import RandomStates, TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -265,7 +265,7 @@ def _read(path: Path, kind: type[M], code: str) -> M:
     except FileNotFoundError:
         raise
     except (OSError, ParseError, ValidationError) as error:
-        raise DamagedFileError(_problems(str(path), error, code)) from error
+        raise DamagedFileError(problems_of(str(path), error, code)) from error
 
 
 def read_side_file(path: Path, kind: type[M]) -> M | None:
@@ -321,14 +321,14 @@ def metrics_records(path: Path) -> Iterator[Record | Problem]:
                         yield _RECORD.validate_python(parse_json(line))
                 except (ParseError, ValidationError) as error:
                     if line.endswith(b"\n"):
-                        yield _problems(f"{path}, line {number}", error, INVALID)[0]
+                        yield problems_of(f"{path}, line {number}", error, INVALID)[0]
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DamagedFileError(_problems(str(path), error, INVALID)) from error
+        raise DamagedFileError(problems_of(str(path), error, INVALID)) from error
 
 
-def _problems(place: str, error: OSError | ParseError | ValidationError, code: str) -> list[Problem]:
+def problems_of(place: str, error: OSError | ParseError | ValidationError, code: str) -> list[Problem]:
     """What is wrong with a document: where, what was expected, what was found."""
     if not isinstance(error, ValidationError):
         return [Problem(f"{place}: cannot be read ({error})", code)]

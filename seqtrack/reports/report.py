@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, write_atomic
-from seqtrack.checkpoints.side_files import EnvironmentRecord, field_problems
+from seqtrack.checkpoints.side_files import EnvironmentRecord, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.errors import UserError
 from seqtrack.evaluation.tables import COLUMNS, HEADINGS
@@ -65,8 +65,8 @@ def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {error}", code="report.team") from error
     except ValidationError as error:
-        known = f"(expected `key: value` lines with {', '.join(Team.model_fields)})"
-        raise UserError([f"{path}: {text} {known}" for text in field_problems(error)], code="report.team") from error
+        known = f"{path}, of `key: value` lines with {', '.join(Team.model_fields)}"
+        raise UserError(problems_of(known, error, "report.team")) from error
 
 
 def write_report(output_dir: Path, team: Team) -> list[Path]:
