@@ -33,54 +33,41 @@ find_python() {
 Debian 12 has 3.11, both as 'python3') or name one: PYTHON=/path/to/python3.11 $0 ...}"
 }
 
-# install_uv PYTHON FOLDER: a small environment with only uv; returns 1 if it cannot be installed.
+# install_uv PYTHON FOLDER: a small environment with only uv.
 install_uv() {
   "$1" -m venv "$2" &&
     "$2/bin/python" -m pip --quiet --disable-pip-version-check install --require-hashes -r requirements-uv.lock >&2
 }
 
-digest_line() { sha256sum "$1"; }
+# has_locks LOCK...: whether $venv was completed from exactly these lock files.
+has_locks() {
+  local lock
+  for lock in "$@"; do grep -qxF "$(sha256sum "$lock")" "$venv/lock-digests" 2>/dev/null || return 1; done
+}
 
-# has_lock FOLDER LOCK: whether the environment in FOLDER was completed from exactly this lock file.
-has_lock() { grep -qxF "$(digest_line "$2")" "$1/lock-digests" 2>/dev/null; }
-
-# report_downloads FOLDER: every 15 s, how much the environment and the installer's cache have grown.
+# report_downloads UV: every 15 s, how much the environment and the installer's cache have grown.
 report_downloads() {
-  local caches size first="" began=$SECONDS
-  caches=("$1" "$(if [ -n "$uv" ]; then "$uv" cache dir; else "$1/bin/python" -m pip cache dir; fi 2>/dev/null)")
+  local size first="" began=$SECONDS
   while true; do
-    size=$(du --summarize --block-size=1M --total "${caches[@]}" 2>/dev/null | tail -n 1 | cut -f 1)
-    if [ -n "$first" ]; then
-      log "$((size - first)) of about 5000 MB downloaded and installed after $((SECONDS - began)) s"
-    else
-      first=$size
-    fi
+    size=$(du --summarize --block-size=1M --total "$venv.new" "$("$1" cache dir)" 2>/dev/null | tail -n 1 | cut -f 1)
+    [ -z "$first" ] || log "$((size - first)) of about 5000 MB downloaded and installed after $((SECONDS - began)) s"
+    first=${first:-$size}
     sleep 15
   done
 }
 
-# install_lock FOLDER LOCK: every package of LOCK, each file checked against its hash; then record the lock's digest.
+# install_lock UV LOCK: every package of LOCK, each file checked against its hash; then record the lock's digest.
 install_lock() {
-  local quiet=--quiet reporter="" status=0
-  if [ -t 2 ]; then
-    quiet="" # both installers draw progress bars on a terminal
-  else
+  local quiet="" reporter="" status=0
+  if [ ! -t 2 ]; then # on a terminal uv draws its own progress bar
+    quiet=--quiet
     report_downloads "$1" &
     reporter=$!
   fi
-  if [ -n "$uv" ]; then
-    "$uv" pip install $quiet --python "$1/bin/python" --require-hashes --no-deps -r "$2" >&2 || status=$?
-  else
-    "$1/bin/python" -m pip $quiet --disable-pip-version-check install --require-hashes --no-deps -r "$2" >&2 || status=$?
-  fi
+  "$1" pip install $quiet --python "$venv.new/bin/python" --require-hashes --no-deps -r "$2" >&2 || status=$?
   if [ -n "$reporter" ]; then kill "$reporter" && wait "$reporter"; fi 2>/dev/null || true
   if [ "$status" != 0 ]; then exit "$status"; fi
-  digest_line "$2" >>"$1/lock-digests"
-}
-
-has_locks() {
-  local lock
-  for lock in "$@"; do has_lock "$venv" "$lock" || return 1; done
+  sha256sum "$2" >>"$venv.new/lock-digests"
 }
 
 # make_environment LOCK...: make $venv in the current folder (the repository's root) match these locks.
@@ -97,18 +84,14 @@ make_environment() {
 }
 
 build_environment() {
-  local python tools lock uv="" began=$SECONDS
+  local python tools lock began=$SECONDS
   python=$(find_python)
   log "creating $venv with $python from $* (once, until a lock changes; about 5 GB)"
   rm -rf "$venv.new"
   tools=$(mktemp -d)
-  if install_uv "$python" "$tools"; then
-    uv=$tools/bin/uv
-  else
-    log "uv could not be installed; using pip, which is slower"
-  fi
-  "$python" -m venv ${uv:+--without-pip} "$venv.new"
-  for lock in "$@"; do install_lock "$venv.new" "$lock"; done
+  install_uv "$python" "$tools" || stop "uv, which installs the packages, could not be installed with pip"
+  "$python" -m venv --without-pip "$venv.new"
+  for lock in "$@"; do install_lock "$tools/bin/uv" "$lock"; done
   # The package itself is this folder, so that edits take effect.
   pwd >"$("$venv.new/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/seqtrack.pth"
   # shellcheck disable=SC2016 # expanded when the script runs

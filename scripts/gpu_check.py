@@ -11,6 +11,7 @@ outputs, small wheels) on a machine with a network. `--device cpu --small` tests
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -22,25 +23,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # cuBLAS reads it once; DETERMINISTIC needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-@dataclass
-class Outcome:
-    """The outcome of an item. `values` holds every number that it measured."""
-
-    name: str
-    state: str = "running"
-    seconds: float = 0.0
-    figure: str = ""
-    expected: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 class OverLimit(Exception):
@@ -59,56 +47,54 @@ def main() -> int:
     args = parser.parse_args()
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="gpu-check-"))
-    missing = _use_extras(args.extras, work)
-    sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-    if args.small:  # a tiny model is slower on several threads
-        os.environ["OMP_NUM_THREADS"] = "1"
-    from gpu_checks.common import Check, Context, Skipped
-    from gpu_checks.items import ITEMS
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
+        missing = _use_extras(args.extras, Path(folder))
+        sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+        if args.small:  # a tiny model is slower on several threads
+            os.environ["OMP_NUM_THREADS"] = "1"
+        from gpu_checks.common import Context
+        from gpu_checks.items import ITEMS
 
-    wanted = [name for name in args.only.split(",") if name]
-    if unknown := set(wanted) - {item.name for item in ITEMS}:
-        parser.error(f"no such item: {', '.join(sorted(unknown))}; there are {', '.join(i.name for i in ITEMS)}")
-    report: dict[str, Any] = {"head": _head(args), "missing_extras": missing, "items": []}
-    context = Context(device=args.device, small=args.small, work=work)
-    failed = False
-    try:
-        for item in ITEMS:
-            if wanted and item.name not in wanted:
-                continue
-            outcome = Outcome(item.name, expected=item.expected)
-            left = args.budget_s - (time.monotonic() - began)
-            _write(args.out, report, outcome)
+        wanted = [name for name in args.only.split(",") if name] or [item.name for item in ITEMS]
+        if unknown := set(wanted) - {item.name for item in ITEMS}:
+            parser.error(f"no such item: {', '.join(sorted(unknown))}; there are {', '.join(i.name for i in ITEMS)}")
+        report: dict[str, Any] = {"head": _head(args), "missing_extras": missing, "items": []}
+        context = Context(device=args.device, small=args.small, work=Path(folder))
+        for item in (item for item in ITEMS if item.name in wanted):
+            row = {"name": item.name, "state": "running", "expected": item.expected, "values": {}}
+            report["items"].append(row)
+            _write(args.out, report)
             started = time.monotonic()
-            check = Check(outcome.values)
-            try:
-                if left < item.usual_s * (0.1 if args.small else 1):
-                    raise OverLimit(f"{left:.0f} s are left, about {item.usual_s} are needed")
-                with _limit(min(left, item.limit_s * (4 if args.small else 1))):
-                    outcome.figure = item.run(context, check)
-                outcome.state = "FAILED" if check.failures else "ok"
-                outcome.figure = "; ".join([*check.failures, outcome.figure])
-            except Skipped as why:
-                outcome.state = f"skipped ({why})"
-            except OverLimit as why:
-                outcome.state, outcome.figure = "over budget", str(why)
-            except Exception as error:  # noqa: BLE001 - one item must not cost the others; its traceback is kept
-                outcome.state, outcome.figure = "FAILED", f"{type(error).__name__}: {error}".splitlines()[0]
-                outcome.values["traceback"] = traceback.format_exc()
-            outcome.seconds = round(time.monotonic() - started, 1)
-            failed |= outcome.state == "FAILED"
-            report["items"].append(asdict(outcome))
-            _write(args.out, report, None)
+            _run(item, context, row, args.budget_s - (started - began))
+            row["seconds"] = round(time.monotonic() - started, 1)
+            _write(args.out, report)
             context.forget()
-            line = f"{outcome.name:14} {outcome.state:8} {outcome.seconds:6.1f} s  {outcome.figure}"
-            print(f"{line}  [expected: {outcome.expected}]", flush=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            line = f"{item.name:14} {row['state']:8} {row['seconds']:6.1f} s  {row['figure']}"
+            print(f"{line}  [expected: {item.expected}]", flush=True)
     report["head"]["seconds"] = round(time.monotonic() - began, 1)
     report["head"]["clocks_after"] = _nvidia_smi("clocks.sm,clocks.mem,temperature.gpu,power.draw")
-    _write(args.out, report, None)
-    return 1 if failed else 0
+    _write(args.out, report)
+    return int(any(row["state"] == "FAILED" for row in report["items"]))
+
+
+def _run(item: Any, context: Any, row: dict[str, Any], left_s: float) -> None:
+    """Run an item within its limit and what is left of the time for everything."""
+    from gpu_checks.common import Check, Skipped
+
+    check = Check(row["values"])
+    try:
+        if left_s < item.usual_s * (0.1 if context.small else 1):
+            raise OverLimit(f"{left_s:.0f} s are left, about {item.usual_s} are needed")
+        with _limit(min(left_s, item.limit_s * (4 if context.small else 1))):
+            figure = item.run(context, check)
+        row |= {"state": "FAILED" if check.failures else "ok", "figure": "; ".join([*check.failures, figure])}
+    except Skipped as why:
+        row |= {"state": f"skipped ({why})", "figure": ""}
+    except OverLimit as why:
+        row |= {"state": "over budget", "figure": str(why)}
+    except Exception as error:  # noqa: BLE001 - one item must not cost the others; its traceback is kept
+        row |= {"state": "FAILED", "figure": f"{type(error).__name__}: {error}".splitlines()[0]}
+        row["values"]["traceback"] = traceback.format_exc()
 
 
 @contextlib.contextmanager
@@ -125,30 +111,24 @@ def _limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _write(folder: Path, report: dict[str, Any], running: Outcome | None) -> None:
-    items = [*report["items"], asdict(running)] if running else report["items"]
+def _write(folder: Path, report: dict[str, Any]) -> None:
     new = folder / "gpu_check.json.new"
-    new.write_text(json.dumps({**report, "items": items}, indent=1, default=str))
+    new.write_text(json.dumps(report, indent=1, default=str))
     new.replace(folder / "gpu_check.json")
 
 
 def _use_extras(folder: Path | None, work: Path) -> list[str]:
     """Unpack the small wheels and put them behind what is installed; names what is missing."""
     if folder is not None:
-        packages = str(work / "packages")
         for wheel in sorted((folder / "wheels").glob("*.whl")):
-            shutil.unpack_archive(wheel, packages, format="zip")
-        sys.path.append(packages)  # child processes are forked from one that is given this path
-        if (folder / "goldens").is_dir():
-            os.environ["SEQTRACK_GOLDENS"] = str((folder / "goldens").resolve())
-        if (folder / "frames").is_dir():
-            os.environ["SEQTRACK_TEST_DATA"] = str((folder / "frames").resolve())
+            shutil.unpack_archive(wheel, work / "packages", format="zip")
+        sys.path.append(str(work / "packages"))  # child processes are forked from one that is given this path
+        for name, variable in (("goldens", "SEQTRACK_GOLDENS"), ("frames", "SEQTRACK_TEST_DATA")):
+            if (folder / name).is_dir():
+                os.environ[variable] = str((folder / name).resolve())
     missing = [name for name in ("SEQTRACK_GOLDENS", "SEQTRACK_TEST_DATA") if not os.environ.get(name)]
-    for module in ("yacs", "dotenv", "pydantic", "pytest", "tensorboard", "matplotlib", "tqdm", "timm", "cv2"):
-        try:
-            __import__(module)
-        except ImportError:
-            missing.append(module)
+    modules = ("yacs", "dotenv", "pydantic", "pytest", "tensorboard", "matplotlib", "tqdm", "timm", "cv2")
+    missing += [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         print(f"missing: {', '.join(missing)}", flush=True)
     return missing

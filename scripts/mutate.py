@@ -9,7 +9,6 @@ test notices, or whose place is no longer in the source, makes the exit code 1. 
 
 import argparse
 import ast
-import functools
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +64,7 @@ FAULTS = [
     Fault(STATE, "Python's generator is not restored", "RandomStates.load_state_dict", "random.setstate(...)"),
     Fault(STATE, "NumPy's generator is not restored", "RandomStates.load_state_dict", "np.random.set_state(...)"),
     Fault(STATE, "the meters are not restored", "Meters.load_state_dict", "_expect_keys(..., ..., ...)", "return"),
-    Fault(STATE, "the history is not restored", "History.load_state_dict", "self.epochs = ..."),
+    Fault(STATE, "the history is not restored", "TrainState._restore_component", "self.history = ..."),
     Fault(f"{LOGS} -k shares_no_memory", "the restored state shares memory with the buffers of saves",
           "NamedOptimizer.load_state_dict", "tensor.to(device=parameter.device, copy=True)",
           "tensor.to(parameter.device)"),
@@ -84,12 +82,12 @@ FAULTS = [
     Fault(f"{INTERRUPTED} -k phase_2_ends", "both phases write into one folder", "Environment.phase_folder",
           "phase or self.phase", "1"),
     Fault(START, "the oldest checkpoint counts as the newest", "latest_valid", "True", "False"),
-    Fault(START, "superseded files are overwritten", "prepare_folder", "_move_aside(..., ..., metrics=...)"),
+    Fault(START, "superseded files are overwritten", "hold_run_dir", "_move_aside(..., ...)"),
     Fault(START, "a finished run trains again", "find_resume_point",
           "run.state == 'complete' and (... if own else ...)", "False"),
-    Fault(START, "two runs may share a folder", "lock_run_dir", "fcntl.flock(..., ...)"),
+    Fault(START, "two runs may share a folder", "hold_run_dir", "fcntl.flock(..., ...)"),
     Fault(f"{BAD} -k another_model", "another experiment's checkpoint is resumed", "_check_experiment",
-          "_refuse(what, problems)"),
+          "_refuse(manifest.path, problems)"),
     # --- the numbers
     Fault(f"{STATE} {LOGS}", "the last batch is shown as the epoch's value", "Meters.loss",
           "self.loss_sum / self.count", "self.interval_loss_sum / max(1, self.interval_count)"),
@@ -124,15 +122,15 @@ FAULTS = [
     Fault(f"{DISK} -k small_file", "a small file is written directly to its final name", "write_atomic",
           "with new_file(path) as file:\n    file.write(data)", "path.write_bytes(data)"),
     Fault(DISK, "half a file remains when the disk is full", "new_file", "temporary.unlink(missing_ok=True)"),
-    Fault(DISK, "a failed write goes unnoticed", "Checkpointer._write", "self._failure = error"),
+    Fault(DISK, "a failed write goes unnoticed", "Checkpointer.wait", "writing.result()", "writing.exception()"),
     Fault(LOGS, "the state is written while training changes it", "Checkpointer._copy",
           "{name: self._buffers[name] for name in tensors}", "dict(tensors)"),
-    Fault(DAMAGE, "a file's digest is not checked", "verify_checkpoint", "contents.sha256 != manifest.sha256", "False"),
+    Fault(DAMAGE, "a file's digest is not checked", "verify_checkpoint", "contents.sha256", "manifest.sha256"),
     Fault(f"{DAMAGE} -k not_loaded", "tensors that are not loaded are not hashed", "checkpoints.safetensors_io:_digest",
           "running = pool.submit(whole.update, tensor.data)",
           "running = pool.submit(whole.update, tensor.data if keep(name) else b'')"),
     Fault(DAMAGE, "a manifest may name another step than its file", "verify_checkpoint",
-          "getattr(manifest, name) != ...", "False"),
+          "getattr(manifest, name) != ...", "name == 'sha256' and getattr(manifest, name) != found"),
     Fault(START, "a checkpoint is deleted that exists nowhere else", "checkpoints_to_delete",
           "item is not best and is_safe(item)", "item is not best"),
     # --- logs and comparison
@@ -151,22 +149,21 @@ FAULTS = [
 # fmt: on
 
 
-@functools.cache
-def definitions(tree: Path) -> dict[str, list[tuple[Path, ast.AST]]]:
-    """Functions, classes and constants of the package by qualified name, with and without `module:` in front."""
-    found: dict[str, list[tuple[Path, ast.AST]]] = defaultdict(list)
-    for path in sorted((tree / "seqtrack").rglob("*.py")):
-        module = ".".join(path.relative_to(tree / "seqtrack").with_suffix("").parts)
-        scopes: list[tuple[str, ast.Module | ast.ClassDef]] = [("", ast.parse(path.read_text()))]
-        for prefix, scope in scopes:  # grows by the classes found in it
-            for node in scope.body:
-                constant = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
-                name = prefix + str(getattr(node, "name", constant))
-                for key in (name, f"{module}:{name}"):
-                    found[key].append((path, node))
-                if isinstance(node, ast.ClassDef):
-                    scopes.append((f"{name}.", node))
+def defined(tree: Path, place: str) -> list[tuple[Path, ast.AST]]:
+    """The functions, classes and constants of the package with this qualified name."""
+    module, _, qualified = place.rpartition(":")
+    found = []
+    for path in sorted((tree / "seqtrack").rglob(f"{module.replace('.', '/') or '*'}.py")):
+        scopes: list[ast.AST] = [ast.parse(path.read_text())]
+        for name in qualified.split("."):
+            inside = [node for scope in scopes for node in getattr(scope, "body", ())]
+            scopes = [node for node in inside if name in (getattr(node, "name", ""), _constant(node))]
+        found += [(path, node) for node in scopes]
     return found
+
+
+def _constant(node: ast.AST) -> str:
+    return ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
 
 
 def inject(fault: Fault, tree: Path) -> tuple[Path, str]:
@@ -175,7 +172,7 @@ def inject(fault: Fault, tree: Path) -> tuple[Path, str]:
     Raises:
         LookupError: there is not exactly one such function, or not exactly one `old` in it.
     """
-    found = definitions(tree).get(fault.place, [])
+    found = defined(tree, fault.place)
     if len(found) != 1:
         raise LookupError(f"{fault.place} is defined {len(found)} times: {[str(path) for path, _ in found]}")
     path, scope = found[0]
@@ -205,23 +202,21 @@ def _matches(pattern: object, node: object) -> bool:
     return type(pattern) is type(node) and pattern == node
 
 
-def run_tests(tree: Path, tests: str, data: Path) -> tuple[int, str]:
+def run_tests(tree: Path, tests: str) -> tuple[int, str]:
     """The exit code of pytest (1: a test failed, or none ended in time), and the first test that failed."""
     files, _, chosen = tests.partition(" -k ")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=no", *files.split()]
     command += ["-k", chosen] if chosen else []
-    environ = {**os.environ, "TEST_DEMO_DATA": str(data), "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {**os.environ, "TEST_DEMO_DATA": f"{tree}-data", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        done = subprocess.run(
-            command, cwd=tree, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, cwd=tree, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return 1, f"the limit of {TIMEOUT_S} s"
     first = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
     return done.returncode, first.partition(" - ")[0].split("::", 1)[-1] or f"pytest exit code {done.returncode}"
 
 
-def try_fault(fault: Fault, tree: Path, data: Path) -> str:
+def try_fault(fault: Fault, tree: Path) -> str:
     """Run a fault's tests with the fault; the outcome starts with `noticed` or gives the reason."""
     began = time.monotonic()
     try:
@@ -230,7 +225,7 @@ def try_fault(fault: Fault, tree: Path, data: Path) -> str:
         return f"NOT INJECTED: {error}"
     good = path.read_text()
     path.write_text(faulty)
-    code, first = run_tests(tree, fault.tests, data)
+    code, first = run_tests(tree, fault.tests)
     path.write_text(good)
     return f"{f'noticed by {first}' if code == 1 else f'NOT NOTICED ({first})'} ({time.monotonic() - began:.0f} s)"
 
@@ -243,17 +238,17 @@ def main() -> int:
     chosen = [fault for fault in FAULTS if args.only in fault.name]
     outcomes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        tree, data = Path(folder, "tree"), Path(folder, "data")
+        tree = Path(folder, "tree")
         tree.mkdir()
         for name in COPIED:
             (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tree / name)
         for tests in dict.fromkeys(fault.tests for fault in chosen):
-            code, first = run_tests(tree, tests, data)
+            code, first = run_tests(tree, tests)
             if code != 0:
                 print(f"{tests}: fix this first, it fails without any fault: {first}")
                 return 1
         for fault in chosen:
-            outcomes[fault.name] = try_fault(fault, tree, data)
+            outcomes[fault.name] = try_fault(fault, tree)
             print(f"{fault.name}: {outcomes[fault.name]}", flush=True)
     missed = [name for name, outcome in outcomes.items() if not outcome.startswith("noticed")]
     print(json.dumps({"injected": len(outcomes), "noticed": len(outcomes) - len(missed), "missed": missed}))

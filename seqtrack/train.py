@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from logging.handlers import MemoryHandler
 
-from seqtrack.checkpoints.manifest import Manifest
 from seqtrack.checkpoints.resume_point import write_run
+from seqtrack.checkpoints.side_files import Manifest
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
@@ -84,7 +84,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
 
             def after_checkpoint(manifest: Manifest) -> None:
                 run_metadata.delete_old_checkpoints(environment, keep=config.TRAIN.KEEP_CHECKPOINTS)
-                if manifest.kind == "epoch":
+                if manifest.kind != "step":
                     plots.redraw()
 
             checkpointer.on_durable = after_checkpoint

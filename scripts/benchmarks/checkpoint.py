@@ -5,7 +5,6 @@ Compared with `torch.save` of the same state to the same disk, for which a train
 
 import argparse
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -15,7 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.allocator import start_again_with_the_allocator_set
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from seqtrack.config.loader import load_config
+from seqtrack.model.build import build_model
+from seqtrack.model.spec import model_spec
+from seqtrack.run_dir import step_name
+from seqtrack.training.checkpointer import Checkpointer
+from seqtrack.training.optimizer import NamedOptimizer, Schedule
+from seqtrack.training.state import RandomStates, TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,28 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time saves, torch.save and a restart; returns the numbers."""
-    start_again_with_the_allocator_set()
-    folder = Path(tempfile.mkdtemp(dir=args.folder, prefix="seqtrack-bench-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="seqtrack-bench-") as name:
+        folder = Path(name)
         result = _time_saves(folder, args.config, args.saves)
         if not args.no_resume:
-            result |= _time_restart(folder, args.config)
-    finally:
-        shutil.rmtree(folder)
+            _step_and_stop(folder, args.config)
+            result["resume_s"] = _step_and_stop(folder, args.config)
     return result
 
 
-def _state(config_name: str) -> Any:
+def _state(config_name: str) -> TrainState:
     """The whole training state after one optimizer step (with drawn gradients: their values do not matter here)."""
-    import torch
-    from torch.amp.grad_scaler import GradScaler
-
-    from seqtrack.config.loader import load_config
-    from seqtrack.model.build import build_model
-    from seqtrack.model.spec import model_spec
-    from seqtrack.training.optimizer import NamedOptimizer, Schedule
-    from seqtrack.training.state import History, Meters, RandomStates, TrainState
-
     config = load_config(config_name, overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "scratch")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(model_spec(config), seed=1).to(device)
@@ -61,8 +58,6 @@ def _state(config_name: str) -> Any:
         scheduler=Schedule(optimizer, config.TRAIN, 100),
         scaler=GradScaler(device.type, enabled=False),
         rng=RandomStates(0),
-        meters=Meters(),
-        history=History(),
         epoch=1,
     )
     state.meters.add(4.0, 0.1, 1, 1.0)
@@ -70,11 +65,6 @@ def _state(config_name: str) -> Any:
 
 
 def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
-    import torch
-
-    from seqtrack.run_dir import step_name
-    from seqtrack.training.checkpointer import Checkpointer
-
     state = _state(config_name)
     checkpointer = Checkpointer(folder, parent_sha256=None)
     coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.expected_state_shapes().items()}
@@ -85,7 +75,7 @@ def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.inner.step()
     describe = {"kind": "step", "epoch": 1, "sample": 1, "loss": 4.0, "iou": 0.1, "created": "", "config_digest": None}
-    stalls, durables, size = [], [], 0
+    stalls, durables, plain, synced, size = [], [], [], [], 0
     for save in range(1, saves + 1):
         state.step, state.sample = save, 1
         began = time.perf_counter()
@@ -96,72 +86,44 @@ def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
         durables.append(time.perf_counter() - began)
         size = (folder / step_name(save)).stat().st_size
         (folder / step_name(save)).unlink()
-    return {
-        "stall_s": statistics.median(stalls),
-        "first_stall_s": stalls[0],
-        "durable_s": statistics.median(durables),
-        "bytes": size,
-        "reserve_s": reserve_s,
-        **_time_torch_save(folder, state, saves),
-        "device": next(state.model.parameters()).device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _time_torch_save(folder: Path, state: Any, saves: int) -> dict[str, float]:
-    """torch.save of the same state, as the authors' trainer does it, and the same made durable."""
-    import torch
-
-    plain, durable = [], []
-    for _ in range(saves):
+    for _ in range(saves):  # torch.save as in the authors' trainer, and the same made durable
         path = folder / "state.pth.tar"
         began = time.perf_counter()
         torch.save({"net": state.model.state_dict(), "optimizer": state.optimizer.inner.state_dict()}, path)
         plain.append(time.perf_counter() - began)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        durable.append(time.perf_counter() - began)
+        synced.append(time.perf_counter() - began)
         path.unlink()
-    return {"torch_save_s": statistics.median(plain), "torch_save_durable_s": statistics.median(durable)}
-
-
-def _time_restart(folder: Path, config_name: str) -> dict[str, float]:
-    """Train one step, stop, start again: seconds from the start of that process to its first step done."""
-    overrides = {
-        "MODEL.ENCODER.PRETRAIN_TYPE": "scratch",
-        "TRAIN.PRINT_INTERVAL": "1",
-        "TRAIN.NUM_WORKER": "1",
-        "DATA.TRAIN.SAMPLE_PER_EPOCH": "100",
+    return {
+        "stall_s": statistics.median(stalls),
+        "first_stall_s": stalls[0],
+        "durable_s": statistics.median(durables),
+        "bytes": size,
+        "reserve_s": reserve_s,
+        "torch_save_s": statistics.median(plain),
+        "torch_save_durable_s": statistics.median(synced),
+        "device": next(state.model.parameters()).device.type,
+        "threads": torch.get_num_threads(),
     }
-    environ = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PHASE": "1",
-        "CONFIG": config_name,
-        "DATASET": "demo",
-        "DATA_DIR": str(folder / "data"),
-        "OUTPUT_DIR": str(folder / "output"),
-        "BATCH_SIZE": "1",
-        "OVERRIDES": " ".join(f"{key} {value}" for key, value in overrides.items()),
-    }
-    _step_and_stop(environ)
-    return {"resume_s": _step_and_stop(environ)}
 
 
-def _step_and_stop(environ: dict[str, str]) -> float:
+def _step_and_stop(folder: Path, config_name: str) -> float:
     """Start a run and stop it once it has done a step. Returns seconds from its start until then."""
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "seqtrack", "train"], env=environ, stderr=subprocess.PIPE, text=True
+    variables = {"PYTHONPATH": ROOT, "PHASE": 1, "CONFIG": config_name, "DATASET": "demo", "BATCH_SIZE": 1}
+    variables |= {"DATA_DIR": folder / "data", "OUTPUT_DIR": folder / "output"}
+    variables["OVERRIDES"] = (
+        "MODEL.ENCODER.PRETRAIN_TYPE scratch TRAIN.PRINT_INTERVAL 1 TRAIN.NUM_WORKER 1 DATA.TRAIN.SAMPLE_PER_EPOCH 100"
     )
-    assert process.stderr is not None
-    lines: list[str] = []
-    seconds: float | None = None
-    for line in process.stderr:
-        lines.append(line.rstrip())
-        if "time for last 1 samples" in line and seconds is None:
-            seconds = time.perf_counter() - began
-            process.send_signal(signal.SIGTERM)
-    if process.wait() != 75 or seconds is None:
-        raise RuntimeError("the run did not stop as asked:\n" + "\n".join(lines[-20:]))
+    environ = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    command = [sys.executable, "-m", "seqtrack", "train"]
+    lines, seconds, began = [], None, time.perf_counter()
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            lines.append(line)
+            if "time for last 1 samples" in line and seconds is None:
+                seconds = time.perf_counter() - began
+                process.send_signal(signal.SIGTERM)
+    if process.returncode != 75 or seconds is None:
+        raise RuntimeError("the run did not stop as asked:\n" + "".join(lines[-20:]))
     return seconds

@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as ListOf
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import numpy as np
 from seqtrack.data import crop
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.decode import FrameFile
-from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source, open_source
 from seqtrack.seeding import sample_generator
@@ -38,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=300, help="samples per measurement (default: 300)")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions, of which the best counts (default: 3)")
     parser.add_argument("--data", type=Path, help="folder of real video, such as lasot_mini")
-    parser.add_argument("--workers", type=int, default=0, help="also measure the loader with this many workers")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,10 +46,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for kilobytes in _QUALITY:
             source = _drawn(Path(folder) / str(kilobytes), kilobytes)
             results[f"{kilobytes}_kb"] = _measure(source, args.samples, args.repeats)
-            if args.workers:
-                results[f"{kilobytes}_kb"]["loader"] = _measure_loader(source, args.samples, args.workers)
         if args.data is not None:
-            results["real_1280x720"] = _measure(_real(args.data), args.samples, args.repeats)
+            clips = open_source("lasot", args.data, classes=(), split="train").sequences
+            large = [clip for clip in clips if FrameFile(clip.frame_path(0)).width == _WIDTH]
+            results["real_1280x720"] = _measure(Source("real", large, "train", False), args.samples, args.repeats)
     head = results["225_kb"]
     return {
         "samples_per_s_per_core": head["samples_per_s_per_core"],
@@ -68,20 +65,18 @@ def _drawn(folder: Path, kilobytes: int) -> Source:
     """One sequence of 1280x720 frames near this file size, with boxes like LaSOT's."""
     (folder / "img").mkdir(parents=True)
     rng = np.random.default_rng(kilobytes)
-    n, files = 2000, 10
-    sizes = []
-    for number in range(1, files + 1):
-        data = _frame_of(rng, kilobytes * 1000, _QUALITY[kilobytes])
-        sizes.append(len(data))
+    n = 2000
+    frames = [_frame_of(rng, kilobytes * 1000, _QUALITY[kilobytes]) for _ in range(10)]
+    for number, data in enumerate(frames, 1):
         (folder / "img" / f"{number:08d}.jpg").write_bytes(data)
-    for number in range(files + 1, n + 1):
-        (folder / "img" / f"{number:08d}.jpg").symlink_to(f"{(number - 1) % files + 1:08d}.jpg")
+    for number in range(len(frames) + 1, n + 1):
+        (folder / "img" / f"{number:08d}.jpg").symlink_to(f"{(number - 1) % len(frames) + 1:08d}.jpg")
     side = np.clip(np.exp(rng.normal(_LOG_MEDIAN_PX, _LOG_SPREAD, n)), 8, 700)
     ratio = np.exp(rng.normal(0, 0.4, n))
     w, h = np.minimum(side * ratio, _WIDTH - 1), np.minimum(side / ratio, _HEIGHT - 1)
     boxes = np.stack((rng.random(n) * (_WIDTH - w), rng.random(n) * (_HEIGHT - h), w, h), axis=1).round()
     clip = Sequence("drawn-1", "drawn", boxes, np.zeros(n, dtype=np.bool_), folder / "img", np.ones(n, dtype=np.int64))
-    return Source(f"drawn, {statistics.mean(sizes) / 1000:.0f} KB", [clip], "train", True)
+    return Source(f"drawn, {statistics.mean(map(len, frames)) / 1000:.0f} KB", [clip], "train", True)
 
 
 def _frame_of(rng: np.random.Generator, target_bytes: int, quality: int) -> bytes:
@@ -98,21 +93,15 @@ def _frame_of(rng: np.random.Generator, target_bytes: int, quality: int) -> byte
     return data
 
 
-def _real(folder: Path) -> Source:
-    source = open_source("lasot", folder, classes=(), split="train")
-    large = [clip for clip in source.sequences if FrameFile(clip.frame_path(0)).width == _WIDTH]
-    return Source("real", large, "train", False)
-
-
 def _best_ms(work: Callable[[int], object], samples: int, repeats: int) -> float:
     """Processor time of one call, the best of several rounds."""
-    best = float("inf")
+    rounds = []
     for _ in range(repeats):
         started = time.process_time()
         for index in range(samples):
             work(index)
-        best = min(best, (time.process_time() - started) / samples)
-    return best * 1000
+        rounds.append(time.process_time() - started)
+    return min(rounds) / samples * 1000
 
 
 def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
@@ -185,22 +174,3 @@ def _plain_sample(dataset: TrackingDataset, index: int) -> list[np.ndarray]:
         plane, _ = crop.crop_frame(mask[..., None].astype(np.uint8), around, factor=4.0, size=256)
         images += [image.transpose(2, 0, 1).astype(np.float32) / 255, plane]
     return images
-
-
-def _measure_loader(source: Source, samples: int, workers: int) -> dict[str, float]:
-    """Wall time with worker processes, and the cost of a delivered batch in the main process."""
-    dataset = TrackingDataset([source], [1.0], _SPEC, seed=1)
-    loader = BatchLoader(dataset, batch_size_global=16, samples_per_epoch=max(64, samples), num_workers=workers)
-    try:
-        for _ in loader.batches(0):
-            pass
-        started, busy = time.perf_counter(), time.process_time()
-        steps: ListOf[int] = [batch.count for batch in loader.batches(1)]
-        wall = time.perf_counter() - started
-        return {
-            "workers": workers,
-            "samples_per_s": round(sum(steps) / wall, 1),
-            "hand_over_ms_a_batch_of_16": round(1000 * (time.process_time() - busy) / len(steps), 3),
-        }
-    finally:
-        loader.close()

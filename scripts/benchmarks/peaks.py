@@ -16,17 +16,12 @@ PEAKS = {
     **dict.fromkeys(("H100 80GB HBM3", "H200"), (67.0, 494.0, 989.0)),
     "H100 PCIe": (51.0, 378.0, 756.0),
 }
-# Multiprocessors and boost clock in GHz of RTX 30 and 40.
+# 256 operations per multiprocessor and clock in fp32 and TF32, twice that in half precision; the clock in GHz.
 _GEFORCE = {
-    "RTX 3050": (20, 1.777), "RTX 3060": (28, 1.777), "RTX 3060 Ti": (38, 1.665), "RTX 3070": (46, 1.725),
-    "RTX 3080": (68, 1.710), "RTX 3090": (82, 1.695), "RTX 4060": (24, 2.460), "RTX 4060 Ti": (34, 2.535),
+    "RTX 3060": (28, 1.777), "RTX 3070": (46, 1.725), "RTX 3080": (68, 1.710), "RTX 3090": (82, 1.695),
     "RTX 4070": (46, 2.475), "RTX 4080": (76, 2.505), "RTX 4090": (128, 2.520),
-    "RTX 3050 Laptop GPU": (16, 1.740), "RTX 3050 Ti Laptop GPU": (20, 1.695), "RTX 3060 Laptop GPU": (30, 1.703),
-    "RTX 3070 Laptop GPU": (40, 1.620), "RTX 3080 Laptop GPU": (48, 1.710), "RTX 4050 Laptop GPU": (20, 2.370),
-    "RTX 4060 Laptop GPU": (24, 2.370), "RTX 4070 Laptop GPU": (36, 2.175), "RTX 4080 Laptop GPU": (58, 2.280),
-    "RTX 4090 Laptop GPU": (76, 2.040),
+    "RTX 3050 Laptop GPU": (16, 1.740), "RTX 3060 Laptop GPU": (30, 1.703), "RTX 4060 Laptop GPU": (24, 2.370),
 }  # fmt: skip
-# 256 operations per multiprocessor and clock in fp32 and TF32, twice that in half precision.
 PEAKS |= {name: (0.256 * n * ghz, 0.256 * n * ghz, 0.512 * n * ghz) for name, (n, ghz) in _GEFORCE.items()}
 
 

@@ -7,6 +7,7 @@ for rate and memory.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -16,21 +17,22 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STATES: dict[str, list[dict[str, Any]]] = {
-    "well": [],
-    "down": [],
-    "slow": [{"stage": "put", "rate": 10_240, "times": None}],
-    "refusing": [{"stage": "any", "status": 503, "times": None}],
+SEQTRACK = [sys.executable, "-m", "seqtrack"]
+# The faults that the server is given; None: there is no server.
+STATES: dict[str, dict[str, Any] | None] = {
+    "well": {},
+    "down": None,
+    "slow": {"stage": "put", "rate": 10_240, "times": None},
+    "refusing": {"stage": "any", "status": 503, "times": None},
 }
-TOKEN = "hf_writewritewritewrite"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
     parser.add_argument("--pairs", type=int, default=3, help="runs of each kind")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--samples", type=int, default=1600, help="samples per epoch")
@@ -46,60 +48,50 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         result: dict[str, Any] = {"pairs": args.pairs, "cores": len(os.sched_getaffinity(0))}
         if args.pairs:
             _train(folder, args, None)  # draws the demo's data and fills caches; not measured
-            plain = [_train(folder, args, None)]
-            timed: dict[str, list[tuple[int, float]]] = {state: [] for state in states}
-            for turn in range(args.pairs):
+            plain, timed = [_train(folder, args, None)], {state: [] for state in states}
+            for _ in range(args.pairs):
                 for state in states:
-                    timed[state].append((turn, _train(folder, args, state)))
+                    timed[state].append(_train(folder, args, state))
                 plain.append(_train(folder, args, None))
             result["plain_s"] = [round(seconds, 2) for seconds in plain]
-            result["states"] = {state: _compare(times, plain) for state, times in timed.items()}
+            result["states"] = {state: _compare(seconds, plain) for state, seconds in timed.items()}
             result["worst_ratio"] = max(entry["ratio"] for entry in result["states"].values())
         if args.megabytes:
             result["send"] = _send(folder, args.megabytes * 1_000_000)
     return result
 
 
-def _compare(times: list[tuple[int, float]], plain: list[float]) -> dict[str, Any]:
-    ratios = [seconds / ((plain[turn] + plain[turn + 1]) / 2.0) for turn, seconds in times]
+def _compare(times: list[float], plain: list[float]) -> dict[str, Any]:
+    ratios = [seconds / statistics.mean(plain[turn : turn + 2]) for turn, seconds in enumerate(times)]
     return {
-        "seconds": [round(seconds, 2) for _, seconds in times],
+        "seconds": [round(seconds, 2) for seconds in times],
         "ratios": [round(ratio, 4) for ratio in ratios],
         "ratio": round(statistics.median(ratios), 4),
     }
 
 
-def _environ(folder: Path, output: Path, port: int, args: argparse.Namespace) -> dict[str, str]:
-    token = folder / "token"
-    token.write_text(TOKEN)
+@contextlib.contextmanager
+def _target(folder: Path, output: Path, fault: dict[str, Any] | None) -> Iterator[dict[str, str]]:
+    """The variables of a run whose Hub is a local server with this fault; without one, connections are refused."""
+    (folder / "token").write_text("hf_writewritewritewrite")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "UPLOAD_"))}
-    return kept | {
-        "PYTHONPATH": str(ROOT),
-        "DATASET": "demo",
-        "DATA_DIR": str(folder / "data"),
-        "OUTPUT_DIR": str(output),
-        "EPOCHS": str(getattr(args, "epochs", 1)),
-        "OVERRIDES": f"DATA.TRAIN.SAMPLE_PER_EPOCH {getattr(args, 'samples', 1)}",
-        "DEVICE": "cpu",
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_REPO": "me/run",
-        "HF_TOKEN_PATH": str(token),
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-    }
-
-
-def _server(folder: Path, faults: list[dict[str, Any]]) -> tuple["subprocess.Popen[str]", int]:
-    command = [sys.executable, str(ROOT / "tests" / "uploads" / "hub_server.py"), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
-    assert server.stdout is not None
-    port = int(server.stdout.readline().rsplit(":", 1)[1])
-    for fault in faults:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/_control", data=json.dumps(fault).encode(), method="POST"
-        )
-        urllib.request.urlopen(request, timeout=10).close()
-    return server, port
+    hub = {"HF_REPO": "me/run", "HF_TOKEN_PATH": str(folder / "token"), "HF_HUB_DISABLE_XET": "1"}
+    hub |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "OUTPUT_DIR": str(output)}
+    server, port = None, 9  # the discard port
+    try:
+        if fault is not None:
+            command = [sys.executable, ROOT / "tests/uploads/hub_server.py", "--port", "0"]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+            assert server.stdout is not None
+            port = int(server.stdout.readline().rsplit(":", 1)[1])
+        if fault:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/_control", json.dumps(fault).encode())
+            urllib.request.urlopen(request, timeout=10).close()
+        yield {**kept, **hub, "HF_ENDPOINT": f"http://127.0.0.1:{port}"}
+    finally:
+        if server is not None:
+            server.kill()
+            server.wait()
 
 
 def _train(folder: Path, args: argparse.Namespace, state: str | None) -> float:
@@ -107,65 +99,41 @@ def _train(folder: Path, args: argparse.Namespace, state: str | None) -> float:
     output = folder / "output"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
-    server = sidecar = None
-    port = 9  # the discard port: connections are refused
-    try:
-        if state is not None and state != "down":
-            server, port = _server(folder, STATES[state])
-        env = _environ(folder, output, port, args)
-        log = (folder / "train.log").open("w")
-        if state is not None:
-            command = [sys.executable, "-m", "seqtrack", "upload"]
-            sidecar = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
-        plain = env if state is not None else {**env, "HF_REPO": ""}
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "seqtrack", "train"], env=plain, stdout=log, stderr=log, cwd=folder, check=True
-        )
-        return time.perf_counter() - began
-    finally:
-        for process in (sidecar, server):
-            if process is not None:
-                process.kill()
-                process.wait()
+    with _target(folder, output, STATES[state] if state else None) as env, (folder / "log").open("w") as log:
+        env |= {"DATASET": "demo", "DATA_DIR": str(folder / "data"), "EPOCHS": str(args.epochs), "DEVICE": "cpu"}
+        env |= {"OVERRIDES": f"DATA.TRAIN.SAMPLE_PER_EPOCH {args.samples}"} | ({} if state else {"HF_REPO": ""})
+        where = {"env": env, "stdout": log, "stderr": log, "cwd": folder}
+        sidecar = subprocess.Popen([*SEQTRACK, "upload"], **where) if state else None
+        try:
+            began = time.perf_counter()
+            subprocess.run([*SEQTRACK, "train"], **where, check=True)
+            return time.perf_counter() - began
+        finally:
+            if sidecar is not None:
+                sidecar.kill()
+                sidecar.wait()
 
 
 def _send(folder: Path, size: int) -> dict[str, Any]:
-    """Upload one large file from the page cache."""
+    """Upload one large file from the page cache. `peak_mb` is the larger of sidecar and upload process."""
     output = folder / "large"
     output.mkdir()
-    place = output / "weights.bin"
-    with place.open("wb") as file:
+    with (output / "weights.bin").open("wb") as file:
         for block in range(0, size, 1 << 24):
             file.write(os.urandom(1 << 16) * min(256, -(-(size - block) >> 16)))
         file.truncate(size)
-    server, port = _server(folder, [])
-    try:
-        env = _environ(folder, output, port, argparse.Namespace()) | {"UPLOAD_TUNING": '{"settle_s": 0.2}'}
-        began, peak = time.perf_counter(), 0
-        sidecar = subprocess.Popen(
-            [sys.executable, "-m", "seqtrack", "upload", "--once"], env=env, stderr=subprocess.DEVNULL, cwd=folder
-        )
-        while sidecar.poll() is None:
-            peak = max(peak, _resident(sidecar.pid))
-            time.sleep(0.05)
+    # This process's other children are not larger than the sidecar only if it asks in a process of its own.
+    ask = (
+        "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL).returncode\n"
+    )
+    ask += "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    with _target(folder, output, {}) as env:
+        began = time.perf_counter()
+        command = [sys.executable, "-c", ask, *SEQTRACK, "upload", "--once"]
+        env["UPLOAD_TUNING"] = '{"settle_s": 0.2}'
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, cwd=folder, check=True)
         seconds = time.perf_counter() - began
-        if sidecar.returncode != 0:
-            raise RuntimeError(f"the sidecar ended with {sidecar.returncode}")
-    finally:
-        server.kill()
-        server.wait()
-    return {"bytes": size, "seconds": round(seconds, 2), "peak_mb": round(peak / 1000.0, 1)}
-
-
-def _resident(pid: int) -> int:
-    """Resident kB of a process and its children."""
-    total = 0
-    for place in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = dict(line.split(":", 1) for line in place.read_text().splitlines() if ":" in line)
-        except OSError:
-            continue
-        if pid in (int(lines["Pid"]), int(lines["PPid"])):
-            total += int(lines.get("VmRSS", "0 kB").split()[0])
-    return total
+    code, peak_kb = map(int, done.stdout.split())
+    if code != 0:
+        raise RuntimeError(f"the sidecar ended with {code}")
+    return {"bytes": size, "seconds": round(seconds, 2), "peak_mb": round(peak_kb / 1000.0, 1)}

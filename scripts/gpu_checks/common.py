@@ -8,22 +8,20 @@ import signal
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.config.environment import VARIABLES, configure
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import Batch
-from seqtrack.run_dir import step_name
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.training import build
 from seqtrack.training.state import TrainState
@@ -104,50 +102,38 @@ class Context:
         name = "demo" if self.small else "seqtrack_b256"
         return configure({"CONFIG": name, "DATASET": "demo", "OVERRIDES": overrides})[1]
 
-    def trainer(self, keys: dict[str, object] | None = None, *, batch: int) -> "Trainer":
-        return Trainer(self, self.config(keys), batch)
-
 
 class Trainer:
     """The real training step on one made-up batch."""
 
-    def __init__(self, context: Context, config: Config, batch: int) -> None:
+    def __init__(self, context: Context, keys: dict[str, object] | None = None, *, batch: int) -> None:
         self.context = context
-        self.config = config
-        self.device = torch.device(context.device, 0) if context.is_cuda else torch.device("cpu")
-        self.distributed = DistributedContext(0, 1, self.device)
-        build.set_kernels(config, self.distributed)
-        self.state: TrainState = build.build_state(config, self.distributed, 1000, fresh=True)
-        model = build.callable_form(config, self.state.model)
-        self.train_step = TrainStep(self.state, model, self.distributed, config)
-        self.batch = make_batch(config, batch)
+        self.config = context.config(keys)
+        device = torch.device(context.device, 0) if context.is_cuda else torch.device("cpu")
+        self.distributed = DistributedContext(0, 1, device)
+        build.set_kernels(self.config, self.distributed)
+        self.state: TrainState = build.build_state(self.config, self.distributed, 1000, fresh=True)
+        model = build.callable_form(self.config, self.state.model)
+        self.launch = TrainStep(self.state, model, self.distributed, self.config)
+        self.read = self.launch.read
+        self.batch = make_batch(self.config, batch)
 
-    def launch(self, batch: Batch | None = None) -> Any:
-        """One step; what `read` makes a result of."""
-        return self.train_step(batch or self.batch)
-
-    def read(self, launched: Any) -> Any:
-        return self.train_step.read(launched)
-
-    def step(self, batch: Batch | None = None) -> Any:
-        return self.read(self.launch(batch))
+    def each(self, batches: Iterable[Batch]) -> Iterator[Any]:
+        """The result of a step on each batch, read when the next one has been launched, as training does."""
+        before = None
+        for batch in batches:
+            launched = self.launch(batch)
+            if before is not None:
+                yield self.read(before)
+            before = launched
+        yield self.read(before)
 
     def steps(self, count: int) -> list[Any]:
-        """Results of so many steps, each read when the next one has been launched, as training does."""
-        results, before = [], None
-        for _ in range(count):
-            launched = self.launch()
-            if before is not None:
-                results.append(self.read(before))
-            before = launched
-        return [*results, self.read(before)]
+        return list(self.each([self.batch] * count))
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy on the host of everything that a checkpoint would hold."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.state.capture()[0].items()}
-
-    def save_name(self) -> str:
-        return step_name(self.state.step)
 
 
 def make_batch(config: Config, size: int) -> Batch:
@@ -174,17 +160,12 @@ def make_batch(config: Config, size: int) -> Batch:
 
 def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
     """Names of tensors that are not equal in every byte."""
-    names = set(ours) ^ set(theirs)
-    same = set(ours) & set(theirs)
-    return sorted(names | {name for name in same if not same_bytes(ours[name], theirs[name])})
+    only, both = set(ours) ^ set(theirs), set(ours) & set(theirs)
+    return sorted(only | {name for name in both if as_bytes(ours[name]) != as_bytes(theirs[name])})
 
 
-def same_bytes(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool((as_bytes(a) == as_bytes(b)).all())
-
-
-def as_bytes(tensor: Tensor) -> Any:
-    return np.frombuffer(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), dtype=np.uint8)
+def as_bytes(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    return tensor.dtype, tensor.shape, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def timed(trainer: Trainer, *, steps: int, warm: int) -> dict[str, float]:
@@ -192,24 +173,16 @@ def timed(trainer: Trainer, *, steps: int, warm: int) -> dict[str, float]:
     trainer.steps(warm)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if trainer.context.is_cuda else []
     wait(trainer.context)
-    walls, before = [], None
     if events:
         events[0].record()
-    begun = last = time.perf_counter()
-    for _ in range(steps):
-        launched = trainer.launch()
-        if before is not None:
-            trainer.read(before)
-        before = launched
-        now = time.perf_counter()
-        walls.append(now - last)
-        last = now
-    trainer.read(before)
+    stamps = [time.perf_counter()]
+    for _ in trainer.each([trainer.batch] * steps):
+        stamps.append(time.perf_counter())
     if events:
         events[1].record()
     wait(trainer.context)
-    whole = time.perf_counter() - begun
-    found = {"median_s": statistics.median(walls), "mean_s": whole / steps}
+    walls = [after - before for before, after in pairwise(stamps)]
+    found = {"median_s": statistics.median(walls), "mean_s": (time.perf_counter() - stamps[0]) / steps}
     if events:
         found["device_s"] = events[0].elapsed_time(events[1]) / 1e3 / steps
     found["samples_per_s"] = len(trainer.batch.indices) / found["mean_s"]
@@ -225,12 +198,12 @@ def host_syncs(trainer: Trainer) -> int | None:
     """How often one step, read one step late, makes the host wait for the device."""
     if not trainer.context.is_cuda:
         return None
-    before = trainer.launch()
+    before = trainer.launch(trainer.batch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            after = trainer.launch()
+            after = trainer.launch(trainer.batch)
             trainer.read(before)
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -244,7 +217,7 @@ def profile_step(trainer: Trainer) -> dict[str, float]:
     if trainer.context.is_cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        trainer.step()
+        trainer.steps(1)
         wait(trainer.context)
     cuda = torch.autograd.DeviceType.CUDA
     kernels = [event for event in profile.events() if event.device_type == cuda]
@@ -281,34 +254,28 @@ class Child:
         from gpu_checks import children
 
         self.log = context.work / f"child-{time.monotonic_ns()}.log"
+        self.log.touch()
         words = [str(one) for one in arguments]
         self.process: BaseProcess = _FORKS.Process(target=children.become, args=(task, words, env, str(self.log)))
         self.process.start()
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def signal(self, number: int) -> None:
         if self.process.is_alive() and self.process.pid:
             os.kill(self.process.pid, number)
 
-    def until(self, happened: Callable[[], bool], *, limit_s: float = 120) -> bool:
-        """Wait for something; False if the process ended before it happened."""
+    def until(self, happened: Callable[[], bool], *, limit_s: float = 120) -> None:
+        """Wait for something, or for the end of the process."""
         end = time.monotonic() + limit_s
-        while not happened():
-            if not self.process.is_alive() or time.monotonic() > end:
-                return happened()
+        while not happened() and self.process.is_alive() and time.monotonic() < end:
             time.sleep(0.002)
-        return True
 
     def end(self, *, limit_s: float = 180) -> Ended:
         """Wait for the end; one that does not come is a failure."""
         self.process.join(limit_s)
+        said = self.log.read_text(errors="replace")
         if self.process.exitcode is None:
-            self.signal(signal.SIGKILL)
-            self.process.join()
-            raise RuntimeError(f"a process did not end within {limit_s:.0f} s:\n{self.said()[-2000:]}")
-        return Ended(self.process.exitcode, self.said())
+            raise RuntimeError(f"a process did not end within {limit_s:.0f} s:\n{said[-2000:]}")
+        return Ended(self.process.exitcode, said)
 
 
 @contextmanager
@@ -327,16 +294,8 @@ def completed(context: Context, env: dict[str, str], task: str, *arguments: obje
         return child.end()
 
 
-def step_reached(folder: Path, epoch: int) -> Callable[[], bool]:
+def epoch_reached(folder: Path, epoch: int) -> bool:
     """Whether a run's metrics hold a record of this epoch."""
-
-    def reached() -> bool:
-        place = folder / "logs" / "metrics.jsonl"
-        lines = place.read_text(errors="replace").split("\n")[:-1] if place.is_file() else []
-        return any(json.loads(line).get("epoch") == epoch for line in lines)
-
-    return reached
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [record.model_dump() for record in read_metrics(folder / "logs" / "metrics.jsonl").records]
+    place = folder / "logs" / "metrics.jsonl"
+    lines = place.read_text(errors="replace").split("\n")[:-1] if place.is_file() else []
+    return any(json.loads(line).get("epoch") == epoch for line in lines)

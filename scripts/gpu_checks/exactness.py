@@ -12,12 +12,13 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from gpu_checks.children import digest_after
-from gpu_checks.common import ROOT, Check, Context, Skipped, Trainer, completed, differing, same_bytes, wait
+from gpu_checks.common import ROOT, Check, Context, Skipped, Trainer, completed, differing, wait
 from seqtrack.boxes import xywh_to_cxcywh
-from seqtrack.checkpoints.store import load_checkpoint
+from seqtrack.checkpoints.store import load_checkpoint, manifest_of
 from seqtrack.device import choose_precision
 from seqtrack.model.build import build_empty
 from seqtrack.model.loss import sequence_loss
+from seqtrack.run_dir import step_name
 from seqtrack.tokens import hann_window, target_sequences
 from seqtrack.training.checkpointer import Checkpointer
 
@@ -31,11 +32,8 @@ def start(context: Context, check: Check) -> str:
     capability = torch.cuda.get_device_capability(0) if context.is_cuda else None
     amp = choose_precision("auto", capability)
     if capability is not None:
-        name = f"sm_{capability[0]}{capability[1]}"
-        check.that(
-            any(one.startswith(f"sm_{capability[0]}") for one in torch.cuda.get_arch_list()),
-            f"{name} is not in the arch list",
-        )
+        known = any(one.startswith(f"sm_{capability[0]}") for one in torch.cuda.get_arch_list())
+        check.that(known, f"compute capability {capability} is not in the arch list")
         check.that(amp == "bf16" or capability < (8, 0), f"AMP auto is {amp}")
     found = completed(context, context.environment(context.work / "none"), "seqtrack", "doctor")
     bad = [line for line in found.said.splitlines() if line.startswith("BAD")]
@@ -45,7 +43,8 @@ def start(context: Context, check: Check) -> str:
     return f"AMP auto is {amp}, doctor exits {found.code}"
 
 
-def _model_sets() -> Any:
+def model_sets() -> Any:
+    """The reference outputs' own module."""
     if not os.environ.get("SEQTRACK_GOLDENS"):
         raise Skipped("no reference outputs")
     sys.path.append(str(ROOT / "tests" / "golden"))
@@ -57,7 +56,7 @@ def _model_sets() -> Any:
 
 
 @contextmanager
-def _switches(tf32: bool) -> Iterator[None]:
+def switches(tf32: bool) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
@@ -67,21 +66,24 @@ def _switches(tf32: bool) -> Iterator[None]:
 
 def golden_parity(context: Context, check: Check) -> str:
     """The reference outputs at the model's real size on this device, and of the tiny variants."""
-    sets = _model_sets()
+    sets = model_sets()
     worst = 0.0
     for rule in context.pick(("A", "B"), ()):
-        with _switches(tf32=False):
+        with switches(tf32=False):
             worst = max(worst, _golden(context, check, sets, rule))
         for name, tf32, dtype in (("tf32", True, None), ("bf16", False, torch.bfloat16)):
-            with _switches(tf32), torch.autocast(context.device, dtype=dtype, enabled=dtype is not None):
-                check.values[f"{rule} {name}"] = _golden_distances(context, sets, rule)
+            with switches(tf32), torch.autocast(context.device, dtype=dtype, enabled=dtype is not None):
+                _, theirs, part, logits, _ = _golden_run(context, sets, rule)
+            distances = {"encoder": sets.distance(part, theirs["enc_slice"])[1]}
+            distances["logits"] = sets.distance(logits.detach().cpu().numpy(), theirs["logits"][0])[1]
+            check.values[f"{rule} {name}"] = distances
     for path in sorted((sets.folder() or Path()).glob("tiny_*.npz")):
         worst = max(worst, _golden_tiny(context, check, sets, path))
     return f"worst distance {worst:.2f} of what is allowed"
 
 
 def _golden_run(context: Context, sets: Any, rule: str) -> tuple[Any, Any, Any, Any, Any]:
-    """Model, stored outputs, encoded tokens, logits and targets of a B256 set."""
+    """Model, stored outputs, the stored part of the encoded tokens, logits and targets of a B256 set."""
     spec = sets.spec_of_size("b256")
     model = sets.fill(build_empty(spec), rule).to(context.device)
     templates, search = sets.images("input", spec.template_size, spec.search_size, 2, spec.num_templates)
@@ -91,23 +93,13 @@ def _golden_run(context: Context, sets: Any, rule: str) -> tuple[Any, Any, Any, 
     with torch.no_grad():
         encoded = model.encoder(templates, search).float().cpu().numpy()
     logits = model(templates, search, inputs.to(context.device)).float()
-    return model, theirs, encoded, logits, targets
-
-
-def _golden_distances(context: Context, sets: Any, rule: str) -> dict[str, float]:
-    _, theirs, encoded, logits, _ = _golden_run(context, sets, rule)
-    part = encoded[:, theirs["tok_idx"]][..., theirs["ch_idx"]]
-    return {
-        "encoder": sets.distance(part, theirs["enc_slice"])[1],
-        "logits": sets.distance(logits.detach().cpu().numpy(), theirs["logits"][0])[1],
-    }
+    return model, theirs, encoded[:, theirs["tok_idx"]][..., theirs["ch_idx"]], logits, targets
 
 
 def _golden(context: Context, check: Check, sets: Any, rule: str) -> float:
-    model, theirs, encoded, logits, targets = _golden_run(context, sets, rule)
+    model, theirs, part, logits, targets = _golden_run(context, sets, rule)
     exact_file = sets.folder() / f"fp64_b256_{rule}.npz"
     exact = sets.read(exact_file) if exact_file.is_file() else {}
-    part = encoded[:, theirs["tok_idx"]][..., theirs["ch_idx"]]
     references = {
         "enc": (part, exact.get("enc64_slice", theirs["enc_slice"])),
         "logits": (logits.detach().cpu().numpy(), exact.get("logits64", theirs["logits"][0])),
@@ -162,11 +154,9 @@ def _golden_tiny(context: Context, check: Check, sets: Any, path: Path) -> float
 
 def two_runs(context: Context, check: Check) -> str:
     """Steps of the real training step twice from one seed, and once in another process."""
-    steps, batch = context.pick((6, 8), (3, 4))
-    arguments = (context.device, context.small, steps, batch, "bf16")
-    first = digest_after(*arguments)
-    context.forget()
-    again = digest_after(*arguments)
+    steps, batch = context.pick(("6", "8"), ("3", "4"))
+    arguments = (context.device, context.pick("full", "small"), steps, batch)
+    first, again = (digest_after(*arguments) for _ in range(2))
     context.forget()
     env = {**context.environment(context.work), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = completed(context, env, "digest", *arguments)
@@ -176,11 +166,6 @@ def two_runs(context: Context, check: Check) -> str:
     return f"{steps} steps of bf16, sha256 {first[:12]}"
 
 
-def _falls(check: Check, name: str, losses: list[float]) -> None:
-    check.values[name] = [round(loss, 4) for loss in losses]
-    check.that(losses[-1] < losses[0], f"{name}: the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
-
-
 def amp_variants(context: Context, check: Check) -> str:
     """Each precision learns one batch; fp16's overflow is skipped, and its state continues as if never saved."""
     steps, batch = context.pick((20, 8), (8, 4))
@@ -188,11 +173,11 @@ def amp_variants(context: Context, check: Check) -> str:
     variants = [("off", False), ("bf16", False)]
     variants += [("off", True), ("fp16", False)] if context.is_cuda else []
     for amp, tf32 in variants:
-        trainer = context.trainer({**keys, "TRAIN.AMP": amp}, batch=batch)
-        with _switches(tf32):
-            losses = [result.loss_sum / batch for result in trainer.steps(steps)]
-        _falls(check, "tf32" if tf32 else amp, losses)
-        del trainer
+        name = "tf32" if tf32 else amp
+        with switches(tf32):
+            results = Trainer(context, {**keys, "TRAIN.AMP": amp}, batch=batch).steps(steps)
+        losses = check.values[name] = [round(result.loss_sum / batch, 4) for result in results]
+        check.that(losses[-1] < losses[0], f"{name}: the loss went from {losses[0]} to {losses[-1]}")
         context.forget()
     return _overflow(context, check, keys, batch)
 
@@ -204,7 +189,7 @@ def _overflow(context: Context, check: Check, keys: dict[str, Any], batch: int) 
     keys = keys if context.is_cuda else {**keys, "TRAIN.CE_WEIGHT": 1e6}
 
     def begin() -> Trainer:
-        trainer = context.trainer({**keys, "TRAIN.AMP": amp, "MODEL.DECODER.DROPOUT": 0.1}, batch=batch)
+        trainer = Trainer(context, {**keys, "TRAIN.AMP": amp, "MODEL.DECODER.DROPOUT": 0.1}, batch=batch)
         trainer.state.scaler = GradScaler(context.device, init_scale=huge, backoff_factor=2.0**-8, enabled=True)
         return trainer
 
@@ -228,8 +213,8 @@ def activation_checkpointing(context: Context, check: Check) -> str:
     """Gradients of one step with and without it."""
     gradients = []
     for used in (False, True):
-        trainer = context.trainer({"TRAIN.AMP": "off", "MODEL.ENCODER.USE_CHECKPOINT": used}, batch=4)
-        trainer.step()
+        trainer = Trainer(context, {"TRAIN.AMP": "off", "MODEL.ENCODER.USE_CHECKPOINT": used}, batch=4)
+        trainer.steps(1)
         gradients.append({n: p.grad.cpu() for n, p in trainer.state.model.named_parameters() if p.grad is not None})
         del trainer
         context.forget()
@@ -241,7 +226,7 @@ def activation_checkpointing(context: Context, check: Check) -> str:
 
 def save(context: Context, check: Check) -> str:
     """A save while steps continue: how long training is, and whether the file holds the state of that moment."""
-    trainer = context.trainer({"TRAIN.AMP": "bf16"}, batch=4)
+    trainer = Trainer(context, {"TRAIN.AMP": "bf16"}, batch=4)
     trainer.steps(2)
     trainer.state.epoch = trainer.state.sample = 1
     folder = context.work / "save"
@@ -252,28 +237,19 @@ def save(context: Context, check: Check) -> str:
     checkpointer.preallocate({**coming, **trainer.state.capture()[0]})
     check.values["reserve_s"] = time.perf_counter() - began
     stalls = []
+    describe: dict[str, Any] = {"kind": "step", "epoch": 1, "sample": 1, "loss": 4.0, "iou": 0.1, "created": ""}
+    describe |= {"config_digest": None, "data_digest": None}
     for number in range(3):
         expected = trainer.tensors()
         wait(context)
         tensors, values = trainer.state.capture()
-        describe = {
-            "kind": "step",
-            "epoch": 1,
-            "sample": 1,
-            "loss": 4.0,
-            "iou": 0.1,
-            "created": "",
-            "config_digest": None,
-        }
-        describe |= {"step": trainer.state.step, "data_digest": None}
-        name = trainer.save_name()
+        name = step_name(trainer.state.step)
         began = time.perf_counter()
-        checkpointer.save(name, tensors, values, describe=describe)
+        checkpointer.save(name, tensors, values, describe={**describe, "step": trainer.state.step})
         stalls.append(time.perf_counter() - began)
         trainer.steps(3)
         checkpointer.wait()
-        stored = load_checkpoint(_manifest(folder / name))[0]
-        off = [key for key in expected if key not in stored or not same_bytes(expected[key], stored[key])]
+        off = differing(expected, load_checkpoint(manifest_of(folder / name))[0])
         check.that(not off, f"save {number}: {len(off)} tensors are not those of that moment, first {off[:1]}")
         (folder / name).unlink()
     buffers = list(checkpointer._buffers.values())
@@ -282,9 +258,3 @@ def save(context: Context, check: Check) -> str:
     stall = sorted(stalls)[1]
     check.that(stall < 0.06 or not context.is_cuda, f"training was blocked for {stall * 1e3:.0f} ms")
     return f"stall {stall * 1e3:.1f} ms, reserved in {check.values['reserve_s']:.2f} s"
-
-
-def _manifest(path: Path) -> Any:
-    from seqtrack.checkpoints.store import manifest_of
-
-    return manifest_of(path)

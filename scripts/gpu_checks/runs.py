@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from gpu_checks.common import Check, Context, Ended, completed, metrics, started, step_reached
+from gpu_checks.common import Check, Context, Ended, completed, epoch_reached, started
+from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
@@ -41,7 +42,7 @@ def interrupted(context: Context, check: Check) -> str:
         output = context.work / name
         env = context.environment(output, keys)
         with started(context, env, "seqtrack", "train") as child:
-            child.until(step_reached(output / "phase_1", epoch=2))
+            child.until(lambda folder=output / "phase_1": epoch_reached(folder, 2))
             child.signal(number)
             ended = child.end()
         check.values[f"{name} exit code"] = ended.code
@@ -50,8 +51,8 @@ def interrupted(context: Context, check: Check) -> str:
         check.that(resumed.code == 0, f"{name}, resumed: exit code {resumed.code}: {resumed.last_line}")
         check.that("guarantee with that checkpoint: bitwise" in resumed.said, f"{name}: the log does not say bitwise")
         _same(context, check, name, whole / "phase_1", output / "phase_1")
-    records = [{k: v for k, v in one.items() if k not in WALL_CLOCK_FIELDS} for one in metrics(whole / "phase_1")]
-    check.values["last record"] = records[-1]
+    last = read_metrics(whole / "phase_1/logs/metrics.jsonl").records[-1].model_dump()
+    check.values["last record"] = {name: value for name, value in last.items() if name not in WALL_CLOCK_FIELDS}
     return f"killed: {check.values['killed']}, stopped: {check.values['stopped']}"
 
 
@@ -111,7 +112,7 @@ def _ranks(context: Context, output: Path, keys: dict[str, object], count: int, 
             stack.enter_context(started(context, {**env, "RANK": str(rank)}, "rank", "train")) for rank in range(count)
         ]
         if stop:
-            children[0].until(step_reached(output / "phase_1", epoch=2))
+            children[0].until(lambda: epoch_reached(output / "phase_1", 2))
             children[-1].signal(signal.SIGTERM)
         return [child.end() for child in children]
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import time
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from gpu_checks.common import (
     Check,
     Context,
     Skipped,
+    Trainer,
     completed,
     host_syncs,
     make_batch,
@@ -21,10 +23,12 @@ from gpu_checks.common import (
     timed,
     wait,
 )
-from gpu_checks.exactness import _model_sets, _switches
+from gpu_checks.exactness import model_sets, switches
 from seqtrack.commands.plan import Machine, Plan
+from seqtrack.config.loader import load_config
+from seqtrack.data.loader import Batch
 from seqtrack.data.sources import open_source
-from seqtrack.model.build import build_model
+from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
 from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
@@ -43,9 +47,8 @@ def memory(context: Context, check: Check) -> str:
             for batch in context.pick((1, 8, 16, 64), (1, 2)):
                 keys = {"TRAIN.AMP": amp, "MODEL.ENCODER.USE_CHECKPOINT": checkpointing, "TRAIN.BATCH_SIZE": batch}
                 context.forget()
-                trainer = context.trainer(keys, batch=batch)
-                machine = Machine(1, capability, "", 2**60, "", None, 2**60, "")
-                plan = Plan(trainer.config, machine)
+                trainer = Trainer(context, keys, batch=batch)
+                plan = Plan(trainer.config, Machine(1, capability, "", 2**60, "", None, 2**60, ""))
                 trainer.steps(3)
                 wait(context)
                 row = {"amp": amp, "checkpointing": checkpointing, "batch": batch, "plan": plan.memory_needed}
@@ -84,15 +87,19 @@ def real_step(context: Context, check: Check) -> str:
     for name, amp, tf32, checkpointing in variants:
         for batch in context.pick((16, 64), (2,)):
             keys = {"TRAIN.AMP": amp, "MODEL.ENCODER.USE_CHECKPOINT": checkpointing}
-            trainer = context.trainer(keys, batch=batch)
-            with _switches(tf32):
+            trainer = Trainer(context, keys, batch=batch)
+            with switches(tf32):
                 row: dict[str, Any] = timed(trainer, steps=steps, warm=warm)
                 row["host_syncs"] = host_syncs(trainer)
                 row |= profile_step(trainer)
                 if name == "bf16":
-                    trainer.batch = trainer.batch.clone()  # not in page-locked memory
+                    trainer.batch = trainer.batch.copy()  # not in page-locked memory
                     row["unpinned"] = timed(trainer, steps=steps, warm=2)["samples_per_s"]
-            row |= utilisation(context, trainer.config, name.split()[0], row["samples_per_s"])
+            peak = peak_tflops(torch.cuda.get_device_name(0), name.split()[0]) if context.is_cuda else None
+            if peak is not None:  # shares of the card's peak: of the nominal work, and of the work that was done
+                cost, rate = cost_of(model_spec(trainer.config)), row["samples_per_s"]
+                row["mfu"] = round(cost.training_flops * rate / peak / 1e12, 4)
+                row["executed_mfu"] = round(cost.executed_flops * rate / peak / 1e12, 4)
             check.values[f"{name}/{batch}"] = row
             context.speeds[f"{name}/{batch}"] = row["samples_per_s"]
             if context.is_cuda:
@@ -103,18 +110,6 @@ def real_step(context: Context, check: Check) -> str:
     return ", ".join(found) + " samples/s"
 
 
-def utilisation(context: Context, config: Any, precision: str, samples_per_s: float) -> dict[str, float]:
-    """Shares of the card's peak: of the model's nominal work, and of the work that was done. None without a peak."""
-    peak = peak_tflops(torch.cuda.get_device_name(0), precision) if context.is_cuda else None
-    if peak is None:
-        return {}
-    cost = cost_of(model_spec(config))
-    return {
-        "mfu": round(cost.training_flops * samples_per_s / peak / 1e12, 4),
-        "executed_mfu": round(cost.executed_flops * samples_per_s / peak / 1e12, 4),
-    }
-
-
 def not_deterministic(context: Context, check: Check) -> str:
     """What deterministic kernels cost."""
     steps, warm = context.pick((20, 5), (2, 1))
@@ -122,7 +117,7 @@ def not_deterministic(context: Context, check: Check) -> str:
     for batch in context.pick((16, 64), (2,)):
         rates = []
         for deterministic in (True, False):
-            trainer = context.trainer({"TRAIN.AMP": "bf16", "TRAIN.DETERMINISTIC": deterministic}, batch=batch)
+            trainer = Trainer(context, {"TRAIN.AMP": "bf16", "TRAIN.DETERMINISTIC": deterministic}, batch=batch)
             rates.append(timed(trainer, steps=steps, warm=warm)["samples_per_s"])
             del trainer
             context.forget()
@@ -159,10 +154,7 @@ def tracker(context: Context, check: Check) -> str:
 
 
 def _golden_tracker(context: Context, check: Check) -> None:
-    sets = _model_sets()
-    from seqtrack.config.loader import load_config
-    from seqtrack.model.build import build_empty
-
+    sets = model_sets()
     facts = sets.read_json("tracker_b256.json")
     theirs = sets.read(sets.folder() / "tracker_b256.npz")
     frames, box = sets.video(facts["T"])
@@ -187,27 +179,22 @@ def data_fed(context: Context, check: Check) -> str:
     for workers in context.pick((1, 8, 15), (1,)):
         keys = {"TRAIN.AMP": "bf16", "TRAIN.NUM_WORKER": workers, "TRAIN.BATCH_SIZE": batch}
         keys["DATA.TRAIN.SAMPLE_PER_EPOCH"] = (steps + 8) * batch
-        config = context.config(keys)
-        trainer = context.trainer(keys, batch=batch)
+        trainer = Trainer(context, keys, batch=batch)
         sources = [open_source("DEMO", context.work / "data", classes=(), split="train")]
-        with contextlib.closing(build.build_loader(config, sources, trainer.distributed)) as loader:
+        with contextlib.closing(build.build_loader(trainer.config, sources, trainer.distributed)) as loader:
             loader.start_workers()
-            batches, waited, before = iter(loader.batches(1)), 0.0, None
-            for number in range(steps + 8):
-                if number == 8:
-                    wait(context)
-                    began, waited = time.perf_counter(), 0.0
+            batches, waits = iter(loader.batches(1)), []
+
+            def ask(batches: Iterator[Batch] = batches, waits: list[float] = waits) -> Batch | None:
                 asked = time.perf_counter()
-                made = next(batches)
-                waited += time.perf_counter() - asked
-                launched = trainer.launch(made)
-                if before is not None:
-                    trainer.read(before)
-                before = launched
-            trainer.read(before)
+                made = next(batches, None)
+                waits.append(time.perf_counter() - asked)
+                return made
+
+            ends = [time.perf_counter() for _ in trainer.each(iter(ask, None))]
             wait(context)
-            seconds = time.perf_counter() - began
-        row = {"samples_per_s": steps * batch / seconds, "data_wait_share": waited / seconds}
+            seconds = time.perf_counter() - ends[7]
+        row = {"samples_per_s": steps * batch / seconds, "data_wait_share": sum(waits[9:]) / seconds}
         check.values[f"{workers} workers"] = row
         if context.is_cuda and workers >= 8:
             check.that(row["data_wait_share"] < 0.05, f"{workers} workers: waits for {row['data_wait_share']:.1%}")
@@ -229,11 +216,11 @@ def compiled(context: Context, check: Check) -> str:
         dynamo.reset()
         counters.clear()
         keys = {"TRAIN.AMP": "bf16", "TRAIN.COMPILE": True}
-        trainer = context.trainer(keys, batch=full)
+        trainer = Trainer(context, keys, batch=full)
         graphs = []
         began = time.perf_counter()
         for size in (full, less, full):
-            trainer.step(make_batch(trainer.config, size))
+            list(trainer.each([make_batch(trainer.config, size)]))
             graphs.append(counters["stats"]["unique_graphs"])
             check.values.setdefault("first_step_s", time.perf_counter() - began)
         check.values["graphs after each batch"] = graphs
@@ -242,7 +229,7 @@ def compiled(context: Context, check: Check) -> str:
         check.values |= row
         del trainer
         context.forget()
-        trainer = context.trainer({**keys, "MODEL.ENCODER.USE_CHECKPOINT": True}, batch=full)
+        trainer = Trainer(context, {**keys, "MODEL.ENCODER.USE_CHECKPOINT": True}, batch=full)
         check.values["checkpointing"] = timed(trainer, steps=max(1, steps // 2), warm=1)
         dynamo.reset()
     eager = context.speeds.get(f"bf16/{full}")

@@ -1,13 +1,12 @@
 """Where a run starts: from scratch, from the latest checkpoint of its own folder, or from an epoch of another.
 
-Decides by what the folders hold, changes nothing while deciding, and needs no torch. `prepare_folder` then moves later
+Decides by what the folders hold, changes nothing while deciding, and needs no torch. `hold_run_dir` then moves later
 epochs and steps aside; no checkpoint is overwritten or deleted.
 """
 
 import contextlib
 import fcntl
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,26 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from seqtrack.checkpoints.manifest import Manifest, read_manifest
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, sync_folder, utc_now, write_atomic
-from seqtrack.checkpoints.side_files import RunRecord, read_side_file, write_side_file
-from seqtrack.checkpoints.store import latest_valid, list_checkpoints, verify_checkpoint
+from seqtrack import run_dir
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, sync_folder, utc_now, write_atomic, write_json
+from seqtrack.checkpoints.side_files import Manifest, RunRecord, read_manifest, read_side_file
+from seqtrack.checkpoints.store import RESUMABLE, latest_valid, list_checkpoints, verify_checkpoint
 from seqtrack.errors import Problem, UserError
-from seqtrack.run_dir import (
-    CHECKPOINTS,
-    LOCK_FILE,
-    LOGS,
-    PLOTS,
-    RUN_FILE,
-    SUPERSEDED,
-    manifest_path,
-    metrics_path,
-    parse_checkpoint_name,
-)
 
 logger = logging.getLogger(__name__)
-
-RESUMABLE = ("epoch", "step")
 
 
 @dataclass(frozen=True)
@@ -62,17 +48,14 @@ class ResumePoint:
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """The record of the run in `folder`, or None when there is none.
-
-    Raises:
-        UserError: it is not valid. How the run began is recorded nowhere else, so continuing would be a guess.
-    """
-    return read_side_file(folder / RUN_FILE, RunRecord)
+    """The record of the run in `folder`, or None without one; an invalid one is a UserError, because how the run began
+    is recorded nowhere else."""
+    return read_side_file(folder / run_dir.RUN_FILE, RunRecord)
 
 
 def write_run(folder: Path, record: RunRecord, state: Literal["running", "stopped", "complete"]) -> None:
     """Store `record` with this state."""
-    write_side_file(folder / RUN_FILE, record.model_copy(update={"state": state, "updated": utc_now()}))
+    write_json(folder / run_dir.RUN_FILE, {**record.model_dump(), "state": state, "updated": utc_now()})
 
 
 def find_resume_point(
@@ -86,7 +69,6 @@ def find_resume_point(
     """Decide where the run in `folder` starts.
 
     Args:
-        folder: this phase's folder; need not exist.
         resume_epoch: the epoch after which to continue, or None for a run from scratch.
         epochs: the last epoch of the run as it is requested now; a complete run of fewer epochs continues.
         elsewhere: other phases' folders to search for that epoch.
@@ -97,7 +79,8 @@ def find_resume_point(
             no record of their run.
     """
     run = read_run(folder)
-    own = list_checkpoints(folder / CHECKPOINTS, kinds=RESUMABLE)
+    place = folder / run_dir.CHECKPOINTS
+    own = list_checkpoints(place, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.resume_epoch):
         latest = latest_valid(own)
         # A run whose end was damaged since trains it again.
@@ -107,62 +90,57 @@ def find_resume_point(
         if latest is not None:
             return ResumePoint(latest)
         if run.state == "complete" and not own:
-            raise UserError(
-                f"{folder} is complete after epoch {run.epochs} and holds no checkpoint to continue from, to "
-                f"epoch {epochs}: put its last checkpoint and its .json back",
-                code="start.nothing_to_extend",
-            )
+            text = f"{folder} is complete after epoch {run.epochs} and holds no checkpoint to continue from, to epoch "
+            raise UserError(f"{text}{epochs}: put its last checkpoint and its .json back", "start.nothing_to_extend")
         resume_epoch = run.resume_epoch  # killed before its first save: begin as it began
     if run is None and own and resume_epoch is None:
         raise UserError(
-            f"{folder / CHECKPOINTS} holds {len(own)} checkpoints but {folder / RUN_FILE} is missing: set RESUME_EPOCH "
-            f"to one of {_epochs(own)} to continue from it, or move {folder} aside",
+            f"{place} holds {len(own)} checkpoints but {folder / run_dir.RUN_FILE} is missing: set RESUME_EPOCH to one "
+            f"of {_epochs(own)} to continue from it, or move {folder} aside",
             code="start.no_record",
         )
     if resume_epoch is None:
         return ResumePoint(None)
-    return ResumePoint(_find_epoch(resume_epoch, [folder, *elsewhere], fetch))
+    places = [place, *(other / run_dir.CHECKPOINTS for other in elsewhere)]
+    return ResumePoint(_find_epoch(resume_epoch, places, fetch))
 
 
 def _find_epoch(epoch: int, places: Sequence[Path], fetch: Callable[[int], Manifest | None] | None) -> Manifest:
-    found = {place: list_checkpoints(place / CHECKPOINTS, kinds=("epoch",)) for place in places}
-    problems = [problem for place in places for problem in unusable_checkpoints(place / CHECKPOINTS).values()]
+    found = {place: list_checkpoints(place, kinds=("epoch",)) for place in places}
+    problems = [problem for place in places for problem in unusable_checkpoints(place)]
     every = [manifest for manifests in found.values() for manifest in manifests]
     for manifest in every:
         if manifest.epoch == epoch:
             try:
                 verify_checkpoint(manifest)
+                return manifest
             except DamagedFileError as error:
                 logger.warning("skipping corrupt checkpoint: %s", error)
-                problems.append(Problem(f"damaged: {error}", error.code))
-                continue
-            return manifest
+                problems += error.problems
     if fetch is not None and (fetched := fetch(epoch)) is not None:
         return fetched
     hint = "" if fetch is not None else "; set HF_REPO to search the Hugging Face Hub as well"
-    others = [manifest for manifest in every if manifest.epoch != epoch]
-    if problems and (latest := latest_valid(others)):
+    if problems and (latest := latest_valid(manifest for manifest in every if manifest.epoch != epoch)):
         hint = f"; the latest valid one is of epoch {latest.epoch}: RESUME_EPOCH={latest.epoch}{hint}"
-    seen = "; ".join(f"{place / CHECKPOINTS} holds {_epochs(manifests)}" for place, manifests in found.items())
+    seen = "; ".join(f"{place} holds {_epochs(manifests)}" for place, manifests in found.items())
     first = f"there is no checkpoint after epoch {epoch} to resume from: {seen}{hint}"
     raise UserError([Problem(first, "resume.no_checkpoint"), *problems])
 
 
-def unusable_checkpoints(folder: Path) -> dict[Path, Problem]:
-    """Files in `folder` with the name of an epoch's checkpoint that cannot be resumed from, with the reason."""
-    found: dict[Path, Problem] = {}
+def unusable_checkpoints(folder: Path) -> list[Problem]:
+    """Why files in `folder` with the name of an epoch's checkpoint cannot be resumed from."""
+    found: list[Problem] = []
     for path in sorted(folder.glob("SEQTRACK_ep*.safetensors")):
         try:
-            if read_manifest(manifest_path(path)).kind == "imported":
-                reason = (
-                    "holds imported weights without optimizer state: a run cannot be resumed from it; evaluate and "
-                    "track take it by its file name"
+            if read_manifest(run_dir.manifest_path(path)).kind == "imported":
+                text = (
+                    "holds imported weights without optimizer state: no run can be resumed from it; evaluate and track"
                 )
-                found[path] = Problem(f"{path} {reason}", "resume.imported")
+                found.append(Problem(f"{path} {text} take it by its file name", "resume.imported"))
         except FileNotFoundError:
-            found[path] = Problem(f"{path} has no manifest next to it", "checkpoint.missing")
+            found.append(Problem(f"{path} has no manifest next to it", "checkpoint.missing"))
         except DamagedFileError as error:
-            found[path] = Problem(f"damaged: {error}", error.code)
+            found += error.problems
     return found
 
 
@@ -172,80 +150,56 @@ def _epochs(manifests: Sequence[Manifest]) -> str:
 
 
 @contextlib.contextmanager
-def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder` until the block ends; the kernel releases the lock when this process dies.
+def hold_run_dir(folder: Path, start: ResumePoint) -> Iterator[None]:
+    """Lock the run's folder against other runs until the block ends (the kernel releases it when this process dies),
+    make its folders, remove what a kill left half-written, and move aside what comes after the start.
 
     Raises:
         UserError: another process trains in it, or it cannot be written.
     """
-    with _needs_writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    places = [folder, *(folder / name for name in (run_dir.CHECKPOINTS, run_dir.LOGS, run_dir.PLOTS))]
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            for place in places:
+                place.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((folder / run_dir.LOCK_FILE).open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                text = f"another process trains in {folder}; wait for it, or set another OUTPUT_DIR"
+                raise UserError(text, code="start.folder_in_use") from error
+            except OSError as error:  # some network file systems have no locks
+                logger.warning("%s cannot be locked (%s): make sure that no second run uses it", folder, error)
+            for place in places:
+                for leftover in place.glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)
+            _move_aside(folder, start)
+        except OSError as error:
             raise UserError(
-                f"another process trains in {folder}; wait for it, or set another OUTPUT_DIR",
-                code="start.folder_in_use",
+                f"{folder} cannot be written ({error.strerror}: {error.filename}); give it to this user, make room, or "
+                "set OUTPUT_DIR to another folder",
+                code="start.not_writable",
             ) from error
-        except OSError as error:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): make sure that no second run uses it", folder, error.strerror)
         yield
-    finally:
-        os.close(handle)
 
 
-def prepare_folder(folder: Path, start: ResumePoint) -> None:
-    """Make the run's folders, remove what a kill left half-written, and move aside what comes after the start.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    checkpoints = folder / CHECKPOINTS
-    with _needs_writing(folder):
-        for place in (checkpoints, folder / LOGS, folder / PLOTS):
-            place.mkdir(parents=True, exist_ok=True)
-        for place in (folder, checkpoints, folder / LOGS, folder / PLOTS):
-            for leftover in place.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
-        _move_aside(checkpoints, start, metrics=metrics_path(folder))
-
-
-def _move_aside(checkpoints: Path, start: ResumePoint, *, metrics: Path) -> None:
+def _move_aside(folder: Path, start: ResumePoint) -> None:
     """Every file with the name of a checkpoint after the start, valid or damaged: the run would overwrite it."""
-    later = sorted(path for path in checkpoints.iterdir() if _comes_after(path.name, start))
+    last = {"ep": -1, "step": -1}  # the last epoch and step that stay
+    if start.manifest is not None:
+        last = {"ep": start.manifest.epoch - (start.manifest.sample > 0), "step": start.step}
+    checkpoints, metrics = folder / run_dir.CHECKPOINTS, run_dir.metrics_path(folder)
+    named = [(path, run_dir.parse_checkpoint_name(path.name)) for path in sorted(checkpoints.iterdir())]
+    later = [path for path, parsed in named if parsed is not None and parsed[1] > last[parsed[0]]]
     if not later:
         return
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = checkpoints / SUPERSEDED / f"{stamp}-{secrets.token_hex(2)}"
+    aside = checkpoints / run_dir.SUPERSEDED / f"{stamp}-{secrets.token_hex(2)}"
     aside.mkdir(parents=True)
+    if metrics.exists():
+        write_atomic(aside / metrics.name, metrics.read_bytes())
     for path in later:
         logger.warning("moved aside, superseded by this start: %s -> %s", path, aside)
         path.rename(aside / path.name)
-    if metrics.exists():
-        write_atomic(aside / metrics.name, metrics.read_bytes())
     sync_folder(aside)
     sync_folder(checkpoints)
-
-
-def _comes_after(name: str, start: ResumePoint) -> bool:
-    """Whether the run that begins at `start` will write a checkpoint of this name."""
-    parsed = parse_checkpoint_name(name)
-    if parsed is None or start.manifest is None:
-        return parsed is not None
-    kind, number = parsed
-    finished = start.manifest.epoch if start.manifest.sample == 0 else start.manifest.epoch - 1
-    return number > (finished if kind == "ep" else start.manifest.step)
-
-
-@contextlib.contextmanager
-def _needs_writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}: {error.filename}); give it to this user, make room, or set "
-            "OUTPUT_DIR to another folder",
-            code="start.not_writable",
-        ) from error

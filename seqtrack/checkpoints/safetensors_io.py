@@ -11,15 +11,15 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from seqtrack.checkpoints.recognize import SAFETENSORS, recognize_bytes
+from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json
 
@@ -29,12 +29,11 @@ STATE_KEY = "state"
 class DamagedFileError(UserError):
     """A file is not what its name, head or manifest claims."""
 
-    def __init__(self, message: str, code: str = "checkpoint.damaged") -> None:
-        super().__init__(message, code)
+    def __init__(self, problems: str | Sequence[str], code: str = "checkpoint.damaged") -> None:
+        super().__init__(problems, code)
 
 
-@dataclass(frozen=True)
-class TensorBytes:
+class TensorBytes(NamedTuple):
     """A tensor's safetensors element type, its shape, and its raw little-endian bytes in C order."""
 
     dtype: str
@@ -53,7 +52,6 @@ class Contents:
         kept: the tensors that the reader asked for.
     """
 
-    size: int
     sha256: str
     values: dict[str, Any]
     rows: dict[str, list[object]]
@@ -115,11 +113,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` such that a reader finds the old file or the new one, now and after a power cut.
-
-    Raises:
-        OSError: as for `new_file`.
-    """
+    """Replace `path` such that a reader finds the old file or the new one, now and after a power cut."""
     with new_file(path) as file:
         file.write(data)
 
@@ -127,28 +121,6 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 def write_json(path: Path, value: object) -> None:
     """`write_atomic` of a readable JSON document."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`.
-
-    Raises:
-        DamagedFileError: it cannot be read as one.
-        FileNotFoundError: there is no such file.
-    """
-    try:
-        value = parse_json(data := path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})", "file.unreadable") from error
-    except ParseError as error:
-        kind = recognize_bytes(data[:512], len(data))
-        code = "file.json" if kind.code == "file.unknown" else kind.code
-        raise DamagedFileError(f"{path}: expected a JSON object, found {kind.name} ({error})", code) from error
-    if not isinstance(value, dict):
-        raise DamagedFileError(f"{path}: expected a JSON object, found a {type(value).__name__}", "file.json")
-    return value
 
 
 def sha256_file(path: Path) -> str:
@@ -160,11 +132,16 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values: Mapping[str, Any]) -> Contents:
-    """Write a safetensors file durably; every digest is computed in the same pass.
+def write_checkpoint_file(
+    path: Path | None, tensors: Mapping[str, TensorBytes], values: Mapping[str, Any]
+) -> tuple[Contents, int]:
+    """Write a safetensors file durably, as `new_file` does; every digest is computed in the same pass.
 
-    Raises:
-        OSError: the write failed; neither the file nor its temporary is left.
+    Args:
+        path: None computes the digests of the file that would be written.
+
+    Returns:
+        its contents, and its size in bytes.
     """
     # Wide element types first, so that each tensor is aligned; then by name, so that equal states give equal files.
     width = {name: len(one.data) // max(1, math.prod(one.shape)) for name, one in tensors.items()}
@@ -177,20 +154,17 @@ def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    with new_file(path) as file:
-        file.write(head)
+    with contextlib.nullcontext() if path is None else new_file(path) as file:
+        if file is not None:
+            file.write(head)
 
         def written() -> Iterator[tuple[str, TensorBytes]]:
             for name in order:
-                file.write(tensors[name].data)
+                if file is not None:
+                    file.write(tensors[name].data)
                 yield name, tensors[name]
 
-        return _digest(head, dict(values), written())
-
-
-def state_digests(tensors: Mapping[str, TensorBytes], values: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of each component of a state that is not written."""
-    return _digest(b"", dict(values), tensors.items()).parts
+        return _digest(head, dict(values), written()), len(head) + end
 
 
 def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: False) -> Contents:
@@ -202,16 +176,14 @@ def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: 
     Raises:
         DamagedFileError: it is no safetensors file, incomplete, or holds no training state.
     """
+    head, described, values = _read_head(path)
     with path.open("rb") as file:
-        head = _read_head(path, file)
-        described = parse_json(head[8:])
-        values = _values(path, described)
+        file.seek(len(head))
 
         def read() -> Iterator[tuple[str, TensorBytes]]:
             for name, one in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
                 data = bytearray(one["data_offsets"][1] - one["data_offsets"][0])
-                if file.readinto(data) != len(data):
-                    raise DamagedFileError(f"{path} became shorter while it was read")
+                file.readinto(data)  # a file that becomes shorter meanwhile has another digest
                 yield name, TensorBytes(one["dtype"], tuple(one["shape"]), data)
 
         return _digest(head, values, read(), keep)
@@ -223,35 +195,29 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: as for `read_checkpoint_file`.
     """
-    with path.open("rb") as file:
-        return _values(path, parse_json(_read_head(path, file)[8:]))
+    return _read_head(path)[2]
 
 
-def _values(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """The state in the metadata of a head, which are taken out of it."""
+def _read_head(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """The bytes before the first tensor, the tensors that they describe, and the state's plain values."""
+    kind = recognize(path)
+    if kind.name != SAFETENSORS:
+        raise DamagedFileError(f"{path} is {kind.name}; expected {SAFETENSORS}", kind.code)
+    try:
+        # The library checks types, sizes, and that the tensors fill the file without a gap.
+        with safe_open(path, framework="np"), path.open("rb") as file:
+            head = file.read(8)
+            head += file.read(int.from_bytes(head, "little"))
+        described = parse_json(head[8:])  # the library takes a key twice
+    except (SafetensorError, ParseError) as error:
+        raise DamagedFileError(f"{path} is damaged or incomplete: {error}", "checkpoint.head") from error
     try:
         values = parse_json(described.pop("__metadata__", {}).get(STATE_KEY, "null"))
     except ParseError as error:
         raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
     if not isinstance(values, dict):
         raise DamagedFileError(f"{path} holds no training state", "checkpoint.state")
-    return values
-
-
-def _read_head(path: Path, file: BinaryIO) -> bytes:
-    """The bytes before the first tensor, checked: eight of length, and JSON."""
-    start = file.read(512)
-    kind = recognize_bytes(start, os.fstat(file.fileno()).st_size)
-    if kind.name != SAFETENSORS:
-        raise DamagedFileError(f"{path} is {kind.name}; expected {SAFETENSORS}", kind.code)
-    try:
-        with safe_open(path, framework="np"):  # types, sizes, and that the tensors fill the file without a gap
-            file.seek(0)
-            head = file.read(8 + int.from_bytes(start[:8], "little"))
-        parse_json(head[8:])  # the library takes a key twice
-    except (SafetensorError, ParseError) as error:
-        raise DamagedFileError(f"{path} is damaged or incomplete: {error}", "checkpoint.head") from error
-    return head
+    return head, described, values
 
 
 def _digest(
@@ -261,7 +227,7 @@ def _digest(
     keep: Callable[[str], bool] = lambda name: False,
 ) -> Contents:
     """Digest a file while it is read or written: each tensor here, the whole in a second thread."""
-    whole, size = hashlib.sha256(head), len(head)
+    whole = hashlib.sha256(head)
     rows: dict[str, list[object]] = {}
     kept: dict[str, TensorBytes] = {}
     with ThreadPoolExecutor(1) as pool:
@@ -269,7 +235,6 @@ def _digest(
         for name, tensor in tensors:
             running.result()  # one piece ahead and no more: buffers must not pile up
             running = pool.submit(whole.update, tensor.data)
-            size += len(tensor.data)
             rows[name] = [name, tensor.dtype, tensor.shape, hashlib.sha256(tensor.data).hexdigest()]
             if keep(name):
                 kept[name] = tensor
@@ -279,4 +244,4 @@ def _digest(
     for name, value in values.items():
         contents[name] = [*contents[name], value] if name in contents else value
     parts = {name: hashlib.sha256(canonical_json(contents[name]).encode()).hexdigest() for name in sorted(contents)}
-    return Contents(size, whole.hexdigest(), values, rows, parts, kept)
+    return Contents(whole.hexdigest(), values, rows, parts, kept)

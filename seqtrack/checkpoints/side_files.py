@@ -6,24 +6,24 @@ field, what was found and what was expected. A file with other fields has anothe
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from seqtrack.checkpoints.safetensors_io import write_json
-from seqtrack.errors import Problem, UserError
+from seqtrack.checkpoints.safetensors_io import DamagedFileError
+from seqtrack.errors import Problem
 from seqtrack.parsing import ParseError, parse_json, short_repr
+from seqtrack.run_dir import manifest_path
 
 INVALID = "side_file.invalid"
-# Further damaged lines are only counted.
-SHOWN_PROBLEMS = 5
+_SHOWN_PROBLEMS = 5  # further damaged lines of a metrics.jsonl are only counted
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Phase = Annotated[int, Field(ge=1, le=2)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # A number that is not finite, such as the mean of nothing, becomes null: JSON has no NaN.
 Measured = Annotated[
     float | None, BeforeValidator(lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
@@ -54,8 +54,6 @@ class StartRecord(Strict):
 
 
 class RunRecord(Strict):
-    """run.json."""
-
     format: Literal["seqtrack-run/1"] = "seqtrack-run/1"
     state: Literal["running", "stopped", "complete"]
     phase: Phase
@@ -70,8 +68,6 @@ class RunRecord(Strict):
 
 
 class EnvironmentRecord(Strict):
-    """environment.json."""
-
     commit: str
     lock_sha256: str
     versions: dict[str, str]
@@ -84,8 +80,6 @@ class EnvironmentRecord(Strict):
 
 
 class ClassCounts(Strict):
-    """Sequences and frames of one class."""
-
     sequences: Count
     frames: Count
     visible: Count
@@ -94,8 +88,6 @@ class ClassCounts(Strict):
 
 
 class SourceRecord(Strict):
-    """One data set of dataset.json."""
-
     name: str
     split: Literal["train", "test"]
     synthetic: bool
@@ -108,8 +100,6 @@ class SourceRecord(Strict):
 
 
 class DatasetRecord(Strict):
-    """dataset.json."""
-
     format: Literal[2] = 2
     frames_covered_by: str
     sources: list[SourceRecord]
@@ -131,6 +121,7 @@ class _TrainingRecord(_Record):
     lr: list[float]
     grad_norm: Measured
     skipped_steps: Count
+    checksum: Checksum
     time_s: float
     elapsed_s: float
     samples_per_s: float
@@ -150,8 +141,6 @@ class IntervalRecord(_TrainingRecord):
 
 
 class EpochRecord(_TrainingRecord):
-    """What one epoch measured."""
-
     type: Literal["epoch"] = "epoch"
     steps: Count
     max_memory_allocated: Count | None
@@ -159,10 +148,8 @@ class EpochRecord(_TrainingRecord):
 
 
 class ValidationRecord(_Record):
-    """Scores on held-out sequences while training; percent, but for the last three."""
-
     type: Literal["validation"] = "validation"
-    auc: Measured
+    auc: Measured  # percent, as all but the last three
     op50: Measured
     op75: Measured
     p20: Measured
@@ -178,16 +165,12 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator
 
 
 class CertifiedRun(Strict):
-    """One of the two runs of a certificate; None where a file is missing or invalid."""
-
     folder: str
-    run: RunRecord | None
+    run: RunRecord | None  # None where the file is missing or invalid
     environment: EnvironmentRecord | None
 
 
 class CertifiedEpoch(Strict):
-    """One epoch of a certificate; the lists have one entry per run."""
-
     epoch: Positive
     same: bool
     differences: list[str]
@@ -198,8 +181,6 @@ class CertifiedEpoch(Strict):
 
 
 class Certificate(Strict):
-    """certificate.json: a verdict with its evidence."""
-
     format: Literal["seqtrack-certificate/1"] = "seqtrack-certificate/1"
     verdict: Literal["identical", "differs"]
     first_difference: str | None
@@ -210,8 +191,6 @@ class Certificate(Strict):
 
 
 class EvaluatedSequence(Strict):
-    """One sequence of evaluation.json."""
-
     name: str
     class_name: str = Field(alias="class")
     frames: Count
@@ -219,8 +198,6 @@ class EvaluatedSequence(Strict):
 
 
 class EvaluatedTracker(Strict):
-    """One tracker of evaluation.json: its metrics over all sequences, by class and by sequence, and its curves."""
-
     name: str
     kind: str
     epoch: Count | None
@@ -233,8 +210,6 @@ class EvaluatedTracker(Strict):
 
 
 class EvaluationRecord(Strict):
-    """evaluation.json."""
-
     format: Literal["seqtrack-evaluation/1"]
     protocol: str
     conditions: dict[str, object]
@@ -294,94 +269,125 @@ class AuditRecord(Strict):
     created: str
 
 
+class Manifest(Strict):
+    """The manifest of a checkpoint, written last: a checkpoint file without one is none.
+
+    `sample` counts the samples of the current epoch that were trained (0 at an epoch's end); `parts` are the digests of
+    the state components; `parent_sha256` is that of the checkpoint that training continued from: a hash chain.
+    """
+
+    format: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
+    kind: Literal["epoch", "thin", "step", "imported"]
+    epoch: Count
+    step: Count
+    sample: Count
+    file: str
+    bytes: Count
+    sha256: Digest
+    weights_sha256: Digest
+    parts: dict[str, Digest]
+    loss: float | None
+    iou: float | None
+    parent_sha256: Digest | None
+    config_digest: Digest | None
+    data_digest: Digest | None
+    created: str
+    phase: Count | None = None
+    config: dict[str, Any] | None = None
+    fingerprint: Fingerprint = {}
+    versions: dict[str, str] = {}
+    device: str | None = None
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint file."""
+        return self._folder / self.file
+
+    @property
+    def manifest_path(self) -> Path:
+        return manifest_path(self.path)
+
+
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_side_file(path: Path, kind: type[M]) -> M | None:
-    """The object in a file of `kind`, or None where there is no such file.
-
-    Raises:
-        UserError: `side_file.invalid`, the file is not what `kind` describes; every wrong field is named.
-    """
+def _read(path: Path, kind: type[M], code: str) -> M:
     try:
         return kind.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
-        return None
+        raise
     except (OSError, ParseError, ValidationError) as error:
-        raise UserError(_problems(str(path), error)) from error
+        raise DamagedFileError(problems_of(str(path), error, code)) from error
 
 
-def write_side_file(path: Path, content: BaseModel) -> None:
-    """Write such a file atomically."""
-    write_json(path, content.model_dump())
+def read_side_file(path: Path, kind: type[M]) -> M | None:
+    """The object in a file of `kind`, or None without one; a DamagedFileError names every wrong field."""
+    try:
+        return _read(path, kind, INVALID)
+    except FileNotFoundError:
+        return None
 
 
-@dataclass
-class Metrics:
-    """The records of a metrics.jsonl in order, and its damaged lines (each problem names file and line)."""
+def read_manifest(path: Path) -> Manifest:
+    """Read one manifest; its checkpoint file is not opened.
 
-    records: list[Record] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    Raises:
+        DamagedFileError: a field is missing, unknown or of another type, or names another file than the one next to it.
+        FileNotFoundError: there is none.
+    """
+    manifest = _read(path, Manifest, "checkpoint.manifest")
+    manifest._folder = path.parent
+    if manifest.file != (expected := path.with_suffix(".safetensors").name):
+        text = f"{path}: file is {short_repr(manifest.file)}, expected {expected}"
+        raise DamagedFileError(text, "checkpoint.manifest")
+    return manifest
+
+
+class Metrics(NamedTuple):
+    records: list[Record]
+    problems: list[Problem]
 
     def of(self, kind: type[M]) -> list[M]:
-        """The records of one kind."""
         return [record for record in self.records if isinstance(record, kind)]
 
 
 def read_metrics(path: Path) -> Metrics:
-    """All records of a metrics.jsonl; empty where there is no such file.
-
-    Raises:
-        UserError: the file cannot be read at all.
-    """
-    found = Metrics()
-    for _, record in metrics_lines(path):
-        if isinstance(record, Problem):
-            found.problems.append(record)
-        else:
-            found.records.append(record)
-    return found
+    """The records of a metrics.jsonl in order, and its damaged lines; of many the first few."""
+    found = list(metrics_records(path))
+    problems = [one for one in found if isinstance(one, Problem)]
+    if (more := len(problems) - _SHOWN_PROBLEMS) > 0:
+        problems[_SHOWN_PROBLEMS:] = [Problem(f"and {more} more lines like these", INVALID)]
+    return Metrics([one for one in found if not isinstance(one, Problem)], problems)
 
 
-def metrics_lines(path: Path) -> Iterator[tuple[bytes, Record | Problem]]:
-    """Each line of a metrics.jsonl with its record, or with what is wrong with it.
+def metrics_records(path: Path) -> Iterator[Record | Problem]:
+    """The record of each line of a metrics.jsonl, or what is wrong with it; nothing where there is no such file.
 
     A damaged last line without a line feed is what a kill leaves, and is skipped.
-
-    Raises:
-        UserError: the file cannot be read at all.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     if line.strip():
-                        yield line, _RECORD.validate_python(parse_json(line))
+                        yield _RECORD.validate_python(parse_json(line))
                 except (ParseError, ValidationError) as error:
                     if line.endswith(b"\n"):
-                        yield line, _problems(f"{path}, line {number}", error)[0]
+                        yield problems_of(f"{path}, line {number}", error, INVALID)[0]
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(_problems(str(path), error)) from error
+        raise DamagedFileError(problems_of(str(path), error, INVALID)) from error
 
 
-def shorten(problems: list[Problem]) -> list[Problem]:
-    """The first few problems, and the number of the others."""
-    more = len(problems) - SHOWN_PROBLEMS
-    rest = [Problem(f"and {more} more lines like these", INVALID)] if more > 0 else []
-    return [*problems[:SHOWN_PROBLEMS], *rest]
-
-
-def _problems(place: str, error: OSError | ParseError | ValidationError) -> list[Problem]:
-    texts = field_problems(error) if isinstance(error, ValidationError) else [f"cannot be read ({error})"]
-    return [Problem(f"{place}: {text}", INVALID) for text in texts]
-
-
-def field_problems(error: ValidationError) -> list[str]:
+def problems_of(place: str, error: OSError | ParseError | ValidationError, code: str) -> list[Problem]:
     """What is wrong with a document: where, what was expected, what was found."""
+    if not isinstance(error, ValidationError):
+        return [Problem(f"{place}: cannot be read ({error})", code)]
+    fields = error.errors(include_url=False)
+    names = [short_repr(".".join(map(str, one["loc"])) or "the document", 120)[1:-1] for one in fields]
     return [
-        f"{short_repr('.'.join(map(str, one['loc'])) or 'the document', 120)[1:-1]}: {one['msg']}, "
-        f"found {short_repr(one['input'])}"
-        for one in error.errors(include_url=False)
+        Problem(f"{place}: {name}: {one['msg']}, found {short_repr(one['input'])}", code)
+        for name, one in zip(names, fields, strict=True)
     ]

@@ -3,14 +3,12 @@
 The folder is the truth; no list of it is kept. Listing and verifying need no torch.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqtrack.checkpoints.manifest import Manifest as Manifest
-from seqtrack.checkpoints.manifest import manifest_from as manifest_from
-from seqtrack.checkpoints.manifest import read_manifest as read_manifest
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.checkpoints.safetensors_io import (
     Contents,
@@ -21,6 +19,8 @@ from seqtrack.checkpoints.safetensors_io import (
     write_checkpoint_file,
     write_json,
 )
+from seqtrack.checkpoints.side_files import Manifest as Manifest
+from seqtrack.checkpoints.side_files import read_manifest as read_manifest
 from seqtrack.errors import UserError
 from seqtrack.run_dir import manifest_path
 
@@ -30,29 +30,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL_PART = "model"
-KINDS = ("epoch", "step", "imported")
 # Fields of a manifest that follow from the bytes of the file.
 DERIVED_FIELDS = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
+RESUMABLE = ("epoch", "step")
 
 
-def list_checkpoints(folder: Path, *, kinds: Iterable[str] = KINDS) -> list[Manifest]:
+def list_checkpoints(folder: Path, *, kinds: Sequence[str] = (*RESUMABLE, "imported")) -> list[Manifest]:
     """The checkpoints with a readable manifest, oldest first by step; others are skipped with a warning.
 
     Their bytes are not verified: see `verify_checkpoint`.
     """
     found: list[Manifest] = []
-    wanted = tuple(kinds)
     for path in sorted(folder.glob("[!.]*.json")):
         try:
-            manifest = read_manifest(path)
+            found.append(read_manifest(path))
         except FileNotFoundError:
             continue  # moved aside between listing and reading
         except DamagedFileError as error:
             logger.warning("skipped: %s", error)
-            continue
-        if manifest.kind in wanted:
-            found.append(manifest)
-    return sorted(found, key=_age)
+    return sorted((one for one in found if one.kind in kinds), key=_age)
 
 
 def _age(manifest: Manifest) -> tuple[int, bool]:
@@ -71,34 +67,29 @@ def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda n
     """
     path = manifest.path
     try:
-        size = path.stat().st_size
-        if size != manifest.bytes:
+        if (size := path.stat().st_size) != manifest.bytes:
             raise DamagedFileError(f"{path} has {size} bytes; its manifest has {manifest.bytes}")
         contents = read_checkpoint_file(path, keep)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
-    if contents.sha256 != manifest.sha256:
-        raise DamagedFileError(f"{path} has sha256 {contents.sha256}; its manifest has {manifest.sha256}")
-    for name, found in _facts(contents).items():
-        if getattr(manifest, name) != found:
-            raise DamagedFileError(f"{manifest.manifest_path} has {name} {getattr(manifest, name)!r}; {path} {found!r}")
-    return contents
-
-
-def _facts(contents: Contents) -> dict[str, object]:
-    """The manifest's fields that follow from the file; a file of weights only has no step."""
     values = contents.values
-    facts: dict[str, object] = {"parts": contents.parts, "weights_sha256": contents.parts.get(MODEL_PART)}
-    facts |= {name: values[name] for name in ("epoch", "step", "sample") if name in values}
+    facts: dict[str, object] = {
+        "sha256": contents.sha256, "parts": contents.parts, "weights_sha256": contents.parts.get(MODEL_PART)
+    }  # fmt: skip
+    facts |= {
+        name: values[name] for name in ("epoch", "step", "sample") if name in values
+    }  # imported weights have none
+    facts |= values.get("lineage", {})
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
     if facts.get("kind") == "epoch":
-        try:
-            last = values["history"]["epochs"][-1]
-            facts |= {name: last[name] for name in ("loss", "iou")}
-        except (LookupError, TypeError):
-            pass  # no history: for `TrainState.restore` to refuse
-    return facts
+        with contextlib.suppress(LookupError, TypeError):  # no history: for `TrainState.restore` to refuse
+            facts |= {name: values["history"][-1][name] for name in ("loss", "iou")}
+    for name, found in facts.items():
+        if getattr(manifest, name) != found:
+            text = f"{path} has {name} {found!r}; its manifest has {getattr(manifest, name)!r}"
+            raise DamagedFileError(text)
+    return contents
 
 
 def latest_valid(manifests: Iterable[Manifest]) -> Manifest | None:
@@ -121,28 +112,27 @@ def write_checkpoint(
     Args:
         tensors: by their names "component/...".
         values: plain values by component; JSON-able without NaN.
-        describe: the manifest's fields that do not follow from the bytes.
+        describe: the manifest's fields that do not follow from the bytes; of kind "thin", only the manifest is written.
 
     Raises:
         OSError: as the file system reported it; no manifest of an incomplete file is left.
     """
-    written = write_checkpoint_file(path, tensors, values)
+    written, size = write_checkpoint_file(None if describe["kind"] == "thin" else path, tensors, values)
     facts = {
         "file": path.name,
-        "bytes": written.size,
+        "bytes": size,
         "sha256": written.sha256,
         "weights_sha256": written.parts[MODEL_PART],
         "parts": written.parts,
     }
-    manifest = manifest_from({**facts, **describe}, manifest_path(path))
-    write_json(manifest.manifest_path, manifest.model_dump())
-    return manifest
+    write_json(manifest_path(path), Manifest.model_validate({**facts, **describe}).model_dump())
+    return read_manifest(manifest_path(path))
 
 
 def remove_checkpoint(manifest: Manifest) -> None:
     """Remove a checkpoint, manifest first, so that none ever describes a missing file."""
     manifest.manifest_path.unlink(missing_ok=True)
-    sync_folder(manifest.folder)
+    sync_folder(manifest.path.parent)
     manifest.path.unlink(missing_ok=True)
 
 
@@ -166,7 +156,7 @@ def checkpoints_to_delete(
     ]
 
 
-def load_checkpoint(manifest: Manifest, *, part: str | None = None) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def load_checkpoint(manifest: Manifest, *, part: str = "") -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Verify a checkpoint and load its tensors on the CPU, and its plain values, in one pass over the file.
 
     Args:
@@ -179,11 +169,21 @@ def load_checkpoint(manifest: Manifest, *, part: str | None = None) -> tuple[dic
 
     prefix = f"{part}/" if part else ""
     contents = verify_checkpoint(manifest, lambda name: name.startswith(prefix))
-    tensors = {
-        name.removeprefix(prefix): to_tensor(f"{manifest.path}: {name}", stored)
-        for name, stored in contents.kept.items()
-    }
-    return tensors, contents.values
+    path = manifest.path
+    return {n.removeprefix(prefix): to_tensor(f"{path}: {n}", one) for n, one in contents.kept.items()}, contents.values
+
+
+def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
+    """The model's state dict from a verified checkpoint, on the CPU; raises as `load_checkpoint`."""
+    return load_checkpoint(manifest, part=MODEL_PART)[0]
+
+
+def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapping[str, object]) -> Manifest:
+    """Write weights from elsewhere as a checkpoint of kind "imported": good for tracking, not for resuming."""
+    from seqtrack.checkpoints.tensors import tensor_bytes  # deferred: listing and verifying need no torch
+
+    tensors = {f"{MODEL_PART}/{name}": tensor_bytes(tensor) for name, tensor in weights.items()}
+    return write_checkpoint(path, tensors, {}, describe={**describe, "kind": "imported"})
 
 
 def manifest_of(path: Path) -> Manifest:
@@ -200,26 +200,7 @@ def manifest_of(path: Path) -> Manifest:
             raise UserError(f"{path} is {kind.name}, expected {SAFETENSORS}{hint}", code=kind.code)
         return read_manifest(place)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json next to it",
-            code="checkpoint.missing",
-        ) from error
+        text = f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json next to it"
+        raise UserError(text, code="checkpoint.missing") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error
-
-
-def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
-    """The model's state dict from a verified checkpoint, on the CPU.
-
-    Raises:
-        DamagedFileError: as for `verify_checkpoint`.
-    """
-    return load_checkpoint(manifest, part=MODEL_PART)[0]
-
-
-def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapping[str, object]) -> Manifest:
-    """Write weights from elsewhere as a checkpoint of kind "imported": good for tracking, not for resuming."""
-    from seqtrack.checkpoints.tensors import tensor_bytes  # deferred: listing and verifying need no torch
-
-    tensors = {f"{MODEL_PART}/{name}": tensor_bytes(tensor) for name, tensor in weights.items()}
-    return write_checkpoint(path, tensors, {}, describe={**describe, "kind": "imported"})

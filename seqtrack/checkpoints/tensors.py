@@ -20,11 +20,7 @@ def tensor_bytes(tensor: Tensor) -> TensorBytes:
 
 
 def to_tensor(what: str, stored: TensorBytes) -> Tensor:
-    """The tensor with these bytes, whose memory it shares; `what` names it in the message.
-
-    Raises:
-        DamagedFileError: an element type that is never stored here.
-    """
+    """The tensor with these bytes, whose memory it shares; `what` names it in the DamagedFileError of another type."""
     if stored.dtype not in _TYPES:
         raise DamagedFileError(f"{what}: found element type {stored.dtype}, expected one of {', '.join(_TYPES)}")
     dtype = _TYPES[stored.dtype]

@@ -21,7 +21,6 @@ from seqtrack.errors import UserError
 from seqtrack.process import ADDRESS_SPACE_WANTED, OPEN_FILES_WANTED
 from seqtrack.uploads.errors import classify
 from seqtrack.uploads.hub import bound_client
-from seqtrack.uploads.target import Bounds
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
@@ -123,7 +122,7 @@ def check_token(environment: Environment, environ: Mapping[str, str]) -> list[Fi
     advice = "Create one with write access on the Hub's page settings/tokens and put its file's path into HF_TOKEN_PATH"
     if token is None:
         return [Finding("token", BAD, "HF_REPO is set, but neither HF_TOKEN_PATH nor HF_TOKEN", advice)]
-    bound_client(Bounds(connect_s=10, read_s=20, tries=2))
+    bound_client(read_s=20.0, tries=2)
     api = HfApi(endpoint=environment.hf_endpoint, token=token)
     try:
         account = api.whoami()

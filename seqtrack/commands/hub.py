@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
@@ -11,11 +10,19 @@ from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 from seqtrack.reports.card import model_card
 from seqtrack.run_dir import CHECKPOINTS
-from seqtrack.uploads.client import target_client
+from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
 from seqtrack.uploads.scan import scan
-from seqtrack.uploads.settings import choose_target, read_settings, require_target
-from seqtrack.uploads.target import Order, Reply, missing, safe_path, stage
+from seqtrack.uploads.target import (
+    Order,
+    Reply,
+    choose_target,
+    missing,
+    read_settings,
+    require_target,
+    safe_path,
+    stage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +40,8 @@ def _request(environment: Environment, order: Order) -> Reply:
     Raises:
         UserError: no target is set, or the target refused.
     """
-    target = require_target(environment)
-    with tempfile.TemporaryDirectory() as folder:
-        client = target_client(target, read_settings(os.environ), Path(folder))
-        return client.request(order, sum(item.size for item in order.files))
+    client = TargetClient(require_target(environment), read_settings(os.environ))
+    return client.request(order, sum(item.size for item in order.files))
 
 
 def _create(args: argparse.Namespace, environment: Environment) -> int:
@@ -49,7 +54,7 @@ def _check(args: argparse.Namespace, environment: Environment) -> int:
     paths = [path for unit in scan(environment.output_dir)[0] for path in unit.files]
     reply = _request(environment, Order(prepare="check", look=tuple(paths)))
     print(reply.account)
-    remotes = {item.path: item for item in reply.remotes or []}
+    remotes = reply.remotes or {}
     wrong = 0
     for path in paths:
         is_wrong = path not in remotes or bool(missing([stage(path, environment.output_dir / path)], remotes))

@@ -6,9 +6,8 @@ import os
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
-from seqtrack.reports.page import report_page
-from seqtrack.reports.report import write_report
-from seqtrack.reports.team import read_team
+from seqtrack.reports.rendering import report_page
+from seqtrack.reports.report import read_team, write_report
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,11 +9,12 @@ import time
 
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
-from seqtrack.uploads.settings import choose_target, read_settings
+from seqtrack.uploads.client import Clock, TargetClient
 from seqtrack.uploads.state import health_problems, read_state
+from seqtrack.uploads.target import choose_target, read_settings
 from seqtrack.uploads.uploader import EXIT_INCOMPLETE, Uploader
 
-_NICE = 10  # hashing and copying give way to training; the sending process gives way still more
+_NICE, _CHILD_NICE = 10, 19  # hashing and copying give way to training; the sending process gives way still more
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     end, warned = time.monotonic() + settings.patience_s, False
     while not stop.is_set():
         try:
-            with Uploader(environment.output_dir, target, settings, stop=stop) as uploader:
+            client = TargetClient(target, settings, clock=Clock(sleep=stop.wait), nice=_CHILD_NICE)
+            with Uploader(environment.output_dir, client, stop) as uploader:
                 return uploader.run(once=args.once)
         except BlockingIOError:
             text = f"another uploader runs on {environment.output_dir}"

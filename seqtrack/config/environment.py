@@ -35,6 +35,7 @@ _TOKEN = r"^[!-~]+\Z"
 _PORT = r":([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
 _URL = rf"(?a)^https?://[^/?#@:\s]+({_PORT})?(/[^?#@\s]*)?\Z"
 _REPO = r"(?a)^(?!.*(--|\.\.|[.-]/))(datasets/)?[A-Za-z0-9][\w.-]{0,95}/\w[\w.-]{0,95}(?<![.-])(?<!\.git)\Z"
+_PREFIX = r"(?a)^\w[\w.-]{0,95}(/\w[\w.-]{0,95}){0,9}\Z"
 _NO_SLASH = AfterValidator(lambda url: url.rstrip("/"))
 Token = Annotated[str, Field(pattern=_TOKEN), Expected("one word of ASCII letters")]
 Target = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:.+\Z"), Expected("kind:place, such as folder:/mnt/backup")]
@@ -43,6 +44,7 @@ Address = Annotated[
     str, Field(pattern=_URL), _NO_SLASH, Expected("http:// or https:// and a host, no user, no password")
 ]
 Repository = Annotated[str, Field(pattern=_REPO), Expected("owner/name or datasets/owner/name, as on the Hub")]
+Prefix = Annotated[str, Field(pattern=_PREFIX), Expected("a/path of ASCII letters, digits, _, - and .")]
 Overrides = Annotated[Pairs, Expected("KEY VALUE KEY VALUE with a blank between, and every quotation mark closed")]
 Processes = Annotated[int, Ge(1), Le(4096)] | Literal["auto"]
 
@@ -79,6 +81,7 @@ class Environment(Settings):
     rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", "train")
     max_restarts: int = setting(0, "restarts of several processes when one dies", "train", ge=0, le=1000)
     hf_repo: Repository | None = setting(None, "owner/name or datasets/owner/name; unset, no uploads", _UP)
+    hf_prefix: Prefix | None = setting(None, "folder in HF_REPO for this output folder; unset, its root", _UP)
     hf_token: Token | None = setting(None, "access token; a file is safer, see HF_TOKEN_PATH", _HUB)
     hf_token_path: Path | None = setting(None, "file with the token, read at each use; wins over HF_TOKEN", _HUB)
     hf_endpoint: Address | None = setting(None, "address of the Hub; unset, huggingface.co", _HUB)

@@ -35,14 +35,8 @@ _SEQUENCE_NAME = re.compile(r"(.+)-([0-9]+)")
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """The annotated boxes of one sequence.
-
-    Attributes:
-        name: unique in its data set, such as "person-1".
-        class_name: "person".
-        boxes_xywh: (N, 4) float64, pixels, exactly as in the file.
-        absent: (N,) bool, the target is fully occluded or out of view.
-    """
+    """The boxes of a sequence, such as "person-1" of class "person": `boxes_xywh` (N, 4) float64, pixels, as in the
+    file; `absent` (N,) bool, the target is fully occluded or out of view."""
 
     name: str
     class_name: str

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.data.annotations import attempt, class_of, first_problems
-from seqtrack.data.decode import FrameFile, check_frames
-from seqtrack.data.frames import scan_frames
+from seqtrack.data.decode import FrameFile, check_frames, scan_frames
 from seqtrack.data.lasot import SPLITS, Layout
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
@@ -17,14 +16,8 @@ from seqtrack.errors import Problem, UserError
 
 @dataclass
 class Row:
-    """One class in one split.
-
-    Attributes:
-        sequences, sequences_expected: found on the disk, and named by the split.
-        frames_expected, frames_found: rows of the annotation files, and frame files.
-        boxes, absent: rows whose box has an area, and rows with the target occluded or out of view.
-        bytes_: of all frame files.
-    """
+    """One class in one split: sequences on the disk and in the split's list, annotated frames, frame files and
+    their bytes, rows whose box has an area, and rows with the target occluded or out of view."""
 
     class_name: str
     split: str

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from seqtrack.data import Image
 
-GREY_PROBABILITY = 0.05
-FLIP_PROBABILITY = 0.5
-BRIGHTNESS_JITTER = 0.2
+GREY_PROBABILITY, FLIP_PROBABILITY, BRIGHTNESS_JITTER = 0.05, 0.5, 0.2
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,11 @@ def covered(window: Window, width: int, height: int) -> tuple[int, int, int, int
 
     A crop that reaches the last column or row loses it: the published checkpoints were trained with this border.
     """
-
-    def span(start: int, limit: int) -> tuple[int, int]:
-        stop = start + window.side
-        low, high = max(0, start), limit - 1 if stop >= limit else stop
-        return low, max(low, high)
-
-    (left, right), (top, bottom) = span(window.left, width), span(window.top, height)
+    spans = []
+    for start, limit in ((window.left, width), (window.top, height)):
+        low, stop = max(0, start), start + window.side
+        spans.append((low, max(low, limit - 1 if stop >= limit else stop)))
+    (left, right), (top, bottom) = spans
     return left, top, right, bottom
 
 

@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,14 +18,15 @@ from numpy.typing import NDArray
 from seqtrack.data import Image, crop
 from seqtrack.data.crop import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
 from seqtrack.data.decode import FrameFile, check_frames
-from seqtrack.data.sampling import Mode, draw_frames
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source
 from seqtrack.errors import UserError
 from seqtrack.seeding import sample_generator
 
 _log = logging.getLogger(__name__)
-_VERIFY_UP_TO = 500_000  # these cost half a minute; all of LaSOT would cost minutes at each start
+
+Mode = Literal["order", "causal"]
+_GAP_STEP = 5
 _CHECKSUM_STREAM = 0xC8EC
 _SHORTEST_SEQUENCE = 20  # frames
 
@@ -83,10 +85,8 @@ class TrackingDataset:
     Args:
         sources: opened data sets.
         ratios: how often each is drawn from, in any unit; not negative, and not all 0.
-        spec: what a sample is made of.
-        seed: non-negative.
         verify_up_to: check the header and the end of every frame file that may be drawn, if there are not more than
-            this many, so that an unusable file is found before training.
+            this many, so that an unusable file is found before training: half a minute; minutes for all of LaSOT.
 
     Raises:
         UserError: a source has no sequence that can be sampled, or frame files are empty, truncated or no usable JPEGs.
@@ -99,7 +99,7 @@ class TrackingDataset:
         spec: SampleSpec,
         *,
         seed: int,
-        verify_up_to: int = _VERIFY_UP_TO,
+        verify_up_to: int = 500_000,
     ) -> None:
         self.spec, self.seed, self.sources = spec, seed, list(sources)
         self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
@@ -113,8 +113,9 @@ class TrackingDataset:
                 if one.num_frames >= _SHORTEST_SEQUENCE and len(visible) >= needed:
                     kept.append((one, visible))
                 else:
-                    found = f"{one.num_frames} frames, and the target is visible in {len(visible)}"
-                    reason = f"{found}; {_SHORTEST_SEQUENCE} and {needed} are needed"
+                    reason = (
+                        f"{one.num_frames} frames, {len(visible)} visible; {_SHORTEST_SEQUENCE} and {needed} are needed"
+                    )
                     _log.warning("%s: sequence %s is left out: %s", source.name, one.name, reason)
             if not kept:
                 text = f"{source.name}: none of its {len(source.sequences)} sequences can be sampled"
@@ -129,14 +130,10 @@ class TrackingDataset:
             "--decode` finds it before", len(frames), "valid" if is_checked else "not checked",
         )  # fmt: skip
 
-    @property
-    def num_frames(self) -> int:
-        """Frames of all sequences that are sampled."""
-        return sum(sequence.num_frames for kept in self._sequences for sequence, _ in kept)
-
     def automatic_epoch(self) -> int:
-        """Samples of an epoch that uses as many frames as there are: `SAMPLE_PER_EPOCH: auto`."""
-        return max(1, self.num_frames // (self.spec.num_templates + 1))
+        """Samples of an epoch that uses as many frames as the sampled sequences have: `SAMPLE_PER_EPOCH: auto`."""
+        num_frames = sum(sequence.num_frames for kept in self._sequences for sequence, _ in kept)
+        return max(1, num_frames // (self.spec.num_templates + 1))
 
     def choose(self, generator: np.random.Generator) -> tuple[Source, Sequence, NDArray[np.int64]]:
         """Draw source, sequence and frames (numbers from 0, templates first)."""
@@ -169,7 +166,13 @@ class TrackingDataset:
                 box = crop.mirror_box(box, file.width)
             around = crop.jitter_box(box, jitter, normal=normal, uniform=uniform)
             window = crop.crop_window(around, factor)
-            square = _cut_from_file(file, window, mirrored=mirrored)
+            left, top, right, bottom = crop.covered(window, file.width, file.height)
+            if mirrored:  # the window is in the frame's mirror image
+                left, right = file.width - right, file.width - left
+            pixels, x, y = file.region(left, top, right, bottom)
+            if mirrored and pixels.size:
+                pixels, x = crop.mirror(pixels), file.width - (x + pixels.shape[1])
+            square = crop.cut(pixels, window, place=(x, y), frame_size=(file.width, file.height))
             image = crop.resize(crop.to_grey(square) if grey else square, size)
             targets.append(crop.box_in_crop(box, around, resize_factor=size / window.side, size=size))
             if flipped:
@@ -184,13 +187,42 @@ class TrackingDataset:
         return Sample(np.stack(images[:-1]), images[-1], lights, brightness[-1], box_in_crop, *origin)
 
 
-def _cut_from_file(file: FrameFile, window: crop.Window, *, mirrored: bool) -> Image:
-    """The window's pixels in BGR; `mirrored`: the window is in the frame's mirror image."""
-    left, top, right, bottom = crop.covered(window, file.width, file.height)
-    if mirrored:
-        left, right = file.width - right, file.width - left
-    pixels, x, y = file.region(left, top, right, bottom)
-    if mirrored and pixels.size:
-        pixels = crop.mirror(pixels)
-        x = file.width - (x + pixels.shape[1])
-    return crop.cut(pixels, window, place=(x, y), frame_size=(file.width, file.height))
+def draw_frames(
+    generator: np.random.Generator, visible: NDArray[np.int64], *, mode: Mode, num_templates: int, gap: int
+) -> NDArray[np.int64]:
+    """Frame numbers of one sample, by the authors' sampling modes. The number of random numbers is fixed.
+
+    Mode `order`: frames from a window around a base frame, ascending or descending in time with equal probability. The
+    base frame itself need not be among them, frames may repeat, and they spread over up to 2 * gap - 1.
+
+    Mode `causal`: a base template, further templates up to a gap before it, the search frame up to a gap after it. The
+    authors retry with a gap that grows by five until a frame is in reach; the growth is computed here instead.
+
+    Args:
+        visible: ascending numbers, from 0, of the frames that may be drawn.
+        gap: the largest interval, in frames, as the mode defines it.
+
+    Returns:
+        (num_templates + 1,) int64: templates, then the search frame.
+    """
+
+    def pick(low: int, high: int, count: int) -> NDArray[np.int64]:
+        """`count` of the visible frames in [low, high), with replacement; at least one must exist."""
+        start, stop = np.searchsorted(visible, (low, high))
+        return visible[generator.integers(start, stop, size=count)]
+
+    def grown(gap: int, distance: int) -> int:
+        return gap + _GAP_STEP * -(-max(0, distance - gap) // _GAP_STEP)
+
+    if mode == "order":
+        base = int(visible[generator.integers(len(visible))])
+        drawn = np.sort(pick(base - gap, base + gap, num_templates + 1))
+        return drawn if generator.random() < 0.5 else drawn[::-1]
+    place = int(generator.integers(1 if num_templates > 1 else 0, len(visible) - 1))
+    base = int(visible[place])
+    gap = grown(gap, int(visible[place + 1]) - base)
+    templates = np.array([base])
+    if num_templates > 1:
+        gap = grown(gap, base - int(visible[place - 1]))
+        templates = np.concatenate((templates, pick(base - gap, base, num_templates - 1)))
+    return np.concatenate((templates, pick(base + 1, base + gap + 1, 1)))

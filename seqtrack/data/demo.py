@@ -19,26 +19,20 @@ from numpy.typing import NDArray
 
 from seqtrack.data import Image
 from seqtrack.data.annotations import class_of, read_names, sequence_order
-from seqtrack.data.frames import scan_frames
+from seqtrack.data.decode import scan_frames
 from seqtrack.data.lasot import LIST_FILES, SPLITS, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
-SEED = 2023
+VERSION, SEED = 1, 2023
 CLASSES = ("disk", "tile")
 MARKER = "demo.json"
 _STREAM = 0xDE30
-_WIDTH, _HEIGHT = 320, 240
-_PAN = 64
-_QUALITY = 90
+_WIDTH, _HEIGHT, _PAN, _QUALITY = 320, 240, 64, 90
 _TEXTS = ("groundtruth.txt", "full_occlusion.txt", "out_of_view.txt", "nlp.txt")
-_NOTE = (
-    "These frames are synthetic: coloured shapes over drawn backgrounds, made by `seqtrack` from a seed.\n"
-    "Results on them show that the system works, and nothing about tracking in real video.\n"
-)
+_NOTE = "These frames are synthetic, drawn from a seed: results on them show nothing about tracking in real video.\n"
 
 
 @dataclass(frozen=True)
@@ -52,21 +46,13 @@ class Plan:
 
 
 def open_demo(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
-    """Sequences of one split; draws the data set into `data_dir/demo` if it does not exist.
-
-    Raises:
-        UserError: the folder cannot be written, or holds something else.
-    """
-    _log.info(
-        "DATASET=demo: SYNTHETIC video drawn by code, not real frames; results on it show nothing about real video"
-    )
+    """Sequences of one split, drawn into `data_dir/demo` first if they do not exist; errors as `ensure_demo`."""
+    _log.info("DATASET=demo: SYNTHETIC video drawn by code; results on it show nothing about real video")
     return open_lasot(ensure_demo(data_dir), classes=classes, split=split)
 
 
 def ensure_demo(data_dir: Path, *, plan: Plan = Plan()) -> Path:
-    """The folder of the demo data set, drawn now if it is missing. Safe against concurrent processes.
-
-    It is drawn into a temporary folder and renamed: the data set is complete or absent.
+    """The folder of the demo data set, drawn now if it is missing: complete or absent, also with concurrent processes.
 
     Raises:
         UserError: the folder cannot be written, or holds something else.
@@ -117,11 +103,7 @@ def draw_demo(folder: Path, *, plan: Plan = Plan()) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Of every file of every sequence, in the order of the lists.
-
-    Raises:
-        UserError, OSError: a file is missing.
-    """
+    """Of every file of every sequence, in the order of the lists."""
     digest = hashlib.sha256()
     for name in (name for split in SPLITS for name in read_names(folder / LIST_FILES[split])):
         place = folder / class_of(name) / name
@@ -164,8 +146,8 @@ def _draw_sequence(folder: Path, frames: int) -> None:
     for index in range(frames):
         frame = background[pan[index, 1] : pan[index, 1] + _HEIGHT, pan[index, 0] : pan[index, 0] + _WIDTH].copy()
         if not away[index]:
-            _draw_object(frame, boxes[index].tolist(), texture, is_round=class_name == "disk")
-            _draw_cover(frame, boxes[index].tolist(), cover, step=index - int(covered_from))
+            step, is_round = index - int(covered_from), class_name == "disk"
+            _draw_object(frame, boxes[index].tolist(), texture, cover, is_round=is_round, step=step)
         encoded, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         assert encoded
         (folder / "img" / f"{index + 1:08d}.jpg").write_bytes(data.tobytes())
@@ -179,18 +161,14 @@ def _draw_sequence(folder: Path, frames: int) -> None:
         (folder / name).write_text(text, "utf-8")
 
 
-def _draw_object(frame: Image, box_xywh: list[int], texture: Image, *, is_round: bool) -> None:
+def _draw_object(frame: Image, box_xywh: list[int], texture: Image, cover: Image, *, is_round: bool, step: int) -> None:
+    """Draw the object, and a piece of background that comes from the left, covers it in steps 0 to 3, and goes away."""
     x, y, w, h = box_xywh
     mask = np.full((h, w), 0 if is_round else 1, dtype=np.uint8)
     if is_round:
         cv2.ellipse(mask, (w // 2, h // 2), ((w - 1) // 2, (h - 1) // 2), 0, 0, 360, (255,), -1)
     patch = cv2.resize(texture, (w, h), interpolation=cv2.INTER_LINEAR)
     np.copyto(frame[y : y + h, x : x + w], patch, where=mask[..., None] > 0)
-
-
-def _draw_cover(frame: Image, box_xywh: list[int], cover: Image, *, step: int) -> None:
-    """A piece of background that comes from the left, covers the object in steps 0 to 3, and goes away."""
-    x, y, w, h = box_xywh
     if -2 <= step < 6:
         shift = {-2: -w * 2 // 3, -1: -w // 3, 4: w // 3 + 2, 5: w * 2 // 3 + 2}.get(step, 0)
         left, right = max(0, x - 2 + shift), min(_WIDTH, x + w + 2 + shift)

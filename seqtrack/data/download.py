@@ -26,7 +26,7 @@ from seqtrack.data.annotations import attempt, class_of
 from seqtrack.data.lasot import find_layout, official_split
 from seqtrack.data.sequence import read_sequence
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import did_you_mean
+from seqtrack.parsing import did_you_mean, short_repr
 
 _log = logging.getLogger(__name__)
 
@@ -53,34 +53,25 @@ def download_classes(
     split: str = "all",
     sequences: tuple[str, ...] = (),
 ) -> dict[str, list[str]]:
-    """Fetch those sequences of the classes that the data folder lacks.
+    """Fetch those sequences of the classes that the data folder lacks, and return their names by class.
 
     Args:
         data_dir: the data set goes to `data_dir/lasot`, or to where its sequences already are.
         hub: its endpoint and token are used.
         split: "train", "test" or "all".
-        sequences: only these; empty for all of the split.
-
-    Returns:
-        names of the sequences that were added, by class.
+        sequences: empty for all of the split.
 
     Raises:
         UserError: an unknown class or sequence, no network, no space, or a zip that is damaged or hostile.
     """
     every = {name: split for split, names in official_split().items() for name in names}
     known = {class_of(name) for name in every}
-    problems = [
-        Problem(f"CLASSES: LaSOT has no class {name!r}{did_you_mean(name, known)}", "data.unknown_class")
-        for name in classes
-        if name not in known
-    ]
-    problems += [
-        Problem(f"--sequences: {name!r} is not a sequence of {', '.join(classes)}", "data.unknown_sequence")
-        for name in sequences
-        if name not in every or class_of(name) not in classes
-    ]
-    if problems:
-        raise UserError(problems)
+    if unknown := [name for name in classes if name not in known]:
+        texts = [f"CLASSES: LaSOT has no class {name!r}{did_you_mean(name, known)}" for name in unknown]
+        raise UserError(texts, "data.unknown_class")
+    if unknown := [name for name in sequences if name not in every or class_of(name) not in classes]:
+        text = f"--sequences: {', '.join(unknown)}: not among the sequences of {', '.join(classes)}"
+        raise UserError(text, "data.unknown_sequence")
     wanted = [name for name in sequences or every if split in (every[name], "all")]
     try:
         root = find_layout(data_dir).root
@@ -112,7 +103,7 @@ def _list_zips(hub: HfApi, repo: str, classes: list[str]) -> dict[str, RepoFile]
         paths = [f"{name}.zip" for name in classes]
         found = hub.get_paths_info(repo, paths, repo_type="dataset") if paths else []
     except _ERRORS as error:
-        raise UserError(f"the Hub does not list {repo}: {_first_line(error)}", "download.list") from error
+        raise UserError(f"the Hub does not list {repo}: {short_repr(error, 300)}", "download.list") from error
     zips = {one.path.removesuffix(".zip"): one for one in found if isinstance(one, RepoFile) and one.lfs}
     if unknown := [f"{name}.zip" for name in classes if name not in zips]:
         raise UserError(f"CLASSES: {repo} on the Hub has no {', '.join(unknown)}", "download.no_zip")
@@ -143,9 +134,9 @@ def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
         except _ERRORS as error:
             refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
             if refused or tries == _TRIES:
-                text = f"{listed.path}: {_first_line(error)}; run the same command again to continue the download"
+                text = f"{listed.path}: {short_repr(error, 300)}; run the same command again to continue the download"
                 raise UserError(text, "download.failed") from error
-            _log.warning("%s: %s", listed.path, _first_line(error))
+            _log.warning("%s: %s", listed.path, short_repr(error, 300))
             time.sleep(_PAUSE_S * 2**tries)
     if sha256_file(part) != sha256:
         part.unlink()
@@ -154,20 +145,13 @@ def _download(hub: HfApi, repo: str, listed: RepoFile, root: Path) -> Path:
     return part
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
 def _unpack(archive: Path, root: Path, class_name: str, wanted: Collection[str], *, strict: bool) -> list[str]:
-    """Unpack sequences into `root/<class>/<class>-<n>/`; each appears complete or not at all.
+    """Unpack sequences into `root/<class>/<class>-<n>/`, each complete or not at all, and return their names.
 
     Other members are ignored, and only the parts of a name that `_MEMBER` matches become a path.
 
     Args:
         strict: refuse a zip that lacks one of the wanted, instead of logging it.
-
-    Returns:
-        names of the sequences that were unpacked.
 
     Raises:
         UserError: the zip is damaged or lacks a wanted sequence; the disk is full; or a sequence in it is incomplete,

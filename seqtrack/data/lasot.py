@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.data.annotations import attempt, class_of, read_names, sequence_order
-from seqtrack.data.frames import is_hidden
+from seqtrack.data.decode import is_hidden
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import did_you_mean
@@ -30,11 +30,9 @@ class Layout:
     """Where a data set's sequences are.
 
     Attributes:
-        root: the folder that holds classes or sequences, and possibly lists of its own.
         folders: sequence name -> its folder, in the order of class and number.
         lists: "train" and "test" -> names in the split, on the disk or not, by class and number: those of the folder's
             own list, or of the official split those of classes that are on the disk.
-        problems: of the layout or the lists.
     """
 
     root: Path
@@ -49,17 +47,12 @@ class Layout:
 
     def check_classes(self, wanted: tuple[str, ...]) -> list[Problem]:
         """A problem for each wanted class that has no sequence on the disk."""
-        official = {class_of(name) for name in official_split()["train"]}
-        fetch = {name: f"; `seqtrack data download --classes {name}` fetches it" for name in official}
-        here = f"{self.root.absolute()}, which has {', '.join(self.classes)}"
-        return [
-            Problem(
-                f"CLASSES: {one!r} is not in {here}{fetch.get(one) or did_you_mean(one, self.classes)}",
-                "data.unknown_class",
-            )
-            for one in wanted
-            if one not in self.classes
-        ]
+        problems, here = [], f"{self.root.absolute()}, which has {', '.join(self.classes)}"
+        for name in (one for one in wanted if one not in self.classes):
+            fetch = f"; `seqtrack data download --classes {name}` fetches it"
+            hint = fetch if f"{name}-1" in sum(official_split().values(), ()) else did_you_mean(name, self.classes)
+            problems.append(Problem(f"CLASSES: {name!r} is not in {here}{hint}", "data.unknown_class"))
+        return problems
 
 
 def official_split() -> dict[str, tuple[str, ...]]:
@@ -76,8 +69,6 @@ def draw_classes(chosen: tuple[str, ...], *, count: int, seed: int) -> tuple[str
     Raises:
         UserError: fewer than `count` classes are left.
     """
-    if count == 0:
-        return chosen
     others = sorted({class_of(name) for name in official_split()["train"]} - set(chosen))
     if count > len(others):
         text = f"DATA.RANDOM_CLASSES is {count}, but only {len(others)} classes are left to draw from"

@@ -34,14 +34,13 @@ _JOIN_S = 5.0  # how long a killed worker is waited for
 # A single process can stop between two batches at once; of several, the others wait for this one's batch, and only a
 # vote after it ends them all at the same step.
 _STOP_PATIENCE_S = 60.0
+_FIELDS = ("templates", "search", "template_brightness", "search_brightness", "boxes")  # of a batch, made by workers
+_loader: "BatchLoader"  # of a worker
 
 
 class _Worker(ForkProcess):
-    """A worker that the pool can end: it ignores SIGTERM, and a pool that lost a worker waits for the others."""
-
-    def terminate(self) -> None:
-        """Send SIGKILL: a worker holds nothing that could be left half-written."""
-        self.kill()
+    # A pool that lost a worker calls this and waits for the others, which ignore SIGTERM and hold nothing half-written.
+    terminate = ForkProcess.kill
 
 
 class _ForkContext(ForkContext):
@@ -75,30 +74,20 @@ class Batch:
     count: int
     checksum: int = 0
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+    def copy(self, function: Callable[[Tensor], Tensor] = Tensor.clone) -> "Batch":
         return Batch(*(function(one) if isinstance(one, Tensor) else one for one in vars(self).values()))  # type: ignore[arg-type]
 
     def pin_memory(self) -> "Batch":
         """A copy in page-locked memory, from which copies to a GPU are asynchronous; itself where none is left."""
         num_bytes = sum(one.nbytes for one in vars(self).values() if isinstance(one, Tensor))
-        return pin_or_none(lambda: self._map(Tensor.pin_memory), "batches", num_bytes) or self
-
-    def clone(self) -> "Batch":
-        """A copy in memory of its own."""
-        return self._map(Tensor.clone)
-
-
-_FIELDS = ("templates", "search", "template_brightness", "search_brightness", "boxes")  # what workers make of it
+        return pin_or_none(lambda: self.copy(Tensor.pin_memory), "batches", num_bytes) or self
 
 
 class BatchLoader:
     """Makes the batches of one rank.
 
     Args:
-        dataset: draws the samples.
-        batch_size_global: samples of a step over all ranks.
-        samples_per_epoch: over all ranks; the last batch may be smaller.
-        world_size, rank: of the processes that train together.
+        batch_size_global, samples_per_epoch: over all ranks; the last batch may be smaller.
         num_workers: processes that make batches; 0 makes them in this process.
         pin: put batches into page-locked memory, for a GPU to copy from.
     """
@@ -222,8 +211,8 @@ class BatchLoader:
         tensors = {name: torch.from_numpy(self._buffers[number][name][0, : len(indices)]) for name in _FIELDS}
         checksum = int(self._buffers[number]["checksums"][0, :count].sum())
         view = Batch(indices=torch.tensor(indices), global_count=size, count=count, checksum=checksum, **tensors)
-        copy = view.pin_memory() if self._pin else view
-        return view.clone() if copy is view else copy
+        pinned = view.pin_memory() if self._pin else view
+        return view.copy() if pinned is view else pinned
 
     def close(self) -> list[int]:
         """End the workers; a closed loader starts new ones when it is used again.
@@ -235,15 +224,12 @@ class BatchLoader:
         self._pending.clear()
         workers = list(pool._processes.values()) if pool else []
         for worker in workers:
-            worker.kill()  # they hold nothing that could be left half-written
+            worker.kill()
         # Not `join` or `is_alive`: the pool's thread waits for them too, and only one wait gets the exit code.
         ended = [connection.wait([worker.sentinel], _JOIN_S) for worker in workers]
         if pool:
             pool.shutdown(wait=all(ended))
         return sorted((worker.exitcode or 0 for worker in workers), key=lambda code: code in (0, -signal.SIGKILL))
-
-
-_loader: BatchLoader  # of a worker
 
 
 def _begin_worker(loader: BatchLoader, parent: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.data.annotations import FLAG_FILES, Annotation, Flags, attempt, first_problems, read_boxes_and_absence
-from seqtrack.data.frames import scan_frames
+from seqtrack.data.decode import scan_frames
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
@@ -30,12 +30,8 @@ _KNOWN_NEGATIVE_ROWS = {
 
 @dataclass(frozen=True, eq=False)
 class Sequence(Annotation):
-    """An annotated video with its frames.
-
-    Attributes:
-        folder: of the frame files 00000001.jpg, 00000002.jpg, ...
-        frame_bytes: (N,) int64, size of each frame file, -1 for a missing one.
-    """
+    """An annotated video: the folder of its frames 00000001.jpg, 00000002.jpg, ..., and (N,) int64 the size of each, -1
+    for a missing one."""
 
     folder: Path
     frame_bytes: NDArray[np.int64]

@@ -28,14 +28,8 @@ FRAMES_COVERED_BY = "size"
 
 @dataclass(frozen=True)
 class Source:
-    """An opened data set.
-
-    Attributes:
-        name: upper case, as in the configuration.
-        sequences: in a fixed order, the same on every machine.
-        split: "train" or "test".
-        synthetic: drawn by code; results on it show nothing about real video.
-    """
+    """An opened data set: its name in upper case, sequences in an order that is the same on every machine, the split
+    ("train" or "test"), and whether it is drawn by code, so that results show nothing about real video."""
 
     name: str
     sequences: list[Sequence]
@@ -97,10 +91,7 @@ def describe(sources: ListOf[Source]) -> DatasetRecord:
 
 
 def prepare_data(environ: Mapping[str, str]) -> list[str]:
-    """Draw or download what a run needs and the data folder lacks; other data sets must be there.
-
-    Returns:
-        a line per data set.
+    """Draw or download what a run needs and the data folder lacks; other data sets must be there. A line per data set.
 
     Raises:
         UserError: invalid settings, no named class, a class that cannot be downloaded, a data set missing or damaged.

@@ -19,8 +19,6 @@ SUCCESS_THRESHOLDS: Array = np.arange(21, dtype=np.float64) * 0.05  # IoU
 PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64)  # pixels between the centres
 NORM_PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64) / 100  # in widths and heights of the annotation
 
-_OP50, _OP75, _P20, _P_NORM = 10, 15, 20, 20  # positions of 0.50, 0.75, 20 px and 0.20 in the arrays above
-
 
 class Convention(NamedTuple):
     """How a visible frame counts whose annotation is not a box; absent frames are failures in every convention.
@@ -82,39 +80,28 @@ class Metric(NamedTuple):
     read: Callable[[Scores], float]
 
 
-# Tables, JSON, CSV, plots and the report show these, in this order.
+# Tables, JSON, CSV, plots and the report show these, in this order; the thresholds are 0.50, 0.75, 20 px and 0.20.
 METRICS: dict[str, Metric] = {
     "auc": Metric("AUC", lambda one: one.auc),
-    "op50": Metric("OP50", lambda one: one.success[_OP50] * 100),
-    "op75": Metric("OP75", lambda one: one.success[_OP75] * 100),
-    "p20": Metric("P20", lambda one: one.precision[_P20] * 100),
-    "p_norm": Metric("P_norm", lambda one: one.norm_precision[_P_NORM] * 100),
+    "op50": Metric("OP50", lambda one: one.success[10] * 100),
+    "op75": Metric("OP75", lambda one: one.success[15] * 100),
+    "p20": Metric("P20", lambda one: one.precision[20] * 100),
+    "p_norm": Metric("P_norm", lambda one: one.norm_precision[20] * 100),
     "mean_iou": Metric("mean IoU", lambda one: one.mean_iou),
 }
 
 
 def is_box(boxes_xywh: Boxes) -> Flags:
     """(N,) whether a predicted row is a box: four finite numbers, width and height above 0."""
-    finite, positive = np.isfinite(boxes_xywh).all(axis=1), (boxes_xywh[:, 2:] > 0).all(axis=1)
-    return np.asarray(finite & positive)
+    return np.asarray(np.isfinite(boxes_xywh).all(axis=1) & (boxes_xywh[:, 2:] > 0).all(axis=1))
 
 
 def repair(predicted_xywh: Array, first_xywh: Array) -> Array:
-    """Give every frame a box, as the toolkit does before it scores.
-
-    Args:
-        predicted_xywh: (N, 4) pixels, as the tracker wrote them.
-        first_xywh: (4,) the annotation of frame 1, which the tracker was given.
-
-    Returns:
-        (N, 4): frame 1 is the annotation; a row that is not a box repeats the last one that is.
-    """
+    """(N, 4) boxes as the toolkit scores them: frame 1 has its annotation `first_xywh` (4,), which the tracker got, and
+    a row that is not a box repeats the last one that is."""
     boxes = np.array(predicted_xywh, dtype=np.float64)
     boxes[0] = first_xywh
-    usable = is_box(boxes)
-    usable[0] = True
-    last = np.maximum.accumulate(np.where(usable, np.arange(len(boxes)), 0))
-    repaired: Array = boxes[last]
+    repaired: Array = boxes[np.maximum.accumulate(np.where(is_box(boxes), np.arange(len(boxes)), 0))]
     return repaired
 
 
@@ -143,12 +130,9 @@ def frame_errors(
         ValueError: fewer boxes than annotated frames, arrays of another shape, or no frame at all.
     """
     num_frames = len(annotated_xywh)
-    if num_frames == 0 or annotated_xywh.shape != (num_frames, 4) or visible.shape != (num_frames,):
-        raise ValueError(
-            f"expected annotations (N, 4) and visible (N,), N > 0, found {annotated_xywh.shape} and {visible.shape}"
-        )
-    if predicted_xywh.ndim != 2 or predicted_xywh.shape[1] != 4 or len(predicted_xywh) < num_frames:
-        raise ValueError(f"{num_frames} annotated frames need as many boxes (N, 4), found {predicted_xywh.shape}")
+    shapes = predicted_xywh.shape, annotated_xywh.shape, visible.shape
+    if shapes[1:] != ((num_frames, 4), (num_frames,)) or shapes[0][1:] != (4,) or not 0 < num_frames <= shapes[0][0]:
+        raise ValueError(f"expected boxes (M, 4), annotations (N, 4), visible (N,), M >= N > 0; found {shapes}")
     annotated = np.asarray(annotated_xywh, dtype=np.float64)
     predicted = repair(predicted_xywh[:num_frames], annotated[0])
 

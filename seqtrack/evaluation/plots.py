@@ -6,7 +6,7 @@ so that a plot of ten epochs and two trackers can still be read.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,12 +29,6 @@ _CURVES = {
 }
 
 
-class _Style(TypedDict):
-    color: ColorType
-    linestyle: str
-    linewidth: float
-
-
 def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     """Draw every plot that the evaluation has data for into an existing folder.
 
@@ -45,31 +39,31 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     kind = " (synthetic)" if conditions.get("synthetic") else ""
     place = f"{conditions.get('dataset') or 'annotations'}{kind} {conditions.get('split') or ''}".strip()
     place = f"{place}, {len(record.sequences)} sequences"
-    styles = _styles(trackers)
+    colours = _colours(trackers)
     figures = {}
     epochs = [one for one in trackers if one.kind == "checkpoint"]
     if len(epochs) > 1:
         lines = {METRICS[name].heading: [_value(one.mean, name) for one in epochs] for name in METRICS}
-        figures["epochs"] = _epochs(
-            f"Tracking by epoch: {place}", epochs, lines, [one for one in trackers if one not in epochs]
-        )
+        others = [one for one in trackers if one.kind != "checkpoint"]
+        figures["epochs"] = _epochs(f"Tracking by epoch: {place}", epochs, lines, others)
         if 1 < len(main.classes) <= len(_COLOURS):
             lines = {name: [_value(one.classes[name]) for one in epochs] for name in main.classes}
             figures["epochs_by_class"] = _epochs(f"AUC by class and epoch: {place}", epochs, lines, [])
-    figures |= {name: _curve(record, name, place, styles) for name in _CURVES}
+    figures |= {name: _curve(record, name, place, colours) for name in _CURVES}
     if len(main.classes) > 1:
         # Of the epochs only the last, and of very many classes those with its lowest AUC: more could not be read.
         shown = [one for one in trackers if one.kind != "checkpoint" or one is main]
         names = sorted(main.classes, key=lambda name: _value(main.classes[name]))[:_MAX_BARS]
         few = f", the {len(names)} lowest of {len(main.classes)}" if len(names) < len(main.classes) else ""
         bars = {one.name: [_value(one.classes[name]) for name in names] for one in shown}
-        colours = [styles[one.name]["color"] for one in shown]
-        figures["classes"] = _bars(f"AUC by class{few}\n{place}", "AUC (percent)", names, bars, colours)
+        shades = [colours[one.name] for one in shown]
+        figures["classes"] = _bars(f"AUC by class{few}\n{place}", "AUC (percent)", names, bars, shades)
     if measured := {one.name: fps for one in trackers if (fps := one.mean["fps"]) is not None}:
         x = f"tracker only, without reading images; up to {conditions.get('concurrent')} sequences at once"
         title = f"Frames per second on {conditions.get('device') or ''}: {place}"
-        each = [styles[name]["color"] for name in measured]
-        figures["fps"] = _bars(title, x, list(measured), {"": list(measured.values())}, [each])
+        figures["fps"] = _bars(
+            title, x, [*measured], {"": [*measured.values()]}, [[colours[name] for name in measured]]
+        )
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     return [f"{name}.png" for name in figures]
@@ -79,30 +73,23 @@ def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
     return metrics[name] or 0.0
 
 
-def _styles(trackers: Sequence[EvaluatedTracker]) -> dict[str, _Style]:
-    """Line style by tracker name."""
+def _colours(trackers: Sequence[EvaluatedTracker]) -> dict[str, ColorType]:
+    """Colour by tracker name."""
     epochs = [one.name for one in trackers if one.kind == "checkpoint"]
     others = [one.name for one in trackers if one.kind == "results"]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(epochs)))
     colours = dict(zip(epochs, shades, strict=True))
     colours |= {name: _COLOURS[1:][place % (len(_COLOURS) - 1)] for place, name in enumerate(others)}
-    return {
-        one.name: {
-            "color": colours.get(one.name, "#777777"),
-            "linestyle": _LINES[one.kind],
-            "linewidth": 2.4 if one.name in epochs[-1:] else 1.5,
-        }
-        for one in trackers
-    }
+    return {one.name: colours.get(one.name, "#777777") for one in trackers}
 
 
-def _curve(record: EvaluationRecord, name: str, place: str, styles: Mapping[str, _Style]) -> Figure:
+def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str, ColorType]) -> Figure:
     title, axis, thresholds_key, metric = _CURVES[name]
     thresholds = record.thresholds[thresholds_key]
     figure, (axes,) = new_axes(f"{title}: {place}", axis)
     for one in sorted(record.trackers, key=lambda one: -_value(one.mean, metric)):  # the best first, as in LaSOT's
         label = f"{one.name} [{_value(one.mean, metric):.1f}]"
-        axes.plot(thresholds, one.curves[name], label=label, **styles[one.name])
+        axes.plot(thresholds, one.curves[name], _LINES[one.kind], label=label, color=colours[one.name])
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylabel("fraction of frames")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=METRICS[metric].heading)

@@ -29,8 +29,8 @@ class Tracks:
 
     Attributes:
         boxes_xywh: (N, 4) pixels; the first is the annotation that the tracker was given.
-        seconds: time of the tracker for the N - 1 frames after the first, without reading them. Of a step that tracked
-            several sequences at once, each frame has an equal share. 0 if not measured.
+        seconds: for the N - 1 frames after the first, without reading them; 0 if not measured. Of a step that tracked
+            several sequences at once, each frame has an equal share.
     """
 
     boxes_xywh: Boxes
@@ -61,9 +61,7 @@ def score_tracker(
     Args:
         name: as tables show it, such as "epoch 3" or "SiamRPN++".
         kind: "checkpoint", "untrained", "still" (static-box baseline) or "results" (another tracker's files).
-        epoch: of a checkpoint.
-        source: where it comes from (file, digests, settings).
-        notes: remarks made while reading result files.
+        source, notes: where it comes from, and remarks made while reading result files.
     """
     scores, classes = {}, dict[str, list[str]]()
     for one in annotations:
@@ -74,8 +72,8 @@ def score_tracker(
     def measured(names: Sequence[str]) -> dict[str, float | None]:
         seconds = sum(tracks[name].seconds for name in names)
         frames = sum(len(tracks[name].boxes_xywh) - 1 for name in names)
-        timed = seconds > 0 and frames > 0
-        speed = {"fps": frames / seconds if timed else None, "ms_a_frame": 1000 * seconds / frames if timed else None}
+        fps = frames / seconds if seconds > 0 and frames > 0 else None
+        speed = {"fps": fps, "ms_a_frame": 1000 / fps if fps else None}
         return {**mean_scores([scores[name] for name in names]).metrics(), **speed}
 
     mean = mean_scores(list(scores.values()))
@@ -107,9 +105,9 @@ def choose(annotations: Sequence[A], *, classes: Iterable[str] = (), names: Iter
     """
     classes, names, here = set(classes), set(names), {one.name for one in annotations}
     known = {one.class_name for one in annotations}
-    there = ", ".join(sorted(known))
-    problems = [Problem(f"class {one!r}: there are {there}", "annotations.class") for one in sorted(classes - known)]
-    problems += [Problem(f"sequence {one!r}: not here", "annotations.sequence") for one in sorted(names - here)]
+    problems = [Problem(f"no class {one!r} in {sorted(known)}", "annotations.class") for one in sorted(classes - known)]
+    text = f"is not among the {len(here)} sequences"
+    problems += [Problem(f"{one!r} {text}", "annotations.sequence") for one in sorted(names - here)]
     if problems:
         raise UserError(problems)
     return [one for one in annotations if one.class_name in (classes or known) and one.name in (names or here)]

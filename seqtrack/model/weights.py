@@ -130,8 +130,8 @@ def compare_states(
         text = f"{what}: no name is this model's: found {unexpected[0]!r}, ..., expected {missing[0]!r}, ..."
         return [Problem(text, "weights.other_model")]
     problems = [
-        Problem(f"{what}: {len(names)} {word}: {', '.join(names)}", f"weights.{word}")
-        for word, names in (("missing", missing), ("unexpected", unexpected))
+        Problem(f"{what}: {len(names)} {kind}: {', '.join(names)}", f"weights.{kind}")
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
     for name in sorted(set(found) & set(expected)):

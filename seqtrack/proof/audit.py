@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from seqtrack.checkpoints.manifest import Manifest, read_manifest
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, utc_now
 from seqtrack.checkpoints.side_files import (
@@ -28,7 +27,9 @@ from seqtrack.checkpoints.side_files import (
     EpochRecord,
     Fingerprint,
     IntervalRecord,
+    Manifest,
     RunRecord,
+    read_manifest,
     read_metrics,
     read_side_file,
     shorten,

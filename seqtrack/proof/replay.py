@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from seqtrack.checkpoints.manifest import Manifest
 from seqtrack.checkpoints.resume_point import ResumePoint
-from seqtrack.checkpoints.safetensors_io import state_digests
-from seqtrack.checkpoints.side_files import AuditedDifference, EpochRecord, IntervalRecord
+from seqtrack.checkpoints.safetensors_io import write_checkpoint_file
+from seqtrack.checkpoints.side_files import AuditedDifference, EpochRecord, IntervalRecord, Manifest
 from seqtrack.checkpoints.store import DERIVED_FIELDS, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.config.schema import Config
@@ -25,9 +24,9 @@ from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS, RunLog
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training import build
-from seqtrack.training.checkpointer import Checkpointer
+from seqtrack.training.checkpointer import Checkpointer, lineage
 from seqtrack.training.resume import load_state
-from seqtrack.training.state import TrainState
+from seqtrack.training.state import LINEAGE, TrainState
 from seqtrack.training.train_step import NotFiniteError, TrainStep
 from seqtrack.training.trainer import Trainer
 
@@ -137,10 +136,11 @@ class _ComparingCheckpointer(Checkpointer):
     ) -> None:
         epoch, step = int(str(describe["epoch"])), int(str(describe["step"]))
         theirs = self._manifests.get(epoch)
-        if describe["kind"] != "epoch" or theirs is None:
+        if describe["kind"] == "step" or theirs is None:
             return
         raw = {name: tensor_bytes(one) for name, one in tensors.items()}
-        ours = state_digests(raw, values)
+        values = {**values, LINEAGE: lineage(theirs.model_dump(), self.parent_sha256)}
+        ours = write_checkpoint_file(None, raw, values)[0].parts
         for part in (*COMPONENT_ORDER, *sorted({*ours, *theirs.parts} - {*COMPONENT_ORDER})):
             if ours.get(part) != theirs.parts.get(part):
                 recorded, recomputed = ((one.get(part) or "none")[:16] for one in (theirs.parts, ours))

@@ -3,16 +3,14 @@
 The prose is in `templates/card.md.j2`. Needs no torch.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from seqtrack.checkpoints.side_files import SourceRecord
 from seqtrack.errors import UserError
 from seqtrack.markdown import Markdown, image
 from seqtrack.reports.rendering import render_markdown
-from seqtrack.reports.run_files import read_output
+from seqtrack.reports.run_files import OutputFiles
 
 _HUB_DATASETS = {"LASOT": "l-lt/LaSOT"}
 
@@ -26,33 +24,25 @@ def model_card(output_dir: Path, *, repo: str | None = None) -> str:
     Raises:
         UserError: no checkpoint of a finished epoch, or an invalid file.
     """
-    files = read_output(output_dir)
+    files = OutputFiles(output_dir)
     runs = [phase for phase in files.phases if phase.manifests]
     if not runs:
         raise UserError(f"{output_dir} holds no checkpoint of a finished epoch; a card needs one", "report.nothing")
     sources = list({one.name: one for run in reversed(runs) if run.dataset for one in run.dataset.sources}.values())
-
+    # The metadata that the Hub reads.
+    tags = ["visual-object-tracking", "single-object-tracking", "seqtrack", "safetensors", "reproducible"]
+    tags += ["synthetic-data"] if any(source.synthetic for source in sources) else []
+    metadata: dict[str, object] = {"license": "mit", "library_name": "seqtrack", "tags": tags}
+    if datasets := [_HUB_DATASETS[one.name.upper()] for one in sources if one.name.upper() in _HUB_DATASETS]:
+        metadata["datasets"] = datasets
     return render_markdown(
         "card.md.j2",
-        front_matter=_front_matter(sources),
+        front_matter=Markdown(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)),
         sources=sources,
         runs=runs,
-        last=runs[-1],
-        newest=runs[-1].manifests[-1],
-        certificate=files.certificate,
-        comparison_plots=files.comparison_plots,
+        files=files,
         repo=Markdown(repo or "OWNER/NAME"),
         images=lambda paths: Markdown(
             "\n".join(image(path.relative_to(output_dir), path.stem.replace("_", " ")) for path in paths)
         ),
     )
-
-
-def _front_matter(sources: Sequence[SourceRecord]) -> Markdown:
-    """The metadata that the Hub reads, as YAML."""
-    tags = ["visual-object-tracking", "single-object-tracking", "seqtrack", "safetensors", "reproducible"]
-    tags += ["synthetic-data"] if any(source.synthetic for source in sources) else []
-    values: dict[str, object] = {"license": "mit", "library_name": "seqtrack", "tags": tags}
-    if datasets := [_HUB_DATASETS[one.name.upper()] for one in sources if one.name.upper() in _HUB_DATASETS]:
-        values["datasets"] = datasets
-    return Markdown(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

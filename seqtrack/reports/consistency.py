@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from seqtrack.checkpoints.manifest import Manifest, read_manifest
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_values
 from seqtrack.checkpoints.side_files import (
@@ -16,7 +15,9 @@ from seqtrack.checkpoints.side_files import (
     EnvironmentRecord,
     EpochRecord,
     IntervalRecord,
+    Manifest,
     RunRecord,
+    read_manifest,
     read_metrics,
     read_side_file,
 )
@@ -203,7 +204,7 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
 
 def _history(manifest: Manifest) -> list[dict[str, object]]:
     try:
-        return list(read_values(manifest.path)["history"]["epochs"])
+        return list(read_values(manifest.path)["history"])
     except (LookupError, TypeError) as error:
         raise DamagedFileError(f"{manifest.path} has no history", "checkpoint.state") from error
 

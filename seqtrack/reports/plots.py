@@ -4,8 +4,6 @@ During a run a child process (`python -m seqtrack.reports.plots FOLDER`) draws t
 trainer's interpreter lock nor its cores. A plot that cannot be written is only a warning.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess
@@ -14,34 +12,30 @@ import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, metrics_lines
+from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, metrics_records
 from seqtrack.plotting import new_axes, save_figure
-from seqtrack.run_dir import PLOTS, metrics_path
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from seqtrack.run_dir import PHASES, PLOTS, metrics_path
 
 logger = logging.getLogger(__name__)
 
-COLOURS = ("#1f5fa8", "#d1602b")
-REDRAW_INTERVAL_S = 60.0
+COLOURS = ("#1f5fa8", "#d1602b")  # of the first and the second run or phase
 _LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
 _MARKED_EPOCHS = 60  # with more, markers would hide the line
 _GROUPS = 2000  # more points than a plot of 900 pixels can show
 
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # positions in epochs, values
+Curves = dict[str, Line]
 
 
-def read_curves(run: Path) -> dict[str, Line]:
+def read_curves(run: Path) -> Curves:
     """The curves of a run's records: "loss" and "iou" of every epoch, "interval_loss" and "interval_iou" of every
     interval; empty without records. Epoch e covers e - 0.5 to e + 0.5."""
     found: dict[str, tuple[array[float], array[float]]] = {}
-    for _, record in metrics_lines(metrics_path(run)):
+    for record in metrics_records(metrics_path(run)):
         if isinstance(record, IntervalRecord):
             at, names = record.epoch - 0.5 + record.sample / record.samples, ("interval_loss", "interval_iou")
         elif isinstance(record, EpochRecord):
@@ -65,14 +59,22 @@ def thin_out(positions: NDArray[np.float64], values: NDArray[np.float64]) -> Lin
     return np.repeat(positions[starts], 2), extremes.ravel()
 
 
-def _draw(axes: Axes, curves: dict[str, Line], name: str, colour: str, *, label: str, dashed: bool = False) -> None:
+def _plot(runs: Sequence[tuple[str, Curves]], names: Sequence[str], title: str, path: Path) -> None:
+    """Draw "loss", "iou" or both, below one another, of one or two named runs."""
     nothing = np.empty(0), np.empty(0)
-    intervals, epochs = curves.get(f"interval_{name}", nothing), curves.get(name, nothing)
-    axes.plot(*intervals, color=colour, alpha=0.35, linewidth=0.8, label=f"{label}, every interval")
-    marker = ("x" if dashed else "o") if len(epochs[0]) <= _MARKED_EPOCHS else ""
-    style = ("--" if dashed else "-") + marker
-    axes.plot(*epochs, style, color=colour, linewidth=1.8, markersize=5, label=f"{label}, mean of the epoch")
-    axes.set_ylabel(_LABELS[name])
+    figure, axes = new_axes(title, "Epoch", rows=len(names), size=(8.0, 1.0 + 3.8 * len(names)))
+    for one, name in zip(axes, names, strict=True):
+        for place, (run, curves) in enumerate(runs):
+            second = place == 1 or run == PHASES[1]
+            intervals, epochs = curves.get(f"interval_{name}", nothing), curves.get(name, nothing)
+            one.plot(*intervals, color=COLOURS[second], alpha=0.35, linewidth=0.8, label=f"{run}, every interval")
+            style = ("--" if second else "-") + (("x" if second else "o") if len(epochs[0]) <= _MARKED_EPOCHS else "")
+            one.plot(*epochs, style, color=COLOURS[second], linewidth=1.8, markersize=5, label=f"{run}, epoch's mean")
+        one.set_ylabel(_LABELS[name])
+        one.legend(frameon=False, fontsize=8)
+        if name == "iou":
+            one.set_ylim(bottom=0)
+    save_figure(figure, path)
 
 
 def plot_phase(folder: Path) -> None:
@@ -81,43 +83,25 @@ def plot_phase(folder: Path) -> None:
     Raises:
         OSError: a plot cannot be written; it is named.
     """
-    curves = read_curves(folder)
-    if not curves:
-        return
-    (folder / PLOTS).mkdir(exist_ok=True)
-    for name, word in (("loss", "loss"), ("iou", "IoU")):
-        figure, (axes,) = new_axes(f"SeqTrack, {folder.name}: {word}", "Epoch")
-        _draw(axes, curves, name, COLOURS[name == "iou"], label=folder.name)
-        axes.legend(frameon=False)
-        if name == "iou":
-            axes.set_ylim(bottom=0)
-        save_figure(figure, folder / PLOTS / f"{folder.name}_{name}.png")
+    if curves := read_curves(folder):
+        (folder / PLOTS).mkdir(exist_ok=True)
+        for name in _LABELS:
+            _plot([(folder.name, curves)], [name], folder.name, folder / PLOTS / f"{folder.name}_{name}.png")
 
 
 def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
     """`loss_comparison.png`, `iou_comparison.png`, and both as `training_comparison.png`, titled with the verdict."""
-    curves = [read_curves(folder) for folder in folders]
-    title = f"{' and '.join(folder.name for folder in folders)}: {verdict}"
+    runs = [(folder.name, read_curves(folder)) for folder in folders]
+    title = f"{' and '.join(name for name, _ in runs)}: {verdict}"
     for file, names in {"loss": ["loss"], "iou": ["iou"], "training": ["loss", "iou"]}.items():
-        figure, axes = new_axes(title, "Epoch", rows=len(names), size=(8.0, 1.2 + 3.8 * len(names)))
-        for one, name in zip(axes, names, strict=True):
-            for place, folder in enumerate(folders):
-                _draw(one, curves[place], name, COLOURS[place], label=folder.name, dashed=place == 1)
-            one.legend(frameon=False, fontsize=8)
-        save_figure(figure, target / f"{file}_comparison.png")
+        _plot(runs, names, title, target / f"{file}_comparison.png")
 
 
 class PhasePlots:
-    """The plots of a run: redrawn by a child process from time to time, and in this process at the end.
+    """The plots of a run: redrawn by a child process at most every `interval_s`, and in this process at the end."""
 
-    Args:
-        folder: the run's folder.
-        interval_s: minimum time between two drawings, and before the first.
-    """
-
-    def __init__(self, folder: Path, *, interval_s: float = REDRAW_INTERVAL_S) -> None:
-        self.folder = folder
-        self.interval_s = interval_s
+    def __init__(self, folder: Path, *, interval_s: float = 60.0) -> None:
+        self.folder, self.interval_s = folder, interval_s
         self._began = self._last = time.monotonic()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -130,15 +114,12 @@ class PhasePlots:
             return
         self.close()
         self._last = now
-        words = [sys.executable, "-m", "seqtrack.reports.plots", str(self.folder.absolute())]
         try:
             self._child = subprocess.Popen(
-                words,
+                [sys.executable, "-m", "seqtrack.reports.plots", str(self.folder.absolute())],
                 cwd=Path(__file__).parents[2],  # where this package is found, however this process found it
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
         except OSError as error:
             self._warn(error)
 

@@ -1,9 +1,19 @@
-"""Render the jinja2 templates of this package. Every value is escaped unless it is already `Markdown`."""
+"""Render the jinja2 templates of this package, and the report as one self-contained web page.
 
+Every value of a template is escaped unless it is already `Markdown`. markdown-it reads the Markdown for the page and
+escapes its texts; HTML in it stays text, and addresses that run code are no links. The page has no script and needs no
+network: styles and images are inlined.
+"""
+
+import base64
+import itertools
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from seqtrack.markdown import code, code_block, escape, number, table
 from seqtrack.runtime.metrics_log import clock
@@ -11,17 +21,12 @@ from seqtrack.runtime.metrics_log import clock
 
 def _environment(**options: object) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,  # type: ignore[arg-type]
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
-_HTML = _environment(autoescape=True)
-_MARKDOWN = _environment(finalize=escape)
+_HTML, _MARKDOWN = _environment(autoescape=True), _environment(finalize=escape)
 _MARKDOWN.globals |= {"table": table, "code_block": code_block}
 _MARKDOWN.filters |= {"clock": clock, "code": code, "number": number, "percent": lambda share: f"{100 * share:.1f} %"}
 _MARKDOWN.filters["listed"] = lambda value: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -33,6 +38,36 @@ def render_markdown(template: str, **values: object) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)  # the blank lines around what a template leaves out
 
 
-def render_html(template: str, **values: object) -> str:
-    """The text of a `*.html.j2` template; only `markupsafe.Markup` values are inserted as HTML."""
-    return _HTML.get_template(template).render(values)
+def report_page(markdown: str, folder: Path) -> str:
+    """A whole HTML document.
+
+    Args:
+        markdown: as `write_report` makes it; begins with its only first-level heading.
+        folder: what its links are relative to; images are read there and inlined.
+
+    Raises:
+        OSError: an image cannot be read.
+    """
+    reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    tokens = reader.parse(markdown)
+    title, contents = "Report", []
+    for token, inline in itertools.pairwise(tokens):
+        children = inline.children or []
+        text = "".join(child.content for child in children)
+        if token.type == "heading_open" and token.tag == "h1":
+            title = text
+        elif token.type == "heading_open" and token.tag == "h2":
+            anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+            token.attrSet("id", anchor)
+            contents.append((anchor, re.sub(r"^\d+\. ", "", text)))
+        elif token.type == "paragraph_open" and all(child.type in ("image", "softbreak") for child in children):
+            token.attrSet("class", "plots")
+        for child in children:
+            if child.type == "image":
+                data = (folder / unquote(str(child.attrs["src"]))).read_bytes()
+                child.attrSet("src", "data:image/png;base64," + base64.b64encode(data).decode("ascii"))
+    html = reader.renderer.render(tokens, reader.options, {})
+    html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    heading, end, body = html.partition("</h1>")
+    values = {"title": title, "contents": contents, "heading": Markup(heading + end), "body": Markup(body.strip())}
+    return _HTML.get_template("page.html.j2").render(values)

@@ -8,22 +8,65 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, write_atomic
-from seqtrack.checkpoints.side_files import EnvironmentRecord
+from seqtrack.checkpoints.side_files import EnvironmentRecord, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
+from seqtrack.errors import UserError
 from seqtrack.evaluation.tables import COLUMNS, HEADINGS
 from seqtrack.markdown import Markdown, code, image
 from seqtrack.reports.rendering import render_markdown
 from seqtrack.reports.requirements import REQUIREMENTS, find
-from seqtrack.reports.run_files import OutputFiles, read_output
-from seqtrack.reports.team import Team
+from seqtrack.reports.run_files import OutputFiles
 from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, PHASES
 from seqtrack.uploads.state import VerifiedFile
 
-AUTHORS = "seqtrack_b256"
 # Folders of many small files, which the table of uploads lists in one row each.
 _GROUPED = re.compile(r".*/(?:evaluation/boxes|logs/tensorboard)/")
+# A member is a text such as "Ada Lovelace, 12345", or a mapping whose values are joined to one.
+_Person = Annotated[
+    str, BeforeValidator(lambda one: ", ".join(map(str, one.values())) if isinstance(one, dict) else one)
+]
+
+
+class Team(BaseModel):
+    """Who hands the report in. Every field may be empty."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    title: str = ""
+    team: str = ""
+    number: str = ""
+    course: str = ""
+    members: tuple[_Person, ...] = ()
+    repository: str = ""
+    hub: str = ""
+    notes: str = ""
+
+
+def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
+    """The team of a YAML file with fields of `Team`; values of `given` that are not empty take precedence.
+
+    Raises:
+        UserError: unreadable, not a mapping, unknown keys, wrong types.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
+        if isinstance(values, dict):
+            values = {**values, **{key: value for key, value in given.items() if value}}
+            values = {key: value for key, value in values.items() if value is not None}
+        return Team.model_validate(values)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}", code="report.team") from error
+    except ValidationError as error:
+        known = f"{path}, of `key: value` lines with {', '.join(Team.model_fields)}"
+        raise UserError(problems_of(known, error, "report.team")) from error
 
 
 def write_report(output_dir: Path, team: Team) -> list[Path]:
@@ -35,7 +78,7 @@ def write_report(output_dir: Path, team: Team) -> list[Path]:
     Raises:
         UserError: nothing to report, or invalid files.
     """
-    files = read_output(output_dir)
+    files = OutputFiles(output_dir)
     written = [folder / "report.md" for folder in (output_dir, *(phase.folder for phase in files.phases))]
     for path in written:
         write_atomic(path, _report_text(files, team, place=path.parent).encode())
@@ -62,7 +105,7 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         certificate_sha256=sha256_file(certificate) if files.certificate else None,
         upload_rows=_upload_rows(files.uploads.files) if files.uploads else [],
         headings={key: HEADINGS[key] for key in COLUMNS},
-        authors=AUTHORS,
+        authors="seqtrack_b256",
         load_config=load_config,
         compare_configs=compare_configs,
         config_digest=config_digest,
@@ -76,10 +119,8 @@ def _team_rows(team: Team) -> list[tuple[str, str]]:
     rows = [("Team", team.team), ("Number", team.number), ("Course", team.course), *members]
     rows += [("Repository", team.repository), ("Hub", team.hub), ("Notes", team.notes)]
     # A whole address becomes a link that shows where it leads.
-    links = [
-        (name, Markdown(f"<{text}>") if re.fullmatch(r"https://[\w./~%#?&=+-]+", text) else text) for name, text in rows
-    ]
-    return [row for row in links if row[1]]
+    address = re.compile(r"https://[\w./~%#?&=+-]+")
+    return [(name, Markdown(f"<{text}>") if address.fullmatch(text) else text) for name, text in rows if text]
 
 
 def _environment_rows(files: OutputFiles) -> list[list[object]]:
@@ -90,18 +131,10 @@ def _environment_rows(files: OutputFiles) -> list[list[object]]:
     return [["", *columns], *(row for row in rows if any(row[1:]))] if columns else []
 
 
-def _facts(record: EnvironmentRecord) -> dict[str, object]:
-    return {
-        "commit": record.commit,
-        "requirements.lock, sha256": code(record.lock_sha256),
-        "system": record.platform,
-        "CPU": record.cpu,
-        "CPU cores": record.cpu_count,
-        "memory (bytes)": record.memory_bytes,
-        "GPU memory (bytes)": record.gpu_memory_bytes,
-        **{key: value for key, value in sorted(record.fingerprint.items()) if key != "cpu"},
-        **{f"package {key}": value for key, value in sorted(record.versions.items())},
-    }
+def _facts(record: EnvironmentRecord) -> Mapping[str, object]:
+    own = record.model_dump(exclude={"fingerprint", "versions"})
+    facts = {name.replace("_", " "): value for name, value in [*own.items(), *sorted(record.fingerprint.items())]}
+    return facts | {f"package {name}": version for name, version in sorted(record.versions.items())}
 
 
 def _upload_rows(files: Mapping[str, VerifiedFile]) -> list[list[object]]:
@@ -112,8 +145,7 @@ def _upload_rows(files: Mapping[str, VerifiedFile]) -> list[list[object]]:
         groups.setdefault(found[0] if found else path, []).append(file)
     rows: list[list[object]] = []
     for path, members in groups.items():
-        name: object = code(path)
-        digest, commit = code(members[0].sha256), members[0].commit or ""
+        name, digest, commit = code(path), code(members[0].sha256), members[0].commit or ""
         if path.endswith("/"):
             name, digest, commit = Markdown(f"{code(path)}: {len(members)} files"), Markdown(""), ""
         shown = code(commit[:12]) if re.fullmatch("[0-9a-f]{12,}", commit) else "–"

@@ -1,8 +1,8 @@
 """The functions that implement each requirement, which a report has to list with file and line."""
 
 import ast
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -34,8 +34,7 @@ REQUIREMENTS = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a function is: its file relative to the repository, its line from 1."""
 
     function: str

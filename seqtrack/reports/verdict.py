@@ -4,8 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqtrack.checkpoints.safetensors_io import write_atomic
-from seqtrack.checkpoints.side_files import Certificate, RunRecord, write_side_file
+from seqtrack.checkpoints.safetensors_io import write_atomic, write_json
+from seqtrack.checkpoints.side_files import Certificate, RunRecord
 from seqtrack.errors import UserError
 from seqtrack.markdown import Markdown, escape, number
 from seqtrack.reports.compare import compare_runs
@@ -27,7 +27,7 @@ def table(certificate: Certificate) -> Markdown:
     cells = [[escape(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, [Markdown("-" * width) for width in widths])
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines = (" | ".join(map(str.ljust, row, widths)) for row in cells)
     return Markdown("\n".join(f"| {line} |" for line in lines))
 
 
@@ -38,7 +38,7 @@ def write_comparison(certificate: Certificate, runs: Sequence[Path], folder: Pat
         plot_comparison(runs, folder, verdict=certificate.verdict)
         text = render_markdown("comparison.md.j2", certificate=certificate, comparison_table=table(certificate))
         write_atomic(folder / "comparison.md", text.encode())
-        write_side_file(folder / CERTIFICATE_FILE, certificate)
+        write_json(folder / CERTIFICATE_FILE, certificate.model_dump())
     except OSError as error:
         # The verdict itself needs no file, and a finished run is not undone by a full disk.
         logger.warning("plots and certificate could not be written (%s)", error)
@@ -66,10 +66,10 @@ def conclude(output_dir: Path, run: RunRecord) -> int:
         return 0
     write_comparison(certificate, folders, output_dir / COMPARISON)
     first = certificate.runs[0].run
-    same_recipe = first is None or first.config_digest == run.config_digest
-    if not same_recipe:
+    guaranteed = run.starts[-1].guarantee == "bitwise"
+    if first is not None and first.config_digest != run.config_digest:
+        guaranteed = False
         logger.info("phase 1 has another configuration: equality is not guaranteed")
     for line in report_lines(certificate):
         logger.info("%s", line)
-    guaranteed = same_recipe and run.starts[-1].guarantee == "bitwise"
     return int(certificate.verdict == "differs" and guaranteed)

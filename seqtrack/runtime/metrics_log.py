@@ -26,8 +26,7 @@ from seqtrack.checkpoints.side_files import (
     IntervalRecord,
     Record,
     ValidationRecord,
-    metrics_lines,
-    shorten,
+    metrics_records,
 )
 from seqtrack.errors import Problem
 from seqtrack.run_dir import DAMAGED_METRICS_FILE, METRICS_FILE, TENSORBOARD, phase_name
@@ -156,18 +155,19 @@ class RunLog:
         """Drop the records after the resume point; a file with damaged lines is kept under another name as well."""
         problems: list[Problem] = []
         with new_file(self._path) as kept:
-            for line, record in metrics_lines(self._path):
+            for record in metrics_records(self._path):
                 if isinstance(record, Problem):
                     problems.append(record)
                 elif record.step <= resume_step:
-                    kept.write(line.rstrip(b"\r\n") + b"\n")
+                    kept.write(_line(record))
                     self._note(record)
                     if not isinstance(record, ValidationRecord):
                         self.elapsed_before_s = max(self.elapsed_before_s, record.elapsed_s)
             if problems:
                 shutil.copyfile(self._path, self._path.with_name(DAMAGED_METRICS_FILE))
-        for problem in shorten(problems):
-            logger.warning("dropped (%s has it): %s", DAMAGED_METRICS_FILE, problem)
+        if problems:
+            text = "%d damaged lines are dropped (%s has them), the first: %s"
+            logger.warning(text, len(problems), DAMAGED_METRICS_FILE, problems[0])
 
     @functools.cached_property
     def _board(self) -> Any:
@@ -220,7 +220,7 @@ class RunLog:
     def record(self, record: Record) -> None:
         """Append one record in a single write, so that a kill leaves a complete line or none."""
         if self.writes:
-            line = (json.dumps({"type": record.type, **record.model_dump()}, allow_nan=False) + "\n").encode()
+            line = _line(record)
             with name_in_errors(self._path):
                 if rest := line[os.write(self._file, line) :]:
                     os.write(self._file, rest)  # after a partial write this raises the reason
@@ -269,6 +269,10 @@ class RunLog:
             os.close(self._file)
             if "_board" in self.__dict__:  # not opened only to be closed
                 self._to_board(lambda board: board.close())
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps({"type": record.type, **record.model_dump()}, allow_nan=False) + "\n").encode()
 
 
 def _common_scalars(record: IntervalRecord | EpochRecord) -> dict[str, float | None]:

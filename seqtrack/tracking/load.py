@@ -50,7 +50,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 there = epochs or "none; train first, or name a checkpoint file"
                 text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {there}"
                 problems.append(Problem(text, "checkpoint.no_epoch" if epochs else "checkpoint.none"))
-                problems += [] if epochs else unusable_checkpoints(folder).values()
+                problems += [] if epochs else unusable_checkpoints(folder)
         elif "/" in word or "." in word:
             try:
                 found = [manifest_of(Path(word))]

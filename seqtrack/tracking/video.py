@@ -19,8 +19,7 @@ import cv2
 import numpy as np
 
 from seqtrack.data import Image
-from seqtrack.data.decode import read_image
-from seqtrack.data.frames import list_video_frames
+from seqtrack.data.decode import list_video_frames, read_image
 from seqtrack.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -38,18 +38,14 @@ from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import fingerprint
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
-from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.state import RandomStates, TrainState
 from seqtrack.training.trainer import Validation
 
 logger = logging.getLogger(__name__)
 
 
 def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> list[Source]:
-    """The data sets of a configuration, its randomly chosen classes included.
-
-    Raises:
-        UserError: everything that is wrong with any of them.
-    """
+    """The data sets of a configuration, its randomly chosen classes included; a UserError lists all that is wrong."""
     classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
     opened: list[Source] = []
     problems: list[str] = []
@@ -64,11 +60,7 @@ def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> lis
 
 
 def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
-    """The dataset that samples are drawn from.
-
-    Raises:
-        UserError: a source that cannot be sampled, or damaged frame files.
-    """
+    """The dataset that samples are drawn from; a UserError for a source that cannot be sampled."""
     data = config.DATA
     template, search = data.TEMPLATE, data.SEARCH
     spec = SampleSpec(
@@ -88,28 +80,19 @@ def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
 def build_loader(config: Config, sources: list[Source], distributed: DistributedContext) -> BatchLoader:
     """The loader of this rank's shards of the batches; its workers are not started yet."""
     dataset = make_dataset(config, sources)
-    per_epoch = config.DATA.TRAIN.SAMPLE_PER_EPOCH
+    per_epoch, workers = config.DATA.TRAIN.SAMPLE_PER_EPOCH, config.TRAIN.NUM_WORKER
+    # For "auto" the cores of this process divided by the processes of this machine. More than 12 never were faster: one
+    # worker prepares several hundred samples per second.
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return BatchLoader(
         dataset,
         batch_size_global=config.TRAIN.BATCH_SIZE,
         samples_per_epoch=dataset.automatic_epoch() if isinstance(per_epoch, str) else per_epoch,
         world_size=distributed.world_size,
         rank=distributed.rank,
-        num_workers=_num_workers(config),
+        num_workers=max(1, min(12, cores)) if isinstance(workers, str) else workers,
         pin=distributed.device.type == "cuda",
     )
-
-
-def _num_workers(config: Config) -> int:
-    """TRAIN.NUM_WORKER; "auto" is the cores of this process divided by the processes of this machine, at most 12.
-
-    More never were faster: one worker prepares several hundred samples per second.
-    """
-    workers = config.TRAIN.NUM_WORKER
-    if not isinstance(workers, str):
-        return workers
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(12, len(os.sched_getaffinity(0)) // processes))
 
 
 def set_kernels(config: Config, distributed: DistributedContext) -> None:
@@ -152,40 +135,32 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
         UserError: the pretrained weights cannot be obtained.
     """
     spec = model_spec(config)
+    made: list[SeqTrack] = []
 
-    def initialised() -> SeqTrack:
+    def initialise() -> None:
         model = build_model(spec, seed=config.TRAIN.SEED)
         if spec.pretrain_type != "scratch":
             load_pretrained(model)
-        return model.to(distributed.device)
+        made.append(model.to(distributed.device))
 
     with explain_out_of_memory("while the model was put on the device", "use a smaller model, or DEVICE=cpu"):
-        if not fresh:
-            model = build_empty(spec).to_empty(device=distributed.device)
-        else:
-            # Rank 0 alone, so that a download happens once; the others take its weights.
-            made: list[SeqTrack] = []
-            distributed.run_on_rank0_and_broadcast(lambda: made.append(initialised()))
-            model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
+        if fresh:  # rank 0 alone, so that a download happens once; the others take its weights
+            distributed.run_on_rank0_and_broadcast(initialise)
+        model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
+        if fresh:
             distributed.share(model)
     return model
 
 
 def build_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
-    """The training state before its first step; for a run that resumes, to be restored.
-
-    Raises:
-        UserError: as for `build_training_model`, or no parameter is left to train.
-    """
+    """The training state before its first step; for a run that resumes, to be restored."""
     model = build_training_model(config, distributed, fresh=fresh)
     optimizer = NamedOptimizer(model, config.TRAIN)
     rng = RandomStates(distributed.rank)
     rng.seed(config.TRAIN.SEED)
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
     scaler = GradScaler(distributed.device.type, enabled=precision == "fp16")
-    return TrainState(
-        model, optimizer, Schedule(optimizer, config.TRAIN, steps_per_epoch), scaler, rng, Meters(), History()
-    )
+    return TrainState(model, optimizer, Schedule(optimizer, config.TRAIN, steps_per_epoch), scaler, rng)
 
 
 def callable_form(config: Config, model: nn.Module) -> nn.Module:
@@ -198,11 +173,8 @@ def callable_form(config: Config, model: nn.Module) -> nn.Module:
 def make_validation(
     config: Config, data_dir: Path, trained_on: Sequence[Source], distributed: DistributedContext
 ) -> Validation | None:
-    """A function that scores a model on held-out sequences of the same data sets; None if the configuration has none.
-
-    Raises:
-        UserError: a held-out sequence is trained on, or they cannot be opened.
-    """
+    """A function that scores a model on held-out sequences of the same data sets; None if the configuration has none. A
+    UserError if a held-out sequence is trained on, or they cannot be opened."""
     if config.TRAIN.VALIDATION_INTERVAL == 0 or not distributed.is_main:
         return None
     from seqtrack.evaluation.run import refuse_leak, validate  # start-up time: only validation needs a tracker

@@ -6,29 +6,30 @@ the next step with the cause.
 
 import logging
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from seqtrack.checkpoints.manifest import Manifest
+from seqtrack.checkpoints.side_files import Manifest
 from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError
+from seqtrack.training.state import LINEAGE, State
 
 logger = logging.getLogger(__name__)
 
 # In addition to the tensors: the file's head, the manifest, the log lines and plots that follow.
 _SPARE_BYTES = 8 * 1024 * 1024
-# Memory for copies is allocated in pieces of this size: torch rounds a page-locked block up to a power of two, so that
-# one block for B256's 1.09 GB would take 2.1.
-_PIECE_BYTES = 64 * 1024 * 1024
-_ALIGNMENT = 64
+
+
+def lineage(describe: Mapping[str, object], parent_sha256: str | None) -> State:
+    """The component that puts a checkpoint into the hash chain: what its manifest repeats."""
+    return {**{name: describe.get(name) for name in ("config_digest", "data_digest")}, "parent_sha256": parent_sha256}
 
 
 class Checkpointer:
@@ -45,13 +46,12 @@ class Checkpointer:
         # Both are called in the writing thread: before a checkpoint, to make durable what it relies on, and after it.
         self.before_write: Callable[[], None] = lambda: None
         self.on_durable: Callable[[Manifest], None] = lambda manifest: None
+        self._last_name, self._last_parent = "", parent_sha256
         self._buffers: dict[str, Tensor] = {}
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
-    def save(
-        self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, describe: Mapping[str, object]
-    ) -> None:
+    def save(self, name: str, tensors: Mapping[str, Tensor], values: State, *, describe: Mapping[str, object]) -> None:
         """Copy the state and start writing it; first waits until the previous write is durable.
 
         Raises:
@@ -59,14 +59,17 @@ class Checkpointer:
         """
         started = time.perf_counter()
         self.wait()
+        if name == self._last_name:  # the same epoch once more, now with its file
+            self.parent_sha256 = self._last_parent
+        self._last_name, self._last_parent = name, self.parent_sha256
+        values = {**values, LINEAGE: lineage(describe, self.parent_sha256)}
         copied = self._copy(tensors)
-        arguments = (self.folder / name, copied, dict(values), dict(describe), time.perf_counter() - started)
-        thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
-        thread.start()
-        self._thread = thread
+        blocked_s = time.perf_counter() - started
+        self._writing = self._thread.submit(self._write, self.folder / name, copied, values, describe, blocked_s)
 
     def preallocate(self, tensors: Mapping[str, Tensor]) -> None:
-        """Allocate the memory for copies of such tensors now rather than in the first save.
+        """Allocate the memory for copies of such tensors now rather than in the first save; a GPU's in page-locked
+        memory, if there is enough of it. The values are set, which takes the page faults now.
 
         Raises:
             RunError: too little space on the disk for a checkpoint of this size.
@@ -78,19 +81,24 @@ class Checkpointer:
                 f"{_SPARE_BYTES / 1e6:.0f} MB to spare: make room, or set TRAIN.KEEP_CHECKPOINTS",
                 code="run.no_space",
             )
+
+        def allocate(pinned: bool) -> dict[str, Tensor]:
+            return {n: torch.zeros(one.shape, dtype=one.dtype, pin_memory=pinned) for n, one in tensors.items()}
+
         self._buffers = {}  # freed before as much is allocated again
-        self._buffers = _buffers_like(tensors)
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        pinned = pin_or_none(lambda: allocate(True), "checkpoints", needed) if on_gpu else None
+        self._buffers = pinned or allocate(False)
 
     @property
     def is_busy(self) -> bool:
         """Whether a write is in progress, which the next save would have to wait for."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._writing is not None and not self._writing.done()
 
     def check(self) -> None:
         """Raise what went wrong with a write in the background, if anything did."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Return when the last write is durable.
@@ -98,10 +106,9 @@ class Checkpointer:
         Raises:
             OSError: it failed; older checkpoints are untouched.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def close(self) -> None:
         """Let the write in progress finish, whatever happened to the run; its failure is only logged here."""
@@ -109,6 +116,7 @@ class Checkpointer:
             self.wait()
         except OSError as error:
             logger.error("%s", error)
+        self._thread.shutdown()
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors' values now, in buffers on the CPU that are reused from save to save.
@@ -125,52 +133,20 @@ class Checkpointer:
         return {name: self._buffers[name] for name in tensors}
 
     def _write(
-        self,
-        path: Path,
-        tensors: Mapping[str, Tensor],
-        values: Mapping[str, Any],
-        describe: Mapping[str, object],
-        blocked_s: float,
+        self, path: Path, tensors: Mapping[str, Tensor], values: State, describe: Mapping[str, object], blocked_s: float
     ) -> None:
-        try:
-            started = time.perf_counter()
-            self.before_write()
-            raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
-            manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
-            if manifest.kind == "epoch":
-                self.parent_sha256 = manifest.sha256
-            logger.info(
-                "checkpoint %s : %.1f MB , blocked training for %.3f s , durable after %.2f s , sha256 %s",
-                manifest.file,
-                manifest.bytes / 1e6,
-                blocked_s,
-                time.perf_counter() - started,
-                manifest.sha256[:16],
-            )
-            self.on_durable(manifest)
-        except BaseException as error:  # noqa: BLE001 - nothing is swallowed: `check` raises it in the training thread
-            self._failure = error
-
-
-def _buffers_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A buffer on the CPU for each tensor; for a GPU's in page-locked memory, if there is enough of it."""
-    places: dict[str, tuple[int, int]] = {}  # piece, and first byte in it, of each tensor
-    sizes = [0]
-    for name, tensor in tensors.items():
-        needed = -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        if sizes[-1] and sizes[-1] + needed > _PIECE_BYTES:
-            sizes.append(0)
-        places[name] = (len(sizes) - 1, sizes[-1])
-        sizes[-1] += needed
-
-    def allocate(pinned: bool) -> list[Tensor]:
-        return [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for size in sizes]
-
-    on_gpu = any(tensor.is_cuda for tensor in tensors.values())
-    pieces = (pin_or_none(lambda: allocate(True), "checkpoints", sum(sizes)) if on_gpu else None) or allocate(False)
-    for piece in pieces:
-        piece.zero_()  # takes the page faults now
-    return {
-        name: pieces[number][start : start + tensors[name].nbytes].view(tensors[name].dtype).view(tensors[name].shape)
-        for name, (number, start) in places.items()
-    }
+        started = time.perf_counter()
+        self.before_write()
+        raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
+        manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
+        if manifest.kind != "step":
+            self.parent_sha256 = manifest.sha256
+        logger.info(
+            "checkpoint %s : %.1f MB , blocked training for %.3f s , durable after %.2f s , sha256 %s",
+            manifest.file,
+            manifest.bytes / 1e6,
+            blocked_s,
+            time.perf_counter() - started,
+            manifest.sha256[:16],
+        )
+        self.on_durable(manifest)

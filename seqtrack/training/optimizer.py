@@ -41,10 +41,9 @@ def learning_rate_factor(step: int, train: Train, steps_per_epoch: int) -> float
 def first_changed_step(before: Train, after: Train, steps_per_epoch: int, *, steps: int) -> int | None:
     """The first of the first `steps` optimizer steps (counted from 1, as in the log) that `after` would take at another
     rate than `before`, or would not take at all; None if there is none."""
-    last = steps_per_epoch * after.EPOCH
     for step in range(steps):
         rates = {learning_rate_factor(step, train, steps_per_epoch) for train in (before, after)}
-        if step >= last or len(rates) == 2:
+        if step >= steps_per_epoch * after.EPOCH or len(rates) == 2:
             return step + 1
     return None
 
@@ -84,6 +83,9 @@ def parameter_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
 
     Returns:
         dictionaries with `params`, `names`, `lr`, `weight_decay`, in the order of the authors' optimizer.
+
+    Raises:
+        UserError: no parameter is left to train.
     """
     rates = (train.LR, train.LR * train.ENCODER_MULTIPLIER)
     groups: list[dict[str, Any]] = [
@@ -96,7 +98,10 @@ def parameter_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             groups[in_encoder]["params"].append(parameter)
             groups[in_encoder]["names"].append(name)
-    return [group for group in groups if group["params"]]
+    if found := [group for group in groups if group["params"]]:
+        return found
+    text = "no parameter is left to train: TRAIN.FREEZE_ENCODER and ENCODER_OPEN exclude all of them"
+    raise UserError(text, code="train.all_frozen")
 
 
 class NamedOptimizer:
@@ -104,11 +109,6 @@ class NamedOptimizer:
 
     def __init__(self, model: nn.Module, train: Train) -> None:
         groups = parameter_groups(model, train)
-        if not groups:
-            raise UserError(
-                "no parameter is left to train: TRAIN.FREEZE_ENCODER and ENCODER_OPEN exclude all of them",
-                code="train.all_frozen",
-            )
         self.names: list[list[str]] = [group.pop("names") for group in groups]
         self.base_rates: list[float] = [group["lr"] for group in groups]
         self.inner = AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
@@ -129,7 +129,6 @@ class NamedOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The names of each group's parameters, and the moments by name; the configuration has the rest."""
-        # A parameter that no step has updated yet has no state; the absence is itself part of the state.
         state = {name: dict(self.inner.state[p]) for name, p in self._named().items() if p in self.inner.state}
         return {"names": self.names, "state": state}
 
@@ -150,6 +149,4 @@ class NamedOptimizer:
                 expected = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
                 if (found := (tuple(tensor.shape), tensor.dtype)) != expected:
                     raise ValueError(f"{name}.{key} has shape and type {found}, expected {expected}")
-            self.inner.state[parameter] = {
-                key: tensor.to(device=parameter.device, copy=True) for key, tensor in values.items()
-            }
+                self.inner.state[parameter][key] = tensor.to(device=parameter.device, copy=True)

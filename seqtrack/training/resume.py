@@ -9,21 +9,19 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from torch import Tensor
 
-from seqtrack.checkpoints.manifest import Manifest
-from seqtrack.checkpoints.resume_point import ResumePoint, find_resume_point, lock_run_dir, prepare_folder, read_run
-from seqtrack.checkpoints.side_files import Fingerprint, StartRecord
+from seqtrack.checkpoints.resume_point import ResumePoint, find_resume_point, hold_run_dir, read_run
+from seqtrack.checkpoints.side_files import Fingerprint, Manifest, StartRecord
 from seqtrack.checkpoints.store import load_checkpoint, manifest_of
 from seqtrack.config.environment import Environment
-from seqtrack.config.loader import Difference, compare_configs, config_digest, config_from_text, load_config
+from seqtrack.config.loader import compare_configs, config_digest, config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import FRAMES_COVERED_BY
 from seqtrack.device import explain_out_of_memory
 from seqtrack.errors import Problem, UserError
-from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, FETCHED
+from seqtrack.run_dir import CHECKPOINTS, FETCHED
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import guarantee
 from seqtrack.training.optimizer import first_changed_step
@@ -34,12 +32,9 @@ logger = logging.getLogger(__name__)
 # Keys that decide nothing but the learning rate of each step, and how many steps there are.
 _SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 
-# Logged with every guarantee: the data digest covers no more of the frame files.
-_CONDITION = f"(of the frame files, the {FRAMES_COVERED_BY} was compared, not the contents)"
-
 
 def find_run(environment: Environment, config: Config, data_digest: str, steps_per_epoch: int) -> ResumePoint:
-    """Where this run starts, after checking that it is the run of this folder and of that checkpoint.
+    """Where this run starts, after checking that it is the run of that checkpoint.
 
     Raises:
         UserError: another configuration or other data (all differences are listed), or no such checkpoint.
@@ -49,16 +44,11 @@ def find_run(environment: Environment, config: Config, data_digest: str, steps_p
     fetched = environment.output_dir / FETCHED
 
     def fetch(epoch: int) -> Manifest:
-        # Deferred for start-up time: a run that finds its checkpoint on this disk needs no Hub client.
         from seqtrack.uploads.fetch import fetch_checkpoint  # start-up time: only runs with a target need it
 
         logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.target)
         return manifest_of(fetch_checkpoint(environment, epoch, fetched / CHECKPOINTS))
 
-    run = read_run(folder)
-    stored = load_config(str(folder / CONFIG_FILE)) if run is not None else None
-    if run is not None and stored is not None:
-        _check_experiment(folder, stored, config, run.data_digest == data_digest)
     start = find_resume_point(
         folder,
         resume_epoch=environment.resume_epoch,
@@ -66,67 +56,46 @@ def find_run(environment: Environment, config: Config, data_digest: str, steps_p
         elsewhere=[*others, fetched],
         fetch=fetch if environment.target else None,
     )
-    manifest = start.manifest
-    if run is not None and stored is not None:
-        steps = manifest.step if manifest else run.epochs * steps_per_epoch * start.finished
-        _check_steps(folder, stored, config, steps, steps_per_epoch)
-    if manifest is None:
-        return start
-    theirs = config_from_text(json.dumps(manifest.config), str(manifest.manifest_path)) if manifest.config else config
+    if (manifest := start.manifest) is not None:
+        changes = _check_experiment(manifest, config, data_digest, steps_per_epoch)
+        return replace(start, config_changes=changes)
+    run = read_run(folder) if start.finished else None  # its checkpoints were moved away
+    if run is not None and (run.config_digest, run.data_digest) != (config_digest(config), data_digest):
+        _refuse(folder, [Problem("it is complete, with another configuration or data", "run.other_experiment")])
+    return start
+
+
+def _check_experiment(manifest: Manifest, config: Config, data_digest: str, steps_per_epoch: int) -> tuple[str, ...]:
+    """Refuse a checkpoint of another experiment, or a schedule that would have taken a step already taken otherwise or
+    not at all; returns the keys that differ without such an effect."""
+    place = str(manifest.manifest_path)
+    theirs = config_from_text(json.dumps(manifest.config), place) if manifest.config else config
     if config_digest(theirs) != manifest.config_digest:
         _refuse(manifest.path, [Problem("its configuration has another digest", "run.other_experiment")])
-    _check_experiment(manifest.path, theirs, config, manifest.data_digest == data_digest)
-    _check_steps(manifest.path, theirs, config, manifest.step, steps_per_epoch)
-    return replace(start, config_changes=tuple(str(one) for one in compare_configs(theirs, config) if one.must_match))
-
-
-def _check_experiment(what: Path, theirs: Config, ours: Config, same_data: bool) -> None:
-    """Refuse differences that make another experiment whatever steps were taken."""
-    problems = [
-        Problem(_was(one), "run.other_experiment")
-        for one in compare_configs(theirs, ours)
-        if one.must_match and not one.key.startswith(_SCHEDULE) and not _has_no_effect(one.key, theirs, ours)
-    ]
-    if not same_data:
-        problems.append(
-            Problem("the sequences, annotations or frame files differ (digest in dataset.json)", "data.changed")
-        )
+    # Keys on which training does not depend, because of the values of others.
+    unused = [] if theirs.TRAIN.FREEZE_ENCODER or config.TRAIN.FREEZE_ENCODER else ["TRAIN.ENCODER_OPEN"]
+    unused += ["DATA.TRAIN.DATASETS_RATIO"] if len(config.DATA.TRAIN.DATASETS_NAME) == 1 else []
+    changed = [one for one in compare_configs(theirs, config) if one.must_match]
+    was = {one.key: f"{one.key} is {one.b!r} now, {one.a!r} there" for one in changed if one.key not in unused}
+    problems = [Problem(text, "run.other_experiment") for key, text in was.items() if not key.startswith(_SCHEDULE)]
+    if manifest.data_digest != data_digest:
+        text = "the sequences, annotations or frame files differ (digest in dataset.json)"
+        problems.append(Problem(text, "data.changed"))
     if problems:
-        _refuse(what, problems)
+        _refuse(manifest.path, problems)
+    if was and (step := first_changed_step(theirs.TRAIN, config.TRAIN, steps_per_epoch, steps=manifest.step)):
+        reason = f"of {manifest.step} steps taken, step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would differ"
+        _refuse(manifest.path, [Problem(text, "resume.step_would_differ") for text in (reason, *was.values())])
+    return tuple(str(one) for one in changed)
 
 
-def _has_no_effect(key: str, theirs: Config, ours: Config) -> bool:
-    """Whether a training run does not depend on a key, because of the values of other keys."""
-    if key == "TRAIN.ENCODER_OPEN":
-        return not (theirs.TRAIN.FREEZE_ENCODER or ours.TRAIN.FREEZE_ENCODER)
-    return key == "DATA.TRAIN.DATASETS_RATIO" and len(ours.DATA.TRAIN.DATASETS_NAME) == 1
-
-
-def _check_steps(what: Path, theirs: Config, ours: Config, steps: int, steps_per_epoch: int) -> None:
-    """Refuse another schedule if a step already taken would have been taken at another rate, or not at all."""
-    keys = [_was(one) for one in compare_configs(theirs, ours) if one.key.startswith(_SCHEDULE)]
-    step = first_changed_step(theirs.TRAIN, ours.TRAIN, steps_per_epoch, steps=steps) if keys else None
-    if step is not None:
-        epoch = (step - 1) // steps_per_epoch + 1
-        reason = f"of {steps} steps taken, step {step} (epoch {epoch}) would have another learning rate or not exist"
-        _refuse(what, [Problem(text, "resume.step_would_differ") for text in (reason, *keys)])
-
-
-def _was(one: Difference) -> str:
-    return f"{one.key} is {one.b!r} now, {one.a!r} there"
-
-
-def _refuse(what: Path, problems: list[Problem]) -> NoReturn:
+def _refuse(what: Path, problems: list[Problem]) -> None:
     advice = "nothing was changed. Set OUTPUT_DIR to another folder, or set these back:"
     raise UserError([Problem(f"{what} is of another run; {advice}", problems[0].code), *problems])
 
 
 def load_state(state: TrainState, start: ResumePoint, distributed: DistributedContext) -> None:
-    """Restore the checkpoint's state on every rank.
-
-    Raises:
-        UserError: the checkpoint does not fit.
-    """
+    """Restore the checkpoint's state on every rank; a UserError if it does not fit."""
     manifest = start.manifest
     if manifest is None:
         return
@@ -144,18 +113,9 @@ def load_state(state: TrainState, start: ResumePoint, distributed: DistributedCo
 
 @contextlib.contextmanager
 def claim_folder(folder: Path, start: ResumePoint, distributed: DistributedContext) -> Iterator[None]:
-    """The run's folder, prepared by rank 0 and locked against other runs until the block ends.
-
-    Raises:
-        UserError: it cannot be written, or another run is in it.
-    """
+    """`hold_run_dir` by rank 0, with its UserError on every rank."""
     with contextlib.ExitStack() as held:
-
-        def prepare() -> None:
-            held.enter_context(lock_run_dir(folder))
-            prepare_folder(folder, start)
-
-        distributed.run_on_rank0_and_broadcast(prepare)
+        distributed.run_on_rank0_and_broadcast(lambda: held.enter_context(hold_run_dir(folder, start)))
         yield
 
 
@@ -163,24 +123,20 @@ def log_resume_point(start: ResumePoint, ours: Fingerprint) -> StartRecord:
     """Log where the run starts and which reproducibility guarantee holds; returns the record of it for run.json."""
     manifest = start.manifest
     held, differences = guarantee(ours, ours if manifest is None else manifest.fingerprint)
-    if manifest is not None:
-        logger.info(
-            "resumes after step %d (epoch %d, %d samples into it) from %s, sha256 %s",
-            manifest.step,
-            manifest.epoch,
-            manifest.sample,
-            manifest.path,
-            manifest.sha256[:16],
-        )
-        for change in start.config_changes:
-            logger.info("changed since, without changing a step already taken: %s", change)
-    where = "with that checkpoint" if manifest else "for a resumed run on this hardware and lock"
-    begins = "" if manifest else "starts from scratch; "
-    logger.info("%sreproducibility guarantee %s: %s %s", begins, where, held, _CONDITION)
+    if manifest is None:
+        begins = "starts from scratch; reproducibility guarantee for a resumed run on this hardware and lock"
+    else:
+        at = f"after step {start.step} (epoch {manifest.epoch}, {manifest.sample} samples into it)"
+        logger.info("resumes %s from %s, sha256 %s", at, manifest.path, manifest.sha256[:16])
+        begins = "reproducibility guarantee with that checkpoint"
+    for change in start.config_changes:
+        logger.info("changed since, without changing a step already taken: %s", change)
+    text = "%s: %s (of the frame files, the %s was compared, not the contents)"
+    logger.info(text, begins, held, FRAMES_COVERED_BY)
     for difference in differences:
         logger.info("  because %s", difference)
     return StartRecord(
-        source=f"{manifest.folder.parent.name}/{manifest.file}" if manifest else None,
+        source=f"{manifest.path.parents[1].name}/{manifest.file}" if manifest else None,
         step=start.step,
         epoch=manifest.epoch if manifest else 0,
         fingerprint=ours,

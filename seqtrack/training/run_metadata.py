@@ -1,18 +1,16 @@
 """The files next to a run's checkpoints (run.json, configuration, data, environment), and its first log lines."""
 
 import contextlib
-import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from seqtrack.checkpoints.manifest import Manifest
-from seqtrack.checkpoints.resume_point import RESUMABLE, read_run, write_run
-from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic
-from seqtrack.checkpoints.side_files import DatasetRecord, RunRecord, StartRecord, write_side_file
-from seqtrack.checkpoints.store import checkpoints_to_delete, list_checkpoints, remove_checkpoint
+from seqtrack.checkpoints.resume_point import read_run, write_run
+from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic, write_json
+from seqtrack.checkpoints.side_files import DatasetRecord, Manifest, RunRecord, StartRecord
+from seqtrack.checkpoints.store import RESUMABLE, checkpoints_to_delete, list_checkpoints, remove_checkpoint
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import config_digest, dump_config
 from seqtrack.config.schema import Config
@@ -22,30 +20,22 @@ from seqtrack.errors import RunError
 from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, DATASET_FILE, ENVIRONMENT_FILE
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import describe_device, environment_record, lock_digest, source_commit, versions
+from seqtrack.uploads.state import is_verified
 
 logger = logging.getLogger(__name__)
-
-_DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOENT}
-    | {errno.EISDIR, errno.ENOTDIR, errno.ESTALE}
-)
 
 
 @contextlib.contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an error of the file system during a run into a RunError with its cause.
-
-    Raises:
-        RunError: a file of the run could not be written.
-    """
+    """Turn the error of a file of the run in `folder`, or next to it, into a RunError with its cause."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.filename is None or folder.parent not in Path(error.filename).parents:
             raise
         raise RunError(
-            f"{error.filename or folder} could not be written ({error.strerror}); older checkpoints in {folder} are "
-            "untouched: fix the disk or make room and start again, the run continues from the latest of them",
+            f"{error.filename} could not be written ({error.strerror}); older checkpoints in {folder} are untouched: "
+            "fix the disk or make room and start again, the run continues from the latest of them",
             code="run.disk",
         ) from error
 
@@ -58,33 +48,28 @@ def log_run_header(
     loader: BatchLoader,
 ) -> None:
     """Log code, lock, machine, configuration, data, sizes, and where output goes."""
-    device = describe_device(distributed.device)
-    logger.info("commit %s , lock sha256 %s", source_commit(), lock_digest()[:16])
-    logger.info("torch %s , %s , %d processes", versions()["torch"], device, distributed.world_size)
-    logger.info(
-        "configuration %s , digest %s , seed %d", environment.config, config_digest(config)[:16], config.TRAIN.SEED
-    )
+    device, size, interval = describe_device(distributed.device), config.TRAIN.BATCH_SIZE, config.TRAIN.PRINT_INTERVAL
+    lines = [
+        f"commit {source_commit()} , lock sha256 {lock_digest()[:16]}",
+        f"torch {versions()['torch']} , {device} , {distributed.world_size} processes",
+        f"configuration {environment.config} , digest {config_digest(config)[:16]} , seed {config.TRAIN.SEED}",
+    ]
     for source in sources:
-        logger.info(
-            "data set %s%s : %d sequences , %d frames , classes %s",
-            source.name,
-            " (SYNTHETIC: drawn by code)" if source.synthetic else "",
-            len(source.sequences),
-            sum(sequence.num_frames for sequence in source.sequences),
-            ", ".join(sorted({sequence.class_name for sequence in source.sequences})),
+        drawn = " (SYNTHETIC: drawn by code)" if source.synthetic else ""
+        frames = sum(sequence.num_frames for sequence in source.sequences)
+        classes = ", ".join(sorted({sequence.class_name for sequence in source.sequences}))
+        lines.append(
+            f"data set {source.name}{drawn} : {len(source.sequences)} sequences , {frames} frames , classes {classes}"
         )
-    size, interval = config.TRAIN.BATCH_SIZE, config.TRAIN.PRINT_INTERVAL
-    logger.info(
-        "%d epochs of %d samples in %d steps of %d samples ; a line every %d samples%s",
-        config.TRAIN.EPOCH,
-        loader.samples_per_epoch,
-        loader.steps_per_epoch,
-        size,
-        interval,
-        "" if interval % size == 0 else f" (at the end of the batch that reaches it: batches have {size})",
-    )
-    uploads = "the sidecar uploads new files" if environment.target else "nothing is uploaded"
-    logger.info("output %s , %s", environment.phase_folder(), uploads)
+    late = "" if interval % size == 0 else f" (at the end of the batch that reaches it: batches have {size})"
+    lines += [
+        f"{config.TRAIN.EPOCH} epochs of {loader.samples_per_epoch} samples in {loader.steps_per_epoch} steps of "
+        f"{size} samples ; a line every {interval} samples{late}",
+        f"output {environment.phase_folder()} , "
+        + ("the sidecar uploads new files" if environment.target else "nothing is uploaded"),
+    ]
+    for line in lines:
+        logger.info("%s", line)
 
 
 def open_run(
@@ -112,8 +97,8 @@ def open_run(
     )
     write_atomic(folder / CONFIG_FILE, dump_config(config).encode())
     write_run(folder, record, "running")
-    write_side_file(folder / DATASET_FILE, data)
-    write_side_file(folder / ENVIRONMENT_FILE, environment_record(distributed, began.fingerprint))
+    write_json(folder / DATASET_FILE, data.model_dump())
+    write_json(folder / ENVIRONMENT_FILE, environment_record(distributed, began.fingerprint).model_dump())
     return record
 
 
@@ -134,17 +119,10 @@ def manifest_fields(config: Config, distributed: DistributedContext, record: Run
 
 def delete_old_checkpoints(environment: Environment, keep: int) -> None:
     """Delete the checkpoints of this phase that are no longer needed; uploaded ones only once they are verified."""
-    folder = environment.phase_folder() / CHECKPOINTS
-    for old in checkpoints_to_delete(
-        list_checkpoints(folder, kinds=RESUMABLE), keep=keep, is_safe=_is_safe(environment)
-    ):
+    root, folder = environment.output_dir, environment.phase_folder() / CHECKPOINTS
+
+    def is_safe(one: Manifest) -> bool:
+        return environment.target is None or is_verified(root, one.path.relative_to(root).as_posix(), one.sha256)
+
+    for old in checkpoints_to_delete(list_checkpoints(folder, kinds=RESUMABLE), keep=keep, is_safe=is_safe):
         remove_checkpoint(old)
-
-
-def _is_safe(environment: Environment) -> Callable[[Manifest], bool]:
-    if environment.target is None:
-        return lambda manifest: True
-    from seqtrack.uploads.state import is_verified  # deferred: only runs with an upload target need it
-
-    root = environment.output_dir
-    return lambda manifest: is_verified(root, manifest.path.relative_to(root).as_posix(), manifest.sha256)

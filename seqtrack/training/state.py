@@ -23,8 +23,7 @@ from seqtrack.training.optimizer import NamedOptimizer, Schedule
 
 # The state of a component: a tree of plain values and tensors.
 State = dict[str, Any]
-# The components whose states hold tensors.
-_WITH_TENSORS = {"model", "optimizer", "rng"}
+LINEAGE = "lineage"
 
 
 @dataclass
@@ -41,22 +40,24 @@ class Meters:
     grad_norm_sum: float = 0.0
     steps: int = 0
     skipped: int = 0
+    checksum: int = 0
+    interval_checksum: int = 0
 
-    def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float | None) -> None:
-        """Add one step: sums over its `count` samples of all ranks, and its gradient norm, None if fp16 skipped it."""
-        self.loss_sum += loss_sum
-        self.iou_sum += iou_sum
-        self.count += count
-        self.interval_loss_sum += loss_sum
-        self.interval_iou_sum += iou_sum
-        self.interval_count += count
+    def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float | None, checksum: int = 0) -> None:
+        """Add one step: sums over its `count` samples of all ranks, its gradient norm, None if fp16 skipped it, and its
+        samples' checksum, which is added modulo 2**64."""
+        self.checksum = (self.checksum + checksum) % 2**64
+        self.interval_checksum = (self.interval_checksum + checksum) % 2**64
+        added = {"loss_sum": loss_sum, "iou_sum": iou_sum, "count": count, "skipped": int(grad_norm is None)}
+        for name, value in added.items():
+            for kind in ("", "interval_"):
+                setattr(self, kind + name, getattr(self, kind + name) + value)
         self.steps += 1
-        self.skipped += grad_norm is None
-        self.interval_skipped += grad_norm is None
         self.grad_norm_sum += grad_norm or 0.0
 
     def start_interval(self) -> None:
         self.interval_loss_sum, self.interval_iou_sum, self.interval_count, self.interval_skipped = 0.0, 0.0, 0, 0
+        self.interval_checksum = 0
 
     @property
     def loss(self) -> float:
@@ -82,26 +83,11 @@ class Meters:
             setattr(self, name, type(getattr(self, name))(value))
 
 
-@dataclass
-class History:
-    """One record per finished epoch: epoch, loss, iou, samples, steps, lr, grad_norm, skipped_steps. No wall-clock
-    time: the history of a resumed run must equal the uninterrupted one's."""
-
-    epochs: list[State] = field(default_factory=list)
-
-    def state_dict(self) -> State:
-        return {"epochs": [dict(record) for record in self.epochs]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        _expect_keys("history", set(state), {"epochs"})
-        self.epochs = [dict(record) for record in state["epochs"]]
-
-
 class RandomStates:
     """The states of Python's, NumPy's, torch's CPU and every GPU's global generator, of every rank.
 
-    Training itself draws from none of them between steps (see `seqtrack.seeding`); they are saved because other code
-    in the process may. They stay on the CPU: a generator state moved to a GPU cannot be restored.
+    Training itself draws from none of them between steps (see `seqtrack.seeding`); other code in the process may. They
+    stay on the CPU: a generator state moved to a GPU cannot be restored.
     """
 
     def __init__(self, rank: int) -> None:
@@ -150,8 +136,10 @@ class RandomStates:
 class TrainState:
     """Everything that the next step depends on.
 
-    `epoch` is the epoch in training, or the last finished one when `sample` is 0 and steps were taken; `step` counts
-    optimizer steps of the whole run; `sample` counts the samples of this epoch that were trained, over all ranks.
+    `history` has one record per finished epoch, without wall-clock time: that of a resumed run must equal the
+    uninterrupted one's. `epoch` is the epoch in training, or the last finished one when `sample` is 0 and steps were
+    taken; `step` counts optimizer steps of the whole run; `sample` counts the samples of this epoch that were trained,
+    over all ranks.
     """
 
     model: nn.Module
@@ -159,8 +147,8 @@ class TrainState:
     scheduler: Schedule
     scaler: GradScaler
     rng: RandomStates
-    meters: Meters
-    history: History
+    meters: Meters = field(default_factory=Meters)
+    history: list[State] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
     sample: int = 0
@@ -171,7 +159,8 @@ class TrainState:
         values: State = {}
         for item in fields(self):
             part = getattr(self, item.name)
-            plain = part if isinstance(part, int) else _split(part.state_dict(), item.name, tensors)
+            is_plain = isinstance(part, int | list)
+            plain = copy.deepcopy(part) if is_plain else _split(part.state_dict(), item.name, tensors)
             if item.name != "model":
                 values[item.name] = plain
         return tensors, values
@@ -182,10 +171,10 @@ class TrainState:
         Raises:
             UserError: a component is missing, unknown, or belongs to another model.
         """
+        # Where the file belongs in the hash chain, which the checkpointer adds.
+        values = {name: value for name, value in values.items() if name != LINEAGE}
         of_tensors = {name.split("/", 1)[0] for name in tensors}
         _expect_keys("the training state", set(values) | of_tensors, {item.name for item in fields(self)})
-        if of_tensors - _WITH_TENSORS:
-            _refuse(f"holds tensors in {sorted(of_tensors - _WITH_TENSORS)}, which has none")
         for item in fields(self):
             try:
                 self._restore_component(item.name, tensors, values)
@@ -193,21 +182,17 @@ class TrainState:
                 _refuse(f"has a state component {item.name} that cannot be used: {error!r}", error)
 
     def _restore_component(self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        if name == "history":
+            self.history = [dict(record) for record in values[name]]
+            return
         if isinstance(getattr(self, name), int):
             setattr(self, name, operator.index(values[name]))
             return
         part = _join(values.get(name, {}), name, tensors)
-        if name == "model":
-            _load_model(self.model, part)
-        elif part or name != "scaler":  # only a run in fp16 has saved a scale
+        if name == "model" and (problems := compare_states(part, self.model.state_dict(), what="the checkpoint")):
+            raise UserError([*problems, Problem("the checkpoint belongs to another model", "weights.other_model")])
+        if part or name != "scaler":  # only a run in fp16 has saved a scale
             getattr(self, name).load_state_dict(part)
-
-
-def _load_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    problems = compare_states(weights, model.state_dict(), what="the checkpoint")
-    if problems:
-        raise UserError([*problems, Problem("the checkpoint belongs to another model", "weights.other_model")])
-    model.load_state_dict(dict(weights), strict=True)
 
 
 def _refuse(what: str, cause: Exception | None = None) -> NoReturn:
@@ -237,13 +222,13 @@ def _join(plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) 
     """The inverse of `_split`."""
     tree: State = copy.deepcopy(dict(plain))
     for name, tensor in tensors.items():
-        first, *folders = name.split("/")
-        if first != prefix or not folders:
+        first, *folders, leaf = name.split("/")
+        if first != prefix:
             continue
-        place, leaf = tree, folders.pop()
+        place = tree
         for folder in folders:
-            place = place.setdefault(folder, {}) if isinstance(place, dict) else {}
-        if not isinstance(place, dict) or leaf in place:
-            _refuse(f"holds {name} as a tensor and as a value")
+            place = place.setdefault(folder, {})
+        if leaf in place:
+            raise ValueError(f"{name} is a tensor and a value")
         place[leaf] = tensor
     return tree

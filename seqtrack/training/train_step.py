@@ -29,8 +29,8 @@ class NotFiniteError(RunError):
 
 
 class SentBatch(NamedTuple):
-    """What the device needs of a batch, in transfer or there: images and brightness as in `Batch`; (B, 5) int64 tokens
-    and targets; and `real`, (B,) float32, 0 for the placeholder sample of an empty shard."""
+    """What the device needs of a batch: images and brightness as in `Batch`; (B, 5) int64 tokens and targets; and
+    `real`, (B,) float32, 0 for the placeholder sample of an empty shard."""
 
     templates: Tensor
     search: Tensor
@@ -43,44 +43,28 @@ class SentBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over the whole global batch, and the votes of the ranks.
-
-    Args:
-        grad_norm: the gradient's L2 norm before clipping; None where fp16 overflowed and the step was skipped.
-        stop, save: whether any rank voted for it.
-    """
+    """Sums over the whole global batch; the gradient's L2 norm before clipping, None where fp16 overflowed and the step
+    was skipped; and whether any rank voted to stop, and to save."""
 
     loss_sum: float
     iou_sum: float
     count: int
     grad_norm: float | None
+    checksum: int = 0  # of the samples
     stop: bool = False
     save: bool = False
 
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step that the device may still be computing; `TrainStep.read` waits for it.
+    """A step that the device may still be computing; `TrainStep.read` waits for it."""
 
-    Args:
-        step: its number in the run, from 1.
-        where: epoch and samples, for a message.
-        rates: learning rates of the coming step.
-        numbers: float64, in transfer to the host: loss, IoU, votes to stop and to save, gradient norm.
-        arrived: the event after which `numbers` can be read; None on a CPU.
-    """
-
-    step: int
-    where: str
+    step: int  # in the run, from 1
+    where: str  # epoch and samples, for a message
     count: int
-    rates: list[float]
-    numbers: Tensor
-    arrived: "torch.cuda.Event | None"
-
-
-def no_votes() -> tuple[bool, bool]:
-    """Neither to stop nor to save."""
-    return False, False
+    rates: list[float]  # learning rates of the coming step
+    numbers: Tensor  # float64, in transfer to the host: loss, IoU, two votes, two halves of a checksum, gradient norm
+    arrived: "torch.cuda.Event | None"  # after which `numbers` can be read; None on a CPU
 
 
 class TrainStep:
@@ -98,7 +82,7 @@ class TrainStep:
         self.gradients = Gradients(state.model, distributed)
         self._copies = torch.cuda.Stream(distributed.device) if distributed.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = no_votes) -> LaunchedStep:
+    def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = lambda: (False, False)) -> LaunchedStep:
         """Train on this rank's shard of one global batch.
 
         Args:
@@ -122,7 +106,7 @@ class TrainStep:
         state.scheduler.advance()
         state.step += 1
         # The votes are launched as constants: a copy to the device would wait for everything before it.
-        given = [torch.full_like(loss_sum, vote) for vote in votes()]
+        given = [torch.full_like(loss_sum, one) for one in (*votes(), *divmod(batch.checksum, 2**32))]
         sums = self.distributed.sum_in_place(torch.stack((loss_sum, iou_sum, *given)))
         numbers = torch.cat((sums, grad_norm.double().reshape(1))).to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if self._copies is not None else None  # type: ignore[no-untyped-call]
@@ -140,15 +124,14 @@ class TrainStep:
         """
         if launched.arrived is not None:
             launched.arrived.synchronize()
-        loss, iou, stop, save, norm = launched.numbers.tolist()
+        loss, iou, stop, save, high, low, norm = launched.numbers.tolist()
         # fp16's scaler provokes infinite gradients by design: it then skips the step and lowers its scale.
         skipped = not math.isfinite(norm) and self.state.scaler.is_enabled()
         if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
-            finite = math.isfinite(loss)
-            what = f"the gradient's norm is {norm}" if finite else f"the loss is {loss / launched.count}"
             raise NotFiniteError(
-                f"{what} at step {launched.step} ({launched.where}); the checkpoints before it are valid: lower "
-                "TRAIN.LR or turn TRAIN.AMP off, and resume from one of them",
+                f"the loss is {loss / launched.count}, the gradient's norm {norm} at step {launched.step} "
+                f"({launched.where}); the checkpoints before it are valid: lower TRAIN.LR or turn TRAIN.AMP off, and "
+                "resume from one of them",
                 code="train.not_finite",
             )
         if skipped and (scale := self.state.scaler.get_scale()) < 1:
@@ -157,7 +140,8 @@ class TrainStep:
                 f"scaled by {scale:g} only; the checkpoints are valid: use TRAIN.AMP bf16 or off",
                 code="train.fp16_scale",
             )
-        return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
+        checksum = ((int(high) << 32) + int(low)) % 2**64
+        return StepResult(loss, iou, launched.count, None if skipped else norm, checksum, stop > 0, save > 0)
 
     def _send(self, batch: Batch) -> SentBatch:
         """Copy a batch to the device while that still computes; values are checked on the host before."""
@@ -182,27 +166,20 @@ class TrainStep:
         parts = min(train.ACCUMULATION_STEPS, size)
         # Ranks may hold unequal shards: each weighs its samples by the global count, and gradients are summed.
         scale = train.CE_WEIGHT / global_count
+        data, bins = self.config.DATA, self.config.MODEL.BINS
         loss_sum = torch.zeros((), dtype=torch.float64, device=real.device)
         iou_sum = torch.zeros_like(loss_sum)
         for part in range(parts):
-            rows = slice(part * size // parts, (part + 1) * size // parts)
-            some = SentBatch(*(tensor[rows] for tensor in batch))
-            losses, ious = self._losses(some)
-            weighted = losses * some.real
+            some = SentBatch(*(tensor[part * size // parts : (part + 1) * size // parts] for tensor in batch))
+            templates = normalise(some.templates, some.template_brightness, mean=data.MEAN, std=data.STD)
+            search = normalise(some.search, some.search_brightness, mean=data.MEAN, std=data.STD)
+            with torch.autocast(real.device.type, dtype=self.amp, enabled=self.amp is not None):
+                logits = self.model(templates, search, some.input_tokens)
+            logits = logits.float()
+            weighted = sequence_loss(logits, some.targets, bins) * some.real
+            with torch.no_grad():
+                ious = teacher_forced_iou(logits, some.targets, bins, data.SEQ_FORMAT)
             self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
             loss_sum += weighted.detach().double().sum()
             iou_sum += (ious * some.real).double().sum()
         return loss_sum, iou_sum
-
-    def _losses(self, batch: SentBatch) -> tuple[Tensor, Tensor]:
-        """Loss (n,) and teacher-forced IoU (n,) of each sample."""
-        data, bins = self.config.DATA, self.config.MODEL.BINS
-        templates = normalise(batch.templates, batch.template_brightness, mean=data.MEAN, std=data.STD)
-        search = normalise(batch.search, batch.search_brightness, mean=data.MEAN, std=data.STD)
-        with torch.autocast(self.distributed.device.type, dtype=self.amp, enabled=self.amp is not None):
-            logits = self.model(templates, search, batch.input_tokens)
-        logits = logits.float()
-        losses = sequence_loss(logits, batch.targets, bins)
-        with torch.no_grad():
-            ious = teacher_forced_iou(logits, batch.targets, bins, data.SEQ_FORMAT)
-        return losses, ious

@@ -16,7 +16,7 @@ from torch import nn
 from seqtrack.checkpoints.safetensors_io import utc_now
 from seqtrack.checkpoints.side_files import IntervalRecord
 from seqtrack.config.schema import Config
-from seqtrack.data.loader import Batch, BatchLoader
+from seqtrack.data.loader import BatchLoader
 from seqtrack.device import peak_memory
 from seqtrack.run_dir import epoch_name, step_name
 from seqtrack.runtime.distributed import DistributedContext
@@ -35,11 +35,8 @@ Validation = Callable[[nn.Module, StopRequest], dict[str, float] | None]
 
 @dataclass(eq=False)
 class Trainer:
-    """Trains from where the state is to the last epoch, or until a stop is requested.
-
-    Args:
-        manifest_fields: the fields of a manifest that are the same for the whole run.
-    """
+    """Trains from where the state is to the last epoch, or until a stop is requested; `manifest_fields` are those that
+    are the same for the whole run."""
 
     state: TrainState
     config: Config
@@ -56,6 +53,7 @@ class Trainer:
         # On a GPU a step's numbers are read when the next step has been launched, so that the GPU never waits for the
         # host. They are therefore counted, logged and checked one step late, but before any save.
         self.reads_late = self.distributed.device.type == "cuda"
+        self._epoch_means: dict[str, float] = {}  # of the epoch that was finished last
         self._unread: deque[tuple[LaunchedStep, int]] = deque()
         self.checkpointer.before_write = self.log.sync
         self._started = self._last_save = time.perf_counter()
@@ -70,19 +68,15 @@ class Trainer:
         if state.epoch and not state.sample and not self._after_epoch(state.epoch):
             return False
         first = state.epoch if state.sample else state.epoch + 1
-        for epoch in range(first, self.config.TRAIN.EPOCH + 1):
-            if state.sample == 0:
-                state.epoch, state.meters = epoch, Meters()
-            if not self._train_epoch(epoch):
-                self.checkpointer.wait()
-                return False
+        done = all(self._train_epoch(epoch) for epoch in range(first, self.config.TRAIN.EPOCH + 1))
         self.checkpointer.wait()
-        return True
+        return done
 
     def _train_epoch(self, epoch: int) -> bool:
         """One epoch, or the rest of it. Returns False when stopped."""
-        state = self.state
-        samples = self.loader.samples_per_epoch
+        state, samples = self.state, self.loader.samples_per_epoch
+        if state.sample == 0:
+            state.epoch, state.meters = epoch, Meters()
         first, self._epoch_clock, self._interval_clock = state.sample, _Clock(), _Clock()
         batches = self.loader.batches(
             epoch, start_step=state.sample // self.config.TRAIN.BATCH_SIZE, stop=lambda: self.stop.is_set
@@ -103,13 +97,16 @@ class Trainer:
                 late = self.reads_late and not last and state.step > 1
                 # Only between two steps is the state consistent: all ranks vote, then all save or all continue.
                 stop, save = self._read(leave=int(late))
-                if state.step == 1:
-                    self._check_first_step(batch)
+                if state.step == 1 and self.distributed.is_main:
+                    sanity_checks.check_first_loss(state.meters.loss, self.config.MODEL.BINS)
+                    sanity_checks.check_encoder_gradient(state.model)
+                    self.log.images(1, "samples/search", batch.search[:8])
+                    self.log.images(1, "samples/template", batch.templates[:8, 0])
                 if last:
                     break
                 if stop or save:
                     stop |= self._read()[0]
-                    self._save("step", step_name(state.step), state.meters)
+                    self._save("step")
                 if stop:
                     return self._stopped()
         self._finish_epoch(epoch, state.sample - first)
@@ -124,14 +121,15 @@ class Trainer:
             and self.log.lacks_scores(epoch)
         ):
             self.checkpointer.wait()  # a validation may take hours, and a death in it must not cost the epoch
-            scores = self.validate(self.state.model, self.stop)
-            finished = scores is not None
-            if scores is not None:
+            if scores := self.validate(self.state.model, self.stop):
                 self.log.validation(epoch, self.state.step, scores)
+            finished = bool(scores)
         # Only rank 0 validates; the others wait for it here.
         votes = torch.tensor([not finished, self.stop.is_set], dtype=torch.float64, device=self.distributed.device)
         unfinished, stop = self.distributed.sum_in_place(votes).tolist()
         if unfinished or (stop and epoch < self.config.TRAIN.EPOCH):
+            if self._epoch_means and epoch % self.config.TRAIN.CHECKPOINT_EPOCHS:
+                self._save("epoch", **self._epoch_means)
             return self._stopped()
         return True
 
@@ -142,46 +140,31 @@ class Trainer:
             launched, sample = self._unread.popleft()
             result = self.train_step.read(launched)
             results.append(result)
-            self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
+            self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm, result.checksum)
             interval, samples = self.config.TRAIN.PRINT_INTERVAL, self.loader.samples_per_epoch
             if sample >= samples or sample // interval > (sample - result.count) // interval:
                 self._log_interval(launched, sample, result)
         return any(result.stop for result in results), any(result.save for result in results)
 
-    def _check_first_step(self, batch: Batch) -> None:
-        if self.distributed.is_main:
-            sanity_checks.warn(sanity_checks.check_first_loss(self.state.meters.loss, self.config.MODEL.BINS))
-            sanity_checks.warn(sanity_checks.check_encoder_gradient(self.state.model))
-            self.log.images(1, "samples/search", batch.search[:8])
-            self.log.images(1, "samples/template", batch.templates[:8, 0])
-
     def _votes(self) -> tuple[bool, bool]:
         """Whether this process wants to stop, and whether a save is due."""
         self.checkpointer.check()
         # With a disk slower than the interval saves are postponed; waiting for it would block training.
-        due = (
-            0 < self.config.TRAIN.SAVE_INTERVAL_S <= time.perf_counter() - self._last_save
-            and not self.checkpointer.is_busy
-        )
-        return self.stop.is_set, due and self.distributed.is_main
+        due = 0 < self.config.TRAIN.SAVE_INTERVAL_S <= time.perf_counter() - self._last_save
+        return self.stop.is_set, due and self.distributed.is_main and not self.checkpointer.is_busy
 
-    def _stopped(self) -> bool:
-        logger.info(
-            "stopped on request (%s) at epoch %d, step %d: the state is saved; start again to continue",
-            self.stop.signal_name or "of another process",
-            self.state.epoch,
-            self.state.step,
-        )
+    def _stopped(self, saved: str = "the state is saved; start again to continue") -> bool:
+        by, state = self.stop.signal_name or "of another process", self.state
+        logger.info("stopped on request (%s) at epoch %d, step %d: %s", by, state.epoch, state.step, saved)
         return False
 
     def _stopped_waiting(self) -> bool:
         """Stop while the loader has no batch: between two steps the state is consistent."""
         self._read()
         if self.distributed.world_size > 1:  # the others wait inside their step and cannot save
-            logger.info("stopped on request (%s) while waiting for a batch: nothing is saved", self.stop.signal_name)
-            return False
+            return self._stopped("nothing is saved")
         if self.state.sample:  # else the previous epoch's checkpoint holds this state
-            self._save("step", step_name(self.state.step), self.state.meters)
+            self._save("step")
         return self._stopped()
 
     def _log_interval(self, launched: LaunchedStep, sample: int, result: StepResult) -> None:
@@ -203,6 +186,7 @@ class Trainer:
             lr=launched.rates,
             grad_norm=result.grad_norm,
             skipped_steps=meters.interval_skipped,
+            checksum=f"{meters.interval_checksum:016x}",
             elapsed_s=self._elapsed(),
             eta_s=(samples - sample) / measured["samples_per_s"],
             **measured,
@@ -224,16 +208,20 @@ class Trainer:
             "lr": state.scheduler.rates(),
             "grad_norm": meters.grad_norm,
             "skipped_steps": meters.skipped,
+            "checksum": f"{meters.checksum:016x}",
         }
-        state.history.epochs.append(record)
+        state.history.append(record)
         measured = {**self._epoch_clock.measured(trained), **peak_memory(self.distributed.device)}
         self.log.epoch({**record, **measured, "step": state.step, "elapsed_s": self._elapsed()})
         if self.distributed.is_main:
-            sanity_checks.warn(sanity_checks.check_history(state.history.epochs))
+            sanity_checks.check_history(state.history)
         state.sample, state.meters = 0, Meters()
-        self._save("epoch", epoch_name(epoch), meters)
+        self._epoch_means = {"loss": meters.loss, "iou": meters.iou}
+        is_thin = epoch % self.config.TRAIN.CHECKPOINT_EPOCHS and epoch < self.config.TRAIN.EPOCH
+        self._save("thin" if is_thin else "epoch", **self._epoch_means)
 
-    def _save(self, kind: str, name: str, meters: Meters) -> None:
+    def _save(self, kind: str, **means: float) -> None:
+        """Save the state; `means` of an epoch's end, whose meters are empty again."""
         state = self.state
         self._gather_generators()
         if self.distributed.is_main:
@@ -243,11 +231,11 @@ class Trainer:
                 "epoch": state.epoch,
                 "step": state.step,
                 "sample": state.sample,
-                "loss": meters.loss,
-                "iou": meters.iou,
+                **(means or {"loss": state.meters.loss, "iou": state.meters.iou}),
                 "created": utc_now(),
                 **self.manifest_fields,
             }
+            name = step_name(state.step) if kind == "step" else epoch_name(state.epoch)
             self.checkpointer.save(name, tensors, values, describe=describe)
         self._last_save = time.perf_counter()
 

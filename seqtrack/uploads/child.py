@@ -15,55 +15,50 @@ from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
 from seqtrack.uploads.errors import classify, retry
 from seqtrack.uploads.folder import FolderTarget
-from seqtrack.uploads.hub import HubTarget
-from seqtrack.uploads.target import Bounds, Call, ChangedError, Fault, Order, Reply, Target, missing
+from seqtrack.uploads.hub import HubTarget, bound_client
+from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Target, missing
 
 
 def perform(call: Call) -> Reply:
     """Carry out one order; every failure becomes a fault."""
-    reply, is_folder = Reply(), call.target.kind == "folder"
+    reply, settings, is_folder = Reply(), call.target, call.target.kind == "folder"
     try:
         token = None if is_folder else read_token(os.environ)
     except UserError as error:
         return Reply(fault=Fault(kind="account", line=str(error)))
     try:
-        place = Path(call.target.place)
-        target: Target = FolderTarget(place) if is_folder else HubTarget(call.target, call.bounds, token)
-        _carry_out(target, call.order, call.bounds, reply)
+        bound_client(call.read_s, call.tries)
+        target = FolderTarget(Path(settings.place)) if is_folder else HubTarget(settings, token)
+        _carry_out(target, call.order, call.tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
-        reply.fault = classify(error, token=token)
+        reply.fault = classify(error, token=token, prefix=settings.prefix)
     return reply
 
 
-def _carry_out(target: Target, order: Order, bounds: Bounds, reply: Reply) -> None:
+def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
     if order.prepare is not None:
         reply.account = target.prepare(make=order.prepare == "make")
     if order.look:
-        reply.revision = order.revision or target.head()
-        remotes = target.look(None if order.look == "all" else order.look, reply.revision)
-        reply.remotes = list(remotes.values())
+        reply.revision = target.head()
+        reply.remotes = target.look(None if order.look == "all" else order.look, reply.revision)
     if order.files:
-        _push(target, order, bounds.tries, reply)
+        paths = [item.path for item in order.files]
+
+        def put_missing() -> str | None:
+            # The head first: what is committed after it was read makes our commit fail rather than come twice.
+            head = target.head()
+            lacking = missing(order.files, target.look(paths))
+            return target.put(lacking, order.message, head) if lacking else None
+
+        # A reply can be lost after the commit was made, and somebody else can commit between: each try looks again.
+        reply.commit = retry(put_missing, tries)
+        # What is reported of each file is only what the target lists.
+        wrong = [item.path for item in missing(order.files, target.look(paths))]
+        reply.verified = [path for path in paths if path not in wrong]
+        if wrong:
+            raise ChangedError(wrong[0], "the target lists other bytes than were uploaded")
     if order.fetch is not None:
         reply.place = str(target.fetch(order.fetch, order.revision, Path(order.folder)))
-
-
-def _push(target: Target, order: Order, tries: int, reply: Reply) -> None:
-    """Put what is missing in one commit. What is reported of each file is only what the target lists."""
-    paths = [item.path for item in order.files]
-
-    def put_missing() -> str | None:
-        # The head first: what is committed after it was read makes our commit fail rather than come twice.
-        head = target.head()
-        lacking = missing(order.files, target.look(paths))
-        return target.put(lacking, order.message, head) if lacking else None
-
-    # A reply can be lost after the commit was made, and somebody else can commit between: each try looks again.
-    reply.commit = retry(put_missing, tries)
-    wrong = [item.path for item in missing(order.files, target.look(paths))]
-    reply.verified = [path for path in paths if path not in wrong]
-    if wrong:
-        raise ChangedError(wrong[0], "the target lists other bytes than were uploaded")
 
 
 def _leave_with(parent: int) -> None:
@@ -79,7 +74,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     call = Call.model_validate_json(sys.stdin.buffer.read())
     threading.Thread(target=_leave_with, args=(call.parent,), daemon=True).start()
-    os.nice(call.bounds.nice)
+    os.nice(call.nice)
     answer.write(perform(call).model_dump_json().encode())
     answer.flush()
     # The library's worker threads may still wait on a stalled connection; nothing is left to be done for them.

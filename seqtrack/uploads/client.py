@@ -1,7 +1,7 @@
-"""The parent's side of the process that speaks to a target: starts it, waits for its reply, ends it at its deadline.
+"""The parent's side of a target: the process that carries out an order, and what follows when one fails.
 
-Started by `subprocess` with the call on stdin: nothing is inherited but the environment and the lock, and nothing can
-be seen in the process list.
+The process gets its call on stdin: nothing is inherited but the environment and the lock, and nothing can be seen in
+the process list. Times are monotonic, since the wall clock may jump.
 """
 
 import logging
@@ -11,19 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.backoff import Backoff, Clock
-from seqtrack.uploads.settings import TargetSettings, UploadSettings
-from seqtrack.uploads.target import Bounds, Call, Fault, Order, Reply, scrub
+from seqtrack.uploads.scan import NEVER
+from seqtrack.uploads.target import Call, Fault, Order, Reply, TargetSettings, UploadSettings, scrub
 
 logger = logging.getLogger(__name__)
 
+# Carries out a call within so many seconds; the last argument is called often, and ends it by returning True.
+Runner = Callable[[Call, float, Callable[[], bool]], Reply]
 _TICK_S = 0.2
 _TRIES = 4
 _LEAST_RATE = 50_000.0  # bytes per second
+_MAX_TIMEOUT_FACTOR = 64.0
+_LONGEST_S = 600.0
+_XET_PAUSE_S = 3600.0
 _XET_BOUNDS = {
     "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "3",
     "HF_XET_CLIENT_RETRY_MAX_DURATION": "30s",
@@ -33,93 +36,125 @@ _XET_BOUNDS = {
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
 
-class Runner(Protocol):
-    """Carries out one call; an interface, so that the loop can be driven with another clock and no process."""
+@dataclass(frozen=True)
+class Clock:
+    """The three things a loop needs of time; a test brings its own."""
 
-    def run(self, call: Call, *, deadline_s: float, tick: Callable[[], bool]) -> Reply:
-        """Carry out `call` within `deadline_s` seconds; `tick` is called often, and ends it by returning True."""
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], object] = time.sleep
 
 
-class ChildRunner:
-    """One process per call.
+def run_child(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
+    """Carry out one call in a process of its own.
 
-    Args:
-        folder: for the Xet cache.
-        lock: descriptor of the output folder's lock; the child keeps it while it lives, so that no second uploader
-            begins while an orphan may still commit.
+    It inherits the lock of the output folder and keeps it while it lives, so that no second uploader begins while an
+    orphan may still commit.
     """
-
-    def __init__(self, folder: Path, lock: int | None = None) -> None:
-        self._folder, self._lock = folder, lock
-
-    def run(self, call: Call, *, deadline_s: float, tick: Callable[[], bool]) -> Reply:
-        end = time.monotonic() + deadline_s
-        with subprocess.Popen(
-            [sys.executable, "-m", "seqtrack.uploads.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=() if self._lock is None else (self._lock,),
-            env=child_environment(os.environ, use_xet=call.bounds.use_xet, state=self._folder),
-            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which decides what becomes of a batch
-        ) as child:
-            payload: bytes | None = call.model_dump_json().encode()
-            try:
-                while True:
-                    try:
-                        out, err = child.communicate(payload, timeout=_TICK_S)
-                        break
-                    except subprocess.TimeoutExpired:
-                        payload = None  # given already
-                    if tick() or time.monotonic() > end:
-                        return Reply(fault=Fault(kind="timeout", line=f"not done within {deadline_s:.0f} s"))
-            finally:
-                child.kill()
-        if out:
-            return Reply.model_validate_json(out)
-        last = "".join(err.decode(errors="replace").strip().splitlines()[-1:]) or "without a message; out of memory?"
-        return Reply(
-            fault=Fault(kind="network", line=f"the upload process ended with {child.returncode}: {scrub(last)}")
-        )
+    end = time.monotonic() + deadline_s
+    with subprocess.Popen(
+        [sys.executable, "-m", "seqtrack.uploads.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        close_fds=False,  # only the lock's can be inherited
+        env=child_environment(os.environ, use_xet=call.use_xet),
+        start_new_session=True,  # a terminal's Ctrl-C is for the parent, which decides what becomes of a batch
+    ) as child:
+        payload: bytes | None = call.model_dump_json().encode()
+        try:
+            while True:
+                try:
+                    out, err = child.communicate(payload, timeout=_TICK_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    payload = None  # given already
+                if tick() or time.monotonic() > end:
+                    return Reply(fault=Fault(kind="timeout", line=f"not done within {deadline_s:.0f} s"))
+        finally:
+            child.kill()
+    if out:
+        return Reply.model_validate_json(out)
+    last = "".join(err.decode(errors="replace").strip().splitlines()[-1:]) or "without a message; out of memory?"
+    line = f"the upload process ended with {child.returncode}: {scrub(last)}"
+    return Reply(fault=Fault(kind="network", line=line))
 
 
-def child_environment(environ: Mapping[str, str], *, use_xet: bool, state: Path) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str], *, use_xet: bool) -> dict[str, str]:
     """Environment of a process that loads the Hub's client: quiet, bounded, and without empty settings.
 
     Compose passes on empty variables, and the client takes an empty HF_ENDPOINT for an address. What the user set
     wins over the bounds of Xet.
     """
-    chosen = {name: value for name, value in environ.items() if value or not name.startswith("HF_")}
+    chosen = {name: value for name, value in environ.items() if value}
+    if "REQUESTS_CA_BUNDLE" in chosen:  # the name that other clients read
+        chosen.setdefault("SSL_CERT_FILE", chosen["REQUESTS_CA_BUNDLE"])
     xet = {} if use_xet else {"HF_HUB_DISABLE_XET": "1"}
-    return {**_XET_BOUNDS, "HF_XET_CACHE": str(state / "xet"), **chosen, **_QUIET, **xet}
+    return {**_XET_BOUNDS, **chosen, **_QUIET, **xet}
 
 
+@dataclass
 class TargetClient:
-    """Sends orders to a target.
+    """Sends orders to a target, and decides what follows a failure: when to try again, with how much time, and whether
+    over Xet. `nice` is what the process adds to its niceness."""
 
-    Args:
-        backoff: decides how much time an order gets, and whether it may use Xet.
-        nice: what the process adds to its niceness.
-    """
+    target: TargetSettings
+    settings: UploadSettings
+    runner: Runner = field(default_factory=lambda: run_child)
+    clock: Clock = Clock()
+    rng: random.Random = field(default_factory=random.Random)
+    nice: int = 0
+    fault: Fault | None = None  # the last one; None once an order was carried out
+    failures: int = 0  # in a row
+    until: float = NEVER  # nothing is tried before
+    timeout_factor: float = 1.0  # doubles with every timeout: a slow line that needs an hour gets it in the end
+    xet_from: float = NEVER  # until then large files go over LFS and plain HTTP
 
-    def __init__(
-        self, target: TargetSettings, settings: UploadSettings, runner: Runner, backoff: Backoff, *, nice: int = 0
-    ) -> None:
-        self.target, self._settings, self._runner, self._backoff = target, settings, runner, backoff
-        self._nice = nice
+    def use_xet(self) -> bool:
+        """Whether large files go over Xet now; the variable is the Hub client's own."""
+        is_disabled = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE")
+        return not is_disabled and self.clock.monotonic() >= self.xet_from
+
+    def wait_s(self) -> float:
+        """Seconds until the next try."""
+        return max(0.0, self.until - self.clock.monotonic())
 
     def send(self, order: Order, num_bytes: int = 0, tick: Callable[[], bool] = lambda: False) -> Reply:
-        """Have an order carried out once, which moves `num_bytes`."""
-        settings, factor = self._settings, self._backoff.timeout_factor
-        bounds = Bounds(
+        """Have an order that moves `num_bytes` carried out once, and decide when to try again, and how."""
+        settings, factor = self.settings, self.timeout_factor
+        call = Call(
+            target=self.target,
+            order=order,
+            parent=os.getpid(),
             read_s=settings.read_timeout_s * factor,
             tries=settings.request_tries,
-            nice=self._nice,
-            use_xet=self._backoff.use_xet,
+            nice=self.nice,
+            use_xet=self.use_xet(),
         )
-        deadline_s = (settings.deadline_s + num_bytes / _LEAST_RATE) * factor
-        call = Call(target=self.target, bounds=bounds, order=order, parent=os.getpid())
-        return self._runner.run(call, deadline_s=deadline_s, tick=tick)
+        reply = self.runner(call, (settings.deadline_s + num_bytes / _LEAST_RATE) * factor, tick)
+        now, fault = self.clock.monotonic(), reply.fault
+        if fault is None:
+            if self.fault is not None:
+                logger.info("the target answers again after %d failures", self.failures)
+            self.fault, self.until, self.timeout_factor, self.failures = None, NEVER, 1.0, 0
+            return reply
+        is_news = self.fault is None or self.fault.kind != fault.kind
+        if is_news:  # one line per kind; the status has the rest
+            logger.log(logging.WARNING if fault.action in ("retry", "wait") else logging.ERROR, "%s", fault.line)
+        self.failures, self.fault = self.failures + 1, fault
+        if fault.kind == "timeout":
+            self.timeout_factor = min(_MAX_TIMEOUT_FACTOR, self.timeout_factor * 2.0)
+        if fault.kind in ("xet", "timeout") and self.use_xet():  # trouble of Xet can take longer than any deadline
+            self.xet_from = now + _XET_PAUSE_S
+            logger.warning("Xet storage may be the cause; large files go over LFS and plain HTTP for an hour")
+        made_again = fault.kind == "repository" and is_news
+        if fault.action == "person" and not made_again:
+            self.until = now + settings.slow_retry_s
+        else:
+            # Full jitter, so that many clients spread out.
+            longest = min(_LONGEST_S, settings.backoff_s * 2.0 ** min(self.failures - 1, 60))
+            self.until = now + max(fault.wait_s, self.rng.uniform(0.0, longest))
+        return reply
 
     def request(self, order: Order, num_bytes: int = 0) -> Reply:
         """For whoever waits for the answer (helper commands, downloads): tried again while the fault may pass.
@@ -127,17 +162,8 @@ class TargetClient:
         Raises:
             UserError: the target refused or did not answer.
         """
-        while True:
-            reply = self.send(order, num_bytes)
-            if reply.fault is None:
-                return reply
-            self._backoff.record_failure(reply.fault)
-            if reply.fault.action in ("person", "quarantine") or self._backoff.failures >= _TRIES:
-                raise UserError(f"{self.target.label}: {reply.fault.line}", code=f"upload.{reply.fault.kind}")
-            time.sleep(self._backoff.wait_s())
-
-
-def target_client(target: TargetSettings, settings: UploadSettings, folder: Path) -> TargetClient:
-    """A client of its own, for one command; `folder` takes the process's files."""
-    backoff = Backoff(settings, Clock(), random.Random())
-    return TargetClient(target, settings, ChildRunner(folder), backoff)
+        while (fault := (reply := self.send(order, num_bytes)).fault) is not None:
+            if fault.action in ("person", "quarantine") or self.failures >= _TRIES:
+                raise UserError(f"{self.target.label}: {fault.line}", code=f"upload.{fault.kind}")
+            self.clock.sleep(self.wait_s())
+        return reply

@@ -6,7 +6,7 @@ Imported where the Hub's client is: in the process that speaks to a target. Know
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -32,6 +32,10 @@ class HubRefusal(Exception):
         self.response = response
 
 
+class SetupError(Exception):
+    """This machine cannot reach any target as it is set up."""
+
+
 def retry(call: Callable[[], T], tries: int) -> T:
     """Repeat a call that is safe to repeat while it meets trouble that passes by itself.
 
@@ -48,21 +52,25 @@ def retry(call: Callable[[], T], tries: int) -> T:
     return call()
 
 
-def classify(error: BaseException, *, token: str | None = None) -> Fault:
-    """The fault behind an exception, looking through the wrappers the client puts round it."""
-    chain = list(_causes(error))
-    path = next((name for link in chain if (name := _path_in(link))), None)
-    for link in chain:
-        found = _kind_of(link, path)
-        if found is not None:
-            return Fault(kind=found[0], line=scrub(found[1], token), wait_s=found[2], path=path)
-    return Fault(kind="network", line=scrub(f"not understood: {type(error).__name__}: {error}", token), path=path)
+def classify(error: BaseException, *, token: str | None = None, prefix: str = "") -> Fault:
+    """The fault behind an exception, looking through the wrappers the client puts round it.
 
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    Args:
+        prefix: of every path in the repo; a fault's path is without it.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    path = next((name.removeprefix(prefix) for one in chain if (name := _path_in(one))), None)
+    kind: Kind
+    kind, line, wait_s = "network", f"not understood: {type(error).__name__}: {error}", 0.0
+    for one in chain:
+        if (found := _kind_of(one, path)) is not None:
+            kind, line, wait_s = found
+            break
+    return Fault(kind=kind, line=scrub(line, token), wait_s=wait_s, path=path)
 
 
 def _path_in(error: BaseException) -> str | None:
@@ -79,22 +87,17 @@ def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] 
     text, name = str(error), type(error).__name__
     if isinstance(error, HubRefusal | HfHubHTTPError) and error.response is not None:
         return _of_status(error.response, path)
-    if isinstance(error, ChangedError):
-        return "changed", text, 0.0
-    if isinstance(error, FileError | UserError):
-        return "refused", text, 0.0
-    if isinstance(error, ImportError | OfflineModeIsEnabled):
-        return "setup", f"this installation cannot reach the target: {text}", 0.0
     if isinstance(error, LocalTokenNotFoundError):
         return "account", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
-    if isinstance(error, httpx2.TimeoutException):
-        return "timeout", f"no answer: {name} {text}", 0.0
     if isinstance(error, httpx2.TransportError):  # whatever the operating system's error below it is
-        return "network", f"{name}: {text}", 0.0
+        return "timeout" if isinstance(error, httpx2.TimeoutException) else "network", f"{name}: {text}", 0.0
     if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
         return "xet", f"Xet storage: {text}", 0.0
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return "setup", f"{text} on this machine", 0.0
+    is_local = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
+    if is_local or isinstance(error, SetupError | ImportError | OfflineModeIsEnabled):
+        return "setup", f"this machine cannot reach the target: {text}", 0.0
+    if isinstance(error, FileError | UserError):
+        return "changed" if isinstance(error, ChangedError) else "refused", text, 0.0
     if isinstance(error, ValueError) and not _GARBLED.search(text):
         return "refused", text, 0.0  # the library's word for a file or a name it will not send
     return None
@@ -110,12 +113,15 @@ def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, 
     is_storage = response.request.method == "PUT"
     said = f"HTTP {status} at {response.request.url.path}: {headers.get('x-error-message', '')} {body[:300]}"
     wait_s = _asked_wait(headers)
+    if "-token/" in response.request.url.path:
+        return "xet", f"no access to Xet storage ({said})", 0.0
     if status == 429:
         is_hourly = "rate limit for repository commits" in said
         return "rate", f"asked to slow down ({said})", max(wait_s, _COMMIT_LIMIT_WAIT_S * is_hourly)
     if is_storage and status in (401, 403, 404, 410):
         return "network", f"the storage refused the address it was sent to ({said})", 0.0
-    if headers.get("x-error-code") == "RepoNotFound" or (status == 404 and path is None):
+    code = headers.get("x-error-code")
+    if code == "RepoNotFound" or (status == 404 and path is None and code != "EntryNotFound"):
         return "repository", f"the repo does not exist: check HF_REPO; `seqtrack hub create` makes it ({said})", 0.0
     if status in (401, 402, 403):
         advice = "HF_TOKEN or the file of HF_TOKEN_PATH needs a token with write access (no restart), the storage room"

@@ -9,18 +9,17 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from seqtrack.checkpoints.manifest import read_manifest
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
+from seqtrack.checkpoints.side_files import read_manifest
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
-from seqtrack.uploads.client import TargetClient, target_client
-from seqtrack.uploads.settings import read_settings, require_target
-from seqtrack.uploads.target import Order, Remote, Staged, safe_path, stage
+from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.target import Digests, Order, Staged, read_settings, require_target, safe_path, stage
 
 logger = logging.getLogger(__name__)
 
@@ -57,21 +56,17 @@ def fetch_checkpoint(
             found = [f"phase_{phase}: {', '.join(map(str, _epochs(client, phase))) or 'none'}" for phase in wanted]
             text = f"{client.target.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
             raise UserError(text, code="fetch.no_such_epoch")
-        remote, remote_manifest = (remotes[path] for path in pair)
-        logger.info("fetching %s (%.1f MB), revision %s", remote.path, remote.size / 1e6, revision)
+        path, remote = pair[0], remotes[pair[0]]
+        logger.info("fetching %s (%.1f MB), revision %s", path, remote.size / 1e6, revision)
         try:
-            manifest = read_manifest(Path(_fetch(client, remote_manifest, revision, folder).source))
-            # Before a gigabyte is moved: the listing and the manifest must describe the same file.
-            described = (manifest.bytes, manifest.sha256, manifest.epoch)
-            expected = (remote.size, remote.sha256 or manifest.sha256, epoch)
+            manifest = read_manifest(Path(_fetch(client, pair[1], remotes, revision, folder).source))
+            got = _fetch(client, path, remotes, revision, folder)
+            described, expected = (manifest.bytes, manifest.sha256, manifest.epoch), (got.size, got.sha256, epoch)
             if described != expected:
                 raise DamagedFileError(f"its manifest has {described}, expected {expected}", "fetch.manifest")
-            got = _fetch(client, remote, revision, folder)
-            if got.sha256 != manifest.sha256:
-                raise DamagedFileError("its sha256 is not that of its manifest", "fetch.corrupt")
             read_checkpoint_file(Path(got.source))
         except DamagedFileError as error:
-            raise UserError(f"{remote.path} is refused: {error}", code=error.code) from error
+            raise UserError(f"{path} is refused: {error}", code=error.code) from error
         _place(Path(got.source), destination / manifest.file)
         _place(manifest.manifest_path, destination / manifest.manifest_path.name)
         return destination / manifest.file
@@ -88,7 +83,7 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
         revision, remotes = _look(client, [path])
         if path not in remotes:
             raise UserError(f"{client.target.label} has no file {path}", code="upload.no_such_file")
-        _place(Path(_fetch(client, remotes[path], revision, folder).source), goal)
+        _place(Path(_fetch(client, path, remotes, revision, folder).source), goal)
     return goal
 
 
@@ -110,30 +105,30 @@ def _client(environment: Environment, destination: Path) -> Iterator[tuple[Targe
     target = require_target(environment)
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as name:
-        yield target_client(target, read_settings(os.environ), Path(name)), Path(name)
+        yield TargetClient(target, read_settings(os.environ)), Path(name)
 
 
-def _look(client: TargetClient, paths: Sequence[str]) -> tuple[str | None, dict[str, Remote]]:
+def _look(client: TargetClient, paths: Sequence[str]) -> tuple[str | None, dict[str, Digests]]:
     reply = client.request(Order(look=tuple(paths)))
-    return reply.revision, {item.path: item for item in reply.remotes or []}
+    return reply.revision, reply.remotes or {}
 
 
 def _epochs(client: TargetClient, phase: int) -> list[int]:
     """The epochs of a phase whose checkpoint and manifest are both listed."""
-    names = {item.path for item in client.request(Order(look="all")).remotes or []}
+    names = (client.request(Order(look="all")).remotes or {}).keys()
     epochs = [int(found[2]) for found in map(_MANIFEST_NAME.fullmatch, names) if found and int(found[1]) == phase]
     return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
 
 
-def _fetch(client: TargetClient, remote: Remote, revision: str | None, folder: Path) -> Staged:
+def _fetch(
+    client: TargetClient, path: str, remotes: Mapping[str, Digests], revision: str | None, folder: Path
+) -> Staged:
     """Download one file and check its bytes against the listing."""
-    order = Order(fetch=safe_path(remote.path), revision=revision, folder=str(folder))
-    got = stage(remote.path, Path(client.request(order, remote.size).place))
-    if not remote.holds(got.size, got.sha256, got.git_sha1):
-        text = (
-            f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {remote}. Try again; if they "
-        )
-        raise UserError(f"{remote.path}: {text}come again, the copy there is corrupt", code="fetch.corrupt")
+    order = Order(fetch=safe_path(path), revision=revision, folder=str(folder))
+    got, listed = stage(path, Path(client.request(order, remotes[path].size).place)), remotes[path]
+    if not got.equals(listed):
+        text = f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {listed}. Try again; if they"
+        raise UserError(f"{path}: {text} come again, the copy there is corrupt", code="fetch.corrupt")
     return got
 
 

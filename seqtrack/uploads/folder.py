@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqtrack.checkpoints.safetensors_io import sync_folder
-from seqtrack.errors import UserError
-from seqtrack.uploads.target import ChangedError, Remote, Staged, require_unchanged, safe_path, stage
+from seqtrack.uploads.target import ChangedError, Digests, Staged, require_unchanged, safe_path, stage
 
 
 class FolderTarget:
@@ -35,13 +34,12 @@ class FolderTarget:
     def head(self) -> str | None:
         return None
 
-    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Remote]:
+    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Digests]:
         if paths is None:
-            found = [place for place in sorted(self.root.rglob("*")) if place.is_file()]
-            held = [Remote(path=str(one.relative_to(self.root)), size=one.stat().st_size) for one in found]
-            return {one.path: one for one in held if not any(part.startswith(".") for part in Path(one.path).parts)}
-        staged = [stage(path, self.root / path) for path in paths if (self.root / safe_path(path)).is_file()]
-        return {one.path: Remote(path=one.path, size=one.size, sha256=one.sha256) for one in staged}
+            names = [str(place.relative_to(self.root)) for place in sorted(self.root.rglob("*")) if place.is_file()]
+            shown = [name for name in names if not name.startswith(".") and "/." not in name]
+            return {name: Digests(size=(self.root / name).stat().st_size) for name in shown}
+        return {path: stage(path, self.root / path) for path in paths if (self.root / safe_path(path)).is_file()}
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
         written: list[tuple[Path, Path]] = []
@@ -66,8 +64,6 @@ class FolderTarget:
 
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
         source, place = self.root / safe_path(path), folder / Path(path).name
-        if not source.is_file():
-            raise UserError(f"{source} does not exist", code="upload.no_such_file")
         _copy_durably(source, place)
         return place
 

@@ -16,20 +16,27 @@ from pathlib import Path
 from typing import TypedDict
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, set_client_factory
+from huggingface_hub import CommitOperationAdd, HfApi, set_client_factory
 from huggingface_hub.constants import REGEX_COMMIT_OID
-from huggingface_hub.errors import HfUriError, RemoteEntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfUriError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import hf_request_event_hook
 
-from seqtrack.errors import UserError
-from seqtrack.uploads.errors import HubRefusal, retry
-from seqtrack.uploads.settings import TargetSettings
-from seqtrack.uploads.target import Bounds, ChangedError, FileError, Remote, Staged, require_unchanged, safe_path
+from seqtrack.uploads.errors import HubRefusal, SetupError, retry
+from seqtrack.uploads.target import (
+    ChangedError,
+    Digests,
+    FileError,
+    Staged,
+    TargetSettings,
+    require_unchanged,
+    safe_path,
+)
 
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
 _PATHS_PER_CALL = 200  # the form that carries them has a limit
 _BRANCH = "main"
+_CONNECT_S = 10.0
 # Sent with every question which files to take. Without it the repo's own .gitignore would keep files back, and the
 # library would leave them out of the commit silently.
 _IGNORE_NOTHING = "# every file is wanted\n"
@@ -42,19 +49,26 @@ def _ssl_context() -> ssl.SSLContext:
 
 
 class BoundedClient(httpx2.Client):
-    """A client with timeouts that raises what must end a call."""
+    """A client with timeouts that raises what must end a call.
 
-    def __init__(self, bounds: Bounds) -> None:
+    Raises:
+        SetupError: a variable for certificates or a proxy that cannot be followed.
+    """
+
+    def __init__(self, read_s: float, tries: int) -> None:
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             if os.environ.get(name) and not Path(os.environ[name]).exists():
-                raise FileNotFoundError(2, f"{name} names what does not exist", os.environ[name])
-        super().__init__(
-            verify=_ssl_context(),
-            timeout=httpx2.Timeout(bounds.read_s, connect=bounds.connect_s),
-            follow_redirects=True,
-            event_hooks={"request": [hf_request_event_hook]},  # the library's: it obeys HF_HUB_OFFLINE
-        )
-        self._tries = bounds.tries
+                raise SetupError(f"{name} (or REQUESTS_CA_BUNDLE) is {os.environ[name]}, which does not exist")
+        try:
+            super().__init__(
+                verify=_ssl_context(),
+                timeout=httpx2.Timeout(read_s, connect=_CONNECT_S),
+                follow_redirects=True,
+                event_hooks={"request": [hf_request_event_hook]},  # the library's: it obeys HF_HUB_OFFLINE
+            )
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise SetupError(f"a proxy or certificate variable (HTTPS_PROXY, SSL_CERT_FILE): {error}") from error
+        self._tries = tries
 
     def send(self, request: httpx2.Request, **kwargs: object) -> httpx2.Response:
         """Send, and repeat what is safe to repeat.
@@ -84,9 +98,9 @@ class BoundedClient(httpx2.Client):
         return retry(once, 1 if is_once else self._tries)
 
 
-def bound_client(bounds: Bounds) -> None:
+def bound_client(read_s: float, tries: int) -> None:
     """Make the library use `BoundedClient` from now on, in this process."""
-    set_client_factory(lambda: BoundedClient(bounds))
+    set_client_factory(lambda: BoundedClient(read_s, tries))
 
 
 class _RepoId(TypedDict):
@@ -95,17 +109,16 @@ class _RepoId(TypedDict):
 
 
 class HubTarget:
-    """One repo, "owner/name" of a model or "datasets/owner/name"; binds the client of the whole process.
+    """A folder of a repo, "owner/name" of a model or "datasets/owner/name".
 
     Args:
         token: None lets the client look where `hf auth login` puts it.
     """
 
-    def __init__(self, target: TargetSettings, bounds: Bounds, token: str | None) -> None:
+    def __init__(self, target: TargetSettings, token: str | None) -> None:
         kind = "dataset" if target.place.startswith("datasets/") else "model"
         self._repo: _RepoId = {"repo_id": target.place.removeprefix("datasets/"), "repo_type": kind}
-        self._target, self._token = target, token
-        bound_client(bounds)
+        self._target, self._prefix = target, target.prefix
         self._api = HfApi(endpoint=target.endpoint, token=token)
 
     def prepare(self, *, make: bool) -> str:
@@ -118,7 +131,7 @@ class HubTarget:
             # This call needs the right to write; nothing is stored by asking.
             question = CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=b"?")
             self._api.preupload_lfs_files(**self._repo, additions=[question], revision=_BRANCH)
-        return f"{self._api.endpoint}/{self._target.place} as {account.get('name', '?')}"
+        return f"{self._target.label} as {account.get('name', '?')}"
 
     def head(self) -> str | None:
         try:
@@ -127,37 +140,42 @@ class HubTarget:
             return None
         return sha if sha and REGEX_COMMIT_OID.fullmatch(sha) else None
 
-    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Remote]:
+    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Digests]:
         at = revision or _BRANCH
         try:
             if paths is None:
-                return _files(self._api.list_repo_tree(**self._repo, recursive=True, revision=at))
-            found: dict[str, Remote] = {}
+                return self._files(self._api.list_repo_tree(**self._repo, recursive=True, revision=at))
+            found: dict[str, Digests] = {}
             for start in range(0, len(paths), _PATHS_PER_CALL):
-                asked = list(paths[start : start + _PATHS_PER_CALL])
-                found |= _files(self._api.get_paths_info(**self._repo, paths=asked, revision=at))
+                asked = [self._prefix + path for path in paths[start : start + _PATHS_PER_CALL]]
+                found |= self._files(self._api.get_paths_info(**self._repo, paths=asked, revision=at))
             return found
         except RevisionNotFoundError:
             if revision is not None:
                 raise
             return {}
 
+    def _files(self, listed: Iterable[object]) -> dict[str, Digests]:
+        found: dict[str, Digests] = {}
+        for item in listed:
+            if isinstance(item, RepoFile) and item.path.startswith(self._prefix):
+                digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
+                path = item.path.removeprefix(self._prefix)
+                found[path] = Digests(size=size, sha256=digest, git_sha1=item.blob_id)
+        return found
+
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
         require_unchanged(files)  # the library takes a file that is gone for a wrong argument
-        operations = [_operation(staged) for staged in files]
+        operations = [self._operation(staged) for staged in files]
         # Asked for two files of the same bytes at once, the library would send them twice.
-        different = {operation.upload_info.sha256: operation for operation in operations}
+        additions = list({operation.upload_info.sha256: operation for operation in operations}.values())
         self._api.preupload_lfs_files(
-            **self._repo,
-            additions=list(different.values()),
-            revision=_BRANCH,
-            num_threads=3,
-            gitignore_content=_IGNORE_NOTHING,
+            **self._repo, additions=additions, revision=_BRANCH, gitignore_content=_IGNORE_NOTHING
         )
-        for operation in operations:
+        for staged, operation in zip(files, operations, strict=True):
             # A commit of nothing but ignored files would hold nothing, and the library would not say so.
             if getattr(operation, "_should_ignore", False):
-                raise FileError(operation.path_in_repo, "ignored by the target; look at the .gitignore of the repo")
+                raise FileError(staged.path, "ignored by the target; look at the .gitignore of the repo")
         # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
         require_unchanged(files)
         info = self._api.create_commit(
@@ -165,35 +183,14 @@ class HubTarget:
         )
         return str(info.oid)
 
+    def _operation(self, staged: Staged) -> CommitOperationAdd:
+        path = self._prefix + safe_path(staged.path)
+        operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=staged.source)
+        if operation.upload_info.size != staged.size:
+            raise ChangedError(staged.path, "changed while it was uploaded")
+        operation.upload_info.sha256 = bytes.fromhex(str(staged.sha256))  # spares a second reading of the whole file
+        return operation
+
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
-        at = revision or _BRANCH
-        try:
-            place = hf_hub_download(
-                **self._repo,
-                filename=safe_path(path),
-                revision=at,
-                local_dir=folder,
-                token=self._token,
-                endpoint=self._api.endpoint,
-            )
-        except (RemoteEntryNotFoundError, RevisionNotFoundError) as error:
-            text = f"{self._target.place} has no {path} at revision {at}"
-            raise UserError(text, code="upload.no_such_file") from error
-        return Path(place)
-
-
-def _operation(staged: Staged) -> CommitOperationAdd:
-    operation = CommitOperationAdd(path_in_repo=safe_path(staged.path), path_or_fileobj=staged.source)
-    if operation.upload_info.size != staged.size:
-        raise ChangedError(staged.path, "changed while it was uploaded")
-    operation.upload_info.sha256 = bytes.fromhex(staged.sha256)  # spares a second reading of the whole file
-    return operation
-
-
-def _files(listed: Iterable[object]) -> dict[str, Remote]:
-    found: dict[str, Remote] = {}
-    for item in listed:
-        if isinstance(item, RepoFile):
-            digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
-            found[item.path] = Remote(path=item.path, size=size, sha256=digest, git_sha1=item.blob_id)
-    return found
+        name = self._prefix + safe_path(path)
+        return Path(self._api.hf_hub_download(**self._repo, filename=name, revision=revision, local_dir=folder))

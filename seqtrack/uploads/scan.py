@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_json_object
-from seqtrack.run_dir import CHECKPOINTS, SUPERSEDED
+from seqtrack.checkpoints.safetensors_io import DamagedFileError
+from seqtrack.checkpoints.side_files import read_manifest
+from seqtrack.run_dir import CHECKPOINTS, PHASES, SUPERSEDED
 from seqtrack.uploads.target import Staged, Stamp, stamp_of
 
 _TEMPORARY = (".tmp", ".partial", ".incomplete", ".lock", ".swp", "~")
 _SKIPPED_NAMES = (".", "SEQTRACK_step")
 _LOG_SUFFIXES = (".log", ".jsonl", ".csv")
-_NEVER = float("-inf")
+NEVER = float("-inf")
 UnitState = Literal["verified", "ready", "growing", "settling", "quarantined"]
 
 
@@ -30,9 +31,9 @@ class UploadUnit:
     state: UnitState = "settling"
     since: float = 0.0  # when it was found with these stamps
     waiting_since: float = 0.0  # the same, of the oldest stamps that are not uploaded yet
-    sent_at: float = _NEVER  # when it was last verified on the target
+    sent_at: float = NEVER  # when it was last verified on the target
     attempts: int = 0  # failures that named it
-    retry_at: float = _NEVER  # until then it is quarantined, because of `problem`
+    retry_at: float = NEVER  # until then it is quarantined, because of `problem`
     problem: str = ""
     staged: list[Staged] = field(default_factory=list)  # its files, hashed
 
@@ -43,12 +44,10 @@ class UploadUnit:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether it is a checkpoint with its manifest."""
         return self.expected is not None
 
     @property
     def size(self) -> int:
-        """In bytes."""
         return sum(stamp[0] for stamp in self.files.values())
 
     @property
@@ -74,7 +73,8 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
         manifest, checkpoint = f"{stem}.json", f"{stem}.safetensors"
         if suffix == ".safetensors" and manifest in found:
             try:
-                expected = _expected(root / manifest)
+                described = read_manifest(root / manifest)
+                expected = described.bytes, described.sha256
                 units.append(UploadUnit({path: stamp, manifest: found[manifest]}, expected))
             except (DamagedFileError, FileNotFoundError) as error:
                 problems[manifest] = str(error)
@@ -83,14 +83,6 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
         elif PurePosixPath(path).parent.name != CHECKPOINTS or suffix not in (".safetensors", ".json"):
             units.append(UploadUnit({path: stamp}))
     return units, problems
-
-
-def _expected(manifest: Path) -> tuple[int, str]:
-    values = read_json_object(manifest)
-    size, digest = values.get("bytes"), values.get("sha256")
-    if not isinstance(size, int) or not isinstance(digest, str):
-        raise DamagedFileError(f"{manifest} has no bytes and sha256; it is no manifest")
-    return size, digest
 
 
 def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[str, Stamp]]:
@@ -102,8 +94,11 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
         return
     for entry in entries:
         path = f"{prefix}/{entry.name}" if prefix else entry.name
-        is_hidden = entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY)
-        if is_hidden or (entry.is_symlink() and not _stays_inside(root, entry.path)):
+        # A run's folder may be on another disk; any other link that leaves could publish what nobody meant to.
+        is_ours = path in PHASES or (prefix in PHASES and entry.name == CHECKPOINTS)
+        if entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY):
+            continue
+        if entry.is_symlink() and not is_ours and not _stays_inside(root, entry.path):
             continue
         try:
             is_folder, stamp = entry.is_dir(), stamp_of(Path(entry.path))
@@ -112,7 +107,7 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
         if path.encode(errors="replace").decode() != path:
             problems[ascii(path)] = "the name is not UTF-8; rename it"
         elif is_folder:
-            if entry.name != SUPERSEDED and not entry.is_symlink():
+            if entry.name != SUPERSEDED and (is_ours or not entry.is_symlink()):
                 yield from _walk(root, path, problems)
         elif entry.is_file():
             if os.access(entry.path, os.R_OK):
@@ -122,6 +117,5 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
 
 
 def _stays_inside(root: Path, link: str) -> bool:
-    """Whether a link points to something in the folder: another would publish files that nobody meant to."""
     target, inside = Path(os.path.realpath(link)), Path(os.path.realpath(root))
     return inside in target.parents and not any(part.startswith(".") for part in target.parts[len(inside.parts) :])

@@ -1,7 +1,7 @@
 """The uploader's one file, `.uploads/status.json`: how it is, and what the target was last seen to hold.
 
-It is a memory, not the truth: the target is asked before anything is uploaded and before "all verified" is reported, so
-a lost or damaged file costs a reading of the files and no second upload.
+A memory, not the truth: the target is asked before anything is uploaded and before "all verified" is reported, so a
+lost or damaged file costs a reading of the files and no second upload.
 """
 
 from pathlib import Path
@@ -10,20 +10,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
-from seqtrack.uploads.settings import UploadSettings
-from seqtrack.uploads.target import Fault, Stamp
+from seqtrack.uploads.target import Digests, Fault, Stamp, UploadSettings
 
 HEARTBEAT_S = 60.0  # a status older than this has no living writer
 
 
-class VerifiedFile(BaseModel):
+class VerifiedFile(Digests):
     """A file that the target was seen to hold with these digests; `stamp` is the local file's that they belong to."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    stamp: Stamp
     sha256: str
-    git_sha1: str | None = None
+    stamp: Stamp
     commit: str | None = None
 
 
@@ -32,7 +28,7 @@ class UploadState(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["seqtrack-uploads/2"] = "seqtrack-uploads/2"
+    format: Literal["seqtrack-uploads/3"] = "seqtrack-uploads/3"
     state: str = "watching"
     time: float = 0.0
     target: str = ""
@@ -45,17 +41,6 @@ class UploadState(BaseModel):
     fault: Fault | None = None
     problems: dict[str, str] = {}
     files: dict[str, VerifiedFile] = {}
-
-
-def write_state(folder: Path, state: UploadState) -> None:
-    """Replace the file. Not flushed: what a power failure takes is asked of the target again.
-
-    Raises:
-        OSError: no space, no permission.
-    """
-    temporary = folder / f".{STATUS_FILE}.tmp"
-    temporary.write_text(state.model_dump_json(indent=1) + "\n")
-    temporary.replace(folder / STATUS_FILE)
 
 
 def read_state(output_dir: Path) -> UploadState | None:
@@ -77,11 +62,8 @@ def is_verified(output_dir: Path, relative_path: str, sha256: str) -> bool:
 
 
 def health_problems(state: UploadState | None, settings: UploadSettings, now: float) -> list[str]:
-    """Why the uploader is unhealthy, in sentences; empty if it is healthy, or ended with everything verified.
-
-    Args:
-        now: wall-clock seconds.
-    """
+    """Why the uploader is unhealthy at `now` (wall clock), in sentences; empty if it is healthy, or ended with
+    everything verified."""
     if state is None:
         return ["there is no status file: the uploader has not started"]
     if state.state == "done":
@@ -94,7 +76,6 @@ def health_problems(state: UploadState | None, settings: UploadSettings, now: fl
         found.append(f"a file has waited for {state.oldest_age_s:.0f} s (limit {settings.lag_limit_s:.0f} s)")
     if state.fault is not None and state.fault.action == "person":
         found.append(state.fault.line)
-    if state.problems:
-        name, line = next(iter(state.problems.items()))
+    for name, line in list(state.problems.items())[:1]:
         found.append(f"{len(state.problems)} files cannot be uploaded, such as {name}: {line}")
     return found

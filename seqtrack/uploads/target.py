@@ -1,20 +1,21 @@
-"""The interface of a target, and the messages that the loop and a target's process exchange.
+"""Settings, the interface of a target, and the messages that the loop and a target's process exchange.
 
-A target is a place that takes files in batches and lists what it holds. It has no state file, no retries and no pacing;
-it raises, and `errors.classify` interprets that. What it holds is asked before and after each batch, never assumed: a
-reply can be lost. Nothing here knows the Hub's client.
+A target takes files in batches and lists what it holds. It has no state file, no retries and no pacing; it raises, and
+`errors.classify` interprets that. What it holds is asked before and after each batch: a reply can be lost. Nothing here
+holds the token: a target's process reads it again each time, so that it can be replaced while we run.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
-from seqtrack.uploads.settings import TargetSettings
 
 Kind = Literal["network", "timeout", "xet", "changed", "rate", "account", "repository", "setup", "refused"]
 # retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
@@ -27,10 +28,13 @@ _ACTIONS: dict[str, Action] = {
 }
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 # Above this a target lists no git digest of the bytes themselves, and none is computed.
-GIT_SHA1_LIMIT = 32 * 1024 * 1024
+_GIT_SHA1_LIMIT = 32 * 1024 * 1024
 
-# (size, mtime_ns, ctime_ns, inode)
-Stamp = tuple[int, int, int, int]
+# What users set. Everything else has a default that suits the Hub; tests set it through UPLOAD_TUNING, a JSON object.
+_VARIABLES = ("min_commit_interval_s", "grace_s", "lag_limit_s")
+
+# (size, mtime_ns, ctime_ns). No inode: some file systems give a file another one at each look.
+Stamp = tuple[int, int, int]
 
 
 class FileError(Exception):
@@ -49,6 +53,41 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class UploadSettings(_Message):
+    """Seconds and MiB as the names say."""
+
+    min_commit_interval_s: float = 30.0
+    grace_s: float = 60.0
+    lag_limit_s: float = 3600.0
+    batch_mb: float = 1024.0
+    poll_s: float = 2.0
+    settle_s: float = 5.0  # how long a file without a manifest must stay unchanged
+    start_grace_s: float = 60.0  # without a change, before a watching uploader ends: training may begin, or compare
+    patience_s: float = 120.0  # time without progress after which `upload --once` gives up
+    deadline_s: float = 180.0  # of a batch, extended by its bytes
+    read_timeout_s: float = 45.0
+    request_tries: int = 3
+    backoff_s: float = 2.0
+    slow_retry_s: float = 60.0  # after a failure that a person must fix
+    tries_per_file: int = 3  # failures that name one file, after which the others go without it
+
+
+class TargetSettings(_Message):
+    """Which kind of target, and where; `prefix` of every path in a repo, "" or with a slash at its end."""
+
+    kind: str
+    place: str
+    prefix: str = ""
+    endpoint: str | None = None
+    private: bool = True
+
+    @property
+    def label(self) -> str:
+        """For a log line, and to tell one target's state file from another's."""
+        inside = f", folder {self.prefix}" if self.prefix else ""
+        return f"{self.kind} {self.place}{inside}" + (f" at {self.endpoint}" if self.endpoint is not None else "")
+
+
 class Fault(_Message):
     """Why an order failed: one sentence for a person, the seconds that the target asked to wait, the file it named."""
 
@@ -62,30 +101,28 @@ class Fault(_Message):
         return _ACTIONS.get(self.kind, "retry")
 
 
-class Staged(_Message):
-    """A file to upload: path in the repo, where its bytes are, what they are, and the stamp when they were read."""
+class Digests(_Message):
+    """Size in bytes, and digests; a target lists one of the two."""
 
-    path: str
-    source: str
-    size: int
-    sha256: str
-    git_sha1: str | None
-    stamp: Stamp
-
-
-class Remote(_Message):
-    """What a target lists for a file: size in bytes, and one of the two digests."""
-
-    path: str
     size: int
     sha256: str | None = None
     git_sha1: str | None = None
 
-    def holds(self, size: int, sha256: str, git_sha1: str | None) -> bool:
-        """Whether the target's file has this size and digest."""
-        if self.sha256 is not None:
-            return (self.size, self.sha256) == (size, sha256)
-        return self.git_sha1 is not None and (self.size, self.git_sha1) == (size, git_sha1)
+    def equals(self, listed: "Digests | None") -> bool:
+        """Whether what a target lists has this size and digest."""
+        if listed is None or listed.size != self.size:
+            return False
+        if listed.sha256 is not None:
+            return listed.sha256 == self.sha256
+        return listed.git_sha1 is not None and listed.git_sha1 == self.git_sha1
+
+
+class Staged(Digests):
+    """A file to upload: path in the repo, where its bytes are, what they are, and the stamp when they were read."""
+
+    path: str
+    source: str
+    stamp: Stamp
 
 
 class Order(_Message):
@@ -97,26 +134,19 @@ class Order(_Message):
     message: str = ""
     fetch: str | None = None  # download this path into `folder`
     folder: str = ""
-    revision: str | None = None  # of `look` and `fetch`; the newest by default
-
-
-class Bounds(_Message):
-    """Limits of every request and the priority of the process; `tries` is how often a request may be sent."""
-
-    connect_s: float = 10.0
-    read_s: float = 45.0
-    tries: int = 3
-    nice: int = 0
-    use_xet: bool = True
+    revision: str | None = None  # of `fetch`; the newest by default
 
 
 class Call(_Message):
     """Everything that a target's process needs."""
 
     target: TargetSettings
-    bounds: Bounds
     order: Order
     parent: int  # the process that it lives with
+    read_s: float = 45.0
+    tries: int = 3  # of a request
+    nice: int = 0
+    use_xet: bool = True
 
 
 class Reply(BaseModel):
@@ -124,7 +154,7 @@ class Reply(BaseModel):
 
     account: str = ""  # account and place, after `prepare`
     revision: str | None = None  # the commit that `remotes` was listed at
-    remotes: list[Remote] | None = None  # what `look` found
+    remotes: dict[str, Digests] | None = None  # what `look` found, by path
     commit: str | None = None  # the new one
     verified: list[str] = []  # those of `files` that the target lists as they are here
     place: str = ""  # of the file that was fetched
@@ -140,7 +170,7 @@ class Target(Protocol):
     def head(self) -> str | None:
         """Name of the newest commit, for `put`; None where the target has no commits."""
 
-    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Remote]:
+    def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Digests]:
         """What is held under these paths, others are left out; None for everything."""
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
@@ -154,13 +184,9 @@ class Target(Protocol):
         """Download one file into `folder`; the caller checks its bytes."""
 
 
-def missing(files: Iterable[Staged], remotes: Mapping[str, Remote]) -> list[Staged]:
+def missing(files: Iterable[Staged], remotes: Mapping[str, Digests]) -> list[Staged]:
     """Those that a target does not hold as they are here."""
-    return [
-        item
-        for item in files
-        if item.path not in remotes or not remotes[item.path].holds(item.size, item.sha256, item.git_sha1)
-    ]
+    return [item for item in files if not item.equals(remotes.get(item.path))]
 
 
 def scrub(text: str, token: str | None = None) -> str:
@@ -185,18 +211,18 @@ def safe_path(path: str) -> str:
 def stamp_of(path: Path) -> Stamp:
     """The ctime is in it, since a writer can set the mtime back."""
     status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def stage(path: str, source: Path) -> Staged:
-    """Hash a file. Read once, in pieces of 1 MiB, so that the uploader's memory stays small.
+    """Hash a file, in pieces, so that the uploader's memory stays small.
 
     Raises:
         ChangedError: it was written to meanwhile.
     """
     stamp = stamp_of(source)
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % stamp[0], usedforsecurity=False)
-    is_small = stamp[0] <= GIT_SHA1_LIMIT
+    is_small = stamp[0] <= _GIT_SHA1_LIMIT
     with source.open("rb") as file:
         while piece := file.read(1 << 20):
             sha256.update(piece)
@@ -204,13 +230,11 @@ def stage(path: str, source: Path) -> Staged:
                 git.update(piece)
     if stamp_of(source) != stamp:
         raise ChangedError(path, "changed while it was read")
-    return Staged(
-        path=path, source=str(source.absolute()), size=stamp[0], sha256=sha256.hexdigest(),
-        git_sha1=git.hexdigest() if is_small else None, stamp=stamp,
-    )  # fmt: skip
+    digests = {"sha256": sha256.hexdigest(), "git_sha1": git.hexdigest() if is_small else None}
+    return Staged(path=path, source=str(source.absolute()), size=stamp[0], stamp=stamp, **digests)
 
 
-def require_unchanged(files: Sequence[Staged]) -> None:
+def require_unchanged(files: Iterable[Staged]) -> None:
     """Check that staged bytes are still those that were hashed; only a changed stamp costs a second reading.
 
     Raises:
@@ -224,3 +248,54 @@ def require_unchanged(files: Sequence[Staged]) -> None:
             same = False
         if not same:
             raise ChangedError(staged.path, "changed while it was uploaded")
+
+
+def read_settings(environ: Mapping[str, str]) -> UploadSettings:
+    """The variables of users, over those of UPLOAD_TUNING.
+
+    Raises:
+        UserError: one is malformed.
+    """
+    try:
+        tuning = UploadSettings.model_validate_json(environ.get("UPLOAD_TUNING") or "{}")
+    except ValidationError as error:
+        raise UserError(f"UPLOAD_TUNING: {error}", code="upload.tuning") from None
+    ours = read_environment(environ)
+    given = [name for name in _VARIABLES if ours.given(f"UPLOAD_{name}")]
+    return tuning.model_copy(update={name: getattr(ours, f"upload_{name}") for name in given})
+
+
+def choose_target(environment: Environment) -> TargetSettings | None:
+    """Where files go: UPLOAD_TARGET if set, else HF_REPO, else nowhere (None).
+
+    Raises:
+        UserError: an unknown kind of target, or a folder that overlaps with the output folder.
+    """
+    if environment.target is None:
+        return None
+    kind, _, place = (environment.upload_target or f"huggingface:{environment.hf_repo}").partition(":")
+    if kind == "folder":
+        here, there = (Path(os.path.realpath(folder)) for folder in (environment.output_dir, place))
+        if here == there or here in there.parents or there in here.parents:  # each upload would be a new file to upload
+            text = f"UPLOAD_TARGET: {place} overlaps with OUTPUT_DIR {environment.output_dir}; name a folder outside"
+            raise UserError(text, code="upload.overlap")
+        return TargetSettings(kind=kind, place=place)
+    if kind != "huggingface":
+        text = f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: folder, huggingface"
+        raise UserError(text, code="upload.unknown_target")
+    prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
+    endpoint, private = environment.hf_endpoint, environment.hf_private
+    return TargetSettings(kind=kind, place=place, prefix=prefix, endpoint=endpoint, private=private)
+
+
+def require_target(environment: Environment) -> TargetSettings:
+    """The target.
+
+    Raises:
+        UserError: none is set.
+    """
+    target = choose_target(environment)
+    if target is None:
+        text = "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)"
+        raise UserError(text, code="upload.no_target")
+    return target

@@ -7,35 +7,28 @@ and digest during this call.
 """
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
-import random
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.errors import UserError
-from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, UPLOADS
-from seqtrack.uploads.backoff import NEVER, Backoff, Clock
-from seqtrack.uploads.client import ChildRunner, Runner, TargetClient
-from seqtrack.uploads.scan import UnitState, UploadUnit, scan
-from seqtrack.uploads.settings import TargetSettings, UploadSettings
-from seqtrack.uploads.state import HEARTBEAT_S, UploadState, VerifiedFile, read_state, write_state
-from seqtrack.uploads.target import ChangedError, Fault, FileError, Order, Remote, stage, stamp_of
+from seqtrack.run_dir import STATUS_FILE, UPLOADS
+from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.scan import NEVER, UploadUnit, scan
+from seqtrack.uploads.state import UploadState, VerifiedFile, read_state
+from seqtrack.uploads.target import ChangedError, Digests, Fault, Order, stage, stamp_of
 
 logger = logging.getLogger(__name__)
 
 EXIT_ALL_UPLOADED, EXIT_INCOMPLETE = 0, 3
 _ALWAYS = float("inf")
-_NICE = 19  # training comes first wherever both want the same core
-_QUIET = 3.0  # times settle_s: what a finished run still writes comes in pieces
 _COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could fill the disk
 _ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
 _INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
@@ -49,37 +42,21 @@ class Uploader:
 
     Args:
         root: the output folder; need not exist yet.
-        runner: None for a child process per order.
-        stop: set to end early.
+        stop: set to end early; the client's clock sleeps by it.
 
     Raises:
         BlockingIOError: another uploader holds the lock.
         UserError: there is no folder for copies and the state.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        target: TargetSettings,
-        settings: UploadSettings,
-        *,
-        clock: Clock | None = None,
-        runner: Runner | None = None,
-        rng: random.Random | None = None,
-        stop: threading.Event | None = None,
-    ) -> None:
-        self._root, self._settings, self._stop = root, settings, stop or threading.Event()
-        self._clock = clock or Clock(sleep=self._stop_aware_sleep)
+    def __init__(self, root: Path, client: TargetClient, stop: threading.Event) -> None:
+        self._root, self.client, self._stop = root, client, stop
+        self._settings, self._clock, label = client.settings, client.clock, client.target.label
         self._folder, self._lock = _own_folder(root)
         self._copies = self._folder / "staging"
         shutil.rmtree(self._copies, ignore_errors=True)  # of a process that died
         stored = read_state(root)
-        is_same = stored is not None and stored.target == target.label
-        self.state = UploadState(target=target.label, files=stored.files if stored and is_same else {})
-        self.backoff = Backoff(settings, self._clock, rng or random.Random())
-        runner = runner or ChildRunner(self._folder, self._lock)
-        self._client = TargetClient(target, settings, runner, self.backoff, nice=_NICE)
-
+        self.state = UploadState(target=label, files=stored.files if stored and stored.target == label else {})
         self.units: dict[str, UploadUnit] = {}
         self._mode: Literal["watch", "once", "drain"] = "watch"
         self._began: float | None = None  # end of the first walk: a slow one is no time in which files settled
@@ -90,7 +67,7 @@ class Uploader:
         self._must_list = True  # the target must be asked for what is taken for verified
         self._final = False  # the listing before the end was asked for
         self._unit_limit = _MAX_FILES  # halves while a batch is refused, until the file at fault is alone
-        self._written: tuple[float, object] = (NEVER, None)
+        self._written = NEVER
 
     def __enter__(self) -> "Uploader":
         return self
@@ -128,14 +105,13 @@ class Uploader:
 
     def _exit_code(self, wait: float) -> int | None:
         """None while there is something to do or to expect; `wait` seconds are until the next try."""
-        now = self._clock.monotonic()
-        left = self._left
+        now, left, fault = self._clock.monotonic(), self._left, self.client.fault
         if self._mode == "once":  # a log that grows is complete up to this call
             left = [unit for unit in left if unit.state != "growing" or unit.sent_at == NEVER]
         if self._mode != "watch":
             if not left and not self.state.problems and not self._must_list:
                 return EXIT_ALL_UPLOADED
-            needs_a_person = self.backoff.fault is not None and self.backoff.fault.action == "person" and wait > 0.0
+            needs_a_person = fault is not None and fault.action == "person" and wait > 0.0
             is_stuck = not self._must_list and all(unit.state == "quarantined" for unit in left)
             return EXIT_INCOMPLETE if needs_a_person or is_stuck or now + wait >= self._deadline else None
         if left or self.state.problems or not self._is_over(now):
@@ -151,31 +127,28 @@ class Uploader:
         A finished phase 1 means nothing for a phase 2 that just starts, and comparing two finished runs takes the time
         to read all their checkpoints.
         """
-        folders = list(self._root.glob("phase_*"))
-        is_compared = len(folders) < 2 or (self._root / COMPARISON / CERTIFICATE_FILE).exists()
-        is_short = self._changed_at is not None and is_compared
-        needed_s = _QUIET * self._settings.settle_s if is_short else self._settings.start_grace_s
-        since = self._changed_at if self._changed_at is not None else self._began
-        return bool(folders) and since is not None and now - since >= needed_s and all(map(_is_complete, folders))
+        try:
+            runs = [read_run(folder) for folder in self._root.glob("phase_*")]
+        except UserError:
+            return False  # a damaged record is no end: training may write it again
+        is_quiet = self._changed_at is not None and now - self._changed_at >= self._settings.start_grace_s
+        return is_quiet and bool(runs) and all(run is not None and run.state == "complete" for run in runs)
 
     def _heed_stop(self) -> None:
-        if not self._stop.is_set() or self._mode == "drain":
+        if not self._stop.is_set():
+            return
+        self._stop.clear()
+        if self._mode == "drain":
             return
         logger.info("asked to stop; uploading what is left within %.0f s", self._settings.grace_s)
         self._mode, self._must_list, self._last_commit = "drain", True, NEVER
         self._deadline = self._clock.monotonic() + self._settings.grace_s
-        if self.backoff.fault is None or self.backoff.fault.action != "wait":
-            self.backoff.until = NEVER  # a last try does not wait for a back-off to end
+        if self.client.fault is None or self.client.fault.action != "wait":
+            self.client.until = NEVER  # a last try does not wait for a back-off to end
         self._report("draining")
 
-    def _stop_aware_sleep(self, seconds: float) -> None:
-        if self._mode == "drain":
-            time.sleep(seconds)
-        else:
-            self._stop.wait(seconds)
-
     def _close(self, code: int) -> int:
-        fault = self.backoff.fault
+        fault = self.client.fault
         if code == EXIT_ALL_UPLOADED:
             logger.info("every file is verified")
         else:
@@ -194,7 +167,7 @@ class Uploader:
         """One round; returns the seconds until the next is worth while."""
         self.look_around()
         settings, now = self._settings, self._clock.monotonic()
-        wait = self.backoff.wait_s()
+        wait = self.client.wait_s()
         if wait > 0.0:
             return wait
         # One pass gives existing files the time to settle, so that all of it can go in one commit.
@@ -203,19 +176,19 @@ class Uploader:
             return settings.poll_s
         # After a stop request the grace is too short to pace commits.
         paced = 0.0 if self._mode == "drain" else self._last_commit + settings.min_commit_interval_s - now
-        staged = self._stage(self._choose_batch()) if paced <= 0.0 else []
+        staged = [unit for unit in self._choose_batch() if self._stage(unit)] if paced <= 0.0 else []
         if staged or self._must_list:
             self._exchange(staged)
             self.look_around()
-            return self.backoff.wait_s()
+            return self.client.wait_s()
         return max(paced, settings.poll_s) if self._in("ready") else settings.poll_s
 
     def look_around(self) -> None:
         """Walk the folder, and decide for each unit what is to be done with it."""
-        units, problems = scan(self._root)
+        found, problems = scan(self._root)
         now, before, self.units = self._clock.monotonic(), self.units, {}
-        is_news = before.keys() != {unit.path for unit in units}
-        for unit in units:
+        is_news = before.keys() != {unit.path for unit in found}
+        for unit in found:
             known = before.get(unit.path)
             if known is not None and known.files == unit.files:
                 unit = known
@@ -225,31 +198,22 @@ class Uploader:
                 if known is not None:
                     unit.sent_at, unit.waiting_since = known.sent_at, known.waiting_since
             self.units[unit.path] = unit
-            unit.state = self._state_of(unit, now)
+            known_stamps = [one and one.stamp for one in map(self.state.files.get, unit.files)]
+            if known_stamps == list(unit.files.values()):
+                unit.state = "verified"
+            elif unit.retry_at > now:
+                unit.state, problems[unit.path] = "quarantined", unit.problem
+            elif unit.is_checkpoint or now - unit.since >= self._settings.settle_s:
+                unit.state = "ready"
+            else:
+                unit.state = "growing" if unit.grows else "settling"
             if unit.state in ("verified", "growing"):
                 unit.waiting_since = now
-            elif unit.state == "quarantined":
-                problems[unit.path] = unit.problem
         if self._began is None:
-            self._began = now
+            self._began = self._changed_at = now
         elif is_news:
             self._changed_at = now
         self.state.problems = dict(sorted(problems.items())[:20])
-
-    def _state_of(self, unit: UploadUnit, now: float) -> UnitState:
-        known = [self.state.files.get(path) for path in unit.files]
-        if [one and one.stamp for one in known] == list(unit.files.values()):
-            return "verified"
-        if unit.retry_at > now:
-            return "quarantined"
-        if unit.is_checkpoint or now - unit.since >= self._settings.settle_s:
-            return "ready"
-        return "growing" if unit.grows else "settling"
-
-    def oldest_age_s(self) -> float:
-        """Seconds for which the oldest file that does not grow has waited."""
-        now = self._clock.monotonic()
-        return max((now - unit.waiting_since for unit in self.units.values()), default=0.0)
 
     def _choose_batch(self) -> list[UploadUnit]:
         now, ready, logs = self._clock.monotonic(), self._in("ready"), self._in("growing")
@@ -261,50 +225,38 @@ class Uploader:
         max_bytes = self._settings.batch_mb * 2**20
         return choose_batch(untroubled or ready, logs, max_bytes=max_bytes, unit_limit=self._unit_limit)
 
-    def _stage(self, batch: Sequence[UploadUnit]) -> list[UploadUnit]:
-        """Hash the files of a batch, and copy those that may change; returns the units that could be had."""
-        staged: list[UploadUnit] = []
-        for number, unit in enumerate(batch):
-            try:
-                self._stage_unit(unit, self._copies / str(number))
-                staged.append(unit)
-            except (ChangedError, FileNotFoundError):
-                continue  # looked at again later
-            except FileError as error:
-                self._quarantine(unit, str(error), _ALWAYS)
-            except OSError as error:
-                self._quarantine(unit, f"cannot be staged ({error.strerror or error})", self._settings.slow_retry_s)
-        return staged
-
-    def _stage_unit(self, unit: UploadUnit, copy: Path) -> None:
-        """Hash the unit's files. A checkpoint has its final name for good and is sent from where it is.
-
-        Raises:
-            ChangedError: a file is no longer the one that was found; look again later.
-            FileError: the bytes are not those of the manifest.
-            OSError: no space, no permission, file gone.
-        """
-        if unit.grows or (not unit.is_checkpoint and unit.size <= _COPY_LIMIT):
-            source = self._root / unit.path
-            copy.parent.mkdir(exist_ok=True)
-            # What is added to a log meanwhile belongs to the next copy.
-            with source.open("rb") as reader, copy.open("wb") as writer:
-                left = unit.size
-                while left > 0 and (piece := reader.read(min(left, 1 << 20))):
-                    writer.write(piece)
-                    left -= len(piece)
-            unit.staged = [stage(unit.path, copy)]
-            found = [unit.files[unit.path] if unit.grows else stamp_of(source)]
-        else:
-            # Another try need not read a gigabyte again.
-            unit.staged = unit.staged or [stage(path, self._root / path) for path in unit.files]
-            found = [item.stamp for item in unit.staged]
+    def _stage(self, unit: UploadUnit) -> bool:
+        """Hash a unit's files, and copy one that may change; whether it can be sent now. A checkpoint has its final
+        name for good and is sent from where it is."""
+        try:
+            if unit.grows or (not unit.is_checkpoint and unit.size <= _COPY_LIMIT):
+                source, copy = self._root / unit.path, self._copies / unit.path
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                # What is added to a log meanwhile belongs to the next copy.
+                with source.open("rb") as reader, copy.open("wb") as writer:
+                    left = unit.size
+                    while left > 0 and (piece := reader.read(min(left, 1 << 20))):
+                        left -= writer.write(piece)
+                unit.staged = [stage(unit.path, copy)]
+                found = [unit.files[unit.path] if unit.grows else stamp_of(source)]
+            else:
+                # Another try need not read a gigabyte again.
+                unit.staged = unit.staged or [stage(path, self._root / path) for path in unit.files]
+                found = [item.stamp for item in unit.staged]
+        except (ChangedError, FileNotFoundError):
+            return False  # looked at again later
+        except OSError as error:
+            self._quarantine(unit, f"cannot be staged ({error.strerror or error})", self._settings.slow_retry_s)
+            return False
         if found != list(unit.files.values()):
             unit.staged = []
-            raise ChangedError(unit.path, "changed since it was found")
+            return False
         first = unit.staged[0]
         if unit.expected is not None and (first.size, first.sha256) != unit.expected:
-            raise FileError(unit.path, f"{first.size} bytes of sha256 {first.sha256} are not those of its manifest")
+            text = f"{first.size} bytes of sha256 {first.sha256} are not those of its manifest"
+            self._quarantine(unit, text, _ALWAYS)
+            return False
+        return True
 
     def _quarantine(self, unit: UploadUnit, problem: str, pause_s: float) -> None:
         logger.error("%s is not uploaded: %s", unit.path, problem)
@@ -322,60 +274,43 @@ class Uploader:
             files=tuple(files),
             message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
         )
-        num_bytes, must_list = sum(item.size for item in files), self._must_list
-        reply = self._client.send(order, num_bytes, self._tick)
+        must_list = self._must_list
+        reply = self.client.send(order, sum(item.size for item in files), self._tick)
         shutil.rmtree(self._copies, ignore_errors=True)
         if reply.account and not self._prepared:
             logger.info("uploading to %s", reply.account)
             self._prepared = True
-        if reply.remotes is not None:
-            self._forget_lost(known, {item.path: item for item in reply.remotes})
+        held = reply.remotes or {}
+        lost = [path for path in known if not self.state.files[path].equals(held.get(path))]
+        if lost and reply.remotes is not None:  # uploaded again
+            logger.warning("%d files are missing or differ on the target, such as %s", len(lost), lost[0])
+            self.state.files = {path: file for path, file in self.state.files.items() if path not in set(lost)}
         if reply.commit is not None:
             self._last_commit = self._clock.monotonic()
+        for unit in units if reply.verified else ():
+            for item in unit.staged:
+                if item.path in reply.verified:
+                    digests = item.model_dump(include=set(Digests.model_fields))
+                    file = VerifiedFile(stamp=unit.files[item.path], commit=reply.commit, **digests)
+                    self.state.files[item.path], self.state.last_success = file, self._clock.wall()
+                    unit.attempts, unit.sent_at = 0, self._clock.monotonic()
         if reply.verified:
-            self._record(units, set(reply.verified), reply.commit)
+            logger.info("%d files are on the target and verified", len(reply.verified))
         if reply.fault is None:
             self._must_list = self._must_list and not must_list
             self._unit_limit = min(_MAX_FILES, 2 * self._unit_limit)
-            self.backoff.record_success()
         else:
             # Trouble with the account or the listing is no file's.
             self._react(reply.fault, units if self._prepared and (reply.remotes is not None or not known) else [])
-        if self._mode == "once" and (reply.verified or self.backoff.failures == 1):
+        if self._mode == "once" and (reply.verified or self.client.failures == 1):
             # One failure after an hour of uploading is no reason to give up.
             self._deadline = self._clock.monotonic() + self._settings.patience_s
 
-    def _forget_lost(self, known: Sequence[str], remotes: dict[str, Remote]) -> None:
-        """What the target does not hold any longer is uploaded again."""
-        lost = []
-        for path in known:
-            file = self.state.files[path]
-            if path not in remotes or not remotes[path].holds(file.stamp[0], file.sha256, file.git_sha1):
-                lost.append(path)
-                del self.state.files[path]
-        if lost:
-            logger.warning("%d files are missing or differ on the target, such as %s", len(lost), lost[0])
-            self._report(now=True)
-
-    def _record(self, units: list[UploadUnit], verified: set[str], commit: str | None) -> None:
-        for unit in units:
-            for item in unit.staged:
-                if item.path in verified:
-                    self.state.files[item.path] = VerifiedFile(
-                        stamp=unit.files[item.path], sha256=item.sha256, git_sha1=item.git_sha1, commit=commit
-                    )
-                    unit.attempts, unit.sent_at = 0, self._clock.monotonic()
-        self.state.last_success = self._clock.wall()
-        self._report(now=True)
-        logger.info("%d files are on the target and verified", len(verified))
-
     def _react(self, fault: Fault, units: list[UploadUnit]) -> None:
-        """Act on a failed order; a unit that is refused again and again is quarantined."""
-        self.backoff.record_failure(fault)
+        """A unit that is named in a failure again and again is quarantined."""
         if fault.kind == "repository":
             # What was verified may be gone with the repo.
             self._prepared, self.state.files = False, {}
-            self._report(now=True)
         guilty = [unit for unit in units if fault.path in unit.files]
         if not guilty and fault.kind == "refused":
             self._unit_limit = max(1, len(units) // 2)
@@ -384,7 +319,7 @@ class Uploader:
             unit.attempts += 1
             if fault.action == "quarantine" and unit.attempts >= self._settings.tries_per_file:
                 self._quarantine(unit, fault.line, _QUARANTINE_S)
-                self._unit_limit, self.backoff.until = _MAX_FILES, NEVER
+                self._unit_limit, self.client.until = _MAX_FILES, NEVER
 
     # ---- the status file
     def _tick(self) -> bool:
@@ -393,20 +328,23 @@ class Uploader:
         self._report()
         return self._mode == "drain" and self._clock.monotonic() >= self._deadline
 
-    def _report(self, phase: str | None = None, *, now: bool = False) -> None:
-        """Write the status file when it has news, and as a heartbeat."""
-        state, moment = self.state, self._clock.monotonic()
+    def _report(self, phase: str | None = None) -> None:
+        """Write the status file, at most once per second unless the phase changes."""
+        state, moment, left = self.state, self._clock.monotonic(), self._left
+        if phase is None and moment - self._written < 1.0:
+            return
+        self._written = moment
+        ages = [moment - unit.waiting_since for unit in self.units.values()]
         state.state, state.time = phase or state.state, self._clock.wall()
-        state.queue = sum(len(unit.files) for unit in self._left)
-        state.queue_bytes = sum(unit.size for unit in self._left)
-        state.verified, state.oldest_age_s = len(state.files), round(self.oldest_age_s(), 1)
-        state.failures, state.fault = self.backoff.failures, self.backoff.fault
-        news = state.model_dump(exclude={"time", "oldest_age_s", "files"})
-        if now or news != self._written[1] or moment - self._written[0] >= HEARTBEAT_S / 6.0:
-            self._written = (moment, news)
-            # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat.
-            with contextlib.suppress(OSError):
-                write_state(self._folder, state)
+        state.queue, state.queue_bytes = sum(len(unit.files) for unit in left), sum(unit.size for unit in left)
+        state.verified, state.oldest_age_s = len(state.files), round(max(ages, default=0.0), 1)
+        state.failures, state.fault = self.client.failures, self.client.fault
+        # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat. Not
+        # flushed: what a power failure takes is asked of the target again.
+        with contextlib.suppress(OSError):
+            temporary = self._folder / f".{STATUS_FILE}.tmp"
+            temporary.write_text(state.model_dump_json(indent=1) + "\n")
+            temporary.replace(self._folder / STATUS_FILE)
 
 
 def choose_batch(
@@ -434,31 +372,24 @@ def _own_folder(root: Path) -> tuple[Path, int]:
         BlockingIOError: another uploader holds the lock.
         UserError: neither can be used.
     """
-    folder = root / UPLOADS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
+    problems: list[str] = []
+    for folder in (root / UPLOADS, Path(tempfile.gettempdir()) / f"seqtrack-uploads-{os.getpid()}"):
         try:
-            folder = Path(tempfile.mkdtemp(prefix="seqtrack-uploads-"))
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as other:
-            text = f"nothing can be written to {root} ({error.strerror}), nor to TMPDIR ({other.strerror})"
-            raise UserError(text, code="upload.state_folder") from None
-        logger.warning("%s cannot be used (%s); status and copies go to %s", root / UPLOADS, error.strerror, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            break
+        except OSError as error:
+            problems.append(f"{folder} cannot be used ({error.strerror})")
+    else:
+        raise UserError("; ".join(problems), code="upload.state_folder")
+    if problems:
+        logger.warning("%s; status and copies go to %s", problems[0], folder)
+    os.set_inheritable(lock, True)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            os.close(lock)
-            raise
         logger.warning("%s cannot be locked (%s); start no second uploader", folder, error.strerror)
     return folder, lock
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        run = read_run(folder)
-    except UserError:
-        return False  # a damaged record is no end: training may write it again
-    return run is not None and run.state == "complete"

@@ -1,5 +1,7 @@
-"""A damaged checkpoint is refused or skipped: no traceback, no hang, and never a wrong load."""
+"""A damaged checkpoint, or one whose digests match and whose content makes no sense, is refused or skipped: no
+traceback, no hang, and never a wrong load."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, TensorBytes
+from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, TensorBytes, read_checkpoint_file
 from seqtrack.checkpoints.store import (
     Manifest,
     latest_valid,
@@ -44,7 +47,7 @@ def write_small(folder: Path, epoch: int) -> Manifest:
     }
     loss, iou = 4.0 / epoch, 0.1 * epoch
     facts = {"epoch": epoch, "step": 10 * epoch, "sample": 0}
-    values = {**facts, "scheduler": {"step_count": 1}, "history": {"epochs": [{"loss": loss, "iou": iou}]}}
+    values = {**facts, "scheduler": {"step_count": 1}, "history": [{"loss": loss, "iou": iou}]}
     return write_checkpoint(
         folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
         {name: tensor_bytes(tensor) for name, tensor in tensors.items()},
@@ -119,16 +122,12 @@ def test_equal_states_give_equal_files_and_another_state_another(tmp_path: Path)
     other = write_small(tmp_path / "a", 2)
     assert (one.sha256, one.parts) == (same.sha256, same.parts)
     assert one.sha256 != other.sha256
-    assert {name for name in one.parts if one.parts[name] == other.parts[name]} == {
-        "rng",
-        "empty",
-        "scheduler",
-        "sample",
-    }
+    equal = {name for name in one.parts if one.parts[name] == other.parts[name]}
+    assert equal == {"rng", "empty", "scheduler", "sample"}
 
 
-@pytest.mark.parametrize("part", [None, "model", "optimizer"])
-def test_a_tensor_that_is_not_loaded_is_verified_as_well(part: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["", "optimizer"])
+def test_a_tensor_that_is_not_loaded_is_verified_as_well(part: str, tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 1)
     good = manifest.path.read_bytes()
     head = 8 + int.from_bytes(good[:8], "little")
@@ -159,3 +158,84 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(tmp_path: Path) -
     with pytest.raises(UserError) as refusal:
         manifest_of(manifest.path)
     assert refusal.value.code == "checkpoint.missing"
+
+
+def test_a_head_whose_length_begins_as_a_pickle_is_a_safetensors_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes((0x280).to_bytes(8, "little") + b'{"')
+    assert recognize(path).name == SAFETENSORS
+
+
+def _rewrite(manifest: Manifest, change: Callable[[bytes], bytes]) -> Manifest:
+    """Another head before the same tensors, and a manifest with its digest."""
+    raw = manifest.path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    head = change(raw[8 : 8 + length])
+    data = len(head).to_bytes(8, "little") + head + raw[8 + length :]
+    assert data != raw
+    manifest.path.write_bytes(data)
+    fields = {**manifest.model_dump(), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest.manifest_path.write_text(json.dumps(fields))
+    return read_manifest(manifest.manifest_path)
+
+
+ODD_HEADS: dict[str, Callable[[bytes], bytes]] = {
+    "metadata twice": lambda head: head.rstrip()[:-1] + b',"__metadata__":{"state":"{}"}}',
+    "key of a tensor twice": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":"BF16","dtype":"BF16"'),
+    "state's key twice": lambda head: head.replace(rb"{\"epoch\":2", rb"{\"epoch\":1,\"epoch\":2"),
+    "no state": lambda head: head.replace(b'"state"', b'"stale"'),
+    "type as a list": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":["BF16"]'),
+    "number of too many digits": lambda head: head.replace(b'"shape":[7]', b'"shape":[' + b"7" * 5000 + b"]"),
+    "true for a number": lambda head: head.replace(b'"shape":[0,3]', b'"shape":[false,3]'),
+    "a gap": lambda head: head.replace(b'"data_offsets":[0,', b'"data_offsets":[4,'),
+    "NaN": lambda head: head.replace(rb"\"loss\":2.0", rb"\"loss\":NaN"),
+    "deep": lambda head: b'{"a":' * 100_000 + head,
+    "blanks first": lambda head: b"  " + head,
+    "not UTF-8": lambda head: head.replace(b"weight", b"w\xffight"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADS)
+def test_a_head_that_can_be_read_in_two_ways_is_refused_by_every_reader(tmp_path: Path, name: str) -> None:
+    changed = _rewrite(write_small(tmp_path, 2), ODD_HEADS[name])
+    for read in (lambda: read_checkpoint_file(changed.path), lambda: load_weights(changed)):
+        with pytest.raises(DamagedFileError) as caught:
+            read()
+        assert caught.value.code in ("checkpoint.head", "checkpoint.state", "file.unknown")
+
+
+ODD_MANIFESTS: dict[str, Callable[[bytes], bytes]] = {
+    "nested key twice": lambda text: text.replace(b'"parts": {', b'"parts": {"model": "", "model": "",'),
+    "NaN": lambda text: text.replace(b'"loss": 2.0', b'"loss": NaN'),
+    "deep": lambda text: b"[" * 100_000 + text,
+    "page": lambda _: b"<html>",
+    "list": lambda text: b"[" + text + b"]",
+    "true for a number": lambda text: text.replace(b'"epoch": 2', b'"epoch": true'),
+    "negative": lambda text: text.replace(b'"step": 20', b'"step": -20'),
+    "unknown": lambda text: text.replace(b'"epoch": 2', b'"epoch": 2, "folder": "/"'),
+    "another format": lambda text: text.replace(b"checkpoint/1", b"checkpoint/2"),
+    "short digest": lambda text: text.replace(b'"' + b"ab" * 32, b'"' + b"ab" * 31),
+    "elsewhere": lambda text: text.replace(b'"SEQTRACK_ep', b'"../SEQTRACK_ep'),
+}
+
+
+@pytest.mark.parametrize("name", ODD_MANIFESTS)
+def test_a_manifest_of_another_structure_is_refused(tmp_path: Path, name: str) -> None:
+    manifest = write_small(tmp_path, 2)
+    good = manifest.manifest_path.read_bytes()
+    manifest.manifest_path.write_bytes(ODD_MANIFESTS[name](good))
+    assert manifest.manifest_path.read_bytes() != good
+    with pytest.raises(DamagedFileError) as caught:
+        read_manifest(manifest.manifest_path)
+    assert caught.value.code == "checkpoint.manifest"
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_every_problem_of_a_manifest_is_named_at_once(tmp_path: Path) -> None:
+    manifest = write_small(tmp_path, 2)
+    fields = manifest.model_dump() | {"epoch": "2", "loss": [], "extra": 1}
+    del fields["sha256"]
+    manifest.manifest_path.write_text(json.dumps(fields))
+    with pytest.raises(DamagedFileError) as caught:
+        read_manifest(manifest.manifest_path)
+    assert [field for field in ("epoch", "loss", "extra", "sha256") if field not in str(caught.value)] == []

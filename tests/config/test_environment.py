@@ -20,18 +20,15 @@ TOKEN = "hf_NotARealTokenButItLooksLikeOne"
 
 
 def problems_of(environ: dict[str, str]) -> list[Problem]:
-    try:
+    with pytest.raises(UserError) as caught:
         configure(environ)
-    except UserError as error:
-        return error.problems
-    return []
+    return caught.value.problems
 
 
 def test_by_default_the_demo_is_trained_and_nothing_is_uploaded() -> None:
     environment, config = configure({"PATH": "/bin", "HF_HOME": "/cache"} | dict.fromkeys(VARIABLES, " "))
     assert environment == Environment(config="demo")
-    assert config.DATA.TRAIN.DATASETS_NAME == ("DEMO",)
-    assert (environment.hf_repo, environment.upload_target, environment.target, environment.resume_epoch) == (None,) * 4
+    assert (config.DATA.TRAIN.DATASETS_NAME, environment.target) == (("DEMO",), None)
 
 
 def test_every_variable_is_read() -> None:
@@ -63,19 +60,11 @@ def test_every_variable_is_read() -> None:
 
 
 def test_all_problems_of_environment_and_configuration_are_reported_at_once() -> None:
-    environ = {
-        "PHASE": "3",
-        "SEED": "-1",
-        "NPROC": "all",
-        "HF_REPO": "seqtrack",
-        "OVERRIDES": "LR 1 TRAIN.SEED x",
-        "EPOCHS": "5",
-    }
+    environ = {"PHASE": "3", "SEED": "-1", "NPROC": "all", "OVERRIDES": "LR 1 TRAIN.SEED x", "EPOCHS": "5"}
     assert [(problem.split(" ")[0].rstrip(":"), problem.code) for problem in problems_of(environ)] == [
         ("PHASE", "variable.invalid_value"),
         ("SEED", "variable.invalid_value"),
         ("NPROC", "variable.invalid_value"),
-        ("HF_REPO", "variable.invalid_value"),
         ("LR", "config.unknown_key"),
         ("TRAIN.SEED", "config.invalid_value"),
     ]
@@ -147,8 +136,7 @@ def test_experiment_and_data_set_follow_each_other_unless_they_are_named(tmp_pat
 
 
 def test_the_token_is_in_no_message() -> None:
-    environment, config = configure({"HF_TOKEN": TOKEN, "HF_REPO": "me/x"})
-    assert TOKEN not in repr(environment) + str(environment) + repr(config)
+    assert TOKEN not in repr(configure({"HF_TOKEN": TOKEN, "HF_REPO": "me/x"}))
     for environ in ({"HF_TOKEN": f"{TOKEN} {TOKEN}"}, {"HF_ENDPOINT": f"https://user:{TOKEN}@host"}):
         (problem,) = problems_of(environ)
         assert TOKEN not in problem

@@ -11,6 +11,7 @@ from reference import parsers, render_commands
 from seqtrack.commands.parsers import COMMANDS
 from seqtrack.config.environment import VARIABLES, read_environment
 from seqtrack.config.fields import fact
+from seqtrack.config.loader import experiment_names
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 from seqtrack.uploads.uploader import EXIT_INCOMPLETE
 
@@ -138,6 +139,8 @@ def test_the_tables_of_commands_and_exit_codes_are_up_to_date(monkeypatch: pytes
         assert render(text) == text, "run: python scripts/reference.py"
         with pytest.raises(ValueError):
             render(text.replace("<!-- end of", ""))
+    configuration = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert [name for name in experiment_names() if f"`{name}`" not in configuration] == []
     table = COMMANDS_PAGE.split("## Exit codes")[1].split("\n## ")[0]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
     assert listed == sorted({0, 1, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, EXIT_INCOMPLETE})

@@ -12,9 +12,8 @@ import pytest
 from uploads.harness import REPO, TOKEN, content
 from uploads.hub_server import Hub
 
-from seqtrack.uploads.client import ChildRunner
-from seqtrack.uploads.settings import TargetSettings
-from seqtrack.uploads.target import Bounds, Call, Order, Reply, Staged, missing, stage
+from seqtrack.uploads.client import run_child
+from seqtrack.uploads.target import Call, Order, Reply, Staged, TargetSettings, missing, stage
 
 Perform = Callable[..., Reply]
 
@@ -34,9 +33,9 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     target = TargetSettings(kind=request.param, place=place, endpoint=hub.endpoint)
 
     def carry_out(**values: object) -> Reply:
-        order, bounds = Order(message="test", **values), Bounds(connect_s=5, read_s=10, tries=1)  # type: ignore[arg-type]
-        call = Call(target=target, bounds=bounds, order=order, parent=os.getpid())
-        return ChildRunner(state).run(call, deadline_s=30, tick=lambda: False)
+        order = Order(message="test", **values)  # type: ignore[arg-type]
+        call = Call(target=target, order=order, parent=os.getpid(), read_s=10, tries=1)
+        return run_child(call, 30, lambda: False)
 
     assert carry_out(prepare="make").fault is None
     yield carry_out
@@ -66,12 +65,12 @@ def test_what_was_put_is_listed_with_its_own_digest_and_not_put_again(
     first, second = perform(files=files), perform(files=files)
     assert (first.fault, first.verified, bool(first.commit)) == (None, paths, True)
     assert (second.fault, second.verified, second.commit) == (None, paths, None)
-    found = {item.path: item for item in perform(look=[*paths, "phase_1/never.txt"]).remotes or []}
+    found = perform(look=[*paths, "phase_1/never.txt"]).remotes or {}
     assert set(found) == set(paths)
     assert missing(files, found) == []
     others = [item.model_copy(update={"sha256": "0" * 64, "git_sha1": "0" * 40}) for item in files]
     assert missing(others, found) == others
-    assert set(paths) <= {item.path for item in perform(look="all").remotes or []}
+    assert set(paths) <= (perform(look="all").remotes or {}).keys()
 
 
 def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
@@ -81,7 +80,7 @@ def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
         file.write(b"TEXT")  # as many bytes as before: only their digest can tell
     fault = perform(files=files).fault
     assert fault is not None and fault.kind == "changed"
-    assert perform(look=[item.path for item in files]).remotes == []
+    assert perform(look=[item.path for item in files]).remotes == {}
 
 
 def test_what_is_fetched_is_what_was_put(perform: Perform, files: tuple[Staged, ...], tmp_path: Path) -> None:

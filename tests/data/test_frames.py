@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from data.makers import cmyk, huge, jpeg, picture, with_header, with_orientation, write_sequence
 from seqtrack.data.check import check_layout
-from seqtrack.data.decode import FrameFile, check_frames, read_image
-from seqtrack.data.frames import list_video_frames, scan_frames
+from seqtrack.data.decode import FrameFile, check_frames, list_video_frames, read_image, scan_frames
 from seqtrack.data.lasot import find_layout, open_lasot
 from seqtrack.data.sources import describe, open_source
 from seqtrack.errors import UserError

@@ -1,14 +1,10 @@
 """The stream of batches does not depend on who makes it, and workers fail loudly, quickly and completely."""
 
 import errno
-import hashlib
 import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,17 +27,11 @@ TENSORS = ("templates", "search", "template_brightness", "search_brightness", "b
 MakeLoader = Callable[..., BatchLoader]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("loader")
-    for name in ("book-1", "coin-1"):
-        write_sequence(folder / name.split("-")[0] / name)
-    return folder
-
-
 @pytest.fixture
-def dataset(root: Path) -> TrackingDataset:
-    return TrackingDataset([open_source("lasot", root, classes=(), split="train")], [1.0], SPEC, seed=5)
+def dataset(tmp_path: Path) -> TrackingDataset:
+    for name in ("book-1", "coin-1"):
+        write_sequence(tmp_path / name.split("-")[0] / name)
+    return TrackingDataset([open_source("lasot", tmp_path, classes=(), split="train")], [1.0], SPEC, seed=5)
 
 
 @pytest.fixture
@@ -82,7 +72,7 @@ def test_a_batch_holds_its_samples(dataset: TrackingDataset, make: MakeLoader) -
                 np.testing.assert_array_equal(getattr(batch, name)[place], value)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_any_number_of_workers_gives_the_same_bytes_from_any_start(make: MakeLoader, workers: int) -> None:
     torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     plain, loader = make(), make(workers)
@@ -101,7 +91,7 @@ def test_any_number_of_workers_gives_the_same_bytes_from_any_start(make: MakeLoa
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_the_shards_of_all_ranks_are_the_global_batches(make: MakeLoader, world_size: int) -> None:
     whole = list(make().batches(3))
     by_rank = [list(make(world_size=world_size, rank=rank).batches(3)) for rank in range(world_size)]
@@ -151,17 +141,6 @@ def test_a_killed_worker_becomes_an_error_and_the_loader_can_be_used_again(make:
     assert _stream(loader, 0) == _stream(make(**long), 0)
 
 
-class _Broken(TrackingDataset):
-    """Fails at one sample, as a bug or a missing resource would make it."""
-
-    error: Exception
-
-    def sample(self, epoch: int, index: int):  # type: ignore[no-untyped-def]
-        if index == 7:
-            raise self.error
-        return super().sample(epoch, index)
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -174,7 +153,15 @@ class _Broken(TrackingDataset):
 def test_a_workers_error_arrives_with_the_workers_traceback_as_its_cause(
     dataset: TrackingDataset, make: MakeLoader, error: Exception, code: str
 ) -> None:
-    dataset.__class__, dataset.error = _Broken, error  # type: ignore[assignment,attr-defined]
+    class Broken(TrackingDataset):
+        """Fails at one sample, as a bug or a missing resource would make it."""
+
+        def sample(self, epoch: int, index: int):  # type: ignore[no-untyped-def]
+            if index == 7:
+                raise error
+            return super().sample(epoch, index)
+
+    dataset.__class__ = Broken
     with pytest.raises(UserError if isinstance(error, UserError) else RunError) as caught:
         list(make(2).batches(0))
     assert caught.value.code == code
@@ -232,59 +219,28 @@ def test_workers_leave_signals_to_the_parent_and_die_with_it(make: MakeLoader) -
     assert _wait_gone(workers, 2)
 
 
-@pytest.mark.parametrize("free", [1, 5, 9])
-def test_a_limit_on_open_files_is_named(make: MakeLoader, free: int) -> None:
+@pytest.mark.parametrize("free", [1, 5, 9, 13])
+def test_a_few_open_files_are_enough_and_a_lower_limit_is_named(make: MakeLoader, free: int) -> None:
     def work() -> None:
         os.closerange(3, 4096)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3 + free, 3 + free))
+        before = len(list(Path("/proc/self/fd").iterdir()))
         try:
-            list(make(2).batches(0))
+            for _ in make(2, samples_per_epoch=40 * GLOBAL_BATCH).batches(0):
+                pass
+            # Two for each of two workers and six for all: they do not grow with the batches.
+            os.write(1, str(len(list(Path("/proc/self/fd").iterdir())) - before).encode())
         except RunError as error:
             os.write(1, error.code.encode())
 
     pid, said = _fork(work)
-    assert said.read() == b"limits.open_files"
+    assert said.read() == (b"limits.open_files" if free < 10 else b"10")
     os.waitpid(pid, 0)
 
 
-# A program that ends without closing its loader.
-_CHILD = """
-    import hashlib, os, resource, sys
-    from pathlib import Path
-    from seqtrack.data.dataset import SampleSpec, TrackingDataset
-    from seqtrack.data.loader import BatchLoader
-    from seqtrack.data.sources import open_source
-    source = open_source("lasot", Path(sys.argv[1]), classes=(), split="train")
-    dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=256, search_size=256), seed=1)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
-    before = len(os.listdir("/proc/self/fd"))
-    loader = BatchLoader(dataset, batch_size_global=8, samples_per_epoch=40, num_workers=2)
-    digest = hashlib.sha256(b"".join(batch.search.numpy().tobytes() for batch in loader.batches(0)))
-    print(digest.hexdigest(), len(os.listdir("/proc/self/fd")) - before)
-    next(loader.batches(1))
-    raise SystemExit(3)
-"""
-
-
-def test_few_descriptors_and_little_shared_memory_are_enough_for_a_program_that_does_not_close(root: Path) -> None:
-    source = open_source("lasot", root, classes=(), split="train")
-    samples = TrackingDataset([source], [1.0], SampleSpec(template_size=256, search_size=256), seed=1)
-    expected = hashlib.sha256(b"".join(samples.sample(0, index).search.tobytes() for index in range(40))).hexdigest()
-    tiny = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"', "sh"]
-    if subprocess.run([*tiny, "true"], capture_output=True).returncode != 0:
-        tiny = []
-    done = subprocess.run(
-        [*tiny, sys.executable, "-c", textwrap.dedent(_CHILD), str(root)], stdout=subprocess.PIPE, text=True,
-        timeout=100, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-    )  # fmt: skip
-    # Two open files for each of two workers and six for all: they do not grow with the batches.
-    assert (done.returncode, done.stdout.split()) == (3, [expected, "10"])
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("samples", [320, 8000])
-def test_memory_does_not_grow_over_twenty_epochs(make: MakeLoader, samples: int) -> None:
-    loader = make(2, batch_size_global=16, samples_per_epoch=samples)
+def test_memory_does_not_grow_over_twenty_epochs(make: MakeLoader) -> None:
+    loader = make(2, batch_size_global=16, samples_per_epoch=8000)
     sizes = []
     for epoch in range(20):
         for _ in loader.batches(epoch):

@@ -70,11 +70,14 @@ def _fail(stage: str, rank: int) -> None:
     from seqtrack.model.seqtrack import SeqTrack
     from seqtrack.training import checkpointer
 
+    file = f"{os.environ['OUTPUT_DIR']}/phase_1/file"
     {
         "start": lambda: _patch(train, "load_state", _raise(KeyError("planted"), call=1)),
         "data": lambda: _patch(TrackingDataset, "sample", _raise(ValueError("planted"), call=20)),
         "forward": lambda: _patch(SeqTrack, "forward", _raise(torch.OutOfMemoryError("planted"), call=3)),
-        "save": lambda: _patch(checkpointer, "write_checkpoint", _raise(OSError(errno.ENOSPC, "planted"), call=1)),
+        "save": lambda: _patch(
+            checkpointer, "write_checkpoint", _raise(OSError(errno.ENOSPC, "planted", file), call=1)
+        ),
         "validation": lambda: _patch(run, "track_sequences", _raise(ValueError("planted"), call=1)),
     }[stage]()
 

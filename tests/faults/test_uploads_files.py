@@ -32,7 +32,7 @@ from uploads.harness import (
 from uploads.hub_server import Hub
 
 from seqtrack.cli import main
-from seqtrack.uploads.backoff import Clock
+from seqtrack.uploads.client import Clock
 
 HALF = "phase_1/checkpoints/SEQTRACK_ep0003.safetensors"
 

@@ -30,8 +30,8 @@ from uploads.harness import (
 from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub, make_entry
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.settings import UploadSettings
 from seqtrack.uploads.state import health_problems, read_state
+from seqtrack.uploads.target import UploadSettings
 
 STAGES = ("whoami", "create", "info", "paths-info", "preupload", "batch", "put", "verify", "commit")
 FOR_EVER = 600.0

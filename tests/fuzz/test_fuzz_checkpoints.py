@@ -36,7 +36,7 @@ from seqtrack.config.schema import Train
 from seqtrack.errors import UserError
 from seqtrack.model.authors import read_authors_file
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
-from seqtrack.training.state import History, Meters, RandomStates, TrainState
+from seqtrack.training.state import RandomStates, TrainState
 
 SHORT, LONG = 40, 1200
 # Fields of a manifest that describe the state; the others may differ without an effect on the load.
@@ -48,11 +48,8 @@ def new_state(seed: int) -> TrainState:
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
     optimizer = NamedOptimizer(model, Train())
-    rng = RandomStates(0)
-    return TrainState(
-        model, optimizer, Schedule(optimizer, Train(), 10),
-        GradScaler("cpu", enabled=True), rng, Meters(), History(),
-    )  # fmt: skip
+    scaler = GradScaler("cpu", enabled=True)
+    return TrainState(model, optimizer, Schedule(optimizer, Train(), 10), scaler, RandomStates(0))
 
 
 def trained_state() -> TrainState:
@@ -61,7 +58,7 @@ def trained_state() -> TrainState:
     state.optimizer.inner.step()
     state.epoch, state.step = 2, 20
     state.meters.add(4.0, 1.0, 8, 0.5)
-    state.history.epochs = [{"epoch": n, "loss": 2.0 / n, "iou": 0.1 * n, "lr": [1e-4, 1e-5]} for n in (1, 2)]
+    state.history = [{"epoch": n, "loss": 2.0 / n, "iou": 0.1 * n, "lr": [1e-4, 1e-5]} for n in (1, 2)]
     return state
 
 

@@ -27,7 +27,7 @@ from seqtrack.data.crop import (
     mirror_box,
     to_grey,
 )
-from seqtrack.data.sampling import draw_frames
+from seqtrack.data.dataset import draw_frames
 from seqtrack.evaluation import metrics
 from seqtrack.model.build import build_empty, sinusoid_1d
 from seqtrack.model.images import normalise

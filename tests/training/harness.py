@@ -10,7 +10,7 @@ from runs import TEST_DEVICE, environment
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from seqtrack.checkpoints.store import Manifest, load_checkpoint, manifest_of
+from seqtrack.checkpoints.store import Manifest, manifest_of
 from seqtrack.config.environment import configure
 from seqtrack.data.sources import open_source
 from seqtrack.device import choose_device
@@ -74,13 +74,10 @@ class Run:
         self.parent = parent
         self.hooks = hooks
         self.reads_late = RANKS.device.type == "cuda"
-        if overflows:
-            self._overflow_at(overflows)
-
-    def _overflow_at(self, steps: Container[int]) -> None:
-        """Let a gradient be infinite in these steps, counted from 1, as fp16's is when its scale is too large."""
-        parameter = self.state.optimizer.parameters()[0]
-        parameter.register_hook(lambda grad: grad * float("inf") if self.state.step + 1 in steps else grad)
+        # In these steps, counted from 1, a gradient is infinite, as fp16's is when its scale is too large.
+        self.state.optimizer.parameters()[0].register_hook(
+            lambda grad: grad * float("inf") if self.state.step + 1 in overflows else grad
+        )
 
     def until(self, step: int | None) -> bool:
         """Train until after `step`, or to the end. Returns whether the last epoch is done."""
@@ -108,8 +105,3 @@ class Run:
     def at(self, step: int) -> Manifest:
         """The checkpoint inside an epoch that was saved after `step`."""
         return manifest_of(self.folder / "checkpoints" / step_name(step))
-
-
-def saved(manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state in a checkpoint, as `TrainState.restore` takes it."""
-    return load_checkpoint(manifest)

@@ -10,12 +10,13 @@ import torch
 from runs import assert_same_run, environment, epochs, numbers
 
 from seqtrack.checkpoints.side_files import EpochRecord, ValidationRecord, read_metrics
+from seqtrack.checkpoints.store import load_checkpoint
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.build import run_fingerprint, set_kernels
 from seqtrack.training.train_step import NotFiniteError
-from training.harness import RANKS, Run, saved
+from training.harness import RANKS, Run
 
 OVERFLOWS = (2, 9)  # one in each of the first two epochs of 6 steps
 SEVERAL = {"TRAIN.EPOCH": "2", "TEST.EPOCH": "2"}
@@ -55,7 +56,7 @@ def test_a_run_stopped_before_or_after_an_overflow_ends_as_the_uninterrupted(
         demo_data,
         SEVERAL,
         overflows=OVERFLOWS,
-        state=saved(first),
+        state=load_checkpoint(first),
         resume_step=cut,
         parent=epochs(folder)[1].sha256,
     )

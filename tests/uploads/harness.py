@@ -25,10 +25,9 @@ from uploads.hub_server import Hub
 from seqtrack.checkpoints.safetensors_io import TensorBytes
 from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.config.environment import read_environment
-from seqtrack.uploads.backoff import Clock
 from seqtrack.uploads.child import perform
-from seqtrack.uploads.settings import choose_target, read_settings
-from seqtrack.uploads.target import Call, Reply
+from seqtrack.uploads.client import Clock, TargetClient
+from seqtrack.uploads.target import Call, Reply, choose_target, read_settings
 from seqtrack.uploads.uploader import Uploader
 
 REPO = "me/run"
@@ -63,7 +62,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads in this process: the real client without the process around it."""
-    monkeypatch.setattr("seqtrack.uploads.client.ChildRunner", InlineRunner)
+    monkeypatch.setattr("seqtrack.uploads.client.run_child", run_inline)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     disable_progress_bars()
 
@@ -160,19 +159,23 @@ class FakeTime:
             self._alarms.pop(0)[1]()
 
 
-class InlineRunner:
-    """Carries out calls in this process; made as a `ChildRunner` is. Keeps when it was called."""
+def run_inline(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
+    """Carries out a call in this process."""
+    reply = perform(Call.model_validate_json(call.model_dump_json()))
+    tick()
+    return Reply.model_validate_json(reply.model_dump_json())
 
-    def __init__(self, folder: Path | None = None, *, time: FakeTime | None = None) -> None:
+
+class InlineRunner:
+    """The same, and keeps when it was called."""
+
+    def __init__(self, time: FakeTime) -> None:
         self._time = time
         self.called_at: list[float] = []
 
-    def run(self, call: Call, *, deadline_s: float, tick: Callable[[], bool]) -> Reply:
-        if self._time is not None:
-            self.called_at.append(self._time.now)
-        reply = perform(Call.model_validate_json(call.model_dump_json()))
-        tick()
-        return Reply.model_validate_json(reply.model_dump_json())
+    def __call__(self, call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
+        self.called_at.append(self._time.now)
+        return run_inline(call, deadline_s, tick)
 
 
 @contextlib.contextmanager
@@ -181,7 +184,7 @@ def uploader(
 ) -> Iterator[tuple[Uploader, InlineRunner]]:
     """The uploader in this process, by a clock of its own."""
     env, time = environ(hub, output, variables=variables, **tuning), time or FakeTime()
-    runner, environment = InlineRunner(time=time), read_environment(env)
+    runner, environment = InlineRunner(time), read_environment(env)
     target = choose_target(environment)
     assert target is not None
     with pytest.MonkeyPatch.context() as patch:
@@ -191,8 +194,8 @@ def uploader(
             patch.setenv(name, value)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         disable_progress_bars()
-        settings, rng = read_settings(env), random.Random(7)
-        with Uploader(output, target, settings, clock=time.clock, runner=runner, rng=rng, stop=time.stop) as at_work:
+        client = TargetClient(target, read_settings(env), runner, time.clock, random.Random(7))
+        with Uploader(output, client, time.stop) as at_work:
             yield at_work, runner
 
 

@@ -93,8 +93,35 @@ class Reply(Exception):
         self.status, self.body, self.headers = status, body, headers or {}
 
 
+_REPO = r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+_API = r"/api(?:/models|(?=/datasets))" + _REPO
+ROUTES: list[tuple[str, str, str]] = [
+    ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/api/repos/create", "create"),
+    ("POST", r"/api/validate-yaml", "yaml"),
+    ("POST", _API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
+    ("POST", _API + r"/commit/(?P<rev>[^/]+)", "commit"),
+    ("POST", _API + r"/paths-info/(?P<rev>[^/]+)", "paths-info"),
+    ("GET", _API + r"/tree/(?P<rev>[^/]+)", "tree"),
+    ("GET", _API + r"(/revision/(?P<rev>[^/]+))?", "info"),
+    ("POST", _REPO + r"\.git/info/lfs/objects/batch", "batch"),
+    ("POST", _REPO + r"/lfs-verify", "verify"),
+    ("POST", r"/storage-complete/(?P<oid>\w+)", "complete"),
+    ("PUT", r"/storage/(?P<oid>\w+)/(?P<part>\d+)", "part"),
+    ("PUT", r"/storage/(?P<oid>\w+)", "put"),
+    ("GET", r"/storage/(?P<oid>\w+)", "storage-get"),
+    ("GET", _REPO + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", r"/_state", "state"),
+    ("POST", r"/_control", "control"),
+]
+
+
 class Hub:
     """State and faults; survives a restart of the server that shows it."""
+
+    handler: "type[Handler]"
+    routes = ROUTES
+    open_stages: tuple[str, ...] = ("put", "part", "complete", "storage-get", "yaml", "state", "control")
 
     def __init__(self, *, multipart_bytes: int = 0, seed: int = 0, page: int = 1000) -> None:
         self.repos: dict[str, Repo] = {}
@@ -128,7 +155,7 @@ class Hub:
     def start(self, port: int = 0, host: str = "127.0.0.1") -> "Hub":
         """Listen; with port 0 any free port, which is kept over a restart."""
         server_class = type("Server", (ThreadingHTTPServer,), {"daemon_threads": True, "request_queue_size": 128})
-        self._server = server_class((host, port or self.port), type("Bound", (Handler,), {"hub": self}))
+        self._server = server_class((host, port or self.port), type("Bound", (self.handler,), {"hub": self}))
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
@@ -241,28 +268,6 @@ class Hub:
             self.puts[oid] = self.puts.get(oid, 0) + 1
 
 
-_REPO = r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
-_API = r"/api(?:/models|(?=/datasets))" + _REPO
-ROUTES: list[tuple[str, str, str]] = [
-    ("GET", r"/api/whoami-v2", "whoami"),
-    ("POST", r"/api/repos/create", "create"),
-    ("POST", r"/api/validate-yaml", "yaml"),
-    ("POST", _API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
-    ("POST", _API + r"/commit/(?P<rev>[^/]+)", "commit"),
-    ("POST", _API + r"/paths-info/(?P<rev>[^/]+)", "paths-info"),
-    ("GET", _API + r"/tree/(?P<rev>[^/]+)", "tree"),
-    ("GET", _API + r"(/revision/(?P<rev>[^/]+))?", "info"),
-    ("POST", _REPO + r"\.git/info/lfs/objects/batch", "batch"),
-    ("POST", _REPO + r"/lfs-verify", "verify"),
-    ("POST", r"/storage-complete/(?P<oid>\w+)", "complete"),
-    ("PUT", r"/storage/(?P<oid>\w+)/(?P<part>\d+)", "part"),
-    ("PUT", r"/storage/(?P<oid>\w+)", "put"),
-    ("GET", r"/storage/(?P<oid>\w+)", "storage-get"),
-    ("GET", _REPO + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
-    ("GET", r"/_state", "state"),
-    ("POST", r"/_control", "control"),
-]
-OPEN_STAGES = ("put", "part", "complete", "storage-get", "yaml", "state", "control")
 WRITE_STAGES = ("create", "preupload", "commit", "batch", "verify")
 Answer = tuple[Any, dict[str, str]]
 
@@ -305,7 +310,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, method: str) -> tuple[str, dict[str, str]]:
         path = urlsplit(self.path).path
-        for wanted, pattern, stage in ROUTES:
+        for wanted, pattern, stage in self.hub.routes:
             found = re.fullmatch(pattern, path) if wanted == method else None
             if found:
                 return stage, {k: unquote(v) for k, v in found.groupdict(default="main").items()}
@@ -324,7 +329,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.hub.tokens.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
 
     def check_token(self) -> None:
-        if self.stage in OPEN_STAGES:
+        if self.stage in self.hub.open_stages:
             return
         if self.role is None:
             raise Reply(401, {"error": "Invalid credentials in Authorization header"})
@@ -523,13 +528,24 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": oid, "ETag": f'"{entry.git_sha1}"', "Accept-Ranges": "bytes"}
         if not entry.lfs:
             return self.ranged(entry.data or b"", headers)
-        headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
+        headers |= self.resolve_headers(entry.sha256) | {
+            "X-Linked-Size": str(entry.size),
+            "X-Linked-Etag": f'"{entry.sha256}"',
+        }
         headers["Location"] = f"{self.hosts()[1]}/storage/{entry.sha256}?name={quote(self.names['path'])}"
         raise Reply(302, None, headers)
 
     def on_storage_get(self) -> Answer:
         oid = self.names["oid"]
-        return self.ranged((self.hub.folder / oid).read_bytes(), {"ETag": f'"{oid}"'})
+        return self.ranged(self.stored(oid), {"ETag": f'"{oid}"'})
+
+    def stored(self, oid: str) -> bytes:
+        """The bytes of an LFS object."""
+        return (self.hub.folder / oid).read_bytes()
+
+    def resolve_headers(self, sha256: str) -> dict[str, str]:
+        """What else an answer about a large file reports."""
+        return {}
 
     def ranged(self, data: bytes, headers: dict[str, str]) -> Answer:
         """A body, or the rest of it from the start of Range; a fault turns bytes or ends it early."""
@@ -564,7 +580,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"repos": repos, "stages": self.hub.stages(), "violations": self.hub.violations}, {}
 
 
-def main() -> None:
+Hub.handler = Handler
+
+
+def main(kind: type[Hub] = Hub) -> None:
     """Serve until stopped; faults come over POST /_control, what happened is at GET /_state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8080)
@@ -573,7 +592,7 @@ def main() -> None:
     parser.add_argument("--storage-host", help="host name put into upload addresses; default: the other loopback name")
     parser.add_argument("--token", action="append", default=[], help="a token that may write")
     args = parser.parse_args()
-    hub = Hub()
+    hub = kind()
     hub.public_host, hub.storage_host = args.public_host, args.storage_host
     hub.tokens.update(dict.fromkeys(args.token, "write"))
     hub.start(args.port, args.host)

@@ -8,19 +8,17 @@ from uploads.harness import FakeTime, put
 
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
-from seqtrack.uploads.backoff import Backoff
-from seqtrack.uploads.client import child_environment
+from seqtrack.uploads.client import TargetClient, child_environment
 from seqtrack.uploads.scan import UploadUnit, scan
-from seqtrack.uploads.settings import TargetSettings, UploadSettings, choose_target, read_settings
 from seqtrack.uploads.state import UploadState, health_problems
-from seqtrack.uploads.target import Fault
+from seqtrack.uploads.target import Fault, Order, Reply, TargetSettings, UploadSettings, choose_target, read_settings
 from seqtrack.uploads.uploader import Uploader, choose_batch
 
 MB = 1024 * 1024
 
 
 def unit(path: str, *, size: int = 10, mtime: int = 0, checkpoint: bool = False) -> UploadUnit:
-    return UploadUnit({path: (size, mtime, 0, 0)}, (size, "0" * 64) if checkpoint else None)
+    return UploadUnit({path: (size, mtime, 0)}, (size, "0" * 64) if checkpoint else None)
 
 
 def chosen(units: list[UploadUnit], logs: tuple[UploadUnit, ...] = (), max_bytes: float = 2e9, limit: int = 99) -> str:
@@ -33,12 +31,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     return FakeTime()
 
 
-def backoff(fake: FakeTime, **settings: float) -> Backoff:
-    return Backoff(UploadSettings(**settings), fake.clock, random.Random(0))
+def backoff(fake: FakeTime, *kinds: str, wait_s: float = 0.0) -> TargetClient:
+    """A client whose orders fail by these kinds of fault, and are then carried out."""
+    faults = iter(Fault.model_validate({"kind": kind, "line": "why", "wait_s": wait_s}) for kind in kinds)
 
+    def run(*_: object) -> Reply:
+        return Reply(fault=next(faults, None))
 
-def fault(kind: str, wait_s: float = 0.0) -> Fault:
-    return Fault.model_validate({"kind": kind, "line": "why", "wait_s": wait_s})
+    return TargetClient(TargetSettings(kind="folder", place="/x"), UploadSettings(), run, fake.clock, random.Random(0))
 
 
 def test_the_scan_of_a_missing_folder_is_empty(tmp_path: Path) -> None:
@@ -46,15 +46,16 @@ def test_the_scan_of_a_missing_folder_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_file_settles_by_our_clock_and_never_by_its_own(tmp_path: Path, fake: FakeTime) -> None:
-    path, target = put(tmp_path / "output" / "a.txt", b"1"), TargetSettings(kind="folder", place=str(tmp_path / "b"))
-    with Uploader(tmp_path / "output", target, UploadSettings(settle_s=5), clock=fake.clock) as uploader:
+    path = put(tmp_path / "output" / "a.txt", b"1")
+    with Uploader(tmp_path / "output", backoff(fake), fake.stop) as uploader:
         ages = []
         for pause, data in ((0.0, None), (4.0, b"2"), (4.0, None), (1.5, None)):
             fake.now += pause
             if data:
                 put(path, data)
             uploader.look_around()
-            ages.append((uploader.units["a.txt"].state, uploader.oldest_age_s()))
+            unit = uploader.units["a.txt"]
+            ages.append((unit.state, fake.now - unit.waiting_since))
     assert ages == [("settling", 0.0), ("settling", 4.0), ("settling", 8.0), ("ready", 9.5)]
 
 
@@ -74,38 +75,38 @@ def test_a_batch_keeps_its_limits() -> None:
 
 
 def test_back_off_grows_to_its_cap_and_draws_from_the_whole_range(fake: FakeTime) -> None:
-    trouble, waits = backoff(fake), []
+    trouble, waits = backoff(fake, *["network"] * 1000), []
     for _ in range(1000):
-        trouble.record_failure(fault("network"))
+        trouble.send(Order())
         waits.append(trouble.wait_s())
     assert waits[0] <= 2 and 590 < max(waits) <= 600 and min(waits[20:]) < 10
-    trouble.record_failure(fault("rate", 900.0))
-    assert trouble.wait_s() == 900
+    asked = backoff(fake, "rate", wait_s=900.0)
+    asked.send(Order())
+    assert asked.wait_s() == 900
 
 
 def test_timeouts_grow_and_success_forgets_them(fake: FakeTime) -> None:
-    trouble = backoff(fake)
-    for _ in range(3):
-        trouble.record_failure(fault("timeout"))
-    assert trouble.timeout_factor == 8.0
-    trouble.record_success()
-    assert (trouble.timeout_factor, trouble.wait_s(), trouble.fault) == (1.0, 0.0, None)
+    trouble = backoff(fake, *["timeout"] * 3)
+    for factor in (2.0, 4.0, 8.0, 1.0):
+        trouble.send(Order())
+        assert trouble.timeout_factor == factor
+    assert (trouble.wait_s(), trouble.fault) == (0.0, None)
 
 
 @pytest.mark.parametrize(("kind", "left"), [("xet", False), ("timeout", False), ("network", True)])
 def test_xet_that_fails_is_left_for_lfs_and_tried_again_after_an_hour(fake: FakeTime, kind: str, left: bool) -> None:
-    trouble = backoff(fake)
-    trouble.record_failure(fault(kind))
-    assert trouble.use_xet == left
-    trouble.record_success()
+    trouble = backoff(fake, kind)
+    trouble.send(Order())
+    assert trouble.use_xet() == left
+    trouble.send(Order())
+    assert trouble.use_xet() == left
     fake.now += 3601.0
-    assert trouble.use_xet
+    assert trouble.use_xet()
 
 
 def test_the_child_gets_no_empty_settings() -> None:
-    state = Path("/state")
-    assert child_environment({}, use_xet=False, state=state)["HF_HUB_DISABLE_XET"] == "1"
-    given = child_environment({"HF_ENDPOINT": ""}, use_xet=True, state=state).keys()
+    assert child_environment({}, use_xet=False)["HF_HUB_DISABLE_XET"] == "1"
+    given = child_environment({"HF_ENDPOINT": ""}, use_xet=True).keys()
     assert not {"HF_HUB_DISABLE_XET", "HF_ENDPOINT"} & given
 
 
@@ -139,8 +140,8 @@ def test_users_variables_win_over_the_tuning_of_tests() -> None:
         ({}, 0),
         ({"time": 900.0}, 1),
         ({"oldest_age_s": 4000.0}, 1),
-        ({"fault": fault("account")}, 1),
-        ({"fault": fault("network")}, 0),
+        ({"fault": Fault(kind="account", line="why")}, 1),
+        ({"fault": Fault(kind="network", line="why")}, 0),
         ({"problems": {"a.bin": "a.bin cannot be read"}}, 1),
         ({"state": "done", "time": 1.0}, 0),
         ({"state": "stopped", "time": 1.0}, 1),
