@@ -9,7 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqtrack.checkpoints.side_files import AuditRecord, write_side_file
+from seqtrack.checkpoints.safetensors_io import write_json
+from seqtrack.checkpoints.side_files import AuditRecord
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
 from seqtrack.reports.consistency import inconsistencies
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return STOPPED_EXIT_CODE
     target = args.output or evidence.folder / AUDIT_FILE
     try:
-        write_side_file(target, record)
+        write_json(target, record.model_dump())
     except OSError as error:
         _say(f"{target} could not be written: {error.strerror}")
     print(record.model_dump_json() if args.json else "\n".join(report_lines(record)))

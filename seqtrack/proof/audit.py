@@ -32,7 +32,6 @@ from seqtrack.checkpoints.side_files import (
     read_manifest,
     read_metrics,
     read_side_file,
-    shorten,
 )
 from seqtrack.checkpoints.store import manifest_of
 from seqtrack.config.loader import config_digest, config_from_text
@@ -107,7 +106,7 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
         raise UserError(f"{folder} has no checkpoint of a finished epoch", "audit.no_epoch")
     metrics = read_metrics(metrics_path(folder))
     if metrics.problems:
-        raise UserError(shorten(metrics.problems))
+        raise UserError(metrics.problems)
 
     def here(epoch: int) -> Manifest | None:
         manifest = manifests.get(epoch)

@@ -9,6 +9,7 @@ from runs import Ended, environment, start
 
 from proof.forger import Forger
 from seqtrack.checkpoints.side_files import AuditRecord
+from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.consistency import copies, inconsistencies
 
 
@@ -48,6 +49,35 @@ def test_a_resumed_run_is_confirmed_from_its_own_start(resumed: Path, demo_data:
     assert [one.epoch for one in certificate(output, "phase_2").segments] == [2, 3]
 
 
+def test_a_thin_run_has_every_digest_and_every_epoch_comes_back(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "thin"
+    completed(environment(output, demo_data, {"TRAIN.CHECKPOINT_EPOCHS": 3}))
+    ours, full = output / "phase_1" / "checkpoints", uninterrupted / "phase_1" / "checkpoints"
+    assert sorted(one.name for one in ours.glob("*.safetensors")) == ["SEQTRACK_ep0003.safetensors"]
+    assert inconsistencies(output / "phase_1") == []
+    assert compare_runs(uninterrupted / "phase_1", output / "phase_1").first_difference is None
+    for epoch in (2, 1):
+        with start(environment(output, demo_data), "restore", "--epoch", str(epoch)) as running:
+            assert running.end().code == 0
+        name = f"SEQTRACK_ep{epoch:04d}.safetensors"
+        assert (ours / name).read_bytes() == (full / name).read_bytes()
+    assert verdict(audit(output, demo_data)) == (0, "confirmed")
+
+
+def test_a_run_is_reproduced_or_left_at_its_first_difference(output: Path, demo_data: Path) -> None:
+    def reproduce() -> tuple[int, str]:
+        with start(environment(output, demo_data), "reproduce", "phase_1") as running:
+            return verdict(running.end())
+
+    assert reproduce() == (0, "identical")
+    forger = Forger(output / "phase_1")
+    forger.relabel("TRAIN.LR", 2e-3)
+    forger.write()
+    assert reproduce() == (1, "differs")
+
+
 def zeroed(data: bytearray) -> bytearray:
     return bytearray(len(data))
 
@@ -69,7 +99,7 @@ FORGERIES: dict[str, tuple[Callable[[Forger], None], int, str]] = {
     "a higher IoU everywhere": (lambda one: one.scale("iou", 3, 1.5), 3, "forward (iou)"),
     "epochs exchanged": (swap_epochs, 2, "state (model)"),
     "another learning rate": (lambda one: one.relabel("TRAIN.LR", 2e-3), 1, "optimizer (lr)"),
-    "another seed": (lambda one: one.relabel("TRAIN.SEED", 7), 1, "forward (loss)"),
+    "another seed": (lambda one: one.relabel("TRAIN.SEED", 7), 1, "samples (checksum)"),
 }
 
 
