@@ -12,6 +12,7 @@ from seqtrack.checkpoints import side_files
 from seqtrack.checkpoints.safetensors_io import Contents, DamagedFileError, read_checkpoint_file, utc_now
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, verify_checkpoint
 from seqtrack.errors import UserError
+from seqtrack.reports.consistency import copies, inconsistencies, wrong_start
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 # The order in which differing components are named: causes before their consequences.
@@ -69,6 +70,8 @@ def compare_runs(first: Path, second: Path) -> side_files.Certificate:
     Raises:
         UserError: a folder is missing, or the runs have no epoch in common.
     """
+    if first.resolve() == second.resolve():
+        raise UserError(f"{first} and {second} are one folder: a run cannot prove itself", "verify.one_folder")
     runs = [_Run(*run) for run in zip((first, second), distinguishing_names(first, second), strict=True)]
     ours, theirs = (run.epochs for run in runs)
     common = sorted(ours.keys() & theirs.keys())
@@ -90,6 +93,8 @@ def compare_runs(first: Path, second: Path) -> side_files.Certificate:
         for kind in skipped
     ]
     invalid = [*runs[0].invalid, *runs[1].invalid]
+    invalid += [*copies(first, second), *wrong_start(first, second)] if not invalid else []
+    invalid += [text for folder in (first, second) for text in inconsistencies(folder) if text not in invalid]
     found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
     differences = [text for _, text in sorted([*found_at, *runs[0].unusable, *runs[1].unusable])] + invalid
     if max(ours) != max(theirs):
@@ -134,7 +139,10 @@ def _compare_epoch(pair: Sequence[Manifest], logs: Sequence[Sequence[side_files.
 
 
 def _check(manifest: Manifest) -> tuple[Contents | None, list[str]]:
-    """A checkpoint file's digests as they are, None if it cannot be read; and in what it is not as it was written."""
+    """A checkpoint file's digests as they are, None if it cannot be read; and in what it is not as it was written.
+    An epoch without a file has the digests that its manifest keeps."""
+    if manifest.kind == "thin":
+        return Contents(manifest.sha256, {}, {}, manifest.parts, {}), []
     try:
         return verify_checkpoint(manifest), []
     except DamagedFileError as error:
@@ -146,7 +154,8 @@ def _check(manifest: Manifest) -> tuple[Contents | None, list[str]]:
 
 def _different_components(first: Contents, second: Contents) -> list[str]:
     """The differing state components, each with its first differing tensor."""
-    tensors = sorted(name for name in {*first.rows, *second.rows} if first.rows.get(name) != second.rows.get(name))
+    both = {*first.rows, *second.rows} if first.rows and second.rows else set()
+    tensors = sorted(name for name in both if first.rows.get(name) != second.rows.get(name))
     different = []
     for name in [*COMPONENT_ORDER, *sorted({*first.parts, *second.parts} - {*COMPONENT_ORDER})]:
         if first.parts.get(name) != second.parts.get(name):

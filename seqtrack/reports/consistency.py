@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from seqtrack.checkpoints.resume_point import read_run
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_values
+from seqtrack.checkpoints.safetensors_io import read_values
 from seqtrack.checkpoints.side_files import (
     DatasetRecord,
     EnvironmentRecord,
@@ -144,7 +144,8 @@ def _manifest(folder: Path, manifest: Manifest, run: RunRecord) -> Iterator[str]
     where = manifest.manifest_path
     name = parse_checkpoint_name(where.name)
     yield from _differs(where, "epoch", manifest.epoch, "its file's name", name[1] if name else None)
-    yield from _differs(where, "kind", manifest.kind, "its file's name", "epoch")
+    expected = "epoch" if manifest.path.exists() else "thin"
+    yield from _differs(where, "kind", manifest.kind, "what is beside it", expected)
     yield from _differs(where, "phase", manifest.phase, RUN_FILE, run.phase)
     yield from _differs(where, "data_digest", manifest.data_digest, RUN_FILE, run.data_digest)
     text = config_from_text(json.dumps(manifest.config), str(where))
@@ -181,7 +182,12 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
     metrics = read_metrics(path)
     yield from map(str, metrics.problems)
     epochs = {one.epoch: one for one in metrics.of(EpochRecord)}
-    histories = {epoch: _history(one) for epoch, one in manifests.items() if one.path.exists()}
+    states = {epoch: read_values(one.path) for epoch, one in manifests.items() if one.path.exists()}
+    for epoch, values in states.items():
+        for name, value in values.get("lineage", {"lineage": None}).items():
+            manifest = manifests[epoch]
+            yield from _differs(manifest.manifest_path, name, getattr(manifest, name, "none"), manifest.file, value)
+    histories = {epoch: values.get("history", []) for epoch, values in states.items()}
     longest = max(histories.values(), key=len, default=[])
     for epoch, history in sorted(histories.items()):
         yield from _differs(manifests[epoch].path, "epochs in its history", len(history), "its name", epoch)
@@ -200,13 +206,6 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
             yield from _differs(path, f"step of epoch {epoch}", record.step, "its manifest", manifests[epoch].step)
         yield from _intervals(path, record, [one for one in metrics.of(IntervalRecord) if one.epoch == epoch])
     yield from _log(folder, run, metrics.of(IntervalRecord))
-
-
-def _history(manifest: Manifest) -> list[dict[str, object]]:
-    try:
-        return list(read_values(manifest.path)["history"])
-    except (LookupError, TypeError) as error:
-        raise DamagedFileError(f"{manifest.path} has no history", "checkpoint.state") from error
 
 
 def _intervals(path: Path, epoch: EpochRecord, intervals: list[IntervalRecord]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import Ended, environment, start
+from runs import Ended, completed, environment, start
 
 from proof.forger import Forger
 from seqtrack.checkpoints.side_files import AuditRecord
