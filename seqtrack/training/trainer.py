@@ -99,8 +99,6 @@ class Trainer:
                 if state.step == 1 and self.distributed.is_main:
                     sanity_checks.check_first_loss(state.meters.loss, self.config.MODEL.BINS)
                     sanity_checks.check_encoder_gradient(state.model)
-                    self.log.images(1, "samples/search", batch.search[:8])
-                    self.log.images(1, "samples/template", batch.templates[:8, 0])
                 if last:
                     break
                 if stop or save:
