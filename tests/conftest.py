@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import demo_data
+
+__all__ = ["demo_data"]
 
 # `nohup` and some CI systems start programs with SIGHUP ignored, which children would inherit.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -13,7 +13,7 @@ import yaml
 
 from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
-from seqtrack.cli import _join_negative_values, main
+from seqtrack.cli import main
 from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.annotations import read_boxes
@@ -88,20 +88,6 @@ def test_a_box_may_begin_with_a_minus_sign(track: Callable[..., int], video_fold
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["x.json", "x.txt"]
     first, second = (tmp_path / name / "x.txt" for name in ("one", "two"))
     assert read_boxes(first)[0].tolist() == [-8, -8.5, 24, 24] and first.read_bytes() == second.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "joined"),
-    [
-        (["a", "--box", "-1,2,3,4", "-o", "-5.mp4"], ["a", "--box=-1,2,3,4", "-o-5.mp4"]),
-        (["--frames", "-3", "--fps", "-1e3"], ["--frames=-3", "--fps=-1e3"]),
-        (["--box=1,2,3,4", "-1"], ["--box=1,2,3,4", "-1"]),
-        (["--no-video", "-o", "x.mp4", "--", "--box", "-1"], ["--no-video", "-o", "x.mp4", "--", "--box", "-1"]),
-        (["--box", "-o", "--", "-1"], ["--box", "-o", "--", "-1"]),
-    ],
-)
-def test_a_negative_number_belongs_to_the_option_before_it(tokens: list[str], joined: list[str]) -> None:
-    assert _join_negative_values(tokens) == joined
 
 
 def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Callable[..., int], output: Path) -> None:
