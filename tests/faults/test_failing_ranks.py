@@ -42,16 +42,12 @@ def _fail(stage: str, rank: int) -> None:
     from seqtrack.model.seqtrack import SeqTrack
     from seqtrack.training import checkpointer
 
+    file = f"{os.environ['OUTPUT_DIR']}/phase_1/file"
     stages: dict[str, tuple[Any, str, int, Exception]] = {
         "start": (train, "load_state", 1, KeyError("planted")),
         "data": (TrackingDataset, "sample", 20, ValueError("planted")),
         "forward": (SeqTrack, "forward", 3, torch.OutOfMemoryError("planted")),
-        "save": (
-            checkpointer,
-            "write_checkpoint",
-            1,
-            OSError(errno.ENOSPC, "planted", f"{os.environ['OUTPUT_DIR']}/phase_1/file"),
-        ),
+        "save": (checkpointer, "write_checkpoint", 1, OSError(errno.ENOSPC, "planted", file)),
         "validation": (run, "track_sequences", 1, ValueError("planted")),
     }
     owner, name, last, error = stages[stage]
