@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import command, environment, train, tree
+from runs import command, completed, environment, epochs, train, tree
 
 OTHER = "run.other_experiment"
 RESUME = {"PHASE": "2", "RESUME_EPOCH": "99"}
@@ -50,6 +50,23 @@ def test_a_mistake_ends_with_2_its_codes_and_nothing_written(
     assert "Traceback" not in ended.said
     assert [value for value in values if value not in ended.said] == []
     assert tree(output) == before
+
+
+def test_a_checkpoint_of_another_model_in_a_runs_folder_is_refused_with_the_differences(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    completed(environment(tmp_path, demo_data, {"MODEL.DECODER.DEC_LAYERS": "2"}, EPOCHS=2))
+    foreign = epochs(tmp_path / "phase_1")[1]
+    theirs = shutil.copytree(uninterrupted / "phase_1", tmp_path / "mine" / "phase_1") / "checkpoints"
+    for path in theirs.glob("SEQTRACK_ep000[23]*"):
+        path.unlink()
+    shutil.copy(foreign.path, theirs)
+    shutil.copy(foreign.manifest_path, theirs)
+    before = tree(tmp_path / "mine")
+    ended = train(environment(tmp_path / "mine", demo_data))
+    assert ended.code == 2 and set(ended.codes) == {OTHER}, ended.said
+    assert "MODEL.DECODER.DEC_LAYERS" in ended.said
+    assert tree(tmp_path / "mine") == before
 
 
 def truncate_frames(demo: Path, target: Path, sequence: str) -> None:
