@@ -1,29 +1,19 @@
 """Validation during training: its metrics are recorded, and the run ends in the same bits as one without it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from runs import Ended, environment
+from runs import train as run
 
 from seqtrack.evaluation.metrics import METRICS
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = "DATA.TRAIN.SAMPLE_PER_EPOCH 16 DATA.MAX_SAMPLE_INTERVAL 20 TRAIN.BATCH_SIZE 8 TRAIN.NUM_WORKER 0"
+SMALL = {"DATA.TRAIN.SAMPLE_PER_EPOCH": 16, "DATA.MAX_SAMPLE_INTERVAL": 20, "TRAIN.BATCH_SIZE": 8}
 
 
-def train(output: Path, data: Path, overrides: str) -> subprocess.CompletedProcess[str]:
-    inherited = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    variables = {"OUTPUT_DIR": str(output), "DATA_DIR": str(data), "DATASET": "lasot", "CONFIG": "demo"}
-    return subprocess.run(
-        [sys.executable, "-m", "seqtrack", "train"],
-        env={**inherited, **variables, "EPOCHS": "1", "DEVICE": "cpu", "OVERRIDES": f"{SMALL} {overrides}"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def train(output: Path, data: Path, **keys: object) -> Ended:
+    return run(environment(output, data, {**SMALL, **keys}, DATASET="lasot", CONFIG="demo", EPOCHS=1))
 
 
 def digests(output: Path) -> list[str]:
@@ -33,10 +23,9 @@ def digests(output: Path) -> list[str]:
 
 def test_a_run_with_validation_ends_in_the_bits_of_one_without(tmp_path: Path, data_dir: Path) -> None:
     # Dropout draws from torch's global state: a validation that moved it would show in the weights.
-    dropout = "MODEL.DECODER.DROPOUT 0.2"
-    for name, overrides in (("without", ""), ("with", "TRAIN.VALIDATION_INTERVAL 1")):
-        done = train(tmp_path / name, data_dir, f"{dropout} {overrides}")
-        assert done.returncode == 0, done.stderr[-2000:]
+    for name, interval in (("without", 0), ("with", 1)):
+        ended = train(tmp_path / name, data_dir, **{"TRAIN.VALIDATION_INTERVAL": interval})
+        assert ended.code == 0, ended.said
     assert digests(tmp_path / "with") == digests(tmp_path / "without") and len(digests(tmp_path / "with")) == 1
 
     lines = (tmp_path / "with" / "phase_1" / "logs" / "metrics.jsonl").read_text().splitlines()
@@ -55,6 +44,6 @@ def test_a_sequence_that_is_trained_on_and_held_out_stops_the_run_before_it_begi
     (data / "disk" / "disk-3" / "img").symlink_to(data / "disk" / "disk-1" / "img")
     for name in ("groundtruth.txt", "full_occlusion.txt", "out_of_view.txt"):
         shutil.copy(data / "disk" / "disk-1" / name, data / "disk" / "disk-3" / name)
-    done = train(tmp_path / "output", data, "TRAIN.VALIDATION_INTERVAL 1")
-    assert done.returncode == 2 and "error [evaluation.leak]" in done.stderr, done.stderr[-2000:]
+    ended = train(tmp_path / "output", data, **{"TRAIN.VALIDATION_INTERVAL": 1})
+    assert (ended.code, ended.codes) == (2, ["evaluation.leak"]), ended.said
     assert not (tmp_path / "output" / "phase_1" / "checkpoints").exists()
