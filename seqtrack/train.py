@@ -70,9 +70,10 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
         open_.enter_context(logging_to(log_file, rank=distributed.rank, earlier=early))
         run_metadata.log_run_header(environment, config, distributed, sources, loader)
         began = log_resume_point(start, build.run_fingerprint(config, distributed))
-        record = None
+        record, manifest_fields = None, dict[str, object]()
         if distributed.is_main:
-            record = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            record, manifest_fields = opened
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
@@ -97,7 +98,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
                 log=log,
                 distributed=distributed,
                 stop=stop,
-                manifest_fields=run_metadata.manifest_fields(config, distributed, record),
+                manifest_fields=manifest_fields,
                 validate=validate,
             ).run()
 

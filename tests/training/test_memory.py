@@ -83,7 +83,7 @@ def test_a_model_that_does_not_fit_the_device_ends_with_advice(
 ) -> None:
     monkeypatch.setattr(torch.nn.Module, method, _raiser(LACKS[0]))
     with pytest.raises(RunError) as ended:
-        build.build_training_model(tiny.config, RANKS, fresh=fresh)
+        build.build_state(tiny.config, RANKS, 6, fresh=fresh)
     assert ended.value.code == "device.out_of_memory"
 
 
