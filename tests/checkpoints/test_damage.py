@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, TensorBytes, read_checkpoint_file
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file
 from seqtrack.checkpoints.store import (
     Manifest,
     latest_valid,
@@ -28,11 +28,9 @@ from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.errors import UserError
 
 DESCRIBE: dict[str, Any] = {
-    "created": "2024-01-01T00:00:00Z",
-    "parent_sha256": "ab" * 32,
-    "config_digest": "cd" * 32,
-    "data_digest": "ef" * 32,
-}
+    "created": "2024-01-01T00:00:00Z", "parent_sha256": "ab" * 32, "config_digest": "cd" * 32, "data_digest": "ef" * 32,
+}  # fmt: skip
+FACTS = {**DESCRIBE, "kind": "epoch", "epoch": 2, "step": 20, "sample": 0, "loss": 1.0, "iou": 0.5}
 
 
 def write_small(folder: Path, epoch: int) -> Manifest:
@@ -139,14 +137,6 @@ def test_a_tensor_that_is_not_loaded_is_verified_as_well(part: str, tmp_path: Pa
     load_checkpoint(manifest, part=part)
 
 
-def test_an_element_type_that_is_never_stored_is_refused_by_its_name(tmp_path: Path) -> None:
-    facts = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5}
-    raw = {"model/odd": TensorBytes("U32", (2,), bytearray(8))}
-    manifest = write_checkpoint(tmp_path / "SEQTRACK_ep0001.safetensors", raw, {}, describe={**DESCRIBE, **facts})
-    with pytest.raises(UserError, match=r"SEQTRACK_ep0001.*U32"):
-        load_checkpoint(manifest)
-
-
 def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 1)
     for content, code in ((b"", "file.empty"), (b"<html>", "file.html_page"), (b"PK\x03\x04", "file.torch")):
@@ -181,17 +171,10 @@ def _rewrite(manifest: Manifest, change: Callable[[bytes], bytes]) -> Manifest:
 
 ODD_HEADS: dict[str, Callable[[bytes], bytes]] = {
     "metadata twice": lambda head: head.rstrip()[:-1] + b',"__metadata__":{"state":"{}"}}',
-    "key of a tensor twice": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":"BF16","dtype":"BF16"'),
     "state's key twice": lambda head: head.replace(rb"{\"epoch\":2", rb"{\"epoch\":1,\"epoch\":2"),
     "no state": lambda head: head.replace(b'"state"', b'"stale"'),
-    "type as a list": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":["BF16"]'),
-    "number of too many digits": lambda head: head.replace(b'"shape":[7]', b'"shape":[' + b"7" * 5000 + b"]"),
-    "true for a number": lambda head: head.replace(b'"shape":[0,3]', b'"shape":[false,3]'),
     "a gap": lambda head: head.replace(b'"data_offsets":[0,', b'"data_offsets":[4,'),
-    "NaN": lambda head: head.replace(rb"\"loss\":2.0", rb"\"loss\":NaN"),
     "deep": lambda head: b'{"a":' * 100_000 + head,
-    "blanks first": lambda head: b"  " + head,
-    "not UTF-8": lambda head: head.replace(b"weight", b"w\xffight"),
 }
 
 
@@ -208,13 +191,9 @@ ODD_MANIFESTS: dict[str, Callable[[bytes], bytes]] = {
     "nested key twice": lambda text: text.replace(b'"parts": {', b'"parts": {"model": "", "model": "",'),
     "NaN": lambda text: text.replace(b'"loss": 2.0', b'"loss": NaN'),
     "deep": lambda text: b"[" * 100_000 + text,
-    "page": lambda _: b"<html>",
-    "list": lambda text: b"[" + text + b"]",
     "true for a number": lambda text: text.replace(b'"epoch": 2', b'"epoch": true'),
-    "negative": lambda text: text.replace(b'"step": 20', b'"step": -20'),
     "unknown": lambda text: text.replace(b'"epoch": 2', b'"epoch": 2, "folder": "/"'),
     "another format": lambda text: text.replace(b"checkpoint/1", b"checkpoint/2"),
-    "short digest": lambda text: text.replace(b'"' + b"ab" * 32, b'"' + b"ab" * 31),
     "elsewhere": lambda text: text.replace(b'"SEQTRACK_ep', b'"../SEQTRACK_ep'),
 }
 

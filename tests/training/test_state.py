@@ -133,14 +133,3 @@ def test_a_state_of_another_structure_or_without_a_component_is_refused(name: st
     with pytest.raises(UserError, match=part) as caught:
         new_state(3).restore(tensors, values)
     assert caught.value.code in ("checkpoint.state", "weights.dtype", "weights.missing")
-
-
-def test_generator_states_are_restored_on_the_cpu(uninterrupted: Run) -> None:
-    uninterrupted.state.rng.of_ranks = {}
-    tensors, values = uninterrupted.state.capture()
-    expected = _draws(uninterrupted.state.model, uninterrupted.stop)
-    assert _draws(uninterrupted.state.model, uninterrupted.stop) != expected
-    uninterrupted.state.restore(tensors, values)
-    assert _draws(uninterrupted.state.model, uninterrupted.stop) == expected
-    moved = {name: tensor for name, tensor in tensors.items() if name.startswith("rng/")}
-    assert moved and all(tensor.device.type == "cpu" for tensor in moved.values())
