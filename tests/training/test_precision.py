@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same_run, environment, epochs, numbers
+from runs import environment, epochs, numbers
 
 from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
-from seqtrack.checkpoints.store import load_checkpoint
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError
 from seqtrack.runtime.metrics_log import RunLog
@@ -41,26 +40,6 @@ def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_
     steps = {int(values["step"]) for values in overflown.state.optimizer.inner.state.values()}
     assert steps == {10}, "AdamW does not"
     assert sorted(epochs(overflown.folder)) == [1, 2]
-
-
-@pytest.mark.parametrize("cut", [8, 9])
-def test_a_run_stopped_before_or_after_an_overflow_ends_as_the_uninterrupted(
-    cut: int, overflown: Run, demo_data: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    assert not Run(folder, demo_data, SEVERAL, overflows=OVERFLOWS).until(cut)
-    first = Run(folder, demo_data, SEVERAL).at(cut)
-    resumed = Run(
-        folder,
-        demo_data,
-        SEVERAL,
-        overflows=OVERFLOWS,
-        state=load_checkpoint(first),
-        resume_step=cut,
-        parent=epochs(folder)[1].sha256,
-    )
-    assert resumed.until(None)
-    assert_same_run(folder, overflown.folder)
 
 
 def test_a_run_whose_every_gradient_overflows_ends(demo_data: Path, tmp_path: Path) -> None:
