@@ -25,6 +25,7 @@ TIMEOUT_S = 600
 
 STATE = "tests/training/test_state.py"
 LOGS = "tests/training/test_steps_and_logs.py"
+LAUNCH = "tests/training/test_launch.py"
 START = "tests/checkpoints/test_resume_point.py"
 DAMAGE = "tests/checkpoints/test_damage.py"
 DISK = "tests/checkpoints/test_full_disk.py"
@@ -92,7 +93,8 @@ FAULTS = [
     Fault(f"{STATE} {LOGS}", "the last batch is shown as the epoch's value", "Meters.loss",
           "self.loss_sum / self.count", "self.interval_loss_sum / max(1, self.interval_count)"),
     Fault(LOGS, "dropout draws from the generator's current state", "TrainStep.__call__", "torch.manual_seed(...)"),
-    Fault(LOGS, "a loss that is not finite is trained on", "TrainStep.read", "not math.isfinite(loss) or ...", "False"),
+    Fault(f"{LAUNCH} -k not_finite", "a loss that is not finite is trained on", "TrainStep.read",
+          "not math.isfinite(loss) or ...", "False"),
     Fault(LOGS, "the gradient is not clipped", "TrainStep.__call__", "train.GRAD_CLIP_NORM or math.inf", "math.inf"),
     Fault(f"{SEVERAL} -k four_parts", "accumulated parts of a batch have the wrong weight", "TrainStep._backward",
           "weighted.sum() * scale", "weighted.sum() * scale * parts"),

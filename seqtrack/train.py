@@ -62,9 +62,10 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
         open_log(log_path(folder, environment.config) if distributed.is_main else None, distributed.rank)
         run_metadata.log_run_header(environment, config, distributed, sources, loader)
         began = log_resume_point(start, build.run_fingerprint(config, distributed))
-        record = None
+        record, manifest_fields = None, dict[str, object]()
         if distributed.is_main:
-            record = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            record, manifest_fields = opened
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
@@ -89,7 +90,7 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
                 log=log,
                 distributed=distributed,
                 stop=stop,
-                manifest_fields=run_metadata.manifest_fields(config, distributed, record),
+                manifest_fields=manifest_fields,
                 validate=validate,
             ).run()
 
