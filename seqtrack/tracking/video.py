@@ -159,8 +159,9 @@ def video_writer(path: Path, *, fps: float, size: tuple[int, int]) -> Iterator[C
                 raise UserError(text, "track.codec")
             yield write
             writer.release()
-            capture = _capture("video", temporary)
-            found = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.read()[0] else 0
+            found = sum(
+                1 for _ in iter(_capture("video", temporary).grab, False)
+            )  # the header can count missing frames
             if found != written:
                 text = f"{path}: {written} frames were passed to OpenCV's FFmpeg, {found} can be read back"
                 free = shutil.disk_usage(path.parent).free
