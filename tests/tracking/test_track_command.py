@@ -64,11 +64,14 @@ def test_a_folder_becomes_an_annotated_video_and_a_box_file(
     assert json.loads(again.with_suffix(".json").read_text())["precision"] == "bf16"
 
 
-def test_a_box_may_begin_with_a_minus_sign(track: Track, video_folder: Path, tmp_path: Path) -> None:
-    for name, form in (("one", ["--box", "-8,-8.5,24,24"]), ("two", ["--box=-8,-8.5,24,24"])):
-        assert track(video_folder, *form, "--frames", 2, "--no-video", "-o", tmp_path / name / "x.mp4") == 0
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["x.json", "x.txt"]
-    first, second = (tmp_path / name / "x.txt" for name in ("one", "two"))
+def test_values_may_begin_with_a_minus_sign(
+    track: Track, video_folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(output)
+    for name, form in (("-1", ["--box", "-8,-8.5,24,24"]), ("-2", ["--box=-8,-8.5,24,24"])):
+        assert track(video_folder, *form, "--frames", 2, "--no-video", "-o", f"{name}.mp4") == 0
+    assert sorted(path.name for path in output.glob("-*")) == ["-1.json", "-1.txt", "-2.json", "-2.txt"]
+    first, second = (output / f"{name}.txt" for name in ("-1", "-2"))
     assert read_boxes(first)[0].tolist() == [-8, -8.5, 24, 24] and first.read_bytes() == second.read_bytes()
 
 
