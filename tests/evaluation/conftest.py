@@ -1,10 +1,7 @@
 """Real annotations and boxes of published trackers if available, and a small run with drawn videos."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 from runs import save_epoch
 
@@ -23,31 +20,10 @@ def _on_one_thread(one_thread: None) -> None:
     """Every test here runs a model."""
 
 
-@dataclass(frozen=True)
-class EvaluationData:
-    """LaSOT's test annotations and trackers' boxes, all sequences concatenated."""
-
-    folder: Path
-    names: list[str]
-    offsets: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float64]
-    visible: npt.NDArray[np.bool_]
-
-    def spans(self) -> list[slice]:
-        return [slice(int(a), int(b)) for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
-
-    def results(self, tracker: str) -> npt.NDArray[np.float64]:
-        with np.load(self.folder / f"results_{tracker}.npz") as stored:
-            return stored["boxes"].astype(np.float64)
-
-
 @pytest.fixture(scope="session")
-def lasot_eval(test_data: Path) -> EvaluationData:
-    folder = test_data / "lasot_eval"
-    with np.load(folder / "lasot_test_gt.npz") as stored:
-        absent = np.unpackbits(stored["absent"])[: int(stored["n"])].astype(bool)
-        boxes = stored["boxes"].astype(np.float64)
-        return EvaluationData(folder, stored["names"].tolist(), stored["offsets"], boxes, ~absent)
+def lasot_eval(test_data: Path) -> Path:
+    """Annotations of LaSOT's test set, and boxes of published trackers."""
+    return test_data / "lasot_eval"
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,6 @@ from seqtrack.cli import main
 from seqtrack.data.annotations import read_boxes, write_boxes
 from seqtrack.evaluation.metrics import METRICS
 
-from .conftest import EvaluationData
-
 Evaluate = Callable[..., int]
 
 
@@ -191,11 +189,11 @@ TOOLKIT = {
 
 
 def test_published_trackers_have_the_toolkits_numbers_to_the_last_digit(
-    lasot_eval: EvaluationData, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lasot_eval: Path, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the whole test set; the Python evaluators' convention gives its known difference."""
-    arguments = ["--annotations", str(lasot_eval.folder / "lasot_test_gt.npz"), "--results"]
-    assert evaluate(tmp_path, *arguments, str(lasot_eval.folder)) == 0
+    arguments = ["--annotations", str(lasot_eval / "lasot_test_gt.npz"), "--results"]
+    assert evaluate(tmp_path, *arguments, str(lasot_eval)) == 0
     assert "| siamrpnpp | 49.559 | 58.554 |" in capsys.readouterr().out
     found = trackers(tmp_path / "evaluation")
     for name, numbers in TOOLKIT.items():
@@ -204,7 +202,7 @@ def test_published_trackers_have_the_toolkits_numbers_to_the_last_digit(
     assert sum(one["frames"] for one in read(tmp_path / "evaluation")["sequences"]) == 685_360
     (note,) = found["atom"]["notes"]
     assert "horse-15" in note and "18 rows" in note and not found["siamrpnpp"]["notes"]
-    one = str(lasot_eval.folder / "results_siamrpnpp.npz")
+    one = str(lasot_eval / "results_siamrpnpp.npz")
     assert evaluate(tmp_path, *arguments, one, "--convention", "pytracking", "-o", str(tmp_path / "python")) == 0
     mean = trackers(tmp_path / "python")["siamrpnpp"]["mean"]
     expected = TOOLKIT["siamrpnpp"] | {"p20": round(49.1437 - 0.0005, 4)}

@@ -10,8 +10,6 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import score
 from seqtrack.evaluation.results import TrackerResult, choose, read_results, static_box_result
 
-from .conftest import EvaluationData
-
 NAN = float("nan")
 
 
@@ -98,10 +96,10 @@ def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requeste
     assert read(place, repair="official")[0].record.notes == []
 
 
-def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: EvaluationData) -> None:
-    annotations = read_annotations(lasot_eval.folder / "mini_txt")
-    texts = {one.record.name: one for one in read_results([lasot_eval.folder / "mini_txt" / "results"], annotations)}
-    archives = {one.record.name: one for one in read_results([lasot_eval.folder], annotations)}
+def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: Path) -> None:
+    annotations = read_annotations(lasot_eval / "mini_txt")
+    texts = {one.record.name: one for one in read_results([lasot_eval / "mini_txt" / "results"], annotations)}
+    archives = {one.record.name: one for one in read_results([lasot_eval], annotations)}
     for text, archive in (("ATOM", "atom"), ("SiamRPN++", "siamrpnpp")):
         assert texts[text].record.mean["auc"] == pytest.approx(archives[archive].record.mean["auc"], abs=1e-4)
 

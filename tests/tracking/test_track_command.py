@@ -33,7 +33,7 @@ def output(tmp_path: Path, model: SeqTrack, config: Config) -> Path:
 
 @pytest.fixture
 def track(output: Path, monkeypatch: pytest.MonkeyPatch) -> Track:
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "PHASE", "DEVICE"):
+    for name in ("PHASE", "DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OUTPUT_DIR", str(output))
     return lambda *arguments: main(["track", *map(str, arguments)])
@@ -68,11 +68,9 @@ def test_values_may_begin_with_a_minus_sign(
     track: Track, video_folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(output)
-    for name, form in (("-1", ["--box", "-8,-8.5,24,24"]), ("-2", ["--box=-8,-8.5,24,24"])):
-        assert track(video_folder, *form, "--frames", 2, "--no-video", "-o", f"{name}.mp4") == 0
-    assert sorted(path.name for path in output.glob("-*")) == ["-1.json", "-1.txt", "-2.json", "-2.txt"]
-    first, second = (output / f"{name}.txt" for name in ("-1", "-2"))
-    assert read_boxes(first)[0].tolist() == [-8, -8.5, 24, 24] and first.read_bytes() == second.read_bytes()
+    assert track(video_folder, "--box", "-8,-8.5,24,24", "--frames", 2, "--no-video", "-o", "-1.mp4") == 0
+    assert sorted(path.name for path in output.glob("-*")) == ["-1.json", "-1.txt"]
+    assert read_boxes(output / "-1.txt")[0].tolist() == [-8, -8.5, 24, 24]
 
 
 def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Track, output: Path) -> None:
@@ -91,12 +89,10 @@ def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Track, outpu
     [
         ("--box 500,10,20,20", "track.box"),
         ("--box 1,2,3", "track.option"),
-        ("--box a,b,c,d", "track.option"),
         ("--box 1,2,1_0,nan", "track.option"),
         ("", "track.option"),
         (f"--box {BOX} --checkpoint 9", "checkpoint.no_epoch"),
-        (f"--box {BOX} --checkpoint 1-9999999999", "checkpoint.no_epoch"),
-        (f"--box {BOX} --checkpoint all --phase 2", "checkpoint.none"),
+        (f"--box {BOX} --phase 2", "checkpoint.none"),
         (f"--box {BOX} --checkpoint 5", "checkpoint.no_config"),
         (f"--box {BOX} --checkpoint 6", "weights.other_model"),
         (f"--box {BOX} -o out.mkv", "track.output"),

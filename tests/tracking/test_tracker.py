@@ -30,14 +30,6 @@ def test_a_model_in_training_mode_is_refused(model: SeqTrack) -> None:
         BatchTracker(copy.deepcopy(model).train(), NEVER)
 
 
-def test_the_window_favours_boxes_near_the_previous_one(model: SeqTrack, frames: list[np.ndarray]) -> None:
-    windowed = follow(model, TrackerSettings(window=True), frames)
-    assert all(0 < token < model.spec.bins - 1 for one in windowed for token in one.tokens[:2])
-    plain = follow(model, TrackerSettings(window=False), frames)
-    assert windowed[0].tokens != plain[0].tokens
-    assert windowed[0].confidences[0] <= plain[0].confidences[0]
-
-
 @pytest.mark.parametrize(
     ("interval", "threshold", "templates", "updated"),
     [(3, 0.0, 2, [False, False, True] * 3), (1, 40.0, 2, [False] * 9), (1, 0.0, 1, [False] * 9)],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seqtrack.errors import UserError
-from seqtrack.tracking.video import draw_box, open_frames, video_writer
+from seqtrack.tracking.video import open_frames, video_writer
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float = 12.0) -> Path:
@@ -161,10 +161,3 @@ def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path: Path, name: str
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.code == "track.incomplete_video"
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("box", [(40, 40, 30, 20), (-20, -20, 30, 30), (0, 0, 128, 96), (500, 500, 5, 5)])
-def test_a_box_is_drawn_on_a_copy_and_clipped(frames: list[np.ndarray], box: tuple[int, ...]) -> None:
-    before = frames[0].copy()
-    drawn = draw_box(frames[0], box, "score 39.9/40  123.4 FPS")
-    assert (frames[0] == before).all() and drawn.shape == before.shape and (drawn != before).any()
