@@ -40,7 +40,7 @@ def track(output: Path, monkeypatch: pytest.MonkeyPatch) -> Track:
 
 
 def frames_of(video: Path) -> int:
-    return len(list(open_frames(str(video)).frames()))
+    return sum(1 for _ in open_frames(str(video)).frames())
 
 
 def test_a_folder_becomes_an_annotated_video_and_a_box_file(
@@ -76,9 +76,8 @@ def test_values_may_begin_with_a_minus_sign(
 def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Track, output: Path) -> None:
     clip = ROOT / "tests" / "assets" / "cc0_clip" / "person" / "person-1"
     assert track(clip, "--box", "266,53,32,46", "--frames", 2) == 0
-    capture = cv2.VideoCapture(str(output / "tracks" / "person-1.mp4"))
-    there, first = capture.read()
-    assert there and first.shape == (360, 640, 3)
+    first = cv2.VideoCapture(str(output / "tracks" / "person-1.mp4")).read()[1]
+    assert first.shape == (360, 640, 3)
     original = cv2.imread(str(clip / "img" / "00000001.jpg"))
     changed = np.abs(first.astype(int) - original).max(axis=2) > 80
     assert changed[45:105, 260:305].any() and not changed[200:, :].any(), "the box is drawn at its place"
