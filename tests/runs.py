@@ -25,8 +25,9 @@ from typing import Any
 import pytest
 
 from seqtrack.checkpoints.side_files import read_metrics
-from seqtrack.checkpoints.store import Manifest, list_checkpoints
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, write_checkpoint
 from seqtrack.config.environment import VARIABLES
+from seqtrack.run_dir import epoch_name
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,6 +237,22 @@ def assert_same_run(ours: Path, uninterrupted: Path) -> None:
             if name not in ("created", "config"):  # the configuration may differ where it need not match
                 assert value == theirs[epoch].model_dump()[name], (epoch, name)
     assert numbers(ours) == numbers(uninterrupted)
+
+
+def save_epoch(output: Path, epoch: int, model: Any, config: Any) -> None:
+    """A checkpoint of phase 1 with a model's weights and, unless it is None, its configuration."""
+    from seqtrack.checkpoints.tensors import tensor_bytes
+    from seqtrack.config.loader import config_digest
+
+    folder = output / "phase_1" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "kind": "epoch", "epoch": epoch, "step": 10 * epoch, "sample": 0, "loss": None, "iou": None,
+        "parent_sha256": None, "data_digest": None, "created": "2026-01-01T00:00:00Z",
+        "config_digest": config and config_digest(config), "config": config and config.model_dump(mode="json"),
+    }  # fmt: skip
+    tensors = {f"model/{name}": tensor_bytes(value) for name, value in model.state_dict().items()}
+    write_checkpoint(folder / epoch_name(epoch), tensors, {"epoch": epoch}, describe=described)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
