@@ -236,15 +236,3 @@ def test_a_few_open_files_are_enough_and_a_lower_limit_is_named(make: MakeLoader
     pid, said = _fork(work)
     assert said.read() == (b"limits.open_files" if free < 10 else b"10")
     os.waitpid(pid, 0)
-
-
-@pytest.mark.long
-def test_memory_does_not_grow_over_twenty_epochs(make: MakeLoader) -> None:
-    loader = make(2, batch_size_global=16, samples_per_epoch=8000)
-    sizes = []
-    for epoch in range(20):
-        for _ in loader.batches(epoch):
-            pass
-        statm = [Path(f"/proc/{pid}/statm").read_text().split() for pid in (os.getpid(), *_workers())]
-        sizes.append(sum(int(one[1]) - int(one[2]) for one in statm) * os.sysconf("SC_PAGE_SIZE") / 1e6)
-    assert sizes[-1] - sizes[4] < 10, sizes
