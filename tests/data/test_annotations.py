@@ -153,14 +153,6 @@ def as_archive(folder: Path, **changes: np.ndarray) -> Path:
     return folder / "results.npz"
 
 
-def as_toolkit_folder(folder: Path) -> Path:
-    (folder / "annos" / "absent").mkdir(parents=True)
-    for name, rows in BOXES.items():
-        write_boxes(folder / "annos" / f"{name}.txt", np.array(rows))
-        (folder / "annos" / "absent" / f"{name}.txt").write_text("\n".join(map(str, ABSENT[name])))
-    return folder
-
-
 def as_lasot_layout(folder: Path) -> Path:
     for name, rows in BOXES.items():
         place = folder / name.rsplit("-", 1)[0] / name
@@ -171,7 +163,7 @@ def as_lasot_layout(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [as_archive, as_toolkit_folder, as_lasot_layout])
+@pytest.mark.parametrize("make", [as_archive, as_lasot_layout])
 def test_each_layout_of_annotations_gives_the_same(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     found = read_annotations(make(tmp_path))
     assert {one.name: one.boxes_xywh.tolist() for one in found} == BOXES
@@ -179,10 +171,13 @@ def test_each_layout_of_annotations_gives_the_same(tmp_path: Path, make: Callabl
     assert {one.name: one.class_name for one in found} == {"cat-1": "cat", "big-cat-10": "big-cat", "cat-2": "cat"}
 
 
-def test_the_real_test_set_is_the_same_as_text_and_as_archive(test_data: Path) -> None:
+def test_the_real_annotations_have_their_published_numbers_as_archive_and_as_text(test_data: Path) -> None:
+    train = read_annotations(test_data / "lasot_train_annos.npz")
+    assert (len(train), sum(one.num_frames for one in train)) == (1120, 2_831_982)
+    assert sum(int(one.absent.sum()) for one in train) == 79_622
     archive = {one.name: one for one in read_annotations(test_data / "lasot_eval" / "lasot_test_gt.npz")}
     assert len(archive) == 280
-    for one in read_annotations(test_data / "lasot_eval" / "mini_txt"):
+    for one in read_annotations(test_data / "lasot_eval" / "mini_txt"):  # a folder `annos`
         assert (one.boxes_xywh == archive[one.name].boxes_xywh).all()
         assert (one.absent == archive[one.name].absent).all()
 
@@ -190,13 +185,14 @@ def test_the_real_test_set_is_the_same_as_text_and_as_archive(test_data: Path) -
 def test_missing_annotations_and_every_wrong_file_are_reported(tmp_path: Path) -> None:
     for name in ("nothing", ""):
         assert refused(read_annotations, tmp_path / name)[0].code == "annotations.none"
-    annos = as_toolkit_folder(tmp_path) / "annos"
-    (annos / "big-cat-10.txt").write_text("1,2,3\n")
-    (annos / "cat-1.txt").write_text("1,2\n1,2,3,4\n")
-    (annos / "absent" / "cat-2.txt").write_text("0\n")
-    problems = refused(read_annotations, tmp_path)
+    root = as_lasot_layout(tmp_path)
+    (root / "big-cat" / "big-cat-10" / "groundtruth.txt").write_text("1,2,3\n")
+    (root / "cat" / "cat-1" / "groundtruth.txt").write_text("1,2\n1,2,3,4\n")
+    (root / "cat" / "cat-2" / "out_of_view.txt").write_text("0\n")
+    problems = refused(read_annotations, root)
     assert [one.code for one in problems] == ["file.row", "file.row", "file.count"]
-    assert "big-cat-10.txt, line 1" in problems[0] and "cat-1.txt, line 1" in problems[1]
+    places = ("big-cat-10/groundtruth.txt, line 1", "cat-1/groundtruth.txt, line 1", "cat-2/out_of_view.txt")
+    assert all(place in problem for place, problem in zip(places, problems, strict=True))
 
 
 @pytest.mark.parametrize(
