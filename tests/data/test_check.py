@@ -68,13 +68,6 @@ def test_every_kind_of_problem_is_found_at_once_and_decoding_finds_what_counting
     assert _named(_check(root), *found) and tree(root) == before
 
 
-@pytest.mark.long  # decodes 1,511 frames
-def test_the_real_data_has_no_problem(test_data: Path) -> None:
-    report = _check(test_data / "lasot_mini", decode=True)
-    assert report.problems == [] and report.decoded == 1511
-    assert sum(row.absent for row in report.rows) == 29
-
-
 def test_the_command_exits_0_without_and_1_with_problems_and_2_on_wrong_usage(
     make_lasot: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 
 from data.conftest import Make
-from data.makers import make_got10k, tree, write_sequence
+from data.makers import make_got10k, refused, tree, write_sequence
 from seqtrack.data.lasot import find_layout, official_split, open_lasot
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.data.sources import SOURCES, describe, open_source
-from seqtrack.errors import Problem, UserError
-
-
-def refused(read: Callable[[], object]) -> list[Problem]:
-    with pytest.raises(UserError) as caught:
-        read()
-    return caught.value.problems
 
 
 @pytest.fixture
@@ -57,7 +50,7 @@ def test_a_sequence_is_read_unchanged(folder: Path, caplog: pytest.LogCaptureFix
 def test_rows_that_cannot_be_trained_on_are_reported_with_their_lines(folder: Path) -> None:
     rows = {3: "1,2,100001,4", 4: "1,2,-3,4", 5: "1,2,3,-0.5", 8: "2,2,-1,-1"}
     set_rows(folder, rows)
-    problems = refused(lambda: read(folder))
+    problems = refused(read, folder)
     assert {one.code for one in problems} == {"data.box"}
     for problem, (line, text) in zip(problems, rows.items(), strict=True):
         assert problem.startswith(f"{folder / 'groundtruth.txt'}, line {line}: found {text}")
@@ -83,7 +76,7 @@ def test_frames_that_do_not_belong_to_the_rows_are_refused(
     folder: Path, change: Callable[[Path], object], code: str
 ) -> None:
     change(folder / "img")
-    (problem,) = refused(lambda: read(folder))
+    (problem,) = refused(read, folder)
     assert problem.code == code and str(folder / "img") in problem
 
 
@@ -120,27 +113,27 @@ def test_the_official_split_applies_unless_the_folder_has_its_own_lists(
     assert names(root, classes=("book",)) == ["book-1", "book-2"] and names(root, split="test") == ["book-3"]
     assert caplog.records[0].args[:3] == (14, 16, "train"), "the others are logged"  # type: ignore[index]
     (root / "testing_set.txt").write_text("book-2\n")
-    assert refused(lambda: names(root))[0].code == "data.leak", "a training sequence of the official split"
+    assert refused(names, root)[0].code == "data.leak", "a training sequence of the official split"
     (root / "training_set.txt").write_text("book-3\na-b-1\nzebra-7\n")
     (root / "testing_set.txt").write_bytes(b"\xef\xbb\xbfbook-1\r\nbook-2\r\n")
     assert names(root) == ["a-b-1", "book-3"] and names(root, split="test") == ["book-1", "book-2"]
     assert names(root, classes=("a-b",)) == ["a-b-1"] and "zebra-7" in caplog.text
     (root / "training_set.txt").write_text("book-1\nbook-1\n")
-    assert refused(lambda: names(root))[0].code == "file.duplicate"
+    assert refused(names, root)[0].code == "file.duplicate"
 
 
 def test_missing_places_and_classes_and_a_sequence_that_exists_twice_are_refused(
     make_lasot: Make, tmp_path: Path
 ) -> None:
-    assert refused(lambda: names(tmp_path / "nowhere"))[0].code == "data.no_folder"
-    assert refused(lambda: names(tmp_path))[0].code == "data.no_sequence"
+    assert refused(names, tmp_path / "nowhere")[0].code == "data.no_folder"
+    assert refused(names, tmp_path)[0].code == "data.no_sequence"
     root = make_lasot("book-1", "coin-1")
-    first, second = refused(lambda: names(root, classes=("boook", "coin", "kite")))
+    first, second = refused(names, root, classes=("boook", "coin", "kite"))
     assert first.code == second.code == "data.unknown_class"
     assert "book, coin" in first and "mean book" in first and "--classes kite" in second
     shutil.copytree(root / "book" / "book-1", root / "book-1")
-    assert refused(lambda: names(root))[0].code == "data.sequence_twice"
-    (problem,) = refused(lambda: open_source("cocoa", root, classes=(), split="train"))
+    assert refused(names, root)[0].code == "data.sequence_twice"
+    (problem,) = refused(open_source, "cocoa", root, classes=(), split="train")
     assert problem.code == "data.unknown_data_set" and all(name in problem for name in SOURCES)
 
 
@@ -151,7 +144,7 @@ def test_problems_of_all_sequences_are_reported_at_once_and_nothing_is_changed(m
     (root / "book" / "book-1" / "out_of_view.txt").unlink()
     (root / "coin" / "coin-1" / "img" / "00000025.jpg").touch()
     before = tree(root)
-    problems = refused(lambda: names(root, classes=("book", "coin", "buk")))
+    problems = refused(names, root, classes=("book", "coin", "buk"))
     codes = ["data.unknown_class", "file.row", "file.row", "file.row", "file.missing", "data.frame_count"]
     assert [problem.code for problem in problems] == codes and tree(root) == before
     named = ("buk", "line 1:", "line 10:", "full_occlusion.txt", "out_of_view.txt", "coin-1")
@@ -202,9 +195,9 @@ def test_vots_list_selects_training_sequences_by_index_and_leaves_the_test_split
     both = [open_source(name, got10k, classes=(), split="train") for name in ("GOT10K_vottrain", "GOT10K_train_full")]
     assert describe(both[:1]).digest != describe(both[1:]).digest, "two data sets, even with the same sequences"
     vot_list.write_text("0\n3\n")
-    assert refused(lambda: numbers(got10k, "GOT10K_vottrain"))[0].code == "file.row", "there are three"
+    assert refused(numbers, got10k, "GOT10K_vottrain")[0].code == "file.row", "there are three"
     vot_list.unlink()
-    (problem,) = refused(lambda: numbers(got10k, "GOT10K_vottrain"))
+    (problem,) = refused(numbers, got10k, "GOT10K_vottrain")
     assert problem.code == "file.missing" and vot_list.name in problem
     (got10k / "got10k" / "train" / "GOT-10k_Train_000002" / "meta_info.ini").unlink()
     opened = open_source("GOT10K_train_full", got10k, classes=(), split="train").sequences

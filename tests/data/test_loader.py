@@ -59,7 +59,6 @@ def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[bytes]:
 
 def test_a_batch_holds_its_samples(dataset: TrackingDataset, make: MakeLoader) -> None:
     batches = list(make().batches(2))
-    assert make().steps_per_epoch == 5
     assert [batch.count for batch in batches] == [batch.global_count for batch in batches] == [5, 5, 5, 5, 2]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(SAMPLES))
     batch = batches[1]
@@ -118,9 +117,9 @@ def _is_gone(pid: int) -> bool:
 
 def _wait_gone(processes: list[int], seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while not all(_is_gone(pid) for pid in processes) and time.monotonic() < end:
+    while not (gone := all(map(_is_gone, processes))) and time.monotonic() < end:
         time.sleep(0.02)
-    return all(_is_gone(pid) for pid in processes)
+    return gone
 
 
 @pytest.mark.parametrize("is_idle", [False, True])
