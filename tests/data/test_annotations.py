@@ -31,12 +31,11 @@ def results(path: Path) -> object:
     return str(read_boxes(path, allow_not_finite=True).tolist())
 
 
-def flags(path: Path) -> object:
-    return read_labels(path, 1).tolist()
+def labels(largest: int) -> Read:
+    return lambda path: read_labels(path, largest).tolist()
 
 
-def indices(path: Path) -> object:
-    return read_labels(path, 11).tolist()
+flags, indices = labels(1), labels(11)
 
 
 SPELLINGS: list[tuple[Read, object, list[bytes]]] = [

@@ -41,14 +41,11 @@ from seqtrack.data.demo import Plan, ensure_demo; ensure_demo(Path(sys.argv[1]),
 """
 
 
-def _draw(folder: Path, threads: str) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "PYTHONHASHSEED": threads, "OMP_NUM_THREADS": "3"}
-    return subprocess.Popen([sys.executable, "-c", _DRAW, str(folder), threads], env=environment)
-
-
 def test_concurrent_processes_draw_one_data_set_of_the_same_bytes_after_a_killed_one(tmp_path: Path) -> None:
     (tmp_path / "there" / ".demo.tmp" / "disk" / "disk-1" / "img").mkdir(parents=True)
-    children = [_draw(tmp_path / "there", threads) for threads in ("0", "4")]
+    command = [sys.executable, "-c", _DRAW, str(tmp_path / "there")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "3"}
+    children = [subprocess.Popen([*command, threads], env=environment) for threads in ("0", "4")]
     assert [child.wait(60) for child in children] == [0, 0]
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == [".demo.lock", "demo"]
     draw_demo(tmp_path / "here", plan=SMALL)

@@ -11,17 +11,13 @@ import pytest
 from data.conftest import Make
 from data.makers import make_got10k, refused, tree, write_sequence
 from seqtrack.data.lasot import find_layout, official_split, open_lasot
-from seqtrack.data.sequence import Sequence, read_sequence
+from seqtrack.data.sequence import read_sequence
 from seqtrack.data.sources import SOURCES, describe, open_source
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_sequence(tmp_path / "pool-14", 24, empty=True)
-
-
-def read(folder: Path) -> Sequence:
-    return read_sequence(folder, "pool")
 
 
 def set_rows(folder: Path, rows: dict[int, str]) -> None:
@@ -37,7 +33,7 @@ def test_a_sequence_is_read_unchanged(folder: Path, caplog: pytest.LogCaptureFix
     (folder / "full_occlusion.txt").write_text(",".join("0" * 5 + "1" + "0" * 18))
     (folder / "out_of_view.txt").write_text("\n".join("0" * 4 + "1" + "0" * 19) + "\n")
     (folder / "img" / "00000009.jpg").unlink()
-    sequence = read(folder)
+    sequence = read_sequence(folder, "pool")
     assert (sequence.name, sequence.class_name, sequence.num_frames) == ("pool-14", "pool", 24)
     assert sequence.boxes_xywh.dtype == np.float64 and sequence.boxes_xywh[3].tolist() == [-5.0, -38.0, 12.5, 7.0]
     assert np.flatnonzero(sequence.absent).tolist() == [4, 5]
@@ -50,7 +46,7 @@ def test_a_sequence_is_read_unchanged(folder: Path, caplog: pytest.LogCaptureFix
 def test_rows_that_cannot_be_trained_on_are_reported_with_their_lines(folder: Path) -> None:
     rows = {3: "1,2,100001,4", 4: "1,2,-3,4", 5: "1,2,3,-0.5", 8: "2,2,-1,-1"}
     set_rows(folder, rows)
-    problems = refused(read, folder)
+    problems = refused(read_sequence, folder, "pool")
     assert {one.code for one in problems} == {"data.box"}
     for problem, (line, text) in zip(problems, rows.items(), strict=True):
         assert problem.startswith(f"{folder / 'groundtruth.txt'}, line {line}: found {text}")
@@ -76,7 +72,7 @@ def test_frames_that_do_not_belong_to_the_rows_are_refused(
     folder: Path, change: Callable[[Path], object], code: str
 ) -> None:
     change(folder / "img")
-    (problem,) = refused(read, folder)
+    (problem,) = refused(read_sequence, folder, "pool")
     assert problem.code == code and str(folder / "img") in problem
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.makers import write_sequence
+from data.conftest import Make
 from seqtrack.data import loader as loader_module
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
-from seqtrack.data.loader import Batch, BatchLoader
+from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import open_source
 from seqtrack.errors import Problem, RunError, UserError
 
@@ -28,10 +28,9 @@ MakeLoader = Callable[..., BatchLoader]
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> TrackingDataset:
-    for name in ("book-1", "coin-1"):
-        write_sequence(tmp_path / name.split("-")[0] / name)
-    return TrackingDataset([open_source("lasot", tmp_path, classes=(), split="train")], [1.0], SPEC, seed=5)
+def dataset(make_lasot: Make) -> TrackingDataset:
+    source = open_source("lasot", make_lasot("book-1", "coin-1"), classes=(), split="train")
+    return TrackingDataset([source], [1.0], SPEC, seed=5)
 
 
 @pytest.fixture
@@ -49,12 +48,8 @@ def make(dataset: TrackingDataset) -> Iterator[MakeLoader]:
         one.close()
 
 
-def _bytes(batch: Batch) -> bytes:
-    return b"".join(getattr(batch, name).contiguous().numpy().tobytes() for name in TENSORS)
-
-
-def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[bytes]:
-    return [_bytes(batch) for batch in loader.batches(epoch, start)]
+def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[list[bytes]]:
+    return [[getattr(one, name).numpy().tobytes() for name in TENSORS] for one in loader.batches(epoch, start)]
 
 
 def test_a_batch_holds_its_samples(dataset: TrackingDataset, make: MakeLoader) -> None:
