@@ -1,4 +1,4 @@
-"""`seqtrack data` check, show and prepare, and what a run says about unusable and changed data."""
+"""`seqtrack data` check, show and prepare, and what a run reports about unusable and changed data."""
 
 import json
 from pathlib import Path
