@@ -7,19 +7,17 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from logging.handlers import MemoryHandler
 
 from seqtrack.checkpoints.resume_point import write_run
 from seqtrack.checkpoints.side_files import Manifest
-from seqtrack.config.environment import Environment, configure
-from seqtrack.config.schema import Config
+from seqtrack.config.environment import configure
 from seqtrack.data.sources import describe
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports import verdict
 from seqtrack.reports.plots import PhasePlots
 from seqtrack.run_dir import CHECKPOINTS, LOGS, log_path
 from seqtrack.runtime.distributed import join
-from seqtrack.runtime.metrics_log import RunLog, early_log_records, logging_to
+from seqtrack.runtime.metrics_log import RunLog, run_logging
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training import build, run_metadata
 from seqtrack.training.checkpointer import Checkpointer
@@ -37,15 +35,10 @@ def train(environ: Mapping[str, str] = os.environ) -> int:
         UserError: configuration, data or checkpoints are invalid; nothing was written.
         RunError: the run could not continue.
     """
-    with early_log_records() as early, StopRequest() as stop:
+    with run_logging() as open_log, StopRequest() as stop, contextlib.ExitStack() as open_:
         environment, config = configure(environ)
-        return _train(environment, config, stop, early)
-
-
-def _train(environment: Environment, config: Config, stop: StopRequest, early: MemoryHandler) -> int:
-    folder = environment.phase_folder()
-    with contextlib.ExitStack() as open_:
-        distributed = open_.enter_context(join(environment.device))
+        folder = environment.phase_folder()
+        distributed = join(environment.device)
         build.set_kernels(config, distributed)
         sources = build.open_sources(config, environment.data_dir)
         data = describe(sources)
@@ -66,13 +59,13 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
         # From here on files are written, by rank 0 alone.
         open_.enter_context(claim_folder(folder, start, distributed))
         open_.enter_context(run_metadata.explain_disk_errors(folder))
-        log_file = log_path(folder, environment.config) if distributed.is_main else None
-        open_.enter_context(logging_to(log_file, rank=distributed.rank, earlier=early))
+        open_log(log_path(folder, environment.config) if distributed.is_main else None, distributed.rank)
         run_metadata.log_run_header(environment, config, distributed, sources, loader)
         began = log_resume_point(start, build.run_fingerprint(config, distributed))
-        record = None
+        record, manifest_fields = None, dict[str, object]()
         if distributed.is_main:
-            record = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            record, manifest_fields = opened
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
@@ -97,7 +90,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
                 log=log,
                 distributed=distributed,
                 stop=stop,
-                manifest_fields=run_metadata.manifest_fields(config, distributed, record),
+                manifest_fields=manifest_fields,
                 validate=validate,
             ).run()
 
