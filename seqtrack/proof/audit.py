@@ -205,7 +205,8 @@ def open_replay(evidence: RunEvidence, data_dir: Path, device: str) -> Iterator[
         UserError: other data than the run's.
     """
     config, last = evidence.config, evidence.manifests[evidence.last_epoch]
-    with join(device) as distributed, contextlib.ExitStack() as open_:
+    distributed = join(device)
+    with contextlib.ExitStack() as open_:
         build.set_kernels(config, distributed)
         if isinstance(threads := last.fingerprint.get("threads"), int):
             torch.set_num_threads(threads)  # the order of sums depends on it

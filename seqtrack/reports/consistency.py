@@ -188,7 +188,7 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
             manifest = manifests[epoch]
             yield from _differs(manifest.manifest_path, name, getattr(manifest, name, "none"), manifest.file, value)
     histories = {epoch: values.get("history", []) for epoch, values in states.items()}
-    longest = max(histories.values(), key=len, default=[])
+    longest: list[dict[str, object]] = max(histories.values(), key=len, default=[])
     for epoch, history in sorted(histories.items()):
         yield from _differs(manifests[epoch].path, "epochs in its history", len(history), "its name", epoch)
         if history != longest[: len(history)]:
