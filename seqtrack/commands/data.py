@@ -89,5 +89,5 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    print(*prepare_data(os.environ), sep="\n")
+    print(*prepare_data(*configure(os.environ), os.environ), sep="\n")
     return 0
