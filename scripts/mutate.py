@@ -24,6 +24,7 @@ TIMEOUT_S = 600
 
 STATE = "tests/training/test_state.py"
 LOGS = "tests/training/test_steps_and_logs.py"
+LAUNCH = "tests/training/test_launch.py"
 START = "tests/checkpoints/test_resume_point.py"
 DAMAGE = "tests/checkpoints/test_damage.py"
 DISK = "tests/checkpoints/test_full_disk.py"
@@ -91,7 +92,8 @@ FAULTS = [
     Fault(f"{STATE} {LOGS}", "the last batch is shown as the epoch's value", "Meters.loss",
           "self.loss_sum / self.count", "self.interval_loss_sum / max(1, self.interval_count)"),
     Fault(LOGS, "dropout draws from the generator's current state", "TrainStep.__call__", "torch.manual_seed(...)"),
-    Fault(LOGS, "a loss that is not finite is trained on", "TrainStep.read", "not math.isfinite(loss) or ...", "False"),
+    Fault(f"{LAUNCH} -k not_finite", "a loss that is not finite is trained on", "TrainStep.read",
+          "not math.isfinite(loss) or ...", "False"),
     Fault(LOGS, "the gradient is not clipped", "TrainStep.__call__", "train.GRAD_CLIP_NORM or math.inf", "math.inf"),
     Fault(f"{SEVERAL} -k four_parts", "accumulated parts of a batch have the wrong weight", "TrainStep._backward",
           "weighted.sum() * scale", "weighted.sum() * scale * parts"),
@@ -107,8 +109,8 @@ FAULTS = [
     Fault(f"{SEVERAL} -k stop_asked", "only the signalled rank stops", "Trainer._votes", "self.stop.is_set", "False"),
     Fault("tests/runtime/test_distributed.py", "a restart meets the processes of the failed start", "rendezvous_store",
           "PrefixStore(..., store)", "PrefixStore('start', store)"),
-    Fault("tests/runtime/test_launcher.py", "a lost peer hides the error that caused it", "_cause",
-          "problem.code != PEER_LOST", "True"),
+    Fault("tests/runtime/test_launcher.py", "a lost peer hides the error that caused it", "launch",
+          "one.code != PEER_LOST", "True"),
     Fault("tests/data/test_loader.py -k killed_worker", "a worker that died is ignored", "BatchLoader.batches",
           "raise RunError(..., code=...) from error", "return"),
     # --- exit codes
@@ -133,17 +135,18 @@ FAULTS = [
     Fault(START, "a checkpoint is deleted that exists nowhere else", "checkpoints_to_delete",
           "item is not best and is_safe(item)", "item is not best"),
     # --- logs and comparison
-    Fault(LOGS, "records after the resume point stay in the log", "RunLog._keep_records", "record.step <= resume_step",
-          "True"),
+    Fault(LOGS, "records after the resume point stay in the log", "RunLog._keep_records",
+          "record.step <= self._resume_step", "True"),
     Fault(f"{COMPARE} -k link", "a foreign link in the hash chain is accepted", "check_hash_chain",
           "manifest.parent_sha256 != digests[epoch - 1]", "False"),
     Fault(f"{COMPARE} -k number_of_the_log", "log numbers are not compared", "_compare_epoch",
           "step is not None", "False"),
     Fault(f"{COMPARE} -k ended_earlier", "a run that ended earlier counts as identical", "compare_runs",
           "max(ours) != max(theirs)", "False"),
-    Fault("tests/runtime/test_run_log.py", "warnings before the start are not in the log file", "logging_to",
-          "earlier.flush()"),
-    Fault(LOGS, "a log that cannot be written is ignored", "_FileHandler.handleError", "raise"),
+    Fault("tests/runtime/test_run_log.py", "warnings before the start are not in the log file", "run_logging",
+          "lines.flush()", "lines.buffer.clear()"),
+    Fault("tests/runtime/test_run_log.py", "a log that cannot be written is ignored",
+          "_FileHandler.handleError", "raise"),
 ]
 # fmt: on
 

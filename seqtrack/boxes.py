@@ -41,12 +41,10 @@ def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     Returns:
         (...) in [0, 1]; 0 where neither box has an area, because the NaN of 0/0 would spoil the mean of an epoch.
     """
-    size_a = a_xyxy[..., 2:] - a_xyxy[..., :2]
-    size_b = b_xyxy[..., 2:] - b_xyxy[..., :2]
-    low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     intersection = (high - low).clamp(min=0).prod(-1)
-    union = size_a.prod(-1) + size_b.prod(-1) - intersection
+    area_a, area_b = ((one[..., 2:] - one[..., :2]).prod(-1) for one in (a_xyxy, b_xyxy))
+    union = area_a + area_b - intersection
     empty = union <= 0
     return torch.where(empty, torch.zeros_like(union), intersection / torch.where(empty, torch.ones_like(union), union))
 

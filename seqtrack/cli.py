@@ -18,36 +18,6 @@ from seqtrack.parsing import did_you_mean
 from seqtrack.process import limit_problem, protect_screen, unwritten_output
 
 
-def _read_dotenv() -> None:
-    """Every command reads `.env` in the current folder, so that training and reading its output agree on the place."""
-    if Path(".env").is_file():
-        from seqtrack.config.environment import load_dotenv_file  # start-up time of --help
-
-        load_dotenv_file(Path.cwd())
-
-
-def _drop_empty_hub_settings() -> None:
-    """compose passes on empty variables, but the Hub's client would use an empty HF_ENDPOINT as an address."""
-    for name in [name for name, value in os.environ.items() if name.startswith("HF_") and not value.strip()]:
-        del os.environ[name]
-
-
-def _join_negative_values(words: Sequence[str]) -> list[str]:
-    """`--box -20,-10,60,60` as `--box=-20,-10,60,60`: argparse takes an argument that starts with a minus for an option
-    unless it is a single number. No option here starts with a digit."""
-    joined: list[str] = []
-    for at, word in enumerate(words):
-        if "--" in words[:at]:
-            joined.append(word)
-        elif joined and re.match(r"-\.?[0-9]", word) and re.fullmatch(r"--[a-z][a-z0-9-]*", joined[-1]):
-            joined[-1] += "=" + word
-        elif joined and re.match(r"-\.?[0-9]", word) and re.fullmatch(r"-[a-zA-Z]", joined[-1]):
-            joined[-1] += word
-        else:
-            joined.append(word)
-    return joined
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     protect_screen()
@@ -66,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    words = _join_negative_values(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     parser, parsers = command_parsers()
     if words and not words[0].startswith("-") and words[0] not in parsers:
         return _refuse([Problem(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")])
@@ -82,11 +52,18 @@ def _run(arguments: Sequence[str] | None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
-        _read_dotenv()
+        # In the current folder, for every command, so that training and reading its output agree on the place.
+        if Path(".env").is_file():
+            from seqtrack.config.environment import load_dotenv_file  # start-up time of --help
+
+            load_dotenv_file(Path.cwd())
         os.environ.update(variables_of(args))
-        _drop_empty_hub_settings()
+        # compose passes on empty variables, but the Hub's client would use an empty HF_ENDPOINT as an address.
+        for name in [name for name, value in os.environ.items() if name.startswith("HF_") and not value.strip()]:
+            del os.environ[name]
         # Only now, because libraries read the environment when they are imported.
-        module = importlib.import_module(f"seqtrack.commands.{'import_' if args.command == 'import' else args.command}")
+        name = "authors" if args.command in ("export", "import") else args.command
+        module = importlib.import_module(f"seqtrack.commands.{name}")
         return int(module.run(args))
     except UserError as error:
         if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error
@@ -101,7 +78,3 @@ def _refuse(problems: Sequence[Problem]) -> int:
     for problem in problems:
         print(problem.line, file=sys.stderr)
     return USER_ERROR_EXIT_CODE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

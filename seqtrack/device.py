@@ -45,11 +45,6 @@ class DevicePlan(NamedTuple):
     processes: int
 
 
-def visible_gpus() -> int:
-    """The number of GPUs that this torch can use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
 def device_plan(device: str, processes: int | str) -> DevicePlan:
     """What the variables DEVICE (auto, cpu, cuda) and NPROC (a number or "auto") mean on this machine.
 
@@ -59,7 +54,7 @@ def device_plan(device: str, processes: int | str) -> DevicePlan:
         UserError: `device.no_gpu`, a GPU was requested and none is usable; `device.too_many_processes`, every process
             needs its own GPU and there are fewer.
     """
-    gpus = 0 if device == "cpu" else visible_gpus()
+    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
     if device == "cuda" and gpus == 0:
         raise UserError(
             f"DEVICE=cuda, but there is no usable GPU (torch {torch.__version__} with CUDA {torch.version.cuda}); use "
@@ -79,8 +74,8 @@ def choose_device(name: str, *, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: as `device_plan` with `local_rank` + 1 processes.
     """
-    kind = device_plan(name, local_rank + 1).device
-    return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    is_gpu = device_plan(name, local_rank + 1).device == "cuda"
+    return torch.device("cuda", local_rank) if is_gpu else torch.device("cpu")
 
 
 def capability_of(device: torch.device) -> Capability | None:
@@ -118,16 +113,14 @@ def compiler_problem(device: torch.device) -> str | None:
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch.compile needs the package triton for a GPU, which is not installed"
     names = ("CXX", "g++", "c++", "clang++") if device.type == "cpu" else ("CC", "gcc", "cc", "clang")
-    if any(shutil.which(os.environ.get(name, name)) for name in names):
-        return None
-    return f"torch.compile needs a compiler; {names[0]} is not set, and none of {', '.join(names[1:])} is on the PATH"
+    there = any(shutil.which(os.environ.get(name, name)) for name in names)
+    return None if there else f"torch.compile needs a compiler: none of {', '.join(names)} is set or on the PATH"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device or the host had no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return typed or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
 
 
 @contextlib.contextmanager

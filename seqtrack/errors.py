@@ -50,16 +50,10 @@ class UserError(Exception):
     Args:
         problems: one or more sentences; all are shown at once.
         code: for problems that do not have their own.
-
-    Raises:
-        ValueError: no problem, or one without a code.
     """
 
     def __init__(self, problems: str | Sequence[str], code: str | None = None) -> None:
-        every = [problems] if isinstance(problems, str) else problems
-        if not every:
-            raise ValueError("an error without a problem")
-        self.problems = [_with_code(one, code) for one in every]
+        self.problems = [_with_code(one, code) for one in ([problems] if isinstance(problems, str) else problems)]
         self.code = self.problems[0].code
         super().__init__("\n".join(self.problems))
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-LARGEST_TEXT_FILE = 256 * 1024 * 1024
 NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
 
@@ -70,14 +69,7 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """`decode_text` of a file.
-
-    Raises:
-        OSError: it cannot be read.
-        ParseError: as for `decode_text`, or the file is too large for a text file.
-    """
-    if (size := path.stat().st_size) > LARGEST_TEXT_FILE:
-        raise ParseError(f"{size} bytes are too many for a text file")
+    """`decode_text` of a file; OSError where it cannot be read."""
     return decode_text(path.read_bytes())
 
 
@@ -95,18 +87,15 @@ def parse_json(text: str | bytes) -> Any:
             parse_float=parse_float,
             parse_int=lambda digits: parse_int(digits, 20),  # 64-bit seeds are unsigned
         )
-    except ParseError:
-        raise
     except (RecursionError, ValueError) as error:
-        raise ParseError(f"not JSON: {error}") from error
+        raise error if isinstance(error, ParseError) else ParseError(f"not JSON: {error}") from error
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
+    names = [key for key, _ in pairs]
+    if len(set(names)) < len(names):
         raise ParseError(f"the key {short_repr(next(key for key in names if names.count(key) > 1))} is duplicated")
-    return found
+    return dict(pairs)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

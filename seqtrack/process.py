@@ -16,7 +16,7 @@ from typing import Any
 from seqtrack.errors import Problem
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-
+_NO_MEMORY = re.compile("can(no|')t allocate memory|failed to map segment")
 # Whatever ends a process from outside and can be caught. Schedulers send SIGUSR1 or SIGUSR2 before the time is up, the
 # kernel SIGXCPU at the limit of `ulimit -t`, a closed terminal or a dropped connection SIGHUP.
 STOP_SIGNALS = tuple(signal.Signals[f"SIG{name}"] for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU"))
@@ -37,10 +37,7 @@ def end_with_parent(number: int) -> None:
 
 
 class _Screen(io.FileIO):
-    """A standard stream whose reader may go away: output after that is dropped.
-
-    `lost` is the error of the first write that failed.
-    """
+    """A standard stream whose reader may go away: output after that is dropped, and `lost` is why."""
 
     lost: OSError | None = None
 
@@ -86,53 +83,29 @@ def _raw(stream: object) -> object:
 def unwritten_output() -> OSError | None:
     """Why output did not reach stdout; None if it did or if only its reader went away."""
     sys.stdout.flush()
-    raw = _raw(sys.stdout)
-    lost = raw.lost if isinstance(raw, _Screen) else None
+    lost = getattr(_raw(sys.stdout), "lost", None)
     return None if lost is None or lost.errno in (errno.EPIPE, errno.EIO, errno.EBADF) else lost
-
-
-# torch for CUDA 12 maps more than 3 GiB of libraries before it computes anything.
-ADDRESS_SPACE_WANTED = 8 << 30
-OPEN_FILES_WANTED = 256
 
 
 def limit_problem(error: BaseException | None) -> Problem | None:
     """The limit of this process that caused an error; None if no known limit did."""
     first = error
     while error is not None:
-        number, words = getattr(error, "errno", None), str(error).lower()
-        code = advice = ""
+        number, words, found = getattr(error, "errno", None), str(error).lower(), ("", "")
         if number == errno.EMFILE or "too many open files" in words:
-            code, advice = (
-                "limits.open_files",
-                f"raise ulimit -n (docker run --ulimit nofile={OPEN_FILES_WANTED} or more)",
-            )
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            found = "limits.open_files", f"raise ulimit -n from {limit} (docker run --ulimit nofile=256 or more)"
         # A lock held by another process raises the same error: it counts only where nobody caught it before.
         elif (isinstance(error, BlockingIOError) and error is first) or "can't start new thread" in words:
-            code = "limits.processes"
             advice = "raise ulimit -u or docker run --pids-limit, or lower TRAIN.NUM_WORKER and TRAIN.NUM_THREADS"
-        elif (
-            isinstance(error, MemoryError)
-            or number == errno.ENOMEM
-            or re.search("can(no|')t allocate memory|failed to map segment", words)
-        ):
-            limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-            code = "limits.address_space" if limited else "limits.memory"
-            advice = (
-                f"raise ulimit -v to {ADDRESS_SPACE_WANTED >> 10} KiB or unlimited"
-                if limited
-                else "end other programs, raise the container's limit, or lower BATCH_SIZE and TRAIN.NUM_WORKER"
-            )
-        if code:
+            found = "limits.processes", advice
+        elif isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(words):
+            found = "limits.memory", "raise the container's limit, or lower BATCH_SIZE and TRAIN.NUM_WORKER"
+            if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+                # torch for CUDA 12 maps more than 3 GiB of libraries before it computes anything.
+                found = "limits.address_space", f"raise ulimit -v from {limit >> 10} to 8388608 KiB or unlimited"
+        if found[0]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return Problem(f"this process reached a limit of the system ({reason}; {_limits()}): {advice}", code)
+            return Problem(f"this process reached a limit of the system ({reason}): {found[1]}", found[0])
         error = error.__cause__ or error.__context__
     return None
-
-
-def _limits() -> str:
-    kinds = {"n": resource.RLIMIT_NOFILE, "u": resource.RLIMIT_NPROC, "v": resource.RLIMIT_AS}
-    soft = {option: resource.getrlimit(kind)[0] for option, kind in kinds.items()}
-    soft["v"] = soft["v"] if soft["v"] == resource.RLIM_INFINITY else soft["v"] >> 10  # in KiB, as the shell's
-    shown = {option: "unlimited" if value == resource.RLIM_INFINITY else value for option, value in soft.items()}
-    return ", ".join(f"ulimit -{option} is {value}" for option, value in shown.items())

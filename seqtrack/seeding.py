@@ -17,11 +17,8 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The private generator of one training sample.
 
     Args:
-        seed, epoch, index: non-negative; `index` counts samples of the whole epoch over all ranks, so the number of
-            ranks and workers does not enter.
-
-    Raises:
-        ValueError: a number is negative.
+        seed, epoch, index: non-negative, else ValueError; `index` counts samples of the whole epoch over all ranks, so
+            the number of ranks and workers does not enter.
     """
     sequence = np.random.SeedSequence([_SAMPLE_STREAM, seed, epoch, index])
     return np.random.Generator(np.random.PCG64(sequence))
@@ -33,10 +30,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     Seeding again before each step means that nothing that happened between two steps can shift what they draw.
 
     Args:
-        seed, step, rank: non-negative; `step` counts optimizer steps of the whole run.
-
-    Raises:
-        ValueError: a number is negative.
+        seed, step, rank: non-negative, else ValueError; `step` counts optimizer steps of the whole run.
     """
     return _word(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]))
 

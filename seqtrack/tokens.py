@@ -52,11 +52,8 @@ def boxes_to_tokens(boxes: Tensor, bins: int) -> Tensor:
     Raises:
         ValueError: a coordinate is outside [0, 1] or NaN. Clip the box first.
     """
-    inside = (boxes >= 0) & (boxes <= 1)
-    if not bool(inside.all()):
-        raise ValueError(
-            f"{int((~inside).sum())} of {boxes.numel()} coordinates are not in [0, 1]; clip the boxes first"
-        )
+    if not bool(((boxes >= 0) & (boxes <= 1)).all()):
+        raise ValueError("a coordinate is not in [0, 1]; clip the boxes first")
     return (boxes * (bins - 1)).long()
 
 

@@ -5,7 +5,6 @@ Settings, data, resume point, state, training loop, comparison. Whatever is refu
 
 import contextlib
 import logging
-from logging.handlers import MemoryHandler
 
 from seqtrack.checkpoints.resume_point import write_run
 from seqtrack.checkpoints.side_files import Manifest
@@ -17,7 +16,7 @@ from seqtrack.reports import verdict
 from seqtrack.reports.plots import PhasePlots
 from seqtrack.run_dir import CHECKPOINTS, LOGS, log_path
 from seqtrack.runtime.distributed import join
-from seqtrack.runtime.metrics_log import RunLog, early_log_records, logging_to
+from seqtrack.runtime.metrics_log import RunLog, run_logging
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training import build, run_metadata
 from seqtrack.training.checkpointer import Checkpointer
@@ -35,14 +34,9 @@ def train(environment: Environment, config: Config) -> int:
         UserError: data or checkpoints are invalid; nothing was written.
         RunError: the run could not continue.
     """
-    with early_log_records() as early, StopRequest() as stop:
-        return _train(environment, config, stop, early)
-
-
-def _train(environment: Environment, config: Config, stop: StopRequest, early: MemoryHandler) -> int:
-    folder = environment.phase_folder()
-    with contextlib.ExitStack() as open_:
-        distributed = open_.enter_context(join(environment.device))
+    with run_logging() as open_log, StopRequest() as stop, contextlib.ExitStack() as open_:
+        folder = environment.phase_folder()
+        distributed = join(environment.device)
         build.set_kernels(config, distributed)
         sources = build.open_sources(config, environment.data_dir)
         data = describe(sources)
@@ -63,13 +57,13 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
         # From here on files are written, by rank 0 alone.
         open_.enter_context(claim_folder(folder, start, distributed))
         open_.enter_context(run_metadata.explain_disk_errors(folder))
-        log_file = log_path(folder, environment.config) if distributed.is_main else None
-        open_.enter_context(logging_to(log_file, rank=distributed.rank, earlier=early))
+        open_log(log_path(folder, environment.config) if distributed.is_main else None, distributed.rank)
         run_metadata.log_run_header(environment, config, distributed, sources, loader)
         began = log_resume_point(start, build.run_fingerprint(config, distributed))
-        record = None
+        record, manifest_fields = None, dict[str, object]()
         if distributed.is_main:
-            record = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)
+            record, manifest_fields = opened
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
@@ -94,7 +88,7 @@ def _train(environment: Environment, config: Config, stop: StopRequest, early: M
                 log=log,
                 distributed=distributed,
                 stop=stop,
-                manifest_fields=run_metadata.manifest_fields(config, distributed, record),
+                manifest_fields=manifest_fields,
                 validate=validate,
             ).run()
 

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import demo_data
+
+__all__ = ["demo_data"]
 
 # `nohup` and some CI systems start programs with SIGHUP ignored, which children would inherit.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -58,28 +61,31 @@ def one_thread() -> Iterator[None]:
 _LONGEST = [
     "docker",
     "uploads",
-    "test_golden_model.py",
     "test_local.py",
+    "test_golden_model.py",
     "test_several_processes.py",
-    "test_golden_tracker.py",
-    "test_interrupted_runs.py",
     "reports",
+    "test_interrupted_runs.py",
+    "test_failing_ranks.py",
+    "test_gpu_check.py",
+    "test_golden_tracker.py",
+    "test_signals_and_screen.py",
+    "test_doctor.py",
 ]
 
 
 def _group(item: pytest.Item) -> str:
     """Tests of one group run in one process.
 
-    A file's fixtures are made once a process; so are those that the reports' tests share. Everything that needs Docker
-    shares an image, and one test restarts the engine. Uploads mostly wait: they fill the pauses of the others.
+    A file's fixtures are made once a process. Everything that needs Docker shares an image, and one test restarts the
+    engine. Uploads mostly wait: they fill the pauses of the others. The reports' tests share a long run.
     """
     if item.get_closest_marker("docker"):
         return "docker"
-    if item.path.parent.name in ("uploads", "reports"):
-        return item.path.parent.name
-    if item.path.name == "test_formats.py":  # shares a run with the tests of reports
-        return "reports"
-    return "uploads" if item.path.name.startswith("test_uploads_") else item.path.name
+    if item.path.parent.name == "uploads" or item.path.name.startswith("test_uploads_"):
+        return "uploads"
+    is_report = item.path.parent.name == "reports" or item.path.name == "test_formats.py"
+    return "reports" if is_report else item.path.name
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,6 +5,7 @@ has to be imported). `start` forks a process that has everything imported alread
 signals, real exit codes, real files, a tenth of the time.
 """
 
+import fcntl
 import multiprocessing
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,8 +25,9 @@ from typing import Any
 import pytest
 
 from seqtrack.checkpoints.side_files import read_metrics
-from seqtrack.checkpoints.store import Manifest, list_checkpoints
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, write_checkpoint
 from seqtrack.config.environment import VARIABLES
+from seqtrack.run_dir import epoch_name
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +137,10 @@ class Running:
         self.env = env
         self.log = log
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -193,10 +199,13 @@ def completed(env: Mapping[str, str]) -> Ended:
     return ended
 
 
-def children(running: Running) -> list[int]:
-    """Process ids of a run's loader workers."""
-    tasks = Path(f"/proc/{running.process.pid}/task").iterdir()
-    return [int(process) for task in tasks for process in (task / "children").read_text().split()]
+def children(pid: int) -> list[int]:
+    """Process ids of the processes that this one started; none if it ended."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def log_of(output: Path, phase: int = 1) -> str:
@@ -230,6 +239,22 @@ def assert_same_run(ours: Path, uninterrupted: Path) -> None:
     assert numbers(ours) == numbers(uninterrupted)
 
 
+def save_epoch(output: Path, epoch: int, model: Any, config: Any) -> None:
+    """A checkpoint of phase 1 with a model's weights and, unless it is None, its configuration."""
+    from seqtrack.checkpoints.tensors import tensor_bytes
+    from seqtrack.config.loader import config_digest
+
+    folder = output / "phase_1" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "kind": "epoch", "epoch": epoch, "step": 10 * epoch, "sample": 0, "loss": None, "iou": None,
+        "parent_sha256": None, "data_digest": None, "created": "2026-01-01T00:00:00Z",
+        "config_digest": config and config_digest(config), "config": config and config.model_dump(mode="json"),
+    }  # fmt: skip
+    tensors = {f"model/{name}": tensor_bytes(value) for name, value in model.state_dict().items()}
+    write_checkpoint(folder / epoch_name(epoch), tensors, {"epoch": epoch}, describe=described)
+
+
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every file and folder below `folder` with its time of change and its bytes: equal before and after means that
     nothing was written."""
@@ -250,53 +275,57 @@ def copy_of_the_repository(folder: Path) -> Path:
     return folder
 
 
-_data: list[Path] = []
+def _made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, once for all processes and test folders of a session. Change nothing in it."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo data set, drawn once for all tests of a session, whichever folder they are in."""
-    if not _data:
-        from seqtrack.data.demo import ensure_demo
+    """The demo data set."""
+    from seqtrack.data.demo import ensure_demo
 
-        drawn = os.environ.get("TEST_DEMO_DATA")  # set where many sessions follow each other
-        folder = Path(drawn) if drawn else tmp_path_factory.mktemp("data")
-        ensure_demo(folder)
-        _data.append(folder)
-    return _data[0]
-
-
-_made: dict[str, Path] = {}
+    if drawn := os.environ.get("TEST_DEMO_DATA"):  # set where many sessions follow each other
+        ensure_demo(Path(drawn))
+        return Path(drawn)
+    return _made_once("data", tmp_path_factory, ensure_demo)
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of an uninterrupted run of TINY. Change nothing in it."""
-    if "uninterrupted" not in _made:
-        output = tmp_path_factory.mktemp("uninterrupted")
-        completed(environment(output, demo_data))
-        _made["uninterrupted"] = output
-    return _made["uninterrupted"]
+    """The output folder of an uninterrupted run of TINY; a copy of this process, for a run locks its folder."""
+    made = _made_once("uninterrupted", tmp_path_factory, lambda output: completed(environment(output, demo_data)))
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("uninterrupted") / "output"))
 
 
 @pytest.fixture(scope="session")
 def resumed(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`uninterrupted` with a phase 2 that resumed after epoch 1. Change nothing in it."""
-    if "resumed" not in _made:
-        output = Path(shutil.copytree(uninterrupted, tmp_path_factory.mktemp("resumed") / "output"))
+    """`uninterrupted` with a phase 2 that resumed after epoch 1."""
+
+    def make(output: Path) -> None:
+        shutil.copytree(uninterrupted, output)
         completed(environment(output, demo_data, PHASE=2, RESUME_EPOCH=1))
-        _made["resumed"] = output
-    return _made["resumed"]
+
+    return _made_once("resumed", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
 def finished(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with every file that commands write. Change nothing in it.
+    """An output folder with every file that commands write.
 
     Phase 2 logs at another interval than phase 1, and validates, which phase 1 did not.
     """
-    if "finished" not in _made:
-        output = Path(shutil.copytree(uninterrupted, tmp_path_factory.mktemp("finished") / "output"))
+
+    def make(output: Path) -> None:
+        shutil.copytree(uninterrupted, output)
         keys = {"TRAIN.PRINT_INTERVAL": 32, "TRAIN.VALIDATION_INTERVAL": 2, "TRAIN.VALIDATION_SEQUENCES": 1}
         completed(environment(output, demo_data, keys, PHASE=2, RESUME_EPOCH=1))
         env = environment(
@@ -310,5 +339,5 @@ def finished(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.Temp
             with start(env, *words) as running:
                 ended = running.end()
             assert ended.code == 0, (words, ended.said)
-        _made["finished"] = output
-    return _made["finished"]
+
+    return _made_once("finished", tmp_path_factory, make)

@@ -1,72 +1,124 @@
-"""Known values of box conversions, IoU, tokens, windows and seeds; their properties are in test_pure_properties."""
+"""Boxes, tokens and seeds: known values, and properties for arbitrary inputs."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from seqtrack import boxes
-from seqtrack.seeding import sample_generator, step_seed
-from seqtrack.tokens import (
-    boxes_to_tokens,
-    centre_positions,
-    end_token,
-    hann_window,
-    start_token,
-    target_sequences,
-    tokens_to_boxes,
-    vocabulary_size,
-)  # fmt: skip
+from seqtrack import boxes as b
+from seqtrack import tokens as t
+from seqtrack.seeding import process_seed, sample_generator, step_seed
+
+QUICK = settings(max_examples=60, deadline=None)
+# Multiples of 1/8 up to 2**20 are added and halved without rounding in float64, so equality is exact.
+COORDINATE = st.integers(-(2**20), 2**20).map(lambda eighths: eighths / 8)
+SIZE = st.integers(0, 2**20).map(lambda eighths: eighths / 8)
+FRACTION = st.floats(0, 1, allow_nan=False, width=32)
+AROUND = st.floats(-1, 2, allow_nan=False, width=32)
+SEED = st.integers(0, 2**32 - 1)
+PLACE = st.tuples(SEED, st.integers(0, 1000), st.integers(0, 10**6))
+BOX_XYWH = st.tuples(COORDINATE, COORDINATE, SIZE, SIZE)
+FORMATS = ("xywh", "whxy", "corner")
 
 
-def test_iou_of_known_boxes() -> None:
+def row(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64)
+
+
+@QUICK
+@given(one=BOX_XYWH, other=BOX_XYWH)
+def test_conversions_are_inverse_and_iou_is_symmetric_bounded_and_one_only_for_the_same_box(
+    one: tuple[float, ...], other: tuple[float, ...]
+) -> None:
+    for there, back in ((b.xyxy_to_cxcywh, b.cxcywh_to_xyxy), (b.cxcywh_to_xyxy, b.xyxy_to_cxcywh)):
+        assert torch.equal(back(there(row(one))), row(one))
+    a, c = b.xywh_to_xyxy(row(one)), b.xywh_to_xyxy(row(other))
+    overlap = float(b.iou(a, c))
+    assert overlap == float(b.iou(c, a)) and 0 <= overlap <= 1
+    has_area = one[2] * one[3] > 0
+    assert float(b.iou(a, a)) == has_area  # never NaN
+    assert not has_area or (overlap == 1) == (one == other)
+
+
+def test_known_boxes() -> None:
     a, point = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, 1.0, 1.0]])
     others = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [2.0, 0.0, 4.0, 2.0], [4.0, 4.0, 6.0, 6.0]])
-    assert boxes.iou(a, others).tolist() == pytest.approx([1.0, 1 / 3, 0.0, 0.0])
-    assert boxes.iou(point, point).tolist() == boxes.iou(point, a).tolist() == [0.0], "not NaN"
-
-
-def test_a_centred_box_is_mapped_around_the_previous_centre() -> None:
-    previous = torch.tensor([[100.0, 50.0, 40.0, 20.0]], dtype=torch.float64)
-    coordinates = torch.tensor([[0.5, 0.5, 0.25, 0.125]], dtype=torch.float64)
-    back = boxes.search_to_image(coordinates, previous, resize_factor=2.0, search_size_px=256)
+    assert b.iou(a, others).tolist() == pytest.approx([1.0, 1 / 3, 0.0, 0.0])
+    assert b.iou(point, point).tolist() == b.iou(point, a).tolist() == [0.0], "not NaN"
+    coordinates = (0.5, 0.5, 0.25, 0.125)
+    back = b.search_to_image(row(coordinates), row((100, 50, 40, 20)), resize_factor=2.0, search_size_px=256)
     assert back.tolist() == [[120 - 16, 60 - 8, 32.0, 16.0]]
 
 
-def test_clipping_keeps_a_margin_inside_and_does_not_change_inner_boxes() -> None:
-    given = torch.tensor([[10.0, 10.0, 20.0, 20.0], [200.0, -50.0, 20.0, 20.0]])
-    clipped = boxes.clip_to_image(given, height_px=80, width_px=100, margin_px=10)
-    assert clipped.tolist() == [[10.0, 10.0, 20.0, 20.0], [90.0, 0.0, 10.0, 10.0]]
+@QUICK
+@given(box=BOX_XYWH, width=st.integers(21, 4000), height=st.integers(21, 4000))
+def test_a_clipped_box_keeps_its_margin_inside_the_image(box: tuple[float, ...], width: int, height: int) -> None:
+    clipped = b.clip_to_image(row(box), height_px=height, width_px=width, margin_px=10)
+    x, y, w, h = clipped[0].tolist()
+    assert w >= 10 and h >= 10
+    assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
+    assert torch.equal(b.clip_to_image(clipped, height_px=height, width_px=width, margin_px=10), clipped)
 
 
-def test_the_vocabulary_ends_with_end_and_start_and_values_are_truncated() -> None:
-    assert (end_token(4000), start_token(4000), vocabulary_size(4000)) == (4000, 4001, 4002)
-    assert boxes_to_tokens(torch.tensor([0.9999, 0.0, 1.0, 0.5]), 101).tolist() == [99, 0, 100, 50]
+@QUICK
+@given(
+    values=st.tuples(FRACTION, FRACTION, FRACTION, FRACTION),
+    anywhere=st.tuples(AROUND, AROUND, FRACTION, FRACTION),
+    bins=st.integers(100, 5000),
+    seq_format=st.sampled_from(FORMATS),
+)
+def test_a_token_is_the_integer_part_and_a_sequence_decodes_to_the_clipped_box_within_a_bin(
+    values: tuple[float, ...], anywhere: tuple[float, ...], bins: int, seq_format: str
+) -> None:
+    tokens = t.boxes_to_tokens(row(values), bins)
+    assert tokens.dtype == torch.int64
+    error = row(values) * (bins - 1) - tokens
+    assert float(error.min()) >= 0 and float(error.max()) < 1
+
+    inputs, targets = t.target_sequences(row(anywhere), bins, seq_format)
+    assert (inputs[:, 0] == t.start_token(bins)).all() and (targets[:, -1] == t.end_token(bins)).all()
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert int(targets[:, :-1].min()) >= 0 and int(targets[:, :-1].max()) <= bins - 1
+    cut = b.cxcywh_to_xyxy(row(anywhere)).clamp(0, 1)
+    read = b.cxcywh_to_xyxy(t.tokens_to_boxes(targets[:, :-1], bins, seq_format))
+    # Centre and half a size are each less than a bin below.
+    assert float((read - cut).abs().max()) < 1.5 / (bins - 1) + 1e-9
 
 
-def test_a_box_that_leaves_the_region_is_clipped_and_nan_is_refused() -> None:
-    _, targets = target_sequences(torch.tensor([[0.0, 0.5, 0.4, 0.2]]), 1001)
-    assert tokens_to_boxes(targets[:, :4], 1001)[0].tolist() == pytest.approx([0.1, 0.5, 0.2, 0.2], abs=2e-3)
-    for value in (float("nan"), float("inf"), -1e-6, 1.001):
-        with pytest.raises(ValueError):
-            boxes_to_tokens(torch.tensor([[0.5, 0.5, value, 0.5]]), 1001)
-    with pytest.raises(ValueError):
-        target_sequences(torch.tensor([[float("nan"), 0.5, 0.4, 0.2]]), 1001)
-
-
-def test_formats_differ_in_order() -> None:
+def test_known_tokens_and_what_cannot_be_a_token() -> None:
+    assert (t.end_token(4000), t.start_token(4000), t.vocabulary_size(4000)) == (4000, 4001, 4002)
     box = torch.tensor([[0.5, 0.25, 0.2, 0.1]])
-    coordinates = {name: target_sequences(box, 1001, name)[1][0, :4].tolist() for name in ("xywh", "whxy", "corner")}
+    coordinates = {name: t.target_sequences(box, 1001, name)[1][0, :4].tolist() for name in FORMATS}
     assert coordinates["xywh"] == [500, 250, 200, 100]
     assert coordinates["whxy"] == [200, 100, 500, 250]
-    assert coordinates["corner"] == (boxes.cxcywh_to_xyxy(box)[0] * 1000).long().tolist()
-    assert [centre_positions(name) for name in coordinates] == [(0, 1), (2, 3), ()]
-
-
-def test_the_window_is_exact_float64() -> None:
-    window = hann_window(101)
-    assert window.dtype == torch.float64
+    assert coordinates["corner"] == (b.cxcywh_to_xyxy(box)[0] * 1000).long().tolist()
+    assert [t.centre_positions(name) for name in FORMATS] == [(0, 1), (2, 3), ()]
+    for value in (float("nan"), float("inf"), -1e-6, 1.001):
+        with pytest.raises(ValueError):
+            t.boxes_to_tokens(torch.tensor([[0.5, 0.5, value, 0.5]]), 1001)
+    with pytest.raises(ValueError):
+        t.target_sequences(torch.tensor([[float("nan"), 0.5, 0.4, 0.2]]), 1001)
+    window = t.hann_window(101)
+    assert window.dtype == torch.float64 and bool((window[:51].diff() > 0).all())
     assert window[[0, -1]].tolist() == [0.0, 0.0] and window[50].item() == pytest.approx(1.0)
-    assert torch.allclose(window, window.flip(0), atol=1e-12) and bool((window[:51].diff() > 0).all())
+    assert torch.allclose(window, window.flip(0), atol=1e-12)
+
+
+@QUICK
+@given(one=PLACE, other=PLACE)
+def test_seeds_are_functions_of_their_place_and_streams_do_not_meet(
+    one: tuple[int, int, int], other: tuple[int, int, int]
+) -> None:
+    first, again, different = (sample_generator(*place).integers(0, 2**63, size=4) for place in (one, one, other))
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, different) == (one == other)
+    seed, step, rank = one[0], one[2], one[1]
+    found = step_seed(seed, step, rank)
+    assert 0 <= found < 2**63 and found == step_seed(seed, step, rank)
+    near = [step_seed(seed, step + 1, rank), step_seed(seed, step, rank + 1), step_seed(seed + 1, step, rank)]
+    assert found not in [*near, process_seed(seed, rank)]
 
 
 def test_random_numbers_never_change() -> None:
@@ -75,10 +127,3 @@ def test_random_numbers_never_change() -> None:
     assert step_seed(42, 0, 0) == 1609198741908217774
     with pytest.raises(ValueError):
         sample_generator(-1, 0, 0)
-
-
-def test_numpys_global_generator_is_not_used() -> None:
-    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
-    sample_generator(1, 1, 1).random(1000)
-    step_seed(1, 1, 1)
-    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()  # noqa: NPY002

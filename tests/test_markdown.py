@@ -10,26 +10,11 @@ PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "text_special"}
 LIST = {"bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close"}
 
 HOSTILE = [
-    "x\n\n# Injected\n\n<script>alert(1)</script>",
-    "# heading",
-    "- item",
-    "1. item",
-    "***bold***",
-    "a | b | c",
-    "a \\| b",
-    "`code` and ``more``",
-    "```\nfence",
-    "[x](javascript:alert(1))",
-    "![x](https://evil.example/a.png)",
-    "<img src=x onerror=alert(1)>",
-    "&lt;script&gt; &#60;b&#62;",
-    "_a_ __b__ ~~c~~",
-    "---",
-    "> quote",
-    "back\\slash\\",
-    "\x1b[31mred\x1b[0m \u202egnp.exe",
-    "http://x_y_z",
-]
+    "x\n\n# Injected\n\n<script>alert(1)</script>", "# heading", "- item", "1. item", "***bold***", "a | b | c",
+    "a \\| b", "`code` and ``more``", "```\nfence", "[x](javascript:alert(1))", "![x](https://evil.example/a.png)",
+    "<img src=x onerror=alert(1)>", "&lt;script&gt; &#60;b&#62;", "_a_ __b__ ~~c~~", "---", "> quote", "back\\slash\\",
+    "\x1b[31mred\x1b[0m \u202egnp.exe", "http://x_y_z",
+]  # fmt: skip
 
 
 def plain(text: str) -> str:

@@ -48,11 +48,11 @@ def memory(context: Context, check: Check) -> str:
                 keys = {"TRAIN.AMP": amp, "MODEL.ENCODER.USE_CHECKPOINT": checkpointing, "TRAIN.BATCH_SIZE": batch}
                 context.forget()
                 trainer = Trainer(context, keys, batch=batch)
-                plan = Plan(trainer.config, Machine(1, capability, "", 2**60, "", None, 2**60, ""))
+                plan = Plan(trainer.config, Machine(1, capability, "", 2**60, "", 2**60))
                 trainer.steps(3)
                 wait(context)
                 row = {"amp": amp, "checkpointing": checkpointing, "batch": batch, "plan": plan.memory_needed}
-                row["plan_tensors"] = sum(plan.memory.values())
+                row["plan_tensors"] = sum(plan.tensors.values())
                 if context.is_cuda:
                     row["allocated"] = torch.cuda.max_memory_allocated()
                     row["reserved"] = torch.cuda.max_memory_reserved()

@@ -35,11 +35,7 @@ _KINDS = {
 
 
 def recognize(path: Path) -> FileKind:
-    """What the file at `path` is.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """What the file at `path` is."""
     with path.open("rb") as file:
         head = file.read(512)
     kinds = (kind for pattern, kind in _KINDS.items() if re.match(pattern, head, re.DOTALL | re.IGNORECASE))

@@ -25,11 +25,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The decision.
-
-    `manifest` is None for a run from scratch; with `finished` there is nothing left to train; `config_changes` are the
-    keys that differ from the checkpoint's configuration and change no step already taken.
-    """
+    """`manifest` is None for a run from scratch; with `finished` there is nothing left to train; `config_changes` are
+    the keys that differ from the checkpoint's configuration and change no step already taken."""
 
     manifest: Manifest | None
     finished: bool = False
@@ -42,14 +39,12 @@ class ResumePoint:
     @property
     def parent_sha256(self) -> str | None:
         """The digest of the epoch's checkpoint that the next one continues from."""
-        if self.manifest is None:
-            return None
-        return self.manifest.sha256 if self.manifest.kind == "epoch" else self.manifest.parent_sha256
+        one = self.manifest
+        return None if one is None else one.sha256 if one.kind == "epoch" else one.parent_sha256
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """The record of the run in `folder`, or None without one; an invalid one is a UserError, because how the run began
-    is recorded nowhere else."""
+    """The record of the run in `folder`. An invalid one is an error: nothing else holds how the run began."""
     return read_side_file(folder / run_dir.RUN_FILE, RunRecord)
 
 
@@ -73,18 +68,13 @@ def find_resume_point(
         epochs: the last epoch of the run as it is requested now; a complete run of fewer epochs continues.
         elsewhere: other phases' folders to search for that epoch.
         fetch: downloads an epoch's checkpoint from a remote store, or returns None; tried last.
-
-    Raises:
-        UserError: the epoch cannot be found (the message lists those that exist), or the folder holds checkpoints but
-            no record of their run.
     """
     run = read_run(folder)
     place = folder / run_dir.CHECKPOINTS
     own = list_checkpoints(place, kinds=RESUMABLE)
     if run is not None and resume_epoch in (None, run.resume_epoch):
         latest = latest_valid(own)
-        # A run whose end was damaged since trains it again.
-        is_end = latest is not None and latest.kind == "epoch" and latest.epoch >= epochs
+        is_end = latest is not None and latest.kind == "epoch" and latest.epoch >= epochs  # else it was damaged
         if run.state == "complete" and (is_end if own else run.epochs >= epochs):
             return ResumePoint(latest, finished=True)
         if latest is not None:
@@ -94,11 +84,10 @@ def find_resume_point(
             raise UserError(f"{text}{epochs}: put its last checkpoint and its .json back", "start.nothing_to_extend")
         resume_epoch = run.resume_epoch  # killed before its first save: begin as it began
     if run is None and own and resume_epoch is None:
-        raise UserError(
-            f"{place} holds {len(own)} checkpoints but {folder / run_dir.RUN_FILE} is missing: set RESUME_EPOCH to one "
-            f"of {_epochs(own)} to continue from it, or move {folder} aside",
-            code="start.no_record",
+        text = (
+            f"{place} holds {len(own)} checkpoints but {folder / run_dir.RUN_FILE} is missing: set RESUME_EPOCH to one"
         )
+        raise UserError(f"{text} of {_epochs(own)} to continue from it, or move {folder} aside", "start.no_record")
     if resume_epoch is None:
         return ResumePoint(None)
     places = [place, *(other / run_dir.CHECKPOINTS for other in elsewhere)]
@@ -152,11 +141,8 @@ def _epochs(manifests: Sequence[Manifest]) -> str:
 @contextlib.contextmanager
 def hold_run_dir(folder: Path, start: ResumePoint) -> Iterator[None]:
     """Lock the run's folder against other runs until the block ends (the kernel releases it when this process dies),
-    make its folders, remove what a kill left half-written, and move aside what comes after the start.
-
-    Raises:
-        UserError: another process trains in it, or it cannot be written.
-    """
+    make its folders, remove what a kill left half-written, and move aside what comes after the start. A UserError if
+    another process trains in it, or it cannot be written."""
     places = [folder, *(folder / name for name in (run_dir.CHECKPOINTS, run_dir.LOGS, run_dir.PLOTS))]
     with contextlib.ExitStack() as held:
         try:
@@ -175,11 +161,8 @@ def hold_run_dir(folder: Path, start: ResumePoint) -> Iterator[None]:
                     leftover.unlink(missing_ok=True)
             _move_aside(folder, start)
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}: {error.filename}); give it to this user, make room, or "
-                "set OUTPUT_DIR to another folder",
-                code="start.not_writable",
-            ) from error
+            text = f"{folder} cannot be written ({error.strerror}: {error.filename}); give it to this user, make room, "
+            raise UserError(f"{text}or set OUTPUT_DIR to another folder", code="start.not_writable") from error
         yield
 
 

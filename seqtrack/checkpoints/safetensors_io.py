@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,8 +21,6 @@ from safetensors import SafetensorError, safe_open
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
 from seqtrack.errors import UserError
 from seqtrack.parsing import ParseError, parse_json
-
-STATE_KEY = "state"
 
 
 class DamagedFileError(UserError):
@@ -41,22 +38,14 @@ class TensorBytes(NamedTuple):
     data: memoryview | bytearray
 
 
-@dataclass(frozen=True)
-class Contents:
-    """A checkpoint file that was read or written.
-
-    Args:
-        values: the training state's plain values by component.
-        rows: name, element type, shape and digest of each tensor.
-        parts: the digest of each state component: its tensors, its plain values, or both.
-        kept: the tensors that the reader asked for.
-    """
+class Contents(NamedTuple):
+    """A checkpoint file that was read or written."""
 
     sha256: str
-    values: dict[str, Any]
-    rows: dict[str, list[object]]
-    parts: dict[str, str]
-    kept: dict[str, TensorBytes]
+    values: dict[str, Any]  # the training state's plain values by component
+    rows: dict[str, list[object]]  # name, element type, shape and digest of each tensor
+    parts: dict[str, str]  # the digest of each state component: its tensors, its plain values, or both
+    kept: dict[str, TensorBytes]  # the tensors that the reader asked for
 
 
 def utc_now() -> str:
@@ -90,13 +79,10 @@ def name_in_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A hidden file next to `path` that becomes `path` durably when the block succeeds.
+    """A hidden file next to `path` that becomes `path` durably when the block succeeds; an error names `path`.
 
     Every file of a run that is not appended to is made here. Its mode is what the umask leaves of 0666: an uploader of
     another user can read a run under umask 022, and nobody else one under 077.
-
-    Raises:
-        OSError: no space, no permission, a read-only folder; it names `path`, and the hidden file is removed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with name_in_errors(path):
@@ -137,7 +123,7 @@ def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values
     # Wide element types first, so that each tensor is aligned; then by name, so that equal states give equal files.
     width = {name: len(one.data) // max(1, math.prod(one.shape)) for name, one in tensors.items()}
     order = sorted(tensors, key=lambda name: (-width[name], name))
-    described: dict[str, object] = {"__metadata__": {STATE_KEY: canonical_json(values)}}
+    described: dict[str, object] = {"__metadata__": {"state": canonical_json(values)}}
     end = 0
     for name in order:
         start, end = end, end + len(tensors[name].data)
@@ -146,25 +132,12 @@ def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
     with new_file(path) as file:
-        file.write(head)
-
-        def written() -> Iterator[tuple[str, TensorBytes]]:
-            for name in order:
-                file.write(tensors[name].data)
-                yield name, tensors[name]
-
-        return _digest(head, dict(values), written())
+        return _digest(head, dict(values), ((name, tensors[name]) for name in order), write=file.write)
 
 
 def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: False) -> Contents:
-    """Read a checkpoint file once, from first byte to last, so that what was verified is what was loaded.
-
-    Args:
-        keep: whether to keep the bytes of the tensor of this name.
-
-    Raises:
-        DamagedFileError: it is no safetensors file, incomplete, or holds no training state.
-    """
+    """Read a checkpoint file once, from first byte to last, so that what was verified is what was loaded; a
+    DamagedFileError if it is none. `keep` tells whether to keep the bytes of the tensor of this name."""
     kind = recognize(path)
     if kind.name != SAFETENSORS:
         raise DamagedFileError(f"{path} is {kind.name}; expected {SAFETENSORS}", kind.code)
@@ -177,7 +150,7 @@ def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: 
         except (SafetensorError, ParseError) as error:
             raise DamagedFileError(f"{path} is damaged or incomplete: {error}", "checkpoint.head") from error
         try:
-            values = parse_json(described.pop("__metadata__", {}).get(STATE_KEY, "null"))
+            values = parse_json(described.pop("__metadata__", {}).get("state", "null"))
         except ParseError as error:
             raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
         if not isinstance(values, dict):
@@ -197,8 +170,10 @@ def _digest(
     values: dict[str, Any],
     tensors: Iterable[tuple[str, TensorBytes]],
     keep: Callable[[str], bool] = lambda name: False,
+    write: Callable[[bytes | bytearray | memoryview], object] = lambda data: None,
 ) -> Contents:
     """Digest a file while it is read or written: each tensor here, the whole in a second thread."""
+    write(head)
     whole = hashlib.sha256(head)
     rows: dict[str, list[object]] = {}
     kept: dict[str, TensorBytes] = {}
@@ -207,6 +182,7 @@ def _digest(
         for name, tensor in tensors:
             running.result()  # one piece ahead and no more: buffers must not pile up
             running = pool.submit(whole.update, tensor.data)
+            write(tensor.data)
             rows[name] = [name, tensor.dtype, tensor.shape, hashlib.sha256(tensor.data).hexdigest()]
             if keep(name):
                 kept[name] = tensor

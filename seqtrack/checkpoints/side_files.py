@@ -4,7 +4,9 @@ A wrong type, an unknown, missing or duplicate field, NaN, or a document nested 
 field, what was found and what was expected. A file with other fields has another version. Needs no torch.
 """
 
+import errno
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -31,6 +33,7 @@ Scalar = str | int | float | bool | None
 Fingerprint = dict[str, Scalar]
 Figures = dict[str, float | None]
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 Pair = Annotated[list[T], Field(min_length=2, max_length=2)]
 
 
@@ -41,8 +44,6 @@ class Strict(BaseModel):
 
 
 class StartRecord(Strict):
-    """One start of a run: where it continued, on what machine, what had changed, and which guarantee holds."""
-
     step: Count
     epoch: Count
     source: str | None
@@ -106,8 +107,6 @@ class DatasetRecord(Strict):
 
 
 class _Record(Strict):
-    """The fields that every line of metrics.jsonl has."""
-
     phase: Phase
     epoch: Count
     step: Count
@@ -256,24 +255,14 @@ class Manifest(Strict):
         return manifest_path(self.path)
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def _read(path: Path, kind: type[M], code: str) -> M:
+def read_side_file(path: Path, kind: type[M], code: str = INVALID) -> M | None:
+    """The object in a file of `kind`, or None without one; a DamagedFileError names every wrong field."""
     try:
         return kind.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
-        raise
-    except (OSError, ParseError, ValidationError) as error:
-        raise DamagedFileError(problems_of(str(path), error, code)) from error
-
-
-def read_side_file(path: Path, kind: type[M]) -> M | None:
-    """The object in a file of `kind`, or None without one; a DamagedFileError names every wrong field."""
-    try:
-        return _read(path, kind, INVALID)
-    except FileNotFoundError:
         return None
+    except (OSError, ParseError, ValidationError) as error:
+        raise DamagedFileError(problems_of(path, error, code)) from error
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -283,7 +272,8 @@ def read_manifest(path: Path) -> Manifest:
         DamagedFileError: a field is missing, unknown or of another type, or names another file than the one next to it.
         FileNotFoundError: there is none.
     """
-    manifest = _read(path, Manifest, "checkpoint.manifest")
+    if (manifest := read_side_file(path, Manifest, "checkpoint.manifest")) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     manifest._folder = path.parent
     if manifest.file != (expected := path.with_suffix(".safetensors").name):
         text = f"{path}: file is {short_repr(manifest.file)}, expected {expected}"
@@ -321,20 +311,19 @@ def metrics_records(path: Path) -> Iterator[Record | Problem]:
                         yield _RECORD.validate_python(parse_json(line))
                 except (ParseError, ValidationError) as error:
                     if line.endswith(b"\n"):
-                        yield problems_of(f"{path}, line {number}", error, INVALID)[0]
+                        yield problems_of(f"{path}, line {number}", error)[0]
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DamagedFileError(problems_of(str(path), error, INVALID)) from error
+        raise DamagedFileError(problems_of(path, error)) from error
 
 
-def problems_of(place: str, error: OSError | ParseError | ValidationError, code: str) -> list[Problem]:
+def problems_of(place: object, error: OSError | ParseError | ValidationError, code: str = INVALID) -> list[Problem]:
     """What is wrong with a document: where, what was expected, what was found."""
     if not isinstance(error, ValidationError):
         return [Problem(f"{place}: cannot be read ({error})", code)]
-    fields = error.errors(include_url=False)
-    names = [short_repr(".".join(map(str, one["loc"])) or "the document", 120)[1:-1] for one in fields]
-    return [
-        Problem(f"{place}: {name}: {one['msg']}, found {short_repr(one['input'])}", code)
-        for name, one in zip(names, fields, strict=True)
-    ]
+    found = []
+    for one in error.errors(include_url=False):
+        name = short_repr(".".join(map(str, one["loc"])) or "the document", 120)[1:-1]
+        found.append(Problem(f"{place}: {name}: {one['msg']}, found {short_repr(one['input'])}", code))
+    return found

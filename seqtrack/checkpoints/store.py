@@ -46,23 +46,12 @@ def list_checkpoints(folder: Path, *, kinds: Sequence[str] = (*RESUMABLE, "impor
             continue  # moved aside between listing and reading
         except DamagedFileError as error:
             logger.warning("skipped: %s", error)
-    return sorted((one for one in found if one.kind in kinds), key=_age)
-
-
-def _age(manifest: Manifest) -> tuple[int, bool]:
-    return manifest.step, manifest.kind == "epoch"
+    return sorted((one for one in found if one.kind in kinds), key=lambda one: one.step)
 
 
 def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda name: False) -> Contents:
-    """Check that the file is the one the manifest describes, byte for byte, and that its state agrees with it.
-
-    Args:
-        keep: whether the contents shall have the bytes of the tensor of this name.
-
-    Raises:
-        DamagedFileError: it is missing, has another size or digest, is no safetensors file, or its state has another
-            structure, step or component digests than expected.
-    """
+    """Check that the file is the one the manifest describes, byte for byte, and that its state agrees with it; raises a
+    DamagedFileError if not. `keep` tells whether the contents shall have the bytes of the tensor of this name."""
     path = manifest.path
     try:
         if (size := path.stat().st_size) != manifest.bytes:
@@ -71,12 +60,10 @@ def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda n
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
     values = contents.values
-    facts: dict[str, object] = {
-        "sha256": contents.sha256, "parts": contents.parts, "weights_sha256": contents.parts.get(MODEL_PART)
-    }  # fmt: skip
-    facts |= {
-        name: values[name] for name in ("epoch", "step", "sample") if name in values
-    }  # imported weights have none
+    facts: dict[str, object] = {"sha256": contents.sha256, "parts": contents.parts}
+    facts["weights_sha256"] = contents.parts.get(MODEL_PART)
+    # Imported weights have no step.
+    facts |= {name: values[name] for name in ("epoch", "step", "sample") if name in values}
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
     if facts.get("kind") == "epoch":
@@ -84,14 +71,13 @@ def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda n
             facts |= {name: values["history"][-1][name] for name in ("loss", "iou")}
     for name, found in facts.items():
         if getattr(manifest, name) != found:
-            text = f"{path} has {name} {found!r}; its manifest has {getattr(manifest, name)!r}"
-            raise DamagedFileError(text)
+            raise DamagedFileError(f"{path} has {name} {found!r}; its manifest has {getattr(manifest, name)!r}")
     return contents
 
 
 def latest_valid(manifests: Iterable[Manifest]) -> Manifest | None:
     """The newest of these checkpoints that is valid; corrupt ones are skipped with a warning."""
-    for manifest in sorted(manifests, key=_age, reverse=True):
+    for manifest in sorted(manifests, key=lambda one: one.step, reverse=True):
         try:
             verify_checkpoint(manifest)
         except DamagedFileError as error:
@@ -104,25 +90,17 @@ def latest_valid(manifests: Iterable[Manifest]) -> Manifest | None:
 def write_checkpoint(
     path: Path, tensors: Mapping[str, TensorBytes], values: Mapping[str, Any], *, describe: Mapping[str, object]
 ) -> Manifest:
-    """Write the checkpoint file, then the manifest, each durably.
+    """Write the checkpoint file, then the manifest, each durably: a failure leaves no manifest of an incomplete file.
 
     Args:
         tensors: by their names "component/...".
         values: plain values by component; JSON-able without NaN.
         describe: the manifest's fields that do not follow from the bytes.
-
-    Raises:
-        OSError: as the file system reported it; no manifest of an incomplete file is left.
     """
     written = write_checkpoint_file(path, tensors, values)
-    facts = {
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": written.sha256,
-        "weights_sha256": written.parts[MODEL_PART],
-        "parts": written.parts,
-    }
-    write_json(manifest_path(path), Manifest.model_validate({**facts, **describe}).model_dump())
+    facts = {"file": path.name, "bytes": path.stat().st_size, "sha256": written.sha256, "parts": written.parts}
+    manifest = Manifest.model_validate({**facts, "weights_sha256": written.parts[MODEL_PART], **describe})
+    write_json(manifest_path(path), manifest.model_dump())
     return read_manifest(manifest_path(path))
 
 
@@ -136,14 +114,10 @@ def remove_checkpoint(manifest: Manifest) -> None:
 def checkpoints_to_delete(
     manifests: Sequence[Manifest], *, keep: int, is_safe: Callable[[Manifest], bool]
 ) -> list[Manifest]:
-    """The checkpoints that are no longer needed, oldest first.
+    """Of a folder's checkpoints, oldest first, those that are no longer needed.
 
     Checkpoints inside an epoch are deleted as soon as a newer checkpoint exists. Of the epochs' checkpoints the newest
     `keep` stay (all of them for 0), and so does the one of the best IoU; another one is deleted only if `is_safe`.
-
-    Args:
-        manifests: of one folder, oldest first.
-        is_safe: whether an epoch's checkpoint is verified elsewhere.
     """
     epochs = [item for item in manifests if item.kind == "epoch"]
     best = max(epochs, key=lambda item: item.iou if item.iou is not None else -1.0, default=None)
@@ -154,14 +128,8 @@ def checkpoints_to_delete(
 
 
 def load_checkpoint(manifest: Manifest, *, part: str = "") -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """Verify a checkpoint and load its tensors on the CPU, and its plain values, in one pass over the file.
-
-    Args:
-        part: load only this state component, by the names in it; all by their full names without it.
-
-    Raises:
-        DamagedFileError: as for `verify_checkpoint`.
-    """
+    """`verify_checkpoint`, and its tensors on the CPU and its plain values, in one pass over the file; with `part` only
+    the tensors of this state component, by the names in it."""
     from seqtrack.checkpoints.tensors import to_tensor  # deferred: listing and verifying need no torch
 
     prefix = f"{part}/" if part else ""
@@ -171,7 +139,7 @@ def load_checkpoint(manifest: Manifest, *, part: str = "") -> tuple[dict[str, "T
 
 
 def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
-    """The model's state dict from a verified checkpoint, on the CPU; raises as `load_checkpoint`."""
+    """The model's state dict, from `load_checkpoint`."""
     return load_checkpoint(manifest, part=MODEL_PART)[0]
 
 
@@ -184,11 +152,7 @@ def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapp
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a checkpoint named by its file or its manifest.
-
-    Raises:
-        UserError: there is none, or it cannot be used.
-    """
+    """The manifest of a checkpoint named by its file or its manifest; a UserError if there is none that can be used."""
     place = manifest_path(path)
     try:
         kind = recognize(path) if path != place else None

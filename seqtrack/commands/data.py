@@ -6,8 +6,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from seqtrack.config.environment import configure, read_environment
-from seqtrack.data.check import Report, check_layout
+from seqtrack.config.environment import Environment, configure, read_environment
+from seqtrack.data.check import check_layout
 from seqtrack.data.demo import MARKER, check_demo
 from seqtrack.data.download import data_hub, download_classes
 from seqtrack.data.lasot import find_layout
@@ -21,18 +21,16 @@ _ROW = "{:<20}{:<7}{:>9}{:>5}{:>17}{:>10}{:>10}{:>8}{:>12}".format
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen sub-command."""
-    return {"download": _download, "check": _check, "show": _show, "prepare": _prepare}[args.action](args)
-
-
-def _place(args: argparse.Namespace) -> tuple[Path, tuple[str, ...]]:
-    """Data folder and classes, from the options or the environment."""
+    if args.action == "prepare":
+        print(*prepare_data(*configure(os.environ), os.environ), sep="\n")
+        return 0
+    if args.action == "show":
+        return _show(args)
     environment = read_environment(os.environ)
+    data_dir: Path = args.data_dir or environment.data_dir
     classes = environment.classes if args.classes is None else split_commas(args.classes)
-    return args.data_dir or environment.data_dir, classes
-
-
-def _download(args: argparse.Namespace) -> int:
-    data_dir, classes = _place(args)
+    if args.action == "check":
+        return _check(args, data_dir, classes, environment)
     if not classes:
         raise UserError("--classes: name some, such as book,coin; all 70 together are 248 GB", "data.no_classes")
     hub, sequences = data_hub(os.environ), split_commas(args.sequences)
@@ -42,9 +40,8 @@ def _download(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> int:
-    data_dir, classes = _place(args)
-    name = (args.dataset or ",".join(read_environment(os.environ).dataset)).lower()
+def _check(args: argparse.Namespace, data_dir: Path, classes: tuple[str, ...], environment: Environment) -> int:
+    name = (args.dataset or ",".join(environment.dataset)).lower()
     if name not in ("lasot", "demo"):
         raise UserError(f"--dataset: {name!r} cannot be checked; known are demo, lasot", "data.unknown_data_set")
     # Without DATASET, a folder that holds sequences itself is what the user means, whatever the default is.
@@ -56,24 +53,16 @@ def _check(args: argparse.Namespace) -> int:
         report.problems += check_demo(layout.root)
     if args.json:
         print(json.dumps({**asdict(report), "ok": not report.problems}))
-    else:
-        _print_report(report)
-    return 1 if report.problems else 0
-
-
-def _print_report(report: Report) -> None:
+        return 1 if report.problems else 0
     print(report.root)
     print(_ROW("class", "split", "sequences", "of", "frames expected", "found", "boxes", "absent", "MB"))
     for row in report.rows:
         counts = row.sequences, row.sequences_expected, row.frames_expected, row.frames_found, row.boxes, row.absent
         print(_ROW(row.class_name, row.split, *(f"{n:,}" for n in counts), f"{row.bytes_ / 1e6:,.1f}"))
-    if report.decoded:
-        print(f"{report.decoded:,} frames were decoded")
-    for note in report.notes:
-        print(f"note: {note}")
-    for problem in report.problems:
-        print(f"problem: {problem}")
-    print(f"{len(report.problems)} problems" if report.problems else "no problem found")
+    lines = [*(f"note: {one}" for one in report.notes), *(f"problem: {one}" for one in report.problems)]
+    decoded = f", {report.decoded:,} frames were decoded" if report.decoded else ""
+    print(*lines, f"{len(report.problems) or 'no'} problems found{decoded}", sep="\n")
+    return 1 if report.problems else 0
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -85,9 +74,4 @@ def _show(args: argparse.Namespace) -> int:
     dataset = make_dataset(config, open_sources(config, environment.data_dir))
     write_preview(args.output, [dataset.sample(args.epoch, args.first + number) for number in range(args.count)])
     print(args.output)
-    return 0
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    print(*prepare_data(*configure(os.environ), os.environ), sep="\n")
     return 0

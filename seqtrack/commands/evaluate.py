@@ -7,14 +7,13 @@ import platform
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from seqtrack.checkpoints.side_files import DatasetRecord, Scalar, read_side_file
 from seqtrack.checkpoints.store import Manifest
+from seqtrack.commands.track import tracking_conditions
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
-from seqtrack.config.schema import Config
 from seqtrack.data.annotations import Annotation, read_annotations
 from seqtrack.data.decode import check_frames
 from seqtrack.data.lasot import draw_classes
@@ -28,19 +27,9 @@ from seqtrack.evaluation.results import TrackerResult, choose, read_results, sco
 from seqtrack.evaluation.run import track_sequences
 from seqtrack.evaluation.tables import evaluation_record, summary_table, write_tables, write_tracks
 from seqtrack.model.build import build_model
-from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.parsing import split_commas
 from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS
-from seqtrack.runtime.environment import describe_device
-from seqtrack.tracking.load import (
-    check_precision,
-    checkpoint_config,
-    checkpoint_name,
-    checkpoint_source,
-    load_model,
-    select_checkpoints,
-    tracker_settings,
-)
+from seqtrack.tracking import load
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +37,7 @@ logger = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write tables, plots and boxes, and print the table of means."""
     environment, begun = read_environment(os.environ), time.monotonic()
-    folder = environment.phase_folder(args.phase)
+    folder, convention = environment.phase_folder(args.phase), CONVENTIONS[args.convention]
     wanted = args.checkpoint or ([] if args.results else ["all"])
     if args.annotations is not None and (wanted or not args.results):
         text = "--annotations has no frames: use it with --results and without --checkpoint"
@@ -58,25 +47,25 @@ def run(args: argparse.Namespace) -> int:
 
     conditions: dict[str, object]
     results: list[TrackerResult] = []
+    names = split_commas(args.sequences)
     if args.annotations is not None:
-        classes, names = split_commas(args.classes), split_commas(args.sequences)
-        annotations: list[Annotation] = choose(read_annotations(args.annotations), classes=classes, names=names)
+        every = read_annotations(args.annotations)
+        annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
         conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
-        manifests = select_checkpoints(folder, wanted) if wanted else []
-        source = _open(args, environment, _config(folder, manifests))
-        sequences = choose(source.sequences, names=split_commas(args.sequences))
-        annotations = [*sequences]
+        manifests = load.select_checkpoints(folder, wanted) if wanted else []
+        source = _open(args, environment, manifests)
+        annotations = [*(sequences := choose(source.sequences, names=names))]
         conditions = {"dataset": source.name, "split": source.split, "synthetic": source.synthetic}
         conditions["data_digest"] = describe([source]).digest
         if manifests:
-            if args.split == "test":
-                _refuse_trained_sequences(folder, source.name, sequences)
-            results, more = _track(args, environment, manifests, sequences, source.name, untrained="all" in wanted)
+            _refuse_trained_sequences(folder, source, sequences)
+            args.untrained = "all" in wanted if args.untrained is None else args.untrained
+            results, more = _track(args, environment.device, manifests, sequences, source.name)
             conditions |= {"run": folder.name, **more}
     if args.results:
         conditions["repair"] = args.repair
-    conditions["convention"], convention = args.convention, CONVENTIONS[args.convention]
+    conditions["convention"] = args.convention
     results += read_results(args.results or (), annotations, repair=args.repair, convention=convention)
     results.append(static_box_result(annotations, convention=convention))
     conditions["seconds"] = round(time.monotonic() - begun, 3)
@@ -97,17 +86,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(folder: Path, manifests: list[Manifest]) -> Config | None:
-    """The configuration of the last checkpoint, else the run's, else none."""
-    if manifests:
-        return checkpoint_config(manifests[-1])
-    return load_config(str(folder / CONFIG_FILE)) if (folder / CONFIG_FILE).is_file() else None
-
-
-def _open(args: argparse.Namespace, environment: Environment, config: Config | None) -> Source:
-    """The data set: the option's, the environment's if set there, else the run's own."""
-    name, classes = args.dataset, split_commas(args.classes)
-    if name is None and config is not None and not environment.given("DATASET"):
+def _open(args: argparse.Namespace, environment: Environment, manifests: list[Manifest]) -> Source:
+    """The data set: the option's, the environment's if set there, else that of the last checkpoint or of the run."""
+    name, classes, stored = args.dataset, split_commas(args.classes), environment.phase_folder(args.phase) / CONFIG_FILE
+    if name is None and not environment.given("DATASET") and (manifests or stored.is_file()):
+        config = load.checkpoint_config(manifests[-1]) if manifests else load_config(str(stored))
         # Of several training sets the first that is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
         if not classes and not environment.given("CLASSES"):
@@ -116,13 +99,15 @@ def _open(args: argparse.Namespace, environment: Environment, config: Config | N
     return open_source(name, environment.data_dir, classes=classes or environment.classes, split=args.split)
 
 
-def _refuse_trained_sequences(folder: Path, dataset: str, sequences: list[Sequence]) -> None:
+def _refuse_trained_sequences(folder: Path, source: Source, sequences: list[Sequence]) -> None:
     """Refuse test sequences that the run's own records list as training sequences."""
     recorded = read_side_file(folder / DATASET_FILE, DatasetRecord)
-    sources = recorded.sources if recorded is not None else []
-    trained = {name for one in sources if (one.name, one.split) == (dataset, "train") for name in one.names}
-    leaked = sorted(trained.intersection(one.name for one in sequences))
-    if leaked:
+    if source.split != "test" or recorded is None:
+        return
+    trained = {
+        name for one in recorded.sources if (one.name, one.split) == (source.name, "train") for name in one.names
+    }
+    if leaked := sorted(trained.intersection(one.name for one in sequences)):
         raise UserError(
             f"{len(leaked)} test sequences were trained on according to {folder / DATASET_FILE}: "
             f"{', '.join(leaked[:10])}; a model must not be evaluated on its training data (--split train shows "
@@ -132,53 +117,31 @@ def _refuse_trained_sequences(folder: Path, dataset: str, sequences: list[Sequen
 
 
 def _track(
-    args: argparse.Namespace,
-    environment: Environment,
-    manifests: list[Manifest],
-    sequences: list[Sequence],
-    dataset: str,
-    *,
-    untrained: bool,
+    args: argparse.Namespace, default: str, manifests: list[Manifest], sequences: list[Sequence], dataset: str
 ) -> tuple[list[TrackerResult], dict[str, object]]:
-    """Track with each checkpoint in turn, and with the untrained model if `--untrained` or by default `untrained`;
-    returns the conditions for the records as well."""
+    """Track with each checkpoint in turn, and with the untrained model; returns the conditions as well."""
     # Missing and unusable frame files are found before hours of tracking.
-    problems = check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames))
-    if problems:
+    if problems := check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames)):
         raise UserError(problems)
-    device = choose_device(args.device or environment.device)
-    check_precision(args.precision, device)
-    frames = sum(sequence.num_frames - 1 for sequence in sequences)
+    device = choose_device(args.device or default)
+    load.check_precision(args.precision, device)
+    frames, convention = sum(sequence.num_frames - 1 for sequence in sequences), CONVENTIONS[args.convention]
     results: list[TrackerResult] = []
-
-    def track(name: str, kind: str, model: SeqTrack, source: dict[str, Scalar], epoch: int | None = None) -> None:
+    # The untrained model is that of the last checkpoint.
+    for manifest in [*manifests, *[None] * args.untrained]:
+        if manifest is not None:
+            model, config = load.load_model(manifest, device)
+            name, kind, epoch = load.checkpoint_name(manifest, manifests), "checkpoint", manifest.epoch
+            origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
+        else:
+            model = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
+            name, kind, epoch, origin = "untrained", "untrained", None, {"seed": config.TRAIN.SEED}
+        settings = load.tracker_settings(config, dataset=dataset, precision=args.precision)
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
-            options = {"concurrent": args.concurrent, "on_frames": bar.update}
-            tracks = track_sequences(model, sequences, settings, **options)
-        convention = CONVENTIONS[args.convention]
-        result = score_tracker(name, kind, tracks, sequences, convention=convention, epoch=epoch, source=source)
+            tracks = track_sequences(model, sequences, settings, concurrent=args.concurrent, on_frames=bar.update)
+        result = score_tracker(name, kind, tracks, sequences, convention=convention, epoch=epoch, source=origin)
         results.append(result)
         mean = result.record.mean
         logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, mean["auc"], mean["p20"], mean["fps"] or 0.0)
-
-    last_config = None
-    for manifest in manifests:
-        model, config = load_model(manifest, device)
-        if config != last_config:
-            settings, last_config = tracker_settings(config, dataset=dataset, precision=args.precision), config
-        source: dict[str, Scalar] = {**checkpoint_source(manifest), "step": manifest.step}
-        track(checkpoint_name(manifest, manifests), "checkpoint", model, source, manifest.epoch)
-    if args.untrained if args.untrained is not None else untrained:
-        fresh = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
-        track("untrained", "untrained", fresh, {"seed": config.TRAIN.SEED})
-    return results, {
-        "device": describe_device(device),
-        "precision": args.precision,
-        "concurrent": args.concurrent,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "window": settings.window,
-        "update_interval": settings.update_interval,
-        "update_threshold": settings.update_threshold,
-    }
+    conditions = tracking_conditions(device, settings)
+    return results, {**conditions, "concurrent": args.concurrent, "python": platform.python_version()}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -41,157 +42,109 @@ def variables_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _verify(parser: Parser) -> None:
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)"
-    )
-    parser.add_argument(
-        "--chain", action="store_true", help="check the hash chain of the first RUN, with the RUNs that it resumed from"
-    )
-    help_text = (
-        "folder for plots, comparison.md and certificate.json (default: comparison/, for phase_1 and phase_2 only)"
-    )
-    parser.add_argument("-o", "--output", type=Path, help=help_text)
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)")
+    text = "check the hash chain of the first RUN, with the RUNs that it resumed from"
+    add("--chain", action="store_true", help=text)
+    text = "folder for plots, comparison.md and certificate.json (default: comparison/, for phase_1 and phase_2 only)"
+    add("-o", "--output", type=Path, help=text)
 
 
 def _report(parser: Parser) -> None:
-    parser.add_argument("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
-    parser.add_argument("--title", help="heading of the report")
-    parser.add_argument("--name", dest="team_name", metavar="TEAM", help="name of the team")
-    parser.add_argument("--number", help="number of the team")
-    parser.add_argument("--course", help="course the report is for")
-    parser.add_argument("--member", action="append", default=[], metavar="PERSON", help="may be repeated")
-    parser.add_argument("--repository", help="address of the code")
-    parser.add_argument("--hub", help="address of the checkpoints")
-    parser.add_argument("--notes", help="a further line")
-    parser.add_argument("--html", action="store_true", help="also write a self-contained report.html")
+    add = parser.add_argument
+    add("--team", type=Path, metavar="TEAM.yaml", help="title, team, number, course, members, ...")
+    add("--title", help="heading of the report")
+    add("--name", dest="team_name", metavar="TEAM", help="name of the team")
+    add("--number", help="number of the team")
+    add("--course", help="course the report is for")
+    add("--member", action="append", default=[], metavar="PERSON", help="may be repeated")
+    add("--repository", help="address of the code")
+    add("--hub", help="address of the checkpoints")
+    add("--notes", help="a further line")
+    add("--html", action="store_true", help="also write a self-contained report.html")
 
 
 def _evaluate(parser: Parser) -> None:
-    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    parser.add_argument(
-        "--checkpoint",
-        action="append",
-        metavar="WHICH",
-        help="all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results)",
+    add = parser.add_argument
+    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    text = "all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results)"
+    add("--checkpoint", action="append", metavar="WHICH", help=text)
+    add("--split", choices=("test", "train"), default="test", help="default: test")
+    add("--dataset", help="data set (default: DATASET if set, else the run's own)")
+    add("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
+    add("--sequences", help="only these sequences, separated by commas")
+    text = "another tracker's <sequence>.txt files or .npz, or a folder of such; may be repeated"
+    add("--results", action="append", type=Path, metavar="DIR", help=text)
+    text = "with --results: annotations kept without frames (.npz, a folder annos, or LaSOT's layout)"
+    add("--annotations", type=Path, metavar="PLACE", help=text)
+    text = (
+        "rows of NaN or negative size in result files: refuse the file, or repeat the last good box as LaSOT's toolkit "
+        "does (default: strict; rows of size 0 are always repeated)"
     )
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
-    parser.add_argument("--dataset", help="data set (default: DATASET if set, else the run's own)")
-    parser.add_argument("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
-    parser.add_argument("--sequences", help="only these sequences, separated by commas")
-    parser.add_argument(
-        "--results",
-        action="append",
-        type=Path,
-        metavar="DIR",
-        help="another tracker's <sequence>.txt files or .npz, or a folder of such; may be repeated",
+    add("--repair", choices=("strict", "official"), default="strict", help=text)
+    text = (
+        "how a visible frame counts whose annotation is not a box: as in LaSOT's toolkit, or as in pytracking and the "
+        "authors' evaluator (default: toolkit)"
     )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="PLACE",
-        help="with --results: annotations kept without frames (.npz, a folder annos, or LaSOT's layout)",
-    )
-    parser.add_argument(
-        "--repair",
-        choices=("strict", "official"),
-        default="strict",
-        help="rows of NaN or negative size in result files: refuse the file, or repeat the last good box as LaSOT's "
-        "toolkit does (default: strict; rows of size 0 are always repeated)",
-    )
-    parser.add_argument(
-        "--convention",
-        choices=("toolkit", "pytracking"),
-        default="toolkit",
-        help="how a visible frame counts whose annotation is not a box: as in LaSOT's toolkit, or as in pytracking and "
-        "the authors' evaluator (default: toolkit)",
-    )
-    parser.add_argument(
-        "--untrained",
-        action=argparse.BooleanOptionalAction,
-        help="track with the untrained model as well (default: with all checkpoints)",
-    )
+    add("--convention", choices=("toolkit", "pytracking"), default="toolkit", help=text)
+    text = "track with the untrained model as well (default: with all checkpoints)"
+    add("--untrained", action=argparse.BooleanOptionalAction, help=text)
     _precision_and_device(parser)
-    parser.add_argument("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)"
-    )
+    add("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
+    add("-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)")
 
 
 def _precision_and_device(parser: Parser) -> None:
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "tf32", "bf16", "fp16"),
-        default="fp32",
-        help="of the encoder; tf32 and fp16 need a GPU (default: fp32)",
-    )
+    text = "of the encoder; tf32 and fp16 need a GPU (default: fp32)"
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="fp32", help=text)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
 
 
 def _track(parser: Parser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="VIDEO|FOLDER|CAMERA",
-        help="a video file, a folder of images, or the number of a camera, unless a file has that name",
+    parser._negative_number_matcher = re.compile(r"-\.?[0-9]")  # so that --box -20,-10,60,60 has a value
+    add = parser.add_argument
+    text = "a video file, a folder of images, or the number of a camera, unless a file has that name"
+    add("source", metavar="VIDEO|FOLDER|CAMERA", help=text)
+    add("--box", metavar="X,Y,W,H", help="the object in the first frame, in pixels from the top left")
+    text = (
+        "OUT.mp4 (VP9, which browsers play) or OUT.avi (Motion JPEG: large, much faster to write); boxes go to "
+        "OUT.txt, settings to OUT.json (default: OUTPUT_DIR/tracks/NAME.mp4)"
     )
-    parser.add_argument("--box", metavar="X,Y,W,H", help="the object in the first frame, in pixels from the top left")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="OUT.mp4",
-        help="OUT.mp4 (VP9, which browsers play) or OUT.avi (Motion JPEG: large, much faster to write); boxes go to "
-        "OUT.txt, settings to OUT.json (default: OUTPUT_DIR/tracks/NAME.mp4)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="last",
-        metavar="WHICH",
-        help="a .safetensors file, or an epoch of the phase's run, or last (default: last)",
-    )
-    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    parser.add_argument(
-        "--fps",
-        metavar="RATE",
-        help="frames per second of the output (default: as the source states; 30 for a folder)",
-    )
+    add("-o", "--output", type=Path, metavar="OUT.mp4", help=text)
+    text = "a .safetensors file, or an epoch of the phase's run, or last (default: last)"
+    add("--checkpoint", default="last", metavar="WHICH", help=text)
+    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    add("--frames", type=int, metavar="N", help="stop after N frames")
+    text = "frames per second of the output (default: as the source states; 30 for a folder)"
+    add("--fps", metavar="RATE", help=text)
     _precision_and_device(parser)
-    parser.add_argument("--no-video", action="store_true", help="write OUT.txt and OUT.json only")
+    add("--no-video", action="store_true", help="write OUT.txt and OUT.json only")
 
 
 def _data(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
     download = commands.add_parser("download", help="fetch classes of LaSOT from the Hub, resumable and checked")
-    _place(download)
+    check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")
+    show = commands.add_parser("show", help="an image of training samples as the model gets them")
+    commands.add_parser("prepare", help="download or draw into DATA_DIR what this environment's run needs")
+    for one in (download, check):
+        one.add_argument("--data-dir", type=Path, help="default: DATA_DIR, else ./data")
+        one.add_argument("--classes", help="separated by commas (default: CLASSES)")
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
     download.add_argument("--repo", default="l-lt/LaSOT", help="data set on the Hub (default: l-lt/LaSOT)")
-
-    check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")
-    _place(check)
     check.add_argument("--dataset", help="lasot or demo (default: DATASET)")
     check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-
-    show = commands.add_parser("show", help="an image of training samples as the model gets them")
     show.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")
     show.add_argument("--count", type=int, default=12, help="samples (default: 12)")
     show.add_argument("--epoch", type=int, default=1, help="epoch whose samples are shown (default: 1)")
     show.add_argument("--first", type=int, default=0, help="index of the first sample in the epoch (default: 0)")
 
-    commands.add_parser("prepare", help="download or draw into DATA_DIR what this environment's run needs")
-
-
-def _place(parser: Parser) -> None:
-    parser.add_argument("--data-dir", type=Path, help="default: DATA_DIR, else ./data")
-    parser.add_argument("--classes", help="separated by commas (default: CLASSES)")
-
 
 def _upload(parser: Parser) -> None:
-    parser.add_argument(
-        "action", nargs="?", choices=("watch", "status"), default="watch", help="default: watch until training is done"
-    )
+    text = "default: watch until training is done"
+    parser.add_argument("action", nargs="?", choices=("watch", "status"), default="watch", help=text)
     parser.add_argument("--once", action="store_true", help="one pass; exit code 0 only if everything is verified")
     parser.add_argument("--health", action="store_true", help="with status: exit code 1 and the reasons if unhealthy")
 
@@ -201,12 +154,10 @@ def _hub(parser: Parser) -> None:
     actions.add_parser("create", help="create the repo of HF_REPO, private unless HF_PRIVATE=false")
     actions.add_parser("check", help="check token, repo and right to write; compare OUTPUT_DIR with what is listed")
     upload = actions.add_parser("upload", help="send files now")
-    upload.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="files to send, each checked on the target afterwards"
-    )
-    upload.add_argument(
-        "--to", metavar="PATH", help="name in the repo (one file only); default: relative to OUTPUT_DIR"
-    )
+    text = "files to send, each checked on the target afterwards"
+    upload.add_argument("files", nargs="+", type=Path, metavar="FILE", help=text)
+    text = "name in the repo (one file only); default: relative to OUTPUT_DIR"
+    upload.add_argument("--to", metavar="PATH", help=text)
     download = actions.add_parser("download", help="download a checkpoint, or one file, checked against its digest")
     download.add_argument("path", nargs="?", help="a file of the repo; or use --epoch")
     download.add_argument("--epoch", type=int, help="the checkpoint after this epoch, with its manifest")
@@ -218,19 +169,11 @@ def _hub(parser: Parser) -> None:
 
 def _plan(parser: Parser) -> None:
     _settings(parser)
-    parser.add_argument("--gpu", help='another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")')
+    text = 'another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")'
+    parser.add_argument("--gpu", help=text)
     parser.add_argument("--memory-gib", type=float, help="memory of the device, in GiB")
     parser.add_argument("--disk-gib", type=float, help="free disk space, in GiB")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-
-
-def _doctor(parser: Parser) -> None:
-    _settings(parser)
-    parser.epilog = (
-        "Checks limits, packages, settings, the token (asks the Hub whose it is, never shows it), folders, data, and "
-        "memory and disk by the numbers of `plan`. Tries attention in the precision of the run and a sum over the "
-        "processes, in processes like those of training."
-    )
 
 
 def _export(parser: Parser) -> None:
@@ -240,13 +183,12 @@ def _export(parser: Parser) -> None:
 
 
 def _import(parser: Parser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
-    parser.add_argument("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
-    parser.add_argument(
-        "--skip-objects", action="store_true", help="read only the weights from a file with Python objects"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
+    add("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
+    add("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
+    add("--skip-objects", action="store_true", help="read only the weights from a file with Python objects")
+    add("--force", action="store_true", help="replace the file if it exists")
 
 
 # Each command's summary and arguments; `run` of the module `seqtrack.commands.<name>` executes it.
@@ -260,7 +202,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "upload": ("upload new files of the output folder, and keep watching it", _upload),
     "hub": ("helper commands for the Hugging Face Hub: create, check, upload, download, card", _hub),
     "plan": ("estimate parameters, tokens, memory and disk of a configuration", _plan),
-    "doctor": ("check this machine: GPU, memory, disk, data, token", _doctor),
+    "doctor": ("check this machine: GPU, memory, disk, data, token", _settings),
     "export": ("write a checkpoint as the authors' .pth.tar", _export),
     "import": ("read the authors' .pth.tar into a checkpoint", _import),
 }

@@ -18,12 +18,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         written = write_report(output_dir, team)
         if args.html:
+            written.append(output_dir / "report.html")
             page = report_page(written[0].read_text(encoding="utf-8"), output_dir)
-            target = output_dir / "report.html"
-            write_atomic(target, page.encode())
-            written.append(target)
+            write_atomic(written[-1], page.encode())
     except OSError as error:
         raise UserError(f"{output_dir}: the report cannot be written ({error})", code="file.unwritable") from error
-    for path in written:
-        print(path)
+    print(*written, sep="\n")
     return 0

@@ -20,14 +20,8 @@ from seqtrack.errors import STOPPED_EXIT_CODE, UserError
 from seqtrack.parsing import ParseError, parse_float
 from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.stop import StopRequest
-from seqtrack.tracking.load import (
-    check_precision,
-    checkpoint_source,
-    load_model,
-    select_checkpoints,
-    tracker_settings,
-)
-from seqtrack.tracking.tracker import BatchTracker
+from seqtrack.tracking import load
+from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
 from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, draw_box, open_frames, video_writer
 
 logger = logging.getLogger(__name__)
@@ -47,59 +41,27 @@ def run(args: argparse.Namespace) -> int:
     if target.suffix.lower() not in CODECS:
         raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="track.output")
     with StopRequest() as stop:
-        boxes, tracker_fps, conditions = _track(args, environment, source, target, stop)
+        boxes, seconds, conditions = _track(args, environment, source, target, stop)
         write_boxes(target.with_suffix(".txt"), boxes)
-        record = {
-            "format": "seqtrack-track/1",
-            "source": args.source,
-            "box_xywh": boxes[0].tolist(),
-            "frames": len(boxes),
-            "fps": source.fps,
-            "tracker_fps": tracker_fps,
-            **conditions,
-        }
+        speed = (len(boxes) - 1) / seconds if seconds else None
+        record = {"format": "seqtrack-track/1", "source": args.source, "box_xywh": boxes[0].tolist(), "fps": source.fps}
+        record |= {"frames": len(boxes), "tracker_fps": speed, **conditions}
         write_json(target.with_suffix(".json"), record)
-        stopped = stop.is_set and source.kind != "camera"  # a camera only ends by being stopped
     if not args.no_video:
         print(target)
     print(target.with_suffix(".txt"))
-    logger.info("%d frames, %.1f frames per second for the tracker alone", len(boxes), tracker_fps or 0)
-    if stopped:
+    logger.info("%d frames, %.1f frames per second for the tracker alone", len(boxes), speed or 0)
+    if stop.is_set and source.kind != "camera":  # which only ends by being stopped
         logger.warning("stopped on request after %d frames; the files hold these", len(boxes))
-    return STOPPED_EXIT_CODE if stopped else 0
+        return STOPPED_EXIT_CODE
+    return 0
 
 
-def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
-    try:
-        values = tuple(map(parse_float, text.replace(",", " ").split()))
-        if len(values) != count:
-            raise ParseError(f"found {len(values)} numbers, expected {count}")
-    except ParseError as error:
-        example = ", x,y,w,h in pixels such as 261,48,39,65" if option == "--box" else ""
-        raise UserError(f"{option} {text}: {error}{example}", code="track.option") from error
-    return values
-
-
-def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[BatchTracker, dict[str, object]]:
-    """The tracker, and what its boxes depend on, for the record."""
-    manifests = select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
-    if len(manifests) != 1:
-        text = f"--checkpoint {args.checkpoint}: names {len(manifests)} checkpoints, expected one"
-        raise UserError(text, code="track.option")
-    (manifest,) = manifests
-    device = choose_device(args.device or environment.device)
-    check_precision(args.precision, device)
-    model, config = load_model(manifest, device)
-    logger.info(
-        "%s , sha256 %s , trained on %s , runs on %s in %s",
-        manifest.path, manifest.sha256[:16], ", ".join(config.DATA.TRAIN.DATASETS_NAME),
-        describe_device(device), args.precision,
-    )  # fmt: skip
-    settings = tracker_settings(config, dataset=None, precision=args.precision)
-    return BatchTracker(model, settings), {
-        "checkpoint": {**checkpoint_source(manifest), "epoch": manifest.epoch},
+def tracking_conditions(device: torch.device, settings: TrackerSettings) -> dict[str, object]:
+    """What a tracker's boxes depend on besides its weights, for the records of a video or an evaluation."""
+    return {
         "device": describe_device(device),
-        "precision": args.precision,
+        "precision": settings.precision,
         "window": settings.window,
         "update_interval": settings.update_interval,
         "update_threshold": settings.update_threshold,
@@ -108,21 +70,40 @@ def _load_tracker(args: argparse.Namespace, environment: Environment) -> tuple[B
     }
 
 
+def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
+    try:
+        values = tuple(map(parse_float, text.replace(",", " ").split()))
+        if len(values) != count:
+            raise ParseError(f"found {len(values)} numbers, expected {count}")
+    except ParseError as error:
+        raise UserError(f"{option} {text}: {error}", code="track.option") from error
+    return values
+
+
 def _track(
     args: argparse.Namespace, environment: Environment, source: FrameSource, target: Path, stop: StopRequest
-) -> tuple[NDArray[np.float64], float | None, dict[str, object]]:
-    """Boxes (N, 4) of every frame, the given one first, frames per second, and what the boxes depend on."""
+) -> tuple[NDArray[np.float64], float, dict[str, object]]:
+    """Boxes (N, 4) of every frame, the given one first, seconds of the tracker, and what the boxes depend on."""
     frames = source.frames()
     first = next(frames)
     size = (first.shape[1], first.shape[0])
     if not args.box:
-        raise UserError(
-            f"--box is missing: give --box x,y,w,h of the object in the first frame of {source.place}, in pixels of "
-            f"{size[0]}x{size[1]}, such as --box 261,48,39,65",
-            code="track.option",
+        text = (
+            f"--box x,y,w,h of the object in the first frame of {source.place} ({size[0]}x{size[1]} pixels) is missing"
         )
+        raise UserError(f"{text}; for example --box 261,48,39,65", code="track.option")
     box = _numbers("--box", args.box, 4)
-    tracker, conditions = _load_tracker(args, environment)
+    manifests = load.select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
+    if len(manifests) != 1:
+        text = f"--checkpoint {args.checkpoint}: names {len(manifests)} checkpoints, expected one"
+        raise UserError(text, code="track.option")
+    (manifest,) = manifests
+    device = choose_device(args.device or environment.device)
+    load.check_precision(args.precision, device)
+    model, config = load.load_model(manifest, device)
+    logger.info("%s , sha256 %s , on %s", manifest.path, manifest.sha256[:16], describe_device(device))
+    settings = load.tracker_settings(config, dataset=None, precision=args.precision)
+    tracker = BatchTracker(model, settings)
     state = tracker.start(first, box)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,4 +127,5 @@ def _track(
                 caption = f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"
                 write(draw_box(image, found.box_xywh.tolist(), caption))
             bar.update()
-    return np.stack(boxes), (len(boxes) - 1) / seconds if seconds else None, conditions
+    origin = {"checkpoint": {**load.checkpoint_source(manifest), "epoch": manifest.epoch}}
+    return np.stack(boxes), seconds, {**origin, **tracking_conditions(device, settings)}

@@ -13,7 +13,7 @@ from seqtrack.config.environment import configure, read_token
 from seqtrack.data.sources import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
-from seqtrack.runtime.launcher import LAUNCH_FOLDER, Ending, Launch, launch, leave_ending
+from seqtrack.runtime.launcher import LAUNCH_FOLDER, PEER_LOST, Ending, launch, leave_ending
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,7 @@ def run(_args: argparse.Namespace) -> int:
             f"{given.node_rank})",
             code="launch.no_rendezvous",
         )
-    how = Launch(
-        int(processes),
-        machines=given.nnodes,
-        machine=given.node_rank,
-        rendezvous=given.rendezvous or "",
-        max_restarts=given.max_restarts,
-    )
-    return launch([sys.executable, "-m", "seqtrack", "train"], how)
+    return launch([sys.executable, "-m", "seqtrack", "train"], int(processes), given)
 
 
 def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
@@ -74,21 +67,25 @@ def _one_of_several() -> NoReturn:
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
-    from seqtrack.runtime.distributed import end_process, peers_needed  # torch, as in `run`
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
+    from seqtrack.runtime.distributed import end_process, is_lost_peer  # torch, as in `run`
     from seqtrack.train import train  # torch, as in `run`
 
     if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
-        with peers_needed():
-            ending = Ending(train(*configure(os.environ)))
+        ending = Ending(train(*configure(os.environ)))
     except UserError as error:
         ending = Ending(USER_ERROR_EXIT_CODE, error.problems)
     except RunError as error:
         ending = Ending(1, [error.problem])
     except Exception as error:  # noqa: BLE001 - printed here, and it ends the run
         problem = limit_problem(error)
-        if problem is None:
+        if is_lost_peer(error):
+            reason = str(error).splitlines()[0][:150]
+            problem = Problem(f"another process of this run ended, so this one cannot continue ({reason})", PEER_LOST)
+        elif problem is None:
             traceback.print_exc()
             problem = Problem(f"process {rank}: {type(error).__name__}: {error}", "run.unexpected_error")
         ending = Ending(1, [problem])

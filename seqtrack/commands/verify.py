@@ -14,12 +14,12 @@ from seqtrack.run_dir import COMPARISON, PHASES
 def run(args: argparse.Namespace) -> int:
     """Print the table and, in the last line, `identical` or `differs`; exit 0 or 1."""
     output_dir = read_environment(os.environ).output_dir
-    folders = [_folder(name, output_dir) for name in args.runs or PHASES]
+    # Each as given, or one of that name in the output folder.
+    paths = [Path(name) for name in args.runs or PHASES]
+    folders = [path if path.is_dir() or "/" in str(path) else output_dir / path for path in paths]
     if args.chain:
         problems = check_hash_chain(folders)
-        for problem in problems:
-            print(problem)
-        print("broken" if problems else "whole")
+        print(*problems, "broken" if problems else "whole", sep="\n")
         return 1 if problems else 0
     if len(folders) != 2:
         raise UserError(f"verify compares two runs; {len(folders)} were given", code="verify.not_two_runs")
@@ -33,9 +33,3 @@ def run(args: argparse.Namespace) -> int:
         write_comparison(certificate, folders, target)
     print("\n".join(report_lines(certificate)))
     return int(certificate.verdict == "differs")
-
-
-def _folder(name: str, output_dir: Path) -> Path:
-    """A folder as given, or one of that name in the output folder."""
-    path = Path(name)
-    return path if path.is_dir() or "/" in name else output_dir / name

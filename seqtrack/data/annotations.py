@@ -108,10 +108,8 @@ def read_boxes(path: Path, *, allow_not_finite: bool = False) -> Boxes:
         wrong = [] if allow_not_finite else np.flatnonzero(~np.isfinite(boxes).all(axis=1)).tolist()
     if wrong:
         found = ((f"{path}, line {number + 1}: found", short_repr(lines[number])) for number in wrong)
-        problems = [
-            Problem(f"{start} {line}, expected a row x,y,w,h of finite numbers", "file.row") for start, line in found
-        ]
-        raise UserError(first_problems(problems))
+        texts = (f"{start} {line}, expected four finite numbers x,y,w,h" for start, line in found)
+        raise UserError(first_problems([Problem(text, "file.row") for text in texts]))
     return boxes
 
 

@@ -132,8 +132,7 @@ def read_results(
     """
     sources = [source for place in places for source in _find_trackers(place, {one.name for one in annotations})]
     names = [one.stem.removeprefix("results_") if one.is_file() else one.name for one in sources]
-    results: list[TrackerResult] = []
-    problems: list[Problem] = []
+    results, problems = list[TrackerResult](), list[Problem]()
     for source, name in zip(sources, names, strict=True):
         archive = attempt(problems, read_archive, source) if source.is_file() else None
         if source.is_file() and archive is None:

@@ -91,7 +91,7 @@ def track_sequences(
 
 
 def _step(tracker: BatchTracker, batch: Sequence[_Running], pool: ThreadPoolExecutor) -> None:
-    """Track one frame of each sequence while the next ones are read."""
+    """Track a frame of each sequence while the next ones are read."""
     images = [one.next.result() for one in batch if one.next is not None]
     for one in batch:
         one.read_ahead(len(one.boxes) + 1, pool)
@@ -152,6 +152,5 @@ def validate(
         for module, mode in modes.items():
             module.training = mode
     mean = score_tracker("validation", "checkpoint", tracks, sequences).record.mean
-    frames = sum(sequence.num_frames for sequence in sequences)
-    speed = {"sequences": len(sequences), "frames": frames, "fps": mean["fps"] or 0.0}
-    return {name: mean[name] or 0.0 for name in METRICS} | speed
+    counts = {"sequences": len(sequences), "frames": sum(sequence.num_frames for sequence in sequences)}
+    return {name: mean[name] or 0.0 for name in (*METRICS, "fps")} | counts

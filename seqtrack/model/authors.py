@@ -84,8 +84,7 @@ def read_authors_file(
         raise UserError(problems)
     weights = {name: file.load(tensor).to(expected[name].dtype) for name, tensor in found.items()}
     bad = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in weights.items()}
-    shown = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in bad.items() if count)
-    if shown:
+    if shown := ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in bad.items() if count):
         raise UserError(f"{path}: NaN or infinite values in {shown}", code="weights.not_finite")
     for dtype, count in Counter(one.dtype for name, one in found.items() if one.dtype != expected[name].dtype).items():
         log.warning("%s: tensors converted to the model's types: %d from %s", path.name, count, dtype)

@@ -166,9 +166,8 @@ class ForeignFile:
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror or error}", code="file.unreadable") from error
         except Exception as error:  # whatever zipfile and pickle raise for damaged bytes; neither documents it
-            what = f"{type(error).__name__}: {ascii(str(error))[:200]}"
-            text = f"{self.path}: damaged, or not written by torch.save ({what})"
-            raise UserError(text, code="file.damaged") from error
+            text = f"damaged, or not written by torch.save ({type(error).__name__}: {ascii(str(error))[:200]})"
+            raise UserError(f"{self.path}: {text}", code="file.damaged") from error
 
     def _unpickle(self, file: BinaryIO) -> object:
         start, tuples = file.tell(), 0

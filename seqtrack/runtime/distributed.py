@@ -1,15 +1,15 @@
 """The processes of one run. The only file that imports torch.distributed.
 
 A run of one process makes the same calls, which then do nothing. Every sum over processes is one all-reduce of a buffer
-whose layout never changes, so that it has the same bits each time for the same number of processes.
+whose layout never changes, so that it has the same bits each time for the same number of processes. A process group is
+never destroyed: after a failure the others may be inside a collective, and gloo's threads may need the GIL while the
+destructor, which holds it, waits for them (seen with torch 2.4.1). `end_process` leaves it to the kernel.
 """
 
-import contextlib
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -21,15 +21,13 @@ from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: 
 
 from seqtrack.device import choose_device
 from seqtrack.errors import Problem, RunError, UserError
-from seqtrack.runtime.launcher import PEER_LOST, RENDEZVOUS_URL, mark_joined
+from seqtrack.runtime.launcher import RENDEZVOUS_URL, mark_joined
 
 T = TypeVar("T")
 
-# How long the processes wait for each other at the start.
-_MEETING_LIMIT = timedelta(minutes=15)
-# After that they wait without a limit: one of them may validate, download or write to a slow disk for hours. A process
-# that dies closes its connections, and its launcher ends the others.
-_NO_LIMIT = timedelta(days=365)
+# How long the processes wait for each other at the start. After that they wait without a limit: one of them may
+# validate or write to a slow disk for hours. One that dies closes its connections, and its launcher ends the others.
+_MEETING_LIMIT, _NO_LIMIT = timedelta(minutes=15), timedelta(days=365)
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,12 @@ class DistributedContext:
 
     def run_on_rank0_and_broadcast(self, function: Callable[[], T]) -> T:
         """Rank 0's result on every rank; its UserError is raised on every rank."""
-        answer: tuple[T | None, list[Problem]] = (None, [])
-        if self.is_main:
-            try:
-                answer = (function(), [])
-            except UserError as error:
-                answer = (None, error.problems)
-        value, problems = self.broadcast_object(answer)
+        value, problems = None, list[Problem]()
+        try:
+            value = function() if self.is_main else None
+        except UserError as error:
+            problems = error.problems
+        value, problems = self.broadcast_object((value, problems))
         if problems:
             raise UserError(problems)
         return value  # type: ignore[return-value]
@@ -84,10 +81,9 @@ class DistributedContext:
             return tensors
         received = {}
         for name, shape, dtype in self.broadcast_object([(name, t.shape, t.dtype) for name, t in tensors.items()]):
-            value = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
-            there = value.to(self.device).contiguous()
-            dist.broadcast(there, src=0)
-            received[name] = there.cpu()
+            value = (tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)).to(self.device).contiguous()
+            dist.broadcast(value, src=0)
+            received[name] = value.cpu()
         return received
 
     def share(self, model: nn.Module) -> None:
@@ -96,34 +92,22 @@ class DistributedContext:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    def __enter__(self) -> "DistributedContext":
-        return self
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        # After a failure the others may be inside a collective, and destroying the group would wait for them. gloo's is
-        # never destroyed: its threads may need the GIL while the destructor, which holds it, waits for them (seen with
-        # torch 2.4.1). `end_process` leaves both to the kernel.
-        if failure is None and self.world_size > 1 and self.device.type == "cuda":
-            dist.destroy_process_group()
-
 
 class Gradients:
     """The gradients of a model's trainable parameters, and their sum over the ranks.
 
-    With several ranks each gradient is a view into one flat buffer per element type, allocated once in the order of the
-    parameters. An element's place in the reduced buffer decides the order of the ranks' addends; here it is the same in
-    every step. (DistributedDataParallel rebuilds its buckets after the first step, so that with three ranks a resumed
-    run differs from an uninterrupted one.)
+    With several ranks each gradient is a view into one flat buffer per element type, in the order of the parameters. An
+    element's place in the reduced buffer decides the order of the ranks' addends; here it is the same in every step.
+    (DistributedDataParallel rebuilds its buckets after the first step: with three ranks a resumed run would differ.)
     """
 
     def __init__(self, model: nn.Module, distributed: DistributedContext) -> None:
         self._ranks = distributed
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._flat: list[Tensor] = []
-        if distributed.world_size == 1:
-            return
-        for dtype in dict.fromkeys(parameter.dtype for parameter in self._parameters):
-            alike = [parameter for parameter in self._parameters if parameter.dtype == dtype]
+        shared = self._parameters if distributed.world_size > 1 else []
+        for dtype in dict.fromkeys(parameter.dtype for parameter in shared):
+            alike = [parameter for parameter in shared if parameter.dtype == dtype]
             flat = torch.zeros(sum(one.numel() for one in alike), dtype=dtype, device=distributed.device)
             for parameter, part in zip(alike, torch.split(flat, [one.numel() for one in alike]), strict=True):
                 parameter.grad = part.view_as(parameter)
@@ -143,18 +127,10 @@ class Gradients:
             self._ranks.sum_in_place(flat)
 
 
-@contextlib.contextmanager
-def peers_needed() -> Iterator[None]:
-    """Turn the backend's error about a peer that ended into a RunError with code `run.peer_lost`."""
-    try:
-        yield
-    except RuntimeError as error:
-        # gloo has no exception of its own, only its file's name in the message.
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        reason = str(error).splitlines()[0][:150]
-        text = f"another process of this run ended, so this one cannot continue ({reason})"
-        raise RunError(text, code=PEER_LOST) from error
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error of a collective means that another process ended."""
+    # gloo has no exception of its own, only its file's name in the message.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def end_process(code: int) -> NoReturn:
@@ -173,26 +149,26 @@ def join(device_name: str) -> DistributedContext:
     """Join the process group of the launcher's or torchrun's environment variables; a single process without them.
 
     Raises:
-        UserError: the requested device does not exist, for this process or another.
+        UserError: the requested device does not exist, or another process has another kind of device.
         RunError: `run.not_met`, the others did not join.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if world_size > 1:
+    if world_size <= 1:
+        device = choose_device(device_name, local_rank=local_rank)
+    else:
         try:
             store = rendezvous_store(world_size)
             device = _common_device(store, device_name, rank, world_size, local_rank)
         except RuntimeError as error:
             text = f"not all of the {world_size} processes of the run joined: {error}"
             raise RunError(text, code="run.not_met") from error
-        backend = "nccl" if device.type == "cuda" else "gloo"
-    else:
-        world_size, device = 1, choose_device(device_name, local_rank=local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_NO_LIMIT, store=store, rank=rank, world_size=world_size)
     mark_joined()
-    return DistributedContext(rank, world_size, device)
+    return DistributedContext(rank, max(1, world_size), device)
 
 
 def rendezvous_store(world_size: int) -> Store:
@@ -203,28 +179,22 @@ def rendezvous_store(world_size: int) -> Store:
     return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def hold_store(address: str) -> Store:
-    """The rendezvous server at `address` ("host:port" of this machine); it runs as long as the result lives."""
-    host, _, port = address.rpartition(":")
-    return TCPStore(host.strip("[]"), int(port), is_master=True, timeout=_MEETING_LIMIT, wait_for_workers=False)
+def hold_store(host: str, port: int) -> Store:
+    """The rendezvous server at an address of this machine; it runs as long as the result lives."""
+    return TCPStore(host, port, is_master=True, timeout=_MEETING_LIMIT, wait_for_workers=False)
 
 
 def _common_device(store: Store, name: str, rank: int, world_size: int, local_rank: int) -> torch.device:
-    """This rank's device, of rank 0's type. Every rank reads every rank's answer, so that all decide alike."""
-    mine: tuple[str, list[tuple[str, str]]]
+    """This rank's device. Every rank reads every rank's answer, so that all of them end if one has none."""
+    kind = ""
     try:
-        mine = choose_device(name, local_rank=local_rank).type, []
-    except UserError as error:
-        mine = "", [(problem, problem.code) for problem in error.problems]
-    store.set(f"device of {rank}", json.dumps(mine))
-    answers = [json.loads(store.get(f"device of {other}")) for other in range(world_size)]
-    if problems := [Problem(text, code) for _, given in answers for text, code in given]:
-        raise UserError(list(dict.fromkeys(problems)))
-    kind = answers[0][0]
-    if kind == "cuda" and (without := [other for other in range(world_size) if answers[other][0] != kind]):
-        raise UserError(
-            f"process 0 computes on a GPU, and processes {without} have none; set DEVICE=cpu on every machine, or use "
-            "only machines with GPUs",
-            code="device.ranks_differ",
-        )
-    return torch.device("cpu") if kind == "cpu" else torch.device(kind, local_rank)
+        device = choose_device(name, local_rank=local_rank)
+        kind = device.type
+    finally:
+        store.set(f"device of {rank}", kind)
+    kinds = [store.get(f"device of {other}").decode() for other in range(world_size)]
+    if len(set(kinds)) > 1:
+        shown = ", ".join(f"process {other}: {kind or 'none'}" for other, kind in enumerate(kinds))
+        text = f"the processes have different devices ({shown}); set DEVICE=cpu on every machine, or use GPUs only"
+        raise UserError(text, code="device.ranks_differ")
+    return device

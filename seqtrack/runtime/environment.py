@@ -32,12 +32,7 @@ BITWISE, SAME_SAMPLES = "bitwise", "same_samples"
 
 
 def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool) -> Fingerprint:
-    """Everything that bitwise reproducibility depends on.
-
-    Args:
-        precision: what the step computes in: fp32, bf16 or fp16.
-        compiled: whether the model goes through torch.compile.
-    """
+    """Everything that bitwise reproducibility depends on; `precision` is what a step computes in: fp32, bf16, fp16."""
     device = distributed.device
     found: Fingerprint = {
         "device": device.type,
@@ -69,11 +64,8 @@ def describe_device(device: torch.device) -> str:
 
 def guarantee(ours: Mapping[str, object], theirs: Mapping[str, object]) -> tuple[str, list[str]]:
     """The reproducibility guarantee between two runs by their fingerprints, and the reasons if it is not bitwise."""
-    differences = [
-        f"{key}: {theirs.get(key)!r} then, {ours.get(key)!r} now"
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key)
-    ]
+    pairs = {key: (theirs.get(key), ours.get(key)) for key in sorted({*ours, *theirs})}
+    differences = [f"{key}: {then!r} then, {now!r} now" for key, (then, now) in pairs.items() if then != now]
     if ours["compile"]:
         differences.append("TRAIN.COMPILE: the compiler measures which kernels are fastest, and may choose others")
     if not ours["deterministic"]:
@@ -92,12 +84,13 @@ def source_commit() -> str:
 
     An installed package has no commit: a repository around its environment is another project's.
     """
-    found = os.environ.get("SOURCE_COMMIT", "")
-    if not found and (_ROOT / ".git").exists() and (_ROOT / "pyproject.toml").is_file():
-        words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return found or "unknown"
+    if found := os.environ.get("SOURCE_COMMIT"):
+        return found
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (_ROOT / ".git").exists() and (_ROOT / "pyproject.toml").is_file():
+            words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+            return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return "unknown"
 
 
 def lock_digest() -> str:

@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from seqtrack.config.environment import Environment
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.runtime.stop import StopRequest
 
@@ -30,38 +31,19 @@ _POLL_S = 0.05
 _GRACE_S = 10.0
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How many processes to start here, and the rendezvous with other machines ("host:port", or "")."""
-
-    processes: int
-    machines: int = 1
-    machine: int = 0
-    rendezvous: str = ""
-    max_restarts: int = 0
-
-
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How one process of a run ended: its exit code (negative for a signal), and problems for the user."""
 
     code: int
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        """Whether a restart may help; not after completion, a stop, a verdict or a user error."""
-        return bool(self.problems) and self.code != USER_ERROR_EXIT_CODE
+    problems: Sequence[Problem] = ()
 
 
 def leave_ending(ending: Ending) -> bool:
     """Write this process's ending for its launcher; False when there is none."""
-    folder = os.environ.get(LAUNCH_FOLDER)
-    if folder is None:
-        return False
-    values = [ending.code, [(problem, problem.code) for problem in ending.problems]]
-    Path(folder, f"ending {os.environ['RANK']}").write_text(json.dumps(values))
-    return True
+    if folder := os.environ.get(LAUNCH_FOLDER):
+        values = [ending.code, [(problem, problem.code) for problem in ending.problems]]
+        Path(folder, f"ending {os.environ['RANK']}").write_text(json.dumps(values))
+    return bool(folder)
 
 
 def mark_joined() -> None:
@@ -70,8 +52,8 @@ def mark_joined() -> None:
         Path(os.environ[LAUNCH_FOLDER], _JOINED).touch()
 
 
-def launch(command: Sequence[str], how: Launch) -> int:
-    """Run `command` as the processes of one run, and start all of them again when one fails.
+def launch(command: Sequence[str], processes: int, run: Environment) -> int:
+    """Run `command` as the processes of one run, and start all of them again when one fails, `run.max_restarts` times.
 
     Returns:
         the run's exit code: 0 complete, 1 for a verdict, 75 stopped on request.
@@ -80,74 +62,75 @@ def launch(command: Sequence[str], how: Launch) -> int:
         UserError: a user error of a process.
         RunError: a process failed more often than allowed, with its own message.
     """
-    store = None
-    if how.machines > 1 and how.machine == 0:
-        # Held here, so that restarted processes find it.
+    host, _, port = (run.rendezvous or "").rpartition(":")
+    host, store = host.strip("[]"), None
+    if run.nnodes > 1 and run.node_rank == 0:  # held here, so that restarted processes find it
         from seqtrack.runtime.distributed import hold_store  # deferred: one machine needs no torch
 
-        store = hold_store(how.rendezvous)
+        store = hold_store(host, int(port))
+    # The cores divided by the processes, unless set; the configuration may override it in the processes.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    shared = {"OMP_NUM_THREADS": threads, "WORLD_SIZE": str(run.nnodes * processes)}
     with StopRequest() as stop:
-        endings = _run_once(command, how, 0, stop)
-        for restart in range(1, how.max_restarts + 1):
-            if stop.is_set or not any(ending.failed for ending in endings):
+        for restart in range(run.max_restarts + 1):
+            with tempfile.TemporaryDirectory(prefix="seqtrack-") as folder:
+                shared[LAUNCH_FOLDER] = folder
+                if run.nnodes > 1:  # as torchrun's agents do
+                    shared |= {"MASTER_ADDR": host, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+                    shared |= {RENDEZVOUS_URL: "env://", "TORCHELASTIC_RESTART_COUNT": str(restart)}
+                else:  # nothing listens beyond this machine
+                    shared[RENDEZVOUS_URL] = f"file://{folder}/store"
+                    shared |= {
+                        name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+                    }
+                endings = _run_once(command, shared, range(processes), run.node_rank * processes, stop)
+            # A restart may help; not after completion, a stop, a verdict or a user error.
+            failed = [one for ending in endings if ending.code != USER_ERROR_EXIT_CODE for one in ending.problems]
+            cause = next((one for one in failed if one.code != PEER_LOST), failed[0] if failed else None)
+            if cause is None or stop.is_set or restart == run.max_restarts:
                 break
-            logger.error("%s; starting again (%d of %d)", _cause(endings), restart, how.max_restarts)
-            endings = _run_once(command, how, restart, stop)
+            logger.error("%s; starting again (%d of %d)", cause, restart + 1, run.max_restarts)
     del store
     if problems := [one for ending in endings if ending.code == USER_ERROR_EXIT_CODE for one in ending.problems]:
         raise UserError(list(dict.fromkeys(problems)))
-    if any(ending.failed for ending in endings):
-        raise RunError(_cause(endings))
+    if cause is not None:
+        raise RunError(cause)
     if stop.is_set or any(ending.code == STOPPED_EXIT_CODE for ending in endings):
         return STOPPED_EXIT_CODE
     return max((ending.code for ending in endings), default=0)
 
 
-def _run_once(command: Sequence[str], how: Launch, restart: int, stop: StopRequest) -> list[Ending]:
-    with tempfile.TemporaryDirectory(prefix="seqtrack-") as folder:
-        # The cores divided by the processes, unless set; the configuration may override it in the processes.
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // how.processes))
-        shared = {LAUNCH_FOLDER: folder, "OMP_NUM_THREADS": threads, "WORLD_SIZE": str(how.machines * how.processes)}
-        if how.machines > 1:  # as torchrun's agents do
-            host, _, port = how.rendezvous.rpartition(":")
-            shared |= {"MASTER_ADDR": host.strip("[]"), "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-            shared |= {RENDEZVOUS_URL: "env://", "TORCHELASTIC_RESTART_COUNT": str(restart)}
-        else:  # nothing listens beyond this machine
-            shared[RENDEZVOUS_URL] = f"file://{folder}/store"
-            shared |= {name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
-        running: dict[int, subprocess.Popen[bytes]] = {}
-        try:
-            for local in range(how.processes):
-                rank = how.machine * how.processes + local
-                env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(local)}
-                running[rank] = subprocess.Popen(command, env=env)
-            return _watch(running, Path(folder), stop)
-        finally:
-            for process in running.values():
-                process.kill()
-            for process in running.values():
-                process.wait()
-
-
-def _watch(running: dict[int, "subprocess.Popen[bytes]"], folder: Path, stop: StopRequest) -> list[Ending]:
-    endings: list[Ending] = []
-    failed_at, stopped = 0.0, False
-    while running:
-        ended = [rank for rank, process in running.items() if process.poll() is not None]
-        joined = (folder / _JOINED).exists()  # checked last: one that completed had joined before
-        for rank in ended:
-            endings.append(_ending(folder / f"ending {rank}", rank, running.pop(rank).returncode))
-        if not failed_at and any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings):
-            failed_at = time.monotonic()
-        # Before the rendezvous nothing is written, so nothing is lost.
-        if ((endings or stop.is_set) and not joined) or (failed_at and time.monotonic() - failed_at > _GRACE_S):
-            break
-        if stop.is_set and not stopped:
-            stopped = True
-            for process in running.values():
-                process.terminate()
-        if not ended:
-            time.sleep(_POLL_S)
+def _run_once(
+    command: Sequence[str], shared: dict[str, str], local_ranks: range, first_rank: int, stop: StopRequest
+) -> list[Ending]:
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    folder, endings, failed_at, stopped = Path(shared[LAUNCH_FOLDER]), list[Ending](), 0.0, False
+    try:
+        for local in local_ranks:
+            rank = first_rank + local
+            own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(local)}
+            running[rank] = subprocess.Popen(command, env=own)
+        while running:
+            ended = [rank for rank, process in running.items() if process.poll() is not None]
+            joined = (folder / _JOINED).exists()  # checked last: one that completed had joined before
+            for rank in ended:
+                endings.append(_ending(folder / f"ending {rank}", rank, running.pop(rank).returncode))
+            if not failed_at and any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings):
+                failed_at = time.monotonic()
+            # Before the rendezvous nothing is written, so nothing is lost.
+            if ((endings or stop.is_set) and not joined) or (failed_at and time.monotonic() - failed_at > _GRACE_S):
+                break
+            if stop.is_set and not stopped:
+                stopped = True
+                for process in running.values():
+                    process.terminate()
+            if not ended:
+                time.sleep(_POLL_S)
+    finally:
+        for process in running.values():
+            process.kill()
+        for process in running.values():
+            process.wait()
     return endings
 
 
@@ -158,14 +141,5 @@ def _ending(path: Path, rank: int, code: int) -> Ending:
     if code in (0, STOPPED_EXIT_CODE):  # stopped before it had a signal handler
         return Ending(code)
     how = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    text = (
-        f"process {rank} of the run died ({how}). The checkpoints are not affected: start again to continue from the "
-        "latest, or set MAX_RESTARTS"
-    )
-    return Ending(code, [Problem(text, "run.process_died")])
-
-
-def _cause(endings: Sequence[Ending]) -> Problem:
-    """Why the run ended: the first problem that was not caused by another process."""
-    problems = [problem for ending in endings for problem in ending.problems]
-    return next((problem for problem in problems if problem.code != PEER_LOST), problems[0])
+    advice = "The checkpoints are not affected: start again to continue from the latest, or set MAX_RESTARTS"
+    return Ending(code, [Problem(f"process {rank} of the run died ({how}). {advice}", "run.process_died")])

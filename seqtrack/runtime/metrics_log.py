@@ -5,7 +5,6 @@ the files equal an uninterrupted run's. Only rank 0 writes.
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -16,23 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from seqtrack.checkpoints.safetensors_io import name_in_errors, new_file
-from seqtrack.checkpoints.side_files import (
-    EpochRecord,
-    IntervalRecord,
-    Record,
-    ValidationRecord,
-    metrics_records,
-)
+from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, Record, ValidationRecord, metrics_records
 from seqtrack.errors import Problem
 from seqtrack.run_dir import DAMAGED_METRICS_FILE, METRICS_FILE, TENSORBOARD, phase_name
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger("seqtrack")
 
@@ -41,17 +32,6 @@ WALL_CLOCK_FIELDS = frozenset(
     {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "fps"}
     | {"max_memory_allocated", "max_memory_reserved"}
 )
-
-
-class _ScreenHandler(logging.Handler):
-    """Prints lines above a progress bar, without tracebacks; of ranks other than 0 only warnings."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(logging.WARNING if rank else logging.INFO)
-        self._prefix = f"[rank {rank}] " if rank else ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self._prefix + record.getMessage(), file=sys.stderr)
 
 
 class _FileHandler(logging.FileHandler):
@@ -63,55 +43,42 @@ class _FileHandler(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def early_log_records() -> Iterator[MemoryHandler]:
-    """Keep the records of the time before a run's log file can be opened."""
-    kept = MemoryHandler(sys.maxsize, flushLevel=logging.CRITICAL + 1)
-    logger.addHandler(kept)
-    try:
-        yield kept
-    finally:
-        logger.removeHandler(kept)
+def run_logging() -> Iterator[Callable[[Path | None, int], None]]:
+    """Send this package's log lines to a file as well, and on screen above progress bars, until the block ends.
 
-
-@contextlib.contextmanager
-def logging_to(path: Path | None, *, rank: int, earlier: MemoryHandler | None = None) -> Iterator[None]:
-    """Send this package's log lines to the screen and, on rank 0, to `path` as well, until the block ends.
-
-    An error that ends the block, or a thread, goes to the file with its traceback; the screen gets errors where the
-    command ends.
-
-    Args:
-        earlier: records that were printed before and belong into `path`.
+    The block gets a function that opens the file (of a process that writes) for a rank; the lines before that call
+    belong into the file too. Of ranks other than 0 only warnings are shown from then on. An error that ends the block,
+    or a thread, goes to the file with its traceback; the screen gets it where the command ends.
     """
-    file = logging.NullHandler() if path is None else _FileHandler(path, encoding="utf-8")
-    if earlier is not None:
-        logger.removeHandler(earlier)
-        earlier.setTarget(file)
-        earlier.flush()
-    before = logger.level, logger.propagate, threading.excepthook
-    handlers = (_ScreenHandler(rank), file)
-    for handler in handlers:
-        logger.addHandler(handler)
+    lines = MemoryHandler(sys.maxsize, flushLevel=logging.CRITICAL + 1)
+
+    def open_file(path: Path | None, rank: int) -> None:
+        lines.setTarget(logging.NullHandler() if path is None else _FileHandler(path, encoding="utf-8"))
+        lines.flush()
+        lines.flushLevel = logging.NOTSET  # each line at once
+        logger.setLevel(logging.WARNING if rank else logging.INFO)
 
     def keep(about: str, error: BaseException) -> None:
         text, info = f"{about}: {str(error) or type(error).__name__}", (type(error), error, error.__traceback__)
         with contextlib.suppress(OSError):
-            file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), info))
+            lines.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), info))
 
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    before = logger.level, threading.excepthook
     threading.excepthook = lambda args: keep("a thread failed", args.exc_value or SystemExit())
+    logger.addHandler(lines)
     try:
-        yield
+        with logging_redirect_tqdm():
+            yield open_file
     except BaseException as error:
         keep("the run ended", error)
         raise
     finally:
-        level, logger.propagate, threading.excepthook = before
+        level, threading.excepthook = before
         logger.setLevel(level)
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
+        logger.removeHandler(lines)
+        if lines.target is not None:
+            with contextlib.suppress(OSError):  # which the line that could not be written has raised
+                lines.target.close()
 
 
 def clock(seconds: float) -> str:
@@ -140,120 +107,98 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, phase: int, resume_step: int, writes: bool) -> None:
-        self.phase = phase
-        self.writes = writes
-        self.elapsed_before_s = 0.0
-        self._unscored: set[int] = set()
-        self._board_folder, self._resume_step = folder / TENSORBOARD, resume_step
-        self._board_works = True
-        self._path = folder / METRICS_FILE
+        self.phase, self.writes, self.elapsed_before_s = phase, writes, 0.0
+        self._path, self._board_folder, self._resume_step = folder / METRICS_FILE, folder / TENSORBOARD, resume_step
+        self._board: Any = None  # TensorBoard's writer, made when first needed; False once it failed
+        self._seen: set[tuple[str, int]] = set()  # type and epoch of every record
         if writes:
-            self._keep_records(resume_step)
+            self._keep_records()
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
 
-    def _keep_records(self, resume_step: int) -> None:
+    def _keep_records(self) -> None:
         """Drop the records after the resume point; a file with damaged lines is kept under another name as well."""
         problems: list[Problem] = []
         with new_file(self._path) as kept:
             for record in metrics_records(self._path):
                 if isinstance(record, Problem):
                     problems.append(record)
-                elif record.step <= resume_step:
+                elif record.step <= self._resume_step:
                     kept.write(_line(record))
-                    self._note(record)
-                    if not isinstance(record, ValidationRecord):
-                        self.elapsed_before_s = max(self.elapsed_before_s, record.elapsed_s)
+                    self._seen.add((record.type, record.epoch))
+                    self.elapsed_before_s = max(self.elapsed_before_s, getattr(record, "elapsed_s", 0.0))
             if problems:
                 shutil.copyfile(self._path, self._path.with_name(DAMAGED_METRICS_FILE))
-        if problems:
-            text = "%d damaged lines are dropped (%s has them), the first: %s"
-            logger.warning(text, len(problems), DAMAGED_METRICS_FILE, problems[0])
-
-    @functools.cached_property
-    def _board(self) -> Any:
-        from torch.utils.tensorboard.writer import SummaryWriter  # deferred: start-up time
-
-        return SummaryWriter(str(self._board_folder), purge_step=self._resume_step + 1)  # type: ignore[no-untyped-call]
+                text = "%d invalid lines were dropped (%s has them), the first: %s"
+                logger.warning(text, len(problems), DAMAGED_METRICS_FILE, problems[0])
 
     def interval(self, record: IntervalRecord) -> None:
         """Log and record one interval."""
         logger.info("%s", interval_line(record))
         self.record(record)
-        shown = {"loss": record.interval_loss, "iou": record.interval_iou}
-        shown |= {f"lr_{i}": rate for i, rate in enumerate(record.lr)}
-        self._scalars("interval", record.step, shown | _common_scalars(record))
 
     def epoch(self, values: Mapping[str, object]) -> None:
         """Log and record one epoch: `values` is its history record with its wall-clock fields."""
         record = EpochRecord.model_validate({"phase": self.phase, **values})
-        shown = (
+        peak = record.max_memory_reserved
+        logger.info(
             f"[{phase_name(self.phase)}] Epoch {record.epoch} finished : mean loss {record.loss:.5f} , mean IoU "
             f"{record.iou:.5f} , time {clock(record.time_s)} hours , {record.samples_per_s:.1f} samples/s , "
             f"{100 * record.data_wait_share:.1f} % of it waiting for data , learning rates "
             + " ".join(f"{rate:.3g}" for rate in record.lr)
+            + ("" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory")
         )
-        if (peak := record.max_memory_reserved) is not None:
-            shown += f" , at most {peak / 2**30:.2f} GiB of GPU memory"
-        logger.info("%s", shown)
         self.record(record)
-        self._scalars("epoch", record.epoch, {"loss": record.loss, "iou": record.iou} | _common_scalars(record))
         self._to_board(lambda board: board.flush())
 
     def validation(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
         """Log and record the scores on held-out sequences."""
         shown = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
         logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, shown)
-        record = ValidationRecord.model_validate({"phase": self.phase, "epoch": epoch, "step": step, **scores})
-        self.record(record)
-        self._scalars("validation", epoch, {name: getattr(record, name) for name in scores})
+        self.record(ValidationRecord.model_validate({"phase": self.phase, "epoch": epoch, "step": step, **scores}))
 
     def lacks_scores(self, epoch: int) -> bool:
         """Whether `epoch` is recorded, by this process or an earlier one in this folder, and no validation of it."""
-        return epoch in self._unscored
-
-    def _note(self, record: Record) -> None:
-        if isinstance(record, EpochRecord):
-            self._unscored.add(record.epoch)
-        elif isinstance(record, ValidationRecord):
-            self._unscored.discard(record.epoch)
+        return ("epoch", epoch) in self._seen and ("validation", epoch) not in self._seen
 
     def record(self, record: Record) -> None:
         """Append one record in a single write, so that a kill leaves a complete line or none."""
-        if self.writes:
-            line = _line(record)
-            with name_in_errors(self._path):
-                if rest := line[os.write(self._file, line) :]:
-                    os.write(self._file, rest)  # after a partial write this raises the reason
-            self._note(record)
+        if not self.writes:
+            return
+        line, values = _line(record), record.model_dump()
+        with name_in_errors(self._path):
+            if rest := line[os.write(self._file, line) :]:
+                os.write(self._file, rest)  # after a partial write this raises the reason
+        self._seen.add((record.type, record.epoch))
+        values |= {f"lr_{i}": rate for i, rate in enumerate(values.pop("lr", ()))}
+        shown = {
+            f"{record.type}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, float) and (name == "samples_per_s" or not name.endswith("_s"))
+        }
+        at = record.step if record.type == "interval" else record.epoch
+        self._to_board(lambda board: [board.add_scalar(*scalar, at) for scalar in shown.items()])
 
     def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
         """A progress bar below the log lines, on terminals only."""
+        hidden = None if self.writes else True  # None: only where stderr is a terminal
+        title = f"{phase_name(self.phase)} epoch {epoch}"
         return tqdm(
-            total=samples,
-            initial=done,
-            desc=f"{phase_name(self.phase)} epoch {epoch}",
-            unit="sample",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None if self.writes else True,  # None: only where stderr is a terminal
+            total=samples, initial=done, desc=title, unit="sample", leave=False, dynamic_ncols=True, disable=hidden
         )
-
-    def images(self, step: int, name: str, images: "Tensor") -> None:
-        """Show (N, 3, H, W) uint8 images in TensorBoard."""
-        self._to_board(lambda board: board.add_images(name, images, step))
-
-    def _scalars(self, group: str, step: int, values: Mapping[str, float | None]) -> None:
-        known = {f"{group}/{name}": value for name, value in values.items() if value is not None}
-        self._to_board(lambda board: [board.add_scalar(*item, step) for item in known.items()])
 
     def _to_board(self, write: Callable[[Any], object]) -> None:
         """TensorBoard's numbers are all in metrics.jsonl: a failure to write them is a warning and never ends a run."""
-        if not (self.writes and self._board_works):
+        if not self.writes or self._board is False:
             return
         try:
+            if self._board is None:
+                from torch.utils.tensorboard.writer import SummaryWriter  # deferred: start-up time
+
+                purge = self._resume_step + 1
+                self._board = SummaryWriter(str(self._board_folder), purge_step=purge)  # type: ignore[no-untyped-call]
             write(self._board)
         except OSError as error:
-            self._board_works = False
+            self._board = False
             logger.warning("%s could not be written (%s): training continues without it", self._board_folder, error)
 
     def sync(self) -> None:
@@ -267,13 +212,9 @@ class RunLog:
         if self.writes:
             self.sync()
             os.close(self._file)
-            if "_board" in self.__dict__:  # not opened only to be closed
+            if self._board:
                 self._to_board(lambda board: board.close())
 
 
 def _line(record: Record) -> bytes:
     return (json.dumps({"type": record.type, **record.model_dump()}, allow_nan=False) + "\n").encode()
-
-
-def _common_scalars(record: IntervalRecord | EpochRecord) -> dict[str, float | None]:
-    return {name: getattr(record, name) for name in ("grad_norm", "samples_per_s", "data_wait_share")}

@@ -1,17 +1,16 @@
 """Stopping on request: a signal sets a flag, and the training loop checks it between steps."""
 
+import contextlib
 import signal
 from types import FrameType
 
 from seqtrack.process import stop_signals
 
 
-class StopRequest:
-    """Whether a stop was requested by a signal; a context manager that restores the signal handlers."""
+class StopRequest(contextlib.ExitStack):
+    """Whether a stop was requested by a signal; leaving the block restores the signal handlers."""
 
-    def __init__(self) -> None:
-        self.signal_name: str | None = None
-        self._previous: dict[int, object] = {}
+    signal_name: str | None = None
 
     @property
     def is_set(self) -> bool:
@@ -22,9 +21,5 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in stop_signals():
-            self._previous[number] = signal.signal(number, self._set)
+            self.callback(signal.signal, number, signal.signal(number, self._set))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -175,8 +175,8 @@ class BatchTracker:
         return crop_frame(image, state.box_xywh, factor=self.settings.search_factor, size=self.spec.search_size)
 
     def _template(self, image: Image, box_xywh: NDArray[np.float64]) -> Tensor:
-        crop, _ = crop_frame(image, box_xywh, factor=self.settings.template_factor, size=self.spec.template_size)
-        return self._input([crop])
+        factor, size = self.settings.template_factor, self.spec.template_size
+        return self._input([crop_frame(image, box_xywh, factor=factor, size=size)[0]])
 
     def _input(self, crops: Sequence[Image]) -> Tensor:
         """(B, 3, S, S) normalised on the device, from (S, S, 3) crops."""

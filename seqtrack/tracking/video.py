@@ -159,12 +159,10 @@ def video_writer(path: Path, *, fps: float, size: tuple[int, int]) -> Iterator[C
                 raise UserError(text, "track.codec")
             yield write
             writer.release()
-            capture = _capture("video", temporary)
-            found = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.read()[0] else 0
+            found = sum(1 for _ in iter(_capture("video", temporary).grab, False))  # its header may count missing ones
             if found != written:
-                text = f"{path}: {written} frames were passed to OpenCV's FFmpeg, {found} can be read back"
-                free = shutil.disk_usage(path.parent).free
-                raise UserError(f"{text}; {free} bytes are free on its disk", "track.incomplete_video")
+                text = f"{path}: {written} frames were encoded, {found} can be read back; bytes free on its disk:"
+                raise UserError(f"{text} {shutil.disk_usage(path.parent).free}", "track.incomplete_video")
             Path(temporary).replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})", "track.output") from error

@@ -128,8 +128,8 @@ def run_fingerprint(config: Config, distributed: DistributedContext) -> Fingerpr
     return fingerprint(distributed, precision=precision, compiled=config.TRAIN.COMPILE)
 
 
-def build_training_model(config: Config, distributed: DistributedContext, *, fresh: bool) -> SeqTrack:
-    """The model on its device, with initial weights for a fresh run and otherwise uninitialised: a checkpoint has all.
+def build_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
+    """The training state before its first step; for a run that resumes its weights are uninitialised, to be restored.
 
     Raises:
         UserError: the pretrained weights cannot be obtained.
@@ -149,12 +149,6 @@ def build_training_model(config: Config, distributed: DistributedContext, *, fre
         model = made[0] if made else build_empty(spec).to_empty(device=distributed.device)
         if fresh:
             distributed.share(model)
-    return model
-
-
-def build_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
-    """The training state before its first step; for a run that resumes, to be restored."""
-    model = build_training_model(config, distributed, fresh=fresh)
     optimizer = NamedOptimizer(model, config.TRAIN)
     rng = RandomStates(distributed.rank)
     rng.seed(config.TRAIN.SEED)

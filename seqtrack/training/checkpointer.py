@@ -46,11 +46,7 @@ class Checkpointer:
         self._writing: Future[None] | None = None
 
     def save(self, name: str, tensors: Mapping[str, Tensor], values: State, *, describe: Mapping[str, object]) -> None:
-        """Copy the state and start writing it; first waits until the previous write is durable.
-
-        Raises:
-            OSError: an earlier write failed.
-        """
+        """Copy the state and start writing it; first `wait`."""
         started = time.perf_counter()
         self.wait()
         copied = self._copy(tensors)
@@ -91,11 +87,7 @@ class Checkpointer:
             self.wait()
 
     def wait(self) -> None:
-        """Return when the last write is durable.
-
-        Raises:
-            OSError: it failed; older checkpoints are untouched.
-        """
+        """Return when the last write is durable, or raise its error: older checkpoints are untouched."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

@@ -34,11 +34,8 @@ _SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 
 
 def find_run(environment: Environment, config: Config, data_digest: str, steps_per_epoch: int) -> ResumePoint:
-    """Where this run starts, after checking that it is the run of that checkpoint.
-
-    Raises:
-        UserError: another configuration or other data (all differences are listed), or no such checkpoint.
-    """
+    """Where this run starts. A UserError if there is no such checkpoint, or it is of another configuration or other
+    data; all differences are listed."""
     folder = environment.phase_folder()
     others = [environment.phase_folder(1)] if environment.phase == 2 else []
     fetched = environment.output_dir / FETCHED

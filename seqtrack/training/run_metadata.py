@@ -79,8 +79,9 @@ def open_run(
     *,
     data: DatasetRecord,
     began: StartRecord,
-) -> RunRecord:
-    """Write config.yaml, run.json, dataset.json and environment.json; returns the record in run.json."""
+) -> tuple[RunRecord, dict[str, object]]:
+    """Write config.yaml, run.json, dataset.json and environment.json; returns the record in run.json, and the fields of
+    a manifest that are the same for all checkpoints of this process."""
     folder, now = environment.phase_folder(), utc_now()
     before = read_run(folder)
     record = RunRecord(
@@ -99,22 +100,14 @@ def open_run(
     write_run(folder, record, "running")
     write_json(folder / DATASET_FILE, data.model_dump())
     write_json(folder / ENVIRONMENT_FILE, environment_record(distributed, began.fingerprint).model_dump())
-    return record
-
-
-def manifest_fields(config: Config, distributed: DistributedContext, record: RunRecord | None) -> dict[str, object]:
-    """The fields of a manifest that are the same for all checkpoints of this process; none without a record."""
-    if record is None:
-        return {}
-    return {
-        "phase": record.phase,
+    fields = {
+        **record.model_dump(include={"phase", "config_digest", "data_digest"}),
         "config": yaml.safe_load(dump_config(config)),
-        "config_digest": record.config_digest,
-        "data_digest": record.data_digest,
-        "fingerprint": record.starts[-1].fingerprint,
+        "fingerprint": began.fingerprint,
         "versions": versions(),
         "device": describe_device(distributed.device),
     }
+    return record, fields
 
 
 def delete_old_checkpoints(environment: Environment, keep: int) -> None:

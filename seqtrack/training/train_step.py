@@ -82,14 +82,7 @@ class TrainStep:
         self._copies = torch.cuda.Stream(distributed.device) if distributed.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = lambda: (False, False)) -> LaunchedStep:
-        """Train on this rank's shard of one global batch.
-
-        Args:
-            votes: called at the end: whether this rank wants to stop, and to save.
-
-        Raises:
-            RunError: the batch does not fit into the device's memory.
-        """
+        """Train on this rank's shard of one global batch; at the end ask `votes` whether to stop, and to save."""
         state, train = self.state, self.config.TRAIN
         # Seeded from the step, so that nothing between two steps can shift what dropout draws.
         torch.manual_seed(step_seed(train.SEED, state.step, self.distributed.rank))

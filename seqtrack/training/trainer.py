@@ -86,8 +86,8 @@ class Trainer:
                 batch = next(batches, None)
                 if batch is None:
                     return self._stopped_waiting()
-                self._epoch_clock.waited(since=waited)
-                self._interval_clock.waited(since=waited)
+                for clock in (self._epoch_clock, self._interval_clock):
+                    clock.wait_s += time.perf_counter() - waited
                 launched = self.train_step(batch, self._votes)
                 state.sample += launched.count
                 bar.update(launched.count)
@@ -99,8 +99,6 @@ class Trainer:
                 if state.step == 1 and self.distributed.is_main:
                     sanity_checks.check_first_loss(state.meters.loss, self.config.MODEL.BINS)
                     sanity_checks.check_encoder_gradient(state.model)
-                    self.log.images(1, "samples/search", batch.search[:8])
-                    self.log.images(1, "samples/template", batch.templates[:8, 0])
                 if last:
                     break
                 if stop or save:
@@ -114,11 +112,8 @@ class Trainer:
     def _after_epoch(self, epoch: int) -> bool:
         """Validate the epoch whose checkpoint was saved, unless it has scores. Returns False when stopped."""
         finished = True
-        if (
-            self.validate is not None
-            and epoch % self.config.TRAIN.VALIDATION_INTERVAL == 0
-            and self.log.lacks_scores(epoch)
-        ):
+        due = self.validate is not None and epoch % self.config.TRAIN.VALIDATION_INTERVAL == 0
+        if self.validate is not None and due and self.log.lacks_scores(epoch):
             self.checkpointer.wait()  # a validation may take hours, and a death in it must not cost the epoch
             if scores := self.validate(self.state.model, self.stop):
                 self.log.validation(epoch, self.state.step, scores)
@@ -138,8 +133,8 @@ class Trainer:
             result = self.train_step.read(launched)
             results.append(result)
             self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
-            interval, samples = self.config.TRAIN.PRINT_INTERVAL, self.loader.samples_per_epoch
-            if sample >= samples or sample // interval > (sample - result.count) // interval:
+            interval = self.config.TRAIN.PRINT_INTERVAL
+            if sample >= self.loader.samples_per_epoch or sample // interval > (sample - result.count) // interval:
                 self._log_interval(launched, sample, result)
         return any(result.stop for result in results), any(result.save for result in results)
 
@@ -242,9 +237,6 @@ class _Clock:
 
     def __init__(self) -> None:
         self.began, self.wait_s = time.perf_counter(), 0.0
-
-    def waited(self, *, since: float) -> None:
-        self.wait_s += time.perf_counter() - since
 
     def measured(self, samples: int) -> dict[str, float]:
         """The fields of a record for `samples` trained in this time."""

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from seqtrack.checkpoints.recognize import SAFETENSORS, recognize
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, TensorBytes, read_checkpoint_file
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file
 from seqtrack.checkpoints.store import (
     Manifest,
     latest_valid,
@@ -28,11 +28,9 @@ from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.errors import UserError
 
 DESCRIBE: dict[str, Any] = {
-    "created": "2024-01-01T00:00:00Z",
-    "parent_sha256": "ab" * 32,
-    "config_digest": "cd" * 32,
-    "data_digest": "ef" * 32,
-}
+    "created": "2024-01-01T00:00:00Z", "parent_sha256": "ab" * 32, "config_digest": "cd" * 32, "data_digest": "ef" * 32,
+}  # fmt: skip
+FACTS = {**DESCRIBE, "kind": "epoch", "epoch": 2, "step": 20, "sample": 0, "loss": 1.0, "iou": 0.5}
 
 
 def write_small(folder: Path, epoch: int) -> Manifest:
@@ -86,21 +84,15 @@ def test_the_latest_when_damaged_is_skipped_with_a_warning(
     assert (older.path.read_bytes(), older.manifest_path.read_bytes()) == untouched
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"step": 21}, {"epoch": 3}, {"loss": 1.0}, {"iou": 0.9}, {"kind": "step"}, {"weights_sha256": "0" * 64},
-        {"parts": {}},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_manifest_that_states_something_else_than_its_file_is_damage(
-    changes: dict[str, object], tmp_path: Path
-) -> None:
+OTHERS = {"step": 21, "epoch": 3, "loss": 1.0, "iou": 0.9, "kind": "step", "weights_sha256": "0" * 64, "parts": {}}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_manifest_that_states_something_else_than_its_file_is_damage(field: str, tmp_path: Path) -> None:
     manifest = write_small(tmp_path, 2)
     verify_checkpoint(manifest)
-    manifest.manifest_path.write_text(json.dumps({**manifest.model_dump(), **changes}))
-    with pytest.raises(DamagedFileError, match=next(iter(changes))):
+    manifest.manifest_path.write_text(json.dumps({**manifest.model_dump(), field: OTHERS[field]}))
+    with pytest.raises(DamagedFileError, match=field):
         verify_checkpoint(read_manifest(manifest.manifest_path))
 
 
@@ -113,17 +105,6 @@ def test_a_checkpoint_is_an_ordinary_safetensors_file_and_comes_back_bit_for_bit
     assert values["step"] == 30
     weights = load_weights(manifest)
     assert sorted(weights) == ["bias", "weight"] and torch.equal(weights["weight"], others["model/weight"])
-
-
-def test_equal_states_give_equal_files_and_another_state_another(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    one, same = write_small(tmp_path / "a", 1), write_small(tmp_path / "b", 1)
-    other = write_small(tmp_path / "a", 2)
-    assert (one.sha256, one.parts) == (same.sha256, same.parts)
-    assert one.sha256 != other.sha256
-    equal = {name for name in one.parts if one.parts[name] == other.parts[name]}
-    assert equal == {"rng", "empty", "scheduler", "sample"}
 
 
 @pytest.mark.parametrize("part", ["", "optimizer"])
@@ -139,31 +120,16 @@ def test_a_tensor_that_is_not_loaded_is_verified_as_well(part: str, tmp_path: Pa
     load_checkpoint(manifest, part=part)
 
 
-def test_an_element_type_that_is_never_stored_is_refused_by_its_name(tmp_path: Path) -> None:
-    facts = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.5}
-    raw = {"model/odd": TensorBytes("U32", (2,), bytearray(8))}
-    manifest = write_checkpoint(tmp_path / "SEQTRACK_ep0001.safetensors", raw, {}, describe={**DESCRIBE, **facts})
-    with pytest.raises(UserError, match=r"SEQTRACK_ep0001.*U32"):
-        load_checkpoint(manifest)
-
-
 def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(tmp_path: Path) -> None:
-    manifest = write_small(tmp_path, 1)
-    for content, code in ((b"", "file.empty"), (b"<html>", "file.html_page"), (b"PK\x03\x04", "file.torch")):
-        manifest.path.write_bytes(content)
+    path = write_small(tmp_path, 1).path
+    contents = {"file.empty": b"", "file.html_page": b"<html>", "file.torch": b"PK\x03\x04", "checkpoint.missing": None}
+    for code, content in contents.items():
+        path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError) as refusal:
-            manifest_of(manifest.path)
+            manifest_of(path)
         assert refusal.value.code == code
-    manifest.path.unlink()
-    with pytest.raises(UserError) as refusal:
-        manifest_of(manifest.path)
-    assert refusal.value.code == "checkpoint.missing"
-
-
-def test_a_head_whose_length_begins_as_a_pickle_is_a_safetensors_file(tmp_path: Path) -> None:
-    path = tmp_path / "x"
     path.write_bytes((0x280).to_bytes(8, "little") + b'{"')
-    assert recognize(path).name == SAFETENSORS
+    assert recognize(path).name == SAFETENSORS, "although its length begins as a pickle"
 
 
 def _rewrite(manifest: Manifest, change: Callable[[bytes], bytes]) -> Manifest:
@@ -181,17 +147,10 @@ def _rewrite(manifest: Manifest, change: Callable[[bytes], bytes]) -> Manifest:
 
 ODD_HEADS: dict[str, Callable[[bytes], bytes]] = {
     "metadata twice": lambda head: head.rstrip()[:-1] + b',"__metadata__":{"state":"{}"}}',
-    "key of a tensor twice": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":"BF16","dtype":"BF16"'),
     "state's key twice": lambda head: head.replace(rb"{\"epoch\":2", rb"{\"epoch\":1,\"epoch\":2"),
     "no state": lambda head: head.replace(b'"state"', b'"stale"'),
-    "type as a list": lambda head: head.replace(b'"dtype":"BF16"', b'"dtype":["BF16"]'),
-    "number of too many digits": lambda head: head.replace(b'"shape":[7]', b'"shape":[' + b"7" * 5000 + b"]"),
-    "true for a number": lambda head: head.replace(b'"shape":[0,3]', b'"shape":[false,3]'),
     "a gap": lambda head: head.replace(b'"data_offsets":[0,', b'"data_offsets":[4,'),
-    "NaN": lambda head: head.replace(rb"\"loss\":2.0", rb"\"loss\":NaN"),
     "deep": lambda head: b'{"a":' * 100_000 + head,
-    "blanks first": lambda head: b"  " + head,
-    "not UTF-8": lambda head: head.replace(b"weight", b"w\xffight"),
 }
 
 
@@ -208,13 +167,9 @@ ODD_MANIFESTS: dict[str, Callable[[bytes], bytes]] = {
     "nested key twice": lambda text: text.replace(b'"parts": {', b'"parts": {"model": "", "model": "",'),
     "NaN": lambda text: text.replace(b'"loss": 2.0', b'"loss": NaN'),
     "deep": lambda text: b"[" * 100_000 + text,
-    "page": lambda _: b"<html>",
-    "list": lambda text: b"[" + text + b"]",
     "true for a number": lambda text: text.replace(b'"epoch": 2', b'"epoch": true'),
-    "negative": lambda text: text.replace(b'"step": 20', b'"step": -20'),
     "unknown": lambda text: text.replace(b'"epoch": 2', b'"epoch": 2, "folder": "/"'),
     "another format": lambda text: text.replace(b"checkpoint/1", b"checkpoint/2"),
-    "short digest": lambda text: text.replace(b'"' + b"ab" * 32, b'"' + b"ab" * 31),
     "elsewhere": lambda text: text.replace(b'"SEQTRACK_ep', b'"../SEQTRACK_ep'),
 }
 

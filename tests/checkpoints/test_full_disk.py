@@ -16,7 +16,7 @@ import runs
 import torch
 from runs import environment
 
-from checkpoints.test_damage import DESCRIBE, write_small
+from checkpoints.test_damage import FACTS, write_small
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.checkpoints.store import list_checkpoints, manifest_of, verify_checkpoint, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
@@ -24,7 +24,6 @@ from seqtrack.errors import RunError
 from seqtrack.training.checkpointer import Checkpointer
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-FACTS = {**DESCRIBE, "kind": "epoch", "epoch": 2, "step": 20, "sample": 0, "loss": 1.0, "iou": 0.5}
 
 
 @pytest.fixture
@@ -92,8 +91,7 @@ def test_a_write_that_fails_in_the_background_stops_the_run_at_its_next_step(dis
     folder.mkdir()
     checkpointer = Checkpointer(folder, parent_sha256=None)
     checkpointer.before_write = lambda: _leave(disk, 2)
-    describe = {key: value for key, value in FACTS.items() if key != "parent_sha256"}
-    checkpointer.save("SEQTRACK_ep0002.safetensors", {"model/w": torch.zeros(64 * PAGE)}, {}, describe=describe)
+    checkpointer.save("SEQTRACK_ep0002.safetensors", {"model/w": torch.zeros(64 * PAGE)}, {}, describe=FACTS)
     with pytest.raises(OSError) as failure:
         checkpointer.wait()
     assert failure.value.filename == str(folder / "SEQTRACK_ep0002.safetensors")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,21 @@ def test_options_and_keys_of_training_set_its_variables(monkeypatch: pytest.Monk
         "OVERRIDES": "TRAIN.AMP off TRAIN.LR 2e-4 DATA.CLASSES 'a b'",
     }
     assert {name.lower() for name in SETTINGS} <= set(Environment.model_fields)
+
+
+def test_every_command_reads_dotenv_and_the_environment_takes_precedence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUTPUT_DIR", "here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("OUTPUT_DIR=elsewhere\n")
+    assert main(["report"]) == 2
+    assert "here (OUTPUT_DIR)" in capsys.readouterr().err
+    monkeypatch.delenv("OUTPUT_DIR")
+    assert main(["report"]) == 2
+    assert "elsewhere (OUTPUT_DIR)" in capsys.readouterr().err
+    monkeypatch.delenv("OUTPUT_DIR")  # as read from the file
+    (tmp_path / ".env").write_text("not a setting\n")
+    assert main(["verify"]) == 2
+    error = capsys.readouterr().err
+    assert "[dotenv.malformed]" in error and str(tmp_path / ".env") in error

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -41,32 +40,19 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 DISTRIBUTED = "seqtrack.runtime.distributed"  # the only module that may import torch.distributed
 
 
-class Import(NamedTuple):
-    """One import statement: the module that holds it, its line, what it imports."""
-
-    module: str
-    line: int
-    target: str
-    typing_only: bool = False  # under `if TYPE_CHECKING:`
-
-
 def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(source: str, module: str) -> Iterator[Import]:
-    def visit(node: ast.AST, typing_only: bool) -> Iterator[Import]:
-        if isinstance(node, ast.Import):
-            yield from (Import(module, node.lineno, alias.name, typing_only) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module} line {node.lineno}: relative import"
-            yield from (Import(module, node.lineno, f"{node.module}.{alias.name}", typing_only) for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            inside = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and child in node.body
-            yield from visit(child, typing_only or inside)
-
-    yield from visit(ast.parse(source), False)
+def imports_of(source: str) -> Iterator[tuple[str, bool]]:
+    """What a module imports, and whether only under `if TYPE_CHECKING:`."""
+    tree = ast.parse(source)
+    checks = [one for one in ast.walk(tree) if isinstance(one, ast.If) and "TYPE_CHECKING" in ast.dump(one.test)]
+    typing_only = {node for check in checks for one in check.body for node in ast.walk(one)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from ((prefix + alias.name, node in typing_only) for alias in node.names)
 
 
 def part_of(module: str) -> str:
@@ -74,44 +60,43 @@ def part_of(module: str) -> str:
     return [*module.split("."), "__init__"][1]
 
 
-def is_below(target: str, name: str) -> bool:
-    return target == name or target.startswith(name + ".")
+def wrong_imports(module: str, source: str) -> list[str]:
+    def is_below(target: str, name: str) -> bool:
+        return target == name or target.startswith(name + ".")
 
-
-def is_wrong(one: Import) -> bool:
-    here = part_of(one.module)
-    if not one.typing_only and any(is_below(one.target, name) for name in FORBIDDEN.get(here, ())):
-        return True
-    if not is_below(one.target, "seqtrack"):
-        return is_below(one.target, "torch.distributed") and one.module != DISTRIBUTED
-    there = part_of(one.target) if part_of(one.target) in LAYER_OF else "__init__"  # `from seqtrack import __version__`
-    own, other = LAYER_OF[here], LAYER_OF[there]
-    return other > own or (other == own and here != there and own not in FREE and (here, there) not in SIBLINGS)
+    here, wrong = part_of(module), []
+    for target, typing_only in imports_of(source):
+        there = part_of(target) if part_of(target) in LAYER_OF else "__init__"  # `from seqtrack import __version__`
+        own, other = LAYER_OF[here], LAYER_OF[there]
+        if not typing_only and any(is_below(target, name) for name in FORBIDDEN.get(here, ())):
+            wrong.append(f"{module}: {target}")
+        elif not is_below(target, "seqtrack"):
+            wrong += [f"{module}: {target}"] * (is_below(target, "torch.distributed") and module != DISTRIBUTED)
+        elif other > own or (other == own and here != there and own not in FREE and (here, there) not in SIBLINGS):
+            wrong.append(f"{module}: {target}")
+    return wrong
 
 
 def test_every_import_goes_down() -> None:
-    modules = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    modules = {module_name(path): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
     assert {part_of(module) for module in modules} == set(LAYER_OF), "every module is in a layer, and no layer is empty"
-    found = [one for name, path in modules.items() for one in imports_of(path.read_text(encoding="utf-8"), name)]
-    assert len(found) > 100
-    assert [one for one in found if is_wrong(one)] == []
+    assert [one for module, source in modules.items() for one in wrong_imports(module, source)] == []
 
 
 @pytest.mark.parametrize(
     ("module", "source", "refused"),
     [
-        ("seqtrack.data.crop", "from seqtrack.model.images import x", True),
-        ("seqtrack.boxes", "def f():\n    from seqtrack.config import load", True),
-        ("seqtrack.training.trainer", "from torch import distributed", True),
-        ("seqtrack.uploads.watch", "def f():\n    from torch.nn import Module", True),
-        ("seqtrack.model.build", "from seqtrack.config.schema import Config", True),
-        ("seqtrack.evaluation.run", "from seqtrack.tracking import tracker", False),
-        ("seqtrack.runtime.distributed", "import torch.distributed", False),
-        ("seqtrack.model.spec", "if TYPE_CHECKING:\n    from seqtrack.config.schema import Config", False),
+        ("seqtrack.data.crop", "from seqtrack.model.images import x", 1),
+        ("seqtrack.boxes", "def f():\n    from seqtrack.config import load", 1),
+        ("seqtrack.training.trainer", "from torch import distributed", 1),
+        ("seqtrack.uploads.watch", "def f():\n    from torch.nn import Module", 1),
+        ("seqtrack.model.build", "from seqtrack.config.schema import Config", 1),
+        ("seqtrack.evaluation.run", "from seqtrack.tracking import tracker", 0),
+        ("seqtrack.model.spec", "if TYPE_CHECKING:\n    from seqtrack.config.schema import Config", 0),
     ],
 )
-def test_a_wrong_import_is_found_and_nothing_else(module: str, source: str, refused: bool) -> None:
-    assert [is_wrong(one) for one in imports_of(source, module)] == [refused]
+def test_a_wrong_import_is_found_and_nothing_else(module: str, source: str, refused: int) -> None:
+    assert len(wrong_imports(module, source)) == refused
 
 
 UPLOADS = [module_name(path) for path in sorted((PACKAGE / "uploads").glob("*.py"))]

@@ -2,15 +2,14 @@
 
 import json
 import re
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from runs import demo_data, finished, uninterrupted
+from runs import finished, uninterrupted
 
-__all__ = ["demo_data", "finished", "uninterrupted"]
+__all__ = ["finished", "uninterrupted"]
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 
@@ -40,7 +39,7 @@ def places(value: Any, path: str = "") -> Iterator[tuple[str, bool]]:
     """The paths of all values, and whether there is nothing below one."""
     inner: list[tuple[str, Any]] = []
     if isinstance(value, dict):
-        inner = [(f"{path}.{key}" if path else key, below) for key, below in value.items()]
+        inner = [(f"{path}.{key}".removeprefix("."), below) for key, below in value.items()]
     elif isinstance(value, list):
         inner = [(f"{path}[]", below) for below in value]
         yield f"{path}[]", not value
@@ -54,17 +53,15 @@ def differences(value: Any, fields: list[Field]) -> list[str]:
     """Undocumented fields, documented fields that are not written, and a different version."""
     assert fields
     there = dict.fromkeys(places(value))
+    above = [field.name for field in fields]
     problems = [
         f"{path} is not documented"
         for path, is_leaf in there
-        if is_leaf
-        and not any(field.covers(path) or field.name.startswith((f"{path}.", f"{path}[]")) for field in fields)
-    ]
-    problems += [
-        f"{field.name} is not written"
-        for field in fields
-        if not field.optional and not any(field.covers(path) for path, _ in there)
-    ]
+        if is_leaf and not any(one.covers(path) for one in fields)
+        and not any(name.startswith((f"{path}.", f"{path}[]")) for name in above)
+    ]  # fmt: skip
+    required = [field for field in fields if not field.optional]
+    problems += [f"{one.name} is not written" for one in required if not any(one.covers(path) for path, _ in there)]
     versions = [field for field in fields if field.name in ("format", "version")]
     return problems + [f"{one.cells} is not the version" for one in versions if str(value[one.name]) not in one.cells]
 
@@ -95,22 +92,18 @@ def test_every_field_of_every_record_is_documented(finished: Path) -> None:
     assert [problem for record in records for problem in differences(record, fields[record["type"]])] == []
 
 
-def test_every_entry_of_a_checkpoint_file_is_documented(finished: Path) -> None:
+def test_every_entry_of_a_checkpoint_file_and_of_the_demo_data_is_documented(finished: Path, demo_data: Path) -> None:
     data = (finished / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors").read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    head = json.loads(data[8 : 8 + length])
+    head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     state = json.loads(head.pop("__metadata__")["state"])
     section = "phase_N/checkpoints/SEQTRACK_epNNNN.safetensors"
     assert differences(dict.fromkeys(head), table(section, "tensor")) == []
     assert differences(state, table(section, "value in `state`")) == []
-
-
-def test_the_demo_data_and_the_scores_are_documented(finished: Path, demo_data: Path) -> None:
     marker = json.loads((demo_data / "demo" / "demo.json").read_text())
     assert differences(marker, table("The data folder", "data/demo/demo.json")) == []
-    head = (finished / "phase_1" / "evaluation" / "evaluation.csv").read_text().splitlines()[0].split(",")
+    columns = (finished / "phase_1" / "evaluation" / "evaluation.csv").read_text().splitlines()[0].split(",")
     listed = DOCUMENT.split("with the columns")[1].split(";")[0]
-    assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", listed)) == head
+    assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", listed)) == columns
 
 
 # Files whose documented name has a variable part.

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.makers import make_got10k, write_sequence
-from runs import demo_data
 
-from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.sources import SOURCES, Source, describe, open_source
 from seqtrack.errors import UserError
 
@@ -18,8 +16,6 @@ def _make_lasot(data_dir: Path) -> None:
         folder = write_sequence(data_dir / "lasot" / name.rsplit("-", 1)[0] / name, 24)
         (folder / "full_occlusion.txt").write_text(",".join("0" * 23 + "1"))
 
-
-__all__ = ["demo_data"]
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     "LASOT": _make_lasot,
@@ -79,12 +75,6 @@ def test_a_class_can_be_chosen_and_an_unknown_one_is_refused_with_those_that_exi
     with pytest.raises(UserError) as caught:
         open_source(name, data_dir, classes=("no such class",), split="train")
     assert "no such class" in str(caught.value) and wanted in str(caught.value)
-
-
-def test_samples_can_be_drawn(source: Source) -> None:
-    spec = SampleSpec(template_size=16, search_size=32)
-    dataset = TrackingDataset([source], [1.0], spec, seed=0)
-    assert len({dataset.sample(0, index).search.tobytes() for index in range(5)}) == 5
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "DEMO"])

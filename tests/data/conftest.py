@@ -14,9 +14,9 @@ Make = Callable[..., Path]
 def make_lasot(tmp_path: Path) -> Make:
     """Write sequences of these names under a root and return it."""
 
-    def make(*names: str, root: str = "data", frames: int = 24, **options: int | bool) -> Path:
+    def make(*names: str) -> Path:
         for name in names:
-            write_sequence(tmp_path / root / name.rsplit("-", 1)[0] / name, frames, **options)  # type: ignore[arg-type]
-        return tmp_path / root
+            write_sequence(tmp_path / "data" / name.rsplit("-", 1)[0] / name)
+        return tmp_path / "data"
 
     return make

@@ -1,13 +1,24 @@
 """Small data sets in LaSOT's and GOT-10k's layout, in which all frames and boxes are different, and damaged frames."""
 
 import hashlib
-import os
 import shutil
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+
+from seqtrack.errors import Problem, UserError
+
+
+def refused(read: Callable[..., object], *arguments: object, **options: object) -> list[Problem]:
+    """The problems that a call must end with."""
+    with pytest.raises(UserError) as caught:
+        read(*arguments, **options)
+    return caught.value.problems
 
 
 def picture(seed: int, width: int = 96, height: int = 72) -> np.ndarray:
@@ -28,12 +39,8 @@ def with_header(data: bytes, at: int, value: bytes) -> bytes:
     return data[:start] + value + data[start + len(value) :]
 
 
-def cmyk(data: bytes) -> bytes:
-    return with_header(data, 9, b"\x04")
-
-
-def huge(data: bytes) -> bytes:
-    return with_header(data, 5, struct.pack(">HH", 65_000, 65_000))
+cmyk = partial(with_header, at=9, value=b"\x04")
+huge = partial(with_header, at=5, value=struct.pack(">HH", 65_000, 65_000))
 
 
 def with_orientation(data: bytes, orientation: int, order: str = ">") -> bytes:
@@ -83,9 +90,4 @@ def make_got10k(data_dir: Path) -> None:
 
 def tree(root: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
-    found = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder) / name
-            found[str(path.relative_to(root))] = path.read_bytes()
-    return found
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.makers import refused
 from seqtrack.data.annotations import read_annotations, read_archive, read_boxes, read_labels, read_names, write_boxes
-from seqtrack.errors import Problem, UserError
 
 BOM = b"\xef\xbb\xbf"
 Read = Callable[[Path], object]
@@ -23,22 +23,19 @@ def file(tmp_path: Path) -> File:
     return write
 
 
-def refused(read: Callable[..., object], *arguments: object, **options: object) -> list[Problem]:
-    with pytest.raises(UserError) as caught:
-        read(*arguments, **options)
-    return caught.value.problems
-
-
 def boxes(path: Path) -> object:
     return read_boxes(path).tolist()
 
 
-def flags(path: Path) -> object:
-    return read_labels(path, 1).tolist()
+def results(path: Path) -> object:
+    return str(read_boxes(path, allow_not_finite=True).tolist())
 
 
-def indices(path: Path) -> object:
-    return read_labels(path, 11).tolist()
+def labels(largest: int) -> Read:
+    return lambda path: read_labels(path, largest).tolist()
+
+
+flags, indices = labels(1), labels(11)
 
 
 SPELLINGS: list[tuple[Read, object, list[bytes]]] = [
@@ -52,6 +49,7 @@ SPELLINGS: list[tuple[Read, object, list[bytes]]] = [
             b"  1  2.5  -3  40\n  5    6   7    8\n", b"1;2.5;-3;40\n5;6;7;8\n", b"+1,2.5,-3.,40\n5.0,6.,7,8",
         ],
     ),
+    (results, "[[nan, inf, -inf, nan], [1.0, 2.0, 3.0, 4.0]]", [b"NaN,inf,-Inf,-nan\n1,2,3,4\n"]),
     (flags, [0, 1, 1], [b"0,1,1", b"0\n1\n1\n", BOM + b"0\r\n1\r\n1\r\n", b"0, 1, 1,\r\n", b"0.0,1.0,1", b"0 1\t1\n"]),
     (indices, [0, 11], [b"0\n11\n", BOM + b"0\r\n11 \r\n"]),
     (read_names, ["a-1", "b-2"], [b"a-1\nb-2", BOM + b"a-1\r\nb-2", b" a-1, b-2\n", b"\n\na-1\rb-2,", b"a-1\tb-2 \n"]),
@@ -89,6 +87,7 @@ def test_an_invalid_flag_is_refused_with_its_position_and_the_number_of_entries(
 @pytest.mark.parametrize(
     ("read", "data", "code"),
     [
+        (results, b"nano,1,2,3\n", "file.row"), (results, b"+-nan,1,2,3\n", "file.row"),
         (boxes, b"", "file.empty"), (boxes, BOM + b"\r\n \n", "file.empty"), (flags, b"", "file.empty"),
         (boxes, "1,2,3,4".encode("utf-16"), "file.unreadable"), (flags, b"0,\0,1", "file.unreadable"),
         (indices, b"0\n12\n", "file.row"), (indices, b"9" * 5000, "file.row"), (indices, b"\n", "file.empty"),
@@ -115,15 +114,6 @@ def test_every_malformed_line_is_named_and_very_many_are_counted(file: File) -> 
     assert [one.split(":")[0] for one in refused(read_boxes, path)] == [f"{path}, line {line}" for line in (2, 3, 4, 5)]
     problems = refused(read_boxes, file(b"x\n" * 1000))
     assert len(problems) == 21 and "980" in problems[-1]
-
-
-def test_numbers_that_are_not_finite_are_read_only_where_they_are_allowed(file: File) -> None:
-    path = file(b"NaN,inf,-Inf,-nan\n1,2,3,4\n")
-    expected = [[np.nan, np.inf, -np.inf, np.nan], [1, 2, 3, 4]]
-    np.testing.assert_array_equal(read_boxes(path, allow_not_finite=True), expected)
-    assert len(refused(read_boxes, path)) == 1
-    for data in (b"nano,1,2,3\n", b"+-nan,1,2,3\n"):
-        assert refused(read_boxes, file(data), allow_not_finite=True)[0].code == "file.row"
 
 
 def test_written_boxes_are_read_to_the_last_bit(tmp_path: Path) -> None:
@@ -153,14 +143,6 @@ def as_archive(folder: Path, **changes: np.ndarray) -> Path:
     return folder / "results.npz"
 
 
-def as_toolkit_folder(folder: Path) -> Path:
-    (folder / "annos" / "absent").mkdir(parents=True)
-    for name, rows in BOXES.items():
-        write_boxes(folder / "annos" / f"{name}.txt", np.array(rows))
-        (folder / "annos" / "absent" / f"{name}.txt").write_text("\n".join(map(str, ABSENT[name])))
-    return folder
-
-
 def as_lasot_layout(folder: Path) -> Path:
     for name, rows in BOXES.items():
         place = folder / name.rsplit("-", 1)[0] / name
@@ -171,7 +153,7 @@ def as_lasot_layout(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [as_archive, as_toolkit_folder, as_lasot_layout])
+@pytest.mark.parametrize("make", [as_archive, as_lasot_layout])
 def test_each_layout_of_annotations_gives_the_same(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     found = read_annotations(make(tmp_path))
     assert {one.name: one.boxes_xywh.tolist() for one in found} == BOXES
@@ -179,10 +161,13 @@ def test_each_layout_of_annotations_gives_the_same(tmp_path: Path, make: Callabl
     assert {one.name: one.class_name for one in found} == {"cat-1": "cat", "big-cat-10": "big-cat", "cat-2": "cat"}
 
 
-def test_the_real_test_set_is_the_same_as_text_and_as_archive(test_data: Path) -> None:
+def test_the_real_annotations_have_their_published_numbers_as_archive_and_as_text(test_data: Path) -> None:
+    train = read_annotations(test_data / "lasot_train_annos.npz")
+    assert (len(train), sum(one.num_frames for one in train)) == (1120, 2_831_982)
+    assert sum(int(one.absent.sum()) for one in train) == 79_622
     archive = {one.name: one for one in read_annotations(test_data / "lasot_eval" / "lasot_test_gt.npz")}
     assert len(archive) == 280
-    for one in read_annotations(test_data / "lasot_eval" / "mini_txt"):
+    for one in read_annotations(test_data / "lasot_eval" / "mini_txt"):  # a folder `annos`
         assert (one.boxes_xywh == archive[one.name].boxes_xywh).all()
         assert (one.absent == archive[one.name].absent).all()
 
@@ -190,13 +175,14 @@ def test_the_real_test_set_is_the_same_as_text_and_as_archive(test_data: Path) -
 def test_missing_annotations_and_every_wrong_file_are_reported(tmp_path: Path) -> None:
     for name in ("nothing", ""):
         assert refused(read_annotations, tmp_path / name)[0].code == "annotations.none"
-    annos = as_toolkit_folder(tmp_path) / "annos"
-    (annos / "big-cat-10.txt").write_text("1,2,3\n")
-    (annos / "cat-1.txt").write_text("1,2\n1,2,3,4\n")
-    (annos / "absent" / "cat-2.txt").write_text("0\n")
-    problems = refused(read_annotations, tmp_path)
+    root = as_lasot_layout(tmp_path)
+    (root / "big-cat" / "big-cat-10" / "groundtruth.txt").write_text("1,2,3\n")
+    (root / "cat" / "cat-1" / "groundtruth.txt").write_text("1,2\n1,2,3,4\n")
+    (root / "cat" / "cat-2" / "out_of_view.txt").write_text("0\n")
+    problems = refused(read_annotations, root)
     assert [one.code for one in problems] == ["file.row", "file.row", "file.count"]
-    assert "big-cat-10.txt, line 1" in problems[0] and "cat-1.txt, line 1" in problems[1]
+    places = ("big-cat-10/groundtruth.txt, line 1", "cat-1/groundtruth.txt, line 1", "cat-2/out_of_view.txt")
+    assert all(place in problem for place, problem in zip(places, problems, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -213,11 +199,9 @@ def test_an_archive_of_another_format_is_refused(tmp_path: Path, changes: dict[s
     assert refused(read_annotations, as_archive(tmp_path, **changes))[0].code == "file.archive"
 
 
-def test_a_file_that_is_no_whole_archive_is_refused(tmp_path: Path) -> None:
-    whole = as_archive(tmp_path, offsets=ARRAYS["offsets"].astype(np.uint64)).read_bytes()
-    assert {name: one.boxes_xywh.tolist() for name, one in read_archive(tmp_path / "results.npz").items()} == BOXES
-    np.save(tmp_path / "b.npy", np.zeros(3))
-    for data in (b"not an archive", (tmp_path / "b.npy").read_bytes(), *(whole[:n] for n in range(0, len(whole), 97))):
-        (tmp_path / "cut.npz").write_bytes(data)
-        assert "cut.npz" in refused(read_archive, tmp_path / "cut.npz")[0]
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, file: File) -> None:
+    path = as_archive(tmp_path, offsets=ARRAYS["offsets"].astype(np.uint64))
+    assert {name: one.boxes_xywh.tolist() for name, one in read_archive(path).items()} == BOXES
+    for data in (b"not an archive", b"\x93NUMPY", path.read_bytes()[:-97]):
+        assert "file.txt" in refused(read_archive, file(data))[0]
     assert refused(read_archive, tmp_path / "missing.npz")[0].code == "file.unreadable"

@@ -1,4 +1,4 @@
-"""`seqtrack data` check, show and prepare: counts, problems, exit codes, and nothing changed."""
+"""`seqtrack data` check, show and prepare, and what a run reports about unusable and changed data."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from runs import environment
 
 from data.conftest import Make
-from data.makers import jpeg, picture, tree
+from data.makers import cmyk, huge, jpeg, make_got10k, picture, tree
+from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
 from seqtrack.cli import main
 from seqtrack.data.check import Report, check_layout
 from seqtrack.data.lasot import find_layout
@@ -46,38 +48,24 @@ def test_the_table_counts_the_files(make_lasot: Make) -> None:
     assert all(any(name in note for note in report.notes) for name in ("'1.jpg'", "book-16", "coin-99"))
 
 
-def test_every_kind_of_problem_is_found_at_once(make_lasot: Make) -> None:
+def test_every_kind_of_problem_is_found_at_once_and_decoding_finds_what_counting_cannot(make_lasot: Make) -> None:
     root = make_lasot("book-1", "book-2", "coin-1", "coin-2")
+    images = root / "book/book-2/img"
+    for number, cut in ((3, 500), (5, 900)):
+        whole = (images / f"{number:08d}.jpg").read_bytes()
+        (images / f"{number:08d}.jpg").write_bytes(whole[:-cut] + whole[-2:])
+    rows = (root / "book/book-2/groundtruth.txt").read_text().splitlines()
+    (root / "book/book-2/groundtruth.txt").write_text("\n".join([*rows[:6], "500,500,9,9", *rows[7:]]))
+    assert _check(root).problems == []
+    report = _check(root, decode=True)
+    assert report.decoded == 96 and _named(report, "00000003.jpg", "00000005.jpg", "00000007.jpg")
     (root / "book/book-1/groundtruth.txt").write_text("1,2,3,4\n1,2\n")
     (root / "book/book-2/img/00000004.jpg").unlink()
     (root / "coin/coin-1/img/00000025.jpg").write_bytes(jpeg(picture(1)))
     (root / "coin/coin-2/img/00000002.jpg").write_bytes(b"")
     before = tree(root)
-    report = _check(root)
-    assert _named(report, "book-1/groundtruth.txt, line 2", "book/book-2:", "coin-1/img:", "coin-2/img/00000002.jpg")
-    assert tree(root) == before
-
-
-def test_decoding_finds_what_counting_cannot(make_lasot: Make) -> None:
-    root = make_lasot("book-1")
-    images = root / "book/book-1/img"
-    for number, cut in ((3, 500), (4, 900)):
-        whole = (images / f"{number:08d}.jpg").read_bytes()
-        (images / f"{number:08d}.jpg").write_bytes(whole[:-cut] + whole[-2:])
-    rows = (root / "book/book-1/groundtruth.txt").read_text().splitlines()
-    rows[6] = "500,500,9,9"
-    (root / "book/book-1/groundtruth.txt").write_text("\n".join(rows))
-    assert _check(root).problems == []
-    report = _check(root, decode=True)
-    assert report.decoded == 24
-    assert _named(report, "00000003.jpg", "00000004.jpg", "00000007.jpg")
-
-
-@pytest.mark.long  # decodes 1,511 frames
-def test_the_real_data_has_no_problem(test_data: Path) -> None:
-    report = _check(test_data / "lasot_mini", decode=True)
-    assert report.problems == [] and report.decoded == 1511
-    assert sum(row.absent for row in report.rows) == 29
+    found = ("book-1/groundtruth.txt, line 2", "book/book-2:", "coin-1/img:", "coin-2/img/00000002.jpg")
+    assert _named(_check(root), *found) and tree(root) == before
 
 
 def test_the_command_exits_0_without_and_1_with_problems_and_2_on_wrong_usage(
@@ -101,33 +89,74 @@ def test_the_command_exits_0_without_and_1_with_problems_and_2_on_wrong_usage(
         assert f"error [{code}]" in capsys.readouterr().err
 
 
-def test_show_writes_an_image_of_samples(
+def test_show_writes_an_image_and_prepare_refuses_what_it_cannot_make(
     make_lasot: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"DATASET": "lasot", "DATA_DIR": str(make_lasot("book-1", "book-2")), "CONFIG": "demo"}.items():
-        monkeypatch.setenv(name, value)
+    def given(config: str, dataset: str, data_dir: Path, classes: str = "") -> None:
+        for name, value in (("CONFIG", config), ("DATASET", dataset), ("DATA_DIR", data_dir), ("CLASSES", classes)):
+            monkeypatch.setenv(name, str(value))
 
-    def show(path: Path, *options: str) -> int:
-        return _data("show", "-o", path, "--count", "5", *options)
+    def refused(*arguments: str | Path) -> str:
+        assert _data(*arguments) == 2
+        return capsys.readouterr().err.partition("]")[0]
 
-    assert show(tmp_path / "one.png") == show(tmp_path / "two.png", "--first", "7") == 0
+    given("demo", "lasot", make_lasot("book-1", "book-2"), "book")
+    assert _data("show", "-o", tmp_path / "one.png", "--count", "5") == 0
+    assert _data("show", "-o", tmp_path / "two.png", "--count", "5", "--first", "7") == 0
     one, two = (cv2.imread(str(tmp_path / name)) for name in ("one.png", "two.png"))
-    assert one is not None and one.shape[0] > 2 * 192 and len(np.unique(one)) > 50
-    assert one.shape != two.shape or (one != two).any()
-    assert show(tmp_path / "no" / "a.png") == 2 and "error [data.output]" in capsys.readouterr().err
-
-
-def test_prepare_accepts_existing_classes_and_refuses_what_it_cannot_make(
-    make_lasot: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def prepare(**environment: str) -> int:
-        for name, value in {"CONFIG": "demo", **environment}.items():
-            monkeypatch.setenv(name, value)
-        return _data("prepare")
-
-    assert prepare(DATASET="lasot", DATA_DIR=str(make_lasot("book-1")), CLASSES="book") == 0
-    assert prepare(DATASET="lasot", DATA_DIR=str(tmp_path / "empty"), CLASSES="") == 2
-    assert "error [data.no_classes]" in capsys.readouterr().err
+    assert one is not None and two is not None and one.shape == two.shape and one.shape[0] > 5 * 192
+    assert len(np.unique(one)) > 50 and (one != two).any()
+    assert refused("show", "-o", tmp_path / "no" / "a.png") == "error [data.output"
+    assert _data("prepare") == 0
+    given("demo", "lasot", tmp_path / "empty")
+    assert "error [data.no_folder" in refused("prepare")
     (tmp_path / "demo").mkdir()  # not the demo data set
-    assert prepare(DATASET="demo", DATA_DIR=str(tmp_path)) == 2
-    assert "error [data.demo_other]" in capsys.readouterr().err
+    given("demo", "demo", tmp_path)
+    assert "error [data.demo_other" in refused("prepare")
+    make_got10k(tmp_path)
+    capsys.readouterr()
+    given("seqtrack_b256_got", "got10k_vottrain", tmp_path)
+    assert _data("prepare") == 0 and capsys.readouterr().out.split()[:2] == ["GOT10K_VOTTRAIN:", "2"]
+    given("seqtrack_b256_got", "got10k_vottrain", tmp_path / "elsewhere")
+    assert "error [data.no_folder" in refused("prepare")
+
+
+def test_unusable_frames_end_a_run_before_it_begins_and_replaced_ones_are_named_by_a_resume_and_by_verify(
+    make_lasot: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    images = make_lasot("book-1", "book-2") / "book" / "book-2" / "img"
+
+    def train(output: str, **variables: str) -> int:
+        settings = {"CONFIG": "demo", "DATASET": "lasot", "EPOCHS": "2", **variables}
+        keys = {"DATA.TRAIN.SAMPLE_PER_EPOCH": "16"}
+        for name, value in environment(tmp_path / output, tmp_path / "data", keys, **settings).items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        return main(["train"])
+
+    originals = {path: path.read_bytes() for path in sorted(images.iterdir())[4:7]}
+    for (path, data), change in zip(originals.items(), (cmyk, cmyk, huge), strict=True):
+        path.write_bytes(change(data))
+    assert train("output") == 2
+    said = capsys.readouterr().err
+    assert said.count("error [data.frame]") == 3 and all(path.name in said for path in originals)
+    assert not Path("output").exists()
+
+    for path, data in originals.items():
+        path.write_bytes(data)
+    assert train("output") == 0
+    recorded = read_side_file(Path("output/phase_1/dataset.json"), DatasetRecord)
+    assert recorded is not None and recorded.frames_covered_by == "size"
+    (images / "00000009.jpg").write_bytes(jpeg(picture(77)))
+    for phase in ("2", "1"):
+        assert train("output", PHASE=phase, RESUME_EPOCH="1") == 2
+        assert "error [data.changed]" in capsys.readouterr().err
+    assert not Path("output/phase_2").exists()
+    # A separate run on the changed images differs, and `verify` names the cause.
+    assert train("other", PHASE="1", RESUME_EPOCH="") == 0
+    capsys.readouterr()
+    code = main(["verify", "output/phase_1", "other/phase_1"])
+    said = capsys.readouterr().out
+    assert code == 1 and "data_digest" in said and said.split()[-1] == "differs"

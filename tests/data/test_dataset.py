@@ -3,18 +3,21 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from data.conftest import Make
-from data.makers import cmyk, huge, jpeg, picture, write_sequence
+from data.makers import cmyk, huge, jpeg, refused, write_sequence
 from seqtrack.data import crop
-from seqtrack.data.dataset import Sample, SampleSpec, TrackingDataset
+from seqtrack.data.dataset import Mode, Sample, SampleSpec, TrackingDataset, draw_frames
 from seqtrack.data.decode import FrameFile
+from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source, open_source
-from seqtrack.errors import UserError
 from seqtrack.seeding import sample_generator
 
 SPEC = SampleSpec(template_size=32, search_size=64, num_templates=2)
@@ -22,10 +25,7 @@ SPEC = SampleSpec(template_size=32, search_size=64, num_templates=2)
 
 def same(one: Sample, other: Sample) -> bool:
     """Bit for bit, in every part."""
-    arrays = ("templates", "search", "template_brightness", "search_brightness", "box")
-    return (one.source, one.sequence, one.frames) == (other.source, other.sequence, other.frames) and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays
-    )
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
 
 @pytest.fixture
@@ -59,14 +59,13 @@ def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample
     spec = dataset.spec
     g = sample_generator(dataset.seed, epoch, index)
     source, sequence, frames = dataset.choose(g)
-    grey, mirrored = g.random(2) < (crop.GREY_PROBABILITY, crop.FLIP_PROBABILITY)
+    grey, mirrored = g.random(2) < (0.05, 0.5)
     done = {name for name, flag in (("grey", grey), ("mirrored", mirrored)) if flag}
     images, brightness, box_out = [], [], np.zeros(4)
+    of_template = spec.template_size, spec.template_factor, spec.template_jitter
+    of_search = spec.search_size, spec.search_factor, spec.search_jitter
     for place, number in enumerate(frames):
-        is_search = place == len(frames) - 1
-        size = spec.search_size if is_search else spec.template_size
-        factor = spec.search_factor if is_search else spec.template_factor
-        jitter = spec.search_jitter if is_search else spec.template_jitter
+        size, factor, jitter = of_search if place == len(frames) - 1 else of_template
         normal, uniform = g.standard_normal(2), g.random(2)
         brightness.append(np.float32(g.uniform(0.8, 1.2)))
         flip = g.random() < 0.5
@@ -81,23 +80,11 @@ def _reference(dataset: TrackingDataset, epoch: int, index: int) -> tuple[Sample
         image, resize_factor = crop.crop_frame(frame, around, factor=factor, size=size)
         box_out = crop.box_in_crop(box, around, resize_factor=resize_factor, size=size)
         if flip:
-            done.add("flip")
             image = image[:, ::-1]
             box_out[0] = 1 - box_out[0]
-        images.append(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
-    return (
-        Sample(
-            templates=np.stack(images[:-1]),
-            search=images[-1],
-            template_brightness=np.array(brightness[:-1]),
-            search_brightness=brightness[-1],
-            box=box_out.astype(np.float32),
-            source=source.name,
-            sequence=sequence.name,
-            frames=tuple(int(frame) for frame in frames),
-        ),
-        done,
-    )
+        images.append(image[:, :, ::-1].transpose(2, 0, 1))
+    arrays = np.stack(images[:-1]), images[-1], np.array(brightness[:-1]), brightness[-1], box_out.astype(np.float32)
+    return Sample(*arrays, source.name, sequence.name, tuple(frames.tolist())), done
 
 
 def test_cropping_first_gives_the_pixels_of_whole_frame_processing(source: Source) -> None:
@@ -121,66 +108,34 @@ def test_cropping_first_gives_the_same_pixels_on_real_frames(test_data: Path) ->
 
 def test_the_box_is_where_the_object_is_after_every_augmentation(tmp_path: Path) -> None:
     """A bright square on black: after mirror, jitter, flip and resize the box still covers the bright pixels."""
-    folder = write_sequence(tmp_path / "data" / "book" / "book-1", 24, width=320, height=240)
-    rng = np.random.default_rng(0)
-    rows = []
+    folder = write_sequence(tmp_path / "book" / "book-1", 24, width=320, height=240)
+    rng, rows = np.random.default_rng(0), []
     for number in range(1, 25):
-        x, y, w, h = int(rng.integers(80, 200)), int(rng.integers(60, 150)), *rng.integers(24, 40, size=2).tolist()
+        x, y, w, h = rng.integers((80, 60, 24, 24), (200, 150, 40, 40)).tolist()
         image = np.zeros((240, 320, 3), dtype=np.uint8)
         image[y : y + h, x : x + w] = 255
         (folder / "img" / f"{number:08d}.jpg").write_bytes(jpeg(image))
         rows.append(f"{x},{y},{w},{h}")
     (folder / "groundtruth.txt").write_text("\n".join(rows))
-    source = open_source("lasot", tmp_path / "data", classes=(), split="train")
-    dataset = _dataset(source, search_size=256)
-    checked = 0
+    dataset, checked = _dataset(open_source("lasot", tmp_path, classes=(), split="train"), search_size=256), 0
     for index in range(60):
         sample = dataset.sample(0, index)
         cx, cy, w, h = (float(v) * 255 for v in sample.box)
         x, y, bw, bh = cv2.boundingRect((sample.search[0] > 128).astype(np.uint8))
-        if x == 0 or y == 0 or x + bw == 256 or y + bh == 256:
-            continue  # cut by the crop's border
-        checked += 1
-        scale = w / 30
-        assert abs((x + (bw - 1) / 2) - cx) < 1 + scale and abs((y + (bh - 1) / 2) - cy) < 1 + scale
-        assert abs(bw - w) < 2 + scale and abs(bh - h) < 2 + scale
+        if x > 0 and y > 0 and x + bw < 256 and y + bh < 256:  # else cut by the crop's border
+            checked, scale = checked + 1, w / 30
+            assert abs((x + (bw - 1) / 2) - cx) < 1 + scale and abs((y + (bh - 1) / 2) - cy) < 1 + scale
+            assert abs(bw - w) < 2 + scale and abs(bh - h) < 2 + scale
     assert checked > 30
 
 
-@pytest.mark.parametrize(
-    "change", [lambda path: path.write_bytes(path.read_bytes()[:-200]), lambda path: path.unlink()]
-)
-def test_a_frame_that_was_damaged_or_deleted_after_opening_is_named(
-    root: Path, source: Source, change: Callable[[Path], object]
-) -> None:
+def test_a_frame_that_was_damaged_or_deleted_after_opening_is_named(root: Path, source: Source) -> None:
     dataset = _dataset(source)
-    for path in root.rglob("*.jpg"):
-        change(path)
-    with pytest.raises(UserError, match=r"/\d{8}\.jpg: ") as caught:
-        dataset.sample(0, 0)
-    assert caught.value.code == "data.frame"
-
-
-def test_a_missing_frame_is_never_drawn(root: Path) -> None:
-    for name in ("book/book-1", "book/book-2", "coin/coin-1"):
-        for number in (3, 9, 17):
-            (root / name / "img" / f"{number:08d}.jpg").unlink()
-    dataset = _dataset(open_source("lasot", root, classes=(), split="train"))
-    drawn = {frame + 1 for index in range(200) for frame in dataset.sample(0, index).frames}
-    assert not drawn & {3, 9, 17} and len(drawn) == 21
-
-
-@pytest.mark.parametrize("side", [3, 40, 700, 2500])
-def test_a_window_far_beyond_the_frame_is_black_there_and_right_inside(side: int) -> None:
-    frame = picture(1, 120, 90)
-    window = crop.Window(60 - side // 2, 45 - side // 2, side)
-    square = crop.cut(frame, window, place=(0, 0), frame_size=(120, 90))
-    padded = np.zeros((90 + 2 * side, 120 + 2 * side, 3), dtype=np.uint8)
-    reaches_x, reaches_y = window.left + side >= 120, window.top + side >= 90
-    kept = frame[: 90 - reaches_y, : 120 - reaches_x]
-    padded[side : side + kept.shape[0], side : side + kept.shape[1]] = kept
-    expected = padded[window.top + side : window.top + 2 * side, window.left + side : window.left + 2 * side]
-    np.testing.assert_array_equal(square, expected)
+    for change in (lambda path: path.write_bytes(path.read_bytes()[:-200]), lambda path: path.unlink()):
+        for path in root.rglob("*.jpg"):
+            change(path)
+        (problem,) = refused(dataset.sample, 0, 0)
+        assert problem.code == "data.frame" and ".jpg: " in problem
 
 
 def test_a_box_wholly_outside_the_frame_gives_a_black_crop_mirrored_or_not(root: Path) -> None:
@@ -190,24 +145,74 @@ def test_a_box_wholly_outside_the_frame_gives_a_black_crop_mirrored_or_not(root:
     assert not any(dataset.sample(0, index).search.any() for index in range(20))
 
 
-def test_damaged_frames_are_found_before_training_all_at_once(root: Path, source: Source) -> None:
-    images = root / "book" / "book-1" / "img"
-    changes: dict[int, Callable[[bytes], bytes]] = {
-        2: lambda whole: whole[:-40], 3: lambda whole: b"", 4: lambda whole: b"GIF89a" + whole, 5: cmyk, 9: huge,
-    }  # fmt: skip
-    for number, change in changes.items():
-        path = images / f"{number:08d}.jpg"
-        path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(UserError) as caught:
-        _dataset(source)
-    assert {problem.code for problem in caught.value.problems} == {"data.frame"}
-    named = [problem.split(":")[0] for problem in caught.value.problems]
-    assert named == [str(images / f"{number:08d}.jpg") for number in changes]
-    TrackingDataset([source], [1.0], SPEC, seed=0, verify_up_to=71)  # too many frames to check: accepted
-
-
-def test_a_damaged_frame_that_is_never_drawn_is_no_obstacle(root: Path) -> None:
+def test_damaged_frames_that_may_be_drawn_are_found_before_training_all_at_once(root: Path) -> None:
     folder = root / "book" / "book-1"
-    (folder / "groundtruth.txt").write_text("0,0,0,0\n" + "5,5,20,20\n" * 23)
-    (folder / "img" / "00000001.jpg").write_bytes(b"")
-    assert _dataset(open_source("lasot", root, classes=(), split="train")).automatic_epoch() == 24
+    changes: dict[int, Callable[[bytes], bytes]] = {
+        1: lambda whole: b"", 2: lambda whole: whole[:-40], 3: lambda whole: b"", 4: lambda whole: b"GIF89a" + whole,
+        5: cmyk, 9: huge,
+    }  # fmt: skip
+    paths = {number: folder / "img" / f"{number:08d}.jpg" for number in changes}
+    for number, change in changes.items():
+        paths[number].write_bytes(change(paths[number].read_bytes()))
+    (folder / "groundtruth.txt").write_text("0,0,0,0\n" + "5,5,20,20\n" * 23)  # frame 1 is never drawn
+    source = open_source("lasot", root, classes=(), split="train")
+    problems = refused(_dataset, source)
+    assert {problem.code for problem in problems} == {"data.frame"}
+    assert [problem.split(":")[0] for problem in problems] == list(map(str, paths.values()))[1:]
+    TrackingDataset([source], [1.0], SPEC, seed=0, verify_up_to=70)  # too many frames to check: accepted
+
+
+# --- which frames
+
+
+def sequence(name: str, visible: np.ndarray) -> Sequence:
+    """A sequence whose frames have a box where they are visible."""
+    boxes, n = np.where(visible[:, None], [1.0, 1, 9, 9], 0.0), len(visible)
+    return Sequence(name, name[0], boxes, np.zeros(n, dtype=np.bool_), Path(), np.ones(n, dtype=np.int64))
+
+
+def _drawing(clips: list[Sequence]) -> TrackingDataset:
+    return TrackingDataset([Source("X", clips, "train", True)], [1], SPEC, seed=0, verify_up_to=0)
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@given(
+    st.lists(st.booleans(), min_size=20, max_size=300), st.integers(1, 4), st.integers(1, 500), st.integers(0, 2**31)
+)
+@settings(max_examples=60, deadline=None)
+def test_every_mode_draws_only_visible_frames(
+    mode: Mode, flags: list[bool], templates: int, gap: int, index: int
+) -> None:
+    clip = sequence("a-1", np.array(flags))
+    visible = np.flatnonzero(clip.visible)
+    assume(len(visible) > 2 * (templates + 1))
+    ids = draw_frames(sample_generator(0, 0, index), visible, mode=mode, num_templates=templates, gap=gap)
+    assert len(ids) == templates + 1 and clip.visible[ids].all()
+    if mode == "order":
+        assert (np.diff(ids) >= 0).all() or (np.diff(ids) <= 0).all()
+        assert ids.max() - ids.min() <= 2 * gap - 1
+    else:
+        assert (ids[1:-1] < ids[0]).all() and ids[-1] > ids[0]
+
+
+def test_a_sequence_too_short_or_rarely_visible_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    flags = {"a-1": np.full(19, True), "a-2": np.arange(100) < 6, "a-3": np.arange(100) < 7, "a-4": np.full(20, True)}
+    dataset = _drawing([sequence(name, visible) for name, visible in flags.items()])
+    drawn = {dataset.choose(sample_generator(0, 0, index))[1].name for index in range(100)}
+    assert drawn == {"a-3", "a-4"}
+    assert [record.args[1] for record in caplog.records] == ["a-1", "a-2"]  # type: ignore[index]
+    assert dataset.automatic_epoch() == 40
+    assert refused(_drawing, [sequence("a-1", flags["a-1"])])[0].code == "data.no_usable_sequence"
+
+
+def test_data_sets_are_drawn_by_their_ratios_and_sequences_uniformly() -> None:
+    first = Source("A", [sequence(f"a-{i}", np.full(20 + 50 * i, True)) for i in range(10)], "train", True)
+    second = Source("B", [sequence("b-1", np.full(1000, True))], "train", True)
+    dataset = TrackingDataset([first, second], [3.0, 1.0], SPEC, seed=0, verify_up_to=0)
+    clips = np.zeros(11)
+    for index in range(6_000):
+        source, clip, _ = dataset.choose(sample_generator(4, 1, index))
+        clips[10 if source.name == "B" else int(clip.name[2:])] += 1
+    # Another ratio, or sequences drawn by their length, would be many standard deviations away.
+    assert abs(clips[10] - 1500) < 4.5 * np.sqrt(1500 * 0.75)
+    assert (abs(clips[:10] - 450) < 4.5 * np.sqrt(450)).all()

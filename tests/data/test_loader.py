@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.makers import write_sequence
+from data.conftest import Make
 from seqtrack.data import loader as loader_module
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
-from seqtrack.data.loader import Batch, BatchLoader
+from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import open_source
 from seqtrack.errors import Problem, RunError, UserError
 
@@ -28,10 +28,9 @@ MakeLoader = Callable[..., BatchLoader]
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> TrackingDataset:
-    for name in ("book-1", "coin-1"):
-        write_sequence(tmp_path / name.split("-")[0] / name)
-    return TrackingDataset([open_source("lasot", tmp_path, classes=(), split="train")], [1.0], SPEC, seed=5)
+def dataset(make_lasot: Make) -> TrackingDataset:
+    source = open_source("lasot", make_lasot("book-1", "coin-1"), classes=(), split="train")
+    return TrackingDataset([source], [1.0], SPEC, seed=5)
 
 
 @pytest.fixture
@@ -49,17 +48,12 @@ def make(dataset: TrackingDataset) -> Iterator[MakeLoader]:
         one.close()
 
 
-def _bytes(batch: Batch) -> bytes:
-    return b"".join(getattr(batch, name).contiguous().numpy().tobytes() for name in TENSORS)
-
-
-def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[bytes]:
-    return [_bytes(batch) for batch in loader.batches(epoch, start)]
+def _stream(loader: BatchLoader, epoch: int, start: int = 0) -> list[list[bytes]]:
+    return [[getattr(one, name).numpy().tobytes() for name in TENSORS] for one in loader.batches(epoch, start)]
 
 
 def test_a_batch_holds_its_samples(dataset: TrackingDataset, make: MakeLoader) -> None:
     batches = list(make().batches(2))
-    assert make().steps_per_epoch == 5
     assert [batch.count for batch in batches] == [batch.global_count for batch in batches] == [5, 5, 5, 5, 2]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(SAMPLES))
     batch = batches[1]
@@ -118,9 +112,9 @@ def _is_gone(pid: int) -> bool:
 
 def _wait_gone(processes: list[int], seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while not all(_is_gone(pid) for pid in processes) and time.monotonic() < end:
+    while not (gone := all(map(_is_gone, processes))) and time.monotonic() < end:
         time.sleep(0.02)
-    return all(_is_gone(pid) for pid in processes)
+    return gone
 
 
 @pytest.mark.parametrize("is_idle", [False, True])
@@ -236,15 +230,3 @@ def test_a_few_open_files_are_enough_and_a_lower_limit_is_named(make: MakeLoader
     pid, said = _fork(work)
     assert said.read() == (b"limits.open_files" if free < 10 else b"10")
     os.waitpid(pid, 0)
-
-
-@pytest.mark.long
-def test_memory_does_not_grow_over_twenty_epochs(make: MakeLoader) -> None:
-    loader = make(2, batch_size_global=16, samples_per_epoch=8000)
-    sizes = []
-    for epoch in range(20):
-        for _ in loader.batches(epoch):
-            pass
-        statm = [Path(f"/proc/{pid}/statm").read_text().split() for pid in (os.getpid(), *_workers())]
-        sizes.append(sum(int(one[1]) - int(one[2]) for one in statm) * os.sysconf("SC_PAGE_SIZE") / 1e6)
-    assert sizes[-1] - sizes[4] < 10, sizes

@@ -21,8 +21,8 @@ from docker.containers import SMALL, Project, command, docker, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 MakeProject = Callable[..., Project]
-# An epoch of about four seconds, so that it can be stopped in the middle.
-LONGER = {"EPOCHS": "3", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1200"}
+# Epochs of about three seconds, so that they can be stopped in the middle.
+LONGER = {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 1000"}
 # Mount points that the engine creates; nothing else may differ from the image.
 MOUNT_POINTS = {"C /run", "A /run/secrets", "A /run/secrets/hf_token"}
 OWNER = 12345
@@ -33,7 +33,7 @@ def begin_and_wait(project: Project, epoch: int) -> subprocess.Popen[str]:
 
     def in_the_middle() -> bool:
         last = project.records()[-1:]
-        return bool(last) and last[0]["epoch"] == epoch and last[0]["type"] == "interval" and last[0]["sample"] >= 200
+        return bool(last) and last[0]["epoch"] == epoch and last[0]["type"] == "interval" and last[0]["sample"] >= 150
 
     up = project.start("up", "--no-color", "train-phase1")
     wait_until("the middle of an epoch", in_the_middle, seconds=120)
@@ -56,24 +56,21 @@ def compare_with_phase_2(project: Project, resume_epoch: int) -> None:
 def interrupted(
     image: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Project, dict[str, Any]]:
-    """Both phases of a fresh clone, in folders of another user; phase 1 was stopped once and killed once.
-
-    Returns:
-        the project, and what was seen on the way.
-    """
+    """Both phases of a fresh clone, in folders of another user, and what was seen on the way. Phase 1 was stopped once
+    and killed once."""
     project = Project(copy_of_the_repository(tmp_path_factory.mktemp("interrupted")), image, variables=dict(LONGER))
     request.addfinalizer(project.down)
     seen: dict[str, Any] = {"before": set(project.folder.rglob("*"))}
     for folder in (project.output, project.folder / "data"):
         os.chown(folder, OWNER, OWNER)
         (folder / ".gitkeep").unlink()
-    up = begin_and_wait(project, epoch=2)
+    up = begin_and_wait(project, epoch=1)
     asked = time.monotonic()
     assert project.compose("stop").returncode == 0
     seen["stop_s"] = time.monotonic() - asked
     up.communicate(timeout=60)
     seen |= {"stop_code": project.exit_code("train-phase1"), "saved": project.checkpoints(kind="step")}
-    up = begin_and_wait(project, epoch=3)
+    up = begin_and_wait(project, epoch=2)
     docker("kill", project.container("train-phase1")["Id"])
     up.communicate(timeout=60)
     seen["kill_code"] = project.exit_code("train-phase1")
@@ -91,11 +88,9 @@ def test_a_run_that_was_stopped_and_killed_ends_as_an_uninterrupted_one(
     starts = json.loads((project.output / "phase_1/run.json").read_text())["starts"]
     assert len(starts) == 3 and "SEQTRACK_step" in starts[1]["source"]
     assert project.exit_code("uploader") == 0, "nothing to upload"
-    assert project.checkpoints() == ["SEQTRACK_ep0001", "SEQTRACK_ep0002", "SEQTRACK_ep0003"]
+    assert project.checkpoints() == ["SEQTRACK_ep0001", "SEQTRACK_ep0002"]
     compare_with_phase_2(project, resume_epoch=1)
-    assert project.checkpoints(2) == ["SEQTRACK_ep0002", "SEQTRACK_ep0003"]
-    answer = project.compose("run", "--rm", "--no-deps", "verify")
-    assert answer.stdout.strip().splitlines()[-1] == "identical", answer.stdout + answer.stderr
+    assert project.checkpoints(2) == ["SEQTRACK_ep0002"]
 
 
 def test_files_belong_to_the_folders_owner_and_nothing_is_written_elsewhere(
@@ -113,15 +108,15 @@ def test_files_belong_to_the_folders_owner_and_nothing_is_written_elsewhere(
 
 def test_the_other_services_work(interrupted: tuple[Project, dict[str, Any]]) -> None:
     project, _ = interrupted
+    assert project.compose("up", "--detach", "tensorboard", TENSORBOARD_PORT="0").returncode == 0
     for words, expected in {
+        ("verify",): "identical",
         ("evaluate", "--checkpoint", "last", "--sequences", "disk-21"): "AUC",
         ("report",): "report.md",
-        ("doctor",): "settings",
     }.items():
         answer = project.compose("run", "--rm", "--no-deps", *words, timeout=200)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         assert expected in answer.stdout + answer.stderr
-    assert project.compose("up", "--detach", "tensorboard", TENSORBOARD_PORT="0").returncode == 0
     port = project.compose("port", "tensorboard", "6006").stdout.strip()
     assert port.startswith("127.0.0.1:"), "TensorBoard has no password: only this machine may reach it"
 
@@ -145,24 +140,13 @@ def test_doctor_quotes_the_engines_message_about_a_missing_gpu(make_project: Mak
     assert message in report.stdout + report.stderr
 
 
-@pytest.mark.run
-@pytest.mark.long
-@pytest.mark.timeout(1200)
-def test_both_phases_of_the_whole_demo_end_identical(make_project: MakeProject) -> None:
-    project = make_project()
-    complete(project, "train-phase1")
-    last = [record for record in project.records() if record["type"] == "epoch"][-1]
-    assert last["epoch"] == 10 and last["iou"] >= 0.4
-    compare_with_phase_2(project, resume_epoch=3)
-
-
 @pytest.mark.long
 def test_a_restarting_engine_loses_nothing(make_project: MakeProject) -> None:
     tool = os.environ.get("DOCKER_ENGINE_TOOL")
     if not tool:
         pytest.skip("DOCKER_ENGINE_TOOL does not name a command that stops and starts the engine")
     project = make_project(variables=dict(LONGER))
-    up = begin_and_wait(project, epoch=2)
+    up = begin_and_wait(project, epoch=1)
     try:
         assert command([tool, "down"]).returncode == 0
         up.communicate(timeout=60)
@@ -171,7 +155,7 @@ def test_a_restarting_engine_loses_nothing(make_project: MakeProject) -> None:
     finally:  # other tests need an engine
         started = command([tool, "up"], timeout=120, capture_output=False, stdin=subprocess.DEVNULL)
     assert started.returncode == 0
-    assert len(project.checkpoints()) < 3, "the run was over before the engine was stopped"
+    assert len(project.checkpoints()) < 2, "the run was over before the engine was stopped"
     complete(project, "train-phase1")
     compare_with_phase_2(project, resume_epoch=1)
 

@@ -42,11 +42,20 @@ sys.exit(int(code or 0))
 """
 
 
-class Started:
+class Started(subprocess.Popen[str]):
     """A running entrypoint with the log of its children."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        self.process, self.log = process, log
+    def __init__(self, folder: Path, log: Path, words: tuple[str, ...], variables: dict[str, str]) -> None:
+        self.log = log
+        kept = {
+            name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "SSL_CERT_FILE", "TMPDIR")
+        }
+        own = {"PYTHONPATH": str(folder / "stand-in"), "SUBSTITUTE_LOG": str(log), "HOME": str(folder)}
+        super().__init__(
+            [sys.executable, str(ROOT / "docker/entrypoint"), "--root", str(folder), *words],
+            env={**kept, **own, **variables}, cwd=folder, start_new_session=True, text=True,
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
 
     def notes(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
@@ -55,13 +64,12 @@ class Started:
         end = time.monotonic() + 30
         while note not in self.notes():
             assert time.monotonic() < end, f"{note!r} never came: {self.notes()}"
-            assert self.process.poll() is None, (self.notes(), self.process.communicate())
             time.sleep(0.02)
 
     def finish(self) -> tuple[int, str]:
         """Exit code and stderr."""
-        _, stderr = self.process.communicate(timeout=60)
-        return self.process.returncode, stderr
+        _, stderr = self.communicate(timeout=60)
+        return self.returncode, stderr
 
 
 StartEntrypoint = Callable[..., Started]
@@ -76,37 +84,18 @@ def start(tmp_path: Path) -> Iterator[StartEntrypoint]:
     (package / "__main__.py").write_text(SUBSTITUTE)
     running: list[Started] = []
 
-    def begin(*words: str, root: Path | None = None, **variables: str) -> Started:
-        log = tmp_path / f"log-{len(running)}"
-        environment = {
-            name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "SSL_CERT_FILE", "TMPDIR")
-        }
-        environment |= {
-            "PYTHONPATH": str(package.parent),
-            "SUBSTITUTE_LOG": str(log),
-            "HOME": str(tmp_path),
-            **variables,
-        }
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "docker/entrypoint"), "--root", str(root or tmp_path), *words],
-            env=environment,
-            cwd=tmp_path,
-            start_new_session=True,
-            text=True,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        running.append(Started(process, log))
+    def begin(*words: str, **variables: str) -> Started:
+        running.append(Started(tmp_path, tmp_path / f"log-{len(running)}", words, variables))
         return running[-1]
 
     yield begin
     for one in running:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+        one.kill()
+        one.wait()
 
 
 UPLOADING = {"HF_REPO": "me/tracker", "TRAIN_DOES": "60", "UPLOAD_DOES": "60"}
+OPTION = {"JOB": "--no-sidecar train-phase2", "SHOWN_VARIABLE": "EPOCHS", "TRAIN_DOES": "0"}
 
 
 @pytest.mark.parametrize(
@@ -114,16 +103,18 @@ UPLOADING = {"HF_REPO": "me/tracker", "TRAIN_DOES": "60", "UPLOAD_DOES": "60"}
     [
         (["train"], {"TRAIN_DOES": "0:75"}, 75, ["start train", "train ended 75"], False),
         (["--no-sidecar", "train"], UPLOADING | {"TRAIN_DOES": "0"}, 0, ["start train", "train ended 0"], False),
-        (["train"], UPLOADING | {"TRAIN_DOES": "1", "UPLOAD_DOES": "3"}, 0, ["train ended 0", "upload ended 0"], False),
-        (["train"], UPLOADING | {"TRAIN_DOES": "1", "UPLOAD_DOES": "0:1"}, 0, [], True),
+        (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DOES": "1"}, 0, ["train ended 0", "upload ended 0"], False),
+        (["train"], UPLOADING | {"TRAIN_DOES": "0.5", "UPLOAD_DOES": "0:1"}, 0, [], True),
         (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DRAIN_S": "1"}, 0, ["upload stopped"], True),
         (["train"], UPLOADING | {"TRAIN_DOES": "0.5:2"}, 2, ["upload got SIGTERM", "upload stopped"], False),
         (["train-phase2"], {"PHASE": "1", "SHOWN_VARIABLE": "PHASE"}, 0, ["start train", "2", "train ended 0"], False),
         (["sh", "-c", "exit 7"], {}, 7, [], False),
+        (["--checkpoint", "last"], {"JOB": "evaluate"}, 0, ["evaluate ended 0"], False),
+        (["--epochs", "5"], UPLOADING | OPTION, 0, ["start train", "5", "train ended 0"], False),
     ],
     ids=[
         "trainer alone", "no sidecar", "uploader is waited for", "failing uploader", "drain time", "refused settings",
-        "job names the phase", "any other program",
+        "job names the phase", "any other program", "options alone", "options of a job of two words",
     ],
 )  # fmt: skip
 def test_what_runs_and_how_it_ends(
@@ -140,7 +131,7 @@ def test_what_runs_and_how_it_ends(
 def test_after_a_crash_the_output_is_uploaded_and_the_trainers_exit_code_returned(start: StartEntrypoint) -> None:
     run = start("train", **UPLOADING | {"TRAIN_DOES": "0.5:1"})
     run.wait_for("start upload --once")
-    run.process.send_signal(signal.SIGTERM)
+    run.send_signal(signal.SIGTERM)
     assert run.finish()[0] == 1
 
 
@@ -156,19 +147,10 @@ def test_a_stop_signal_reaches_the_trainer_first_and_the_uploader_after_the_save
     start: StartEntrypoint, number: signal.Signals
 ) -> None:
     run = begin(start, TRAIN_SLOW_S="0.5")
-    if number == signal.SIGINT:
-        os.killpg(run.process.pid, number)  # what a terminal does: to every process of the group
-    else:
-        run.process.send_signal(number)
+    # A terminal sends it to every process of the group.
+    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
     assert run.finish()[0] == 75
     assert run.notes()[2:] == [f"train got {number.name}", "train stopped", "upload got SIGTERM", "upload stopped"]
-
-
-def test_without_an_uploader_signals_reach_the_trainer_directly(start: StartEntrypoint) -> None:
-    run = start("train", TRAIN_DOES="60")
-    run.wait_for("start train")
-    run.process.send_signal(signal.SIGTERM)
-    assert run.finish()[0] == 75
 
 
 def test_under_nohup_closing_the_terminal_stops_neither(start: StartEntrypoint) -> None:
@@ -177,19 +159,15 @@ def test_under_nohup_closing_the_terminal_stops_neither(start: StartEntrypoint) 
         run = begin(start, TRAIN_DOES="2", UPLOAD_DOES="3")
     finally:
         signal.signal(signal.SIGHUP, before)
-    run.process.send_signal(signal.SIGHUP)
+    run.send_signal(signal.SIGHUP)
     assert run.finish()[0] == 0
     assert run.notes()[2:] == ["train ended 0", "upload ended 0"]
 
 
 def test_the_trainer_is_stopped_when_the_entrypoint_is_killed(start: StartEntrypoint) -> None:
     run = begin(start)
-    run.process.kill()
-    run.process.wait()
-    end = time.monotonic() + 20
-    while "train stopped" not in run.notes():
-        assert time.monotonic() < end, run.notes()
-        time.sleep(0.02)
+    run.kill()
+    run.wait_for("train stopped")
 
 
 def test_invalid_variables_and_an_unknown_job_are_reported_before_anything_starts(start: StartEntrypoint) -> None:
@@ -199,16 +177,6 @@ def test_invalid_variables_and_an_unknown_job_are_reported_before_anything_start
     assert all(f"]: {name}" in stderr for name in ("PHASE", "EPOCHS", "HF_REPO"))
     code, stderr = start("trian").finish()
     assert code == 2 and "'trian'" in stderr and "train-phase1" in stderr
-
-
-def test_options_without_a_job_go_to_the_job_of_the_variable(start: StartEntrypoint) -> None:
-    run = start("--checkpoint", "last", JOB="evaluate")
-    assert run.finish()[0] == 0
-    assert run.notes()[0] == "start evaluate --checkpoint last"
-    run = start("--epochs", "5", JOB="--no-sidecar train-phase2", HF_REPO="me/tracker", SHOWN_VARIABLE="EPOCHS")
-    assert run.finish()[0] == 0
-    assert run.notes()[:2] == ["start train", "5"]
-    assert "start upload" not in run.notes()
 
 
 def test_options_of_training_are_seen_by_the_uploader_too(start: StartEntrypoint) -> None:
@@ -224,19 +192,12 @@ def test_root_privileges_are_dropped_for_the_output_folders_owner(
 ) -> None:
     (tmp_path / "out").mkdir()
     os.chown(tmp_path / "out", *owner)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OUTPUT_DIR": str(tmp_path / "out"),
-        "DATA_DIR": str(tmp_path),
-    }
+    folders = {"PYTHONPATH": str(ROOT), "OUTPUT_DIR": str(tmp_path / "out"), "DATA_DIR": str(tmp_path)}
     # A system program: this interpreter may be in a place that only root can read.
     code = "import os, runpy, sys; runpy.run_path(sys.argv[1])['setup_user']('cat')"
     code += "; os.execv('/bin/cat', ['cat', '/proc/self/status'])"
-    command = [sys.executable, "-c", code, str(ROOT / "docker/entrypoint")]
-    done = subprocess.run(
-        ["setpriv", "--groups", "0,6", *command], env=environment, capture_output=True, text=True, timeout=60
-    )
+    command = ["setpriv", "--groups", "0,6", sys.executable, "-c", code, str(ROOT / "docker/entrypoint")]
+    done = subprocess.run(command, env={**os.environ, **folders}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     status = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
     assert status["Uid"].split() == [str(owner[0])] * 4
@@ -256,7 +217,7 @@ def test_the_environment_takes_precedence_over_the_env_file_and_the_allocators_d
     names = ("PHASE", "OUTPUT_DIR", "DATA_DIR", "SEED", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     show = f"import os; print(*(os.environ[name] for name in {names}))"
     run = start(sys.executable, "-c", show, PHASE="1", MALLOC_TRIM_THRESHOLD_="5")
-    *kept, threshold = run.process.communicate(timeout=30)[0].split()
+    *kept, threshold = run.communicate(timeout=30)[0].split()
     assert kept == ["1", str(tmp_path / "elsewhere"), str(tmp_path / "data"), "4", "5"]
     assert int(threshold) >= 1 << 30
 

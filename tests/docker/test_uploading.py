@@ -73,13 +73,13 @@ def start_hub(project: Project) -> None:
     wait_until("the Hub's answer", lambda: answers(project), seconds=30)
 
 
-def missing(project: Project) -> list[str]:
-    """Files of the run that the Hub does not list with the same bytes."""
+def missing(project: Project, output: Path) -> list[str]:
+    """Files of an output folder that the Hub does not list with the same bytes."""
     repos = call(project, "/_state")["repos"]
     listed = repos["me/tracker"]["files"] if "me/tracker" in repos else {}
-    local = [path for path in project.output.rglob("*") if path.is_file() and "/." not in str(path)]
+    local = [path for path in output.rglob("*") if path.is_file() and "/." not in str(path)]
     assert any(path.suffix == ".safetensors" for path in local)
-    names = {path.relative_to(project.output).as_posix(): path for path in local}
+    names = {path.relative_to(output).as_posix(): path for path in local}
     return sorted(name for name, path in names.items() if listed.get(name, {}).get("sha256") != sha256_file(path))
 
 
@@ -91,43 +91,6 @@ def uploader_state(project: Project) -> dict[str, Any]:
 def all_logs(project: Project) -> str:
     names = project.compose("ps", "--all", "--quiet", "train-phase1", "uploader").stdout.split()
     return project.compose("logs", "--no-color").stdout + "".join(docker("inspect", name) for name in names)
-
-
-def test_everything_is_on_the_hub_soon_after_training_and_the_token_is_nowhere(project: Project) -> None:
-    start_hub(project)
-    up = project.start("up", "--no-color", "train-phase1")
-    wait_until("the uploader", lambda: project.compose("ps", "--quiet", "uploader").stdout.strip(), seconds=60)
-    seen = ""
-    while up.poll() is None:
-        seen += command(["ps", "-ewwo", "args"]).stdout
-        time.sleep(0.5)
-    screen, _ = up.communicate()
-    assert project.exit_code("train-phase1") == 0, screen
-    assert "seqtrack upload" in seen
-    wait_until("the uploader's end", lambda: uploader_state(project)["Status"] == "exited", seconds=60)
-    assert project.exit_code("uploader") == 0, project.compose("logs", "uploader").stdout
-    assert missing(project) == []
-    assert call(project, "/_state")["violations"] == []
-    assert TOKEN not in seen
-    assert TOKEN not in screen + all_logs(project)
-    assert not [path for path in project.output.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-
-
-@pytest.mark.long
-def test_a_hub_outage_stops_nothing_and_everything_is_uploaded_later(project: Project) -> None:
-    screen = project.up("train-phase1")
-    assert project.exit_code("train-phase1") == 0, screen
-    state = uploader_state(project)
-    assert state["Status"] == "running"
-    wait_until("an unhealthy uploader", lambda: uploader_state(project)["Health"]["Status"] == "unhealthy", seconds=60)
-    reasons = uploader_state(project)["Health"]["Log"][-1]["Output"]
-    assert reasons.strip() not in ("", "healthy")
-    assert project.compose("stop", "uploader").returncode == 0
-    assert project.exit_code("uploader") == 3  # not drained
-    start_hub(project)
-    screen = project.up("uploader")
-    assert project.exit_code("uploader") == 0, screen
-    assert missing(project) == []
 
 
 def lone_container(project: Project, *, output: Path, **variables: str) -> str:
@@ -152,15 +115,48 @@ def lone_container(project: Project, *, output: Path, **variables: str) -> str:
     return log.stdout + log.stderr
 
 
-def test_a_lone_container_uploads_during_training_and_ends_when_everything_is_uploaded(project: Project) -> None:
+def test_both_phases_are_on_the_hub_soon_after_training_and_the_token_is_nowhere(project: Project) -> None:
+    """Phase 1 with compose; phase 2 in a lone container on a new, empty machine that fetches its checkpoint."""
     start_hub(project)
-    log = lone_container(project, output=project.output, PHASE="1")
-    assert missing(project) == []
-    assert TOKEN not in log
-    # A new, empty machine: phase 2 fetches its checkpoint from the Hub.
+    up = project.start("up", "--no-color", "train-phase1")
+    wait_until("the uploader", lambda: project.compose("ps", "--quiet", "uploader").stdout.strip(), seconds=60)
+    seen = ""
+    while up.poll() is None:
+        seen += command(["ps", "-ewwo", "args"]).stdout
+        time.sleep(0.5)
+    screen, _ = up.communicate()
+    assert project.exit_code("train-phase1") == 0, screen
+    assert "seqtrack upload" in seen
+    wait_until("the uploader's end", lambda: uploader_state(project)["Status"] == "exited", seconds=60)
+    assert project.exit_code("uploader") == 0, project.compose("logs", "uploader").stdout
+    assert missing(project, project.output) == []
+    assert call(project, "/_state")["violations"] == []
+    assert TOKEN not in seen
+    assert TOKEN not in screen + all_logs(project)
+    assert not [path for path in project.output.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     other = project.folder / "elsewhere"
-    lone_container(project, output=other, PHASE="2", RESUME_EPOCH="1")
-    folders = (project.output / "phase_1", other / "phase_2")
-    manifests = [folder / "checkpoints/SEQTRACK_ep0002.json" for folder in folders]
+    log = lone_container(project, output=other, PHASE="2", RESUME_EPOCH="1")
+    assert TOKEN not in log
+    assert missing(project, other) == []
+    manifests = [
+        folder / "checkpoints/SEQTRACK_ep0002.json" for folder in (project.output / "phase_1", other / "phase_2")
+    ]
     one, two = (json.loads(path.read_text()) for path in manifests)
     assert one["weights_sha256"] == two["weights_sha256"]
+
+
+@pytest.mark.long
+def test_a_hub_outage_stops_nothing_and_everything_is_uploaded_later(project: Project) -> None:
+    screen = project.up("train-phase1")
+    assert project.exit_code("train-phase1") == 0, screen
+    state = uploader_state(project)
+    assert state["Status"] == "running"
+    wait_until("an unhealthy uploader", lambda: uploader_state(project)["Health"]["Status"] == "unhealthy", seconds=60)
+    reasons = uploader_state(project)["Health"]["Log"][-1]["Output"]
+    assert reasons.strip() not in ("", "healthy")
+    assert project.compose("stop", "uploader").returncode == 0
+    assert project.exit_code("uploader") == 3  # not drained
+    start_hub(project)
+    screen = project.up("uploader")
+    assert project.exit_code("uploader") == 0, screen
+    assert missing(project, project.output) == []

@@ -1,16 +1,11 @@
 """Real annotations and boxes of published trackers if available, and a small run with drawn videos."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-import yaml
+from runs import save_epoch
 
-from seqtrack.checkpoints.store import write_checkpoint
-from seqtrack.checkpoints.tensors import tensor_bytes
-from seqtrack.config.loader import config_digest, dump_config, load_config
+from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.demo import Plan, draw_demo
 from seqtrack.data.lasot import open_lasot
@@ -18,7 +13,6 @@ from seqtrack.data.sequence import Sequence
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
-from seqtrack.run_dir import epoch_name
 
 
 @pytest.fixture(autouse=True)
@@ -26,31 +20,10 @@ def _on_one_thread(one_thread: None) -> None:
     """Every test here runs a model."""
 
 
-@dataclass(frozen=True)
-class EvaluationData:
-    """LaSOT's test annotations and trackers' boxes, all sequences concatenated."""
-
-    folder: Path
-    names: list[str]
-    offsets: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float64]
-    visible: npt.NDArray[np.bool_]
-
-    def spans(self) -> list[slice]:
-        return [slice(int(a), int(b)) for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
-
-    def results(self, tracker: str) -> npt.NDArray[np.float64]:
-        with np.load(self.folder / f"results_{tracker}.npz") as stored:
-            return stored["boxes"].astype(np.float64)
-
-
 @pytest.fixture(scope="session")
-def lasot_eval(test_data: Path) -> EvaluationData:
-    folder = test_data / "lasot_eval"
-    with np.load(folder / "lasot_test_gt.npz") as stored:
-        absent = np.unpackbits(stored["absent"])[: int(stored["n"])].astype(bool)
-        boxes = stored["boxes"].astype(np.float64)
-        return EvaluationData(folder, stored["names"].tolist(), stored["offsets"], boxes, ~absent)
+def lasot_eval(test_data: Path) -> Path:
+    """Annotations of LaSOT's test set, and boxes of published trackers."""
+    return test_data / "lasot_eval"
 
 
 @pytest.fixture(scope="session")
@@ -85,16 +58,8 @@ def model(config: Config) -> SeqTrack:
 def three_epochs(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
     """An output folder whose phase 1 has checkpoints of three epochs with different weights. Not to be changed."""
     output = tmp_path_factory.mktemp("run") / "output"
-    folder = output / "phase_1" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder.parent / "config.yaml").write_text(dump_config(config))
+    (output / "phase_1").mkdir(parents=True)
+    (output / "phase_1" / "config.yaml").write_text(dump_config(config))
     for epoch in (1, 2, 3):
-        weights = build_model(model_spec(config), seed=epoch).state_dict()
-        tensors = {f"model/{name}": tensor_bytes(value) for name, value in weights.items()}
-        described = {
-            "kind": "epoch", "epoch": epoch, "step": 10 * epoch, "sample": 0, "loss": 1.0 / epoch, "iou": 0.1 * epoch,
-            "parent_sha256": None, "config_digest": config_digest(config), "data_digest": None,
-            "created": "2026-01-01T00:00:00Z", "config": yaml.safe_load(dump_config(config)),
-        }  # fmt: skip
-        write_checkpoint(folder / epoch_name(epoch), tensors, {"epoch": epoch}, describe=described)
+        save_epoch(output, epoch, build_model(model_spec(config), seed=epoch), config)
     return output

@@ -10,8 +10,6 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import score
 from seqtrack.evaluation.results import TrackerResult, choose, read_results, static_box_result
 
-from .conftest import EvaluationData
-
 NAN = float("nan")
 
 
@@ -60,12 +58,9 @@ def test_trackers_are_folders_and_archives_and_get_distinct_names(tmp_path: Path
     assert (found[0].record.mean["fps"], found[0].record.mean["ms_a_frame"]) == (None, None)
 
 
-def test_a_place_without_results_is_refused(tmp_path: Path) -> None:
+def test_too_few_boxes_and_missing_files_are_refused_all_at_once(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing"):
         assert refusal(place)[0].code == "results.none"
-
-
-def test_too_few_boxes_and_missing_files_are_refused_all_at_once(tmp_path: Path) -> None:
     tracker_folder(tmp_path / "A", cat_1=[[1, 1, 5, 5]] * 3)
     tracker_folder(tmp_path / "B", dog_2=None)
     np.savez(tmp_path / "results_x.npz", names=np.array(["cat-1"]), offsets=[0, 4], boxes=np.ones((4, 4)))
@@ -74,22 +69,16 @@ def test_too_few_boxes_and_missing_files_are_refused_all_at_once(tmp_path: Path)
     assert "cat-1.txt" in problems[0] and "dog-2.txt" in problems[1] and "dog-2" in problems[2]
 
 
-LOST = [[10, 10, 20, 20], [5, 5, 0, 9], [0, 0, 0, 0], [10, 10, 20, 20]]
+LOST = [[10, 10, 20, 20], [5, 5, 0, 9], [0, 0, 0, 0], [10, 10, 20, 20]]  # size zero means lost
 
 
-@pytest.mark.parametrize(
-    ("rows", "note"),
-    [
-        pytest.param([[10, 10, 20, 20]] * 6, "cat-1.txt: 6 ", id="beyond the annotation"),
-        pytest.param(LOST, "cat-1.txt:2: 2 rows", id="size zero means lost"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "note"), [([[10, 10, 20, 20]] * 6, "cat-1.txt: 6 "), (LOST, "cat-1.txt:2: 2 rows")])
 def test_what_is_scored_with_a_note(tmp_path: Path, rows: list[list[float]], note: str) -> None:
     (found,) = read(tracker_folder(tmp_path / "A", cat_1=rows))
     assert len(found.record.notes) == 1 and note in found.record.notes[0]
 
 
-@pytest.mark.parametrize("row", [[NAN, 1, 2, 3], [1, 1, float("inf"), 3], [1, 1, -2, 3], [1, 1, 2, -3]])
+@pytest.mark.parametrize("row", [[NAN, 1, 2, 3], [1, 1, float("inf"), 3], [1, 1, -2, 3]])
 def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requested(
     tmp_path: Path, row: list[float]
 ) -> None:
@@ -107,21 +96,18 @@ def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requeste
     assert read(place, repair="official")[0].record.notes == []
 
 
-def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: EvaluationData) -> None:
-    annotations = read_annotations(lasot_eval.folder / "mini_txt")
-    texts = {one.record.name: one for one in read_results([lasot_eval.folder / "mini_txt" / "results"], annotations)}
-    archives = {one.record.name: one for one in read_results([lasot_eval.folder], annotations)}
+def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: Path) -> None:
+    annotations = read_annotations(lasot_eval / "mini_txt")
+    texts = {one.record.name: one for one in read_results([lasot_eval / "mini_txt" / "results"], annotations)}
+    archives = {one.record.name: one for one in read_results([lasot_eval], annotations)}
     for text, archive in (("ATOM", "atom"), ("SiamRPN++", "siamrpnpp")):
         assert texts[text].record.mean["auc"] == pytest.approx(archives[archive].record.mean["auc"], abs=1e-4)
 
 
 def test_the_static_box_baseline_repeats_the_first_box() -> None:
-    moving = annotation("cat-1", 4)
-    moving.boxes_xywh[1:, 0] += [5, 10, 15]
-    still = static_box_result([moving])
-    assert (still.tracks["cat-1"].boxes_xywh == moving.boxes_xywh[0]).all()
-    auc = still.record.mean["auc"]
-    assert auc is not None and auc < score(moving.boxes_xywh, moving.boxes_xywh, ~moving.absent).auc
+    moving = annotation("cat-1", 3)
+    moving.boxes_xywh[1:, 0] += [5, 10]
+    assert (static_box_result([moving]).tracks["cat-1"].boxes_xywh == moving.boxes_xywh[0]).all()
 
 
 def test_classes_and_sequences_are_chosen_in_the_order_of_the_set() -> None:

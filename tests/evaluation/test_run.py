@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import completed, environment, epochs, numbers, train
 
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
@@ -89,3 +90,34 @@ def test_a_sequence_on_both_sides_is_refused_also_under_another_name(
         with pytest.raises(UserError, match=name) as caught:
             refuse_leak(held_out, [*training_sequences, sequences[0]])
         assert caught.value.code == "evaluation.leak"
+
+
+SMALL = {"DATA.TRAIN.SAMPLE_PER_EPOCH": 16, "DATA.MAX_SAMPLE_INTERVAL": 20, "TRAIN.BATCH_SIZE": 8}
+
+
+def test_a_run_with_validation_ends_in_the_bits_of_one_without(tmp_path: Path, data_dir: Path) -> None:
+    """Dropout draws from torch's global state: a validation that moved it would show in the weights."""
+    for interval in (0, 1):
+        keys = {**SMALL, "TRAIN.VALIDATION_INTERVAL": interval}
+        completed(environment(tmp_path / str(interval), data_dir, keys, EPOCHS=1, DATASET="lasot", CONFIG="demo"))
+    without, validated = (epochs(tmp_path / name / "phase_1") for name in "01")
+    assert len(validated) == 1
+    assert {epoch: one.sha256 for epoch, one in validated.items()} == {e: one.sha256 for e, one in without.items()}
+    scores, none = (
+        [one for one in numbers(tmp_path / name / "phase_1") if one["type"] == "validation"] for name in "10"
+    )
+    assert [one["epoch"] for one in scores] == [1] and not none
+    assert all(0 <= one[name] <= 100 for one in scores for name in METRICS) and scores[0]["sequences"] == 4
+
+
+def test_a_sequence_that_is_trained_on_and_held_out_stops_the_run_before_it_begins(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    data = Path(shutil.copytree(data_dir, tmp_path / "lasot"))
+    shutil.rmtree(data / "disk" / "disk-3")
+    shutil.copytree(data / "disk" / "disk-1", data / "disk" / "disk-3", ignore=shutil.ignore_patterns("img"))
+    (data / "disk" / "disk-3" / "img").symlink_to(data / "disk" / "disk-1" / "img")
+    keys = {**SMALL, "TRAIN.VALIDATION_INTERVAL": 1}
+    ended = train(environment(tmp_path / "output", data, keys, DATASET="lasot", CONFIG="demo"))
+    assert (ended.code, ended.codes) == (2, ["evaluation.leak"])
+    assert not (tmp_path / "output" / "phase_1" / "checkpoints").exists()

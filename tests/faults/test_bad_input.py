@@ -6,64 +6,49 @@ One mistake is tried as the command a user types; the others through the same `m
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from runs import command, completed, environment, epochs, train, tree
 
-
-class Bad(NamedTuple):
-    """A mistake by its configuration keys and variables, the codes of its errors, and values in the messages."""
-
-    codes: list[str]
-    values: list[str]
-    keys: dict[str, str]
-    variables: dict[str, str]
-
-
 OTHER = "run.other_experiment"
 RESUME = {"PHASE": "2", "RESUME_EPOCH": "99"}
-BAD = {
-    "an unknown key": Bad(["config.unknown_key"], ["TRAIN.LRR", "TRAIN.LR"], {"TRAIN.LRR": "1e-4"}, {}),
-    "an epoch after the end": Bad(["config.resume_epoch"], ["RESUME_EPOCH 99"], {}, RESUME),
-    "an epoch that was never saved": Bad(
-        ["resume.no_checkpoint"], ["epoch 99", "epochs 1, 2, 3"], {}, {**RESUME, "EPOCHS": "100"}
+NOWHERE = {"DATASET": "lasot", "CONFIG": "demo", "DATA_DIR": "/nowhere"}
+TOKEN_FILE = {"HF_REPO": "me/tracker", "HF_TOKEN_PATH": "/nowhere/token"}
+# By its configuration keys and variables: the codes of its errors, and values in the messages.
+BAD: dict[str, tuple[list[str], list[str], dict[str, str], dict[str, str]]] = {
+    "an unknown key": (["config.unknown_key"], ["TRAIN.LRR", "TRAIN.LR"], {"TRAIN.LRR": "1e-4"}, {}),
+    "an epoch after the end": (["config.resume_epoch"], ["RESUME_EPOCH 99"], {}, RESUME),
+    "no such epoch": (["resume.no_checkpoint"], ["epoch 99", "epochs 1, 2, 3"], {}, {**RESUME, "EPOCHS": "100"}),
+    "a missing data folder": (["data.no_folder", "data.no_classes"], ["/nowhere"], {}, NOWHERE),
+    "a repository without a token": (["token.missing"], ["me/tracker"], {}, {"HF_REPO": "me/tracker"}),
+    "a missing token file": (["token.unreadable"], ["/nowhere/token"], {}, TOKEN_FILE),
+    "another run's folder": ([OTHER] * 3, ["TRAIN.SEED is 99", "TRAIN.LR is 0.5"], {"TRAIN.LR": "0.5"}, {"SEED": "99"}),
+    "another run's checkpoint": (
+        [OTHER] * 2, ["TRAIN.SEED is 99"], {}, {"SEED": "99", "PHASE": "2", "RESUME_EPOCH": "1"},
     ),
-    "a missing data folder": Bad(
-        ["data.no_folder", "data.no_classes"],
-        ["/nowhere"],
-        {},
-        {"DATASET": "lasot", "CONFIG": "demo", "DATA_DIR": "/nowhere"},
+    "precision that the device lacks": (["device.fp16_on_cpu"], ["TRAIN.AMP"], {"TRAIN.AMP": "fp16"}, {}),
+    "no machine to meet at": (["launch.no_rendezvous"], [], {}, {"NNODES": "2"}),
+    "a machine too many": (
+        ["launch.no_rendezvous"], [], {}, {"NNODES": "2", "RENDEZVOUS": "127.0.0.1:29500", "NODE_RANK": "2"},
     ),
-    "a repository without a token": Bad(["token.missing"], ["me/tracker"], {}, {"HF_REPO": "me/tracker"}),
-    "a token file that is missing": Bad(
-        ["token.unreadable"], ["/nowhere/token"], {}, {"HF_REPO": "me/tracker", "HF_TOKEN_PATH": "/nowhere/token"}
-    ),
-    "another configuration's output folder": Bad(
-        [OTHER] * 3, ["TRAIN.SEED is 99", "TRAIN.LR is 0.5"], {"TRAIN.LR": "0.5"}, {"SEED": "99"}
-    ),
-    "another configuration's checkpoint": Bad(
-        [OTHER] * 2, ["TRAIN.SEED is 99"], {}, {"SEED": "99", "PHASE": "2", "RESUME_EPOCH": "1"}
-    ),
-    "precision that the device lacks": Bad(["device.fp16_on_cpu"], ["TRAIN.AMP"], {"TRAIN.AMP": "fp16"}, {}),
-}
+}  # fmt: skip
 if not torch.cuda.is_available():
-    BAD["no GPU"] = Bad(["device.no_gpu"], ["DEVICE=cuda", "DEVICE=cpu"], {}, {"DEVICE": "cuda"})
+    BAD["no GPU"] = (["device.no_gpu"], ["DEVICE=cuda", "DEVICE=cpu"], {}, {"DEVICE": "cuda"})
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_ends_with_2_its_codes_and_nothing_written(
     name: str, uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
-    bad = BAD[name]
+    codes, values, keys, variables = BAD[name]
     output = tmp_path if name.startswith("precision") else uninterrupted
     before = tree(output)
-    env = environment(output, demo_data, bad.keys, **bad.variables)
+    env = environment(output, demo_data, keys, **variables)
     ended = command("train", env=env) if name == "an unknown key" else train(env)
-    assert (ended.code, ended.codes) == (2, bad.codes), ended.said
+    assert (ended.code, ended.codes) == (2, codes), ended.said
     assert "Traceback" not in ended.said
-    assert [value for value in bad.values if value not in ended.said] == []
+    assert [value for value in values if value not in ended.said] == []
     assert tree(output) == before
 
 

@@ -1,11 +1,10 @@
 """One process of several fails, is stopped or takes long, at each stage of a run: the others must end, or must wait."""
 
-import dataclasses
 import errno
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,52 +15,25 @@ import torch
 from runs import assert_same_run, environment, numbers
 
 from faults.process_pairs import ranks_of, together
+from seqtrack.data.demo import Plan, draw_demo
 
 VALIDATES = {"TRAIN.VALIDATION_INTERVAL": "1", "TRAIN.VALIDATION_SEQUENCES": "1"}
 
 
-def _patch(owner: object, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    setattr(owner, name, around(getattr(owner, name)))
+@pytest.fixture(scope="module")
+def short_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn videos of which those to validate on are short."""
+    folder = tmp_path_factory.mktemp("short")
+    draw_demo(folder / "lasot", plan=Plan(train_sequences=2, train_frames=25, test_sequences=1, test_frames=14))
+    return folder
 
 
-def _short_sequences() -> None:
-    """Validate on the first frames of a sequence only."""
-    from seqtrack.evaluation import run
-
-    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
-        def on_few(model: Any, sequences: list[Any], *args: Any, **kwargs: Any) -> Any:
-            few = [
-                dataclasses.replace(
-                    one, **{name: getattr(one, name)[:4] for name in ("boxes_xywh", "absent", "frame_bytes")}
-                )
-                for one in sequences
-            ]
-            return inner(model, few, *args, **kwargs)
-
-        return on_few
-
-    _patch(run, "validate", around)
-
-
-def _raise(error: Exception, *, call: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function raise at its `call`-th call."""
-
-    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
-        calls = 0
-
-        def failing(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise error
-            return inner(*args, **kwargs)
-
-        return failing
-
-    return around
+def _environment(output: Path, data: Path, epochs: int) -> dict[str, str]:
+    return environment(output, data, VALIDATES, EPOCHS=epochs, DATASET="lasot", CONFIG="demo")
 
 
 def _fail(stage: str, rank: int) -> None:
+    """Make a function of one rank raise at one of its calls."""
     if os.environ["RANK"] != str(rank):
         return
     from seqtrack import train
@@ -71,15 +43,22 @@ def _fail(stage: str, rank: int) -> None:
     from seqtrack.training import checkpointer
 
     file = f"{os.environ['OUTPUT_DIR']}/phase_1/file"
-    {
-        "start": lambda: _patch(train, "load_state", _raise(KeyError("planted"), call=1)),
-        "data": lambda: _patch(TrackingDataset, "sample", _raise(ValueError("planted"), call=20)),
-        "forward": lambda: _patch(SeqTrack, "forward", _raise(torch.OutOfMemoryError("planted"), call=3)),
-        "save": lambda: _patch(
-            checkpointer, "write_checkpoint", _raise(OSError(errno.ENOSPC, "planted", file), call=1)
-        ),
-        "validation": lambda: _patch(run, "track_sequences", _raise(ValueError("planted"), call=1)),
-    }[stage]()
+    stages: dict[str, tuple[Any, str, int, Exception]] = {
+        "start": (train, "load_state", 1, KeyError("planted")),
+        "data": (TrackingDataset, "sample", 20, ValueError("planted")),
+        "forward": (SeqTrack, "forward", 3, torch.OutOfMemoryError("planted")),
+        "save": (checkpointer, "write_checkpoint", 1, OSError(errno.ENOSPC, "planted", file)),
+        "validation": (run, "track_sequences", 1, ValueError("planted")),
+    }
+    owner, name, last, error = stages[stage]
+    inner, calls = getattr(owner, name), itertools.count(1)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == last:
+            raise error
+        return inner(*args, **kwargs)
+
+    setattr(owner, name, failing)
 
 
 @pytest.mark.parametrize(
@@ -93,39 +72,38 @@ def _fail(stage: str, rank: int) -> None:
     ],
 )
 def test_a_failure_of_one_rank_at_any_stage_ends_all(
-    stage: str, rank: int, code: str, demo_data: Path, tmp_path: Path
+    stage: str, rank: int, code: str, short_data: Path, tmp_path: Path
 ) -> None:
-    env = environment(tmp_path, demo_data, VALIDATES, EPOCHS=30)
-    with ranks_of(env, 3, partial(_fail, stage, rank)) as distributed:
+    with ranks_of(_environment(tmp_path, short_data, 30), 3, partial(_fail, stage, rank)) as distributed:
         ended = [one.end() for one in distributed]
     assert [one.code for one in ended] == [1, 1, 1]
     for number, one in enumerate(ended):
         assert one.codes == [code if number == rank else "run.peer_lost"], one.said
 
 
-def _gate(folder: Path) -> None:
+def _gate(folder: Path, meeting_s: float = 0.0) -> None:
     """Hold the validation of rank 0 from its first frame on, until a file lets it continue."""
     from seqtrack.evaluation import run
+    from seqtrack.runtime import distributed
 
-    _short_sequences()
+    inner = run.read_frame
 
-    def around(inner: Callable[..., Any]) -> Callable[..., Any]:
-        def gated(path: Path) -> Any:
-            (folder / "validating").touch()
-            while not (folder / "continue").exists():
-                time.sleep(0.002)
-            return inner(path)
+    def gated(path: Path) -> Any:
+        (folder / "validating").touch()
+        while not (folder / "continue").exists():
+            time.sleep(0.002)
+        return inner(path)
 
-        return gated
-
-    _patch(run, "read_frame", around)
+    run.read_frame = gated
+    if meeting_s:
+        distributed._MEETING_LIMIT = timedelta(seconds=meeting_s)
 
 
 @pytest.fixture(scope="module")
-def validated(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated(short_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two processes with validations, that nothing disturbed."""
     output = tmp_path_factory.mktemp("validated")
-    together(environment(output, demo_data, VALIDATES, EPOCHS=2), 2, _short_sequences)
+    together(_environment(output, short_data, 2), 2)
     return output / "phase_1"
 
 
@@ -142,10 +120,10 @@ def _scored(folder: Path) -> list[int]:
     ],
 )
 def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_validation_up(
-    killed: int, number: int, codes: list[int], scored: list[int], validated: Path, demo_data: Path, tmp_path: Path
+    killed: int, number: int, codes: list[int], scored: list[int], validated: Path, short_data: Path, tmp_path: Path
 ) -> None:
     assert _scored(validated) == [1, 2]
-    env, folder = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=2), tmp_path / "out" / "phase_1"
+    env, folder = _environment(tmp_path / "out", short_data, 2), tmp_path / "out" / "phase_1"
     with ranks_of(env, 2, partial(_gate, tmp_path)) as distributed:
         assert distributed[0].until((tmp_path / "validating").exists)
         assert (folder / "checkpoints" / "SEQTRACK_ep0001.json").exists()
@@ -155,22 +133,13 @@ def test_a_run_that_ends_inside_a_validation_keeps_the_epoch_and_catches_the_val
         (tmp_path / "continue").touch()
         assert [one.end().code for one in distributed] == codes
     assert _scored(folder) == scored
-    together(env, 2, _short_sequences)
+    together(env, 2)
     assert_same_run(folder, validated)
 
 
-def _short_meeting(folder: Path) -> None:
-    """Processes that wait for each other for four seconds at the start."""
-    from seqtrack.runtime import distributed
-
-    _gate(folder)
-    distributed._MEETING_LIMIT = timedelta(seconds=4.0)
-
-
 @pytest.mark.long
-def test_what_rank_0_does_alone_may_take_longer_than_any_limit(demo_data: Path, tmp_path: Path) -> None:
-    env = environment(tmp_path / "out", demo_data, VALIDATES, EPOCHS=1)
-    with ranks_of(env, 2, partial(_short_meeting, tmp_path)) as distributed:
+def test_what_rank_0_does_alone_may_take_longer_than_any_limit(short_data: Path, tmp_path: Path) -> None:
+    with ranks_of(_environment(tmp_path / "out", short_data, 1), 2, partial(_gate, tmp_path, 4.0)) as distributed:
         assert distributed[0].until((tmp_path / "validating").exists)
         distributed[1].process.join(6.0)
         (tmp_path / "continue").touch()

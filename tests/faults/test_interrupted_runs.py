@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from runs import PATIENCE_S, assert_same_run, command, completed, environment, epochs, numbers, start, tree
 
+from faults.process_pairs import ranks_of, together
 from seqtrack.checkpoints.store import list_checkpoints
 
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
@@ -56,28 +57,36 @@ def test_a_run_killed_at_a_moment_of_a_save_ends_as_an_uninterrupted_one(
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    ("number", "kills"),
+    ("number", "kills", "world_size"),
     [
-        (signal.SIGKILL, 3),
-        pytest.param(signal.SIGKILL, 100, marks=pytest.mark.long),
-        pytest.param(signal.SIGTERM, 100, marks=pytest.mark.long),
+        (signal.SIGKILL, 3, 1),
+        pytest.param(signal.SIGKILL, 100, 1, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 100, 1, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 20, 2, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 20, 2, marks=pytest.mark.long),
     ],
 )
-def test_a_run_killed_at_random_moments_ends_as_an_uninterrupted_one(
-    number: signal.Signals, kills: int, uninterrupted: Path, demo_data: Path, tmp_path: Path
+def test_a_run_or_one_of_its_processes_killed_at_random_moments_ends_as_an_uninterrupted_one(
+    number: signal.Signals, kills: int, world_size: int, uninterrupted: Path, demo_data: Path, tmp_path: Path
 ) -> None:
     keys = {**OFTEN, "TRAIN.NUM_WORKER": "1"}
     moments, runs = random.Random(int(number)), 0
+    if world_size > 1:
+        uninterrupted = tmp_path / "uninterrupted"
+        together(environment(uninterrupted, demo_data, keys), world_size)
+    # A stop that comes before Python has set its handlers ends the process as the system does.
+    codes = {0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75, -number}
     while kills > 0:
-        env, code, runs = environment(tmp_path / f"run{runs}", demo_data, keys), -1, runs + 1
-        while code != 0 and kills > 0:
-            with start(env) as running:
-                running.process.join(moments.uniform(0, 2.0))
-                running.signal(number)
-                code, kills = running.end().code, kills - 1
-            # A stop that comes before Python has set its handlers ends the process as the system does.
-            assert code in ({0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75, -number})
-        completed(env)
+        env, ended, runs = environment(tmp_path / f"run{runs}", demo_data, keys), [-1], runs + 1
+        while any(ended) and kills > 0:
+            with ranks_of(env, world_size) as ranks:
+                ranks[0].process.join(moments.uniform(0, 2.0))
+                moments.choice(ranks).signal(number)
+                said = [rank.end() for rank in ranks]
+            ended, kills = [one.code for one in said], kills - 1
+            assert not any("Traceback" in one.said for one in said)
+            assert all(one.code in codes or one.codes == ["run.peer_lost"] for one in said), said
+        together(env, world_size)
         assert_same_run(Path(env["OUTPUT_DIR"]) / "phase_1", uninterrupted / "phase_1")
 
 

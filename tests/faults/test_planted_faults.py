@@ -16,17 +16,3 @@ def test_a_fault_has_exactly_one_place_and_tests_that_exist(fault: mutate.Fault)
     files, _, chosen = fault.tests.partition(" -k ")
     source = "".join((ROOT / file).read_text() for file in files.split())
     assert source and chosen in source
-
-
-@pytest.mark.parametrize(
-    ("place", "old"),
-    [
-        ("_no_such_function", "1"),
-        ("main", "1"),  # several modules define it
-        ("errors:STOPPED_EXIT_CODE", "76"),
-        ("cli:_run", "..."),
-    ],
-)
-def test_a_fault_without_exactly_one_place_is_refused(place: str, old: str) -> None:
-    with pytest.raises(LookupError):
-        mutate.inject(mutate.Fault("", "", place, old), ROOT)

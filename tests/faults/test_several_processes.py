@@ -7,7 +7,6 @@ the rest of its behaviour with small processes.
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import PATIENCE_S, Running, assert_same_run, completed, environment, numbers, start
+from runs import PATIENCE_S, assert_same_run, children, completed, environment, numbers, start
 
 from faults.process_pairs import free_port, ranks_of, together
 from faults.test_bad_input import truncate_frames
@@ -41,15 +40,15 @@ def uneven_alone(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output / "phase_1"
 
 
-def _assert_close(ours: Path, theirs: Path, *, within: float = 1e-5) -> None:
-    """The same samples and steps; losses and IoUs within `within`."""
+def _assert_close(ours: Path, theirs: Path) -> None:
+    """The same samples and steps; losses and IoUs are close."""
     mine, others = numbers(ours), numbers(theirs)
     assert len(mine) == len(others) > 0
     for one, other in zip(mine, others, strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
             if key in ("loss", "iou", "interval_loss", "interval_iou"):
-                assert value == pytest.approx(other[key], abs=within), (one["step"], key)
+                assert value == pytest.approx(other[key], abs=1e-5), (one["step"], key)
             elif key == "grad_norm":
                 assert value == pytest.approx(other[key], rel=1e-3)
             else:
@@ -137,33 +136,13 @@ def test_killing_or_stop_asked_of_one_of_two_ends_both_and_the_next_start_ends_a
     assert_same_run(tmp_path / "phase_1", uninterrupted_pair)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(7200)
-def test_a_pair_of_which_one_is_killed_at_random_moments_ends_as_an_uninterrupted_pair(
-    demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
-) -> None:
-    moments = random.Random(9)
-    for number in range(30):
-        env = environment(tmp_path / f"run{number}", demo_data, OFTEN)
-        with ranks_of(env, 2) as pair:
-            assert pair[0].until(lambda: "starts from scratch" in pair[0].said())
-            pair[0].process.join(moments.uniform(0, 2.0))
-            moments.choice(pair).signal(moments.choice([signal.SIGKILL, signal.SIGTERM]))
-            ended = [rank.end() for rank in pair]
-        assert not any("Traceback" in one.said for one in ended)
-        assert all(one.codes == ["run.peer_lost"] for one in ended if one.code == 1), ended
-        together(env, 2)
-        assert_same_run(tmp_path / f"run{number}" / "phase_1", uninterrupted_pair)
-
-
-def _trainers(launcher: Running) -> dict[int, int]:
+def _trainers(launcher: int) -> dict[int, int]:
     """Process ids of the launcher's ranks, without their loader workers."""
     found = {}
-    for task in Path(f"/proc/{launcher.process.pid}/task").iterdir():
-        for process in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                variables = Path("/proc", process, "environ").read_bytes().split(b"\0")
-                found |= {int(one[5:]): int(process) for one in variables if one.startswith(b"RANK=")}
+    for process in children(launcher):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            variables = Path("/proc", str(process), "environ").read_bytes().split(b"\0")
+            found |= {int(one[5:]): process for one in variables if one.startswith(b"RANK=")}
     return found
 
 
@@ -174,9 +153,9 @@ def test_a_launched_run_survives_a_dead_rank_and_a_dead_launcher(
     with start({**env, "EPOCHS": "3"}, "train", "--max-restarts", "2") as launcher:
         checkpoints = tmp_path / "phase_1" / "checkpoints"
         assert launcher.until(lambda: any(checkpoints.glob("SEQTRACK_step*.json")))
-        os.kill(_trainers(launcher)[1], signal.SIGKILL)
+        os.kill(_trainers(launcher.pid)[1], signal.SIGKILL)
         assert launcher.until(lambda: "resumes after step" in launcher.said())
-        trainers = _trainers(launcher)
+        trainers = _trainers(launcher.pid)
         launcher.signal(signal.SIGKILL)
         launcher.end()
         end = time.monotonic() + PATIENCE_S
@@ -200,14 +179,6 @@ def test_two_launchers_meet_as_two_machines_and_train_the_same_run(
         ended = [machine.end() for machine in machines]
     assert [one.code for one in ended] == [0, 0], "\n".join(one.said for one in ended)
     assert_same_run(tmp_path / "phase_1", uninterrupted_pair)
-
-
-@pytest.mark.parametrize("wrong", [{}, {"RENDEZVOUS": "127.0.0.1:29500", "NODE_RANK": "2"}], ids=["nowhere", "nobody"])
-def test_machines_that_cannot_meet_are_refused(wrong: dict[str, str], demo_data: Path, tmp_path: Path) -> None:
-    with start(environment(tmp_path, demo_data, NNODES=2, **wrong)) as launcher:
-        ended = launcher.end()
-    assert (ended.code, ended.codes) == (2, ["launch.no_rendezvous"])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_user_error_of_one_rank_is_reported_by_it(demo_data: Path, tmp_path: Path) -> None:

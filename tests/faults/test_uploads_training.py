@@ -5,11 +5,9 @@ Real training, the real sidecar and a real server over HTTP; only the server's r
 
 import hashlib
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from runs import Running, environment, epochs, start
+from runs import environment, epochs, start
 from uploads.harness import REPO, environ, on_hub, until, uploader_process
 from uploads.hub_server import Hub
 
@@ -23,20 +21,6 @@ def name(epoch: int) -> str:
     return f"phase_1/checkpoints/SEQTRACK_ep{epoch:04d}.safetensors"
 
 
-@pytest.fixture
-def both(hub: Hub, demo_data: Path, tmp_path: Path) -> dict[str, str]:
-    """Environment of a training that keeps one checkpoint, and of its sidecar."""
-    output = tmp_path / "output"
-    keys = {"TRAIN.KEEP_CHECKPOINTS": "1", "TRAIN.SAVE_INTERVAL_S": "0"}
-    return {**environ(hub, output), **environment(output, demo_data, keys, EPOCHS=LAST)}
-
-
-@pytest.fixture
-def running(both: dict[str, str]) -> Iterator[Running]:
-    with start(both) as training:
-        yield training
-
-
 def digests(output: Path) -> dict[int, str]:
     """sha256 of the checkpoints that lie here, by epoch."""
     return {
@@ -45,9 +29,11 @@ def digests(output: Path) -> dict[int, str]:
     }
 
 
-def test_training_deletes_what_the_hub_holds_and_nothing_else(hub: Hub, both: dict[str, str], running: Running) -> None:
-    output = Path(both["OUTPUT_DIR"])
-    with uploader_process(hub, output) as sending:
+def test_training_deletes_what_the_hub_holds_and_nothing_else(hub: Hub, demo_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    keys = {"TRAIN.KEEP_CHECKPOINTS": "1", "TRAIN.SAVE_INTERVAL_S": "0"}
+    both = {**environ(hub, output), **environment(output, demo_data, keys, EPOCHS=LAST)}
+    with start(both) as running, uploader_process(hub, output) as sending:
         assert running.until(lambda: (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.json").exists())
         running.signal(signal.SIGSTOP)
         early = digests(output)

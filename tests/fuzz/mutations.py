@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
+
 # What breaks readers: limits of integer types, spellings of numbers, structure characters, bytes that are not UTF-8.
 _TOKENS: tuple[bytes, ...] = (
     b"-1", b"0", b"1", b"2147483648", b"9223372036854775808", b"1e999", b"1_000", b"NaN", b"Infinity", b"-0.0", b"0x10",
@@ -22,6 +24,13 @@ _VALUES: tuple[Any, ...] = (
     float("nan"), float("inf"), float("-inf"),
 )  # fmt: skip
 _NUMBER_OR_STRING = re.compile(rb'-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|"[^"\\]{0,80}"')
+
+
+def counts(short: int, long: int) -> pytest.MarkDecorator:
+    """A few inputs in the usual form of a test, and many in its long form."""
+    return pytest.mark.parametrize(
+        "count", [short, pytest.param(long, marks=(pytest.mark.long, pytest.mark.timeout(3600)))]
+    )
 
 
 def cases(
@@ -42,17 +51,15 @@ def cases(
 def _change_json(text: bytes, rng: random.Random) -> bytes:
     """One value replaced, removed, or given another key, or a key that appears twice."""
     tree = json.loads(text)
-    container, key = rng.choice(list(_places(tree)))
+    places = list(_places(tree))
+    (container, key), (other, other_key) = rng.choice(places), rng.choice(places)
     action = rng.randrange(6)
     if action == 0:
         del container[key]
     elif action == 1 and isinstance(container, dict):
         container[f"{key}{rng.choice(('', ' ', '_', 'x'))}x"] = container.pop(key)
-    elif action == 2:
-        other, other_key = rng.choice(list(_places(tree)))
-        container[key] = json.loads(json.dumps(other[other_key]))
     else:
-        container[key] = rng.choice(_VALUES)
+        container[key] = json.loads(json.dumps(other[other_key])) if action == 2 else rng.choice(_VALUES)
     written = json.dumps(tree).encode()
     if rng.random() < 0.1 and isinstance(tree, dict) and tree:
         key, value = (json.dumps(one).encode() for one in (rng.choice(list(tree)), rng.choice(_VALUES)))
@@ -70,28 +77,26 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 def _change_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
     """One change; often still close to valid. A part of `other`, a valid input of the same kind, may replace a part."""
     start, end = _span(data, rng)
-    from_start, from_end = _span(other, rng)
-    piece = rng.choice((b"", data[start:end] * 2, other[from_start:from_end], rng.randbytes(end - start)))
     change = rng.randrange(10)
     if change == 0:
         return data[:start]
-    if change <= 2:
-        changed = bytearray(data)
-        for _ in range(rng.choice((1, 1, 2, 8)) if data else 0):
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-        return bytes(changed)
+    if change <= 2 and start < end:
+        flipped = data[start] ^ 1 << rng.randrange(8)
+        return data[:start] + bytes([flipped]) + data[start + 1 :]
     found = [match.span() for match in _NUMBER_OR_STRING.finditer(data[:200_000])]
     if change <= 5 and found:
         # A number or a string of a text, replaced by another one of it or by one that breaks readers.
         start, end = rng.choice(found)
         piece = data[slice(*rng.choice(found))] if rng.random() < 0.4 else rng.choice(_TOKENS)
     elif change <= 6:
-        end, piece = start, rng.choice(_TOKENS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(1, 40))
+        end, piece = start, rng.choice((*_TOKENS, rng.randbytes(20)))
+    else:
+        piece = rng.choice((b"", data[start:end] * 2, other[slice(*_span(other, rng))], rng.randbytes(end - start)))
     return data[:start] + piece + data[end:]
 
 
 def _span(data: bytes, rng: random.Random) -> tuple[int, int]:
-    """A part of `data`; mostly a short one, near the start or the end as often as in the middle, where heads lie."""
+    """A part of `data`; near the start or the end as often as in the middle, where heads lie."""
     length = min(len(data), rng.choice((1, 2, 4, 8, 16, 64, 512)))
     last = len(data) - length
     start = rng.choice((rng.randint(0, last), rng.randint(0, min(last, 512)), rng.randint(max(0, last - 512), last)))

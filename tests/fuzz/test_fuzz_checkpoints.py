@@ -12,7 +12,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,14 +19,13 @@ from checkpoints.test_damage import DESCRIBE, write_small
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from fuzz.mutations import cases
+from fuzz.mutations import cases, counts
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, canonical_json, read_checkpoint_file
 from seqtrack.checkpoints.store import (
     Manifest,
     latest_valid,
     list_checkpoints,
     load_checkpoint,
-    manifest_of,
     read_manifest,
     write_checkpoint,
 )
@@ -38,9 +36,35 @@ from seqtrack.model.authors import read_authors_file
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
 from seqtrack.training.state import RandomStates, TrainState
 
-SHORT, LONG = 40, 1200
-# Fields of a manifest that describe the state; the others may differ without an effect on the load.
-FACTS = ("kind", "epoch", "step", "sample", "file", "bytes", "sha256", "weights_sha256", "parts", "loss", "iou")
+# A valid input, whether it is JSON, and what a reader makes of a damaged one.
+Target = tuple[bytes, bool, Callable[[bytes], str]]
+
+
+def _is_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def _newest_of_two(folder: Path, kind: str) -> Target:
+    """What a start of a run makes of two checkpoints of which the newer has a damaged file or manifest."""
+    older, newer = write_small(folder, 1), write_small(folder, 2)
+    tensors, values = load_checkpoint(newer)
+    damaged = newer.manifest_path if kind == "manifest" else newer.path
+
+    def check(data: bytes) -> str:
+        damaged.write_bytes(data)
+        found = latest_valid(list_checkpoints(folder))
+        assert found is not None, "the older checkpoint was lost"
+        if found.file == older.file:
+            return "refused"
+        for name in ("kind", "epoch", "step", "sample", "file", "bytes", "sha256"):
+            assert getattr(found, name) == getattr(newer, name), name
+        loaded, loaded_values = load_checkpoint(found)
+        assert loaded_values == values and _is_same(loaded, tensors)
+        return "same"
+
+    return damaged.read_bytes(), kind == "manifest", check
 
 
 def new_state(seed: int) -> TrainState:
@@ -48,8 +72,8 @@ def new_state(seed: int) -> TrainState:
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
     optimizer = NamedOptimizer(model, Train())
-    scaler = GradScaler("cpu", enabled=True)
-    return TrainState(model, optimizer, Schedule(optimizer, Train(), 10), scaler, RandomStates(0))
+    schedule, scaler = Schedule(optimizer, Train(), 10), GradScaler("cpu", enabled=True)
+    return TrainState(model, optimizer, schedule, scaler, RandomStates(0))
 
 
 def trained_state() -> TrainState:
@@ -62,190 +86,99 @@ def trained_state() -> TrainState:
     return state
 
 
-def _is_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
-    )
-
-
-class _Pair:
-    """An older checkpoint, and a newer one that is damaged again and again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.older, self.newer = write_small(folder, 1), write_small(folder, 2)
-        self.good = self.newer.path.read_bytes(), self.newer.manifest_path.read_bytes()
-        self.tensors, self.values = load_checkpoint(self.newer)
-
-    def loads(self, file_bytes: bytes, manifest: bytes) -> str:
-        """What a start of a run makes of these two files."""
-        self.newer.path.write_bytes(file_bytes)
-        self.newer.manifest_path.write_bytes(manifest)
-        found = latest_valid(list_checkpoints(self.folder))
-        assert found is not None, "the older checkpoint was lost"
-        try:
-            manifest_of(self.newer.path)
-        except UserError as error:
-            assert error.code != "user.error"
-        if found.file == self.older.file:
-            return "skipped"
-        for name in FACTS[:7]:
-            assert getattr(found, name) == getattr(self.newer, name), name
-        tensors, values = load_checkpoint(found)
-        assert values == self.values
-        assert _is_same(tensors, self.tensors)
-        return "same"
-
-
-def _manifests(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    pair = _Pair(folder)
-    return [pair.good[1]], True, lambda data: pair.loads(pair.good[0], data)
-
-
-def _files(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    pair = _Pair(folder)
-    return [pair.good[0]], False, lambda data: pair.loads(data, pair.good[1])
-
-
-def _with_digest(manifest: Manifest, file_bytes: bytes, *, digests: bool = False) -> Manifest:
-    """The manifest of a file that was changed by someone who gave it the file's digest, or all `digests`."""
-    manifest.path.write_bytes(file_bytes)
-    fields = json.loads(manifest.manifest_path.read_text())
-    fields |= {"sha256": hashlib.sha256(file_bytes).hexdigest(), "bytes": len(file_bytes)}
+def _with_digest(manifest: Manifest, *, parts: bool) -> Manifest:
+    """The manifest of a file that was changed by someone who gave it the file's digest, or all digests."""
+    fields, data = json.loads(manifest.manifest_path.read_text()), manifest.path.read_bytes()
+    fields |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     with contextlib.suppress(DamagedFileError):
-        fields["parts"] = read_checkpoint_file(manifest.path).parts if digests else fields["parts"]
+        fields["parts"] = read_checkpoint_file(manifest.path).parts if parts else fields["parts"]
     manifest.manifest_path.write_text(json.dumps(fields))
     return read_manifest(manifest.manifest_path)
 
 
-def _heads(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    """The JSON before the tensors, in a file whose digest is right."""
-    manifest = write_small(folder, 2)
-    raw = manifest.path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    tensors, _ = load_checkpoint(manifest)
-
-    def check(head: bytes) -> str:
-        changed = _with_digest(manifest, len(head).to_bytes(8, "little") + head + raw[8 + length :])
-        try:
-            loaded, _ = load_checkpoint(changed)
-        except (DamagedFileError, UserError):
-            return "refused"
-        assert _is_same(loaded, tensors)
-        return "same"
-
-    return [raw[8 : 8 + length]], True, check
-
-
-def _states(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    """The state's JSON, in a file whose digest is right, put into a training state."""
+def _with_a_right_digest(folder: Path, kind: str) -> Target:
+    """The JSON before the tensors, or the state in it, put into a training state."""
     tensors, values = trained_state().capture()
-    original = new_state(3)
     facts = {"kind": "epoch", "epoch": 2, "step": 20, "sample": 0, "loss": 1.0, "iou": 0.2}
-    manifest = write_checkpoint(
-        folder / "SEQTRACK_ep0002.safetensors", {name: tensor_bytes(value) for name, value in tensors.items()}, values,
-        describe={**DESCRIBE, **facts},
-    )  # fmt: skip
-    raw = manifest.path.read_bytes()
+    stored = {name: tensor_bytes(value) for name, value in tensors.items()}
+    path = folder / "SEQTRACK_ep0002.safetensors"
+    manifest = write_checkpoint(path, stored, values, describe={**DESCRIBE, **facts})
+    raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    head = json.loads(raw[8 : 8 + length])
+    head = raw[8 : 8 + length]
 
-    def check(state: bytes, *, digests: bool = False) -> str:
-        text = json.dumps({**head, "__metadata__": {"state": state.decode("latin-1")}}).encode()
-        changed = _with_digest(manifest, len(text).to_bytes(8, "little") + text + raw[8 + length :], digests=digests)
+    def check(data: bytes, *, parts: bool = False) -> str:
+        if kind == "state":
+            data = json.dumps({**json.loads(head), "__metadata__": {"state": data.decode("latin-1")}}).encode()
+        path.write_bytes(len(data).to_bytes(8, "little") + data + raw[8 + length :])
+        fresh = new_state(3)
         try:
-            fresh = new_state(3)
-            fresh.restore(*load_checkpoint(changed))
+            fresh.restore(*load_checkpoint(_with_digest(manifest, parts=parts)))
         except (DamagedFileError, UserError):
             return "refused"
-        fresh_values = fresh.capture()[1]
+        restored, restored_values = fresh.capture()
+        is_same = canonical_json(restored_values) == canonical_json(values) and _is_same(restored, tensors)
         fresh.optimizer.inner.step()
-        assert digests or canonical_json(fresh_values) == canonical_json(values)
-        return "same" if canonical_json(fresh_values) == canonical_json(values) else "another state"
+        assert parts or is_same
+        return "same" if is_same else "another state"
 
-    assert check(canonical_json(values).encode()) == "same", "the negative control"
-    assert not _is_same(original.capture()[0], tensors)
-    return [canonical_json(values).encode()], True, lambda data: (check(data), check(data, digests=True))[1]
+    original = canonical_json(values).encode() if kind == "state" else head
+    assert check(original) == "same", "the negative control"
+    if kind == "head":
+        return original, True, check
+    return original, True, lambda data: (check(data), check(data, parts=True))[1]
 
 
-def _net() -> dict[str, Tensor]:
+def _authors_file(folder: Path, kind: str) -> Target:
+    """An archive of torch.save, its old format, or the pickle alone in an archive that is good."""
     draw = torch.Generator().manual_seed(4)
-    return {"a.weight": torch.randn(4, 6, generator=draw), "a.bias": torch.randn(6, generator=draw)}
-
-
-def _file(as_zip: bool) -> bytes:
-    data = io.BytesIO()
-    torch.save({"epoch": 3, "net": _net(), "stats": {"loss": [1.0, None]}}, data, _use_new_zipfile_serialization=as_zip)
-    return data.getvalue()
-
-
-def _import(folder: Path, data: bytes, *, checked: bool) -> str:
+    net = {"a.weight": torch.randn(4, 6, generator=draw), "a.bias": torch.randn(6, generator=draw)}
+    saved, content = io.BytesIO(), {"epoch": 3, "net": net, "stats": {"loss": [1.0, None]}}
+    torch.save(content, saved, _use_new_zipfile_serialization=kind != "old format")
+    members: dict[str, bytes] = {}
+    if kind == "pickle":
+        with zipfile.ZipFile(saved) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    place = next((name for name in members if name.endswith("data.pkl")), "")
     path = folder / "x.pth.tar"
-    path.write_bytes(data)
-    try:
-        weights, epoch = read_authors_file(path, _net(), skip_objects=True)
-    except UserError as error:
-        assert all(problem.code != "user.error" for problem in error.problems)
-        return "refused"
-    assert type(epoch) is int and epoch >= 0
-    if (epoch, _is_same(weights, _net())) == (3, True):
-        return "same"
-    assert not checked, "a wrong load"
-    assert {name: value.shape for name, value in weights.items()} == {n: v.shape for n, v in _net().items()}
-    assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in weights.values())
-    return "no checksum"
-
-
-def _zips(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    return [_file(True)], False, lambda data: _import(folder, data, checked=True)
-
-
-def _old_files(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    return [_file(False)], False, lambda data: _import(folder, data, checked=False)
-
-
-def _pickles(folder: Path) -> tuple[list[bytes], bool, Callable[[bytes], str]]:
-    """The pickle alone, in an archive that is good."""
-    with zipfile.ZipFile(io.BytesIO(_file(True))) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    (place,) = (name for name in members if name.endswith("data.pkl"))
 
     def check(data: bytes) -> str:
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, data if name == place else content)
-        return _import(folder, packed.getvalue(), checked=False)
+        path.write_bytes(data)
+        if members:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, member in {**members, place: data}.items():
+                    archive.writestr(name, member)
+        try:
+            weights, epoch = read_authors_file(path, net, skip_objects=True)
+        except UserError as error:
+            assert all(problem.code != "user.error" for problem in error.problems)
+            return "refused"
+        if (epoch, _is_same(weights, net)) == (3, True):
+            return "same"
+        assert kind != "zip", "a wrong load"
+        assert type(epoch) is int and epoch >= 0
+        assert {name: value.shape for name, value in weights.items()} == {n: v.shape for n, v in net.items()}
+        assert all(value.dtype == torch.float32 and bool(torch.isfinite(value).all()) for value in weights.values())
+        return "no checksum"
 
-    return [members[place]], False, check
+    return members.get(place, saved.getvalue()), False, check
 
 
-TARGETS: dict[str, Callable[[Path], tuple[list[bytes], bool, Callable[[bytes], Any]]]] = {
-    "manifest": _manifests, "file": _files, "head": _heads, "state": _states, "zip": _zips,
-    "old format": _old_files, "pickle": _pickles,
-}  # fmt: skip
+TARGETS: dict[str, Callable[[Path, str], Target]] = {
+    **dict.fromkeys(("manifest", "file"), _newest_of_two),
+    **dict.fromkeys(("head", "state"), _with_a_right_digest),
+    **dict.fromkeys(("zip", "old format", "pickle"), _authors_file),
+}
 
 
-def _fuzz(folder: Path, target: str, count: int) -> Counter[str]:
-    originals, is_json, check = TARGETS[target](folder)
+@counts(40, 1200)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_damaged_inputs_are_refused_or_load_what_they_held(kind: str, count: int, tmp_path: Path) -> None:
+    original, is_json, check = TARGETS[kind](tmp_path, kind)
     outcomes: Counter[str] = Counter()
-    for number, data in cases(originals, count, is_json=is_json):
+    for number, data in cases([original], count, is_json=is_json):
         try:
             outcomes[check(data)] += 1
         except Exception as error:
-            raise AssertionError(f"input {number} of {target}: {error!r}") from error
-    assert sum(outcomes.values()) == count
-    return outcomes
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_damaged_inputs_are_refused_or_load_what_they_held(target: str, tmp_path: Path) -> None:
-    outcomes = _fuzz(tmp_path, target, SHORT)
-    assert outcomes["refused"] + outcomes["skipped"] > SHORT // 3, outcomes
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3000)
-@pytest.mark.parametrize("target", TARGETS)
-def test_many_damaged_inputs_are_refused_or_load_what_they_held(target: str, tmp_path: Path) -> None:
-    print(f"{target}: {dict(_fuzz(tmp_path, target, LONG))}")
+            raise AssertionError(f"input {number} of {kind}: {error!r}") from error
+    assert outcomes["refused"] > count // 3, outcomes

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from runs import demo_data, environment, uninterrupted
 
-from fuzz.mutations import cases
+from fuzz.mutations import cases, counts
 from seqtrack.checkpoints.side_files import (
     Certificate,
     DatasetRecord,
@@ -88,36 +88,25 @@ def read(output: Path, name: str) -> None:
             assert all(str(output / name) in problem and "\n" not in problem for problem in error.problems)
 
 
-def feed(output: Path, name: str, count: int) -> None:
+@counts(24, 1200)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, count: int, output: Path) -> None:
     path = output / name
     original = path.read_bytes()
     commands: list[tuple[int, Callable[[Path], int]]] = [(3, start_again), (4, verify), (12, report)]
     codes: dict[str, set[int]] = {}
-    try:
-        for number, data in cases([original], count, is_json=name.endswith(".json")):
-            path.write_bytes(data)
-            try:
-                read(output, name)
-                for every, command in commands:
-                    if number % every == 0:
-                        path.write_bytes(data)
-                        codes.setdefault(command.__name__, set()).add(command(output))
-            except Exception as error:
-                raise AssertionError(f"input {number} of {name}: {error!r}: {data[:300]!r}") from error
-    finally:
-        path.write_bytes(original)
+    for number, data in cases([original], count, is_json=name.endswith(".json")):
+        path.write_bytes(data)
+        try:
+            read(output, name)
+            for every, command in commands:
+                if number % every == 0:
+                    path.write_bytes(data)
+                    codes.setdefault(command.__name__, set()).add(command(output))
+        except Exception as error:
+            raise AssertionError(f"input {number} of {name}: {error!r}: {data[:300]!r}") from error
+        finally:
+            path.write_bytes(original)
     assert set().union(*codes.values()) <= {0, 1, 2}
     if name == "phase_1/run.json":
-        assert codes["verify"] == {0, 1} and 2 in codes["start_again"] and 2 in codes["report"]
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, output: Path) -> None:
-    feed(output, name, 24)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", FILES)
-def test_many_damaged_files_end_with_a_designed_exit_code(name: str, output: Path) -> None:
-    feed(output, name, 1200)
+        assert 1 in codes["verify"] and 2 in codes["start_again"] and 2 in codes["report"]

@@ -50,17 +50,12 @@ def find(pattern: str, *, companion: str | None = None) -> list[Any]:
     Args:
         companion: suffix of the set's second file; a set without it is skipped.
     """
-    where = folder()
+    where, skip = folder(), pytest.mark.skip
     paths = sorted(where.glob(pattern)) if where else []
-    if not paths:
-        why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
-        return [pytest.param(None, id=f"no-{pattern}", marks=pytest.mark.skip(reason=why))]
-    found = []
-    for path in paths:
-        whole = companion is None or path.with_suffix(companion).is_file()
-        marks = [] if whole else [pytest.mark.skip(reason=f"no {companion} of this set")]
-        found.append(pytest.param(path, id=path.stem, marks=marks))
-    return found
+    whole = {path: companion is None or path.with_suffix(companion).is_file() for path in paths}
+    found = [pytest.param(p, id=p.stem, marks=[] if whole[p] else skip(reason=f"no {companion}")) for p in paths]
+    why = f"no {pattern} in {where}" if where else "SEQTRACK_GOLDENS names no folder"
+    return found or [pytest.param(None, id=f"no-{pattern}", marks=skip(reason=why))]
 
 
 def spec_of_size(size: str) -> ModelSpec:

@@ -109,9 +109,8 @@ class Run:
     def assert_stats_near(self, ours: np.ndarray, theirs: np.ndarray) -> None:
         """Compare deviation, sum of absolute values, minimum and maximum.
 
-        A relative L2 distance d changes the deviation by at most d, and the mean absolute value by d times the root
-        mean square; minimum and maximum may differ by the largest noise, which is measured on the encoder's output,
-        whose values are about 1. The mean is zero except for rounding.
+        A relative L2 distance d changes deviation and mean absolute value by at most d times the root mean square,
+        minimum and maximum by the largest noise, measured on values of about 1. The mean is zero but for rounding.
         """
         largest, relative = sets.noise_floor(self.size, self.rule, "enc")
         values = ours.astype(np.float64)

@@ -24,21 +24,11 @@ def spec_of(variant: str) -> tuple[ModelSpec, str, str, int]:
         pytest.skip(f"no tiny.json describes the variant {variant}")
     own = facts["variants"][variant]
     spec = ModelSpec(
-        encoder_type="vit_custom",
-        embed_dim=facts["embed_dim"],
-        depth=facts["depth"],
-        num_heads=facts["heads"],
-        search_size=facts["search"],
-        template_size=facts["template"],
-        num_templates=own["num_template"],
-        hidden_dim=own["hidden"],
-        bins=facts["bins"],
-        feature_type=own["feature_type"],
-        decoder_layers=own["dec_layers"],
-        decoder_heads=facts["dec_heads"],
-        decoder_feedforward=facts["dec_ff"],
-        pre_norm=own["pre_norm"],
-    )
+        "vit_custom", embed_dim=facts["embed_dim"], depth=facts["depth"], num_heads=facts["heads"],
+        search_size=facts["search"], template_size=facts["template"], num_templates=own["num_template"],
+        hidden_dim=own["hidden"], bins=facts["bins"], feature_type=own["feature_type"], pre_norm=own["pre_norm"],
+        decoder_layers=own["dec_layers"], decoder_heads=facts["dec_heads"], decoder_feedforward=facts["dec_ff"],
+    )  # fmt: skip
     return spec, facts["fill_rule"], facts["input_prefix"], facts["batch"]
 
 

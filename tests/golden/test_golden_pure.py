@@ -34,6 +34,8 @@ from seqtrack.model.images import normalise
 from seqtrack.seeding import sample_generator
 from seqtrack.tokens import hann_window, target_sequences, tokens_to_boxes
 
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
 
 class Golden:
     """A set's arrays, the same as tensors, and its numbers."""
@@ -106,12 +108,10 @@ def test_golden_window_and_sinusoid_tables(golden: Golden) -> None:
 def test_golden_brightness_and_normalisation(golden: Golden) -> None:
     """Bytes to encoder input: brightened, clamped, normalized; without brightness as the tracker does."""
     image = golden["small_image"].permute(2, 0, 1)[None]
-    torch.testing.assert_close(
-        normalise(image, mean=IMAGENET_MEAN, std=IMAGENET_STD), golden["preproc_test"], rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(normalise(image, **IMAGENET), golden["preproc_test"], rtol=1e-6, atol=1e-6)
     for factor in ("0.8", "1", "1.2"):
         brightness = torch.tensor([float(factor)])
-        found = normalise(image, brightness, mean=IMAGENET_MEAN, std=IMAGENET_STD)[0]
+        found = normalise(image, brightness, **IMAGENET)[0]
         torch.testing.assert_close(found, golden[f"jitnorm_{factor}"], rtol=1e-6, atol=1e-6)
         plain = normalise(image, brightness, mean=(0, 0, 0), std=(1, 1, 1))[0]
         torch.testing.assert_close(plain, golden[f"jit_{factor}"], rtol=1e-6, atol=1e-7)
@@ -164,9 +164,8 @@ def test_golden_processing_of_a_sample_without_randomness(golden: Golden) -> Non
     for index, (image, annotation) in enumerate(zip(images, annotations, strict=True)):
         frame, box = sets.uint8_image(f"proc/{index}/120x160", 120, 160), np.array(golden.numbers["proc_boxes"][index])
         crop, factor = crop_frame(frame, box.astype(np.float64), factor=4.0, size=image.shape[-1])
-        found = normalise(
-            torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None], mean=IMAGENET_MEAN, std=IMAGENET_STD
-        )[0]
+        pixels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None]
+        found = normalise(pixels, **IMAGENET)[0]
         np.testing.assert_allclose(found.numpy(), image, rtol=0, atol=2e-6)
         in_crop = box_in_crop(box, box, resize_factor=factor, size=image.shape[-1])
         expected = np.concatenate((annotation[:2] + 0.5 * annotation[2:], annotation[2:]))

@@ -20,13 +20,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token": {"feature_type": "token"},
     "pre_norm": {"pre_norm": True},
     "same_width": {"hidden_dim": 48},
-    "one_template": {"num_templates": 1},
     "three_templates": {"num_templates": 3},
     "one_layer": {"decoder_layers": 1},
-    "whxy": {"seq_format": "whxy"},
     "corner": {"seq_format": "corner"},
     "patch_8": {"patch_size": 8},
-    "equal_sizes": {"template_size": 64},
 }
 
 

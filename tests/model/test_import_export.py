@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from small_models import spec_of
 from torch import Tensor
 
 from seqtrack.checkpoints.store import Manifest, load_weights, manifest_of, write_weights
@@ -26,8 +28,7 @@ from seqtrack.config.loader import config_digest, dump_config, load_config
 from seqtrack.errors import UserError
 from seqtrack.model.authors import read_authors_file
 from seqtrack.model.build import build_empty
-from seqtrack.model.foreign_weights import ForeignFile
-from seqtrack.model.spec import ModelSpec, model_spec
+from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import load_pretrained
 
 NAME = "decoder.body.layers.0.linear1.weight"
@@ -74,7 +75,7 @@ def _import(file: Path, out: Path, *more: str) -> int:
 def _assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert set(found) == set(expected)
     for name, value in expected.items():  # as integers, because -0.0 == 0.0
-        assert torch.equal(found[name].view(torch.int32), value.view(torch.int32)), name
+        assert torch.equal(found[name].contiguous().view(torch.int32), value.contiguous().view(torch.int32)), name
 
 
 def _codes(path: Path, expected: dict[str, Tensor], **more: Any) -> list[str]:
@@ -213,13 +214,10 @@ def test_other_floating_point_types_are_converted_and_other_values_refused_by_na
 def test_the_prefixes_of_wrappers_are_removed_and_a_single_cause_is_reported(
     state: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    for form in ("module.{}", "_orig_mod.module.{}", "module.module._orig_mod.{}", "_fsdp_wrapped_module.{}"):
-        path = _save({"net": {form.format(name): tensor for name, tensor in state.items()}}, tmp_path / "c.pth.tar")
-        _assert_same_bits(read_authors_file(path, state)[0], state)
-    inner = {NAME.replace("body", "body._orig_mod"): state[NAME], "bias": state["bias"]}
-    _assert_same_bits(read_authors_file(_save({"net": inner}, tmp_path / "a"), state)[0], state)
-    assert _codes(_save({"net": {**state, "module.bias": state["bias"]}}, tmp_path / "b"), state) == ["weights.name"]
-    for name in (7, "a\nb", ("x",) * 3):
+    for wrapped in ("module.{}", "_orig_mod.module.{}", "_fsdp_wrapped_module.{}", "module.{}._orig_mod"):
+        net = {wrapped.format(name): tensor for name, tensor in state.items()}
+        _assert_same_bits(read_authors_file(_save({"net": net}, tmp_path / "c"), state)[0], state)
+    for name in (7, "a\nb", ("x",) * 3, "module.bias"):
         assert _codes(_save({"net": {**state, name: state["bias"]}}, tmp_path / "c"), state) == ["weights.name"]
     prefixed = _save({"net": {f"lit.model.{name}": tensor for name, tensor in state.items()}}, tmp_path / "p")
     assert _codes(prefixed, state) == ["weights.other_model"]
@@ -230,34 +228,25 @@ def test_the_prefixes_of_wrappers_are_removed_and_a_single_cause_is_reported(
 def test_views_of_a_storage_are_restored_and_no_value_is_read_before_shapes_fit(tmp_path: Path) -> None:
     big = torch.arange(60, dtype=torch.float32).reshape(5, 12)
     net = {
-        "row": big[2], "column": big[:, 3], "turned": big.t(), "step": big[::2, 1::3], "none": big[:0],
-        "expanded": torch.ones(1).expand(3, 4), "scalar": torch.tensor(5.0), "parameter": torch.nn.Parameter(big + 1),
-        "tied": big, "long": torch.arange(3),
+        "column": big[:, 3], "turned": big.t(), "step": big[::2, 1::3], "none": big[:0], "scalar": torch.tensor(5.0),
+        "expanded": torch.ones(1).expand(3, 4), "parameter": torch.nn.Parameter(big + 1), "tied": big,
     }  # fmt: skip
     for as_zip in (True, False):
-        file = ForeignFile(_save(net, tmp_path / "x.pth", as_zip=as_zip))
-        assert file.objects == set() and isinstance(file.content, dict)
-        for name, value in net.items():
-            loaded = file.load(file.content[name])
-            assert (loaded.dtype, loaded.shape) == (value.dtype, value.shape), name
-            assert torch.equal(loaded, value), name
+        _assert_same_bits(read_authors_file(_save(net, tmp_path / "x", as_zip=as_zip), net)[0], net)
     # A stride of 0 makes any shape fit a storage of one element; only shapes of the model are allocated.
     path = _save({"net": {"a": torch.ones(1).expand(10**6, 10**6)}}, tmp_path / "x")
     assert _codes(path, {"a": torch.ones(2)}) == ["weights.shape"]
 
 
-def _tar(*names: str) -> bytes:
+def _bytes(write: Callable[[io.BytesIO], object]) -> bytes:
     data = io.BytesIO()
+    write(data)
+    return data.getvalue()
+
+
+def _tar(data: io.BytesIO, name: str = "sys_info") -> None:
     with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name in names or (".....", "sys_info", "storages"):
-            archive.addfile(tarfile.TarInfo(name))
-    return data.getvalue()
-
-
-def _script() -> bytes:
-    data = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), data)
-    return data.getvalue()
+        archive.addfile(tarfile.TarInfo(name))
 
 
 def _members(good: bytes) -> list[tuple[str, bytes]]:
@@ -274,43 +263,39 @@ def _packed(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STO
     return data.getvalue()
 
 
+def _with(good: bytes, member: str, content: bytes) -> bytes:
+    return _packed([(name, content if name.endswith(member) else old) for name, old in _members(good)])
+
+
 def _again(good: bytes) -> bytes:
     """Many directory records of one member: an overlap that makes a small file large."""
     data = io.BytesIO(good)
     with zipfile.ZipFile(data, "a") as archive:
-        info = archive.getinfo(next(name for name in archive.namelist() if "/data/" in name))
         for number in range(1000, 1200):
-            archive.filelist.append(copy.copy(info))
-            archive.filelist[-1].filename = f"{info.filename.rpartition('/')[0]}/{number}"
+            archive.filelist.append(copy.copy(archive.infolist()[2]))
+            archive.filelist[-1].filename = f"x/data/{number}"
         archive._didModify = True
     return data.getvalue()
 
 
 STRUCTURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "tar": ("file.archive", lambda _: _tar()),
-    "tar like a pickle": ("file.damaged", lambda _: _tar("\udc80\x02.")),
-    "script": ("file.archive", lambda _: _script()),
+    "tar": ("file.archive", lambda _: _bytes(_tar)),
+    "tar like a pickle": ("file.damaged", lambda _: _bytes(lambda data: _tar(data, "\udc80\x02."))),
+    "script": ("file.archive", lambda _: _bytes(partial(torch.jit.save, torch.jit.script(torch.nn.Linear(2, 2))))),
     "twice": ("file.archive", lambda good: _packed([*_members(good), _members(good)[0]])),
     "compressed": ("file.archive", lambda good: _packed(_members(good), zipfile.ZIP_DEFLATED)),
     "overlap": ("file.archive", _again),
     "outside": ("file.archive", lambda good: _packed([*_members(good), ("../evil", b"x")])),
-    "two folders": ("file.archive", lambda good: _packed([*_members(good), ("y/data.pkl", b"x")])),
     "another case": ("file.archive", lambda good: _packed([*_members(good), ("x/DATA/0", b"x")])),
     "prefixed": ("file.archive", lambda good: b"PK\x03\x04 a program" + good),
-    "big endian": (
-        "file.byte_order",
-        lambda good: _packed([(n, b"big" if n.endswith("byteorder") else c) for n, c in _members(good)]),
-    ),
-    "storage too short": (
-        "file.damaged", lambda good: _packed([(n, c[:-4] if n.endswith("data/0") else c) for n, c in _members(good)]),
-    ),
+    "big endian": ("file.byte_order", lambda good: _with(good, "byteorder", b"big")),
+    "storage too short": ("file.damaged", lambda good: _with(good, "data/0", b"1234")),
     "storage missing": ("file.damaged", lambda good: _packed([(n, c) for n, c in _members(good) if "data/0" not in n])),
     "a pickle": ("file.damaged", lambda _: pickle.dumps({"net": 1}, protocol=2)),
     "two numbers": ("file.pickle", lambda _: pickle.dumps(5, protocol=4) * 2),
     "Git LFS": ("file.lfs_pointer", lambda _: b"version https://git-lfs.github.com/spec/v1\nsize 364000000\n"),
     "HTML": ("file.html_page", lambda _: b"\xef\xbb\xbf\n  <HTML lang=en>"),
     "empty": ("file.empty", lambda _: b""),
-    "gzip": ("file.archive", lambda _: b"\x1f\x8b\x08\x00\x00"),
     "JSON": ("file.json", lambda _: b'{"error": "Repository not found"}'),
     "cut": ("file.incomplete", lambda good: good[: len(good) // 2]),
     "cut by a byte": ("file.incomplete", lambda good: good[:-1]),
@@ -325,43 +310,35 @@ def test_a_file_that_torch_save_did_not_write_is_refused(state: dict[str, Tensor
     path.write_bytes(make(good))
     assert _codes(path, state, skip_objects=True) == [code]
     # Every reader of weights names an impostor.
-    spec = ModelSpec(encoder_type="vit_custom", embed_dim=12, depth=1, num_heads=3, search_size=32, template_size=32)
-    for read in (manifest_of, lambda file: load_pretrained(build_empty(spec), source=file)):
+    for read in (manifest_of, lambda file: load_pretrained(build_empty(spec_of()), source=file)):
         with pytest.raises(UserError) as caught:
             read(path)
         assert caught.value.code in (code, "file.torch")
-        assert ("364000000 bytes" in str(caught.value)) == (name == "Git LFS")
 
 
-def test_a_damaged_file_of_the_old_format_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
-    whole = _save({"net": state}, tmp_path / "x", as_zip=False).read_bytes()
-    huge = whole.replace(b"X\x03\x00\x00\x00net", b"\x8d" + b"\xff" * 7 + b"\x0fnet")
-    for content in (huge, whole[:-1], whole[:-30], whole[: len(whole) // 2], whole[:40], whole + b"x"):
-        (tmp_path / "x").write_bytes(content)
-        assert _codes(tmp_path / "x", state) in (["file.damaged"], ["file.incomplete"])
+@pytest.mark.parametrize("end", [None, -1, -30, 300, 40])
+def test_a_damaged_file_of_the_old_format_is_refused(state: dict[str, Tensor], tmp_path: Path, end: int | None) -> None:
+    good = _save({"net": state}, tmp_path / "x", as_zip=False).read_bytes()
+    (tmp_path / "x").write_bytes(good[:end] if end else good + b"x")
+    assert _codes(tmp_path / "x", state) in (["file.damaged"], ["file.incomplete"])
 
 
-class _Call:
-    """Pickled as a call, with a state that is set on its result."""
+class _View:
+    """Pickled as a tensor of torch.save over a storage of 24 elements, with a state that is set on it."""
 
-    def __init__(self, *parts: object) -> None:
-        self.parts = parts
+    def __init__(self, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *state: object) -> None:
+        function, (storage, _, _, _, *rest) = torch.zeros(24).__reduce_ex__(2)
+        self.parts = (function, (storage, offset, shape, stride, *rest), *state)
 
     def __reduce__(self) -> tuple[object, ...]:
         return self.parts
 
 
-def _view(offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *state: object) -> _Call:
-    """A tensor of torch.save over a storage of 24 elements."""
-    function, (storage, _, _, _, *rest) = torch.zeros(24).__reduce_ex__(2)
-    return _Call(function, (storage, offset, shape, stride, *rest), *state)
-
-
 VIEWS = {
-    "beyond the storage": _view(0, (5, 6), (6, 1)),
-    "beyond by its offset": _view(1, (4, 6), (6, 1)),
-    "negative stride": _view(0, (4, 6), (-6, 1)),
-    "state of a tensor": _view(0, (4, 6), (6, 1), {"offset": 9}),
+    "beyond the storage": _View(0, (5, 6), (6, 1)),
+    "beyond by its offset": _View(1, (4, 6), (6, 1)),
+    "negative stride": _View(0, (4, 6), (-6, 1)),
+    "state of a tensor": _View(0, (4, 6), (6, 1), {"offset": 9}),
 }
 STORAGE = b"(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK%ctQ"
 SHARED = b"]q\x00" + b"".join(b"](" + (b"h" + bytes([n])) * 2 + b"eq" + bytes([n + 1]) for n in range(200))
@@ -372,15 +349,12 @@ VALUES = {
     "a call of a made thing": b"})R",
     "attributes of a storage": STORAGE % 24 + b"N}\x8c\x06lengthK\xffs\x86b",
     "attributes of a function": b"ctorch._utils\n_rebuild_tensor_v2\nN}\x8c\x08__func__Ns\x86b",
-    "attributes of a class": b"ctorch\nSize\nN}\x8c\x07__len__Ns\x86b",
-    "memo far away": b"Nr\xff\xff\xff\x7fj\xfe\xff\xff\x7f",
     "a deep tuple as a key": b"})" + b"\x85" * 200_000 + b"Ns",
     "a deep tuple below the limit": b"})" + b"\x85" * 19_000 + b"Ns",
     "a deep list": b"]" * 20_000 + b"a" * 19_999,
     "a list of 2**200 elements": SHARED,
 }
 PICKLES = {
-    "no end": b"\x80\x02}",
     "a long text": b"\x80\x02\x8d" + b"\xff" * 7 + b"\x7f.",
     "too many opcodes": b"\x80\x02]" + b"N0" * 160_000 + b".",
 } | {name: b"\x80\x02}\x8c\x03net}\x8c\x01w" + value + b"ss." for name, value in VALUES.items()}
@@ -390,10 +364,9 @@ PICKLES = {
 def test_a_hostile_pickle_is_refused(tmp_path: Path, name: str) -> None:
     path = _save({"net": {"w": VIEWS.get(name, torch.ones(4, 6))}}, tmp_path / "x.pth.tar")
     if name in PICKLES:
-        members = _members(path.read_bytes())
-        path.write_bytes(_packed([(n, PICKLES[name] if n.endswith("data.pkl") else c) for n, c in members]))
+        path.write_bytes(_with(path.read_bytes(), "data.pkl", PICKLES[name]))
     assert _codes(path, {"w": torch.ones(4, 6)}, skip_objects=True) in (["file.damaged"], ["weights.none"])
-    good = _save({"net": {"w": _view(0, (4, 6), (6, 1))}}, path)
+    good = _save({"net": {"w": _View(0, (4, 6), (6, 1))}}, path)
     assert read_authors_file(good, {"w": torch.ones(4, 6)})[0]["w"].shape == (4, 6), "the negative control"
 
 

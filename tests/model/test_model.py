@@ -132,19 +132,6 @@ def test_templates_share_their_positions() -> None:
     assert not torch.allclose(encoded[:, 16:20], encoded[:, 20:24], atol=1e-2)
 
 
-def test_the_loss_of_a_sample_does_not_depend_on_its_neighbours() -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(4, 5, 52, generator=generator)
-    _, targets = target_sequences(torch.rand(4, 4, generator=generator) * 0.5, 50)
-    together = sequence_loss(logits, targets, 50)
-    torch.testing.assert_close(
-        together, torch.cat([sequence_loss(logits[i : i + 1], targets[i : i + 1], 50) for i in range(4)])
-    )
-    weights = torch.ones(52)
-    weights[50:] = 0.01
-    torch.testing.assert_close(together.mean(), F.cross_entropy(logits.flatten(0, 1), targets.flatten(), weights))
-
-
 @pytest.mark.parametrize("seq_format", ["xywh", "whxy", "corner"])
 def test_perfect_tokens_have_iou_one_and_distant_tokens_zero(seq_format: str) -> None:
     _, targets = target_sequences(torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.4, 0.4, 0.3]]), 50, seq_format)

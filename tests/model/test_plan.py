@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from seqtrack.cli import main
 from seqtrack.model.build import build_empty
@@ -120,7 +119,9 @@ def test_a_run_that_fits_is_planned_with_exit_code_0(
     code, found, said = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10")
     assert code == 0, said
     assert (found["upload_bytes"], found["disk_needed"]) == (10 * 12 * 90_596_002, 11 * 12 * 90_596_002)
-    assert found["memory_with_checkpointing"] < found["memory_without_checkpointing"] / 2
+    keys = "MODEL.ENCODER.USE_CHECKPOINT True"
+    less = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10", OVERRIDES=keys)[1]
+    assert less["memory_needed"] < found["memory_needed"] / 2
     assert found["problems"] == []
     assert main(["plan", "--config", "demo", "--disk-gib", "10", "--memory-gib", "10"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 10
@@ -142,18 +143,18 @@ def test_what_does_not_fit_is_refused_and_following_the_advice_makes_it_fit(plan
 
 def test_another_gpu_gets_its_own_precision_attention_and_memory(plan: Callable[..., Plan]) -> None:
     needed = {}
-    for gpu, amp, precision, attention in (
-        ("T4", "auto", "fp16", "fused"),
-        ("Tesla T4", "bf16", "bf16", "stores its scores"),
-        ("7.5", "auto", "fp16", "fused"),
-        ("sm_86", "auto", "bf16", "fused"),
-        ("NVIDIA A100-SXM4-40GB", "auto", "bf16", "fused"),
-        ("rtx 3050 laptop", "off", "fp32", "fused"),
+    for gpu, amp, precision, stores_scores in (
+        ("T4", "auto", "fp16", False),
+        ("Tesla T4", "bf16", "bf16", True),
+        ("7.5", "auto", "fp16", False),
+        ("sm_86", "auto", "bf16", False),
+        ("NVIDIA A100-SXM4-40GB", "auto", "bf16", False),
+        ("rtx 3050 laptop", "off", "fp32", False),
     ):
         options = {"EPOCHS": "1", "BATCH_SIZE": "16", "OVERRIDES": f"TRAIN.AMP {amp}"}
         code, found, said = plan("seqtrack_b256", "--gpu", gpu, memory_gib=40, **options)
         assert code == 0, said
-        assert (found["device"], found["precision"], found["attention"]) == ("cuda", precision, attention)
+        assert (found["device"], found["precision"], found["stores_scores"]) == ("cuda", precision, stores_scores)
         needed[gpu] = found["memory_needed"]
     # Stored scores of B256 at a batch of 16: 12 blocks of 16 x 12 heads x 768 x 768 values.
     assert 2.7 * GIB < needed["Tesla T4"] - needed["sm_86"] < 8 * GIB
@@ -164,22 +165,11 @@ def test_another_gpu_gets_its_own_precision_attention_and_memory(plan: Callable[
         assert "[plan.unknown_gpu]" in plan("seqtrack_b256", "--gpu", name)[2]
 
 
-def test_this_machine_is_planned_with_its_free_memory_and_the_hosts(
+def test_this_machine_is_planned_with_its_free_memory_and_speed(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seqtrack.commands.plan.free_memory", lambda: (GIB // 4, "free now of a small machine"))
     code, found, said = plan("demo")
     assert (code, found["memory"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
-    answers = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "get_device_capability": lambda *_: (9, 0),
-        "get_device_name": lambda *_: "NVIDIA H100 80GB HBM3",
-        "mem_get_info": lambda *_: (70 * GIB, 80 * GIB),
-    }
-    for name, answer in answers.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
-    code, found, said = plan("seqtrack_b256", EPOCHS="1", DEVICE="auto")
-    assert (code, found["memory"], found["device"]) == (2, 70 * GIB, "cuda")
-    assert "[plan.host_memory]" in said and "[plan.memory]" not in said
+    assert found["steps"] > 0 and found["hours_at_least"] > 0

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from seqtrack.config.environment import Environment
 from seqtrack.errors import RunError, UserError
 from seqtrack.runtime import launcher
-from seqtrack.runtime.launcher import Launch, launch
+from seqtrack.runtime.launcher import launch
 
 # Each records its process id and the start of the run that it belongs to; `wait` never returns.
 PREAMBLE = """
@@ -44,9 +45,8 @@ def run(tmp_path: Path, script: str, processes: int = 3, *, restarts: int = 0) -
     """The exit code of the run or the code of its error, and how often the run was started. None may be left."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ended: int | str = launch(
-            [sys.executable, "-c", PREAMBLE + script, str(tmp_path)], Launch(processes, max_restarts=restarts)
-        )
+        words = [sys.executable, "-c", PREAMBLE + script, str(tmp_path)]
+        ended: int | str = launch(words, processes, Environment(max_restarts=restarts))
     except (RunError, UserError) as error:
         ended = error.code
     started = [path.name.split() for path in tmp_path.glob("start *")]

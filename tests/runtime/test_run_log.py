@@ -10,7 +10,7 @@ from reports.test_plots import INTERVAL
 
 from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
 from seqtrack.errors import UserError
-from seqtrack.runtime.metrics_log import RunLog, early_log_records, logger, logging_to
+from seqtrack.runtime.metrics_log import RunLog, logger, run_logging
 
 
 def interval(step: int) -> IntervalRecord:
@@ -22,19 +22,18 @@ def line(**fields: Any) -> bytes:
 
 
 DAMAGED = [
-    *(line(step=value) for value in ("x", True, 1.5, -1)),
-    *(line(loss=value) for value in (float("nan"), float("inf"), None)),
-    line(epoch=[]), line(lr=[1, "x"]), line(type="other"), line(type=[]), line(unknown=1), line(samples=0),
-    *(text + b"\n" for text in (b"{}", b"[]", b"not JSON", b"[" * 50_000, b'{"step": 1, "step": 2}', b"\xff\xfe\x00")),
-]  # fmt: skip
+    *(line(**{name: value}) for name, value in (("step", "x"), ("step", True), ("step", -1), ("loss", float("nan")))),
+    *(line(**{name: value}) for name, value in (("loss", None), ("lr", [1, "x"]), ("type", []), ("unknown", 1))),
+    *(text + b"\n" for text in (b"[]", b"not JSON", b"[" * 50_000, b'{"step": 1, "step": 2}', b"\xff\xfe\x00")),
+]
 
 
 def test_records_from_before_the_log_file_exists_are_written_to_it_first(tmp_path: Path) -> None:
-    with early_log_records() as early:
+    with pytest.raises(ValueError), run_logging() as open_log:
         logger.warning("before %d", 1)
-        with pytest.raises(ValueError), logging_to(tmp_path / "run.log", rank=0, earlier=early):
-            logger.warning("after")
-            raise ValueError("the reason")
+        open_log(tmp_path / "run.log", 0)
+        logger.warning("after")
+        raise ValueError("the reason")
     lines = (tmp_path / "run.log").read_text().splitlines()
     assert lines[:2] == ["before 1", "after"]
     assert "the reason" in lines[2] and lines[3].startswith("Traceback")
@@ -52,6 +51,13 @@ def test_a_damaged_line_is_named_and_kept_in_another_file(
     assert read_metrics(path) == ([interval(1), interval(3)], []), "what a kill truncated is no damage"
     assert (tmp_path / "metrics-damaged.jsonl").read_bytes() == before
     assert f"{path}, line 2" in caplog.text
+
+
+def test_a_log_file_that_cannot_be_written_ends_the_run_at_that_line() -> None:
+    with pytest.raises(OSError, match="No space left"), run_logging() as open_log:
+        open_log(Path("/dev/full"), 0)
+        logger.info("a line")
+        pytest.fail("the line was accepted")
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def check(out: Path, *options: str) -> tuple[int, dict[str, ITEM], str]:
     return done.returncode, {item["name"]: item for item in report["items"]}, done.stdout + done.stderr
 
 
-# Whole runs, doctor and the compiler have quicker tests of their own.
-RUNS = {"resume", "ranks", "out_of_memory", "start", "compile"}
+# Whole runs, doctor, the compiler and the loader have quicker tests of their own.
+RUNS = {"resume", "ranks", "out_of_memory", "start", "compile", "data"}
 
 
 @pytest.mark.timeout(1600)

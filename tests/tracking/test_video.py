@@ -1,10 +1,8 @@
 """Reading and writing videos, and every source that cannot be read."""
 
 import logging
+import resource
 import struct
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,9 +10,7 @@ import numpy as np
 import pytest
 
 from seqtrack.errors import UserError
-from seqtrack.tracking.video import COLOUR_RGB, draw_box, open_frames, video_writer
-
-ROOT = Path(__file__).resolve().parents[2]
+from seqtrack.tracking.video import open_frames, video_writer
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float = 12.0) -> Path:
@@ -98,27 +94,23 @@ def test_a_folder_gives_its_images_in_rgb_in_the_order_of_their_numbers(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("place", "make", "code"),
+    ("place", "expected"),
     [
-        ("source.mp4", lambda path: None, "track.no_source"),
-        ("source.mp4", lambda path: path.write_text("this is no video"), "track.not_a_video"),
-        ("source.mp4", lambda path: path.write_bytes(b""), "track.not_a_video"),
-        ("source.mp4", lambda path: write_video(path, [asymmetric()]) and patch(path, b"moov", -4, 0), "moov atom not"),
-        ("97", lambda path: None, "track.camera"),
-        ("/dev/video97", lambda path: None, "track.camera"),
-        ("²", lambda path: None, "track.no_source"),
-        ("-1", lambda path: None, "track.no_source"),
-        ("99999", lambda path: None, "track.no_source"),
+        ("none.mp4", "track.no_source"), ("text.mp4", "track.not_a_video"), ("empty.mp4", "track.not_a_video"),
+        ("cut.mp4", "moov atom not"), ("97", "track.camera"), ("/dev/video97", "track.camera"),
+        ("²", "track.no_source"), ("-1", "track.no_source"), ("99999", "track.no_source"),
     ],
-)
+)  # fmt: skip
 def test_an_unreadable_source_is_refused_with_what_opencv_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, make: Callable[[Path], object], code: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make(Path(place))
+    Path("text.mp4").write_text("this is no video")
+    Path("empty.mp4").touch()
+    patch(write_video(Path("cut.mp4"), [asymmetric()]), b"moov", -4, 0)
     with pytest.raises(UserError) as error:
         open_frames(place)
-    assert code in error.value.problems[0].line and place.removeprefix("/dev/video") in str(error.value)
+    assert expected in error.value.problems[0].line and place.removeprefix("/dev/video") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +138,9 @@ def test_the_video_plays_with_every_frame_at_its_rate(
 
 
 def test_an_error_leaves_no_file(tmp_path: Path, frames: list[np.ndarray]) -> None:
-    def interrupted() -> None:
-        with video_writer(tmp_path / "out.mp4", fps=10, size=(128, 96)) as write:
-            write(frames[0])
-            raise RuntimeError("during writing")
-
-    with pytest.raises(RuntimeError, match="during writing"):
-        interrupted()
+    with pytest.raises(RuntimeError), video_writer(tmp_path / "out.mp4", fps=10, size=(128, 96)) as write:
+        write(frames[0])
+        raise RuntimeError
     for name, fps, code in (("missing/out.mp4", 10.0, "track.output"), ("out.mp4", 0.0, "track.codec")):
         with pytest.raises(UserError) as error:
             write_video(tmp_path / name, frames, fps)
@@ -160,36 +148,16 @@ def test_an_error_leaves_no_file(tmp_path: Path, frames: list[np.ndarray]) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
-    """OpenCV does not report failed writes: only reading the file back shows them."""
-    script = """
-import resource, signal, sys
-from pathlib import Path
-import numpy as np
-from seqtrack.errors import UserError
-from seqtrack.tracking.video import video_writer
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-noise = np.random.default_rng(0)
-for name in sys.argv[1:]:
+@pytest.mark.parametrize("name", ["out.mp4", "out.avi"])
+def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path: Path, name: str) -> None:
+    """OpenCV does not report failed writes, and the header of such an AVI states all twelve frames."""
+    noise = np.random.default_rng(0).integers(0, 255, (12, 120, 160, 3), dtype=np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))
     try:
-        with video_writer(Path(name), fps=10, size=(160, 120)) as write:
-            for _ in range(40):
-                write(noise.integers(0, 255, (120, 160, 3), dtype=np.uint8))
-    except UserError as error:
-        print(error.code)
-"""
-    command = [sys.executable, "-c", script, str(tmp_path / "out.mp4"), str(tmp_path / "out.avi")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["track.incomplete_video"] * 2, done.stderr
+        with pytest.raises(UserError) as error:
+            write_video(tmp_path / name, list(noise))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.code == "track.incomplete_video"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_box_is_drawn_on_a_copy_and_clipped(frames: list[np.ndarray]) -> None:
-    before = frames[0].copy()
-    drawn = draw_box(frames[0], (40, 40, 30, 20), "score 1.0/40")
-    assert (frames[0] == before).all() and drawn.shape == frames[0].shape
-    assert drawn[40, 55].tolist() == list(COLOUR_RGB) and drawn[50, 40].tolist() == list(COLOUR_RGB)
-    assert (drawn[50, 55] == before[50, 55]).all()
-    for box in ((-20, -20, 30, 30), (120, 90, 30, 30), (0, 0, 128, 96), (500, 500, 5, 5)):
-        assert (draw_box(frames[0], box, "score 39.9/40  123.4 FPS") != before).any()

@@ -125,9 +125,8 @@ def test_the_count_of_waits_sees_each_kind() -> None:
         for number, way in enumerate((lambda: here.to("meta"), there.cpu, lambda: there.copy_(here)), start=1):
             way()
             assert len(waits.found) == number
-        for read in (lambda: there[0].item(), lambda: bool((there > 0).all())):
-            with pytest.raises(RuntimeError):
-                read()
+        with pytest.raises(RuntimeError):
+            there[0].item()
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +134,6 @@ def whole(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("launch") / "whole", demo_data, overflows=(3,))
     assert run.until(None)
     return run
-
-
-def test_reading_late_changes_no_number(whole: Run, demo_data: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", demo_data, overflows=(3,))
-    run.reads_late = True
-    assert run.until(None)
-    assert_same_run(run.folder, whole.folder)
 
 
 @pytest.mark.parametrize("stop", [1, 8])
@@ -170,7 +162,7 @@ def test_a_late_reader_saves_nothing_after_a_loss_that_is_not_finite(
     run.state.model.register_forward_hook(
         lambda _module, _inputs, logits: logits * float("nan") if run.state.step + 1 == step else logits
     )
-    with pytest.raises(NotFiniteError, match=f"at step {step} "):
+    with pytest.raises(NotFiniteError, match=rf"nan at step {step} \(.*samples \d+\.\.\d+ "):
         run.until(4 if step != 6 else None)
     assert not list((run.folder / "checkpoints").iterdir())
 
@@ -179,16 +171,9 @@ def test_a_full_batch_is_computed_by_the_same_graph_before_and_after_a_short_one
     demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
-    made: list[int] = []
 
     def counting(graph: Any, _example: Any) -> Any:
-        made.append(number := len(made))
-
-        def run(*inputs: Any) -> Any:
-            used.append(number)
-            return graph.forward(*inputs)
-
-        return run
+        return lambda *inputs: used.append(id(graph)) or graph.forward(*inputs)
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
     torch._dynamo.reset()

@@ -2,10 +2,12 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from checkpoints.test_damage import FACTS
 from runs import environment
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
@@ -47,29 +49,6 @@ def test_every_out_of_memory_error_is_recognised_and_no_other() -> None:
     assert [is_out_of_memory(error) for error in (*LACKS, *OTHERS)] == [True] * len(LACKS) + [False] * len(OTHERS)
 
 
-PLACES = {"batch": "torch.Tensor.to", "forward": "seqtrack.model.seqtrack.SeqTrack.forward"}
-PLACES["optimizer"] = "torch.optim.AdamW.step"
-
-
-@pytest.mark.parametrize(
-    ("place", "error"),
-    [("batch", LACKS[1]), ("forward", LACKS[1]), ("optimizer", LACKS[1]), ("forward", OTHERS[0])],
-    ids=["batch", "forward", "optimizer", "other"],
-)
-def test_a_step_that_finds_no_memory_ends_with_advice(
-    place: str, error: Exception, tiny: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = next(iter(tiny.loader.batches(1)))
-    train_step = TrainStep(tiny.state, tiny.state.model, RANKS, tiny.config)
-    with monkeypatch.context() as patched, pytest.raises((RunError, RuntimeError)) as ended:
-        patched.setattr(PLACES[place], _raiser(error))
-        train_step(batch)
-    if error is OTHERS[0]:
-        assert ended.value is error
-    else:
-        assert isinstance(ended.value, RunError) and ended.value.code == "device.out_of_memory"
-
-
 @pytest.fixture(scope="module")
 def tiny(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("memory") / "run", demo_data)
@@ -77,14 +56,27 @@ def tiny(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize(("fresh", "method"), [(True, "to"), (False, "to_empty")])
-def test_a_model_that_does_not_fit_the_device_ends_with_advice(
-    fresh: bool, method: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
+PLACES = {
+    "torch.Tensor.to": LACKS[1],
+    "seqtrack.model.seqtrack.SeqTrack.forward": LACKS[1],
+    "torch.nn.Module.to_empty": LACKS[0],
+    "seqtrack.model.seqtrack.SeqTrack.encode": OTHERS[0],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_model_or_a_step_that_finds_no_memory_ends_with_advice(
+    place: str, tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.nn.Module, method, _raiser(LACKS[0]))
-    with pytest.raises(RunError) as ended:
-        build.build_training_model(tiny.config, RANKS, fresh=fresh)
-    assert ended.value.code == "device.out_of_memory"
+    batch = next(iter(tiny.loader.batches(1)))
+    with monkeypatch.context() as patched, pytest.raises((RunError, RuntimeError)) as ended:
+        patched.setattr(place, _raiser(PLACES[place]))
+        state = build.build_state(tiny.config, RANKS, 6, fresh=False) if place.endswith("to_empty") else tiny.state
+        TrainStep(state, state.model, RANKS, tiny.config)(batch)
+    if PLACES[place] is OTHERS[0]:
+        assert ended.value is OTHERS[0]
+    else:
+        assert isinstance(ended.value, RunError) and ended.value.code == "device.out_of_memory"
 
 
 def test_a_run_that_finds_no_memory_ends_with_1_and_one_line(
@@ -108,10 +100,8 @@ class _OnGpu(Tensor):
 def _save(folder: Path, tensors: dict[str, Tensor]) -> str:
     folder.mkdir()
     checkpointer = Checkpointer(folder, parent_sha256=None)
-    facts = {"kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.0, "created": ""}
     checkpointer.preallocate(tensors)
-    described = {**facts, "config_digest": None, "data_digest": None}
-    checkpointer.save("SEQTRACK_ep0001.safetensors", tensors, {}, describe=described)
+    checkpointer.save("SEQTRACK_ep0001.safetensors", tensors, {}, describe=FACTS)
     checkpointer.wait()
     return manifest_of(folder / "SEQTRACK_ep0001.json").sha256
 
@@ -161,17 +151,14 @@ def test_saves_use_only_the_memory_that_was_allocated_before_the_first_step(tiny
     assert {name: copy.data_ptr() for name, copy in copies.items()} == places
 
 
+@pytest.mark.parametrize(("gib", "warnings"), [(4, 1), (6, 0)])
 def test_reserved_memory_beyond_the_cards_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gib: int, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reserved, card = 5 << 30, [4 << 30]
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 5 << 30)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 << 30)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("T", (), {"total_memory": card[0]}))
-    for card[0], warnings in ((4 << 30, 1), (6 << 30, 0)):
-        caplog.clear()
-        found = device.peak_memory(torch.device("cuda"))
-        assert found == {"max_memory_allocated": 3 << 30, "max_memory_reserved": reserved}
-        assert len(caplog.records) == warnings
-    assert set(device.peak_memory(torch.device("cpu")).values()) == {None}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib << 30))
+    found = device.peak_memory(torch.device("cuda"))
+    assert found == {"max_memory_allocated": 3 << 30, "max_memory_reserved": 5 << 30}
+    assert len(caplog.records) == warnings

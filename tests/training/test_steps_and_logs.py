@@ -1,25 +1,24 @@
 """Steps, log lines, saves, sanity checks and schedules, each alone."""
 
-import contextlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints.test_damage import FACTS
 from runs import numbers
 from torch import nn
 
-from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
+from seqtrack.checkpoints.side_files import IntervalRecord
 from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.config.schema import Scheduler, Train
 from seqtrack.data.loader import Batch
-from seqtrack.runtime.metrics_log import RunLog, interval_line, logging_to
+from seqtrack.runtime.metrics_log import RunLog, interval_line
 from seqtrack.training import sanity_checks
 from seqtrack.training.checkpointer import Checkpointer
 from seqtrack.training.optimizer import learning_rate_factor
-from seqtrack.training.train_step import NotFiniteError, StepResult, TrainStep
+from seqtrack.training.train_step import StepResult, TrainStep
 from training.harness import RANKS, Run
 
 
@@ -58,29 +57,18 @@ def test_intervals_count_samples_not_batches_and_the_epoch_is_the_mean_of_its_sa
 
 
 def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    for name in ("logs", "whole"):
-        (tmp_path / name).mkdir()
-    log = RunLog(tmp_path / "logs", phase=1, resume_step=0, writes=True)
+    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
     for step in (1, 2, 3):
         log.record(_interval(epoch=1, step=step, elapsed_s=float(step)))
     log.close()
-    with (tmp_path / "logs" / "metrics.jsonl").open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"type": "interval", "st')  # killed inside a line
-    again = RunLog(tmp_path / "logs", phase=1, resume_step=2, writes=True)
+    again = RunLog(tmp_path, phase=1, resume_step=2, writes=True)
     assert again.elapsed_before_s == 2.0
     again.record(_interval(epoch=1, step=3, elapsed_s=9.0))
     again.close()
-    assert [record.step for record in read_metrics(tmp_path / "logs" / "metrics.jsonl").records] == [1, 2, 3]
-    assert all(json.loads(line) for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines())
-
-
-def test_a_log_file_that_cannot_be_written_is_an_error() -> None:
-    raised = False
-    with contextlib.suppress(OSError), logging_to(Path("/dev/full"), rank=0):  # closing the file fails as well
-        with pytest.raises(OSError, match="No space left"):
-            logging.getLogger("seqtrack.test").info("a line")
-        raised = True
-    assert raised, "by the line itself, so that the run ends there"
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
 def test_only_rank_0_writes(tmp_path: Path) -> None:
@@ -111,15 +99,6 @@ def test_random_draws_between_two_steps_change_no_step(run: Run, demo_data: Path
     assert second.loss_sum != first.loss_sum
 
 
-def test_weights_that_are_not_finite_end_the_run_at_the_step_with_its_samples(run: Run) -> None:
-    with torch.no_grad():
-        next(run.state.model.parameters()).fill_(float("nan"))
-    batch = next(iter(run.loader.batches(1)))
-    with pytest.raises(NotFiniteError, match=r"nan .*step 1 .*samples 0\.\.15") as ended:
-        _step(run, batch)
-    assert ended.value.code == "train.not_finite"
-
-
 def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
     batch = next(iter(run.loader.batches(1)))
     result = _step(run, batch)
@@ -128,24 +107,10 @@ def test_the_gradient_is_clipped_to_its_norm(run: Run) -> None:
     assert float(torch.stack(norms).norm()) == pytest.approx(0.1, rel=1e-3)
 
 
-DESCRIBE = {
-    "kind": "epoch", "epoch": 1, "step": 1, "sample": 0, "loss": 1.0, "iou": 0.0, "created": "", "config_digest": None,
-    "data_digest": None,
-}  # fmt: skip
-
-
-def test_a_write_in_the_background_fails_with_its_own_error(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(tmp_path, parent_sha256=None)
-    checkpointer.save("SEQTRACK_ep0001.safetensors", {}, {"bad": float("nan")}, describe=DESCRIBE)
-    with pytest.raises(ValueError, match="JSON"):
-        checkpointer.wait()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_save_keeps_the_state_of_its_moment_while_training_continues(tmp_path: Path) -> None:
     weight = torch.zeros(2_000_000)
     checkpointer = Checkpointer(tmp_path, parent_sha256=None)
-    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": weight}, {}, describe=DESCRIBE)
+    checkpointer.save("SEQTRACK_ep0001.safetensors", {"model/w": weight}, {}, describe=FACTS)
     weight.fill_(1.0)
     checkpointer.wait()
     assert not load_weights(manifest_of(tmp_path / "SEQTRACK_ep0001.json"))["w"].any()

@@ -1,0 +1,64 @@
+"""`seqtrack export` and `import`: a checkpoint as the authors' `.pth.tar`, and theirs for `track` and `evaluate`."""
+
+import argparse
+
+import yaml
+
+from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic
+from seqtrack.checkpoints.store import load_weights, manifest_of, write_weights
+from seqtrack.config.loader import config_digest, dump_config, load_config
+from seqtrack.errors import Problem, UserError
+from seqtrack.model.authors import read_authors_file, write_authors_file
+from seqtrack.model.build import build_empty
+from seqtrack.model.spec import model_spec
+from seqtrack.run_dir import manifest_path
+
+_OTHER_MODEL = ("weights.missing", "weights.unexpected", "weights.shape")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every name and shape, then write the file."""
+    if args.command == "import" and args.output.suffix != ".safetensors":
+        raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors", code="file.name")
+    written = [args.output, manifest_path(args.output)][: 2 if args.command == "import" else 1]
+    if not args.force and any(path.exists() for path in written):
+        raise UserError(f"{args.output} or its .json exists; choose another file or use --force", code="file.exists")
+    try:
+        text = _export(args) if args.command == "export" else _import(args)
+    except OSError as error:
+        raise UserError(f"{args.output}: {error.strerror or error}", code="file.unwritable") from error
+    print(f"{args.output}: {text}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> str:
+    manifest = manifest_of(args.checkpoint)
+    weights = load_weights(manifest)
+    data = write_authors_file(weights, epoch=manifest.epoch)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.output, data)
+    return f"epoch {manifest.epoch}, {len(weights)} tensors, {len(data)} bytes"
+
+
+def _import(args: argparse.Namespace) -> str:
+    config = load_config(args.config)
+    expected = build_empty(model_spec(config)).state_dict()
+    try:
+        weights, epoch = read_authors_file(args.file, expected, skip_objects=args.skip_objects)
+    except UserError as error:
+        if any(problem.code in _OTHER_MODEL for problem in error.problems):
+            last = Problem(f"the weights are not those of the model of {args.config}", "weights.other_model")
+            raise UserError([*error.problems, last]) from error
+        raise
+    describe: dict[str, object] = {
+        "epoch": epoch,
+        "step": 0,
+        "sample": 0,
+        "loss": None,
+        "iou": None,
+        "parent_sha256": None,
+    }
+    describe |= {"config_digest": config_digest(config), "config": yaml.safe_load(dump_config(config))}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    manifest = write_weights(args.output, weights, describe={**describe, "data_digest": None, "created": utc_now()})
+    return f"epoch {epoch}, {len(weights)} tensors, weights {manifest.weights_sha256[:16]}"
