@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,20 +218,6 @@ def run_tests(tree: Path, tests: str) -> tuple[int, str]:
     return done.returncode, first.partition(" - ")[0].split("::", 1)[-1] or f"pytest exit code {done.returncode}"
 
 
-def try_fault(fault: Fault, tree: Path) -> str:
-    """Run a fault's tests with the fault; the outcome starts with `noticed` or gives the reason."""
-    began = time.monotonic()
-    try:
-        path, faulty = inject(fault, tree)
-    except LookupError as error:
-        return f"NOT INJECTED: {error}"
-    good = path.read_text()
-    path.write_text(faulty)
-    code, first = run_tests(tree, fault.tests)
-    path.write_text(good)
-    return f"{f'noticed by {first}' if code == 1 else f'NOT NOTICED ({first})'} ({time.monotonic() - began:.0f} s)"
-
-
 def main() -> int:
     """Inject the chosen faults; 1 if one is not noticed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -251,7 +236,15 @@ def main() -> int:
                 print(f"{tests}: fix this first, it fails without any fault: {first}")
                 return 1
         for fault in chosen:
-            outcomes[fault.name] = try_fault(fault, tree)
+            try:
+                path, faulty = inject(fault, tree)
+                good = path.read_text()
+                path.write_text(faulty)
+                code, first = run_tests(tree, fault.tests)
+                path.write_text(good)
+                outcomes[fault.name] = f"noticed by {first}" if code == 1 else f"NOT NOTICED ({first})"
+            except LookupError as error:
+                outcomes[fault.name] = f"NOT INJECTED: {error}"
             print(f"{fault.name}: {outcomes[fault.name]}", flush=True)
     missed = [name for name, outcome in outcomes.items() if not outcome.startswith("noticed")]
     print(json.dumps({"injected": len(outcomes), "noticed": len(outcomes) - len(missed), "missed": missed}))

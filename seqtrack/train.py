@@ -5,12 +5,11 @@ Settings, data, resume point, state, training loop, comparison. Whatever is refu
 
 import contextlib
 import logging
-import os
-from collections.abc import Mapping
 
 from seqtrack.checkpoints.resume_point import write_run
 from seqtrack.checkpoints.side_files import Manifest
-from seqtrack.config.environment import configure
+from seqtrack.config.environment import Environment
+from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports import verdict
@@ -28,15 +27,14 @@ from seqtrack.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def train(environ: Mapping[str, str] = os.environ) -> int:
-    """Train one phase by the environment variables. Returns 0 when complete, 75 when stopped on request.
+def train(environment: Environment, config: Config) -> int:
+    """Train one phase. Returns 0 when complete, 75 when stopped on request.
 
     Raises:
-        UserError: configuration, data or checkpoints are invalid; nothing was written.
+        UserError: data or checkpoints are invalid; nothing was written.
         RunError: the run could not continue.
     """
     with run_logging() as open_log, StopRequest() as stop, contextlib.ExitStack() as open_:
-        environment, config = configure(environ)
         folder = environment.phase_folder()
         distributed = join(environment.device)
         build.set_kernels(config, distributed)

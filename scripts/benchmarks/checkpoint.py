@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.config.loader import load_config
-from seqtrack.model.build import build_model
-from seqtrack.model.spec import model_spec
 from seqtrack.run_dir import step_name
+from seqtrack.runtime.distributed import DistributedContext
+from seqtrack.training import build
 from seqtrack.training.checkpointer import Checkpointer
-from seqtrack.training.optimizer import NamedOptimizer, Schedule
-from seqtrack.training.state import RandomStates, TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,32 +43,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _state(config_name: str) -> TrainState:
-    """The whole training state after one optimizer step (with drawn gradients: their values do not matter here)."""
+def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
     config = load_config(config_name, overrides=[("MODEL.ENCODER.PRETRAIN_TYPE", "scratch")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(model_spec(config), seed=1).to(device)
-    optimizer = NamedOptimizer(model, config.TRAIN)
-    state = TrainState(
-        model=model,
-        optimizer=optimizer,
-        scheduler=Schedule(optimizer, config.TRAIN, 100),
-        scaler=GradScaler(device.type, enabled=False),
-        rng=RandomStates(0),
-        epoch=1,
-    )
+    state = build.build_state(config, DistributedContext(0, 1, device), 100, fresh=True)
     state.meters.add(4.0, 0.1, 1, 1.0)
-    return state
-
-
-def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
-    state = _state(config_name)
+    state.epoch = 1
     checkpointer = Checkpointer(folder, parent_sha256=None)
     coming = {f"optimizer/{path}": tensor for path, tensor in state.optimizer.expected_state_shapes().items()}
     began = time.perf_counter()
     checkpointer.preallocate({**coming, **state.capture()[0]})
     reserve_s = time.perf_counter() - began
-    for parameter in state.optimizer.parameters():
+    for parameter in state.optimizer.parameters():  # one step; its values do not matter here
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.inner.step()
     describe = {"kind": "step", "epoch": 1, "sample": 1, "loss": 4.0, "iou": 0.1, "created": "", "config_digest": None}
@@ -103,7 +86,7 @@ def _time_saves(folder: Path, config_name: str, saves: int) -> dict[str, Any]:
         "reserve_s": reserve_s,
         "torch_save_s": statistics.median(plain),
         "torch_save_durable_s": statistics.median(synced),
-        "device": next(state.model.parameters()).device.type,
+        "device": device.type,
         "threads": torch.get_num_threads(),
     }
 

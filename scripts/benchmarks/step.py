@@ -20,27 +20,18 @@ import torch
 
 from benchmarks.peaks import peak_tflops
 from seqtrack.boxes import xywh_to_cxcywh
+from seqtrack.config.loader import load_config
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.loss import sequence_loss
-from seqtrack.model.spec import ModelSpec
+from seqtrack.model.spec import ModelSpec, model_spec
 from seqtrack.tokens import target_sequences
 
 CUBE = 2048
-SIZES = {
-    "demo": ModelSpec(
-        encoder_type="vit_custom", embed_dim=128, depth=2, num_heads=8, search_size=96, template_size=48,
-        num_templates=1, hidden_dim=128, bins=64, decoder_feedforward=512, dropout=0.0,
-    ),
-    "b256": ModelSpec(),
-    "b384": ModelSpec(search_size=384, template_size=384),
-    "l256": ModelSpec(encoder_type="vit_large_patch16"),
-    "l384": ModelSpec(encoder_type="vit_large_patch16", search_size=384, template_size=384),
-}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=sorted(SIZES), default="b256")
+    parser.add_argument("--size", choices=("demo", "b256", "b384", "l256", "l384"), default="b256")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
@@ -61,7 +52,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    spec = dataclasses.replace(SIZES[args.size], use_checkpoint=args.checkpointing)
+    experiment = load_config("demo" if args.size == "demo" else f"seqtrack_{args.size}")
+    spec = dataclasses.replace(model_spec(experiment), use_checkpoint=args.checkpointing)
     step = _make_step(spec, args)
     for _ in range(2):
         step()

@@ -22,7 +22,7 @@ _ROW = "{:<20}{:<7}{:>9}{:>5}{:>17}{:>10}{:>10}{:>8}{:>12}".format
 def run(args: argparse.Namespace) -> int:
     """Run the chosen sub-command."""
     if args.action == "prepare":
-        print(*prepare_data(os.environ), sep="\n")
+        print(*prepare_data(*configure(os.environ), os.environ), sep="\n")
         return 0
     if args.action == "show":
         return _show(args)

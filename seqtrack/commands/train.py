@@ -9,7 +9,7 @@ import traceback
 from types import FrameType
 from typing import NoReturn
 
-from seqtrack.config.environment import read_environment, read_token
+from seqtrack.config.environment import configure, read_token
 from seqtrack.data.sources import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
@@ -25,14 +25,14 @@ def run(_args: argparse.Namespace) -> int:
         signal.signal(number, _stop_before_start)
     if "RANK" in os.environ:
         _one_of_several()
-    given = read_environment(os.environ)
+    given, config = configure(os.environ)
     if given.hf_repo and read_token(os.environ) is None:
         raise UserError(
             f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set; nothing could be "
             "uploaded: set one, or leave HF_REPO empty",
             "token.missing",
         )
-    for line in prepare_data(os.environ):
+    for line in prepare_data(given, config, os.environ):
         logger.info("%s", line)
     processes: int | str = given.nproc
     if processes == "auto" and given.device == "cpu":
@@ -42,10 +42,11 @@ def run(_args: argparse.Namespace) -> int:
 
         plan = device_plan(given.device, processes)
         processes, os.environ["DEVICE"] = plan.processes, plan.device
+        given = given.model_copy(update={"device": plan.device})
     if (processes, given.nnodes, given.max_restarts) == (1, 1, 0):
         from seqtrack.train import train  # torch, after the signal handlers; a launcher never loads it
 
-        return train(os.environ)
+        return train(given, config)
     if given.nnodes > 1 and not (given.rendezvous and given.node_rank < given.nnodes):
         raise UserError(
             f"NNODES is {given.nnodes}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
@@ -74,7 +75,7 @@ def _one_of_several() -> NoReturn:
     if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
-        ending = Ending(train(os.environ))
+        ending = Ending(train(*configure(os.environ)))
     except UserError as error:
         ending = Ending(USER_ERROR_EXIT_CODE, error.problems)
     except RunError as error:

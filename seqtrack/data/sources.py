@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqtrack.checkpoints.side_files import ClassCounts, DatasetRecord, SourceRecord
-from seqtrack.config.environment import configure
+from seqtrack.config.environment import Environment
+from seqtrack.config.schema import Config
 from seqtrack.data.demo import ensure_demo, open_demo
 from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
@@ -90,13 +91,12 @@ def describe(sources: ListOf[Source]) -> DatasetRecord:
     return DatasetRecord(frames_covered_by=FRAMES_COVERED_BY, sources=records, digest=whole)
 
 
-def prepare_data(environ: Mapping[str, str]) -> list[str]:
+def prepare_data(environment: Environment, config: Config, environ: Mapping[str, str]) -> list[str]:
     """Draw or download what a run needs and the data folder lacks; other data sets must be there. A line per data set.
 
     Raises:
-        UserError: invalid settings, no named class, a class that cannot be downloaded, a data set missing or damaged.
+        UserError: no named class, a class that cannot be downloaded, a data set missing or damaged.
     """
-    environment, config = configure(environ)
     data_dir, lines = environment.data_dir, []
     for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
         if name == "DEMO":

@@ -171,10 +171,10 @@ def test_the_trainer_is_stopped_when_the_entrypoint_is_killed(start: StartEntryp
 
 
 def test_invalid_variables_and_an_unknown_job_are_reported_before_anything_starts(start: StartEntrypoint) -> None:
-    run = start("train", PHASE="3", EPOCHS="many", HF_REPO="no-owner", SEQTRACK_TYPO="1")
+    run = start("train", PHASE="3", EPOCHS="many", HF_REPO="no-owner")
     code, stderr = run.finish()
     assert (code, run.notes()) == (2, [])
-    assert all(f"]: {name}" in stderr for name in ("PHASE", "EPOCHS", "HF_REPO", "SEQTRACK_TYPO"))
+    assert all(f"]: {name}" in stderr for name in ("PHASE", "EPOCHS", "HF_REPO"))
     code, stderr = start("trian").finish()
     assert code == 2 and "'trian'" in stderr and "train-phase1" in stderr
 

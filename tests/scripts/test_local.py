@@ -62,27 +62,30 @@ def test_the_environment_is_kept_if_it_is_complete_and_made_again_if_not(clone: 
     assert sorted(path.name for path in clone.glob(".venv*")) == [".venv"]
 
 
-def both_phases(clone: Path, cwd: Path, *, epochs: int, resume: int, **variables: str) -> tuple[Path, list[float]]:
-    """Train both phases, which must end identical; phase 1's folder and its mean IoU of each epoch."""
+def epochs_of(phase: Path) -> list[dict[str, float]]:
+    """The records of a run's epochs."""
+    records = [json.loads(line) for line in (phase / "logs/metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["type"] == "epoch"]
+
+
+def both_phases(clone: Path, cwd: Path, *, resume: int, **variables: str) -> Path:
+    """Train both phases, which must end identical; phase 1's folder."""
     shutil.rmtree(clone / "output", ignore_errors=True)
     code, said = local(clone, "train-phase1", cwd=cwd, timeout=600, **variables)
-    assert code == 0, said
-    assert "SYNTHETIC" in said
-    phase = clone / "output/phase_1"
-    assert len(list((phase / "checkpoints").glob("SEQTRACK_ep*.json"))) == epochs
-    records = [json.loads(line) for line in (phase / "logs/metrics.jsonl").read_text().splitlines()]
+    assert code == 0 and "SYNTHETIC" in said, said
     assert list(cwd.iterdir()) == [], "output belongs next to the script, wherever it is called from"
     code, said = local(clone, "train-phase2", cwd=cwd, timeout=600, RESUME_EPOCH=str(resume), **variables)
     assert (code, said.strip().splitlines()[-1]) == (0, "identical"), said
     assert not (clone / f"output/phase_2/checkpoints/SEQTRACK_ep{resume:04d}.json").exists(), "phase 2 resumed"
-    return phase, [record["iou"] for record in records if record["type"] == "epoch"]
+    return clone / "output/phase_1"
 
 
 @pytest.mark.run
 @pytest.mark.timeout(600)
 def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path) -> None:
     variables = {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 96"}
-    phase, _ = both_phases(clone, tmp_path, epochs=2, resume=1, **variables)
+    phase = both_phases(clone, tmp_path, resume=1, **variables)
+    assert len(list((phase / "checkpoints").glob("SEQTRACK_ep*.json"))) == 2
     assert list((phase / "logs/tensorboard").iterdir())
     assert {path.name for path in (phase / "plots").iterdir()} >= {"phase_1_loss.png", "phase_1_iou.png"}
     assert (clone / "output/comparison/certificate.json").is_file()
@@ -95,8 +98,9 @@ def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path)
 @pytest.mark.run
 @pytest.mark.timeout(900)
 def test_the_demo_learns_to_track(clone: Path, tmp_path: Path) -> None:
-    phase, means = both_phases(clone, tmp_path, epochs=10, resume=3)
-    assert means[-1] >= max(0.4, 5 * means[0])
+    phase = both_phases(clone, tmp_path, resume=3)
+    means = [record["iou"] for record in epochs_of(phase)]
+    assert means[-1] >= max(0.4, 5 * means[0]) and len(means) == 10
     for words in (("evaluate",), ("doctor",)):
         code, said = local(clone, *words)
         assert code == 0, said
@@ -113,48 +117,38 @@ def test_the_loss_on_real_frames_falls(clone: Path, test_data: Path, tmp_path: P
     real |= {"EPOCHS": "2", "OVERRIDES": "DATA.TRAIN.SAMPLE_PER_EPOCH 480 TRAIN.SCHEDULER.WARMUP_STEPS 5"}
     code, said = local(clone, "train-phase1", timeout=800, OUTPUT_DIR=str(tmp_path), **real)
     assert code == 0 and "SYNTHETIC" not in said, said
-    records = [json.loads(line) for line in (tmp_path / "phase_1/logs/metrics.jsonl").read_text().splitlines()]
-    first, last = (record["loss"] for record in records if record["type"] == "epoch")
+    first, last = (record["loss"] for record in epochs_of(tmp_path / "phase_1"))
     assert last < first - 0.05
 
 
 @pytest.mark.run
 def test_invalid_arguments_exit_with_2(clone: Path) -> None:
-    for words, named, variables in (
-        (("train-phase1",), "]: EPOCHS", {"EPOCHS": "many", "CONFIG": "no_such"}),
-        (("no-such-job",), "no-such-job", {}),
-        ((), "", {}),
-    ):
-        code, said = local(clone, *words, **variables)
-        assert code == 2 and named in said
-    code, said = local(clone, "--help")
-    assert code == 0 and "train-phase1" in said
+    for words, status, named in (
+        (["train-phase1"], 2, "]: EPOCHS"), (["no-such-job"], 2, "no-such-job"), ([], 2, ""), (["--help"], 0, "train")
+    ):  # fmt: skip
+        code, said = local(clone, *words, EPOCHS="many", CONFIG="no_such")
+        assert code == status and named in said
 
 
-@pytest.mark.parametrize("found", ["nothing", "a version manager's stub", "an old one", "one without venv"])
-def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Path, found: str) -> None:
-    clone = copy_of_the_repository(tmp_path / "clone")
-    tools = tmp_path / "bin"
+@pytest.mark.parametrize(
+    ("python", "named"),
+    [
+        ("", "3.10"),  # there is none
+        ("echo 'pyenv: python3: command not found' >&2; exit 127", "3.10"),
+        ("case $2 in *version_info*) exit 1;; esac", "3.10"),
+        (f'case $2 in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"', "python3-venv"),
+    ],
+)
+def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Path, python: str, named: str) -> None:
+    clone, tools = copy_of_the_repository(tmp_path / "clone"), tmp_path / "bin"
     tools.mkdir()
     for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat", "uname"):
         (tools / name).symlink_to(shutil.which(name) or name)
-    scripts = {
-        "a version manager's stub": "echo 'pyenv: python3: command not found' >&2; exit 127",
-        "an old one": "case $2 in *version_info*) exit 1;; esac",
-        "one without venv": f'case $2 in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"',
-    }
-    if found in scripts:
-        (tools / "python3").write_text(f"#!/bin/bash\n{scripts[found]}\n")
+    if python:
+        (tools / "python3").write_text(f"#!/bin/bash\n{python}\n")
         (tools / "python3").chmod(0o755)
-    answer = subprocess.run(
-        [tools / "bash", clone / "scripts/local.sh", "train"], env={"PATH": str(tools)}, capture_output=True, text=True
-    )
-    assert answer.returncode == 2
-    if found == "one without venv":
-        assert "python3-venv" in answer.stderr
-    else:
-        assert "3.10" in answer.stderr
-    assert not (clone / ".venv").exists()
+    code, said = local(clone, "train", PATH=str(tools))
+    assert code == 2 and named in said and not (clone / ".venv").exists()
 
 
 @pytest.mark.long
