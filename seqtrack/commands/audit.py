@@ -5,20 +5,24 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqtrack.checkpoints.safetensors_io import write_json
 from seqtrack.checkpoints.side_files import AuditRecord
+from seqtrack.commands.train import one_of_several
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
 from seqtrack.reports.consistency import inconsistencies
 from seqtrack.run_dir import AUDIT_FILE
+from seqtrack.runtime.launcher import launch
 
 if TYPE_CHECKING:
     from seqtrack.proof.audit import RunEvidence
 
+IS_MAIN = os.environ.get("RANK", "0") == "0"
 EXIT_CODES = {"confirmed": 0, "refuted": 1, "undecided": 3}
 
 
@@ -37,30 +41,46 @@ def run(args: argparse.Namespace) -> int:
         epochs=_epochs(args.epochs, evidence.first_epoch, evidence.last_epoch),
     )
     expected = timedelta(seconds=round(estimate_s(evidence, segments)))
-    _say(f"{evidence.folder}: epochs {evidence.first_epoch} to {evidence.last_epoch}; nonce {nonce}")
-    _say(f"{len(segments)} parts to recompute; they took {expected} when the run was trained")
+    say(f"{evidence.folder}: epochs {evidence.first_epoch} to {evidence.last_epoch}; nonce {nonce}")
+    say(f"{len(segments)} parts to recompute; they took {expected} when the run was trained")
+
+    def recompute() -> int:
+        record = audit(
+            evidence,
+            segments,
+            data_dir=environment.data_dir,
+            device=environment.device,
+            nonce=nonce,
+            on_segment=lambda one: say(
+                f"epoch {one.segment.epoch}: {one.steps} steps, {one.records} records"
+                + (f", state after epoch {', '.join(map(str, one.states))}" if one.states else "")
+                + (": equal" if one.mismatch is None else f": {one.mismatch.quantity} differs")
+            ),
+        )
+        if record is None:
+            return STOPPED_EXIT_CODE if IS_MAIN else 0
+        target = args.output or evidence.folder / AUDIT_FILE
+        try:
+            write_json(target, record.model_dump())
+        except OSError as error:
+            say(f"{target} could not be written: {error.strerror}")
+        print(record.model_dump_json() if args.json else "\n".join(report_lines(record)))
+        return EXIT_CODES[record.verdict]
+
+    options = {"--segments": args.segments, "--steps": args.steps, "--epochs": args.epochs, "--output": args.output}
+    words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return in_processes(evidence, ["audit", args.run, "--nonce", nonce, *words, *["--json"] * args.json], recompute)
+
+
+def in_processes(evidence: "RunEvidence", words: list[str], recompute: Callable[[], int]) -> int:
+    """Do `recompute` in as many processes as the run had: here, or in processes with these command line words."""
     logging.getLogger("seqtrack").setLevel(logging.WARNING)  # what the trainer logs would look like a run
-    record = audit(
-        evidence,
-        segments,
-        data_dir=environment.data_dir,
-        device=environment.device,
-        nonce=nonce,
-        on_segment=lambda one: _say(
-            f"epoch {one.segment.epoch}: {one.steps} steps, {one.records} records"
-            + (f", state after epoch {', '.join(map(str, one.states))}" if one.states else "")
-            + (": equal" if one.mismatch is None else f": {one.mismatch.quantity} differs")
-        ),
-    )
-    if record is None:
-        return STOPPED_EXIT_CODE
-    target = args.output or evidence.folder / AUDIT_FILE
-    try:
-        write_json(target, record.model_dump())
-    except OSError as error:
-        _say(f"{target} could not be written: {error.strerror}")
-    print(record.model_dump_json() if args.json else "\n".join(report_lines(record)))
-    return EXIT_CODES[record.verdict]
+    if "RANK" in os.environ:
+        one_of_several(recompute)
+    processes = evidence.manifests[evidence.last_epoch].fingerprint.get("world_size")
+    if not isinstance(processes, int) or processes == 1:
+        return recompute()
+    return launch([sys.executable, "-m", "seqtrack", *words], processes, read_environment(os.environ))
 
 
 def evidence_of(run: str, environment: Environment) -> "RunEvidence":
@@ -123,5 +143,7 @@ def _epochs(text: str | None, first: int, last: int) -> list[int] | None:
         raise UserError(f"--epochs: found {text!r}, expected all or numbers such as 3,7", "audit.epochs") from None
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Report progress, from one process of several."""
+    if IS_MAIN:
+        print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
 """`seqtrack restore`: recompute the checkpoint of an epoch that a run kept no file of."""
 
 import argparse
-import logging
 import os
 
+from seqtrack.commands.audit import IS_MAIN, in_processes
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import STOPPED_EXIT_CODE, RunError, UserError
 from seqtrack.run_dir import CHECKPOINTS
@@ -23,15 +23,19 @@ def run(args: argparse.Namespace) -> int:
     if manifest.path.is_file():
         print(manifest.path)
         return 0
-    logging.getLogger("seqtrack").setLevel(logging.WARNING)  # what the trainer logs would look like a run
-    with open_replay(evidence, environment.data_dir, environment.device) as (replay, differences):
-        result = replay.run(segment_of(evidence, args.epoch), keep_in=folder / CHECKPOINTS)
-    if result.stopped:
-        return STOPPED_EXIT_CODE
-    if (found := result.mismatch) is not None:
-        where = f"epoch {found.epoch}, step {found.step}: {found.quantity} is {found.recorded} in the run"
-        reason = "; ".join(differences) or "the run's records were changed"
-        text = f"{where}, {found.recomputed} recomputed: {reason}"
-        raise RunError(f"epoch {args.epoch} could not be restored. {text}", "restore.differs")
-    print(manifest.path)
-    return 0
+
+    def recompute() -> int:
+        with open_replay(evidence, environment.data_dir, environment.device) as (replay, differences):
+            result = replay.run(segment_of(evidence, args.epoch), keep_in=folder / CHECKPOINTS)
+        if result.stopped or not IS_MAIN:
+            return STOPPED_EXIT_CODE if result.stopped else 0
+        if (found := result.mismatch) is not None:
+            where = f"epoch {found.epoch}, step {found.step}: {found.quantity} is {found.recorded} in the run"
+            reason = "; ".join(differences) or "the run's records were changed"
+            text = f"{where}, {found.recomputed} recomputed: {reason}"
+            raise RunError(f"epoch {args.epoch} could not be restored. {text}", "restore.differs")
+        print(manifest.path)
+        return 0
+
+    words = ["restore", "--epoch", str(args.epoch), *(["--phase", str(args.phase)] if args.phase else [])]
+    return in_processes(evidence, words, recompute)

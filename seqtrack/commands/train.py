@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -24,7 +25,7 @@ def run(_args: argparse.Namespace) -> int:
     for number in stop_signals():
         signal.signal(number, _stop_before_start)
     if "RANK" in os.environ:
-        _one_of_several()
+        one_of_several(_train)
     given, config = configure(os.environ)
     if given.hf_repo and read_token(os.environ) is None:
         raise UserError(
@@ -62,20 +63,25 @@ def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
     os._exit(STOPPED_EXIT_CODE)
 
 
-def _one_of_several() -> NoReturn:
-    """One process of several: report its end to the launcher, or on stderr without one."""
+def _train() -> int:
+    from seqtrack.train import train  # torch, as in `run`
+
+    return train(*configure(os.environ))
+
+
+def one_of_several(work: Callable[[], int]) -> NoReturn:
+    """End this process of several with `work`'s exit code; its end is reported to the launcher, or on stderr."""
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
         for handler in logging.getLogger().handlers:
             handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
     from seqtrack.runtime.distributed import end_process, is_lost_peer  # torch, as in `run`
-    from seqtrack.train import train  # torch, as in `run`
 
     if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
-        ending = Ending(train(*configure(os.environ)))
+        ending = Ending(work())
     except UserError as error:
         ending = Ending(USER_ERROR_EXIT_CODE, error.problems)
     except RunError as error:
