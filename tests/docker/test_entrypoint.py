@@ -103,7 +103,7 @@ OPTION = {"JOB": "--no-sidecar train-phase2", "SHOWN_VARIABLE": "EPOCHS", "TRAIN
     [
         (["train"], {"TRAIN_DOES": "0:75"}, 75, ["start train", "train ended 75"], False),
         (["--no-sidecar", "train"], UPLOADING | {"TRAIN_DOES": "0"}, 0, ["start train", "train ended 0"], False),
-        (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DOES": "1"}, 0, ["train ended 0", "upload ended 0"], False),
+        (["train"], UPLOADING | {"TRAIN_DOES": "1", "UPLOAD_DOES": "3"}, 0, ["train ended 0", "upload ended 0"], False),
         (["train"], UPLOADING | {"TRAIN_DOES": "0.5", "UPLOAD_DOES": "0:1"}, 0, [], True),
         (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DRAIN_S": "1"}, 0, ["upload stopped"], True),
         (["train"], UPLOADING | {"TRAIN_DOES": "0.5:2"}, 2, ["upload got SIGTERM", "upload stopped"], False),

@@ -49,8 +49,8 @@ def trouble_in_parts(stage: str) -> Plan:
 
 def passing_trouble(hub: Hub, output: Path) -> None:
     bad = up.put(output / "phase_1" / "bad.bin", up.content(50_000, "bad"))
-    hub.fail("batch", object_error=(digest(bad), 503), times=2)
-    hub.fail("put", status=403, message="Request has expired", times=3)
+    hub.fail("batch", object_error=(digest(bad), 503))
+    hub.fail("put", status=403, message="Request has expired")
 
 
 STAGES = ("whoami", "create", "info", "paths-info", "preupload", "batch", "put", "commit")
@@ -84,7 +84,8 @@ def test_trouble_that_passes_costs_nothing_but_time_and_makes_nothing_twice(
     timeout = 0.5 if trouble.endswith("a hang") else 20.0
     assert up.once(hub, output, read_timeout_s=timeout, variables={"HF_ENDPOINT": endpoint}) == 0
     assert [fault for fault in planned if fault.times] == []
-    assert (len(hub.repos[up.REPO].commits), hub.refused_commits) == (2, 0), "the repo's own first commit, and ours"
+    # The repo's own first commit, and ours: one, or one of what had no trouble and one of the rest.
+    assert (len(hub.repos[up.REPO].commits), hub.refused_commits) == (2 + trouble.startswith("an object"), 0)
     up.assert_arrived(hub, output)
 
 
