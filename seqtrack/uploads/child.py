@@ -9,13 +9,17 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
+from seqtrack.uploads import xet
 from seqtrack.uploads.errors import classify, retry
 from seqtrack.uploads.folder import FolderTarget
 from seqtrack.uploads.hub import HubTarget, bound_client
+from seqtrack.uploads.identity import markers_to_put
 from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Target, missing
 
 
@@ -47,8 +51,9 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         def put_missing() -> str | None:
             # The head first: what is committed after it was read makes our commit fail rather than come twice.
             head = target.head()
+            markers = markers_to_put(target, order.markers)
             lacking = missing(order.files, target.look(paths))
-            return target.put(lacking, order.message, head) if lacking else None
+            return target.put([*markers, *lacking], order.message, head) if lacking else None
 
         # A reply can be lost after the commit was made, and somebody else can commit between: each try looks again.
         reply.commit = retry(put_missing, tries)
@@ -61,8 +66,10 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         reply.place = str(target.fetch(order.fetch, order.revision, Path(order.folder)))
 
 
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch(call: Call, answer: Callable[[Reply], NoReturn]) -> None:
+    while os.getppid() == call.parent:
+        if xet.is_stalled(call.xet_stall_s):
+            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {call.xet_stall_s:.0f} s")))
         time.sleep(0.2)
     os._exit(1)
 
@@ -70,15 +77,21 @@ def _leave_with(parent: int) -> None:
 def main() -> None:
     """Entry of the process. Stdout carries the reply only."""
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
-    answer = os.fdopen(os.dup(1), "wb")
+    out, once = os.fdopen(os.dup(1), "wb"), threading.Lock()
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
+
+    def answer(reply: Reply) -> NoReturn:
+        once.acquire()  # and never release: there is one answer
+        out.write(reply.model_dump_json().encode())
+        out.flush()
+        # The library's worker threads may still wait on a stalled connection; nothing is left to be done for them.
+        os._exit(0)
+
     call = Call.model_validate_json(sys.stdin.buffer.read())
-    threading.Thread(target=_leave_with, args=(call.parent,), daemon=True).start()
+    xet.watch_transfers()
+    threading.Thread(target=_watch, args=(call, answer), daemon=True).start()
     os.nice(call.nice)
-    answer.write(perform(call).model_dump_json().encode())
-    answer.flush()
-    # The library's worker threads may still wait on a stalled connection; nothing is left to be done for them.
-    os._exit(0)
+    answer(perform(call))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] 
     is_local = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
     if is_local or isinstance(error, SetupError | ImportError | OfflineModeIsEnabled):
         return "setup", f"this machine cannot reach the target: {text}", 0.0
+    if isinstance(error, UserError) and error.code == "upload.other_run":
+        return "other_run", text, 0.0
     if isinstance(error, FileError | UserError):
         return "changed" if isinstance(error, ChangedError) else "refused", text, 0.0
     if isinstance(error, ValueError) and not _GARBLED.search(text):

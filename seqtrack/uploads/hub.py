@@ -68,7 +68,7 @@ class BoundedClient(httpx2.Client):
             )
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
             raise SetupError(f"a proxy or certificate variable (HTTPS_PROXY, SSL_CERT_FILE): {error}") from error
-        self._tries = tries
+        self._read_s, self._tries = read_s, tries
 
     def send(self, request: httpx2.Request, **kwargs: object) -> httpx2.Response:
         """Send, and repeat what is safe to repeat.
@@ -78,6 +78,8 @@ class BoundedClient(httpx2.Client):
         """
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
+        if is_xet := "-token/" in request.url.path:  # without Xet there is plain HTTP
+            request.extensions["timeout"] = httpx2.Timeout(min(self._read_s, _CONNECT_S)).as_dict()
         # A part of a large file is the library's to repeat: it rewinds, and the other parts stay good.
         is_part = request.method == "PUT" and "partnumber=" in str(request.url).lower()
 
@@ -87,14 +89,14 @@ class BoundedClient(httpx2.Client):
             except httpx2.TransportError as error:
                 if is_part:
                     raise
-                raise HubRefusal(None) from error
+                raise HubRefusal(None) from (ConnectionError(f"no access: {error}") if is_xet else error)
             if response.status_code in _RETRYABLE and not is_part:
                 response.read()
                 raise HubRefusal(response)
             return response
 
         # A commit may have been made, and an object stored, though the reply was lost: the caller asks first.
-        is_once = request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path)
+        is_once = is_xet or request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path)
         return retry(once, 1 if is_once else self._tries)
 
 
