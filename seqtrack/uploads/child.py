@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import huggingface_hub.utils
+from huggingface_hub.utils import _xet_progress_reporting
+
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
-from seqtrack.uploads import xet
 from seqtrack.uploads.errors import classify, retry
 from seqtrack.uploads.folder import FolderTarget
 from seqtrack.uploads.hub import HubTarget, bound_client
@@ -25,17 +27,17 @@ from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Tar
 
 def perform(call: Call) -> Reply:
     """Carry out one order; every failure becomes a fault."""
-    reply, settings, is_folder = Reply(), call.target, call.target.kind == "folder"
+    reply, where, is_folder = Reply(), call.target, call.target.kind == "folder"
     try:
         token = None if is_folder else read_token(os.environ)
     except UserError as error:
         return Reply(fault=Fault(kind="account", line=str(error)))
     try:
-        bound_client(call.read_s, call.tries)
-        target = FolderTarget(Path(settings.place)) if is_folder else HubTarget(settings, token)
-        _carry_out(target, call.order, call.tries, reply)
+        bound_client(call.settings.read_timeout_s, call.settings.request_tries)
+        target = FolderTarget(Path(where.place)) if is_folder else HubTarget(where, token)
+        _carry_out(target, call.order, call.settings.request_tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
-        reply.fault = classify(error, token=token, prefix=settings.prefix)
+        reply.fault = classify(error, token=token, prefix=where.prefix)
     return reply
 
 
@@ -66,10 +68,36 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         reply.place = str(target.fetch(order.fetch, order.revision, Path(order.folder)))
 
 
+class _Progress:
+    """In place of the progress bars of the library's Xet transfers, which wait indefinitely in some calls: when bytes
+    last moved."""
+
+    moved_at = float("inf")  # monotonic; no transfer is running
+
+    def __init__(self, **_: object) -> None:
+        self._seen: tuple[int, int] | None = None
+        _Progress.moved_at = time.monotonic()
+
+    def update_progress(self, report: object, _: object = None) -> None:
+        """Called several times per second; a call is no progress."""
+        seen = (getattr(report, "total_bytes_completed", 0), getattr(report, "total_transfer_bytes_completed", 0))
+        if seen != self._seen:
+            self._seen, _Progress.moved_at = seen, time.monotonic()
+
+    def close(self, *_: object) -> None:
+        _Progress.moved_at = float("inf")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    __exit__ = close
+
+
 def _watch(call: Call, answer: Callable[[Reply], NoReturn]) -> None:
+    limit_s = call.settings.xet_stall_s
     while os.getppid() == call.parent:
-        if xet.is_stalled(call.xet_stall_s):
-            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {call.xet_stall_s:.0f} s")))
+        if time.monotonic() - _Progress.moved_at > limit_s:
+            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {limit_s:.0f} s")))
         time.sleep(0.2)
     os._exit(1)
 
@@ -88,7 +116,9 @@ def main() -> None:
         os._exit(0)
 
     call = Call.model_validate_json(sys.stdin.buffer.read())
-    xet.watch_transfers()
+    for name in ("XetUploadProgressReporter", "XetDownloadProgressReporter"):
+        setattr(_xet_progress_reporting, name, _Progress)
+    vars(huggingface_hub.utils)["are_progress_bars_disabled"] = lambda *_: False  # asked before an upload reports
     threading.Thread(target=_watch, args=(call, answer), daemon=True).start()
     os.nice(call.nice)
     answer(perform(call))

@@ -130,16 +130,9 @@ class TargetClient:
     def send(self, order: Order, num_bytes: int = 0, tick: Callable[[], bool] = lambda: False) -> Reply:
         """Have an order that moves `num_bytes` carried out once, and decide when to try again, and how."""
         settings, factor = self.settings, self.timeout_factor
-        call = Call(
-            target=self.target,
-            order=order,
-            parent=os.getpid(),
-            read_s=settings.read_timeout_s * factor,
-            tries=settings.request_tries,
-            nice=self.nice,
-            use_xet=self.use_xet(),
-            xet_stall_s=settings.xet_stall_s,
-        )
+        scaled = settings.model_copy(update={"read_timeout_s": settings.read_timeout_s * factor})
+        call = Call(target=self.target, settings=scaled, order=order, parent=os.getpid(), nice=self.nice)
+        call = call.model_copy(update={"use_xet": self.use_xet()})
         reply = self.runner(call, (settings.deadline_s + num_bytes / _LEAST_RATE) * factor, tick)
         now, fault = self.clock.monotonic(), reply.fault
         if fault is None:

@@ -39,14 +39,10 @@ def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
 def fetch_checkpoint(
     environment: Environment, epoch: int, destination: Path, *, phases: Sequence[int] | None = None
 ) -> Path:
-    """Download the checkpoint after `epoch` and its manifest into `destination`.
+    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced.
 
     Args:
-        destination: made if need be. Files of the same name there are kept if they are the same, and never replaced.
         phases: whose checkpoint, in order of preference; this phase's and then phase 1's by default.
-
-    Returns:
-        the checkpoint file's path.
 
     Raises:
         UserError: no target, no such checkpoint (the epochs that exist are named), or one that is refused.

@@ -56,15 +56,14 @@ def fetched_name(marker: str) -> str:
     return "." + marker.replace("/", "-")
 
 
-def write_markers(root: Path, copies: Path) -> tuple[Staged, ...]:
-    """The markers of all phases, hashed; their files go to the folder `copies`."""
+def write_markers(root: Path, place: Path) -> tuple[Staged, ...]:
+    """The markers of all phases, hashed; their files go to the folder `place`."""
     found = []
     for folder in sorted(root.glob("phase_*")):
         if (identity := _identity_of(folder)) is not None:
-            place = copies / fetched_name(f"{folder.name}/{MARKER}")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(identity.model_dump_json(indent=1) + "\n")
-            found.append(stage(f"{folder.name}/{MARKER}", place))
+            file = place / folder.name
+            file.write_text(identity.model_dump_json(indent=1) + "\n")
+            found.append(stage(f"{folder.name}/{MARKER}", file))
     return tuple(found)
 
 

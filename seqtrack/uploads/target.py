@@ -48,6 +48,8 @@ class FileError(Exception):
 class ChangedError(FileError):
     """A file is not, or no longer, the one that was hashed: look again."""
 
+    code = "upload.changed"
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,16 +142,14 @@ class Order(_Message):
 
 
 class Call(_Message):
-    """Everything that a target's process needs."""
+    """Everything that a target's process needs; `parent` is the process that it lives with."""
 
     target: TargetSettings
+    settings: UploadSettings
     order: Order
-    parent: int  # the process that it lives with
-    read_s: float = 45.0
-    tries: int = 3  # of a request
+    parent: int
     nice: int = 0
     use_xet: bool = True
-    xet_stall_s: float = 20.0
 
 
 class Reply(BaseModel):

@@ -35,6 +35,7 @@ _ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
 _INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
 _MAX_FILES = 5000
 _LFS_SHARE = 0.75  # of the grace after a stop
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk may be full
 _LOG_INTERVAL_S = 600.0  # longest wait of a growing log when no checkpoint takes it along
 _QUARANTINE_S = 600.0
 
@@ -126,11 +127,8 @@ class Uploader:
         return None if self._must_list else EXIT_ALL_UPLOADED
 
     def _is_over(self, now: float) -> bool:
-        """Whether all runs are complete and nothing has happened for a while.
-
-        A finished phase 1 means nothing for a phase 2 that just starts, and comparing two finished runs takes the time
-        to read all their checkpoints.
-        """
+        """Whether all runs are complete and nothing has happened for a while: phase 2 may just be starting, or two
+        finished runs be compared."""
         try:
             runs = [read_run(folder) for folder in self._root.glob("phase_*")]
         except UserError:
@@ -273,15 +271,16 @@ class Uploader:
         files = [staged for unit in units for staged in unit.staged]
         here = {path for unit in self.units.values() for path in unit.files}
         known = sorted(self.state.files.keys() & here) if self._must_list else []
-        order = Order(
-            prepare=None if self._prepared else "make",
-            look=tuple(known),
-            files=tuple(files),
-            markers=write_markers(self._root, self._copies) if files else (),
-            message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
-        )
         must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
-        reply = self.client.send(order, sum(item.size for item in files), self._tick)
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as markers:
+            order = Order(
+                prepare=None if self._prepared else "make",
+                look=tuple(known),
+                files=tuple(files),
+                markers=write_markers(self._root, Path(markers)) if files else (),
+                message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
+            )
+            reply = self.client.send(order, sum(item.size for item in files), self._tick)
         shutil.rmtree(self._copies, ignore_errors=True)
         if reply.account and not self._prepared:
             logger.info("uploading to %s", reply.account)

@@ -180,6 +180,7 @@ def test_a_disk_that_takes_nothing_stops_no_checkpoint(hub: Hub, disk: Path, tmp
     output = disk / "output"
     up.checkpoint(output, 1, size=500_000)
     up.put(output / "phase_1" / "config.yaml", b"TRAIN: {}\n")
+    up.finish(output)
     variables = {"HF_HOME": str(tmp_path / "hf")}
     up.environ(hub, output)  # writes the token
     if trouble == "full":
