@@ -68,7 +68,7 @@ FAULTS = [
     Fault(f"{LOGS} -k shares_no_memory", "the restored state shares memory with the buffers of saves",
           "NamedOptimizer.load_state_dict", "tensor.to(device=parameter.device, copy=True)",
           "tensor.to(parameter.device)"),
-    Fault(f"{COMPARE} -k whole_chain", "checkpoints name no parent", "Checkpointer._write",
+    Fault(f"{COMPARE} -k hash_chain_spans", "checkpoints name no parent", "Checkpointer._write",
           "self.parent_sha256 = manifest.sha256"),
     # --- where a run continues
     Fault(f"{INTERRUPTED} -k two_uninterrupted_runs", "generators start from the machine's entropy", "build_state",

@@ -23,8 +23,14 @@ if [ -n "${HF_TOKEN_PATH:-}" ]; then
   # A mounted file: everybody could read a value given with --env in `docker inspect`.
   options+=(--volume "$(realpath "$HF_TOKEN_PATH"):/run/secrets/hf_token:ro" --env HF_TOKEN_PATH=/run/secrets/hf_token)
 fi
-for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC HF_REPO HF_ENDPOINT \
-  HF_PRIVATE HF_HUB_DISABLE_XET $(compgen -e UPLOAD_); do
+if [ -n "${HF_TOKEN:-}" ]; then
+  echo "write the token into a file and name it in HF_TOKEN_PATH: HF_TOKEN would be visible in docker inspect" >&2
+  exit 2
+fi
+for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC NNODES NODE_RANK \
+  RENDEZVOUS MAX_RESTARTS HEALTH_STALE_S HF_REPO HF_PREFIX HF_ENDPOINT HF_PRIVATE HF_HUB_DISABLE_XET HF_HUB_OFFLINE \
+  HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE REQUESTS_CA_BUNDLE \
+  $(compgen -e UPLOAD_); do
   if [ -n "${!variable:-}" ]; then options+=(--env "$variable"); fi
 done
 if [ -n "${NETWORK:-}" ]; then options+=(--network "$NETWORK"); fi

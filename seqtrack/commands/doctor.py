@@ -29,6 +29,7 @@ from seqtrack.errors import Problem, RunError, UserError
 from seqtrack.process import end_with_parent
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
 from seqtrack.uploads.errors import classify
+from seqtrack.uploads.hub import bound_client
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
@@ -80,9 +81,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def check_packages(lock: Path = LOCK) -> Finding:
     """Compare what is installed with the lock next to this code; an installed package has none."""
-    there: dict[str, str] = {
-        canonicalize_name(one.name): one.version.partition("+")[0] for one in metadata.distributions()
-    }
+    there = {str(canonicalize_name(one.name)): one.version.partition("+")[0] for one in metadata.distributions()}
     lines = re.findall(r"^([a-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE) if lock.is_file() else []
     wanted = [one for one in map(Requirement, lines) if one.marker is None or one.marker.evaluate()]
     wrong = [one for one in wanted if there.get(one.name, "0") not in one.specifier]
@@ -101,12 +100,17 @@ def check_token(environment: Environment, environ: Mapping[str, str]) -> Finding
     try:
         if (token := read_token(environ)) is None:
             return "token", BAD, "HF_REPO is set, but neither HF_TOKEN_PATH nor HF_TOKEN", NO_TOKEN
+        bound_client(read_s=20.0, tries=2)  # which has no time limit of its own
         account = HfApi(endpoint=environment.hf_endpoint, token=token).whoami()
     except UserError as error:
         return "token", BAD, str(error), NO_TOKEN
     except Exception as error:  # noqa: BLE001 - whatever the client raises becomes one line without the token
-        advice = "Check the network, the clock, HF_ENDPOINT and the token"
-        return "token", BAD, classify(error, token=token).line, advice
+        return (
+            "token",
+            BAD,
+            classify(error, token=token).line,
+            "Check the network, the clock, HF_ENDPOINT and the token",
+        )
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     found = f"belongs to {account.get('name', '?')}, role {role or 'unknown'}"
     return ("token", BAD, f"{found}: it may not write", NO_TOKEN) if role == "read" else ("token", OK, found, "")
@@ -186,11 +190,9 @@ def _trial(name: str, processes: int, precision: str, tokens: int, limit_s: floa
         if x.grad is None or not bool(x.grad.isfinite().all()) or total != processes:
             raise RuntimeError(f"a gradient in {precision} is not finite, or {total:g} is not the sum of {processes}")
         if distributed.is_main:
-            found = f"attention and its gradient in {precision}, {tokens} tokens; a sum over {processes} processes"
-            _print("trial", OK, found, "")
+            _print("trial", OK, f"attention of {tokens} tokens in {precision}, a sum over {processes} processes", "")
     except Exception as error:  # noqa: BLE001 - whatever fails becomes one line
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        ending = Ending(1, [Problem(reason, "doctor.trial")])
+        ending = Ending(1, [Problem(f"{type(error).__name__}: {str(error).strip()}".splitlines()[0], "doctor.trial")])
     leave_ending(ending)
     end_process(ending.code)
 

@@ -26,11 +26,7 @@ def _settings(parser: Parser) -> None:
 
 
 def variables_of(args: argparse.Namespace) -> dict[str, str]:
-    """The variables that the options and KEY=VALUE of a command line set.
-
-    Raises:
-        UserError: a KEY=VALUE without an equals sign.
-    """
+    """The variables that the options and KEY=VALUE of a command line set; UserError for one without an equals sign."""
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name, None) is not None}
     pairs = [word.partition("=") for word in getattr(args, "overrides", ())]
     if bad := [key for key, equals, _ in pairs if not (key and equals)]:

@@ -97,8 +97,7 @@ def _track(
     if len(manifests) != 1:
         text = f"--checkpoint {args.checkpoint}: names {len(manifests)} checkpoints, expected one"
         raise UserError(text, code="track.option")
-    (manifest,) = manifests
-    device = choose_device(args.device or environment.device)
+    manifest, device = manifests[0], choose_device(args.device or environment.device)
     load.check_precision(args.precision, device)
     model, config = load.load_model(manifest, device)
     logger.info("%s , sha256 %s , on %s", manifest.path, manifest.sha256[:16], describe_device(device))

@@ -7,7 +7,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
 from seqtrack.config.environment import configure, read_token
@@ -23,16 +22,14 @@ def run(_args: argparse.Namespace) -> int:
     """Train as the environment describes; exit 0 complete, 75 stopped on request, 2 user error."""
     # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
-        signal.signal(number, _stop_before_start)
+        # Not `sys.exit`: this may interrupt an import, which must not treat it as an error.
+        signal.signal(number, lambda *_: os._exit(STOPPED_EXIT_CODE))
     if "RANK" in os.environ:
         one_of_several(_train)
     given, config = configure(os.environ)
     if given.hf_repo and read_token(os.environ) is None:
-        raise UserError(
-            f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN is set; nothing could be "
-            "uploaded: set one, or leave HF_REPO empty",
-            "token.missing",
-        )
+        text = f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN: set one, or leave HF_REPO empty"
+        raise UserError(text, "token.missing")
     for line in prepare_data(given, config, os.environ):
         logger.info("%s", line)
     processes: int | str = given.nproc
@@ -49,18 +46,10 @@ def run(_args: argparse.Namespace) -> int:
 
         return train(given, config)
     if given.nnodes > 1 and not (given.rendezvous and given.node_rank < given.nnodes):
-        raise UserError(
-            f"NNODES is {given.nnodes}: every machine needs the same RENDEZVOUS=host:port of machine 0 (found "
-            f"{given.rendezvous or 'nothing'}) and its own NODE_RANK from 0 to {given.nnodes - 1} (found "
-            f"{given.node_rank})",
-            code="launch.no_rendezvous",
-        )
+        found = f"found {given.rendezvous or 'nothing'} and {given.node_rank}"
+        text = "every machine needs the same RENDEZVOUS=host:port of machine 0, and its own NODE_RANK from 0"
+        raise UserError(f"NNODES is {given.nnodes}: {text}; {found}", code="launch.no_rendezvous")
     return launch([sys.executable, "-m", "seqtrack", "train"], int(processes), given)
-
-
-def _stop_before_start(_number: int, _frame: FrameType | None) -> None:
-    # Not `sys.exit`: this may interrupt an import, which must not treat it as an error.
-    os._exit(STOPPED_EXIT_CODE)
 
 
 def _train() -> int:

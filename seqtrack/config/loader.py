@@ -22,6 +22,8 @@ from seqtrack.config.schema import IGNORED_KEYS, KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import did_you_mean, read_text, short_repr
 
+# Keys that decide nothing but the learning rate of each step, and how many steps there are.
+SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 EXPERIMENTS = Path(__file__).parent / "experiments"
 Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
@@ -112,6 +114,13 @@ def compare_configs(a: Config, b: Config) -> list[Difference]:
     """Every key in which two configurations differ, in the schema's order."""
     pairs = zip(KEYS, flat_values(a).values(), flat_values(b).values(), strict=True)
     return [Difference(key, one, other, fact(KEYS[key], "must_match")) for key, one, other in pairs if one != other]
+
+
+def training_differences(theirs: Config, ours: Config) -> list[Difference]:
+    """The differences on which training depends, given the values of the other keys."""
+    unused = [] if theirs.TRAIN.FREEZE_ENCODER or ours.TRAIN.FREEZE_ENCODER else ["TRAIN.ENCODER_OPEN"]
+    unused += ["DATA.TRAIN.DATASETS_RATIO"] if len(ours.DATA.TRAIN.DATASETS_NAME) == 1 else []
+    return [one for one in compare_configs(theirs, ours) if one.must_match and one.key not in unused]
 
 
 def _read_file(name_or_path: str, problems: list[Problem]) -> Iterable[_Given]:

@@ -102,9 +102,8 @@ class Gradients:
     """
 
     def __init__(self, model: nn.Module, distributed: DistributedContext) -> None:
-        self._ranks = distributed
+        self._ranks, self._flat = distributed, list[Tensor]()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._flat: list[Tensor] = []
         shared = self._parameters if distributed.world_size > 1 else []
         for dtype in dict.fromkeys(parameter.dtype for parameter in shared):
             alike = [parameter for parameter in shared if parameter.dtype == dtype]
@@ -115,9 +114,8 @@ class Gradients:
 
     def clear(self) -> None:
         """Begin a step. A single process frees the memory: its gradients need not be contiguous."""
-        if self._ranks.world_size == 1:
-            for parameter in self._parameters:
-                parameter.grad = None
+        for parameter in self._parameters if self._ranks.world_size == 1 else ():
+            parameter.grad = None
         for flat in self._flat:
             flat.zero_()
 
@@ -136,8 +134,7 @@ def is_lost_peer(error: Exception) -> bool:
 def end_process(code: int) -> NoReturn:
     """End one process of several with `code`, when everything it had to write is written.
 
-    Without the interpreter's shutdown: a gloo thread that releases its last tensor after it makes the process abort
-    although its work is done (seen with torch 2.4.1, in one of twenty runs).
+    Without the interpreter's shutdown, in which a gloo thread may abort the process (torch 2.4.1, one of twenty runs).
     """
     logging.shutdown()
     sys.stdout.flush()

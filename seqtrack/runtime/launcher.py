@@ -135,11 +135,11 @@ def _run_once(
 
 
 def _ending(path: Path, rank: int, code: int) -> Ending:
+    problems: list[tuple[str, str]] = []
     if path.exists():
         code, problems = json.loads(path.read_text())
-        return Ending(code, [Problem(text, name) for text, name in problems])
-    if code in (0, STOPPED_EXIT_CODE):  # stopped before it had a signal handler
-        return Ending(code)
-    how = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    advice = "The checkpoints are not affected: start again to continue from the latest, or set MAX_RESTARTS"
-    return Ending(code, [Problem(f"process {rank} of the run died ({how}). {advice}", "run.process_died")])
+    elif code not in (0, STOPPED_EXIT_CODE):  # 75: stopped before it had a signal handler
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        advice = "The checkpoints are not affected: start again to continue from the latest, or set MAX_RESTARTS"
+        problems = [(f"process {rank} of the run died ({how}). {advice}", "run.process_died")]
+    return Ending(code, [Problem(*problem) for problem in problems])

@@ -63,7 +63,7 @@ def run_logging() -> Iterator[Callable[[Path | None, int], None]]:
         with contextlib.suppress(OSError):
             lines.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), info))
 
-    before = logger.level, threading.excepthook
+    level, excepthook = logger.level, threading.excepthook
     threading.excepthook = lambda args: keep("a thread failed", args.exc_value or SystemExit())
     logger.addHandler(lines)
     try:
@@ -73,7 +73,7 @@ def run_logging() -> Iterator[Callable[[Path | None, int], None]]:
         keep("the run ended", error)
         raise
     finally:
-        level, threading.excepthook = before
+        threading.excepthook = excepthook
         logger.setLevel(level)
         logger.removeHandler(lines)
         if lines.target is not None:

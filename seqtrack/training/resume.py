@@ -16,7 +16,7 @@ from seqtrack.checkpoints.resume_point import ResumePoint, find_resume_point, ho
 from seqtrack.checkpoints.side_files import Fingerprint, Manifest, StartRecord
 from seqtrack.checkpoints.store import load_checkpoint, manifest_of
 from seqtrack.config.environment import Environment
-from seqtrack.config.loader import compare_configs, config_digest, config_from_text
+from seqtrack.config.loader import SCHEDULE, compare_configs, config_digest, config_from_text, training_differences
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import FRAMES_COVERED_BY
 from seqtrack.device import explain_out_of_memory
@@ -28,9 +28,6 @@ from seqtrack.training.optimizer import first_changed_step
 from seqtrack.training.state import State, TrainState
 
 logger = logging.getLogger(__name__)
-
-# Keys that decide nothing but the learning rate of each step, and how many steps there are.
-_SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
 
 
 def find_run(environment: Environment, config: Config, data_digest: str, steps_per_epoch: int) -> ResumePoint:
@@ -69,12 +66,8 @@ def _check_experiment(manifest: Manifest, config: Config, data_digest: str, step
     theirs = config_from_text(json.dumps(manifest.config), place) if manifest.config else config
     if config_digest(theirs) != manifest.config_digest:
         _refuse(manifest.path, [Problem("its configuration has another digest", "run.other_experiment")])
-    # Keys on which training does not depend, because of the values of others.
-    unused = [] if theirs.TRAIN.FREEZE_ENCODER or config.TRAIN.FREEZE_ENCODER else ["TRAIN.ENCODER_OPEN"]
-    unused += ["DATA.TRAIN.DATASETS_RATIO"] if len(config.DATA.TRAIN.DATASETS_NAME) == 1 else []
-    changed = [one for one in compare_configs(theirs, config) if one.must_match]
-    was = {one.key: f"{one.key} is {one.b!r} now, {one.a!r} there" for one in changed if one.key not in unused}
-    problems = [Problem(text, "run.other_experiment") for key, text in was.items() if not key.startswith(_SCHEDULE)]
+    was = {one.key: f"{one.key} is {one.b!r} now, {one.a!r} there" for one in training_differences(theirs, config)}
+    problems = [Problem(text, "run.other_experiment") for key, text in was.items() if not key.startswith(SCHEDULE)]
     if manifest.data_digest != data_digest:
         text = "the sequences, annotations or frame files differ (digest in dataset.json)"
         problems.append(Problem(text, "data.changed"))
@@ -83,7 +76,7 @@ def _check_experiment(manifest: Manifest, config: Config, data_digest: str, step
     if was and (step := first_changed_step(theirs.TRAIN, config.TRAIN, steps_per_epoch, steps=manifest.step)):
         reason = f"of {manifest.step} steps taken, step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would differ"
         _refuse(manifest.path, [Problem(text, "resume.step_would_differ") for text in (reason, *was.values())])
-    return tuple(str(one) for one in changed)
+    return tuple(str(one) for one in compare_configs(theirs, config) if one.must_match)
 
 
 def _refuse(what: Path, problems: list[Problem]) -> None:

@@ -9,29 +9,35 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+import huggingface_hub.utils
+from huggingface_hub.utils import _xet_progress_reporting
 
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
 from seqtrack.uploads.errors import classify, retry
 from seqtrack.uploads.folder import FolderTarget
 from seqtrack.uploads.hub import HubTarget, bound_client
+from seqtrack.uploads.identity import markers_to_put
 from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Target, missing
 
 
 def perform(call: Call) -> Reply:
     """Carry out one order; every failure becomes a fault."""
-    reply, settings, is_folder = Reply(), call.target, call.target.kind == "folder"
+    reply, where, is_folder = Reply(), call.target, call.target.kind == "folder"
     try:
         token = None if is_folder else read_token(os.environ)
     except UserError as error:
         return Reply(fault=Fault(kind="account", line=str(error)))
     try:
-        bound_client(call.read_s, call.tries)
-        target = FolderTarget(Path(settings.place)) if is_folder else HubTarget(settings, token)
-        _carry_out(target, call.order, call.tries, reply)
+        bound_client(call.settings.read_timeout_s, call.settings.request_tries)
+        target = FolderTarget(Path(where.place)) if is_folder else HubTarget(where, token)
+        _carry_out(target, call.order, call.settings.request_tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
-        reply.fault = classify(error, token=token, prefix=settings.prefix)
+        reply.fault = classify(error, token=token, prefix=where.prefix)
     return reply
 
 
@@ -47,8 +53,9 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         def put_missing() -> str | None:
             # The head first: what is committed after it was read makes our commit fail rather than come twice.
             head = target.head()
+            markers = markers_to_put(target, order.markers)
             lacking = missing(order.files, target.look(paths))
-            return target.put(lacking, order.message, head) if lacking else None
+            return target.put([*markers, *lacking], order.message, head) if lacking else None
 
         # A reply can be lost after the commit was made, and somebody else can commit between: each try looks again.
         reply.commit = retry(put_missing, tries)
@@ -61,8 +68,36 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         reply.place = str(target.fetch(order.fetch, order.revision, Path(order.folder)))
 
 
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
+class _Progress:
+    """In place of the progress bars of the library's Xet transfers, which wait indefinitely in some calls: when bytes
+    last moved."""
+
+    moved_at = float("inf")  # monotonic; no transfer is running
+
+    def __init__(self, **_: object) -> None:
+        self._seen: tuple[int, int] | None = None
+        _Progress.moved_at = time.monotonic()
+
+    def update_progress(self, report: object, _: object = None) -> None:
+        """Called several times per second; a call is no progress."""
+        seen = (getattr(report, "total_bytes_completed", 0), getattr(report, "total_transfer_bytes_completed", 0))
+        if seen != self._seen:
+            self._seen, _Progress.moved_at = seen, time.monotonic()
+
+    def close(self, *_: object) -> None:
+        _Progress.moved_at = float("inf")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    __exit__ = close
+
+
+def _watch(call: Call, answer: Callable[[Reply], NoReturn]) -> None:
+    limit_s = call.settings.xet_stall_s
+    while os.getppid() == call.parent:
+        if time.monotonic() - _Progress.moved_at > limit_s:
+            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {limit_s:.0f} s")))
         time.sleep(0.2)
     os._exit(1)
 
@@ -70,15 +105,23 @@ def _leave_with(parent: int) -> None:
 def main() -> None:
     """Entry of the process. Stdout carries the reply only."""
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
-    answer = os.fdopen(os.dup(1), "wb")
+    out, once = os.fdopen(os.dup(1), "wb"), threading.Lock()
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
+
+    def answer(reply: Reply) -> NoReturn:
+        once.acquire()  # and never release: there is one answer
+        out.write(reply.model_dump_json().encode())
+        out.flush()
+        # The library's worker threads may still wait on a stalled connection; nothing is left to be done for them.
+        os._exit(0)
+
     call = Call.model_validate_json(sys.stdin.buffer.read())
-    threading.Thread(target=_leave_with, args=(call.parent,), daemon=True).start()
+    for name in ("XetUploadProgressReporter", "XetDownloadProgressReporter"):
+        setattr(_xet_progress_reporting, name, _Progress)
+    vars(huggingface_hub.utils)["are_progress_bars_disabled"] = lambda *_: False  # asked before an upload reports
+    threading.Thread(target=_watch, args=(call, answer), daemon=True).start()
     os.nice(call.nice)
-    answer.write(perform(call).model_dump_json().encode())
-    answer.flush()
-    # The library's worker threads may still wait on a stalled connection; nothing is left to be done for them.
-    os._exit(0)
+    answer(perform(call))
 
 
 if __name__ == "__main__":

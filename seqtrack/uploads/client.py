@@ -28,12 +28,15 @@ _MAX_TIMEOUT_FACTOR = 64.0
 _LONGEST_S = 600.0
 _XET_PAUSE_S = 3600.0
 _XET_BOUNDS = {
-    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "3",
-    "HF_XET_CLIENT_RETRY_MAX_DURATION": "30s",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+    "HF_XET_CLIENT_RETRY_MAX_DURATION": "10s",
     "HF_XET_CLIENT_READ_TIMEOUT": "45s",
-    "HF_XET_CLIENT_CONNECT_TIMEOUT": "10s",
+    "HF_XET_CLIENT_CONNECT_TIMEOUT": "8s",
+    "HF_XET_CLIENT_AC_MAX_UPLOAD_CONCURRENCY": "2",  # each holds 64 MB in memory
+    "HF_XET_DEDUPLICATION_GLOBAL_DEDUP_QUERY_ENABLED": "false",  # weights are never there already, and it can hang
 }
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
+_QUIET |= {"HF_XET_TELEMETRY_ENABLED": "false"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ class TargetClient:
         is_disabled = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE")
         return not is_disabled and self.clock.monotonic() >= self.xet_from
 
+    def leave_xet(self) -> None:
+        """Use LFS and plain HTTP from now on."""
+        self.xet_from = self.clock.monotonic() + _XET_PAUSE_S
+        logger.warning("Xet storage may be the cause; large files go over LFS and plain HTTP for an hour")
+
     def wait_s(self) -> float:
         """Seconds until the next try."""
         return max(0.0, self.until - self.clock.monotonic())
@@ -122,15 +130,9 @@ class TargetClient:
     def send(self, order: Order, num_bytes: int = 0, tick: Callable[[], bool] = lambda: False) -> Reply:
         """Have an order that moves `num_bytes` carried out once, and decide when to try again, and how."""
         settings, factor = self.settings, self.timeout_factor
-        call = Call(
-            target=self.target,
-            order=order,
-            parent=os.getpid(),
-            read_s=settings.read_timeout_s * factor,
-            tries=settings.request_tries,
-            nice=self.nice,
-            use_xet=self.use_xet(),
-        )
+        scaled = settings.model_copy(update={"read_timeout_s": settings.read_timeout_s * factor})
+        call = Call(target=self.target, settings=scaled, order=order, parent=os.getpid(), nice=self.nice)
+        call = call.model_copy(update={"use_xet": self.use_xet()})
         reply = self.runner(call, (settings.deadline_s + num_bytes / _LEAST_RATE) * factor, tick)
         now, fault = self.clock.monotonic(), reply.fault
         if fault is None:
@@ -145,8 +147,7 @@ class TargetClient:
         if fault.kind == "timeout":
             self.timeout_factor = min(_MAX_TIMEOUT_FACTOR, self.timeout_factor * 2.0)
         if fault.kind in ("xet", "timeout") and self.use_xet():  # trouble of Xet can take longer than any deadline
-            self.xet_from = now + _XET_PAUSE_S
-            logger.warning("Xet storage may be the cause; large files go over LFS and plain HTTP for an hour")
+            self.leave_xet()
         made_again = fault.kind == "repository" and is_news
         if fault.action == "person" and not made_again:
             self.until = now + settings.slow_retry_s

@@ -15,12 +15,13 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.target import ChangedError, Fault, FileError, Kind, scrub
+from seqtrack.uploads.target import Fault, FileError, Kind, scrub
 
 T = TypeVar("T")
 _COMMIT_LIMIT_WAIT_S = 900.0  # the window of an hour slides, so places come free before it is over
 _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag|Expecting", re.IGNORECASE)
 _XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
+_OWN_KINDS: dict[str, Kind] = {"upload.setup": "setup", "upload.other_run": "other_run", "upload.changed": "changed"}
 _UPLOADING = re.compile(r"Error while uploading '(.+)' to the Hub")
 
 
@@ -30,10 +31,6 @@ class HubRefusal(Exception):
     def __init__(self, response: httpx2.Response | None) -> None:
         super().__init__("no answer" if response is None else f"HTTP {response.status_code}")
         self.response = response
-
-
-class SetupError(Exception):
-    """This machine cannot reach any target as it is set up."""
 
 
 def retry(call: Callable[[], T], tries: int) -> T:
@@ -94,10 +91,10 @@ def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] 
     if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
         return "xet", f"Xet storage: {text}", 0.0
     is_local = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
-    if is_local or isinstance(error, SetupError | ImportError | OfflineModeIsEnabled):
+    if is_local or isinstance(error, ImportError | OfflineModeIsEnabled):
         return "setup", f"this machine cannot reach the target: {text}", 0.0
     if isinstance(error, FileError | UserError):
-        return "changed" if isinstance(error, ChangedError) else "refused", text, 0.0
+        return _OWN_KINDS.get(getattr(error, "code", ""), "refused"), text, 0.0
     if isinstance(error, ValueError) and not _GARBLED.search(text):
         return "refused", text, 0.0  # the library's word for a file or a name it will not send
     return None

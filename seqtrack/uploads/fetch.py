@@ -5,6 +5,7 @@ its header read as safetensors, so that a pickle under that name is refused unop
 manifest last, and never in place of another file.
 """
 
+import json
 import logging
 import os
 import re
@@ -16,9 +17,12 @@ from pathlib import Path, PurePosixPath
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
 from seqtrack.checkpoints.side_files import read_manifest
 from seqtrack.config.environment import Environment
+from seqtrack.config.loader import SCHEDULE, config_from_text, training_differences
+from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.identity import MARKER, fetched_name
 from seqtrack.uploads.target import Digests, Order, Staged, read_settings, require_target, safe_path, stage
 
 logger = logging.getLogger(__name__)
@@ -35,31 +39,27 @@ def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
 def fetch_checkpoint(
     environment: Environment, epoch: int, destination: Path, *, phases: Sequence[int] | None = None
 ) -> Path:
-    """Download the checkpoint after `epoch` and its manifest into `destination`.
+    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced.
 
     Args:
-        destination: made if need be. Files of the same name there are kept if they are the same, and never replaced.
         phases: whose checkpoint, in order of preference; this phase's and then phase 1's by default.
-
-    Returns:
-        the checkpoint file's path.
 
     Raises:
         UserError: no target, no such checkpoint (the epochs that exist are named), or one that is refused.
     """
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
     with _client(environment, destination) as (client, folder):
-        paths = [checkpoint_paths(phase, epoch) for phase in wanted]
-        revision, remotes = _look(client, [path for pair in paths for path in pair])
-        pair = next((pair for pair in paths if set(pair) <= set(remotes)), None)
+        paths = [(*checkpoint_paths(phase, epoch), f"{phase_name(phase)}/{MARKER}") for phase in wanted]
+        revision, remotes = _look(client, [path for one in paths for path in one])
+        pair = next((one for one in paths if remotes.keys() >= set(one[:2])), None)
         if pair is None:
             found = [f"phase_{phase}: {', '.join(map(str, _epochs(client, phase))) or 'none'}" for phase in wanted]
             text = f"{client.target.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
             raise UserError(text, code="fetch.no_such_epoch")
-        path, remote = pair[0], remotes[pair[0]]
-        logger.info("fetching %s (%.1f MB), revision %s", path, remote.size / 1e6, revision)
+        path, manifest_path, marker = pair
+        logger.info("fetching %s (%.1f MB), revision %s", path, remotes[path].size / 1e6, revision)
         try:
-            manifest = read_manifest(Path(_fetch(client, pair[1], remotes, revision, folder).source))
+            manifest = read_manifest(Path(_fetch(client, manifest_path, remotes, revision, folder).source))
             got = _fetch(client, path, remotes, revision, folder)
             described, expected = (manifest.bytes, manifest.sha256, manifest.epoch), (got.size, got.sha256, epoch)
             if described != expected:
@@ -67,6 +67,9 @@ def fetch_checkpoint(
             read_checkpoint_file(Path(got.source))
         except DamagedFileError as error:
             raise UserError(f"{path} is refused: {error}", code=error.code) from error
+        if marker in remotes:  # before the run that continues has a record
+            fetched = Path(_fetch(client, marker, remotes, revision, folder).source)
+            fetched.replace(destination / fetched_name(marker))
         _place(Path(got.source), destination / manifest.file)
         _place(manifest.manifest_path, destination / manifest.manifest_path.name)
         return destination / manifest.file
@@ -87,15 +90,29 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     return goal
 
 
-def latest_epoch(environment: Environment) -> int | None:
+def latest_epoch(environment: Environment, config: Config) -> int | None:
     """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
 
     Raises:
-        UserError: no target, or it cannot be asked. That is not the same as having nothing.
+        UserError: no target, it cannot be asked (not the same as having nothing), or it has another experiment's.
     """
-    with tempfile.TemporaryDirectory() as name, _client(environment, Path(name)) as (client, _):
+    with tempfile.TemporaryDirectory() as name, _client(environment, Path(name)) as (client, folder):
         client.request(Order(prepare="make"))  # a repo that does not exist yet holds nothing
-        return max(_epochs(client, environment.phase), default=None)
+        epochs = _epochs(client, environment.phase)
+        if not epochs:
+            return None
+        path = checkpoint_paths(environment.phase, epochs[-1])[1]
+        revision, remotes = _look(client, [path])
+        try:
+            manifest = read_manifest(Path(_fetch(client, path, remotes, revision, folder).source))
+        except DamagedFileError as error:
+            raise UserError(f"{path} is refused: {error}", code=error.code) from error
+        theirs = config_from_text(json.dumps(manifest.config), path)
+        differences = [one for one in training_differences(theirs, config) if not one.key.startswith(SCHEDULE)]
+        if keys := "; ".join(f"{one.key}: {one.b!r} here, {one.a!r} there" for one in differences):
+            text = f"{client.target.label} has the checkpoints of another experiment ({keys}): nothing was downloaded"
+            raise UserError(f"{text}. Choose another HF_REPO or HF_PREFIX", code="run.other_experiment")
+        return epochs[-1]
 
 
 @contextmanager
@@ -123,13 +140,17 @@ def _epochs(client: TargetClient, phase: int) -> list[int]:
 def _fetch(
     client: TargetClient, path: str, remotes: Mapping[str, Digests], revision: str | None, folder: Path
 ) -> Staged:
-    """Download one file and check its bytes against the listing."""
-    order = Order(fetch=safe_path(path), revision=revision, folder=str(folder))
-    got, listed = stage(path, Path(client.request(order, remotes[path].size).place)), remotes[path]
-    if not got.equals(listed):
-        text = f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {listed}. Try again; if they"
-        raise UserError(f"{path}: {text} come again, the copy there is corrupt", code="fetch.corrupt")
-    return got
+    """Download one file and check its bytes against the listing; damaged ones that came over Xet are fetched again."""
+    order, listed = Order(fetch=safe_path(path), revision=revision, folder=str(folder)), remotes[path]
+    while True:
+        was_xet, place = client.use_xet(), Path(client.request(order, listed.size).place)
+        if (got := stage(path, place)).equals(listed):
+            return got
+        if not was_xet:
+            text = f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {listed}. Try again; if"
+            raise UserError(f"{path}: {text} they come again, the copy there is corrupt", code="fetch.corrupt")
+        place.unlink()
+        client.leave_xet()
 
 
 def _place(source: Path, goal: Path) -> None:

@@ -22,7 +22,8 @@ from huggingface_hub.errors import HfUriError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import hf_request_event_hook
 
-from seqtrack.uploads.errors import HubRefusal, SetupError, retry
+from seqtrack.errors import UserError
+from seqtrack.uploads.errors import HubRefusal, retry
 from seqtrack.uploads.target import (
     ChangedError,
     Digests,
@@ -52,13 +53,14 @@ class BoundedClient(httpx2.Client):
     """A client with timeouts that raises what must end a call.
 
     Raises:
-        SetupError: a variable for certificates or a proxy that cannot be followed.
+        UserError: a variable for certificates or a proxy that cannot be followed.
     """
 
     def __init__(self, read_s: float, tries: int) -> None:
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             if os.environ.get(name) and not Path(os.environ[name]).exists():
-                raise SetupError(f"{name} (or REQUESTS_CA_BUNDLE) is {os.environ[name]}, which does not exist")
+                text = f"{name} (or REQUESTS_CA_BUNDLE) is {os.environ[name]}, which does not exist"
+                raise UserError(text, code="upload.setup")
         try:
             super().__init__(
                 verify=_ssl_context(),
@@ -67,8 +69,9 @@ class BoundedClient(httpx2.Client):
                 event_hooks={"request": [hf_request_event_hook]},  # the library's: it obeys HF_HUB_OFFLINE
             )
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
-            raise SetupError(f"a proxy or certificate variable (HTTPS_PROXY, SSL_CERT_FILE): {error}") from error
-        self._tries = tries
+            text = f"a proxy or certificate variable (HTTPS_PROXY, SSL_CERT_FILE) cannot be followed: {error}"
+            raise UserError(text, code="upload.setup") from error
+        self._read_s, self._tries = read_s, tries
 
     def send(self, request: httpx2.Request, **kwargs: object) -> httpx2.Response:
         """Send, and repeat what is safe to repeat.
@@ -78,6 +81,8 @@ class BoundedClient(httpx2.Client):
         """
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
+        if is_xet := "-token/" in request.url.path:  # without Xet there is plain HTTP
+            request.extensions["timeout"] = httpx2.Timeout(min(self._read_s, _CONNECT_S)).as_dict()
         # A part of a large file is the library's to repeat: it rewinds, and the other parts stay good.
         is_part = request.method == "PUT" and "partnumber=" in str(request.url).lower()
 
@@ -87,14 +92,14 @@ class BoundedClient(httpx2.Client):
             except httpx2.TransportError as error:
                 if is_part:
                     raise
-                raise HubRefusal(None) from error
+                raise HubRefusal(None) from (ConnectionError(f"no access: {error}") if is_xet else error)
             if response.status_code in _RETRYABLE and not is_part:
                 response.read()
                 raise HubRefusal(response)
             return response
 
         # A commit may have been made, and an object stored, though the reply was lost: the caller asks first.
-        is_once = request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path)
+        is_once = is_xet or request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path)
         return retry(once, 1 if is_once else self._tries)
 
 

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 
-Kind = Literal["network", "timeout", "xet", "changed", "rate", "account", "repository", "setup", "refused"]
+Kind = Literal["network", "timeout", "xet", "changed", "rate", "account", "repository", "setup", "other_run", "refused"]
 # retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
 # it is one file's, the others go without it.
 Action = Literal["retry", "wait", "person", "quarantine"]
 _ACTIONS: dict[str, Action] = {
-    **dict.fromkeys(("account", "repository", "setup"), "person"),
+    **dict.fromkeys(("account", "repository", "setup", "other_run"), "person"),
     "rate": "wait",
     "refused": "quarantine",
 }
@@ -48,6 +48,8 @@ class FileError(Exception):
 class ChangedError(FileError):
     """A file is not, or no longer, the one that was hashed: look again."""
 
+    code = "upload.changed"
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +68,7 @@ class UploadSettings(_Message):
     patience_s: float = 120.0  # time without progress after which `upload --once` gives up
     deadline_s: float = 180.0  # of a batch, extended by its bytes
     read_timeout_s: float = 45.0
+    xet_stall_s: float = 20.0  # after which a transfer over Xet that does not move is given up
     request_tries: int = 3
     backoff_s: float = 2.0
     slow_retry_s: float = 60.0  # after a failure that a person must fix
@@ -131,6 +134,7 @@ class Order(_Message):
     prepare: Literal["make", "check"] | None = None  # check account and place; "make" creates the place
     look: tuple[str, ...] | Literal["all"] = ()  # list these paths
     files: tuple[Staged, ...] = ()  # put what is missing of these in one commit, and list them again
+    markers: tuple[Staged, ...] = ()  # whose files they are: put with them, unless the target has another's
     message: str = ""
     fetch: str | None = None  # download this path into `folder`
     folder: str = ""
@@ -138,13 +142,12 @@ class Order(_Message):
 
 
 class Call(_Message):
-    """Everything that a target's process needs."""
+    """Everything that a target's process needs; `parent` is the process that it lives with."""
 
     target: TargetSettings
+    settings: UploadSettings
     order: Order
-    parent: int  # the process that it lives with
-    read_s: float = 45.0
-    tries: int = 3  # of a request
+    parent: int
     nice: int = 0
     use_xet: bool = True
 

@@ -21,6 +21,7 @@ from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.errors import UserError
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
 from seqtrack.uploads.client import TargetClient
+from seqtrack.uploads.identity import write_markers
 from seqtrack.uploads.scan import NEVER, UploadUnit, scan
 from seqtrack.uploads.state import UploadState, VerifiedFile, read_state
 from seqtrack.uploads.target import ChangedError, Digests, Fault, Order, stage, stamp_of
@@ -33,6 +34,8 @@ _COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could f
 _ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
 _INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
 _MAX_FILES = 5000
+_LFS_SHARE = 0.75  # of the grace after a stop
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk may be full
 _LOG_INTERVAL_S = 600.0  # longest wait of a growing log when no checkpoint takes it along
 _QUARANTINE_S = 600.0
 
@@ -63,7 +66,7 @@ class Uploader:
         self._changed_at: float | None = None
         self._deadline = _ALWAYS  # of "drain", and of "once" without progress
         self._last_commit = NEVER
-        self._prepared = False
+        self._prepared = self._sent_over_xet = False
         self._must_list = True  # the target must be asked for what is taken for verified
         self._final = False  # the listing before the end was asked for
         self._unit_limit = _MAX_FILES  # halves while a batch is refused, until the file at fault is alone
@@ -82,7 +85,7 @@ class Uploader:
         """Upload until a stop rule ends it; returns the exit code.
 
         Raises:
-            UserError: one pass cannot reach the target because of this machine's set-up.
+            UserError: the target has another run's files, or one pass cannot reach it because of this machine's set-up.
         """
         if once:
             self._mode, self._deadline = "once", self._clock.monotonic() + self._settings.patience_s
@@ -106,6 +109,8 @@ class Uploader:
     def _exit_code(self, wait: float) -> int | None:
         """None while there is something to do or to expect; `wait` seconds are until the next try."""
         now, left, fault = self._clock.monotonic(), self._left, self.client.fault
+        if fault is not None and fault.kind == "other_run":
+            return EXIT_INCOMPLETE
         if self._mode == "once":  # a log that grows is complete up to this call
             left = [unit for unit in left if unit.state != "growing" or unit.sent_at == NEVER]
         if self._mode != "watch":
@@ -122,11 +127,8 @@ class Uploader:
         return None if self._must_list else EXIT_ALL_UPLOADED
 
     def _is_over(self, now: float) -> bool:
-        """Whether all runs are complete and nothing has happened for a while.
-
-        A finished phase 1 means nothing for a phase 2 that just starts, and comparing two finished runs takes the time
-        to read all their checkpoints.
-        """
+        """Whether all runs are complete and nothing has happened for a while: phase 2 may just be starting, or two
+        finished runs be compared."""
         try:
             runs = [read_run(folder) for folder in self._root.glob("phase_*")]
         except UserError:
@@ -143,6 +145,7 @@ class Uploader:
         logger.info("asked to stop; uploading what is left within %.0f s", self._settings.grace_s)
         self._mode, self._must_list, self._last_commit = "drain", True, NEVER
         self._deadline = self._clock.monotonic() + self._settings.grace_s
+        self.client.xet_from = self._deadline  # no time for it
         if self.client.fault is None or self.client.fault.action != "wait":
             self.client.until = NEVER  # a last try does not wait for a back-off to end
         self._report("draining")
@@ -158,8 +161,8 @@ class Uploader:
             for path, line in self.state.problems.items():
                 logger.error("%s: %s", path, line)
         self._report("done" if code == EXIT_ALL_UPLOADED else "stopped")
-        if self._mode == "once" and fault is not None and fault.kind == "setup":
-            raise UserError(fault.line, code="upload.setup")
+        if fault is not None and (fault.kind == "other_run" or (self._mode == "once" and fault.kind == "setup")):
+            raise UserError(fault.line, code=f"upload.{fault.kind}")
         return code
 
     # ---- one round
@@ -268,14 +271,16 @@ class Uploader:
         files = [staged for unit in units for staged in unit.staged]
         here = {path for unit in self.units.values() for path in unit.files}
         known = sorted(self.state.files.keys() & here) if self._must_list else []
-        order = Order(
-            prepare=None if self._prepared else "make",
-            look=tuple(known),
-            files=tuple(files),
-            message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
-        )
-        must_list = self._must_list
-        reply = self.client.send(order, sum(item.size for item in files), self._tick)
+        must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as markers:
+            order = Order(
+                prepare=None if self._prepared else "make",
+                look=tuple(known),
+                files=tuple(files),
+                markers=write_markers(self._root, Path(markers)) if files else (),
+                message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
+            )
+            reply = self.client.send(order, sum(item.size for item in files), self._tick)
         shutil.rmtree(self._copies, ignore_errors=True)
         if reply.account and not self._prepared:
             logger.info("uploading to %s", reply.account)
@@ -326,7 +331,10 @@ class Uploader:
         """Called while an order is carried out: keep the heartbeat, and end the order when the grace is over."""
         self._heed_stop()
         self._report()
-        return self._mode == "drain" and self._clock.monotonic() >= self._deadline
+        over_s = self._clock.monotonic() - self._deadline
+        # Most of the grace is for LFS, if what is under way over Xet does not end soon.
+        is_slow = self._sent_over_xet and over_s >= -_LFS_SHARE * self._settings.grace_s
+        return self._mode == "drain" and (over_s >= 0.0 or is_slow)
 
     def _report(self, phase: str | None = None) -> None:
         """Write the status file, at most once per second unless the phase changes."""
@@ -372,18 +380,18 @@ def _own_folder(root: Path) -> tuple[Path, int]:
         BlockingIOError: another uploader holds the lock.
         UserError: neither can be used.
     """
-    problems: list[str] = []
-    for folder in (root / UPLOADS, Path(tempfile.gettempdir()) / f"seqtrack-uploads-{os.getpid()}"):
+    try:
+        folder = root / UPLOADS
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-            break
-        except OSError as error:
-            problems.append(f"{folder} cannot be used ({error.strerror})")
-    else:
-        raise UserError("; ".join(problems), code="upload.state_folder")
-    if problems:
-        logger.warning("%s; status and copies go to %s", problems[0], folder)
+            folder = Path(tempfile.mkdtemp(prefix="seqtrack-uploads-"))
+        except OSError as other:
+            text = f"nothing can be written to {root} ({error.strerror}), nor to TMPDIR ({other.strerror})"
+            raise UserError(text, code="upload.state_folder") from None
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        logger.warning("%s cannot be used (%s); status and copies go to %s", root / UPLOADS, error.strerror, folder)
     os.set_inheritable(lock, True)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

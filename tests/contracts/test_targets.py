@@ -13,7 +13,7 @@ from uploads.harness import REPO, TOKEN, content
 from uploads.hub_server import Hub
 
 from seqtrack.uploads.client import run_child
-from seqtrack.uploads.target import Call, Order, Reply, Staged, TargetSettings, missing, stage
+from seqtrack.uploads.target import Call, Order, Reply, Staged, TargetSettings, UploadSettings, missing, stage
 
 Perform = Callable[..., Reply]
 
@@ -33,8 +33,8 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     target = TargetSettings(kind=request.param, place=place, endpoint=hub.endpoint)
 
     def carry_out(**values: object) -> Reply:
-        order = Order(message="test", **values)  # type: ignore[arg-type]
-        call = Call(target=target, order=order, parent=os.getpid(), read_s=10, tries=1)
+        order, settings = Order(message="test", **values), UploadSettings(read_timeout_s=10, request_tries=1)  # type: ignore[arg-type]
+        call = Call(target=target, settings=settings, order=order, parent=os.getpid())
         return run_child(call, 30, lambda: False)
 
     assert carry_out(prepare="make").fault is None

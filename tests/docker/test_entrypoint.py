@@ -4,6 +4,7 @@ Trainer and uploader are scripted substitutes, since neither is under test here;
 processes and the validation of variables are real. test_containers.py runs everything for real.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from uploads.harness import checkpoint
+
+from seqtrack.config.environment import configure
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSTITUTE = """
@@ -103,7 +107,7 @@ OPTION = {"JOB": "--no-sidecar train-phase2", "SHOWN_VARIABLE": "EPOCHS", "TRAIN
     [
         (["train"], {"TRAIN_DOES": "0:75"}, 75, ["start train", "train ended 75"], False),
         (["--no-sidecar", "train"], UPLOADING | {"TRAIN_DOES": "0"}, 0, ["start train", "train ended 0"], False),
-        (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DOES": "1"}, 0, ["train ended 0", "upload ended 0"], False),
+        (["train"], UPLOADING | {"TRAIN_DOES": "1", "UPLOAD_DOES": "3"}, 0, ["train ended 0", "upload ended 0"], False),
         (["train"], UPLOADING | {"TRAIN_DOES": "0.5", "UPLOAD_DOES": "0:1"}, 0, [], True),
         (["train"], UPLOADING | {"TRAIN_DOES": "0", "UPLOAD_DRAIN_S": "1"}, 0, ["upload stopped"], True),
         (["train"], UPLOADING | {"TRAIN_DOES": "0.5:2"}, 2, ["upload got SIGTERM", "upload stopped"], False),
@@ -227,14 +231,17 @@ def test_latest_is_the_targets_newest_checkpoint_or_the_beginning(start: StartEn
     variables = {"RESUME_EPOCH": "latest", "UPLOAD_TARGET": f"folder:{target}", "SHOWN_VARIABLE": "RESUME_EPOCH"}
     run = start("--no-sidecar", "train", **variables, EPOCHS="9")
     assert (run.finish()[0], run.notes()[1]) == (0, "unset")
-    for name in ("ep0003.safetensors", "ep0003.json", "ep0004.json"):  # 4 has no checkpoint file yet
-        path = target / f"phase_1/checkpoints/SEQTRACK_{name}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+    _, manifest = checkpoint(target, 3)
+    _, config = configure({})
+    manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"config": config.model_dump(mode="json")}))
+    manifest.with_name("SEQTRACK_ep0004.json").write_text("{}")  # 4 has no checkpoint file yet
     run = start("--no-sidecar", "train", **variables, EPOCHS="9")
     assert (run.finish()[0], run.notes()[1]) == (0, "3")
     run = start("--no-sidecar", "train", **variables, EPOCHS="3")
     assert (run.finish()[0], run.notes()) == (0, []), "the target has the complete run"
+    for different in ({"SEED": "7"}, {"CLASSES": "kite"}):
+        code, stderr = start("--no-sidecar", "train", **variables, **different, EPOCHS="3").finish()
+        assert (code, "run.other_experiment" in stderr) == (2, True), "another experiment's"
     code, stderr = start("--no-sidecar", "train", RESUME_EPOCH="latest").finish()
     assert (code, "HF_REPO" in stderr) == (2, True)
     code, _ = start("--no-sidecar", "train", **{**variables, "UPLOAD_TARGET": "folder:"}).finish()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from runs import demo_data, uninterrupted
-from uploads.harness import hub, output
+from uploads.harness import hub, inline, output
 
-__all__ = ["demo_data", "hub", "output", "uninterrupted"]
+__all__ = ["demo_data", "hub", "inline", "output", "uninterrupted"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from uploads import harness as up
 from uploads.hub_server import Hub
+from uploads.xet_server import XetHub
 
 from seqtrack.cli import main
 from seqtrack.uploads.client import Clock
@@ -60,6 +61,7 @@ def test_a_log_that_never_settles_is_sent_every_ten_minutes_without_a_checkpoint
     up.assert_arrived(hub, tmp_path / "output", commits_each=None)
 
 
+BEFORE_BYTES = {Hub: "batch", XetHub: "xet-token"}  # the call before bytes are read
 CHANGES: dict[str, Callable[[Path], object]] = {
     "append": lambda path: append(path, b"more"),
     "truncate": lambda path: os.truncate(path, 1000),
@@ -69,6 +71,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@up.BOTH_WAYS
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("size", ["copied", "sent from its place"])
 def test_a_file_that_changes_while_it_is_sent(
@@ -79,7 +82,7 @@ def test_a_file_that_changes_while_it_is_sent(
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     if size != "copied":
         monkeypatch.setattr("seqtrack.uploads.uploader._COPY_LIMIT", 1000)
-    hub.fail("batch", action=lambda: CHANGES[change](path))
+    hub.fail(BEFORE_BYTES[type(hub)], action=lambda: CHANGES[change](path))
     up.finish(output)
     assert up.watch(hub, output) == 0
     trees = [tree for _, _, tree in hub.repos[up.REPO].commits]
@@ -90,6 +93,7 @@ def test_a_file_that_changes_while_it_is_sent(
     assert hub.violations == []
 
 
+@up.BOTH_WAYS
 @pytest.mark.parametrize("moment", ["before", "during"])
 def test_a_checkpoint_overwritten_in_place_is_never_sent(hub: Hub, output: Path, moment: str) -> None:
     path, _ = up.checkpoint(output, 3)
@@ -102,7 +106,7 @@ def test_a_checkpoint_overwritten_in_place_is_never_sent(hub: Hub, output: Path,
     if moment == "before":
         spoil()
     else:
-        hub.fail("batch", action=spoil)
+        hub.fail(BEFORE_BYTES[type(hub)], action=spoil)
     assert up.once(hub, output) == 3
     assert list(up.status(output)["problems"]) == [HALF]
     assert {k: v for k, v in up.files_of(output).items() if "0003" not in k} == up.on_hub(hub)
@@ -176,6 +180,7 @@ def test_a_disk_that_takes_nothing_stops_no_checkpoint(hub: Hub, disk: Path, tmp
     output = disk / "output"
     up.checkpoint(output, 1, size=500_000)
     up.put(output / "phase_1" / "config.yaml", b"TRAIN: {}\n")
+    up.finish(output)
     variables = {"HF_HOME": str(tmp_path / "hf")}
     up.environ(hub, output)  # writes the token
     if trouble == "full":

@@ -21,6 +21,7 @@ from seqtrack.uploads.state import is_verified
 FIRST = "phase_1/checkpoints/SEQTRACK_ep0001.safetensors"
 
 
+@up.BOTH_WAYS
 @pytest.mark.parametrize("stage", ["uploading", "committed", "verified"])
 def test_killed_at_a_stage_and_started_again(hub: Hub, output: Path, stage: str) -> None:
     """Nothing is lost, no commit is made twice, no stored object is sent again; the child goes with its parent."""
@@ -253,15 +254,21 @@ def test_memory_stays_small_while_a_large_file_is_sent(hub: Hub, tmp_path: Path,
     output = tmp_path / "output"
     big = up.put(output / "phase_1" / "big.bin", b"begin")
     os.truncate(big, size)  # sparse: it costs time, not disk
-    peak = 0.0
     slow = {"read_timeout_s": 60.0, "deadline_s": 300.0, "patience_s": 300.0}
     with up.uploader_process(hub, output, "--once", **slow) as running:
-        while running.poll() is None:
-            peak = max(peak, sum(megabytes(one) for one in (running.pid, *children(running.pid))))
-            time.sleep(0.02)
+        peak = peak_memory(running)
         assert running.end() == 0
     assert hub.tree(up.REPO)["phase_1/big.bin"].size == size
     assert 30 < peak < 250, f"{peak:.0f} MB"
+
+
+def peak_memory(running: up.UploaderProcess) -> float:
+    """The most that it and its child have in memory until it ends, in MB."""
+    peak = 0.0
+    while running.poll() is None:
+        peak = max(peak, sum(megabytes(one) for one in (running.pid, *children(running.pid))))
+        time.sleep(0.02)
+    return peak
 
 
 def megabytes(pid: int) -> float:
@@ -271,8 +278,9 @@ def megabytes(pid: int) -> float:
     return 0.0
 
 
+@up.BOTH_WAYS
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_soak(hub: Hub, tmp_path: Path) -> None:
     """Files come, a third of all calls fail, the sidecar is killed again and again."""
     output, chance_of = tmp_path / "output", random.Random(5)

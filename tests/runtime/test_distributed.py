@@ -12,13 +12,7 @@ from torch import distributed as dist
 from torch import nn
 from training.harness import Run
 
-from seqtrack.runtime.distributed import (
-    DistributedContext,
-    Gradients,
-    hold_store,
-    is_lost_peer,
-    rendezvous_store,
-)
+from seqtrack.runtime.distributed import DistributedContext, Gradients, hold_store, is_lost_peer, rendezvous_store
 from seqtrack.runtime.launcher import RENDEZVOUS_URL
 from seqtrack.training.train_step import TrainStep
 
@@ -100,14 +94,6 @@ def test_a_restart_reads_nothing_that_the_processes_before_it_wrote(monkeypatch:
     assert same_start.check(["address of rank 1"])
     assert not restart.check(["address of rank 1"])
     del held
-
-
-def test_the_rendezvous_of_one_machine_needs_no_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(RENDEZVOUS_URL, f"file://{tmp_path}/store")
-    monkeypatch.setenv("RANK", "0")
-    one, other = rendezvous_store(2), rendezvous_store(2)
-    one.set("here", "1")
-    assert other.get("here") == b"1" and (tmp_path / "store").exists()
 
 
 def test_another_failure_is_not_taken_for_a_lost_peer() -> None:

@@ -1,6 +1,7 @@
 """The files for rented machines, as far as they can be checked without one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,15 +49,60 @@ def test_only_known_variables_are_set(name: str) -> None:
     assert set_here - {"PYTHONPATH"} <= set(VARIABLES)
 
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+NETWORK = {*PROXIES, *map(str.lower, PROXIES), "HF_HUB_OFFLINE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+OURS = {name for name in VARIABLES if not name.startswith("SEQTRACK_")} | NETWORK
+
+
 def test_compose_passes_on_every_variable() -> None:
     settings = yaml.safe_load((ROOT / "compose.yaml").read_text())["x-settings"]
-    ours = {name for name in VARIABLES if not name.startswith("SEQTRACK_")}
-    assert set(settings) == ours
+    assert set(settings) == OURS
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
+@pytest.mark.parametrize("folder", ["output", " blank", "./output"])
+def test_compose_takes_any_folder_and_shows_what_it_passes_on(tmp_path: Path, folder: str) -> None:
+    network = dict.fromkeys(NETWORK, "http://proxy.example:3128")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OUTPUT_DIR": folder, **network}
+    files = ["--file", ROOT / "compose.yaml", "--project-directory", tmp_path]
+    done = subprocess.run(["docker", "compose", *files, "config"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    uploader = yaml.safe_load(done.stdout)["services"]["uploader"]
+    assert network.items() <= uploader["environment"].items()
+    (output,) = [mount for mount in uploader["volumes"] if mount["target"] == "/output"]
+    assert (output["type"], Path(output["source"])) == ("bind", tmp_path / folder)
 
 
 def fake(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("script", ["run.sh", "slurm.sh"])
+def test_a_script_passes_on_every_variable_and_shows_no_token(tmp_path: Path, script: str) -> None:
+    fake(tmp_path, "docker", f'[ "$1" = run ] && echo "$@" >>{tmp_path}/said')
+    fake(tmp_path, "apptainer", f"env | grep ^APPTAINERENV_ >>{tmp_path}/said")
+    (tmp_path / "token").write_text("hf_secret")
+    fixed = {
+        "OUTPUT_DIR": str(tmp_path / "o"),
+        "DATA_DIR": str(tmp_path / "d"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+    }
+    given = {name: "1" for name in OURS if name != "HF_TOKEN"} | fixed | {"HF_TOKEN": ""}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run([CLOUD / script], env={**environment, **given}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "said").read_text()
+    names = OURS - {"HF_TOKEN"} - (set(fixed) - {"HF_TOKEN_PATH"} if script == "run.sh" else set())
+    prefix = "--env " if script == "run.sh" else "APPTAINERENV_"
+    assert {name for name in names if f"{prefix}{name}" not in said} == set()
+    assert "hf_secret" not in said
+    (tmp_path / "said").write_text("")
+    done = subprocess.run([CLOUD / script], env={**environment, "HF_TOKEN": "hf_secret"}, capture_output=True)
+    if script == "run.sh":
+        assert (done.returncode, (tmp_path / "said").read_text()) == (2, "")
+    else:
+        assert "APPTAINERENV_HF_TOKEN=" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize(("code", "queued_again"), [(0, False), (75, True), (1, False)])

@@ -21,12 +21,14 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from uploads.hub_server import Hub
+from uploads.xet_server import XetHub
 
 from seqtrack.checkpoints.safetensors_io import TensorBytes
 from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.config.environment import read_environment
 from seqtrack.uploads.child import perform
 from seqtrack.uploads.client import Clock, TargetClient
+from seqtrack.uploads.identity import MARKER
 from seqtrack.uploads.target import Call, Reply, choose_target, read_settings
 from seqtrack.uploads.uploader import Uploader
 
@@ -49,10 +51,14 @@ FAST: dict[str, float] = {
 REAL: dict[str, float] = {"read_timeout_s": 5, "request_tries": 1}
 
 
+# For tests that hold whichever way large files go.
+BOTH_WAYS = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+
+
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    """A running server of its own for each test."""
-    server = Hub().start()
+def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
+    """A running server of its own for each test; one with Xet storage where the test asks for it."""
+    server = (XetHub() if getattr(request, "param", "lfs") == "xet" else Hub()).start()
     yield server
     server.clear()
     server.stop()
@@ -128,7 +134,12 @@ def environ(hub: Hub, output: Path, *, variables: dict[str, str] | None = None, 
         "HF_REPO": REPO,
         "HF_TOKEN_PATH": str(token),
         "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_XET": "" if isinstance(hub, XetHub) else "1",
+        "HF_XET_TELEMETRY_ENABLED": "false",
+        "HF_XET_XORB_COMPRESSION_POLICY": "none",
+        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+        "HF_XET_CLIENT_RETRY_BASE_DELAY": "50ms",
+        "HF_XET_DEDUPLICATION_GLOBAL_DEDUP_QUERY_ENABLED": "false",
         "HF_HOME": str(output.parent / "hf"),
         "PYTHONPATH": str(ROOT),
         "UPLOAD_TUNING": json.dumps({**REAL, **tuning}),
@@ -161,6 +172,7 @@ class FakeTime:
 
 def run_inline(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
     """Carries out a call in this process."""
+    constants.HF_HUB_DISABLE_XET = not call.use_xet
     reply = perform(Call.model_validate_json(call.model_dump_json()))
     tick()
     return Reply.model_validate_json(reply.model_dump_json())
@@ -192,7 +204,7 @@ def uploader(
             patch.delenv(name)
         for name, value in env.items():
             patch.setenv(name, value)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # and so again at the end
         disable_progress_bars()
         client = TargetClient(target, read_settings(env), runner, time.clock, random.Random(7))
         with Uploader(output, client, time.stop) as at_work:
@@ -266,8 +278,9 @@ def files_of(output: Path) -> dict[str, str]:
 
 
 def on_hub(hub: Hub) -> dict[str, str]:
-    """Digest of every file the server holds, less what it made itself."""
-    return {path: entry.sha256 for path, entry in hub.tree(REPO).items() if path != ".gitattributes"}
+    """Digest of every file the server holds, less its own and the markers of runs."""
+    own = (".gitattributes", MARKER)
+    return {path: entry.sha256 for path, entry in hub.tree(REPO).items() if not path.endswith(own)}
 
 
 def assert_arrived(hub: Hub, output: Path, *, commits_each: int | None = 1) -> None:
