@@ -9,6 +9,7 @@ import logging
 from seqtrack.checkpoints.resume_point import write_run
 from seqtrack.checkpoints.side_files import Manifest
 from seqtrack.config.environment import Environment
+from seqtrack.config.loader import flat_values
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
 from seqtrack.errors import STOPPED_EXIT_CODE
@@ -67,7 +68,14 @@ def train(environment: Environment, config: Config) -> int:
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
-            log = RunLog(folder / LOGS, phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
+            log = RunLog(
+                folder / LOGS,
+                phase=environment.phase,
+                resume_step=start.step,
+                writes=distributed.is_main,
+                settings=flat_values(config),
+                samples=run_metadata.draw_samples(folder, loader.dataset) if distributed.is_main else None,
+            )
             writers.enter_context(contextlib.closing(log))
             plots = writers.enter_context(contextlib.closing(PhasePlots(folder)))
             checkpointer = Checkpointer(folder / CHECKPOINTS, parent_sha256=start.parent_sha256)
