@@ -20,7 +20,7 @@ from seqtrack.config.environment import Environment
 from seqtrack.config.loader import SCHEDULE, config_from_text, training_differences
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
-from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
+from seqtrack.run_dir import CHECKPOINTS, LOGS, RUN_FILE, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.identity import MARKER, fetched_name
 from seqtrack.uploads.target import Digests, Order, Staged, read_settings, require_target, safe_path, stage
@@ -75,7 +75,7 @@ def fetch_checkpoint(
         return destination / manifest.file
 
 
-def fetch_file(environment: Environment, path: str, root: Path) -> Path:
+def fetch_file(environment: Environment, path: str, root: Path, *, revision: str | None = None) -> Path:
     """Download one file, checked against the listing, to the same path below `root`; an existing one is not replaced.
 
     Raises:
@@ -83,11 +83,35 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     """
     goal = root / safe_path(path)
     with _client(environment, goal.parent) as (client, folder):
-        revision, remotes = _look(client, [path])
+        revision, remotes = _look(client, [path], revision)
         if path not in remotes:
             raise UserError(f"{client.target.label} has no file {path}", code="upload.no_such_file")
         _place(Path(_fetch(client, path, remotes, revision, folder).source), goal)
     return goal
+
+
+def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str | None = None) -> Path:
+    """Download a phase's records, manifests and logs, of one revision and checked against its listing.
+
+    Returns:
+        the folder below `root`; checkpoints are not in it, see `fetch_file`.
+
+    Raises:
+        UserError: no target, no such run or revision, other bytes than listed.
+    """
+    name = phase_name(phase)
+    kinds = (r"[a-z]+\.(json|yaml)", rf"{CHECKPOINTS}/SEQTRACK_ep[0-9]+\.json", rf"{LOGS}/[^/]+\.(jsonl|log)")
+    wanted = re.compile(f"{name}/({'|'.join(kinds)})")
+    with _client(environment, root) as (client, folder):
+        reply = client.request(Order(look="all", revision=revision))
+        remotes = {path: one for path, one in (reply.remotes or {}).items() if wanted.fullmatch(path)}
+        if f"{name}/{RUN_FILE}" not in remotes:
+            raise UserError(f"{client.target.label} has no {name}/{RUN_FILE}", code="upload.no_such_file")
+        for path in sorted(remotes):
+            goal = root / safe_path(path)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            _place(Path(_fetch(client, path, remotes, reply.revision, folder).source), goal)
+    return root / name
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:
@@ -125,8 +149,10 @@ def _client(environment: Environment, destination: Path) -> Iterator[tuple[Targe
         yield TargetClient(target, read_settings(os.environ)), Path(name)
 
 
-def _look(client: TargetClient, paths: Sequence[str]) -> tuple[str | None, dict[str, Digests]]:
-    reply = client.request(Order(look=tuple(paths)))
+def _look(
+    client: TargetClient, paths: Sequence[str], revision: str | None = None
+) -> tuple[str | None, dict[str, Digests]]:
+    reply = client.request(Order(look=tuple(paths), revision=revision))
     return reply.revision, reply.remotes or {}
 
 

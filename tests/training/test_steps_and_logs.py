@@ -25,7 +25,8 @@ from training.harness import RANKS, Run
 def _interval(**changes: Any) -> IntervalRecord:
     values: dict[str, Any] = {
         "phase": 1, "epoch": 8, "step": 31, "sample": 992, "samples": 992, "interval_samples": 32, "loss": 8.07525,
-        "iou": 0.06536, "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0, "checksum": "0" * 16, "time_s": 62.0,
+        "iou": 0.06536, "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0,
+        "checksum": "0" * 16, "time_s": 62.0,
         "skipped_steps": 0,
         "elapsed_s": 14591.0, "eta_s": 0.0, "samples_per_s": 0.5, "data_wait_s": 1.0, "data_wait_share": 0.01,
     }  # fmt: skip
