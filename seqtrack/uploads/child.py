@@ -7,6 +7,7 @@ ends itself when its parent is gone, so that no orphan commits after a new paren
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from huggingface_hub.utils import _xet_progress_reporting
 
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import classify, retry
 from seqtrack.uploads.folder import FolderTarget
-from seqtrack.uploads.hub import HubTarget, bound_client
+from seqtrack.uploads.hub import HubTarget, bound_client, classify, retry
 from seqtrack.uploads.identity import markers_to_put
 from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Target, missing
+
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk may be full
 
 
 def perform(call: Call) -> Reply:
@@ -53,9 +55,10 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         def put_missing() -> str | None:
             # The head first: what is committed after it was read makes our commit fail rather than come twice.
             head = target.head()
-            markers = markers_to_put(target, order.markers)
-            lacking = missing(order.files, target.look(paths))
-            return target.put([*markers, *lacking], order.message, head) if lacking else None
+            with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
+                markers = markers_to_put(target, order.markers, Path(folder))
+                lacking = missing(order.files, target.look(paths))
+                return target.put([*markers, *lacking], order.message, head) if lacking else None
 
         # A reply can be lost after the commit was made, and somebody else can commit between: each try looks again.
         reply.commit = retry(put_missing, tries)

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
@@ -22,8 +23,8 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient
-from seqtrack.uploads.identity import MARKER, fetched_name
-from seqtrack.uploads.target import Digests, Order, Staged, read_settings, require_target, safe_path, stage
+from seqtrack.uploads.identity import FETCHED_MARKER, MARKER
+from seqtrack.uploads.target import Digests, Order, Staged, choose_target, read_settings, safe_path, stage
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,16 @@ def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
     return str(checkpoint), str(checkpoint.with_suffix(".json"))
 
 
+@dataclass
 class _Reader:
     """What the target holds at one revision, and a folder for downloads: next to where files end, so that the last step
     is a rename; hidden, so that nothing takes them for a checkpoint."""
 
-    def __init__(self, client: TargetClient, folder: str) -> None:
-        self.client, self.folder, self.label = client, folder, client.target.label
-        self.revision: str | None = None
-        self.listed: dict[str, Digests] = {}
+    client: TargetClient
+    label: str
+    folder: str
+    revision: str | None = None
+    listed: dict[str, Digests] = field(default_factory=dict)
 
     def look(self, *paths: str) -> None:
         reply = self.client.request(Order(look=paths))
@@ -71,10 +74,10 @@ class _Reader:
 
 @contextmanager
 def _reader(environment: Environment, destination: Path) -> Iterator[_Reader]:
-    client = TargetClient(require_target(environment), read_settings(os.environ))
+    client = TargetClient(choose_target(environment), read_settings(os.environ))
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as folder:
-        yield _Reader(client, folder)
+        yield _Reader(client, client.target.label, folder)
 
 
 def fetch_checkpoint(
@@ -82,11 +85,8 @@ def fetch_checkpoint(
 ) -> Path:
     """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced.
 
-    Args:
-        phases: whose checkpoint, in order of preference; this phase's and then phase 1's by default.
-
-    Raises:
-        UserError: no target, no such checkpoint (the epochs that exist are named), or one that is refused.
+    `phases` are whose, in order of preference; this phase's and then phase 1's by default. A UserError if there is no
+    target, no such checkpoint (the epochs that exist are named), or one that is refused.
     """
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
     with _reader(environment, destination) as reader:
@@ -108,7 +108,7 @@ def fetch_checkpoint(
         except DamagedFileError as error:
             raise UserError(f"{path} is refused: {error}", code=error.code) from error
         if marker in reader.listed:  # before the run that continues has a record
-            Path(reader.fetch(marker).source).replace(destination / fetched_name(marker))
+            Path(reader.fetch(marker).source).replace(destination / FETCHED_MARKER.format(path.split("/")[0]))
         _place(Path(got.source), destination / manifest.file)
         _place(manifest.manifest_path, destination / manifest.manifest_path.name)
         return destination / manifest.file
@@ -116,10 +116,7 @@ def fetch_checkpoint(
 
 def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     """Download one file, checked against the listing, to the same path below `root`; an existing one is not replaced.
-
-    Raises:
-        UserError: no target, no such file, a name that leaves the folder, other bytes than listed.
-    """
+    A UserError if there is no target or no such file, or it would leave the folder."""
     goal = root / safe_path(path)
     with _reader(environment, goal.parent) as reader:
         reader.look(path)
@@ -130,11 +127,8 @@ def fetch_file(environment: Environment, path: str, root: Path) -> Path:
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:
-    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
-
-    Raises:
-        UserError: no target, it cannot be asked (not the same as having nothing), or it has another experiment's.
-    """
+    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet. A
+    UserError if it cannot be asked, which is not the same as having nothing, or has another experiment's."""
     with tempfile.TemporaryDirectory() as name, _reader(environment, Path(name)) as reader:
         reader.client.request(Order(prepare="make"))  # a repo that does not exist yet holds nothing
         if not (epochs := reader.epochs(environment.phase)):
@@ -154,11 +148,7 @@ def latest_epoch(environment: Environment, config: Config) -> int | None:
 
 
 def _place(source: Path, goal: Path) -> None:
-    """Rename a download to its place; a file that exists there is kept.
-
-    Raises:
-        UserError: it is another one.
-    """
+    """Rename a download to its place; a file that exists there is kept, and a UserError if it is another one."""
     if goal.exists():
         if stage(goal.name, goal).sha256 != stage(goal.name, source).sha256:
             raise UserError(f"{goal} exists and differs from the download; move it away first", code="fetch.exists")

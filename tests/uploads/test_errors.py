@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import HubRefusal, classify
+from seqtrack.uploads.hub import HubRefusal, classify
 from seqtrack.uploads.target import ChangedError, FileError, scrub
 
 LIMIT = "You have exceeded the rate limit for repository commits (128 per hour). You can retry in about 1 hour."

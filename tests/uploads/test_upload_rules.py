@@ -114,7 +114,6 @@ def test_the_target_is_chosen_and_an_overlapping_folder_refused(tmp_path: Path) 
     chosen = choose_target(Environment(hf_repo="me/run", hf_endpoint="http://hub:80"))
     assert chosen == TargetSettings(kind="huggingface", place="me/run", endpoint="http://hub:80")
     assert chosen != choose_target(Environment(hf_repo="me/run"))
-    assert choose_target(Environment()) is None
     output = tmp_path / "output"
     assert choose_target(Environment(upload_target=f"folder:{tmp_path / 'backup'}", output_dir=output))
     (tmp_path / "link").symlink_to(output)
