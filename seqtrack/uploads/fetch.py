@@ -83,11 +83,9 @@ def _reader(environment: Environment, destination: Path) -> Iterator[_Reader]:
 def fetch_checkpoint(
     environment: Environment, epoch: int, destination: Path, *, phases: Sequence[int] | None = None
 ) -> Path:
-    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced.
-
-    `phases` are whose, in order of preference; this phase's and then phase 1's by default. A UserError if there is no
-    target, no such checkpoint (the epochs that exist are named), or one that is refused.
-    """
+    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced. `phases`
+    are whose, in order of preference; this phase's and then phase 1's by default. A UserError if there is no target, no
+    such checkpoint (the epochs that exist are named), or one that is refused."""
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
     with _reader(environment, destination) as reader:
         triples = [(*checkpoint_paths(phase, epoch), f"{phase_name(phase)}/{MARKER}") for phase in wanted]

@@ -66,7 +66,6 @@ class FolderTarget:
 
 
 def _copy_durably(source: Path, place: Path) -> None:
-    with source.open("rb") as reader, place.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        os.fsync(writer.fileno())
+    shutil.copyfile(source, place)
+    with place.open("rb") as file:
+        os.fsync(file.fileno())

@@ -9,26 +9,20 @@ commit.
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, set_client_factory
+from huggingface_hub import CommitOperationAdd, HfApi, errors, set_client_factory
 from huggingface_hub.constants import REGEX_COMMIT_OID
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HfUriError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import hf_request_event_hook
 
@@ -72,10 +66,8 @@ class HubRefusal(Exception):
 
 
 def retry(call: Callable[[], T], tries: int) -> T:
-    """Repeat a call that is safe to repeat while it meets trouble that passes by itself.
-
-    To wait as long as asked is for the parent, and after a timeout the next try must have more time.
-    """
+    """Repeat a call that is safe to repeat while it meets trouble that passes by itself. To wait as long as asked is
+    for the parent, and after a timeout the next try must have more time."""
     for attempt in range(1, tries):
         try:
             return call()
@@ -88,11 +80,8 @@ def retry(call: Callable[[], T], tries: int) -> T:
 
 
 def classify(error: BaseException, *, token: str | None = None, prefix: str = "") -> Fault:
-    """The fault behind an exception, looking through the wrappers the client puts round it.
-
-    Args:
-        prefix: of every path in the repo; a fault's path is without it.
-    """
+    """The fault behind an exception, looking through the wrappers the client puts round it. `prefix` is that of every
+    path in the repo; a fault's path is without it."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None:
@@ -112,16 +101,16 @@ def classify(error: BaseException, *, token: str | None = None, prefix: str = ""
 def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] | None:
     """(kind, line, seconds to wait) of one exception of a chain, None if another of the chain tells more."""
     text, name = str(error), type(error).__name__
-    if isinstance(error, HubRefusal | HfHubHTTPError) and error.response is not None:
+    if isinstance(error, HubRefusal | errors.HfHubHTTPError) and error.response is not None:
         return _of_status(error.response, path)
-    if isinstance(error, LocalTokenNotFoundError):
+    if isinstance(error, errors.LocalTokenNotFoundError):
         return "account", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
     if isinstance(error, httpx2.TransportError):  # whatever the operating system's error below it is
         return "timeout" if isinstance(error, httpx2.TimeoutException) else "network", f"{name}: {text}", 0.0
     if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
         return "xet", f"Xet storage: {text}", 0.0
     is_local = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
-    if is_local or isinstance(error, ImportError | OfflineModeIsEnabled):
+    if is_local or isinstance(error, ImportError | errors.OfflineModeIsEnabled):
         return "setup", f"this machine cannot reach the target: {text}", 0.0
     if isinstance(error, FileError | UserError):
         return _OWN_KINDS.get(getattr(error, "code", ""), "refused"), text, 0.0
@@ -242,7 +231,7 @@ class HubTarget:
     def prepare(self, *, make: bool) -> str:
         account = self._api.whoami()
         if make:
-            with contextlib.suppress(HfUriError):  # of the answer, whose address nobody needs
+            with contextlib.suppress(errors.HfUriError):  # of the answer, whose address nobody needs
                 self._api.create_repo(**self._repo, private=self._target.private, exist_ok=True)
         else:
             self._api.repo_info(**self._repo)
@@ -254,32 +243,25 @@ class HubTarget:
     def head(self) -> str | None:
         try:
             sha = self._api.repo_info(**self._repo, revision=_BRANCH).sha
-        except RevisionNotFoundError:  # a repo without any commit has no branch yet
+        except errors.RevisionNotFoundError:  # a repo without any commit has no branch yet
             return None
         return sha if sha and REGEX_COMMIT_OID.fullmatch(sha) else None
 
     def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Digests]:
-        at = revision or _BRANCH
+        at: Any = {**self._repo, "revision": revision or _BRANCH}
+        asked = [self._prefix + path for path in paths or ()]
+        found: dict[str, Digests] = {}
         try:
-            if paths is None:
-                return self._files(self._api.list_repo_tree(**self._repo, recursive=True, revision=at))
-            found: dict[str, Digests] = {}
-            for start in range(0, len(paths), _PATHS_PER_CALL):
-                asked = [self._prefix + path for path in paths[start : start + _PATHS_PER_CALL]]
-                found |= self._files(self._api.get_paths_info(**self._repo, paths=asked, revision=at))
-            return found
-        except RevisionNotFoundError:
+            parts = [asked[start : start + _PATHS_PER_CALL] for start in range(0, len(asked), _PATHS_PER_CALL)]
+            every = self._api.list_repo_tree(**at, recursive=True) if paths is None else ()
+            for item in itertools.chain(every, *(self._api.get_paths_info(**at, paths=part) for part in parts)):
+                if isinstance(item, RepoFile) and item.path.startswith(self._prefix):
+                    digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
+                    path = item.path.removeprefix(self._prefix)
+                    found[path] = Digests(size=size, sha256=digest, git_sha1=item.blob_id)
+        except errors.RevisionNotFoundError:
             if revision is not None:
                 raise
-            return {}
-
-    def _files(self, listed: Iterable[object]) -> dict[str, Digests]:
-        found: dict[str, Digests] = {}
-        for item in listed:
-            if isinstance(item, RepoFile) and item.path.startswith(self._prefix):
-                digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
-                path = item.path.removeprefix(self._prefix)
-                found[path] = Digests(size=size, sha256=digest, git_sha1=item.blob_id)
         return found
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
