@@ -9,7 +9,7 @@ from uploads.harness import FakeTime, put
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.client import TargetClient, child_environment
-from seqtrack.uploads.scan import UploadUnit, scan
+from seqtrack.uploads.scan import UploadUnit
 from seqtrack.uploads.state import UploadState, health_problems
 from seqtrack.uploads.target import Fault, Order, Reply, TargetSettings, UploadSettings, choose_target, read_settings
 from seqtrack.uploads.uploader import Uploader, choose_batch
@@ -39,10 +39,6 @@ def backoff(fake: FakeTime, *kinds: str, wait_s: float = 0.0) -> TargetClient:
         return Reply(fault=next(faults, None))
 
     return TargetClient(TargetSettings(kind="folder", place="/x"), UploadSettings(), run, fake.clock, random.Random(0))
-
-
-def test_the_scan_of_a_missing_folder_is_empty(tmp_path: Path) -> None:
-    assert scan(tmp_path / "nothing") == ([], {})
 
 
 def test_a_file_settles_by_our_clock_and_never_by_its_own(tmp_path: Path, fake: FakeTime) -> None:
