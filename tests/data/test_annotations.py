@@ -96,18 +96,11 @@ def test_an_invalid_row_or_flag_is_refused_with_its_place_and_what_was_found(fil
         (read_names, "file.unreadable", [b"a-1\n\xff\n"]),
     ],
 )  # fmt: skip
-def test_other_contents_are_refused(read: Read, code: str, contents: list[bytes], file: File) -> None:
+def test_other_contents_are_refused(read: Read, code: str, contents: list[bytes], file: File, tmp_path: Path) -> None:
+    assert [refused(read, tmp_path / name)[0].code for name in ("gone", "")] == ["file.missing", "file.unreadable"]
     for data in contents:
         (problem,) = refused(read, file(data))
         assert problem.code == code and "file.txt" in problem and len(problem) < 500
-
-
-def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
-    with (tmp_path / "huge").open("wb") as opened:
-        opened.truncate(10**9)
-    for name, code in (("gone", "file.missing"), ("", "file.unreadable"), ("huge", "file.unreadable")):
-        for read in (boxes, flags, read_names):
-            assert refused(read, tmp_path / name)[0].code == code
 
 
 def test_written_boxes_are_read_to_the_last_bit(tmp_path: Path) -> None:
