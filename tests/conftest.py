@@ -5,14 +5,15 @@ A test that needs something which is missing is skipped. In CI everything is ava
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import demo_data
+from runs import demo_data, finished, resumed, uninterrupted
 
-__all__ = ["demo_data"]
+__all__ = ["demo_data", "finished", "resumed", "uninterrupted"]
 
 # `nohup` and some CI systems start programs with SIGHUP ignored, which children would inherit.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -41,6 +42,21 @@ def test_data() -> Path:
 def goldens() -> Path:
     """The folder of reference outputs."""
     return _folder("SEQTRACK_GOLDENS")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(folder)]
+    done = subprocess.run(mount, capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -328,10 +328,10 @@ def finished(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.Temp
         shutil.copytree(uninterrupted, output)
         keys = {"TRAIN.PRINT_INTERVAL": 32, "TRAIN.VALIDATION_INTERVAL": 2, "TRAIN.VALIDATION_SEQUENCES": 1}
         completed(environment(output, demo_data, keys, PHASE=2, RESUME_EPOCH=1))
-        env = environment(
-            output, demo_data, UPLOAD_TARGET=f"folder:{output.parent / 'target'}", UPLOAD_TUNING='{"settle_s": 0.2}'
-        )
+        target = f"folder:{output.parent / 'target'}"
+        env = environment(output, demo_data, UPLOAD_TARGET=target, UPLOAD_TUNING='{"settle_s": 0.2}')
         for words in (
+            ("audit", "phase_1", "--steps", "2"),
             ("evaluate", "--phase", "1", "--sequences", "disk-21,tile-21", "--untrained"),
             ("upload", "--once"),
             ("report", "--html"),

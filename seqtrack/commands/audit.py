@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqtrack.checkpoints.safetensors_io import write_json
-from seqtrack.checkpoints.side_files import AuditRecord
+from seqtrack.checkpoints.side_files import AuditRecord, Manifest
+from seqtrack.checkpoints.store import manifest_of
 from seqtrack.commands.train import one_of_several
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
 from seqtrack.reports.consistency import inconsistencies
-from seqtrack.run_dir import AUDIT_FILE
+from seqtrack.run_dir import AUDIT_FILE, CHECKPOINTS, FETCHED, epoch_name, manifest_path, phase_name
 from seqtrack.runtime.launcher import launch
+from seqtrack.uploads.fetch import fetch_file, fetch_run
 
 if TYPE_CHECKING:
     from seqtrack.proof.audit import RunEvidence
@@ -84,17 +87,36 @@ def in_processes(evidence: "RunEvidence", words: list[str], recompute: Callable[
 
 
 def evidence_of(run: str, environment: Environment) -> "RunEvidence":
-    """The evidence of a run named by its folder, or by the folder's name in the output folder.
+    """The evidence of a run named by its folder, by the folder's name in the output folder, or by its place on the Hub.
 
     Raises:
         UserError: there is none, or its files contradict each other.
     """
     from seqtrack.proof.audit import read_evidence  # torch
 
-    folder = Path(run)
-    if not folder.is_dir() and "/" not in run:
+    fetch, folder = None, Path(run)
+    if published := re.fullmatch(r"hf://((?:datasets/)?[^/@]+/[^/@]+)(?:@([^/]+))?(?:/phase_([12]))?", run):
+        repo, revision, phase = published[1], published[2], int(published[3] or 1)
+        there = environment.model_copy(update={"hf_repo": repo, "hf_prefix": None, "upload_target": None})
+        place = environment.output_dir / FETCHED / run.removeprefix("hf://").replace("/", "_")
+        folder = fetch_run(there, phase, place, revision=revision)
+
+        def fetch(epoch: int) -> Manifest | None:
+            for number in dict.fromkeys((phase, 1)):  # a second phase may have resumed from the first
+                path = f"{phase_name(number)}/{CHECKPOINTS}/{epoch_name(epoch)}"
+                try:
+                    fetch_file(there, str(manifest_path(Path(path))), place, revision=revision)
+                    return manifest_of(fetch_file(there, path, place, revision=revision))
+                except UserError as error:
+                    if error.code != "upload.no_such_file":
+                        raise
+            return None
+
+    elif run.startswith("hf://"):
+        raise UserError(f"{run}: expected hf://owner/name[@revision][/phase_1]", "audit.address")
+    elif not folder.is_dir() and "/" not in run:
         folder = environment.output_dir / run
-    evidence = read_evidence(folder)
+    evidence = read_evidence(folder, fetch)
     if problems := inconsistencies(folder):
         raise UserError([Problem(text, "audit.inconsistent") for text in problems])
     return evidence

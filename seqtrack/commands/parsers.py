@@ -39,9 +39,7 @@ def variables_of(args: argparse.Namespace) -> dict[str, str]:
 
 def _verify(parser: Parser) -> None:
     add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)")
-    text = "check the hash chain of the first RUN, with the RUNs that it resumed from"
-    add("--chain", action="store_true", help=text)
+    add("runs", nargs="*", metavar="RUN", help="one folder or two (default: phase_1 and phase_2 of OUTPUT_DIR)")
     text = "folder for plots, comparison.md and certificate.json (default: comparison/, for phase_1 and phase_2 only)"
     add("-o", "--output", type=Path, help=text)
 
@@ -211,7 +209,7 @@ def _import(parser: Parser) -> None:
 # Each command's summary and arguments; `run` of the module `seqtrack.commands.<name>` executes it.
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "train": ("train one phase; settings are environment variables or options", _settings),
-    "verify": ("compare two runs, or check the hash chain of one", _verify),
+    "verify": ("compare two runs, or check one by itself", _verify),
     "audit": ("recompute parts of a run and compare them with what it recorded", _audit),
     "reproduce": ("train a published run again and find where this machine leaves it", _reproduce),
     "restore": ("recompute the checkpoint of an epoch that a run kept no file of", _restore),

@@ -67,7 +67,7 @@ class Sample:
     @property
     def checksum(self) -> int:
         """64 bits of what the model gets: the sum of all 8-byte words, each times an odd number that its place decides,
-        modulo 2**64. A tenth of a cryptographic digest's time; it tells samples apart, and keeps no forger away."""
+        modulo 2**64. A tenth of a cryptographic digest's time; it tells other samples, and keeps no forger away."""
         parts = (self.templates, self.search, self.template_brightness, self.search_brightness, self.box)
         data = b"".join(part.tobytes() for part in parts)
         words = np.frombuffer(data + bytes(-len(data) % 8), "<u8")

@@ -1,7 +1,7 @@
 """Audit a run: choose parts of it, train them again, and conclude.
 
 The auditor's nonce chooses the parts, so that the run's owner cannot know them in advance. Confirmed: everything that
-was recomputed has the recorded bits. Refuted: something differs although machine and libraries promise equal bits.
+was recomputed has the recorded bits. Refuted: something differs although machine and libraries guarantee equal bits.
 Undecided: something differs, and so does the machine.
 """
 

@@ -4,7 +4,7 @@ Digests are computed from the files, not taken from the manifests, so that a bit
 Needs no torch.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from seqtrack import run_dir
@@ -93,8 +93,8 @@ def compare_runs(first: Path, second: Path) -> side_files.Certificate:
         for kind in skipped
     ]
     invalid = [*runs[0].invalid, *runs[1].invalid]
-    invalid += [*copies(first, second), *wrong_start(first, second)] if not invalid else []
     invalid += [text for folder in (first, second) for text in inconsistencies(folder) if text not in invalid]
+    invalid += [] if invalid else [*copies(first, second), *wrong_start(first, second)]
     found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
     differences = [text for _, text in sorted([*found_at, *runs[0].unusable, *runs[1].unusable])] + invalid
     if max(ours) != max(theirs):
@@ -173,31 +173,8 @@ def _first_different_step(ours: Sequence[side_files.Record], theirs: Sequence[si
     return longer[len(shorter)].step if len(shorter) < len(longer) else None
 
 
-def check_hash_chain(folders: Iterable[Path]) -> list[str]:
-    """Follow the digests from each epoch's checkpoint to its parent, the checkpoint it was trained from.
-
-    Args:
-        folders: the run's folder, then those that it resumed from.
-
-    Returns:
-        every missing, altered or foreign link as text; empty when the chain is complete.
-    """
-    runs = [_Run(folder, folder.name) for folder in folders]
-    problems = [text for run in runs for _, text in run.unusable]
-    if not runs[0].epochs:
-        problems = ["no epoch's checkpoint to start the chain with"]
-    digests: dict[int, str] = {}
-    for run in reversed(runs):
-        for epoch, manifest in run.epochs.items():
-            contents, damage = _check(manifest)
-            digests[epoch] = contents.sha256 if contents else "unreadable"
-            problems += [f"epoch {epoch}: {text}" for text in damage]
-    for epoch, manifest in sorted(runs[0].epochs.items()):
-        if epoch == 1:
-            if manifest.parent_sha256 is not None:
-                problems.append("epoch 1: names a parent, but a run from scratch has none")
-        elif epoch - 1 not in digests:
-            problems.append(f"epoch {epoch}: the checkpoint of epoch {epoch - 1} is missing")
-        elif manifest.parent_sha256 != digests[epoch - 1]:
-            problems.append(f"epoch {epoch}: was not trained from this epoch {epoch - 1}: its parent's sha256 differs")
-    return problems
+def check_run(folder: Path) -> list[str]:
+    """What is wrong with one run by itself: damaged checkpoints, and contradictions between its files."""
+    run = _Run(folder, folder.name)
+    damaged = [f"epoch {one.epoch}: {text}" for one in run.epochs.values() for text in _check(one)[1]]
+    return damaged + inconsistencies(folder)

@@ -55,7 +55,7 @@ def inconsistencies(folder: Path) -> list[str]:
         return [
             *_run_files(folder, run, config),
             *(text for one in manifests.values() for text in _manifest(folder, one, run)),
-            *_epochs(folder, run, config, manifests),
+            *_chain(folder, run, config, manifests),
             *_records(folder, run, manifests),
         ]
     except UserError as error:  # a file that cannot be read contradicts all others
@@ -100,7 +100,7 @@ def wrong_start(first: Path, second: Path) -> list[str]:
     if begun.parent_sha256 == parent.sha256:
         return []
     return [
-        f"{begun.manifest_path}: parent_sha256 is {begun.parent_sha256}, but {RUN_FILE} says that the run resumed from "
+        f"{begun.manifest_path}: parent_sha256 is {begun.parent_sha256}, but {RUN_FILE} has the start "
         f"{source}, whose sha256 is {parent.sha256}"
     ]
 
@@ -144,8 +144,8 @@ def _manifest(folder: Path, manifest: Manifest, run: RunRecord) -> Iterator[str]
     where = manifest.manifest_path
     name = parse_checkpoint_name(where.name)
     yield from _differs(where, "epoch", manifest.epoch, "its file's name", name[1] if name else None)
-    expected = "epoch" if manifest.path.exists() else "thin"
-    yield from _differs(where, "kind", manifest.kind, "what is beside it", expected)
+    if manifest.path.exists():  # of a published run only the manifests are here
+        yield from _differs(where, "kind", manifest.kind, "what is next to it", "epoch")
     yield from _differs(where, "phase", manifest.phase, RUN_FILE, run.phase)
     yield from _differs(where, "data_digest", manifest.data_digest, RUN_FILE, run.data_digest)
     text = config_from_text(json.dumps(manifest.config), str(where))
@@ -159,7 +159,7 @@ def _manifest(folder: Path, manifest: Manifest, run: RunRecord) -> Iterator[str]
         yield from _differs(where, "device", kind, "fingerprint", manifest.fingerprint.get("device"))
 
 
-def _epochs(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest]) -> Iterator[str]:
     """Every epoch from the start to the end has a checkpoint, trained from the one before."""
     first, last = run.starts[0].epoch + 1, max(manifests)
     if run.state == "complete":

@@ -25,34 +25,25 @@ def problems_of(environ: dict[str, str]) -> list[Problem]:
     return caught.value.problems
 
 
-def test_by_default_the_demo_is_trained_and_nothing_is_uploaded() -> None:
+EVERY: dict[str, tuple[str, object]] = {
+    "PHASE": ("2", 2), "RESUME_EPOCH": ("4", 4), "SEED": ("7", 7), "EPOCHS": ("6", 6), "BATCH_SIZE": ("3", 3),
+    "CONFIG": ("seqtrack_l256", "seqtrack_l256"), "CLASSES": ("book, coin", ("book", "coin")),
+    "DATASET": ("lasot,GOT10K_vottrain", ("lasot", "GOT10K_vottrain")),
+    "DATA_DIR": ("~/data", Path("~/data").expanduser()), "DEVICE": ("CPU", "cpu"), "NPROC": ("AUTO", "auto"),
+    "OVERRIDES": ("TRAIN.LR 2e-4 DATA.MEAN '[0, 0.5, 1]' TRAIN.SEED 8",
+                  (("TRAIN.LR", "2e-4"), ("DATA.MEAN", "[0, 0.5, 1]"), ("TRAIN.SEED", "8"))),
+    "HF_REPO": ("Me/SeqTrack", "Me/SeqTrack"), "HF_PRIVATE": ("no", False),
+    "HF_ENDPOINT": ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+    "UPLOAD_TARGET": ("folder:/mnt/Backup", "folder:/mnt/Backup"),
+}  # fmt: skip
+
+
+def test_every_variable_is_read_and_by_default_the_demo_is_trained_and_nothing_is_uploaded() -> None:
     environment, config = configure({"PATH": "/bin", "HF_HOME": "/cache"} | dict.fromkeys(VARIABLES, " "))
     assert environment == Environment(config="demo")
     assert (config.DATA.TRAIN.DATASETS_NAME, environment.target) == (("DEMO",), None)
-
-
-def test_every_variable_is_read() -> None:
-    expected: dict[str, tuple[str, object]] = {
-        "PHASE": ("2", 2),
-        "RESUME_EPOCH": ("4", 4),
-        "CONFIG": ("seqtrack_l256", "seqtrack_l256"),
-        "DATASET": ("lasot,GOT10K_vottrain", ("lasot", "GOT10K_vottrain")),
-        "CLASSES": ("book, coin", ("book", "coin")),
-        "DATA_DIR": ("~/data", Path("~/data").expanduser()),
-        "SEED": ("7", 7),
-        "EPOCHS": ("6", 6),
-        "BATCH_SIZE": ("3", 3),
-        "OVERRIDES": ("TRAIN.LR 2e-4 DATA.MEAN '[0, 0.5, 1]' TRAIN.SEED 8",
-                      (("TRAIN.LR", "2e-4"), ("DATA.MEAN", "[0, 0.5, 1]"), ("TRAIN.SEED", "8"))),
-        "DEVICE": ("CPU", "cpu"),
-        "NPROC": ("AUTO", "auto"),
-        "HF_REPO": ("Me/SeqTrack", "Me/SeqTrack"),
-        "HF_ENDPOINT": ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
-        "HF_PRIVATE": ("no", False),
-        "UPLOAD_TARGET": ("folder:/mnt/Backup", "folder:/mnt/Backup"),
-    }  # fmt: skip
-    environment, config = configure({name: text for name, (text, _) in expected.items()})
-    assert environment == Environment(**{name.lower(): value for name, (_, value) in expected.items()})
+    environment, config = configure({name: text for name, (text, _) in EVERY.items()})
+    assert environment == Environment(**{name.lower(): value for name, (_, value) in EVERY.items()})
     assert (config.TRAIN.SEED, config.TRAIN.EPOCH, config.TRAIN.BATCH_SIZE) == (8, 6, 3)
     assert (config.DATA.CLASSES, config.DATA.TRAIN.DATASETS_NAME) == (("book", "coin"), ("LASOT", "GOT10K_vottrain"))
     assert config.DATA.TRAIN.DATASETS_RATIO == (1.0, 1.0)
@@ -60,14 +51,10 @@ def test_every_variable_is_read() -> None:
 
 
 def test_all_problems_of_environment_and_configuration_are_reported_at_once() -> None:
-    environ = {"PHASE": "3", "SEED": "-1", "NPROC": "all", "OVERRIDES": "LR 1 TRAIN.SEED x", "EPOCHS": "5"}
-    assert [(problem.split(" ")[0].rstrip(":"), problem.code) for problem in problems_of(environ)] == [
-        ("PHASE", "variable.invalid_value"),
-        ("SEED", "variable.invalid_value"),
-        ("NPROC", "variable.invalid_value"),
-        ("LR", "config.unknown_key"),
-        ("TRAIN.SEED", "config.invalid_value"),
-    ]
+    problems = problems_of({"PHASE": "3", "SEED": "-1", "NPROC": "all", "OVERRIDES": "LR 1 TRAIN.SEED x"})
+    assert [problem.split(" ")[0].rstrip(":") for problem in problems] == ["PHASE", "SEED", "NPROC", "LR", "TRAIN.SEED"]
+    codes = ["variable.invalid_value"] * 3 + ["config.unknown_key", "config.invalid_value"]
+    assert [problem.code for problem in problems] == codes
 
 
 @pytest.mark.parametrize(
@@ -108,11 +95,8 @@ def test_malformed_values_are_refused_and_valid_ones_are_not(name: str, bad: lis
 
 
 def test_phase_2_resumes_after_epoch_3_unless_nothing_is_left_to_train() -> None:
-    cases: list[tuple[dict[str, str], int | None]] = [
-        ({"PHASE": "2"}, 3), ({"PHASE": "2", "RESUME_EPOCH": "5"}, 5), ({"RESUME_EPOCH": "9"}, 9), ({}, None)
-    ]  # fmt: skip
-    for environ, epoch in cases:
-        assert configure(environ)[0].resume_epoch == epoch
+    assert [configure({"PHASE": "2", **more})[0].resume_epoch for more in ({}, {"RESUME_EPOCH": "5"})] == [3, 5]
+    assert [configure(environ)[0].resume_epoch for environ in ({}, {"RESUME_EPOCH": "9"})] == [None, 9]
     for environ in ({"RESUME_EPOCH": "10"}, {"PHASE": "2", "EPOCHS": "2"}, {"EPOCHS": "1", "RESUME_EPOCH": "1"}):
         assert [problem.code for problem in problems_of(environ)] == ["config.resume_epoch"]
 
@@ -159,23 +143,28 @@ def test_the_token_file_takes_precedence_and_is_read_each_time(tmp_path: Path) -
     assert caught.value.code == "token.unreadable"
 
 
-def test_dotenv_sets_only_what_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dotenv_sets_only_what_is_not_set_and_the_example_is_valid(tmp_path: Path) -> None:
     environ = {"SEED": "1"}
     load_dotenv_file(tmp_path, environ)
     (tmp_path / ".env").write_text("# mine\nSEED=7\nexport EPOCHS=4\nCLASSES='book,coin'  # two\nHF_REPO=\nIMAGE=x\n")
     load_dotenv_file(tmp_path, environ)
     assert environ == {"SEED": "1", "EPOCHS": "4", "CLASSES": "book,coin", "HF_REPO": "", "IMAGE": "x"}
+    text = (REPOSITORY / ".env.example").read_text()
+    (tmp_path / ".env").write_text(text)
+    load_dotenv_file(tmp_path, example := {})
+    environment, config = configure(example)
+    assert (environment.dataset, environment.epochs, environment.hf_repo) == (("lasot",), 10, None)
+    assert (config.DATA.TRAIN.DATASETS_NAME, config.DATA.CLASSES) == (("LASOT",), ("book", "coin"))
+    assert re.search(r"hf_[A-Za-z0-9]{8}", text) is None
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (f"SEED=7\nHF_TOKEN='{TOKEN}\n".encode(), "dotenv.malformed"),
-        (b"SEED=\xff\n", "dotenv.unreadable"),
-        (b"SEED=7\nEPOCH=2\n", "variable.unknown"),
-        (b"SEED=7\nHF_TOKENPATH=2\n", "variable.unknown"),
+        (f"SEED=7\nHF_TOKEN='{TOKEN}\n".encode(), "dotenv.malformed"), (b"SEED=\xff\n", "dotenv.unreadable"),
+        (b"SEED=7\nEPOCH=2\n", "variable.unknown"), (b"SEED=7\nHF_TOKENPATH=2\n", "variable.unknown"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_dotenv_file_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
     environ: dict[str, str] = {}
     (tmp_path / ".env").write_bytes(content)
@@ -187,14 +176,3 @@ def test_an_invalid_dotenv_file_is_refused(tmp_path: Path, content: bytes, code:
 def test_a_similar_name_in_the_environment_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     configure({"EPOCH": "3", "BATCHSIZE": "4", "CONFG": "x", "PATH": "x", "HOSTNAME": "x", "IMAGE": "x", "CUDA": "x"})
     assert [message.split(":")[0] for message in caplog.messages] == ["BATCHSIZE", "CONFG", "EPOCH"]
-
-
-def test_the_example_file_is_a_valid_configuration(tmp_path: Path) -> None:
-    text = (REPOSITORY / ".env.example").read_text()
-    (tmp_path / ".env").write_text(text)
-    environ: dict[str, str] = {}
-    load_dotenv_file(tmp_path, environ)
-    environment, config = configure(environ)
-    assert (environment.dataset, environment.epochs, environment.hf_repo) == (("lasot",), 10, None)
-    assert (config.DATA.TRAIN.DATASETS_NAME, config.DATA.CLASSES) == (("LASOT",), ("book", "coin"))
-    assert re.search(r"hf_[A-Za-z0-9]{8}", text) is None

@@ -7,10 +7,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from seqtrack.config.loader import compare_configs, config_digest, config_from_text, dump_config, load_config
-from seqtrack.config.schema import KEYS, Config
+from seqtrack.config.schema import KEYS
 from seqtrack.errors import UserError
 
 
@@ -40,22 +39,15 @@ DATA:
 MODLE:
   BINS: 4000
 """
-    assert problems_of(text)[:-1] == [
-        ("unknown_key", "TRAIN.EPOCHS (my.yaml line 4"),
-        ("not_a_section", "DATA.SEARCH (my.yaml line 8"),
-        ("unknown_key", "MODLE (my.yaml line 10"),
-        ("invalid_value", "TRAIN.LR (my.yaml line 3"),
-        ("invalid_value", "TRAIN.EPOCH (my.yaml line 5"),
-        ("invalid_value", "DATA.MEAN (my.yaml line 7"),
-    ]
-    assert problems_of(text)[-1][0] == "rule"
-
-
-def test_the_most_similar_name_is_suggested() -> None:
+    *others, last = problems_of(text)
+    found = [(code, int(place.rpartition(" ")[2])) for code, place in others]
+    assert found[:3] == [("unknown_key", 4), ("not_a_section", 8), ("unknown_key", 10)]
+    assert found[3:] == [("invalid_value", 3), ("invalid_value", 5), ("invalid_value", 7)]
+    assert last[0] == "rule", "of values that are valid"
     with pytest.raises(UserError) as caught:
         config_from_text("LR: 1\nMODLE: {BINS: 3}\nTRAIN: {EPOCHS: 3, SCHEDULER: {TYPE: cosin}}", "my.yaml")
-    hints = [problem.split("did you mean ")[-1] for problem in caught.value.problems]
-    assert hints == ["TRAIN.LR?", "MODEL?", "TRAIN.EPOCH?", "cosine?"]
+    for problem, meant in zip(caught.value.problems, ("TRAIN.LR", "MODEL", "TRAIN.EPOCH", "cosine"), strict=True):
+        assert problem.endswith(f"{meant}?"), "the most similar name"
 
 
 NAMES = ("../up", "a/b", "a b", "", ".hidden", "line\\nbreak", "x" * 101)
@@ -89,27 +81,18 @@ def test_texts_of_values(key: str, good: dict[str, object], bad: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("code", "texts"),
     [
-        ("", "not_a_mapping"),
-        ("- a\n- b\n", "not_a_mapping"),
-        ("TRAIN: {LR: [", "not_yaml"),
-        ("TRAIN: {LR: 1e-4}\n---\nTRAIN: {LR: 1e-4}\n", "not_yaml"),
-        ("[" * 5000, "not_yaml"),
-        ('TRAIN: {LR: "\\UFFFFFFFF"}', "not_yaml"),
-        ("TRAIN: \x00", "not_yaml"),
-        ("? [a, b]\n: c\n", "unknown_key"),
-        ("base: &a {LR: 1e-4}\nTRAIN:\n  <<: *a\n", "unknown_key"),
-        ("TRAIN: &a {SCHEDULER: *a}", "unknown_key"),
-        ("TRAIN:\n  LR: 1e-4\n  EPOCH: 3\n  LR: 2e-4", "duplicate_key"),
-        ("TRAIN: {LR: 1}\nTRAIN: {EPOCH: 3}", "duplicate_key"),
+        ("not_a_mapping", ["", "- a\n- b\n"]),
+        ("not_yaml", ["TRAIN: {LR: [", "TRAIN: {LR: 1e-4}\n---\nTRAIN: {LR: 1e-4}\n", "[" * 5000, "TRAIN: \x00",
+                      'TRAIN: {LR: "\\UFFFFFFFF"}']),
+        ("unknown_key", ["? [a, b]\n: c\n", "base: &a {LR: 1e-4}\nTRAIN:\n  <<: *a\n", "TRAIN: &a {SCHEDULER: *a}"]),
+        ("duplicate_key", ["TRAIN:\n  LR: 1e-4\n  EPOCH: 3\n  LR: 2e-4", "TRAIN: {LR: 1}\nTRAIN: {EPOCH: 3}"]),
     ],
-)
-def test_an_invalid_file_is_refused(text: str, code: str) -> None:
-    assert {found for found, _ in problems_of(text)} == {code}
-
-
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+)  # fmt: skip
+def test_an_invalid_file_is_refused(code: str, texts: list[str], tmp_path: Path) -> None:
+    for text in texts:
+        assert {found for found, _ in problems_of(text)} == {code}
     (tmp_path / "folder.yaml").mkdir()
     for name in ("nothing.yaml", "folder.yaml", "a\x00b.yaml"):  # other bytes: tests/fuzz
         assert codes_of_pairs(str(tmp_path / name)) == ["unreadable"]
@@ -123,9 +106,6 @@ def test_pairs_override_variables_and_those_the_file_but_hide_no_problem(tmp_pat
     assert (config.TRAIN.BATCH_SIZE, config.TRAIN.SEED, config.TRAIN.EPOCH) == (5, 1, 3)
     path.write_text("TRAIN: {LR: fast}")
     assert codes_of_pairs(str(path), ("TRAIN.LR", "1e-3")) == ["invalid_value"]
-
-
-def test_pairs_need_full_keys_without_duplicates() -> None:
     pairs = [("LR", "1"), ("TRAIN", "1"), ("TRAIN.SEED", "1"), ("TRAIN.SEED", "2")]
     assert codes_of_pairs("demo", *pairs) == ["unknown_key", "not_a_section", "duplicate_key"]
 
@@ -136,13 +116,6 @@ def test_a_list_in_a_pair_is_written_with_brackets_or_commas() -> None:
         assert len(load_config("book_coin_192", overrides=[("DATA.CLASSES", text)]).DATA.CLASSES) == count
     for text in ("[book", "[book]]", "[[book]]", "book,,coin", "[\\"):
         assert codes_of_pairs("demo", ("DATA.CLASSES", text)) == ["invalid_value"]
-
-
-def test_a_configuration_is_immutable() -> None:
-    config = Config()
-    with pytest.raises(ValidationError):
-        config.TRAIN.LR = 1.0
-    hash(config)  # lists are tuples, all the way down
 
 
 def test_differences_have_key_both_values_and_must_match() -> None:
@@ -214,8 +187,3 @@ def test_a_contradiction_is_refused_and_a_similar_valid_case_is_not(experiment: 
     bad_pairs, good_pairs = (list(zip(words[::2], words[1::2], strict=True)) for words in (bad.split(), good.split()))
     assert set(codes_of_pairs(experiment, *bad_pairs)) == {"rule"}
     load_config(experiment, overrides=good_pairs)
-
-
-def test_a_rule_is_skipped_for_a_key_that_is_already_invalid() -> None:
-    pairs = [("TEST.SEARCH_SIZE", "large"), ("DATA.TEMPLATE.SIZE", "[1, [2]]")]
-    assert codes_of_pairs("seqtrack_b384", *pairs) == ["invalid_value", "invalid_value"]

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.conftest import Make
-from data.makers import cmyk, huge, jpeg, refused, write_sequence
+from data.makers import cmyk, huge, refused
 from seqtrack.data import crop
 from seqtrack.data.dataset import Mode, Sample, SampleSpec, TrackingDataset, draw_frames
 from seqtrack.data.decode import FrameFile
@@ -97,36 +97,6 @@ def test_cropping_first_gives_the_pixels_of_whole_frame_processing(source: Sourc
     for what, probability in (("grey", 0.05), ("mirrored", 0.5)):  # as frequent as the authors'
         difference = abs(met.count(what) - count * probability)
         assert difference < 5 * np.sqrt(count * probability * (1 - probability)) and what in met
-
-
-def test_cropping_first_gives_the_same_pixels_on_real_frames(test_data: Path) -> None:
-    source = open_source("lasot", test_data / "lasot_mini", classes=(), split="train")
-    dataset = TrackingDataset([source], [1.0], SampleSpec(template_size=128, search_size=256), seed=3)
-    for index in range(30):
-        assert same(dataset.sample(0, index), _reference(dataset, 0, index)[0]), index
-
-
-def test_the_box_is_where_the_object_is_after_every_augmentation(tmp_path: Path) -> None:
-    """A bright square on black: after mirror, jitter, flip and resize the box still covers the bright pixels."""
-    folder = write_sequence(tmp_path / "book" / "book-1", 24, width=320, height=240)
-    rng, rows = np.random.default_rng(0), []
-    for number in range(1, 25):
-        x, y, w, h = rng.integers((80, 60, 24, 24), (200, 150, 40, 40)).tolist()
-        image = np.zeros((240, 320, 3), dtype=np.uint8)
-        image[y : y + h, x : x + w] = 255
-        (folder / "img" / f"{number:08d}.jpg").write_bytes(jpeg(image))
-        rows.append(f"{x},{y},{w},{h}")
-    (folder / "groundtruth.txt").write_text("\n".join(rows))
-    dataset, checked = _dataset(open_source("lasot", tmp_path, classes=(), split="train"), search_size=256), 0
-    for index in range(60):
-        sample = dataset.sample(0, index)
-        cx, cy, w, h = (float(v) * 255 for v in sample.box)
-        x, y, bw, bh = cv2.boundingRect((sample.search[0] > 128).astype(np.uint8))
-        if x > 0 and y > 0 and x + bw < 256 and y + bh < 256:  # else cut by the crop's border
-            checked, scale = checked + 1, w / 30
-            assert abs((x + (bw - 1) / 2) - cx) < 1 + scale and abs((y + (bh - 1) / 2) - cy) < 1 + scale
-            assert abs(bw - w) < 2 + scale and abs(bh - h) < 2 + scale
-    assert checked > 30
 
 
 def test_a_frame_that_was_damaged_or_deleted_after_opening_is_named(root: Path, source: Source) -> None:

@@ -6,15 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs import demo_data
-
 from data.makers import refused, tree
 from seqtrack.data.check import check_layout
 from seqtrack.data.demo import MARKER, Plan, check_demo, draw_demo, ensure_demo
 from seqtrack.data.lasot import find_layout
 from seqtrack.data.sources import describe, open_source
-
-__all__ = ["demo_data"]
 
 SMALL = Plan(train_sequences=1, train_frames=30, test_sequences=1, test_frames=40)
 

@@ -157,18 +157,12 @@ def test_a_hostile_member_never_leaves_the_folder(
     assert not list(tmp_path.rglob("evil.txt")) and not any(path.is_symlink() for path in root.rglob("*"))
 
 
-def test_a_damaged_zip_or_one_without_the_sequences_leaves_nothing(
-    hub: LasotHub, members: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_damaged_zip_or_one_without_the_sequences_leaves_nothing(hub: LasotHub, tmp_path: Path) -> None:
     error = refused(_download, hub, tmp_path / "a", sequences=("book-4", "book-1"))[0]
     assert error.code == "zip.no_sequence" and "book-4" in str(error)
-    wrong_crc = bytearray((tmp_path / "book.zip").read_bytes())
-    wrong_crc[wrong_crc.index(members["book-2/img/00000009.jpg"][100:200])] ^= 0xFF
-    others = zip_of({"other-1/a.txt": b"x"}, tmp_path / "x.zip")
-    for data, code in ((wrong_crc, "damaged"), (b"PK but no zip" * 100, "damaged"), (others, "no_sequence")):
-        hub.put("book.zip", bytes(data))
-        assert refused(_download, hub, tmp_path / "a")[0].code == f"zip.{code}"
-        assert not [path.name for path in (tmp_path / "a" / "lasot").iterdir() if path.is_dir()]
+    hub.put("book.zip", b"PK but no zip" * 100)  # other damage: tests/fuzz
+    assert refused(_download, hub, tmp_path / "a")[0].code == "zip.damaged"
+    assert not [path.name for path in (tmp_path / "a" / "lasot").iterdir() if path.is_dir()]
 
 
 def test_an_incomplete_sequence_is_kept_out_and_the_others_are_unpacked(

@@ -112,74 +112,63 @@ def test_checkpoints_and_conditions_may_be_chosen(evaluated: Path, evaluate: Eva
     assert record["conditions"].items() >= expected.items()
 
 
-class TestRefusals:
-    @pytest.fixture
-    def refused(self, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-        def run(output: Path, *arguments: str) -> str:
-            assert evaluate(output, *arguments) == 2
-            return capsys.readouterr().err
+@pytest.fixture
+def refused(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(output: Path, *arguments: str) -> str:
+        assert evaluate(output, *arguments) == 2
+        return capsys.readouterr().err
 
-        return run
+    return run
 
-    @pytest.mark.parametrize(
-        ("code", "arguments"),
-        [
-            *(("checkpoint.no_epoch", [f"--checkpoint={word}"]) for word in ("7", "2-4", "1-9999999999", "5-4")),
-            *(("checkpoint.option", [f"--checkpoint={word}"]) for word in ("9" * 5000, "best", "-1")),
-            ("checkpoint.missing", ["--checkpoint=some/file.safetensors"]),
-            ("data.unknown_class", ["--classes", "unicorn"]),
-            ("data.unknown_data_set", ["--dataset", "nosuchset"]),
-            ("annotations.sequence", ["--sequences", "horse-99"]),
-            ("evaluation.option", ["--annotations", ".", "--checkpoint", "1"]),
-            ("evaluation.option", ["--concurrent", "0"]),
-        ],
-        ids=str,
-    )
-    def test_options_that_cannot_be_satisfied(
-        self, three_epochs: Path, refused: Callable[..., str], code: str, arguments: list[str]
-    ) -> None:
-        assert f"error [{code}" in refused(three_epochs, *arguments)
 
-    def test_runs_that_cannot_be_evaluated(
-        self, tmp_path: Path, three_epochs: Path, refused: Callable[..., str]
-    ) -> None:
-        """Without checkpoints, trained on test sequences according to its own records, with a damaged checkpoint."""
-        assert "error [checkpoint.none]" in refused(tmp_path / "empty")
-        output = Path(shutil.copytree(three_epochs, tmp_path / "output"))
-        source: dict[str, Any] = {
-            "name": "LASOT", "split": "train", "synthetic": False, "sequences": 2, "frames": 50, "classes": {},
-            "frame_bytes": 1, "names": ["disk-1", "tile-3"], "digest": "0" * 64,
-        }  # fmt: skip
-        recorded = {"format": 2, "frames_covered_by": "size", "sources": [source], "digest": "0" * 64}
-        (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))
-        errors = refused(output)
-        assert "error [evaluation.leak]" in errors and "tile-3" in errors
-        (output / "phase_1" / "dataset.json").unlink()
-        file = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors"
-        data = bytearray(file.read_bytes())
-        data[-5] ^= 1
-        file.write_bytes(data)
-        assert file.name in refused(output)
-        assert not (output / "phase_1" / "evaluation").exists()
+OPTIONS = [
+    *(("checkpoint.no_epoch", f"--checkpoint={word}") for word in ("7", "2-4", "1-9999999999", "5-4")),
+    *(("checkpoint.option", f"--checkpoint={word}") for word in ("9" * 5000, "best", "-1")),
+    ("checkpoint.missing", "--checkpoint=some/file.safetensors"), ("data.unknown_class", "--classes=unicorn"),
+    ("data.unknown_data_set", "--dataset=nosuchset"), ("annotations.sequence", "--sequences=horse-99"),
+    ("evaluation.option", "--annotations=. --checkpoint=1"), ("evaluation.option", "--concurrent=0"),
+]  # fmt: skip
 
-    def test_result_files_that_cannot_be_scored_are_reported_all_at_once(
-        self, evaluated: Path, refused: Callable[..., str], evaluate: Evaluate, tmp_path: Path
-    ) -> None:
-        boxes = Path(shutil.copytree(evaluated / "phase_1" / "evaluation" / "boxes" / "epoch_1", tmp_path / "T"))
-        rows = read_boxes(boxes / "disk-3.txt")
-        write_boxes(boxes / "disk-4.txt", np.vstack([rows[:5], [[np.nan] * 4], rows[6:]]))
-        arguments = ["--results", str(boxes), "-o", str(tmp_path / "e")]
-        assert evaluate(evaluated, *arguments, "--repair", "official") == 0
-        assert "disk-4" in trackers(tmp_path / "e")["T"]["notes"][0]
-        (tmp_path / "file").write_text("")
-        unwritable = [*arguments[:-1], str(tmp_path / "file" / "evaluation"), "--repair", "official"]
-        assert "error [evaluation.output]" in refused(evaluated, *unwritable)
-        write_boxes(boxes / "disk-3.txt", rows[:-1])
-        write_boxes(boxes / "tile-3.txt", np.vstack([rows[:5], [[1, 1, -1, 5]], rows[6:]]))
-        (boxes / "tile-4.txt").write_text("1,2,3,4\n10_00,2,3,4\n")
-        errors = refused(evaluated, *arguments)
-        for place in ("disk-3.txt: 13 ", "disk-4.txt:6", "tile-3.txt:6", "tile-4.txt, line 2"):
-            assert place in errors
+
+def test_options_that_cannot_be_satisfied(three_epochs: Path, refused: Callable[..., str]) -> None:
+    for code, arguments in OPTIONS:
+        assert f"error [{code}" in refused(three_epochs, *arguments.split()), arguments
+
+
+def test_runs_that_cannot_be_evaluated(tmp_path: Path, three_epochs: Path, refused: Callable[..., str]) -> None:
+    """Without checkpoints, trained on test sequences according to its own records, with a damaged checkpoint."""
+    assert "error [checkpoint.none]" in refused(tmp_path / "empty")
+    output = Path(shutil.copytree(three_epochs, tmp_path / "output"))
+    source: dict[str, Any] = {
+        "name": "LASOT", "split": "train", "synthetic": False, "sequences": 2, "frames": 50, "classes": {},
+        "frame_bytes": 1, "names": ["disk-1", "tile-3"], "digest": "0" * 64,
+    }  # fmt: skip
+    recorded = {"format": 2, "frames_covered_by": "size", "sources": [source], "digest": "0" * 64}
+    (output / "phase_1" / "dataset.json").write_text(json.dumps(recorded))
+    errors = refused(output)
+    assert "error [evaluation.leak]" in errors and "tile-3" in errors
+    (output / "phase_1" / "dataset.json").unlink()
+    file = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    assert file.name in refused(output)
+    assert not (output / "phase_1" / "evaluation").exists()
+
+
+def test_a_place_that_cannot_be_written_and_malformed_result_files_are_refused(
+    evaluated: Path, refused: Callable[..., str], evaluate: Evaluate, tmp_path: Path
+) -> None:
+    boxes = Path(shutil.copytree(evaluated / "phase_1" / "evaluation" / "boxes" / "epoch_1", tmp_path / "T"))
+    (tmp_path / "file").write_text("")
+    arguments = ["--results", str(boxes), "-o"]
+    assert "error [evaluation.output]" in refused(evaluated, *arguments, str(tmp_path / "file" / "evaluation"))
+    rows = read_boxes(boxes / "disk-3.txt")
+    write_boxes(boxes / "disk-4.txt", np.vstack([rows[:5], [[np.nan] * 4], rows[6:]]))
+    repaired = [*arguments, str(tmp_path / "r"), "--repair", "official"]
+    assert evaluate(evaluated, *repaired) == 0 and "disk-4" in trackers(tmp_path / "r")["T"]["notes"][0]
+    write_boxes(boxes / "disk-3.txt", rows[:-1])
+    (boxes / "tile-4.txt").write_text("1,2,3,4\n10_00,2,3,4\n")
+    errors = refused(evaluated, *arguments, str(tmp_path / "e"))
+    assert all(place in errors for place in ("disk-3.txt: 13 ", "disk-4.txt:6", "tile-4.txt, line 2"))
 
 
 TOOLKIT = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqtrack.data.annotations import Annotation, read_annotations, write_boxes
+from seqtrack.data.annotations import Annotation, write_boxes
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import score
 from seqtrack.evaluation.results import TrackerResult, choose, read_results, static_box_result
@@ -94,14 +94,6 @@ def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requeste
     place = tracker_folder(tmp_path / "B", cat_1=[row, *[[10, 10, 20, 20]] * 3])
     assert "cat-1.txt:1" in refusal(place)[0]
     assert read(place, repair="official")[0].record.notes == []
-
-
-def test_published_trackers_score_alike_from_text_and_from_archive(lasot_eval: Path) -> None:
-    annotations = read_annotations(lasot_eval / "mini_txt")
-    texts = {one.record.name: one for one in read_results([lasot_eval / "mini_txt" / "results"], annotations)}
-    archives = {one.record.name: one for one in read_results([lasot_eval], annotations)}
-    for text, archive in (("ATOM", "atom"), ("SiamRPN++", "siamrpnpp")):
-        assert texts[text].record.mean["auc"] == pytest.approx(archives[archive].record.mean["auc"], abs=1e-4)
 
 
 def test_the_static_box_baseline_repeats_the_first_box() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
-from runs import demo_data, environment, uninterrupted
+from runs import environment
 
 from fuzz.mutations import cases, counts
 from seqtrack.checkpoints.side_files import (
@@ -24,8 +24,6 @@ from seqtrack.config.environment import configure
 from seqtrack.errors import RunError, UserError
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.resume import find_run
-
-__all__ = ["demo_data", "uninterrupted"]
 
 FILES: dict[str, type[BaseModel] | None] = {
     "phase_1/run.json": RunRecord,

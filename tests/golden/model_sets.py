@@ -140,32 +140,12 @@ def images(prefix: str, template: int, search: int, batch: int, count: int) -> t
     return torch.from_numpy(np.stack(parts, axis=1)).to(DEVICE), torch.from_numpy(region).to(DEVICE)
 
 
-def project(values: np.ndarray, count: int = 8) -> np.ndarray:
-    """The recipes' fixed random projection of the last dimension."""
-    width = values.shape[-1]
-    return values.astype(np.float64) @ gauss(f"proj/{width}x{count}", (width, count)).astype(np.float64)
-
-
-def stats(values: np.ndarray) -> np.ndarray:
-    """mean, deviation, sum of absolute values, least, largest."""
-    wide = values.astype(np.float64)
-    return np.array([wide.mean(), wide.std(), np.abs(wide).sum(), wide.min(), wide.max()])
-
-
-def distance(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Largest difference, and L2 of the difference relative to theirs."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    return float(np.abs(a - b).max()), float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
 def noise_floor(size: str, rule: str, what: str) -> tuple[float, float]:
     """Distance of the authors' float32 from their float64 for `what` in enc, logits: largest, relative L2.
 
     Of the set's own size if the folder has it, else of B256.
     """
     key = f"{what} fp32 vs fp64" + (" (maxabs, rel-l2)" if what == "enc" else "")
-    for facts in (read_json(f"noise_floor_{size}.json"), read_json("noise_floor_b256.json")):
-        if facts is not None and key in facts.get(rule, {}):
-            largest, relative = facts[rule][key]
-            return float(largest), float(relative)
-    return NOISE_B256[rule][what]
+    facts = read_json(f"noise_floor_{size}.json") or {}
+    largest, relative = facts.get(rule, {}).get(key, NOISE_B256[rule][what])
+    return float(largest), float(relative)

@@ -10,7 +10,6 @@ import pytest
 
 from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
-from seqtrack.evaluation.metrics import iou_xywh
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
@@ -80,18 +79,3 @@ def test_golden_boxes_of_the_tracker(recorded: Recorded, mode: str, whole: bool)
     assert flips <= 1
     if record["config"] == "seqtrack_b256":
         assert arrays[f"updated_{mode}"].any(), "the recorded run updates its template"
-
-
-# Minutes on a CPU without bf16 instructions; a tiny model in bf16 is in tests/tracking/test_tracker.py.
-@pytest.mark.long
-def test_golden_boxes_in_bfloat16_agree(recorded: Recorded) -> None:
-    """Each frame from the authors' last box: at most one of five boxes differs from theirs."""
-    frames = recorded.frames
-    tracker = BatchTracker(recorded.model, TrackerSettings(precision="bf16"))
-    state = tracker.start(frames[0], recorded.box)
-    overlaps = []
-    for frame, expected_box in zip(frames[1:6], recorded.arrays["states_win"][:5], strict=True):
-        found = tracker.track([state], [frame])[0]
-        overlaps.append(float(iou_xywh(found.box_xywh[None], expected_box[None])[0]))
-        state.box_xywh = expected_box.copy()
-    assert sum(overlap < 0.99 for overlap in overlaps) <= 1

@@ -149,10 +149,7 @@ def test_pretrained_weights_that_do_not_fit_are_refused_and_change_nothing(
 
 
 def test_the_names_of_published_weights() -> None:
-    for short in ("vit_base_patch16", "vit_large_patch16"):
-        assert pretrained_name(ModelSpec(encoder_type=short, pretrain_type="mae")) == f"{short}_224.mae"
-        assert timm.is_model(pretrained_name(ModelSpec(encoder_type=short, pretrain_type="default")))
-    assert pretrained_name(_vit(pretrain_type="default")).startswith(f"{TINY_VIT}.")
+    assert pretrained_name(_vit(pretrain_type="default")).startswith(f"{TINY_VIT}.")  # others: tests/contracts
     tagged = "vit_base_patch16_224.dino"
     assert pretrained_name(ModelSpec(encoder_type=tagged, pretrain_type="default")) == tagged
     for spec in (spec_of(pretrain_type="mae"), _vit(pretrain_type="mae")):

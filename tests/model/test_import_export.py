@@ -11,7 +11,6 @@ import warnings
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,10 +77,10 @@ def _assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
         assert torch.equal(found[name].contiguous().view(torch.int32), value.contiguous().view(torch.int32)), name
 
 
-def _codes(path: Path, expected: dict[str, Tensor], **more: Any) -> list[str]:
+def _codes(path: Path, expected: dict[str, Tensor], *, named: str = "", **more: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
         read_authors_file(path, expected, **more)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and named in str(caught.value)
     return [problem.code for problem in caught.value.problems]
 
 
@@ -193,16 +192,12 @@ def test_other_floating_point_types_are_converted_and_other_values_refused_by_na
         _assert_same_bits(read_authors_file(path, state)[0], {n: t.to(dtype).float() for n, t in state.items()})
     for dtype in (torch.int32, torch.bool, torch.complex64):
         _save({"net": {**state, NAME: state[NAME].to(dtype)}}, path)
-        assert _codes(path, state) == ["weights.dtype"]
-        with pytest.raises(UserError, match=rf"{NAME}.*float32"):
-            read_authors_file(path, state)
+        assert _codes(path, state, named=NAME) == ["weights.dtype"]
     for value in (float("nan"), float("inf"), 1e300):  # 1e300 is finite in float64 only
         bad = state[NAME].double()
         bad[0, :3] = value
         _save({"net": {**state, NAME: bad}}, path)
-        assert _codes(path, state) == ["weights.not_finite"]
-        with pytest.raises(UserError, match=rf"{NAME} \(3 of 24\)"):
-            read_authors_file(path, state)
+        assert _codes(path, state, named=f"{NAME} (3 of 24)") == ["weights.not_finite"]
     for epoch in (0, 500, -1, True, 2.0, "7", None, [7], 10**30, 10**5000, torch.tensor(7)):
         _save({"net": state, "epoch": epoch}, path)
         if type(epoch) is int and 0 <= epoch <= 500:
@@ -220,9 +215,7 @@ def test_the_prefixes_of_wrappers_are_removed_and_a_single_cause_is_reported(
     for name in (7, "a\nb", ("x",) * 3, "module.bias"):
         assert _codes(_save({"net": {**state, name: state["bias"]}}, tmp_path / "c"), state) == ["weights.name"]
     prefixed = _save({"net": {f"lit.model.{name}": tensor for name, tensor in state.items()}}, tmp_path / "p")
-    assert _codes(prefixed, state) == ["weights.other_model"]
-    with pytest.raises(UserError, match=r"lit\.model\."):
-        read_authors_file(prefixed, state)
+    assert _codes(prefixed, state, named="lit.model.") == ["weights.other_model"]
 
 
 def test_views_of_a_storage_are_restored_and_no_value_is_read_before_shapes_fit(tmp_path: Path) -> None:
@@ -238,15 +231,17 @@ def test_views_of_a_storage_are_restored_and_no_value_is_read_before_shapes_fit(
     assert _codes(path, {"a": torch.ones(2)}) == ["weights.shape"]
 
 
-def _bytes(write: Callable[[io.BytesIO], object]) -> bytes:
+def _tar(name: str) -> bytes:
     data = io.BytesIO()
-    write(data)
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo(name))
     return data.getvalue()
 
 
-def _tar(data: io.BytesIO, name: str = "sys_info") -> None:
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        archive.addfile(tarfile.TarInfo(name))
+def _script() -> bytes:
+    data = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), data)
+    return data.getvalue()
 
 
 def _members(good: bytes) -> list[tuple[str, bytes]]:
@@ -279,9 +274,9 @@ def _again(good: bytes) -> bytes:
 
 
 STRUCTURES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "tar": ("file.archive", lambda _: _bytes(_tar)),
-    "tar like a pickle": ("file.damaged", lambda _: _bytes(lambda data: _tar(data, "\udc80\x02."))),
-    "script": ("file.archive", lambda _: _bytes(partial(torch.jit.save, torch.jit.script(torch.nn.Linear(2, 2))))),
+    "tar": ("file.archive", lambda _: _tar("sys_info")),
+    "tar like a pickle": ("file.damaged", lambda _: _tar("\udc80\x02.")),
+    "script": ("file.archive", lambda _: _script()),
     "twice": ("file.archive", lambda good: _packed([*_members(good), _members(good)[0]])),
     "compressed": ("file.archive", lambda good: _packed(_members(good), zipfile.ZIP_DEFLATED)),
     "overlap": ("file.archive", _again),
@@ -314,13 +309,6 @@ def test_a_file_that_torch_save_did_not_write_is_refused(state: dict[str, Tensor
         with pytest.raises(UserError) as caught:
             read(path)
         assert caught.value.code in (code, "file.torch")
-
-
-@pytest.mark.parametrize("end", [None, -1, -30, 300, 40])
-def test_a_damaged_file_of_the_old_format_is_refused(state: dict[str, Tensor], tmp_path: Path, end: int | None) -> None:
-    good = _save({"net": state}, tmp_path / "x", as_zip=False).read_bytes()
-    (tmp_path / "x").write_bytes(good[:end] if end else good + b"x")
-    assert _codes(tmp_path / "x", state) in (["file.damaged"], ["file.incomplete"])
 
 
 class _View:

@@ -19,7 +19,7 @@ DERIVED = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
 
 @dataclass
 class Epoch:
-    """One checkpoint, taken apart."""
+    """What one checkpoint holds."""
 
     tensors: dict[str, TensorBytes]
     values: dict[str, Any]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from runs import Ended, completed, environment, start
+from uploads.hub_server import Hub
 
 from proof.forger import Forger
 from seqtrack.checkpoints.side_files import AuditRecord
@@ -76,6 +77,26 @@ def test_a_run_is_reproduced_or_left_at_its_first_difference(output: Path, demo_
     forger.relabel("TRAIN.LR", 2e-3)
     forger.write()
     assert reproduce() == (1, "differs")
+
+
+def test_a_published_run_is_audited_and_reproduced(resumed: Path, demo_data: Path, tmp_path: Path) -> None:
+    output, hub = Path(shutil.copytree(resumed, tmp_path / "output")), Hub().start()
+    on_hub = {"HF_REPO": "me/run", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_writewritewritewrite"}
+    with start(environment(output, demo_data, **on_hub), "upload", "--once") as running:
+        assert running.end().code == 0
+    reader = {**on_hub, "HF_REPO": "", "HF_TOKEN": "hf_readreadreadreadread"}
+    elsewhere = environment(tmp_path / "elsewhere", demo_data, **reader)
+    for words, expected in (
+        (["audit", "hf://me/run", "--steps", "2"], (0, "confirmed")),
+        (["audit", f"hf://me/run@{hub.repos['me/run'].commits[-1][0]}/phase_2"], (0, "confirmed")),
+        (["reproduce", "hf://me/run/phase_1"], (0, "identical")),
+    ):
+        with start(elsewhere, *words) as running:
+            assert verdict(running.end()) == expected
+    for address in ("hf://me", "hf://me/other", "hf://me/run@0000000000000000000000000000000000000000"):
+        with start(elsewhere, "audit", address) as running:
+            assert running.end().code == 2
+    hub.stop()
 
 
 def zeroed(data: bytearray) -> bytearray:

@@ -76,7 +76,7 @@ def exchanged(numbers: random.Random, run: Path) -> int:
 
 
 def one_file(numbers: random.Random, run: Path) -> int:
-    """One manifest, record or file beside them, without its digests."""
+    """One manifest, without its digests."""
     manifest = run / "checkpoints" / f"SEQTRACK_ep{numbers.randint(1, EPOCHS):04d}.json"
     field = numbers.choice(("loss", "iou", "phase", "data_digest", "config_digest", "step", "parent_sha256", "device"))
     values = json.loads(manifest.read_text())

@@ -4,9 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import demo_data, finished, resumed, uninterrupted
-
-__all__ = ["demo_data", "finished", "resumed", "uninterrupted"]
 
 
 @pytest.fixture

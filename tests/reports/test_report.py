@@ -297,6 +297,11 @@ def test_the_command_writes_every_file_or_ends_with_a_user_error(
     monkeypatch.setenv("OUTPUT_DIR", str(finished_run / "nothing"))
     assert main(["report"]) == 2
     assert "[report.nothing]" in capsys.readouterr().err
+    shutil.rmtree(finished_run / "phase_1" / "checkpoints")
+    shutil.rmtree(finished_run / "phase_2" / "checkpoints")
+    with pytest.raises(UserError) as refusal:
+        model_card(finished_run)
+    assert refusal.value.code == "report.nothing"
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -331,11 +336,3 @@ def test_what_was_not_measured_is_not_in_the_card_and_known_data_sets_are_linked
     assert "**identical**" not in text and "phase_2" not in text
     head = front_matter(text)
     assert head["datasets"] == ["l-lt/LaSOT"] and "synthetic-data" not in head["tags"]
-
-
-def test_without_a_checkpoint_there_is_no_card(tmp_path: Path) -> None:
-    (tmp_path / "phase_1").mkdir()
-    for folder in (tmp_path, tmp_path / "phase_1"):
-        with pytest.raises(UserError) as refusal:
-            model_card(folder)
-        assert refusal.value.code == "report.nothing"

@@ -75,42 +75,30 @@ def test_the_clip_that_comes_with_the_project_can_be_tracked(track: Track, outpu
     clip = ROOT / "tests" / "assets" / "cc0_clip" / "person" / "person-1"
     assert track(clip, "--box", "266,53,32,46", "--frames", 2) == 0
     first = cv2.VideoCapture(str(output / "tracks" / "person-1.mp4")).read()[1]
-    assert first.shape == (360, 640, 3)
     original = cv2.imread(str(clip / "img" / "00000001.jpg"))
     changed = np.abs(first.astype(int) - original).max(axis=2) > 80
     assert changed[45:105, 260:305].any() and not changed[200:, :].any(), "the box is drawn at its place"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        ("--box 500,10,20,20", "track.box"),
-        ("--box 1,2,3", "track.option"),
-        ("--box 1,2,1_0,nan", "track.option"),
-        ("", "track.option"),
-        (f"--box {BOX} --checkpoint 9", "checkpoint.no_epoch"),
-        (f"--box {BOX} --phase 2", "checkpoint.none"),
-        (f"--box {BOX} --checkpoint 5", "checkpoint.no_config"),
-        (f"--box {BOX} --checkpoint 6", "weights.other_model"),
-        (f"--box {BOX} -o out.mkv", "track.output"),
-        (f"--box {BOX} -o /proc/none/out.mp4", "track.output"),
-        (f"--box {BOX} --frames -3", "track.option"),
-        (f"--box {BOX} --fps nan", "track.option"),
-        (f"--box {BOX} --fps -1e3", "track.option"),
-        (f"--box {BOX} --precision fp16 --device cpu", "tracking.precision_on_cpu"),
-    ],
-)
+WRONG = {
+    "--box 500,10,20,20": "track.box", "--box 1,2,3": "track.option", "--box 1,2,1_0,nan": "track.option",
+    f"--box {BOX} --checkpoint 9": "checkpoint.no_epoch", f"--box {BOX} --phase 2": "checkpoint.none",
+    f"--box {BOX} --checkpoint 5": "checkpoint.no_config", f"--box {BOX} --checkpoint 6": "weights.other_model",
+    "": "track.option", f"--box {BOX} -o out.mkv": "track.output", f"--box {BOX} -o /proc/none/out.mp4": "track.output",
+    f"--box {BOX} --frames -3": "track.option", f"--box {BOX} --fps nan": "track.option",
+    f"--box {BOX} --precision fp16 --device cpu": "tracking.precision_on_cpu",
+}  # fmt: skip
+
+
 def test_wrong_use_ends_with_exit_code_2(
-    track: Track, output: Path, video_folder: Path, model: SeqTrack, capsys: pytest.CaptureFixture[str],
-    arguments: str, code: str,
-) -> None:  # fmt: skip
-    if code == "checkpoint.no_config":
-        save_epoch(output, 5, model, None)
-    if code == "weights.other_model":
-        save_epoch(output, 6, model, load_config("demo", overrides=[("MODEL.DECODER.DIM_FEEDFORWARD", "64")]))
-    assert track(video_folder, *arguments.split()) == 2
-    assert f"error [{code}]" in capsys.readouterr().err
-    assert not list(output.glob("tracks/*"))
+    track: Track, output: Path, video_folder: Path, model: SeqTrack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_epoch(output, 5, model, None)
+    save_epoch(output, 6, model, load_config("demo", overrides=[("MODEL.DECODER.DIM_FEEDFORWARD", "64")]))
+    for arguments, code in WRONG.items():
+        assert track(video_folder, *arguments.split()) == 2
+        assert f"error [{code}]" in capsys.readouterr().err, arguments
+        assert not list(output.glob("tracks/*"))
 
 
 def test_an_image_that_breaks_in_the_middle_leaves_no_video(

@@ -1,6 +1,7 @@
 """State, template updates and refusals of the tracker. Equality with the authors' tracker is a golden test."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -23,11 +24,6 @@ def follow(model: SeqTrack, settings: TrackerSettings, frames: list[np.ndarray])
     tracker = BatchTracker(model, settings)
     state = tracker.start(frames[0], FIRST_BOX)
     return [tracker.track([state], [frame])[0] for frame in frames[1:]]
-
-
-def test_a_model_in_training_mode_is_refused(model: SeqTrack) -> None:
-    with pytest.raises(ValueError, match="eval"):
-        BatchTracker(copy.deepcopy(model).train(), NEVER)
 
 
 @pytest.mark.parametrize(
@@ -99,22 +95,17 @@ def test_tf32_is_switched_for_the_encoder_alone_and_put_back(
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (before, before)
 
 
-REFUSED = {("tf32", None), ("fp16", None), ("tf32", (7, 5)), ("bf16", (7, 5))}
-
-
-@pytest.mark.parametrize("capability", [None, (7, 5), (8, 0)])
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_a_precision_that_the_device_has_no_units_for_is_refused(
-    monkeypatch: pytest.MonkeyPatch, precision: str, capability: tuple[int, int] | None
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    device, code = torch.device("cuda" if capability else "cpu"), None
-    try:
-        check_precision(precision, device)
-    except UserError as error:
-        code = error.code
-    where = "gpu" if capability else "cpu"
-    assert code == (f"tracking.precision_on_{where}" if (precision, capability) in REFUSED else None)
+def test_a_precision_that_the_device_has_no_units_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = {(None, "tf32"), (None, "fp16"), ((7, 5), "tf32"), ((7, 5), "bf16")}
+    for capability, precision in itertools.product((None, (7, 5), (8, 0)), ("fp32", "tf32", "bf16", "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        device, code = torch.device("cuda" if capability else "cpu"), None
+        try:
+            check_precision(precision, device)
+        except UserError as error:
+            code = error.code
+        where = "gpu" if capability else "cpu"
+        assert code == (f"tracking.precision_on_{where}" if (capability, precision) in none else None)
 
 
 def test_probabilities_that_are_not_finite_end_tracking(model: SeqTrack, frames: list[np.ndarray]) -> None:
@@ -125,13 +116,11 @@ def test_probabilities_that_are_not_finite_end_tracking(model: SeqTrack, frames:
     assert error.value.code == "tracking.not_finite"
 
 
-@pytest.mark.parametrize(
-    "box", ["300,10,20,20", "-50,10,20,20", "10,10,0,20", "10,10,20,-4", "10,nan,20,20", "10,10,20"]
-)
-def test_a_first_box_that_cannot_be_tracked_is_refused(model: SeqTrack, frames: list[np.ndarray], box: str) -> None:
-    with pytest.raises(UserError) as error:
-        BatchTracker(model, NEVER).start(frames[0], [float(value) for value in box.split(",")])
-    assert error.value.code == "track.box"
+def test_a_first_box_that_cannot_be_tracked_is_refused(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    for box in ("300,10,20,20", "-50,10,20,20", "10,10,0,20", "10,10,20,-4", "10,nan,20,20", "10,10,20"):
+        with pytest.raises(UserError) as error:
+            BatchTracker(model, NEVER).start(frames[0], [float(value) for value in box.split(",")])
+        assert error.value.code == "track.box"
 
 
 def test_settings_of_a_data_set_or_the_default(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,19 +1,20 @@
 """fp16's overflows, numbers that are not finite, and the fingerprint of each precision."""
 
 import itertools
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from runs import environment, epochs, numbers
+from torch.amp.grad_scaler import GradScaler
 
 from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.build import run_fingerprint, set_kernels
-from seqtrack.training.train_step import NotFiniteError
 from training.harness import RANKS, Run
 
 OVERFLOWS = (2, 9)  # one in each of the first two epochs of 6 steps
@@ -42,20 +43,19 @@ def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_
     assert sorted(epochs(overflown.folder)) == [1, 2]
 
 
-def test_a_run_whose_every_gradient_overflows_ends(demo_data: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", demo_data, overflows=range(1, 1000))
+@pytest.mark.parametrize(
+    ("scaled", "overflows", "code", "step"),
+    [(True, range(1, 1000), "train.fp16_scale", 11), (False, (2,), "train.not_finite", 2)],  # 1024 halved eleven times
+)
+def test_a_run_whose_every_gradient_overflows_ends_and_without_a_scaler_one_that_does_ends_it(
+    scaled: bool, overflows: Container[int], code: str, step: int, demo_data: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", demo_data, overflows=overflows)
+    if not scaled:
+        run.state.scaler = GradScaler(RANKS.device.type, enabled=False)
     with pytest.raises(RunError) as ended:
         run.until(None)
-    assert ended.value.code == "train.fp16_scale"
-    assert run.state.step == 11, "1024 halved eleven times"
-
-
-def test_without_a_scaler_an_infinite_gradient_ends_the_run(demo_data: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", demo_data, overflows=(2,))
-    run.state.scaler = torch.amp.GradScaler(RANKS.device.type, enabled=False)  # type: ignore[attr-defined]
-    with pytest.raises(NotFiniteError) as ended:
-        run.until(None)
-    assert ended.value.code == "train.not_finite"
+    assert (ended.value.code, run.state.step) == (code, step)
 
 
 def test_a_state_saved_without_a_scale_continues_with_one(demo_data: Path, tmp_path: Path) -> None:
