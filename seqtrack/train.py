@@ -68,14 +68,9 @@ def train(environment: Environment, config: Config) -> int:
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
-            log = RunLog(
-                folder / LOGS,
-                phase=environment.phase,
-                resume_step=start.step,
-                writes=distributed.is_main,
-                settings=flat_values(config),
-                samples=run_metadata.draw_samples(folder, loader.dataset) if distributed.is_main else None,
-            )
+            log = RunLog(folder / LOGS, phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
+            if distributed.is_main:
+                log.settings, log.samples = flat_values(config), run_metadata.draw_samples(folder, loader.dataset)
             writers.enter_context(contextlib.closing(log))
             plots = writers.enter_context(contextlib.closing(PhasePlots(folder)))
             checkpointer = Checkpointer(folder / CHECKPOINTS, parent_sha256=start.parent_sha256)

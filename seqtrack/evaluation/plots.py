@@ -7,19 +7,20 @@ are grey and dashed, other trackers have own colours, so that a plot of ten epoc
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
-from seqtrack.data.decode import read_image
-from seqtrack.data.sequence import Sequence as Video
 from seqtrack.evaluation.metrics import METRICS
 from seqtrack.evaluation.results import TrackerResult
 from seqtrack.evaluation.tables import main_tracker
 from seqtrack.plotting import NEUTRAL, PHASE_COLOURS, new_axes, save_figure
+
+if TYPE_CHECKING:
+    from seqtrack.data.sequence import Sequence as Video
 
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
 _LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":"}
@@ -99,20 +100,17 @@ def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str
     figure, (axes,) = new_axes(f"{title}: {place}", axis)
     pale = "other epochs"
     for one in sorted(record.trackers, key=lambda one: -_value(one.mean, metric)):  # the best first, as in LaSOT's
-        label, width, alpha = f"{one.name} [{_value(one.mean, metric):.1f}]", 1.6, 1.0
+        label, line, width, alpha = f"{one.name} [{_value(one.mean, metric):.1f}]", _LINES[one.kind], 1.6, 1.0
         if one is best:
             label, width = f"{label}, best AUC", 2.8
-        elif one is last:
-            label += ", last" if one.kind == "checkpoint" else ""
+        elif one.kind == "checkpoint" and one is last:
+            label, line = f"{label}, last", "--"
         elif one.kind == "checkpoint":
             label, pale, width, alpha = pale, "", 0.9, 0.35
-        line = "--" if one is last and one is not best else _LINES[one.kind]
-        look = colours[one.name], alpha
-        axes.plot(thresholds, one.curves[name], line, label=label, color=look, linewidth=width, zorder=2 + alpha)
+        axes.plot(thresholds, one.curves[name], line, label=label, color=(colours[one.name], alpha), linewidth=width)
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")
-    # Below the axes: beside them it would take half of the width.
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2, title=METRICS[metric].heading)
     return figure
 
@@ -125,16 +123,15 @@ def _epochs(
     colours, best = _colours(record), best_epoch(record)
     at, colour = [one.epoch or 0 for one in _checkpoints(record)], colours[best.name] if best else NEUTRAL
     for place, ((name, values), marker) in enumerate(zip(lines.items(), _MARKERS, strict=False)):
-        first = place == 0
+        first = name == METRICS["auc"].heading
         axes.plot(
             at, values, marker=marker, label=name, color=colour, alpha=1.0 if first else 0.5,
             linewidth=2.2 if first else 1.0, markersize=4, linestyle=("-", "--", "-.", ":")[place % 4],
         )  # fmt: skip
-    if best is not None:
+    if best:
         axes.axvline(best.epoch or 0, color=colour, alpha=0.25, linewidth=6, label=f"best AUC: epoch {best.epoch}")
     for one in others:
-        shade = colours[one.name]
-        axes.axhline(_value(one.mean), color=shade, linestyle=_LINES[one.kind], label=f"AUC, {one.name}")
+        axes.axhline(_value(one.mean), color=colours[one.name], ls=_LINES[one.kind], label=f"AUC, {one.name}")
     axes.set_ylabel("percent")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
@@ -147,19 +144,18 @@ def _speed(title: str, epochs: Sequence[EvaluatedTracker], colour: str) -> Figur
     speeds = [_value(one.mean, "fps") for one in epochs]
     axes.plot([one.epoch or 0 for one in epochs], speeds, "o", color=colour, label="an epoch's checkpoint")
     axes.axhline(float(np.median(speeds)), color=colour, label=f"median {np.median(speeds):.0f}")
-    spread = f"spread of the measurement: {min(speeds):.0f} to {max(speeds):.0f}"
-    axes.axhspan(min(speeds), max(speeds), color=colour, alpha=0.12, label=spread)
+    low, high = min(speeds), max(speeds)
+    axes.axhspan(low, high, color=colour, alpha=0.12, label=f"spread of the measurement: {low:.0f} to {high:.0f}")
     axes.set_ylabel("frames per second, without reading images")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     return figure
 
 
-def draw_tracking(result: TrackerResult, sequences: Sequence[Video], path: Path) -> None:
-    """A picture of a tracker at work: frames of the sequences with its lowest, median and highest AUC.
+def draw_tracking(result: TrackerResult, sequences: "Sequence[Video]", path: Path) -> None:
+    """A picture of a tracker at work: frames of the sequences with its highest, median and lowest AUC."""
+    from seqtrack.data.decode import read_image  # deferred: a report, which draws the plots too, needs no OpenCV
 
-    The annotation is a thin white box, the tracker's a thick yellow one.
-    """
     ranked = sorted(sequences, key=lambda one: _value(result.record.sequences[one.name]))
     shown = list({place: ranked[place] for place in (len(ranked) - 1, len(ranked) // 2, 0)}.values())
     figure = Figure(figsize=(2.0 * _PICTURES, 1.75 * len(shown)), layout="constrained")
@@ -168,12 +164,11 @@ def draw_tracking(result: TrackerResult, sequences: Sequence[Video], path: Path)
         boxes = result.tracks[one.name].boxes_xywh
         for place, index in zip(row, np.linspace(0, one.num_frames - 1, _PICTURES).round().astype(int), strict=True):
             image = read_image(one.frame_path(index))[..., ::-1]
-            height, width = image.shape[:2]
             place.imshow(image)
             for (x, y, w, h), colour, thick in ((boxes[index], "#ffc400", 2), (one.boxes_xywh[index], "white", 1)):
                 place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="black", linewidth=thick + 1.5))
                 place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=thick))
-            place.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+            place.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
             place.set_title(f"frame {index + 1}" + (", absent" if one.absent[index] else ""), fontsize=8)
         row[0].set_ylabel(f"{one.name[:24]}\nAUC {_value(result.record.sequences[one.name]):.1f}", fontsize=9)
     figure.suptitle(f"{result.record.name}: yellow, its box; white, the annotation", fontsize=11)

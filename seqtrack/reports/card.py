@@ -35,12 +35,8 @@ def model_card(output_dir: Path, *, repo: str | None = None) -> str:
     tags = ["visual-object-tracking", "single-object-tracking", "seqtrack", "safetensors", "reproducible"]
     tags += ["synthetic-data"] if any(source.synthetic for source in sources) else []
     # The Hub has no task for tracking; this is the nearest of those that it knows.
-    metadata: dict[str, object] = {
-        "license": "mit",
-        "library_name": "seqtrack",
-        "pipeline_tag": "object-detection",
-        "tags": tags,
-    }
+    metadata: dict[str, object] = {"license": "mit", "library_name": "seqtrack", "pipeline_tag": "object-detection"}
+    metadata["tags"] = tags
     if datasets := [_HUB_DATASETS[one.name.upper()] for one in sources if one.name.upper() in _HUB_DATASETS]:
         metadata["datasets"] = datasets
     evaluated = next((run for run in reversed(runs) if run.last_result), None)
@@ -65,13 +61,13 @@ def _results(run: RunFiles) -> dict[str, object]:
     """An entry of the Hub's model-index: the metrics of the last checkpoint that was evaluated."""
     assert run.evaluation and run.last_result
     conditions, mean = run.evaluation.conditions, run.last_result.mean
-    data, split = conditions.get("dataset") or "annotations", conditions.get("split") or "test"
+    measured = {name: value for name in METRICS if (value := mean.get(name)) is not None}
     metrics = [
-        {"type": name, "name": f"{one.heading} (percent)", "value": round(value, 3)}
-        for name, one in METRICS.items()
-        if (value := mean.get(name)) is not None
+        {"type": name, "name": f"{METRICS[name].heading} (percent)", "value": round(value, 3)}
+        for name, value in measured.items()
     ]
+    data = f"{conditions.get('dataset') or 'annotations'}"
+    dataset = {"type": data.lower(), "name": f"{data} (synthetic)" if conditions.get("synthetic") else data}
+    dataset["split"] = str(conditions.get("split") or "test")
     task = {"type": "visual-object-tracking", "name": "Visual object tracking"}
-    name = f"{data} (synthetic)" if conditions.get("synthetic") else data
-    dataset = {"type": str(data).lower(), "name": name, "split": split}
     return {"name": "SeqTrack", "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}

@@ -28,16 +28,8 @@ from seqtrack.uploads.state import VerifiedFile
 
 # Folders of many small files, which the table of uploads lists in one row each.
 _GROUPED = re.compile(r".*/(?:evaluation/boxes|logs/tensorboard)/")
-_FACTS = {
-    "lock_sha256": "lock of the packages (sha256)",
-    "cpu": "CPU",
-    "cpu_count": "CPU cores",
-    "world_size": "processes",
-    "threads": "threads per process",
-    "cpu_capability": "CPU instructions",
-    "tf32": "TF32",
-    "compile": "compiled",
-}
+_FACTS = {"lock_sha256": "lock of the packages (sha256)", "cpu": "CPU", "cpu_count": "CPU cores", "tf32": "TF32"}
+_FACTS |= {"world_size": "processes", "threads": "threads per process", "cpu_capability": "CPU instructions"}
 # A member is a text such as "Ada Lovelace, 12345", or a mapping whose values are joined to one.
 _Person = Annotated[
     str, BeforeValidator(lambda one: ", ".join(map(str, one.values())) if isinstance(one, dict) else one)

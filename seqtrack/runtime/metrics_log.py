@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from seqtrack.checkpoints.safetensors_io import name_in_errors, new_file
 from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, Record, ValidationRecord, metrics_records
 from seqtrack.errors import Problem
-from seqtrack.markdown import code, table
+from seqtrack.markdown import table
 from seqtrack.run_dir import DAMAGED_METRICS_FILE, METRICS_FILE, TENSORBOARD, phase_name
 
 logger = logging.getLogger("seqtrack")
@@ -108,20 +108,12 @@ class RunLog:
         folder: the run's `logs` folder.
         resume_step: the optimizer step that the run starts from.
         writes: whether this process writes (rank 0).
-        settings, samples: the configuration by key and a PNG of training samples, for TensorBoard.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        phase: int,
-        resume_step: int,
-        writes: bool,
-        settings: Mapping[str, object] | None = None,
-        samples: Path | None = None,
-    ) -> None:
-        self._settings, self._samples = settings or {}, samples
+    def __init__(self, folder: Path, *, phase: int, resume_step: int, writes: bool) -> None:
+        # For TensorBoard: the configuration by key, and a PNG of training samples.
+        self.settings: Mapping[str, object] = {}
+        self.samples: Path | None = None
         self.phase, self.writes, self.elapsed_before_s = phase, writes, 0.0
         self._path, self._board_folder, self._resume_step = folder / METRICS_FILE, folder / TENSORBOARD, resume_step
         self._board: Any = None  # TensorBoard's writer, made when first needed; False once it failed
@@ -222,17 +214,12 @@ class RunLog:
         import cv2  # deferred: start-up time
         from torch.utils.tensorboard.summary import hparams  # as above
 
-        if self._settings:
-            rows = [[key, code(value)] for key, value in self._settings.items()]
-            board.add_text("configuration", table(["key", "value"], rows, texts=2))
-            # Into this run; the writer's own method would make another one, named after the time.
-            plain = {
-                key: value if isinstance(value, bool | int | float) else str(value)
-                for key, value in self._settings.items()
-            }
-            for part in hparams(plain, {"epoch/loss": 0.0, "epoch/iou": 0.0}):  # type: ignore[no-untyped-call]
-                board.file_writer.add_summary(part)
-        if self._samples is not None and (image := cv2.imread(str(self._samples))) is not None:
+        board.add_text("configuration", table(["key", "value"], self.settings.items(), texts=2))
+        # Into this run; the writer's own method would make another one, named after the time.
+        plain = {key: value if isinstance(value, float | int) else str(value) for key, value in self.settings.items()}
+        for part in hparams(plain, {"epoch/loss": 0.0, "epoch/iou": 0.0}):  # type: ignore[no-untyped-call]
+            board.file_writer.add_summary(part)
+        if self.samples is not None and (image := cv2.imread(str(self.samples))) is not None:
             board.add_image("samples", image[..., ::-1].copy(), dataformats="HWC")
 
     def sync(self) -> None:
