@@ -86,7 +86,7 @@ FAULTS = [
     Fault(START, "a finished run trains again", "find_resume_point",
           "run.state == 'complete' and (... if own else ...)", "False"),
     Fault(f"{INTERRUPTED} -k folder_in_use", "two runs may share a folder", "hold_run_dir", "fcntl.flock(..., ...)"),
-    Fault(f"{BAD} -k another_model", "another experiment's checkpoint is resumed", "_check_experiment",
+    Fault(f"{BAD} -k another", "another experiment's checkpoint is resumed", "_check_experiment",
           "_refuse(manifest.path, problems)"),
     # --- the numbers
     Fault(f"{STATE} {LOGS}", "the last batch is shown as the epoch's value", "Meters.loss",
@@ -114,7 +114,7 @@ FAULTS = [
     Fault("tests/data/test_loader.py -k killed_worker", "a worker that died is ignored", "BatchLoader.batches",
           "raise RunError(..., code=...) from error", "return"),
     # --- exit codes
-    Fault(f"{DISTURBED} -k finite", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
+    Fault(f"{DISTURBED} -k dead_loader", "a failed run exits with 0", "cli:_run", "return 1", "return 0"),
     Fault(f"{BAD} -k mistake", "a user error exits with 0", "cli:_refuse", "USER_ERROR_EXIT_CODE", "0"),
     Fault(f"{INTERRUPTED} -k stopped_run_saves", "a stopped run exits with 0", "STOPPED_EXIT_CODE", "75", "0"),
     # --- files
@@ -156,8 +156,9 @@ def defined(tree: Path, place: str) -> list[tuple[Path, ast.AST]]:
     module, _, qualified = place.rpartition(":")
     found = []
     for path in sorted((tree / "seqtrack").rglob(f"{module.replace('.', '/') or '*'}.py")):
-        scopes: list[ast.AST] = [ast.parse(path.read_text())]
-        for name in qualified.split("."):
+        text, names = path.read_text(), qualified.split(".")
+        scopes: list[ast.AST] = [ast.parse(text)] if names[-1] in text else []
+        for name in names:
             inside = [node for scope in scopes for node in getattr(scope, "body", ())]
             scopes = [node for node in inside if name in (getattr(node, "name", ""), _constant(node))]
         found += [(path, node) for node in scopes]

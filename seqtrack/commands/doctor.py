@@ -28,8 +28,7 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import Problem, RunError, UserError
 from seqtrack.process import end_with_parent
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
-from seqtrack.uploads.errors import classify
-from seqtrack.uploads.hub import bound_client
+from seqtrack.uploads.hub import bound_client, classify
 
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"

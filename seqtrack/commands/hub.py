@@ -19,7 +19,6 @@ from seqtrack.uploads.target import (
     choose_target,
     missing,
     read_settings,
-    require_target,
     safe_path,
     stage,
 )
@@ -40,7 +39,7 @@ def _request(environment: Environment, order: Order) -> Reply:
     Raises:
         UserError: no target is set, or the target refused.
     """
-    client = TargetClient(require_target(environment), read_settings(os.environ))
+    client = TargetClient(choose_target(environment), read_settings(os.environ))
     return client.request(order, sum(item.size for item in order.files))
 
 
@@ -109,6 +108,6 @@ def _card(args: argparse.Namespace, environment: Environment) -> int:
     place = environment.output_dir / "README.md"
     write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())
     print(place)
-    if choose_target(environment) is not None and not args.no_upload:
+    if environment.target is not None and not args.no_upload:
         _send(environment, {"README.md": place}, "Describe the model")
     return 0

@@ -24,12 +24,11 @@ def run(args: argparse.Namespace) -> int:
 
     environment = read_environment(os.environ)
     settings = read_settings(os.environ)
-    target = choose_target(environment)
     if args.action == "status" and not args.health:
         state = read_state(environment.output_dir)
         print("the uploader has not started" if state is None else state.model_dump_json(indent=2, exclude={"files"}))
         return 0
-    if target is None:
+    if environment.target is None:
         logger.info("nothing is uploaded: neither HF_REPO nor UPLOAD_TARGET is set")
         return 0
     if args.action == "status":
@@ -44,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    target = choose_target(environment)
     logger.info("uploading %s to %s", environment.output_dir, target.label)
     end, warned = time.monotonic() + settings.patience_s, False
     while not stop.is_set():

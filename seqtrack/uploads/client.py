@@ -33,10 +33,10 @@ _XET_BOUNDS = {
     "HF_XET_CLIENT_READ_TIMEOUT": "45s",
     "HF_XET_CLIENT_CONNECT_TIMEOUT": "8s",
     "HF_XET_CLIENT_AC_MAX_UPLOAD_CONCURRENCY": "2",  # each holds 64 MB in memory
+    "HF_XET_TELEMETRY_ENABLED": "false",
     "HF_XET_DEDUPLICATION_GLOBAL_DEDUP_QUERY_ENABLED": "false",  # weights are never there already, and it can hang
 }
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
-_QUIET |= {"HF_XET_TELEMETRY_ENABLED": "false"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,8 @@ class Clock:
 
 
 def run_child(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
-    """Carry out one call in a process of its own.
-
-    It inherits the lock of the output folder and keeps it while it lives, so that no second uploader begins while an
-    orphan may still commit.
-    """
+    """Carry out one call in a process of its own, which keeps the lock of the output folder while it lives, so that no
+    second uploader begins while an orphan may still commit."""
     end = time.monotonic() + deadline_s
     with subprocess.Popen(
         [sys.executable, "-m", "seqtrack.uploads.child"],
@@ -78,17 +75,13 @@ def run_child(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
             child.kill()
     if out:
         return Reply.model_validate_json(out)
-    last = "".join(err.decode(errors="replace").strip().splitlines()[-1:]) or "without a message; out of memory?"
-    line = f"the upload process ended with {child.returncode}: {scrub(last)}"
-    return Reply(fault=Fault(kind="network", line=line))
+    last = err.decode(errors="replace").strip().splitlines()[-1:] or ["without a message; out of memory?"]
+    return Reply(fault=Fault(kind="network", line=f"the process ended with {child.returncode}: {scrub(last[0])}"))
 
 
 def child_environment(environ: Mapping[str, str], *, use_xet: bool) -> dict[str, str]:
-    """Environment of a process that loads the Hub's client: quiet, bounded, and without empty settings.
-
-    Compose passes on empty variables, and the client takes an empty HF_ENDPOINT for an address. What the user set
-    wins over the bounds of Xet.
-    """
+    """Environment of a process that loads the Hub's client: quiet, and with bounds of Xet that the user may change.
+    Compose passes on empty variables, and the client takes an empty HF_ENDPOINT for an address."""
     chosen = {name: value for name, value in environ.items() if value}
     if "REQUESTS_CA_BUNDLE" in chosen:  # the name that other clients read
         chosen.setdefault("SSL_CERT_FILE", chosen["REQUESTS_CA_BUNDLE"])
@@ -98,8 +91,7 @@ def child_environment(environ: Mapping[str, str], *, use_xet: bool) -> dict[str,
 
 @dataclass
 class TargetClient:
-    """Sends orders to a target, and decides what follows a failure: when to try again, with how much time, and whether
-    over Xet. `nice` is what the process adds to its niceness."""
+    """Sends orders to a target, and decides what follows a failure. `nice` is what the process adds to its niceness."""
 
     target: TargetSettings
     settings: UploadSettings
@@ -158,11 +150,7 @@ class TargetClient:
         return reply
 
     def request(self, order: Order, num_bytes: int = 0) -> Reply:
-        """For whoever waits for the answer (helper commands, downloads): tried again while the fault may pass.
-
-        Raises:
-            UserError: the target refused or did not answer.
-        """
+        """For whoever waits for the answer: tried again while the fault may pass, and then a UserError."""
         while (fault := (reply := self.send(order, num_bytes)).fault) is not None:
             if fault.action in ("person", "quarantine") or self.failures >= _TRIES:
                 raise UserError(f"{self.target.label}: {fault.line}", code=f"upload.{fault.kind}")

@@ -10,8 +10,9 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
@@ -22,8 +23,8 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient
-from seqtrack.uploads.identity import MARKER, fetched_name
-from seqtrack.uploads.target import Digests, Order, Staged, read_settings, require_target, safe_path, stage
+from seqtrack.uploads.identity import FETCHED_MARKER, MARKER
+from seqtrack.uploads.target import Digests, Order, Staged, choose_target, read_settings, safe_path, stage
 
 logger = logging.getLogger(__name__)
 
@@ -36,40 +37,76 @@ def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
     return str(checkpoint), str(checkpoint.with_suffix(".json"))
 
 
+@dataclass
+class _Reader:
+    """What the target holds at one revision, and a folder for downloads: next to where files end, so that the last step
+    is a rename; hidden, so that nothing takes them for a checkpoint."""
+
+    client: TargetClient
+    label: str
+    folder: str
+    revision: str | None = None
+    listed: dict[str, Digests] = field(default_factory=dict)
+
+    def look(self, *paths: str) -> None:
+        reply = self.client.request(Order(look=paths))
+        self.revision, self.listed = reply.revision, reply.remotes or {}
+
+    def epochs(self, phase: int) -> list[int]:
+        """The epochs of a phase whose checkpoint and manifest are both listed."""
+        names = (self.client.request(Order(look="all")).remotes or {}).keys()
+        epochs = [int(found[2]) for found in map(_MANIFEST_NAME.fullmatch, names) if found and int(found[1]) == phase]
+        return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
+
+    def fetch(self, path: str) -> Staged:
+        """Download a listed file and check its bytes; damaged ones that came over Xet are fetched again."""
+        order, listed = Order(fetch=safe_path(path), revision=self.revision, folder=self.folder), self.listed[path]
+        while True:
+            was_xet, place = self.client.use_xet(), Path(self.client.request(order, listed.size).place)
+            if (got := stage(path, place)).equals(listed):
+                return got
+            if not was_xet:
+                text = f"{got.size} bytes of sha256 {got.sha256} came; {self.label} lists {listed}. Try again; if they"
+                raise UserError(f"{path}: {text} come again, the copy there is corrupt", code="fetch.corrupt")
+            place.unlink()
+            self.client.leave_xet()
+
+
+@contextmanager
+def _reader(environment: Environment, destination: Path) -> Iterator[_Reader]:
+    client = TargetClient(choose_target(environment), read_settings(os.environ))
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as folder:
+        yield _Reader(client, client.target.label, folder)
+
+
 def fetch_checkpoint(
     environment: Environment, epoch: int, destination: Path, *, phases: Sequence[int] | None = None
 ) -> Path:
-    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced.
-
-    Args:
-        phases: whose checkpoint, in order of preference; this phase's and then phase 1's by default.
-
-    Raises:
-        UserError: no target, no such checkpoint (the epochs that exist are named), or one that is refused.
-    """
+    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced. `phases`
+    are whose, in order of preference; this phase's and then phase 1's by default. A UserError if there is no target, no
+    such checkpoint (the epochs that exist are named), or one that is refused."""
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
-    with _client(environment, destination) as (client, folder):
-        paths = [(*checkpoint_paths(phase, epoch), f"{phase_name(phase)}/{MARKER}") for phase in wanted]
-        revision, remotes = _look(client, [path for one in paths for path in one])
-        pair = next((one for one in paths if remotes.keys() >= set(one[:2])), None)
-        if pair is None:
-            found = [f"phase_{phase}: {', '.join(map(str, _epochs(client, phase))) or 'none'}" for phase in wanted]
-            text = f"{client.target.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
+    with _reader(environment, destination) as reader:
+        triples = [(*checkpoint_paths(phase, epoch), f"{phase_name(phase)}/{MARKER}") for phase in wanted]
+        reader.look(*(path for triple in triples for path in triple))
+        triple = next((one for one in triples if reader.listed.keys() >= set(one[:2])), None)
+        if triple is None:
+            found = [f"phase_{phase}: {', '.join(map(str, reader.epochs(phase))) or 'none'}" for phase in wanted]
+            text = f"{reader.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
             raise UserError(text, code="fetch.no_such_epoch")
-        path, manifest_path, marker = pair
-        logger.info("fetching %s (%.1f MB), revision %s", path, remotes[path].size / 1e6, revision)
+        path, manifest_path, marker = triple
+        logger.info("fetching %s (%.1f MB), revision %s", path, reader.listed[path].size / 1e6, reader.revision)
         try:
-            manifest = read_manifest(Path(_fetch(client, manifest_path, remotes, revision, folder).source))
-            got = _fetch(client, path, remotes, revision, folder)
+            manifest, got = read_manifest(Path(reader.fetch(manifest_path).source)), reader.fetch(path)
             described, expected = (manifest.bytes, manifest.sha256, manifest.epoch), (got.size, got.sha256, epoch)
             if described != expected:
                 raise DamagedFileError(f"its manifest has {described}, expected {expected}", "fetch.manifest")
             read_checkpoint_file(Path(got.source))
         except DamagedFileError as error:
             raise UserError(f"{path} is refused: {error}", code=error.code) from error
-        if marker in remotes:  # before the run that continues has a record
-            fetched = Path(_fetch(client, marker, remotes, revision, folder).source)
-            fetched.replace(destination / fetched_name(marker))
+        if marker in reader.listed:  # before the run that continues has a record
+            Path(reader.fetch(marker).source).replace(destination / FETCHED_MARKER.format(path.split("/")[0]))
         _place(Path(got.source), destination / manifest.file)
         _place(manifest.manifest_path, destination / manifest.manifest_path.name)
         return destination / manifest.file
@@ -77,88 +114,39 @@ def fetch_checkpoint(
 
 def fetch_file(environment: Environment, path: str, root: Path) -> Path:
     """Download one file, checked against the listing, to the same path below `root`; an existing one is not replaced.
-
-    Raises:
-        UserError: no target, no such file, a name that leaves the folder, other bytes than listed.
-    """
+    A UserError if there is no target or no such file, or it would leave the folder."""
     goal = root / safe_path(path)
-    with _client(environment, goal.parent) as (client, folder):
-        revision, remotes = _look(client, [path])
-        if path not in remotes:
-            raise UserError(f"{client.target.label} has no file {path}", code="upload.no_such_file")
-        _place(Path(_fetch(client, path, remotes, revision, folder).source), goal)
+    with _reader(environment, goal.parent) as reader:
+        reader.look(path)
+        if path not in reader.listed:
+            raise UserError(f"{reader.label} has no file {path}", code="upload.no_such_file")
+        _place(Path(reader.fetch(path).source), goal)
     return goal
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:
-    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet.
-
-    Raises:
-        UserError: no target, it cannot be asked (not the same as having nothing), or it has another experiment's.
-    """
-    with tempfile.TemporaryDirectory() as name, _client(environment, Path(name)) as (client, folder):
-        client.request(Order(prepare="make"))  # a repo that does not exist yet holds nothing
-        epochs = _epochs(client, environment.phase)
-        if not epochs:
+    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet. A
+    UserError if it cannot be asked, which is not the same as having nothing, or has another experiment's."""
+    with tempfile.TemporaryDirectory() as name, _reader(environment, Path(name)) as reader:
+        reader.client.request(Order(prepare="make"))  # a repo that does not exist yet holds nothing
+        if not (epochs := reader.epochs(environment.phase)):
             return None
         path = checkpoint_paths(environment.phase, epochs[-1])[1]
-        revision, remotes = _look(client, [path])
+        reader.look(path)
         try:
-            manifest = read_manifest(Path(_fetch(client, path, remotes, revision, folder).source))
+            manifest = read_manifest(Path(reader.fetch(path).source))
         except DamagedFileError as error:
             raise UserError(f"{path} is refused: {error}", code=error.code) from error
         theirs = config_from_text(json.dumps(manifest.config), path)
         differences = [one for one in training_differences(theirs, config) if not one.key.startswith(SCHEDULE)]
         if keys := "; ".join(f"{one.key}: {one.b!r} here, {one.a!r} there" for one in differences):
-            text = f"{client.target.label} has the checkpoints of another experiment ({keys}): nothing was downloaded"
-            raise UserError(f"{text}. Choose another HF_REPO or HF_PREFIX", code="run.other_experiment")
+            text = f"{reader.label} has the checkpoints of another experiment ({keys}): nothing was downloaded. Choose"
+            raise UserError(f"{text} another HF_REPO or HF_PREFIX", code="run.other_experiment")
         return epochs[-1]
 
 
-@contextmanager
-def _client(environment: Environment, destination: Path) -> Iterator[tuple[TargetClient, Path]]:
-    """A client and the folder that it downloads to: next to where files end, so that the last step is a rename; hidden,
-    so that nothing takes them for a checkpoint."""
-    target = require_target(environment)
-    destination.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as name:
-        yield TargetClient(target, read_settings(os.environ)), Path(name)
-
-
-def _look(client: TargetClient, paths: Sequence[str]) -> tuple[str | None, dict[str, Digests]]:
-    reply = client.request(Order(look=tuple(paths)))
-    return reply.revision, reply.remotes or {}
-
-
-def _epochs(client: TargetClient, phase: int) -> list[int]:
-    """The epochs of a phase whose checkpoint and manifest are both listed."""
-    names = (client.request(Order(look="all")).remotes or {}).keys()
-    epochs = [int(found[2]) for found in map(_MANIFEST_NAME.fullmatch, names) if found and int(found[1]) == phase]
-    return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
-
-
-def _fetch(
-    client: TargetClient, path: str, remotes: Mapping[str, Digests], revision: str | None, folder: Path
-) -> Staged:
-    """Download one file and check its bytes against the listing; damaged ones that came over Xet are fetched again."""
-    order, listed = Order(fetch=safe_path(path), revision=revision, folder=str(folder)), remotes[path]
-    while True:
-        was_xet, place = client.use_xet(), Path(client.request(order, listed.size).place)
-        if (got := stage(path, place)).equals(listed):
-            return got
-        if not was_xet:
-            text = f"{got.size} bytes of sha256 {got.sha256} came; {client.target.label} lists {listed}. Try again; if"
-            raise UserError(f"{path}: {text} they come again, the copy there is corrupt", code="fetch.corrupt")
-        place.unlink()
-        client.leave_xet()
-
-
 def _place(source: Path, goal: Path) -> None:
-    """Rename a download to its place; a file that exists there is kept.
-
-    Raises:
-        UserError: it is another one.
-    """
+    """Rename a download to its place; a file that exists there is kept, and a UserError if it is another one."""
     if goal.exists():
         if stage(goal.name, goal).sha256 != stage(goal.name, source).sha256:
             raise UserError(f"{goal} exists and differs from the download; move it away first", code="fetch.exists")

@@ -14,10 +14,7 @@ from seqtrack.uploads.target import ChangedError, Digests, Staged, require_uncha
 
 
 class FolderTarget:
-    """Files below `root`, which is made if its parent exists.
-
-    A missing parent is taken for a disk that is not mounted: an error, rather than a copy on the wrong disk.
-    """
+    """Files below `root`, which is made if its parent exists: a missing one is taken for a disk that is not mounted."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -69,7 +66,6 @@ class FolderTarget:
 
 
 def _copy_durably(source: Path, place: Path) -> None:
-    with source.open("rb") as reader, place.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        os.fsync(writer.fileno())
+    shutil.copyfile(source, place)
+    with place.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""A repo on the Hugging Face Hub as a target, through a client that gives up in time.
+"""A repo on the Hugging Face Hub as a target, through a client that gives up in time, and what its failures mean.
 
 Imported by the child process only, since the Hub's client brings its own threads and connections. The library has no
 timeouts, and repeats some requests six times without jitter and others never. It sends every request through one client
@@ -9,31 +9,43 @@ commit.
 
 import contextlib
 import functools
+import itertools
 import os
-import ssl
-from collections.abc import Iterable, Sequence
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, set_client_factory
+from huggingface_hub import CommitOperationAdd, HfApi, errors, set_client_factory
 from huggingface_hub.constants import REGEX_COMMIT_OID
-from huggingface_hub.errors import HfUriError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import hf_request_event_hook
 
 from seqtrack.errors import UserError
-from seqtrack.uploads.errors import HubRefusal, retry
 from seqtrack.uploads.target import (
     ChangedError,
     Digests,
+    Fault,
     FileError,
+    Kind,
     Staged,
     TargetSettings,
     require_unchanged,
     safe_path,
+    scrub,
 )
 
+T = TypeVar("T")
+_COMMIT_LIMIT_WAIT_S = 900.0  # the window of an hour slides, so places come free before it is over
+_GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag|Expecting", re.IGNORECASE)
+_XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
+_OWN_KINDS: dict[str, Kind] = {"upload.setup": "setup", "upload.other_run": "other_run", "upload.changed": "changed"}
+_FILE = re.compile(r"(?:Error while uploading '|Invalid metadata in )(.+?)(?:' to the Hub|\.$|\.\n)", re.MULTILINE)
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
 _PATHS_PER_CALL = 200  # the form that carries them has a limit
 _BRANCH = "main"
@@ -41,20 +53,121 @@ _CONNECT_S = 10.0
 # Sent with every question which files to take. Without it the repo's own .gitignore would keep files back, and the
 # library would leave them out of the commit silently.
 _IGNORE_NOTHING = "# every file is wanted\n"
+# Reading the certificates takes 0.1 s, and the library makes a new client after each failure.
+_ssl_context = functools.cache(httpx2.create_ssl_context)
 
 
-@functools.cache
-def _ssl_context() -> ssl.SSLContext:
-    """One per process: reading the certificates takes 0.1 s, and the library makes a new client after each failure."""
-    return httpx2.create_ssl_context()
+class HubRefusal(Exception):
+    """Ends a call that the library would repeat by itself: at a status, or without an answer (see its cause)."""
+
+    def __init__(self, response: httpx2.Response | None) -> None:
+        super().__init__("no answer" if response is None else f"HTTP {response.status_code}")
+        self.response = response
+
+
+def retry(call: Callable[[], T], tries: int) -> T:
+    """Repeat a call that is safe to repeat while it meets trouble that passes by itself. To wait as long as asked is
+    for the parent, and after a timeout the next try must have more time."""
+    for attempt in range(1, tries):
+        try:
+            return call()
+        except Exception as error:
+            fault = classify(error)
+            if fault.kind != "network" or fault.wait_s:
+                raise
+            time.sleep(random.uniform(0.0, 0.3 * 2.0**attempt))
+    return call()
+
+
+def classify(error: BaseException, *, token: str | None = None, prefix: str = "") -> Fault:
+    """The fault behind an exception, looking through the wrappers the client puts round it. `prefix` is that of every
+    path in the repo; a fault's path is without it."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    names = [getattr(one, "path", None) or (_FILE.match(str(one)) or [None, None])[1] for one in chain]
+    path = next((str(name).removeprefix(prefix) for name in names if name), None)
+    kind: Kind
+    kind, line, wait_s = "network", f"not understood: {type(error).__name__}: {error}", 0.0
+    for one in chain:
+        if (found := _kind_of(one, path)) is not None:
+            kind, line, wait_s = found
+            break
+    return Fault(kind=kind, line=scrub(line, token), wait_s=wait_s, path=path)
+
+
+def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] | None:
+    """(kind, line, seconds to wait) of one exception of a chain, None if another of the chain tells more."""
+    text, name = str(error), type(error).__name__
+    if isinstance(error, HubRefusal | errors.HfHubHTTPError) and error.response is not None:
+        return _of_status(error.response, path)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return "account", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
+    if isinstance(error, httpx2.TransportError):  # whatever the operating system's error below it is
+        return "timeout" if isinstance(error, httpx2.TimeoutException) else "network", f"{name}: {text}", 0.0
+    if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
+        return "xet", f"Xet storage: {text}", 0.0
+    is_local = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
+    if is_local or isinstance(error, ImportError | errors.OfflineModeIsEnabled):
+        return "setup", f"this machine cannot reach the target: {text}", 0.0
+    if isinstance(error, FileError | UserError):
+        return _OWN_KINDS.get(getattr(error, "code", ""), "refused"), text, 0.0
+    if isinstance(error, ValueError) and not _GARBLED.search(text):
+        return "refused", text, 0.0  # the library's word for a file or a name it will not send
+    return None
+
+
+def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, float]:
+    """What an HTTP answer means. The host that takes the bytes knows no token: only the address it gave can be old."""
+    status, headers = response.status_code, response.headers
+    try:
+        body = response.text[:2000]
+    except httpx2.StreamError:  # an answer whose body was not read
+        body = ""
+    is_storage = response.request.method == "PUT"
+    said = f"HTTP {status} at {response.request.url.path}: {headers.get('x-error-message', '')} {body[:300]}"
+    wait_s = _asked_wait(headers)
+    if "-token/" in response.request.url.path:
+        return "xet", f"no access to Xet storage ({said})", 0.0
+    if status == 429:
+        is_hourly = "rate limit for repository commits" in said
+        return "rate", f"asked to slow down ({said})", max(wait_s, _COMMIT_LIMIT_WAIT_S * is_hourly)
+    if is_storage and status in (401, 403, 404, 410):
+        return "network", f"the storage refused the address it was sent to ({said})", 0.0
+    code = headers.get("x-error-code")
+    if code == "RepoNotFound" or (status == 404 and path is None and code != "EntryNotFound"):
+        return "repository", f"the repo does not exist: check HF_REPO; `seqtrack hub create` makes it ({said})", 0.0
+    if status in (401, 402, 403):
+        advice = "HF_TOKEN or the file of HF_TOKEN_PATH needs a token with write access (no restart), the storage room"
+        return "account", f"the account may not write here: {advice} ({said})", 0.0
+    if status == 404:
+        return "changed", f"the server does not find the file it was sent ({said})", 0.0
+    if status in (408, 409, 412, 425) or status >= 500:
+        return "network", f"the server failed, or somebody else committed first ({said})", wait_s
+    return "refused", f"the target refuses this file or batch ({said})", 0.0
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that Retry-After (number or HTTP date) or an exhausted RateLimit asks for; at most an hour."""
+    for limit in headers.get("ratelimit", "").split(","):
+        values = dict(re.findall(r";\s*([rt])\s*=\s*(\d+)", limit))
+        if values.get("r") == "0" and "t" in values:
+            return min(3600.0, float(values["t"]) + 1.0)
+    value = headers.get("retry-after", "").strip()
+    try:
+        if re.fullmatch(r"\d+(\.\d+)?", value):
+            return min(3600.0, float(value))
+        # By the server's own clock; ours may be wrong.
+        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(timezone.utc)
+        return min(3600.0, max(0.0, parsedate_to_datetime(value).timestamp() - now.timestamp()))
+    except (TypeError, ValueError):
+        return 0.0
 
 
 class BoundedClient(httpx2.Client):
-    """A client with timeouts that raises what must end a call.
-
-    Raises:
-        UserError: a variable for certificates or a proxy that cannot be followed.
-    """
+    """A client with timeouts that raises what must end a call; a UserError for a variable that cannot be followed."""
 
     def __init__(self, read_s: float, tries: int) -> None:
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
@@ -74,11 +187,8 @@ class BoundedClient(httpx2.Client):
         self._read_s, self._tries = read_s, tries
 
     def send(self, request: httpx2.Request, **kwargs: object) -> httpx2.Response:
-        """Send, and repeat what is safe to repeat.
-
-        Raises:
-            HubRefusal: no answer, or a status that another try may cure, after the last try.
-        """
+        """Send, and repeat what is safe to repeat. After the last try a HubRefusal: no answer, or a status that another
+        try may cure."""
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
         if is_xet := "-token/" in request.url.path:  # without Xet there is plain HTTP
@@ -108,28 +218,20 @@ def bound_client(read_s: float, tries: int) -> None:
     set_client_factory(lambda: BoundedClient(read_s, tries))
 
 
-class _RepoId(TypedDict):
-    repo_id: str
-    repo_type: str
-
-
 class HubTarget:
-    """A folder of a repo, "owner/name" of a model or "datasets/owner/name".
-
-    Args:
-        token: None lets the client look where `hf auth login` puts it.
-    """
+    """A folder of a repo, "owner/name" of a model or "datasets/owner/name". Without a token the client looks where
+    `hf auth login` puts it."""
 
     def __init__(self, target: TargetSettings, token: str | None) -> None:
         kind = "dataset" if target.place.startswith("datasets/") else "model"
-        self._repo: _RepoId = {"repo_id": target.place.removeprefix("datasets/"), "repo_type": kind}
+        self._repo: Any = {"repo_id": target.place.removeprefix("datasets/"), "repo_type": kind}
         self._target, self._prefix = target, target.prefix
         self._api = HfApi(endpoint=target.endpoint, token=token)
 
     def prepare(self, *, make: bool) -> str:
         account = self._api.whoami()
         if make:
-            with contextlib.suppress(HfUriError):  # of the answer, whose address nobody needs
+            with contextlib.suppress(errors.HfUriError):  # of the answer, whose address nobody needs
                 self._api.create_repo(**self._repo, private=self._target.private, exist_ok=True)
         else:
             self._api.repo_info(**self._repo)
@@ -141,32 +243,25 @@ class HubTarget:
     def head(self) -> str | None:
         try:
             sha = self._api.repo_info(**self._repo, revision=_BRANCH).sha
-        except RevisionNotFoundError:  # a repo without any commit has no branch yet
+        except errors.RevisionNotFoundError:  # a repo without any commit has no branch yet
             return None
         return sha if sha and REGEX_COMMIT_OID.fullmatch(sha) else None
 
     def look(self, paths: Sequence[str] | None, revision: str | None = None) -> dict[str, Digests]:
-        at = revision or _BRANCH
+        at: Any = {**self._repo, "revision": revision or _BRANCH}
+        asked = [self._prefix + path for path in paths or ()]
+        found: dict[str, Digests] = {}
         try:
-            if paths is None:
-                return self._files(self._api.list_repo_tree(**self._repo, recursive=True, revision=at))
-            found: dict[str, Digests] = {}
-            for start in range(0, len(paths), _PATHS_PER_CALL):
-                asked = [self._prefix + path for path in paths[start : start + _PATHS_PER_CALL]]
-                found |= self._files(self._api.get_paths_info(**self._repo, paths=asked, revision=at))
-            return found
-        except RevisionNotFoundError:
+            parts = [asked[start : start + _PATHS_PER_CALL] for start in range(0, len(asked), _PATHS_PER_CALL)]
+            every = self._api.list_repo_tree(**at, recursive=True) if paths is None else ()
+            for item in itertools.chain(every, *(self._api.get_paths_info(**at, paths=part) for part in parts)):
+                if isinstance(item, RepoFile) and item.path.startswith(self._prefix):
+                    digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
+                    path = item.path.removeprefix(self._prefix)
+                    found[path] = Digests(size=size, sha256=digest, git_sha1=item.blob_id)
+        except errors.RevisionNotFoundError:
             if revision is not None:
                 raise
-            return {}
-
-    def _files(self, listed: Iterable[object]) -> dict[str, Digests]:
-        found: dict[str, Digests] = {}
-        for item in listed:
-            if isinstance(item, RepoFile) and item.path.startswith(self._prefix):
-                digest, size = (item.lfs.sha256, item.lfs.size) if item.lfs else (None, item.size)
-                path = item.path.removeprefix(self._prefix)
-                found[path] = Digests(size=size, sha256=digest, git_sha1=item.blob_id)
         return found
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
@@ -183,10 +278,8 @@ class HubTarget:
                 raise FileError(staged.path, "ignored by the target; look at the .gitignore of the repo")
         # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
         require_unchanged(files)
-        info = self._api.create_commit(
-            **self._repo, operations=operations, commit_message=message, revision=_BRANCH, parent_commit=parent
-        )
-        return str(info.oid)
+        at: Any = {**self._repo, "revision": _BRANCH, "parent_commit": parent}
+        return str(self._api.create_commit(**at, operations=operations, commit_message=message).oid)
 
     def _operation(self, staged: Staged) -> CommitOperationAdd:
         path = self._prefix + safe_path(staged.path)

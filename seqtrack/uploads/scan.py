@@ -37,33 +37,18 @@ class UploadUnit:
     problem: str = ""
     staged: list[Staged] = field(default_factory=list)  # its files, hashed
 
-    @property
-    def path(self) -> str:
-        """Of the first file, which names the unit."""
-        return next(iter(self.files))
-
-    @property
-    def is_checkpoint(self) -> bool:
-        return self.expected is not None
-
-    @property
-    def size(self) -> int:
-        return sum(stamp[0] for stamp in self.files.values())
-
-    @property
-    def grows(self) -> bool:
-        """Whether a part of it is worth uploading: a log, to which lines are only added."""
+    def __post_init__(self) -> None:
+        self.path = next(iter(self.files))  # of the first file, which names the unit
+        self.size = sum(stamp[0] for stamp in self.files.values())
+        self.is_checkpoint = self.expected is not None
+        # Whether a part of it is worth uploading: a log, to which lines are only added.
         name = PurePosixPath(self.path).name
-        return name.endswith(_LOG_SUFFIXES) or name.startswith("events.out.tfevents")
+        self.grows = name.endswith(_LOG_SUFFIXES) or name.startswith("events.out.tfevents")
 
 
 def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
-    """Walk `root`. A folder that does not exist yet holds nothing.
-
-    Returns:
-        what can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. A
-        checkpoint without a manifest and a manifest without its checkpoint are left out.
-    """
+    """What can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. A
+    checkpoint without a manifest and a manifest without its checkpoint are left out."""
     problems: dict[str, str] = {}
     found = dict(_walk(root, "", problems))
     units: list[UploadUnit] = []

@@ -1,10 +1,11 @@
 """Settings, the interface of a target, and the messages that the loop and a target's process exchange.
 
 A target takes files in batches and lists what it holds. It has no state file, no retries and no pacing; it raises, and
-`errors.classify` interprets that. What it holds is asked before and after each batch: a reply can be lost. Nothing here
+`hub.classify` interprets that. What it holds is asked before and after each batch: a reply can be lost. Nothing here
 holds the token: a target's process reads it again each time, so that it can be replaced while we run.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -134,7 +135,7 @@ class Order(_Message):
     prepare: Literal["make", "check"] | None = None  # check account and place; "make" creates the place
     look: tuple[str, ...] | Literal["all"] = ()  # list these paths
     files: tuple[Staged, ...] = ()  # put what is missing of these in one commit, and list them again
-    markers: tuple[Staged, ...] = ()  # whose files they are: put with them, unless the target has another's
+    markers: dict[str, str] = {}  # by path, whose files they are: put with them, unless the target has another's
     message: str = ""
     fetch: str | None = None  # download this path into `folder`
     folder: str = ""
@@ -177,11 +178,8 @@ class Target(Protocol):
         """What is held under these paths, others are left out; None for everything."""
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
-        """Make files visible together in a new commit, a manifest never before its checkpoint.
-
-        Raises:
-            ChangedError: staged bytes were altered meanwhile; nothing was made visible, as if `parent` is not the head.
-        """
+        """Make files visible together in a new commit, a manifest never before its checkpoint. If staged bytes were
+        altered meanwhile (ChangedError), or `parent` is not the head, nothing is made visible."""
 
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
         """Download one file into `folder`; the caller checks its bytes."""
@@ -199,12 +197,8 @@ def scrub(text: str, token: str | None = None) -> str:
 
 
 def safe_path(path: str) -> str:
-    """The path itself, if it stays inside the folder it is joined to.
-
-    Raises:
-        UserError: absolute, empty, with `..`, a backslash, a NUL or an empty part: a foreign name must never choose
-            where we write.
-    """
+    """The path itself; a UserError if it is absolute or empty, or has `..`, a backslash, a NUL or an empty part: a
+    foreign name must never choose where we write."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or path != "/".join(parts):
         raise UserError(f"the name {path!r:.200} does not stay inside its folder; refused", code="upload.unsafe_path")
@@ -218,11 +212,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def stage(path: str, source: Path) -> Staged:
-    """Hash a file, in pieces, so that the uploader's memory stays small.
-
-    Raises:
-        ChangedError: it was written to meanwhile.
-    """
+    """Hash a file in pieces, so that memory stays small; a ChangedError if it was written to meanwhile."""
     stamp = stamp_of(source)
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % stamp[0], usedforsecurity=False)
     is_small = stamp[0] <= _GIT_SHA1_LIMIT
@@ -238,44 +228,33 @@ def stage(path: str, source: Path) -> Staged:
 
 
 def require_unchanged(files: Iterable[Staged]) -> None:
-    """Check that staged bytes are still those that were hashed; only a changed stamp costs a second reading.
-
-    Raises:
-        ChangedError: for the first file that has other bytes, or none.
-    """
+    """A ChangedError for the first file whose bytes are no longer those that were hashed; only a changed stamp costs a
+    second reading."""
     for staged in files:
         place = Path(staged.source)
-        try:
-            same = stamp_of(place) == staged.stamp or stage(staged.path, place).sha256 == staged.sha256
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise ChangedError(staged.path, "changed while it was uploaded")
+        with contextlib.suppress(FileNotFoundError):
+            if stamp_of(place) == staged.stamp or stage(staged.path, place).sha256 == staged.sha256:
+                continue
+        raise ChangedError(staged.path, "changed while it was uploaded")
 
 
 def read_settings(environ: Mapping[str, str]) -> UploadSettings:
-    """The variables of users, over those of UPLOAD_TUNING.
-
-    Raises:
-        UserError: one is malformed.
-    """
+    """The variables of users, over those of UPLOAD_TUNING; a UserError if one is malformed."""
     try:
         tuning = UploadSettings.model_validate_json(environ.get("UPLOAD_TUNING") or "{}")
     except ValidationError as error:
         raise UserError(f"UPLOAD_TUNING: {error}", code="upload.tuning") from None
     ours = read_environment(environ)
-    given = [name for name in _VARIABLES if ours.given(f"UPLOAD_{name}")]
-    return tuning.model_copy(update={name: getattr(ours, f"upload_{name}") for name in given})
+    given = {name: getattr(ours, f"upload_{name}") for name in _VARIABLES if ours.given(f"UPLOAD_{name}")}
+    return tuning.model_copy(update=given)
 
 
-def choose_target(environment: Environment) -> TargetSettings | None:
-    """Where files go: UPLOAD_TARGET if set, else HF_REPO, else nowhere (None).
-
-    Raises:
-        UserError: an unknown kind of target, or a folder that overlaps with the output folder.
-    """
+def choose_target(environment: Environment) -> TargetSettings:
+    """Where files go: UPLOAD_TARGET if set, else HF_REPO. A UserError if neither is set, for an unknown kind, and for a
+    folder that overlaps with the output folder."""
     if environment.target is None:
-        return None
+        text = "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)"
+        raise UserError(text, code="upload.no_target")
     kind, _, place = (environment.upload_target or f"huggingface:{environment.hf_repo}").partition(":")
     if kind == "folder":
         here, there = (Path(os.path.realpath(folder)) for folder in (environment.output_dir, place))
@@ -289,16 +268,3 @@ def choose_target(environment: Environment) -> TargetSettings | None:
     prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
     endpoint, private = environment.hf_endpoint, environment.hf_private
     return TargetSettings(kind=kind, place=place, prefix=prefix, endpoint=endpoint, private=private)
-
-
-def require_target(environment: Environment) -> TargetSettings:
-    """The target.
-
-    Raises:
-        UserError: none is set.
-    """
-    target = choose_target(environment)
-    if target is None:
-        text = "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)"
-        raise UserError(text, code="upload.no_target")
-    return target

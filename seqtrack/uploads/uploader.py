@@ -21,7 +21,7 @@ from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.errors import UserError
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
 from seqtrack.uploads.client import TargetClient
-from seqtrack.uploads.identity import write_markers
+from seqtrack.uploads.identity import markers_of
 from seqtrack.uploads.scan import NEVER, UploadUnit, scan
 from seqtrack.uploads.state import UploadState, VerifiedFile, read_state
 from seqtrack.uploads.target import ChangedError, Digests, Fault, Order, stage, stamp_of
@@ -29,28 +29,19 @@ from seqtrack.uploads.target import ChangedError, Digests, Fault, Order, stage, 
 logger = logging.getLogger(__name__)
 
 EXIT_ALL_UPLOADED, EXIT_INCOMPLETE = 0, 3
+_UNVERIFIED = ("ready", "growing", "settling", "quarantined")
 _ALWAYS = float("inf")
 _COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could fill the disk
 _ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
 _INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
 _MAX_FILES = 5000
 _LFS_SHARE = 0.75  # of the grace after a stop
-_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk may be full
-_LOG_INTERVAL_S = 600.0  # longest wait of a growing log when no checkpoint takes it along
-_QUARANTINE_S = 600.0
+_LOG_INTERVAL_S = _QUARANTINE_S = 600.0  # the first: longest wait of a growing log when no checkpoint takes it along
 
 
 class Uploader:
-    """One uploader on one output folder. Use as a context manager: it holds the folder's lock.
-
-    Args:
-        root: the output folder; need not exist yet.
-        stop: set to end early; the client's clock sleeps by it.
-
-    Raises:
-        BlockingIOError: another uploader holds the lock.
-        UserError: there is no folder for copies and the state.
-    """
+    """One uploader on one output folder, which need not exist yet; a context manager that holds the folder's lock, with
+    a BlockingIOError if another one does. `stop` is set to end early; the client's clock sleeps by it."""
 
     def __init__(self, root: Path, client: TargetClient, stop: threading.Event) -> None:
         self._root, self.client, self._stop = root, client, stop
@@ -82,11 +73,8 @@ class Uploader:
 
     # ---- the loop and its three stop rules
     def run(self, *, once: bool = False) -> int:
-        """Upload until a stop rule ends it; returns the exit code.
-
-        Raises:
-            UserError: the target has another run's files, or one pass cannot reach it because of this machine's set-up.
-        """
+        """Upload until a stop rule ends it; returns the exit code. A UserError if the target has another run's files,
+        or one pass cannot reach it because of this machine's set-up."""
         if once:
             self._mode, self._deadline = "once", self._clock.monotonic() + self._settings.patience_s
         self._report("sending" if once else "watching")
@@ -94,21 +82,16 @@ class Uploader:
             self._heed_stop()
             wait = self.step()
             self._report()
-            code = self._exit_code(wait)
-            if code is not None:
+            if (code := self._exit_code(wait)) is not None:
                 return self._close(code)
             self._clock.sleep(min(max(wait, 0.01), self._settings.poll_s))
 
-    def _in(self, state: str) -> list[UploadUnit]:
-        return [unit for unit in self.units.values() if unit.state == state]
-
-    @property
-    def _left(self) -> list[UploadUnit]:
-        return [unit for unit in self.units.values() if unit.state != "verified"]
+    def _in(self, *states: str) -> list[UploadUnit]:
+        return [unit for unit in self.units.values() if unit.state in (states or _UNVERIFIED)]
 
     def _exit_code(self, wait: float) -> int | None:
         """None while there is something to do or to expect; `wait` seconds are until the next try."""
-        now, left, fault = self._clock.monotonic(), self._left, self.client.fault
+        now, left, fault = self._clock.monotonic(), self._in(), self.client.fault
         if fault is not None and fault.kind == "other_run":
             return EXIT_INCOMPLETE
         if self._mode == "once":  # a log that grows is complete up to this call
@@ -155,10 +138,9 @@ class Uploader:
         if code == EXIT_ALL_UPLOADED:
             logger.info("every file is verified")
         else:
-            names = sorted({unit.path for unit in self._left} | set(self.state.problems))
-            reason = f" ({fault.kind}: {fault.line})" if fault is not None else ""
-            logger.error("%d files are not on the target: %s%s", len(names), ", ".join(names[:5]), reason)
-            for path, line in self.state.problems.items():
+            problems = self.state.problems | {unit.path: unit.problem for unit in self._in()}
+            logger.error("%d files are not on the target: %s", len(problems), fault.line if fault is not None else "")
+            for path, line in sorted(problems.items(), key=lambda item: (not item[1], item))[:20]:
                 logger.error("%s: %s", path, line)
         self._report("done" if code == EXIT_ALL_UPLOADED else "stopped")
         if fault is not None and (fault.kind == "other_run" or (self._mode == "once" and fault.kind == "setup")):
@@ -272,15 +254,14 @@ class Uploader:
         here = {path for unit in self.units.values() for path in unit.files}
         known = sorted(self.state.files.keys() & here) if self._must_list else []
         must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as markers:
-            order = Order(
-                prepare=None if self._prepared else "make",
-                look=tuple(known),
-                files=tuple(files),
-                markers=write_markers(self._root, Path(markers)) if files else (),
-                message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
-            )
-            reply = self.client.send(order, sum(item.size for item in files), self._tick)
+        order = Order(
+            prepare=None if self._prepared else "make",
+            look=tuple(known),
+            files=tuple(files),
+            markers=markers_of(self._root) if files else {},
+            message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
+        )
+        reply = self.client.send(order, sum(item.size for item in files), self._tick)
         shutil.rmtree(self._copies, ignore_errors=True)
         if reply.account and not self._prepared:
             logger.info("uploading to %s", reply.account)
@@ -295,8 +276,8 @@ class Uploader:
         for unit in units if reply.verified else ():
             for item in unit.staged:
                 if item.path in reply.verified:
-                    digests = item.model_dump(include=set(Digests.model_fields))
-                    file = VerifiedFile(stamp=unit.files[item.path], commit=reply.commit, **digests)
+                    values = item.model_dump(include={*Digests.model_fields})
+                    file = VerifiedFile(**values | {"stamp": unit.files[item.path], "commit": reply.commit})
                     self.state.files[item.path], self.state.last_success = file, self._clock.wall()
                     unit.attempts, unit.sent_at = 0, self._clock.monotonic()
         if reply.verified:
@@ -331,14 +312,13 @@ class Uploader:
         """Called while an order is carried out: keep the heartbeat, and end the order when the grace is over."""
         self._heed_stop()
         self._report()
-        over_s = self._clock.monotonic() - self._deadline
         # Most of the grace is for LFS, if what is under way over Xet does not end soon.
-        is_slow = self._sent_over_xet and over_s >= -_LFS_SHARE * self._settings.grace_s
-        return self._mode == "drain" and (over_s >= 0.0 or is_slow)
+        kept_s = _LFS_SHARE * self._settings.grace_s if self._sent_over_xet else 0.0
+        return self._mode == "drain" and self._clock.monotonic() >= self._deadline - kept_s
 
     def _report(self, phase: str | None = None) -> None:
         """Write the status file, at most once per second unless the phase changes."""
-        state, moment, left = self.state, self._clock.monotonic(), self._left
+        state, moment, left = self.state, self._clock.monotonic(), self._in()
         if phase is None and moment - self._written < 1.0:
             return
         self._written = moment
@@ -374,30 +354,25 @@ def choose_batch(
 
 
 def _own_folder(root: Path) -> tuple[Path, int]:
-    """The uploader's own folder and its lock; a temporary one where nothing can be written to the output folder.
-
-    Raises:
-        BlockingIOError: another uploader holds the lock.
-        UserError: neither can be used.
-    """
-    try:
-        folder = root / UPLOADS
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
+    """The uploader's own folder and its lock; a temporary one where nothing can be written to the output folder. A
+    BlockingIOError if another uploader holds the lock, a UserError if neither can be used."""
+    problems: list[str] = []
+    for own in (True, False):
         try:
-            folder = Path(tempfile.mkdtemp(prefix="seqtrack-uploads-"))
-        except OSError as other:
-            text = f"nothing can be written to {root} ({error.strerror}), nor to TMPDIR ({other.strerror})"
-            raise UserError(text, code="upload.state_folder") from None
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        logger.warning("%s cannot be used (%s); status and copies go to %s", root / UPLOADS, error.strerror, folder)
-    os.set_inheritable(lock, True)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s); start no second uploader", folder, error.strerror)
-    return folder, lock
+            folder = root / UPLOADS if own else Path(tempfile.mkdtemp(prefix="seqtrack-uploads-"))
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            problems.append(f"no folder for status and copies: {error}")
+            logger.warning("%s", problems[-1])
+            continue
+        os.set_inheritable(lock, True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s); start no second uploader", folder, error.strerror)
+        return folder, lock
+    raise UserError(problems, code="upload.state_folder")

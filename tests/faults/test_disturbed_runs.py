@@ -1,11 +1,10 @@
-"""What can happen to a run while it continues: disks, damage, workers that die, numbers that are not finite.
+"""What can happen to a run while it continues: disks, damage, restarts, workers that die.
 
 A run that broke ends with exit code 1 and its cause, without a traceback, and leaves every older checkpoint as it was.
 """
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,28 +13,16 @@ from pathlib import Path
 import pytest
 from runs import assert_same_run, children, completed, environment, epochs, log_of, start, train
 
-from seqtrack.checkpoints.store import list_checkpoints, load_weights
 
-
-def _checkpoints(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("SEQTRACK_*"))}
-
-
-def _superseded(folder: Path) -> dict[str, bytes]:
-    (aside,) = (folder / "checkpoints" / "superseded").iterdir()
-    return _checkpoints(aside)
-
-
-@pytest.mark.parametrize("leave", [0, pytest.param(9_000_000, marks=pytest.mark.long)])
 def test_a_disk_that_fills_up_ends_the_run_with_its_cause_and_older_checkpoints_stay(
-    leave: int, disk: Path, demo_data: Path
+    disk: Path, demo_data: Path
 ) -> None:
     env = environment(disk, demo_data, EPOCHS=300)
     with start(env) as running:
         assert running.until(lambda: (disk / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json").exists())
         running.signal(signal.SIGSTOP)  # it writes too, and the last free page must be the filler's
         free = os.statvfs(disk)
-        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - leave))
+        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize))
         running.signal(signal.SIGCONT)
         ended = running.end()
     assert ended.code == 1, ended.said
@@ -71,13 +58,12 @@ def test_a_restart_from_an_earlier_epoch_or_before_a_damaged_one_moves_the_later
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    before = _checkpoints(folder / "checkpoints")
     completed(environment(tmp_path, demo_data, RESUME_EPOCH=resume))
     assert json.loads((folder / "run.json").read_text())["starts"][1]["step"] == (6 if resume else 12)
     assert resume or path.name in log_of(tmp_path)
     assert_same_run(folder, uninterrupted / "phase_1")
-    aside = {name: data for name, data in before.items() if "ep0003" in name or (resume and "ep0002" in name)}
-    assert _superseded(folder) == aside
+    aside = sorted(path.name for path in folder.glob("checkpoints/superseded/*/*.safetensors"))
+    assert aside == ["SEQTRACK_ep0002.safetensors"] * bool(resume) + ["SEQTRACK_ep0003.safetensors"]
 
 
 def test_only_as_many_checkpoints_stay_as_configured(demo_data: Path, tmp_path: Path) -> None:
@@ -85,18 +71,6 @@ def test_only_as_many_checkpoints_stay_as_configured(demo_data: Path, tmp_path: 
     kept = epochs(tmp_path / "phase_1")
     assert 3 in kept and len(kept) <= 2, "the latest, and the best if that is another"
     assert not list((tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_step*"))
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_ruins_no_checkpoint(
-    demo_data: Path, tmp_path: Path
-) -> None:
-    keys = {"TRAIN.LR": "10", "TRAIN.WEIGHT_DECAY": "10", "TRAIN.GRAD_CLIP_NORM": "0", "TRAIN.SAVE_INTERVAL_S": "0.01"}
-    ended = train(environment(tmp_path, demo_data, keys, EPOCHS=30))
-    assert (ended.code, ended.codes) == (1, ["train.not_finite"])
-    assert re.search(r"step \d+ \(epoch \d+, samples \d+\.\.\d+", ended.said), ended.said
-    assert "Traceback" not in ended.said
-    for manifest in list_checkpoints(tmp_path / "phase_1" / "checkpoints"):
-        assert all(bool(weight.isfinite().all()) for weight in load_weights(manifest).values()), manifest.file
 
 
 def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_continues(

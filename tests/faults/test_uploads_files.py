@@ -1,11 +1,14 @@
 """What files can do to an upload: grow, change, vanish, have unusual names; and what the disk can do."""
 
+import errno
 import hashlib
 import itertools
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from uploads import harness as up
@@ -225,3 +228,35 @@ def test_a_finished_phase_1_does_not_end_it_while_phase_2_is_starting(hub: Hub, 
     assert up.watch(hub, output, time=fake) == 0
     assert fake.now - began > 350
     up.assert_arrived(hub, output, commits_each=None)
+
+
+def test_run_folders_on_other_disks_are_uploaded_by_their_links(hub: Hub, output: Path, tmp_path: Path) -> None:
+    expected = up.files_of(output)
+    (output / "phase_1" / "checkpoints").rename(tmp_path / "second disk")
+    (output / "phase_1" / "checkpoints").symlink_to(tmp_path / "second disk")
+    (output / "phase_1").rename(tmp_path / "first disk")
+    (output / "phase_1").symlink_to(tmp_path / "first disk")
+    (output / "loop").symlink_to(output)
+    assert up.once(hub, output) == 0
+    assert up.on_hub(hub) == expected
+
+
+def test_a_file_system_without_locks_and_with_another_inode_at_each_look(
+    hub: Hub, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    stat, number = Path.stat, itertools.count()
+
+    def changing(path: Path, **options: bool) -> os.stat_result:
+        found = stat(path, **options)
+        names = [name for name in dir(found) if name.startswith("st_")]
+        return cast(
+            "os.stat_result", SimpleNamespace(**{n: getattr(found, n) for n in names} | {"st_ino": next(number)})
+        )
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr(Path, "stat", changing)
+    assert up.once(hub, output) == 0
+    up.assert_arrived(hub, output)

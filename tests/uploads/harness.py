@@ -198,7 +198,6 @@ def uploader(
     env, time = environ(hub, output, variables=variables, **tuning), time or FakeTime()
     runner, environment = InlineRunner(time), read_environment(env)
     target = choose_target(environment)
-    assert target is not None
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - env.keys():
             patch.delenv(name)

@@ -9,7 +9,7 @@ from uploads.harness import FakeTime, put
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.client import TargetClient, child_environment
-from seqtrack.uploads.scan import UploadUnit, scan
+from seqtrack.uploads.scan import UploadUnit
 from seqtrack.uploads.state import UploadState, health_problems
 from seqtrack.uploads.target import Fault, Order, Reply, TargetSettings, UploadSettings, choose_target, read_settings
 from seqtrack.uploads.uploader import Uploader, choose_batch
@@ -39,10 +39,6 @@ def backoff(fake: FakeTime, *kinds: str, wait_s: float = 0.0) -> TargetClient:
         return Reply(fault=next(faults, None))
 
     return TargetClient(TargetSettings(kind="folder", place="/x"), UploadSettings(), run, fake.clock, random.Random(0))
-
-
-def test_the_scan_of_a_missing_folder_is_empty(tmp_path: Path) -> None:
-    assert scan(tmp_path / "nothing") == ([], {})
 
 
 def test_a_file_settles_by_our_clock_and_never_by_its_own(tmp_path: Path, fake: FakeTime) -> None:
@@ -114,7 +110,6 @@ def test_the_target_is_chosen_and_an_overlapping_folder_refused(tmp_path: Path) 
     chosen = choose_target(Environment(hf_repo="me/run", hf_endpoint="http://hub:80"))
     assert chosen == TargetSettings(kind="huggingface", place="me/run", endpoint="http://hub:80")
     assert chosen != choose_target(Environment(hf_repo="me/run"))
-    assert choose_target(Environment()) is None
     output = tmp_path / "output"
     assert choose_target(Environment(upload_target=f"folder:{tmp_path / 'backup'}", output_dir=output))
     (tmp_path / "link").symlink_to(output)
