@@ -9,6 +9,7 @@ from pathlib import Path
 
 from seqtrack import run_dir
 from seqtrack.checkpoints import side_files
+from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.checkpoints.side_files import read_side_file
 from seqtrack.checkpoints.store import list_checkpoints
 from seqtrack.config.loader import load_config
@@ -89,7 +90,7 @@ class OutputFiles:
 
 
 def _describes(certificate: side_files.Certificate, phases: list[RunFiles]) -> bool:
-    """Whether a certificate compared exactly these two runs: the same starts, and the same bytes of every epoch."""
+    """Whether a certificate compared exactly these two runs: the same starts, and the same bytes, read again."""
     if [phase.name for phase in phases] != list(run_dir.PHASES):
         return False
     for index, phase in enumerate(phases):
@@ -97,6 +98,6 @@ def _describes(certificate: side_files.Certificate, phases: list[RunFiles]) -> b
         if certified is None or phase.run is None or certified.starts != phase.run.starts:
             return False
         digests = {one.epoch: one.sha256[index] for one in certificate.epochs}
-        if any(digests.get(one.epoch, one.sha256) != one.sha256 for one in phase.manifests):
+        if any(digests.get(one.epoch, one.sha256) != sha256_file(one.path) for one in phase.manifests):
             return False
     return True

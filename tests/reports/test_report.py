@@ -436,3 +436,11 @@ def test_the_cards_metrics_are_those_of_the_evaluation(finished: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     compile(code, "card", "exec")
     assert "from seqtrack import Tracker" in code and "tracker.track(image)" in code
+
+
+def test_a_certificate_of_other_bytes_is_not_used(finished_run: Path) -> None:
+    path = finished_run / "phase_2" / "checkpoints" / "SEQTRACK_ep0003.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "identical" not in written(finished_run) and "identical" not in model_card(finished_run)
