@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
@@ -66,11 +65,6 @@ def decode_text(data: bytes) -> str:
     if "\0" in text:
         raise ParseError(f"byte {text.index(chr(0))} is zero; this is not a text file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_text(path: Path) -> str:
-    """`decode_text` of a file; OSError where it cannot be read."""
-    return decode_text(path.read_bytes())
 
 
 def parse_json(text: str | bytes) -> Any:

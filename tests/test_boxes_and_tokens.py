@@ -34,7 +34,7 @@ def test_conversions_are_inverse_and_iou_is_symmetric_bounded_and_one_only_for_t
 ) -> None:
     for there, back in ((b.xyxy_to_cxcywh, b.cxcywh_to_xyxy), (b.cxcywh_to_xyxy, b.xyxy_to_cxcywh)):
         assert torch.equal(back(there(row(one))), row(one))
-    a, c = b.xywh_to_xyxy(row(one)), b.xywh_to_xyxy(row(other))
+    a, c = (b.cxcywh_to_xyxy(b.xywh_to_cxcywh(row(box))) for box in (one, other))
     overlap = float(b.iou(a, c))
     assert overlap == float(b.iou(c, a)) and 0 <= overlap <= 1
     has_area = one[2] * one[3] > 0
