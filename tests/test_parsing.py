@@ -30,7 +30,3 @@ def test_a_text_is_parsed(parse: Callable[[str], object], cases: dict[str, objec
 def test_other_text_is_refused(parse: Callable[[str | bytes], object], text: str | bytes) -> None:
     with pytest.raises(ParseError):
         parse(text)
-
-
-def test_any_line_ends_and_a_byte_order_mark_are_read() -> None:
-    assert decode_text(b"\xef\xbb\xbfa\r\nb\rc\n") == "a\nb\nc\n"
