@@ -91,10 +91,9 @@ class _Progress:
 
 
 def _watch(call: Call, answer: Callable[[Reply], NoReturn]) -> None:
-    limit_s = call.settings.xet_stall_s
     while os.getppid() == call.parent:
-        if time.monotonic() - _Progress.moved_at > limit_s:
-            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {limit_s:.0f} s")))
+        if (idle_s := time.monotonic() - _Progress.moved_at) > call.settings.xet_stall_s:
+            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {idle_s:.0f} s")))
         time.sleep(0.2)
     os._exit(1)
 
