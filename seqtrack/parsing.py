@@ -81,8 +81,10 @@ def parse_json(text: str | bytes) -> Any:
             parse_float=parse_float,
             parse_int=lambda digits: parse_int(digits, 20),  # 64-bit seeds are unsigned
         )
+    except ParseError:
+        raise
     except (RecursionError, ValueError) as error:
-        raise error if isinstance(error, ParseError) else ParseError(f"not JSON: {error}") from error
+        raise ParseError(f"not JSON: {error}") from error
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,31 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 from runs import environment
 
 from fuzz.mutations import cases, counts
-from seqtrack.checkpoints.side_files import (
-    Certificate,
-    DatasetRecord,
-    EnvironmentRecord,
-    RunRecord,
-    read_metrics,
-    read_side_file,
-)
 from seqtrack.cli import main
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError, UserError
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.resume import find_run
 
-FILES: dict[str, type[BaseModel] | None] = {
-    "phase_1/run.json": RunRecord,
-    "phase_1/environment.json": EnvironmentRecord,
-    "phase_1/dataset.json": DatasetRecord,
-    "comparison/certificate.json": Certificate,
-    "phase_1/logs/metrics.jsonl": None,
-}
+FILES = [f"phase_1/{name}" for name in ("run.json", "environment.json", "dataset.json", "logs/metrics.jsonl")]
 STEPS_PER_EPOCH = 6
 
 
@@ -74,20 +59,8 @@ def start_again(output: Path) -> int:
     return 0
 
 
-def read(output: Path, name: str) -> None:
-    kind = FILES[name]
-    if kind is None:
-        read_metrics(output / name)
-    else:
-        try:
-            read_side_file(output / name, kind)
-        except UserError as error:
-            assert all(problem.code == "side_file.invalid" for problem in error.problems)
-            assert all(str(output / name) in problem and "\n" not in problem for problem in error.problems)
-
-
 @counts(24, 1200)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "comparison/certificate.json"])
 def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, count: int, output: Path) -> None:
     path = output / name
     original = path.read_bytes()
@@ -96,7 +69,6 @@ def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, count: int, ou
     for number, data in cases([original], count, is_json=name.endswith(".json")):
         path.write_bytes(data)
         try:
-            read(output, name)
             for every, command in commands:
                 if number % every == 0:
                     path.write_bytes(data)
