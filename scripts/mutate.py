@@ -135,7 +135,7 @@ FAULTS = [
     Fault(START, "a checkpoint is deleted that exists nowhere else", "checkpoints_to_delete",
           "item is not best and is_safe(item)", "item is not best"),
     # --- logs and comparison
-    Fault(LOGS, "records after the resume point stay in the log", "RunLog._keep_records",
+    Fault(STATE, "records after the resume point stay in the log", "RunLog._keep_records",
           "record.step <= self._resume_step", "True"),
     Fault(f"{COMPARE} -k link", "a foreign link in the hash chain is accepted", "_chain",
           "(before := manifests.get(epoch - 1)) is not None", "False"),

@@ -116,18 +116,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(groups[item], len(places)))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """In CI, name every skipped test once more, as the failure that it is."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    if os.environ.get("CI") == "true" and skipped:
-        terminalreporter.section("skipped in CI, which is a failure", red=True)
-        for report in skipped:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-            terminalreporter.write_line(f"{report.nodeid}: {reason}")
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """In CI, turn skips into exit code 1."""
+    """In CI, turn skips, which `-ra` lists, into exit code 1."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,11 +1,10 @@
 """Numbers, text files and JSON are parsed strictly: nothing ambiguous is accepted."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from seqtrack.parsing import ParseError, decode_text, parse_float, parse_int, parse_json, read_text
+from seqtrack.parsing import ParseError, decode_text, parse_float, parse_int, parse_json
 
 PARSED: list[tuple[Callable[[str], object], dict[str, object]]] = [
     (parse_int, {"0": 0, "-12": -12, "+3": 3, " 7\t": 7, "007": 7}),
@@ -31,8 +30,3 @@ def test_a_text_is_parsed(parse: Callable[[str], object], cases: dict[str, objec
 def test_other_text_is_refused(parse: Callable[[str | bytes], object], text: str | bytes) -> None:
     with pytest.raises(ParseError):
         parse(text)
-
-
-def test_any_line_ends_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
-    assert read_text(tmp_path / "f") == "a\nb\nc\n"

@@ -141,7 +141,7 @@ class Uploader:
             problems = self.state.problems | {unit.path: unit.problem for unit in self._in()}
             logger.error("%d files are not on the target: %s", len(problems), fault.line if fault is not None else "")
             for path, line in sorted(problems.items(), key=lambda item: (not item[1], item))[:20]:
-                logger.error("%s: %s", path, line)
+                logger.error("%s %s", path, line)
         self._report("done" if code == EXIT_ALL_UPLOADED else "stopped")
         if fault is not None and (fault.kind == "other_run" or (self._mode == "once" and fault.kind == "setup")):
             raise UserError(fault.line, code=f"upload.{fault.kind}")

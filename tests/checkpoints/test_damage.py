@@ -140,7 +140,7 @@ ODD_HEADS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", ODD_HEADS)
 def test_a_head_that_can_be_read_in_two_ways_is_refused_by_every_reader(tmp_path: Path, name: str) -> None:
-    """It is before the same tensors, and the manifest has its digest."""
+    """The same tensors follow it, and the manifest has its digest."""
     manifest = write_small(tmp_path, 2)
     raw = manifest.path.read_bytes()
     length = int.from_bytes(raw[:8], "little")

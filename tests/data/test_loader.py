@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -180,31 +179,22 @@ def test_a_request_to_stop_ends_the_wait_for_a_hanging_worker(
     assert _wait_gone([worker], 5)
 
 
-def _fork(work: Callable[[], object]) -> tuple[int, BinaryIO]:
-    """Run in a fork: its process id, and what it prints with `os.write(1, ...)`."""
+def test_workers_leave_signals_to_the_parent_and_die_with_it(make: MakeLoader) -> None:
+    """`docker stop` may signal the whole group: the workers must continue while the trainer saves."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        try:
-            os.dup2(theirs, 1)
-            work()
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    return pid, os.fdopen(ours, "rb")
-
-
-def test_workers_leave_signals_to_the_parent_and_die_with_it(make: MakeLoader) -> None:
-    """`docker stop` may signal the whole group: the workers must continue while the trainer saves."""
-    pid, steps = _fork(lambda: [os.write(1, b".") for _ in make(2, samples_per_epoch=10**6).batches(0)])
+        for _ in make(2, samples_per_epoch=10**6).batches(0):
+            os.write(theirs, b".")
+        os._exit(0)
     try:
-        assert steps.read(1) == b"."
+        assert os.read(ours, 1) == b"."
         workers = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         assert len(workers) == 2
         for worker in workers:
             os.kill(worker, signal.SIGTERM)
             os.kill(worker, signal.SIGINT)
-        assert steps.read(60) == b"." * 60 and not any(_is_gone(worker) for worker in workers)
+        assert all(os.read(ours, 1) == b"." for _ in range(60)) and not any(_is_gone(worker) for worker in workers)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

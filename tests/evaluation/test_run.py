@@ -44,14 +44,6 @@ def test_the_number_tracked_at_once_does_not_change_the_boxes(
     assert len({one.boxes_xywh.tobytes() for one in tracks.values()}) == len(sequences), "the videos differ"
 
 
-def test_a_frame_that_cannot_be_read_names_its_file(model: SeqTrack, sequences: list[Sequence], tmp_path: Path) -> None:
-    broken = dataclasses.replace(sequences[0], folder=tmp_path / "img")
-    shutil.copytree(sequences[0].folder, tmp_path / "img")
-    broken.frame_path(5).write_bytes(broken.frame_path(5).read_bytes()[:200])
-    with pytest.raises(UserError, match=r"00000006\.jpg"):
-        track_sequences(model.eval(), [broken], SETTINGS)
-
-
 def test_validation_gives_the_means_of_the_protocol_and_leaves_every_mode_and_random_state_unchanged(
     model: SeqTrack, sequences: list[Sequence], tmp_path: Path
 ) -> None:

@@ -102,7 +102,8 @@ def test_an_https_hub_is_reached_by_connect(hub: Hub, output: Path, proxy: Proxy
     """There is no TLS behind it; what counts is that the proxy is asked, and that this may pass."""
     variables = {**NONE, "https_proxy": proxy.url, "HF_ENDPOINT": hub.endpoint.replace("http:", "https:")}
     assert once(hub, output, variables=variables) == 3
-    assert proxy.seen and all(line.startswith("CONNECT 127.0.0.1:") for line in proxy.seen)
+    assert len([line for line in proxy.seen if line.startswith("CONNECT 127.0.0.1:")]) > 1
+    assert hub.calls == []
 
 
 BROKEN = {

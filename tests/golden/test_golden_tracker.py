@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import model_sets as sets
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
 from seqtrack.model.build import build_empty
-from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
 
@@ -21,43 +20,28 @@ TIE = 2e-3
 pytestmark = pytest.mark.timeout(1800)
 
 
-class Recorded(NamedTuple):
-    """The authors' results, their input frames, and a model with the same weights."""
-
-    record: dict[str, Any]
-    arrays: sets.Arrays
-    frames: list[np.ndarray]
-    box: list[float]
-    model: SeqTrack
-
-
-@pytest.fixture(scope="module", params=sets.find("tracker_*.npz", companion=".json"))
-def recorded(request: pytest.FixtureRequest) -> Recorded:
-    record = json.loads(request.param.with_suffix(".json").read_text())
-    frames, box = sets.video(record["T"])
-    assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == record["frame_sha"]
-    try:
-        spec = model_spec(load_config(record["config"]))
-    except UserError as error:
-        pytest.skip(f"{request.param.name} is of an experiment that is not known here: {error}")
-    return Recorded(record, sets.read(request.param), frames, box, sets.fill(build_empty(spec), record["rule"]))
-
-
 # Without the window the tracker differs in the generation only, which the other sets cover. A frame takes seconds: the
 # usual form ends with the second one after a template update.
 @pytest.mark.parametrize(
     ("mode", "whole"), [("win", False), *(pytest.param(one, True, marks=pytest.mark.long) for one in ("win", "nowin"))]
 )
-def test_golden_boxes_of_the_tracker(recorded: Recorded, mode: str, whole: bool) -> None:
+@pytest.mark.parametrize("path", sets.find("tracker_*.npz", companion=".json"))
+def test_golden_boxes_of_the_tracker(path: Path, mode: str, whole: bool) -> None:
     """Frame by frame. A near tie between two tokens may fall the other way; the next frame starts from theirs."""
-    record, arrays = recorded.record, recorded.arrays
+    record, arrays = json.loads(path.with_suffix(".json").read_text()), sets.read(path)
+    frames, box = sets.video(record["T"])
+    assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == record["frame_sha"]
+    try:
+        model = sets.fill(build_empty(model_spec(load_config(record["config"]))), record["rule"])
+    except UserError as error:
+        pytest.skip(f"{path.name} is of an experiment that is not known here: {error}")
     updated = np.flatnonzero(arrays[f"updated_{mode}"])
-    count = len(recorded.frames) - 1 if whole or not len(updated) else int(updated[0]) + 3
+    count = len(frames) - 1 if whole or not len(updated) else int(updated[0]) + 3
     updates = {"update_interval": record["update_interval"], "update_threshold": record["update_threshold"]}
-    tracker = BatchTracker(recorded.model, TrackerSettings(window=mode == "win", **updates))
-    state = tracker.start(recorded.frames[0], recorded.box)
+    tracker = BatchTracker(model, TrackerSettings(window=mode == "win", **updates))
+    state = tracker.start(frames[0], box)
     flips = 0
-    for index, frame in enumerate(recorded.frames[1 : count + 1]):
+    for index, frame in enumerate(frames[1 : count + 1]):
         found = tracker.track([state], [frame])[0]
         expected_box = arrays[f"states_{mode}"][index]
         expected_confidences = arrays[f"conf_{mode}"][index]

@@ -38,14 +38,10 @@ def test_counts_are_those_of_the_authors_models(spec: ModelSpec, parameters: int
 
 
 def test_executed_flops_leave_out_the_templates_in_the_last_block() -> None:
-    cost = cost_of(ModelSpec())
+    cost, same = cost_of(ModelSpec()), ModelSpec(hidden_dim=768)
     found = [flops / 1e9 for flops in (cost.training_flops, cost.executed_flops, cost.decoder_flops)]
     assert found == pytest.approx([460.1, 437.5, 0.27], abs=0.05)
-    assert cost_of(ModelSpec(use_checkpoint=True)) == cost
-    whole = cost_of(ModelSpec(feature_type="xz"))  # every token is needed, only the pixels' gradient is not
-    assert 0.99 < whole.executed_flops / whole.training_flops < 1
-    same = ModelSpec(hidden_dim=768)  # the bottleneck is saved, but not trained
-    unused = sum(p.numel() for p in build_empty(same).bottleneck.parameters())
+    unused = sum(p.numel() for p in build_empty(same).bottleneck.parameters())  # saved, but not trained
     assert cost_of(same).checkpoint_bytes == 12 * cost_of(same).parameters - 8 * unused
 
 

@@ -36,22 +36,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.run
 @pytest.mark.timeout(900)
-def test_the_environment_has_the_locked_packages_and_the_clones_program(clone: Path) -> None:
-    show = (
-        "import importlib.metadata, seqtrack\n"
-        "print(seqtrack.__file__, *(f'{one.name}=={one.version}' for one in importlib.metadata.distributions()))"
-    )
+@pytest.mark.parametrize("complete", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_the_environment_has_the_locked_packages_and_is_made_again_only_if_it_is_not_complete(
+    clone: Path, complete: bool
+) -> None:
+    show = "import seqtrack, importlib.metadata as m; print(seqtrack.__file__)"
+    show += "; print(*(f'{one.name}=={one.version}' for one in m.distributions()))"
     words = [clone / ".venv/bin/python", "-c", show]
     answer = subprocess.run(words, cwd="/", env={}, capture_output=True, text=True, check=True)
     place, *installed = answer.stdout.split()
     assert Path(place) == clone / "seqtrack/__init__.py"
     locked = set(re.findall(r"^([a-z0-9][\w.-]*==[^ ]+)", (clone / "requirements.lock").read_text(), re.MULTILINE))
     assert {one.lower().replace("_", "-") for one in installed} <= locked
-
-
-@pytest.mark.run
-@pytest.mark.parametrize("complete", [True, pytest.param(False, marks=pytest.mark.long)])
-def test_the_environment_is_kept_if_it_is_complete_and_made_again_if_not(clone: Path, complete: bool) -> None:
     before, digests = (clone / ".venv").stat().st_ino, clone / ".venv/lock-digests"
     if not complete:
         digests.write_text(digests.read_text().replace("  requirements.lock", "  other.lock"))
@@ -123,32 +119,35 @@ def test_the_loss_on_real_frames_falls(clone: Path, test_data: Path, tmp_path: P
 
 @pytest.mark.run
 def test_invalid_arguments_exit_with_2(clone: Path) -> None:
-    for words, status, named in (
-        (["train-phase1"], 2, "]: EPOCHS"), (["no-such-job"], 2, "no-such-job"), ([], 2, ""), (["--help"], 0, "train")
-    ):  # fmt: skip
-        code, said = local(clone, *words, EPOCHS="many", CONFIG="no_such")
+    words = (
+        (["train-phase1"], 2, "]: EPOCHS"),
+        (["no-such-job"], 2, "no-such-job"),
+        ([], 2, ""),
+        (["--help"], 0, "train"),
+    )
+    for arguments, status, named in words:
+        code, said = local(clone, *arguments, EPOCHS="many", CONFIG="no_such")
         assert code == status and named in said
 
 
-@pytest.mark.parametrize(
-    ("python", "named"),
-    [
-        ("", "3.10"),  # there is none
-        ("echo 'pyenv: python3: command not found' >&2; exit 127", "3.10"),
-        ("case $2 in *version_info*) exit 1;; esac", "3.10"),
-        (f'case $2 in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"', "python3-venv"),
-    ],
-)
-def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Path, python: str, named: str) -> None:
+PYTHONS = {
+    "echo 'pyenv: python3: command not found' >&2; exit 127": "3.10",
+    "case $2 in *version_info*) exit 1;; esac": "3.10",
+    f'case $2 in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"': "python3-venv",
+}
+
+
+def test_an_unusable_python_is_reported_before_anything_is_created(tmp_path: Path) -> None:
     clone, tools = copy_of_the_repository(tmp_path / "clone"), tmp_path / "bin"
     tools.mkdir()
     for name in ("bash", "dirname", "sed", "sha256sum", "grep", "flock", "env", "cat", "uname"):
         (tools / name).symlink_to(shutil.which(name) or name)
-    if python:
-        (tools / "python3").write_text(f"#!/bin/bash\n{python}\n")
-        (tools / "python3").chmod(0o755)
-    code, said = local(clone, "train", PATH=str(tools))
-    assert code == 2 and named in said and not (clone / ".venv").exists()
+    for python, named in {"": "3.10", **PYTHONS}.items():  # the first: there is none
+        if python:
+            (tools / "python3").write_text(f"#!/bin/bash\n{python}\n")
+            (tools / "python3").chmod(0o755)
+        code, said = local(clone, "train", PATH=str(tools))
+        assert code == 2 and named in said and not (clone / ".venv").exists()
 
 
 @pytest.mark.long

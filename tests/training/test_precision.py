@@ -18,18 +18,14 @@ from seqtrack.training.build import run_fingerprint, set_kernels
 from training.harness import RANKS, Run
 
 OVERFLOWS = (2, 9)  # one in each of the first two epochs of 6 steps
-SEVERAL = {"TRAIN.EPOCH": "2", "TEST.EPOCH": "2"}
 
 
-@pytest.fixture(scope="module")
-def overflown(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("engine") / "overflown", demo_data, SEVERAL, overflows=OVERFLOWS)
+def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_mean(
+    demo_data: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "2", "TEST.EPOCH": "2"}, overflows=OVERFLOWS)
     assert run.until(None)
-    return run
-
-
-def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_mean(overflown: Run) -> None:
-    records = numbers(overflown.folder)
+    records = numbers(run.folder)
     intervals = {record["step"]: record for record in records if record["type"] == "interval"}
     assert {step for step, record in intervals.items() if record["grad_norm"] is None} == set(OVERFLOWS)
     assert {step for step, record in intervals.items() if record["skipped_steps"] == 1} == set(OVERFLOWS)
@@ -37,10 +33,9 @@ def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_
     assert (first["steps"], first["skipped_steps"], second["skipped_steps"]) == (6, 1, 1)
     taken = [intervals[step]["grad_norm"] for step in range(1, 7) if step not in OVERFLOWS]
     assert first["grad_norm"] == pytest.approx(sum(taken) / 5)
-    assert overflown.state.step == overflown.state.scheduler.step_count == 12, "the schedule counts skipped steps"
-    steps = {int(values["step"]) for values in overflown.state.optimizer.inner.state.values()}
-    assert steps == {10}, "AdamW does not"
-    assert sorted(epochs(overflown.folder)) == [1, 2]
+    assert run.state.step == run.state.scheduler.step_count == 12, "the schedule counts skipped steps"
+    assert {int(values["step"]) for values in run.state.optimizer.inner.state.values()} == {10}, "AdamW does not"
+    assert sorted(epochs(run.folder)) == [1, 2]
 
 
 @pytest.mark.parametrize(

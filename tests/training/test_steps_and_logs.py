@@ -1,12 +1,12 @@
 """Steps, log lines, saves, sanity checks and schedules, each alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints.test_damage import FACTS
+from reports.test_plots import INTERVAL
 from runs import numbers
 from torch import nn
 
@@ -14,7 +14,7 @@ from seqtrack.checkpoints.side_files import IntervalRecord
 from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.config.schema import Scheduler, Train
 from seqtrack.data.loader import Batch
-from seqtrack.runtime.metrics_log import RunLog, interval_line
+from seqtrack.runtime.metrics_log import interval_line
 from seqtrack.training import sanity_checks
 from seqtrack.training.checkpointer import Checkpointer
 from seqtrack.training.optimizer import learning_rate_factor
@@ -22,19 +22,10 @@ from seqtrack.training.train_step import StepResult, TrainStep
 from training.harness import RANKS, Run
 
 
-def _interval(**changes: Any) -> IntervalRecord:
-    values: dict[str, Any] = {
-        "phase": 1, "epoch": 8, "step": 31, "sample": 992, "samples": 992, "interval_samples": 32, "loss": 8.07525,
-        "iou": 0.06536, "interval_loss": 8.0, "interval_iou": 0.06, "lr": [1e-4], "grad_norm": 1.0,
-        "checksum": "0" * 16, "time_s": 62.0,
-        "skipped_steps": 0, "elapsed_s": 14591.0, "eta_s": 0.0, "samples_per_s": 0.5, "data_wait_s": 1.0,
-        "data_wait_share": 0.01,
-    }  # fmt: skip
-    return IntervalRecord(**{**values, **changes})
-
-
 def test_the_interval_line_has_the_form_that_scripts_parse() -> None:
-    assert interval_line(_interval()) == (
+    values = {"epoch": 8, "sample": 992, "samples": 992, "interval_samples": 32, "time_s": 62.0, "elapsed_s": 14591.0}
+    record = IntervalRecord.model_validate({**INTERVAL, **values, "eta_s": 0.0, "loss": 8.07525, "iou": 0.06536})
+    assert interval_line(record) == (
         "[phase_1] Epoch 8 : 992 / 992 samples , time for last 32 samples : 0:01:02 hours , "
         "time since beginning : 4:03:11 hours , time left to finish the epoch : 0:00:00 hours , "
         "Loss/total: 8.07525 , IoU: 0.06536"
@@ -53,21 +44,6 @@ def test_intervals_count_samples_not_batches_and_the_epoch_is_the_mean_of_its_sa
     mean = sum(weight * record["interval_loss"] for weight, record in zip(weights, intervals, strict=True)) / 88
     assert epoch["loss"] == intervals[-1]["loss"] == pytest.approx(mean, rel=1e-12)
     assert epoch["loss"] != intervals[-1]["interval_loss"], "not that of its last batch"
-
-
-def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
-    for step in (1, 2, 3):
-        log.record(_interval(epoch=1, step=step, elapsed_s=float(step)))
-    log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"type": "interval", "st')  # killed inside a line
-    again = RunLog(tmp_path, phase=1, resume_step=2, writes=True)
-    assert again.elapsed_before_s == 2.0
-    again.record(_interval(epoch=1, step=3, elapsed_s=9.0))
-    again.close()
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
 DROPOUT = {"MODEL.DECODER.DROPOUT": "0.5"}
