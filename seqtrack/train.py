@@ -75,7 +75,7 @@ def train(environment: Environment, config: Config) -> int:
 
             def after_checkpoint(manifest: Manifest) -> None:
                 run_metadata.delete_old_checkpoints(environment, keep=config.TRAIN.KEEP_CHECKPOINTS)
-                if manifest.kind == "epoch":
+                if manifest.kind != "step":
                     plots.redraw()
 
             checkpointer.on_durable = after_checkpoint

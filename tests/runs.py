@@ -331,6 +331,7 @@ def finished(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.Temp
         target = f"folder:{output.parent / 'target'}"
         env = environment(output, demo_data, UPLOAD_TARGET=target, UPLOAD_TUNING='{"settle_s": 0.2}')
         for words in (
+            ("audit", "phase_1", "--steps", "2"),
             ("evaluate", "--phase", "1", "--sequences", "disk-21,tile-21", "--untrained"),
             ("upload", "--once"),
             ("report", "--html"),

@@ -118,8 +118,17 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values: Mapping[str, Any]) -> Contents:
-    """Write a safetensors file durably, as `new_file` does; every digest is computed in the same pass."""
+def write_checkpoint_file(
+    path: Path | None, tensors: Mapping[str, TensorBytes], values: Mapping[str, Any]
+) -> tuple[Contents, int]:
+    """Write a safetensors file durably, as `new_file` does; every digest is computed in the same pass.
+
+    Args:
+        path: None computes the digests of the file that would be written.
+
+    Returns:
+        its contents, and its size in bytes.
+    """
     # Wide element types first, so that each tensor is aligned; then by name, so that equal states give equal files.
     width = {name: len(one.data) // max(1, math.prod(one.shape)) for name, one in tensors.items()}
     order = sorted(tensors, key=lambda name: (-width[name], name))
@@ -131,30 +140,17 @@ def write_checkpoint_file(path: Path, tensors: Mapping[str, TensorBytes], values
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    with new_file(path) as file:
-        return _digest(head, dict(values), ((name, tensors[name]) for name in order), write=file.write)
+    with contextlib.nullcontext() if path is None else new_file(path) as file:
+        pairs = ((name, tensors[name]) for name in order)
+        return _digest(head, dict(values), pairs, write=file.write if file else len), len(head) + end
 
 
 def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: False) -> Contents:
     """Read a checkpoint file once, from first byte to last, so that what was verified is what was loaded; a
     DamagedFileError if it is none. `keep` tells whether to keep the bytes of the tensor of this name."""
-    kind = recognize(path)
-    if kind.name != SAFETENSORS:
-        raise DamagedFileError(f"{path} is {kind.name}; expected {SAFETENSORS}", kind.code)
+    head, described, values = _read_head(path)
     with path.open("rb") as file:
-        try:
-            with safe_open(path, framework="np"):  # types, sizes, and that the tensors fill the file without a gap
-                head = file.read(8)
-                head += file.read(int.from_bytes(head, "little"))
-            described = parse_json(head[8:])  # the library takes a key twice
-        except (SafetensorError, ParseError) as error:
-            raise DamagedFileError(f"{path} is damaged or incomplete: {error}", "checkpoint.head") from error
-        try:
-            values = parse_json(described.pop("__metadata__", {}).get("state", "null"))
-        except ParseError as error:
-            raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
-        if not isinstance(values, dict):
-            raise DamagedFileError(f"{path} holds no training state", "checkpoint.state")
+        file.seek(len(head))
 
         def read() -> Iterator[tuple[str, TensorBytes]]:
             for name, one in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
@@ -163,6 +159,37 @@ def read_checkpoint_file(path: Path, keep: Callable[[str], bool] = lambda name: 
                 yield name, TensorBytes(one["dtype"], tuple(one["shape"]), data)
 
         return _digest(head, values, read(), keep)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint's state, from its head alone.
+
+    Raises:
+        DamagedFileError: as for `read_checkpoint_file`.
+    """
+    return _read_head(path)[2]
+
+
+def _read_head(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """The bytes before the first tensor, the tensors that they describe, and the state's plain values."""
+    kind = recognize(path)
+    if kind.name != SAFETENSORS:
+        raise DamagedFileError(f"{path} is {kind.name}; expected {SAFETENSORS}", kind.code)
+    try:
+        # The library checks types, sizes, and that the tensors fill the file without a gap.
+        with safe_open(path, framework="np"), path.open("rb") as file:
+            head = file.read(8)
+            head += file.read(int.from_bytes(head, "little"))
+        described = parse_json(head[8:])  # the library takes a key twice
+    except (SafetensorError, ParseError) as error:
+        raise DamagedFileError(f"{path} is damaged or incomplete: {error}", "checkpoint.head") from error
+    try:
+        values = parse_json(described.pop("__metadata__", {}).get("state", "null"))
+    except ParseError as error:
+        raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
+    if not isinstance(values, dict):
+        raise DamagedFileError(f"{path} holds no training state", "checkpoint.state")
+    return head, described, values
 
 
 def _digest(

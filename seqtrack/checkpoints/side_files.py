@@ -25,6 +25,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Phase = Annotated[int, Field(ge=1, le=2)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # A number that is not finite, such as the mean of nothing, becomes null: JSON has no NaN.
 Measured = Annotated[
     float | None, BeforeValidator(lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
@@ -119,6 +120,7 @@ class _TrainingRecord(_Record):
     lr: list[float]
     grad_norm: Measured
     skipped_steps: Count
+    checksum: Checksum
     time_s: float
     elapsed_s: float
     samples_per_s: float
@@ -215,6 +217,57 @@ class EvaluationRecord(Strict):
     trackers: list[EvaluatedTracker]
 
 
+class AuditedDifference(Strict):
+    """The first quantity of a recomputed part that differs from the run: what the run recorded, and what came."""
+
+    epoch: Count
+    step: Count
+    quantity: str
+    recorded: str
+    recomputed: str
+
+
+AuditVerdict = Literal["confirmed", "refuted", "undecided"]
+
+
+class AuditedSegment(Strict):
+    """A part of a run that was trained again from the checkpoint of `start_epoch` (0: from the untrained state).
+
+    `records` were compared, and the whole state after the epochs `states`.
+    """
+
+    epoch: Positive
+    start_epoch: Count
+    start_sha256: Digest | None
+    steps: Count
+    records: Count
+    states: list[Positive]
+    verdict: AuditVerdict
+    difference: AuditedDifference | None
+    largest_difference: float
+
+
+class AuditRecord(Strict):
+    """audit.json: what an audit recomputed, and its verdict; `last_sha256` is that of the run's last checkpoint."""
+
+    format: Literal["seqtrack-audit/1"] = "seqtrack-audit/1"
+    verdict: AuditVerdict
+    nonce: str
+    phase: Phase
+    first_epoch: Positive
+    last_epoch: Positive
+    config_digest: Digest
+    data_digest: Digest
+    last_sha256: Digest
+    fingerprint: Fingerprint
+    machine_differences: list[str]
+    segments: list[AuditedSegment]
+    steps: Count
+    steps_of_run: Count
+    seconds: float
+    created: str
+
+
 class Manifest(Strict):
     """The manifest of a checkpoint, written last: a checkpoint file without one is none.
 
@@ -223,7 +276,7 @@ class Manifest(Strict):
     """
 
     format: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
-    kind: Literal["epoch", "step", "imported"]
+    kind: Literal["epoch", "thin", "step", "imported"]
     epoch: Count
     step: Count
     sample: Count

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL_PART = "model"
+# Fields of a manifest that follow from the bytes of the file.
+DERIVED_FIELDS = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
 RESUMABLE = ("epoch", "step")
 
 
@@ -64,6 +66,7 @@ def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda n
     facts["weights_sha256"] = contents.parts.get(MODEL_PART)
     # Imported weights have no step.
     facts |= {name: values[name] for name in ("epoch", "step", "sample") if name in values}
+    facts |= values.get("lineage", {})
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
     if facts.get("kind") == "epoch":
@@ -95,10 +98,10 @@ def write_checkpoint(
     Args:
         tensors: by their names "component/...".
         values: plain values by component; JSON-able without NaN.
-        describe: the manifest's fields that do not follow from the bytes.
+        describe: the manifest's fields that do not follow from the bytes; of kind "thin", only the manifest is written.
     """
-    written = write_checkpoint_file(path, tensors, values)
-    facts = {"file": path.name, "bytes": path.stat().st_size, "sha256": written.sha256, "parts": written.parts}
+    written, size = write_checkpoint_file(None if describe["kind"] == "thin" else path, tensors, values)
+    facts = {"file": path.name, "bytes": size, "sha256": written.sha256, "parts": written.parts}
     manifest = Manifest.model_validate({**facts, "weights_sha256": written.parts[MODEL_PART], **describe})
     write_json(manifest_path(path), manifest.model_dump())
     return read_manifest(manifest_path(path))

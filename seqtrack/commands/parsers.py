@@ -39,11 +39,30 @@ def variables_of(args: argparse.Namespace) -> dict[str, str]:
 
 def _verify(parser: Parser) -> None:
     add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="two folders (default: phase_1 and phase_2 of OUTPUT_DIR)")
-    text = "check the hash chain of the first RUN, with the RUNs that it resumed from"
-    add("--chain", action="store_true", help=text)
+    add("runs", nargs="*", metavar="RUN", help="one folder or two (default: phase_1 and phase_2 of OUTPUT_DIR)")
     text = "folder for plots, comparison.md and certificate.json (default: comparison/, for phase_1 and phase_2 only)"
     add("-o", "--output", type=Path, help=text)
+
+
+def _audit(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
+    parser.add_argument("--nonce", metavar="TEXT", help="chooses the random parts (default: drawn now)")
+    parser.add_argument("--segments", type=int, metavar="N", help="only N random parts")
+    parser.add_argument("--steps", type=int, metavar="K", help="steps of a random part (default: 25)")
+    parser.add_argument("--epochs", metavar="LIST|all", help="only these epochs, whole: all, or 3,7")
+    parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
+    parser.add_argument("-o", "--output", type=Path, help="the certificate (default: audit.json in the run's folder)")
+    parser.epilog = "By default: the first and the last epoch, whole, and 25 steps of each of 3 random epochs."
+
+
+def _reproduce(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
+    parser.add_argument("--epochs", type=int, metavar="N", help="only the first N epochs (default: all)")
+
+
+def _restore(parser: Parser) -> None:
+    parser.add_argument("--epoch", type=int, required=True, help="the epoch whose checkpoint is wanted")
+    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, else 1)")
 
 
 def _report(parser: Parser) -> None:
@@ -190,7 +209,10 @@ def _import(parser: Parser) -> None:
 # Each command's summary and arguments; `run` of the module `seqtrack.commands.<name>` executes it.
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "train": ("train one phase; settings are environment variables or options", _settings),
-    "verify": ("compare two runs, or check the hash chain of one", _verify),
+    "verify": ("compare two runs, or check one by itself", _verify),
+    "audit": ("recompute parts of a run and compare them with what it recorded", _audit),
+    "reproduce": ("train a published run again and find where this machine leaves it", _reproduce),
+    "restore": ("recompute the checkpoint of an epoch that a run kept no file of", _restore),
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from seqtrack.config.environment import configure, read_token
@@ -24,7 +25,7 @@ def run(_args: argparse.Namespace) -> int:
         # Not `sys.exit`: this may interrupt an import, which must not treat it as an error.
         signal.signal(number, lambda *_: os._exit(STOPPED_EXIT_CODE))
     if "RANK" in os.environ:
-        _one_of_several()
+        one_of_several(_train)
     given, config = configure(os.environ)
     if given.hf_repo and read_token(os.environ) is None:
         text = f"HF_REPO is {given.hf_repo}, but neither HF_TOKEN_PATH nor HF_TOKEN: set one, or leave HF_REPO empty"
@@ -51,20 +52,25 @@ def run(_args: argparse.Namespace) -> int:
     return launch([sys.executable, "-m", "seqtrack", "train"], int(processes), given)
 
 
-def _one_of_several() -> NoReturn:
-    """One process of several: report its end to the launcher, or on stderr without one."""
+def _train() -> int:
+    from seqtrack.train import train  # torch, as in `run`
+
+    return train(*configure(os.environ))
+
+
+def one_of_several(work: Callable[[], int]) -> NoReturn:
+    """End this process of several with `work`'s exit code; its end is reported to the launcher, or on stderr."""
     rank = os.environ["RANK"]
     if rank != "0":
         logging.getLogger("seqtrack").setLevel(logging.ERROR)  # what every process logs is logged by rank 0
         for handler in logging.getLogger().handlers:
             handler.setFormatter(logging.Formatter(f"[rank {rank}] %(message)s"))
     from seqtrack.runtime.distributed import end_process, is_lost_peer  # torch, as in `run`
-    from seqtrack.train import train  # torch, as in `run`
 
     if LAUNCH_FOLDER in os.environ:
         end_with_parent(signal.SIGTERM)  # a request to stop and save
     try:
-        ending = Ending(train(*configure(os.environ)))
+        ending = Ending(work())
     except UserError as error:
         ending = Ending(USER_ERROR_EXIT_CODE, error.problems)
     except RunError as error:

@@ -93,6 +93,7 @@ class Train(Settings):
     DETERMINISTIC: bool = setting(True, "deterministic kernels; without them two runs are not bitwise equal")
     NUM_THREADS: int = setting(0, "compute threads per process; 0: torch's default", ge=0, le=1024)
     SAVE_INTERVAL_S: float = setting(600.0, "seconds between checkpoints in an epoch; 0: none", ge=0, must_match=False)
+    CHECKPOINT_EPOCHS: int = setting(1, "epochs between checkpoint files; see `restore`", ge=1, must_match=False)
     KEEP_CHECKPOINTS: int = setting(0, "newest epoch checkpoints kept on disk; 0: all", ge=0, must_match=False)
     VALIDATION_INTERVAL: int = setting(0, "epochs between evaluations in training; 0: none", ge=0, must_match=False)
     VALIDATION_SEQUENCES: int = setting(0, "sequences of such an evaluation; 0: all", ge=0, must_match=False)

@@ -60,6 +60,8 @@ class Batch:
         indices: (B,) int64, of the samples in the epoch, over all ranks.
         global_count: samples of the global batch.
         count: samples of this shard that count; 0 where the shard is empty and holds one sample as a placeholder.
+        checksum: sum of the checksums of the samples that count, modulo 2**64; over all ranks it depends on neither
+            their number nor the order of the samples.
     """
 
     templates: Tensor
@@ -70,6 +72,7 @@ class Batch:
     indices: Tensor
     global_count: int
     count: int
+    checksum: int = 0
 
     def copy(self, function: Callable[[Tensor], Tensor] = Tensor.clone) -> "Batch":
         return Batch(*(function(one) if isinstance(one, Tensor) else one for one in vars(self).values()))  # type: ignore[arg-type]
@@ -109,7 +112,8 @@ class BatchLoader:
         templates = (size, spec.num_templates, 3, spec.template_size, spec.template_size)
         shapes = (templates, search, (size, spec.num_templates), (size,), (size, 4))
         kinds = (np.uint8, np.uint8, np.float32, np.float32, np.float32)
-        layout = np.dtype([*zip(_FIELDS, kinds, shapes, strict=True)], align=True)
+        fields = [*zip(_FIELDS, kinds, shapes, strict=True), ("checksums", np.uint64, (size,))]
+        layout = np.dtype(fields, align=True)
         count = max(1, num_workers * _PREFETCH)  # of whole batches, in anonymous memory that a fork shares
         self._buffers = [np.frombuffer(mmap.mmap(-1, layout.itemsize), layout) for _ in range(count)]
         self._pool: ProcessPoolExecutor | None = None
@@ -199,12 +203,14 @@ class BatchLoader:
             for name, array in {**vars(sample), "boxes": sample.box}.items():
                 if name in _FIELDS:
                     buffer[name][0, place] = array
+            buffer["checksums"][0, place] = sample.checksum
 
     def _batch(self, number: int, step: int) -> Batch:
         """A copy of the samples that `fill` wrote."""
         indices, size, count = self._shard(step)
         tensors = {name: torch.from_numpy(self._buffers[number][name][0, : len(indices)]) for name in _FIELDS}
-        view = Batch(indices=torch.tensor(indices), global_count=size, count=count, **tensors)
+        checksum = int(self._buffers[number]["checksums"][0, :count].sum())
+        view = Batch(indices=torch.tensor(indices), global_count=size, count=count, checksum=checksum, **tensors)
         pinned = view.pin_memory() if self._pin else view
         return view.copy() if pinned is view else pinned
 

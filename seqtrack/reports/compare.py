@@ -4,7 +4,7 @@ Digests are computed from the files, not taken from the manifests, so that a bit
 Needs no torch.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from seqtrack import run_dir
@@ -12,6 +12,7 @@ from seqtrack.checkpoints import side_files
 from seqtrack.checkpoints.safetensors_io import Contents, DamagedFileError, read_checkpoint_file, utc_now
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, verify_checkpoint
 from seqtrack.errors import UserError
+from seqtrack.reports.consistency import copies, inconsistencies, wrong_start
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 # The order in which differing components are named: causes before their consequences.
@@ -30,7 +31,7 @@ class _Run:
         if not place.is_dir():
             raise UserError(f"{folder} is not the folder of a run: it has no {place.name}/", "verify.not_a_run")
         self.folder, self.name = folder, name
-        self.epochs = {item.epoch: item for item in list_checkpoints(place, kinds=("epoch",))}
+        self.epochs = {item.epoch: item for item in list_checkpoints(place, kinds=("epoch", "thin"))}
         self.unusable: list[tuple[int, str]] = []
         self.invalid: list[str] = []
         for path in place.glob("*.json"):
@@ -69,6 +70,8 @@ def compare_runs(first: Path, second: Path) -> side_files.Certificate:
     Raises:
         UserError: a folder is missing, or the runs have no epoch in common.
     """
+    if first.resolve() == second.resolve():
+        raise UserError(f"{first} and {second} are one folder: a run cannot prove itself", "verify.one_folder")
     runs = [_Run(*run) for run in zip((first, second), distinguishing_names(first, second), strict=True)]
     ours, theirs = (run.epochs for run in runs)
     common = sorted(ours.keys() & theirs.keys())
@@ -90,6 +93,8 @@ def compare_runs(first: Path, second: Path) -> side_files.Certificate:
         for kind in skipped
     ]
     invalid = [*runs[0].invalid, *runs[1].invalid]
+    invalid += [text for folder in (first, second) for text in inconsistencies(folder) if text not in invalid]
+    invalid += [] if invalid else [*copies(first, second), *wrong_start(first, second)]
     found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
     differences = [text for _, text in sorted([*found_at, *runs[0].unusable, *runs[1].unusable])] + invalid
     if max(ours) != max(theirs):
@@ -134,7 +139,10 @@ def _compare_epoch(pair: Sequence[Manifest], logs: Sequence[Sequence[side_files.
 
 
 def _check(manifest: Manifest) -> tuple[Contents | None, list[str]]:
-    """A checkpoint file's digests as they are, None if it cannot be read; and in what it is not as it was written."""
+    """A checkpoint file's digests as they are, None if it cannot be read; and in what it is not as it was written.
+    An epoch without a file has the digests that its manifest keeps."""
+    if manifest.kind == "thin":
+        return Contents(manifest.sha256, {}, {}, manifest.parts, {}), []
     try:
         return verify_checkpoint(manifest), []
     except DamagedFileError as error:
@@ -146,7 +154,8 @@ def _check(manifest: Manifest) -> tuple[Contents | None, list[str]]:
 
 def _different_components(first: Contents, second: Contents) -> list[str]:
     """The differing state components, each with its first differing tensor."""
-    tensors = sorted(name for name in {*first.rows, *second.rows} if first.rows.get(name) != second.rows.get(name))
+    both = {*first.rows, *second.rows} if first.rows and second.rows else set()
+    tensors = sorted(name for name in both if first.rows.get(name) != second.rows.get(name))
     different = []
     for name in [*COMPONENT_ORDER, *sorted({*first.parts, *second.parts} - {*COMPONENT_ORDER})]:
         if first.parts.get(name) != second.parts.get(name):
@@ -164,31 +173,8 @@ def _first_different_step(ours: Sequence[side_files.Record], theirs: Sequence[si
     return longer[len(shorter)].step if len(shorter) < len(longer) else None
 
 
-def check_hash_chain(folders: Iterable[Path]) -> list[str]:
-    """Follow the digests from each epoch's checkpoint to its parent, the checkpoint it was trained from.
-
-    Args:
-        folders: the run's folder, then those that it resumed from.
-
-    Returns:
-        every missing, altered or foreign link as text; empty when the chain is complete.
-    """
-    runs = [_Run(folder, folder.name) for folder in folders]
-    problems = [text for run in runs for _, text in run.unusable]
-    if not runs[0].epochs:
-        problems = ["no epoch's checkpoint to start the chain with"]
-    digests: dict[int, str] = {}
-    for run in reversed(runs):
-        for epoch, manifest in run.epochs.items():
-            contents, damage = _check(manifest)
-            digests[epoch] = contents.sha256 if contents else "unreadable"
-            problems += [f"epoch {epoch}: {text}" for text in damage]
-    for epoch, manifest in sorted(runs[0].epochs.items()):
-        if epoch == 1:
-            if manifest.parent_sha256 is not None:
-                problems.append("epoch 1: names a parent, but a run from scratch has none")
-        elif epoch - 1 not in digests:
-            problems.append(f"epoch {epoch}: the checkpoint of epoch {epoch - 1} is missing")
-        elif manifest.parent_sha256 != digests[epoch - 1]:
-            problems.append(f"epoch {epoch}: was not trained from this epoch {epoch - 1}: its parent's sha256 differs")
-    return problems
+def check_run(folder: Path) -> list[str]:
+    """What is wrong with one run by itself: damaged checkpoints, and contradictions between its files."""
+    run = _Run(folder, folder.name)
+    damaged = [f"epoch {one.epoch}: {text}" for one in run.epochs.values() for text in _check(one)[1]]
+    return damaged + inconsistencies(folder)

@@ -19,12 +19,17 @@ from seqtrack.checkpoints.store import write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError
-from seqtrack.training.state import State
+from seqtrack.training.state import LINEAGE, State
 
 logger = logging.getLogger(__name__)
 
 # In addition to the tensors: the file's head, the manifest, the log lines and plots that follow.
 _SPARE_BYTES = 8 * 1024 * 1024
+
+
+def lineage(describe: Mapping[str, object], parent_sha256: str | None) -> State:
+    """The component that puts a checkpoint into the hash chain: what its manifest repeats."""
+    return {**{name: describe.get(name) for name in ("config_digest", "data_digest")}, "parent_sha256": parent_sha256}
 
 
 class Checkpointer:
@@ -41,6 +46,7 @@ class Checkpointer:
         # Both are called in the writing thread: before a checkpoint, to make durable what it relies on, and after it.
         self.before_write: Callable[[], None] = lambda: None
         self.on_durable: Callable[[Manifest], None] = lambda manifest: None
+        self._last_name, self._last_parent = "", parent_sha256
         self._buffers: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -49,6 +55,10 @@ class Checkpointer:
         """Copy the state and start writing it; first `wait`."""
         started = time.perf_counter()
         self.wait()
+        if name == self._last_name:  # the same epoch once more, now with its file
+            self.parent_sha256 = self._last_parent
+        self._last_name, self._last_parent = name, self.parent_sha256
+        values = {**values, LINEAGE: lineage(describe, self.parent_sha256)}
         copied = self._copy(tensors)
         blocked_s = time.perf_counter() - started
         self._writing = self._thread.submit(self._write, self.folder / name, copied, values, describe, blocked_s)
@@ -121,7 +131,7 @@ class Checkpointer:
         self.before_write()
         raw = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
         manifest = write_checkpoint(path, raw, values, describe={**describe, "parent_sha256": self.parent_sha256})
-        if manifest.kind == "epoch":
+        if manifest.kind != "step":
             self.parent_sha256 = manifest.sha256
         logger.info(
             "checkpoint %s : %.1f MB , blocked training for %.3f s , durable after %.2f s , sha256 %s",

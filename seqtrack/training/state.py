@@ -23,6 +23,7 @@ from seqtrack.training.optimizer import NamedOptimizer, Schedule
 
 # The state of a component: a tree of plain values and tensors.
 State = dict[str, Any]
+LINEAGE = "lineage"
 
 
 @dataclass
@@ -39,9 +40,14 @@ class Meters:
     grad_norm_sum: float = 0.0
     steps: int = 0
     skipped: int = 0
+    checksum: int = 0
+    interval_checksum: int = 0
 
-    def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float | None) -> None:
-        """Add one step: sums over its `count` samples of all ranks, and its gradient norm, None if fp16 skipped it."""
+    def add(self, loss_sum: float, iou_sum: float, count: int, grad_norm: float | None, checksum: int = 0) -> None:
+        """Add one step: sums over its `count` samples of all ranks, its gradient norm, None if fp16 skipped it, and its
+        samples' checksum, which is added modulo 2**64."""
+        self.checksum = (self.checksum + checksum) % 2**64
+        self.interval_checksum = (self.interval_checksum + checksum) % 2**64
         added = {"loss_sum": loss_sum, "iou_sum": iou_sum, "count": count, "skipped": int(grad_norm is None)}
         for name, value in added.items():
             for kind in ("", "interval_"):
@@ -51,6 +57,7 @@ class Meters:
 
     def start_interval(self) -> None:
         self.interval_loss_sum, self.interval_iou_sum, self.interval_count, self.interval_skipped = 0.0, 0.0, 0, 0
+        self.interval_checksum = 0
 
     @property
     def loss(self) -> float:
@@ -164,6 +171,8 @@ class TrainState:
         Raises:
             UserError: a component is missing, unknown, or belongs to another model.
         """
+        # Where the file belongs in the hash chain, which the checkpointer adds.
+        values = {name: value for name, value in values.items() if name != LINEAGE}
         of_tensors = {name.split("/", 1)[0] for name in tensors}
         _expect_keys("the training state", set(values) | of_tensors, {item.name for item in fields(self)})
         for item in fields(self):

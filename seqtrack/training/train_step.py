@@ -50,6 +50,7 @@ class StepResult:
     iou_sum: float
     count: int
     grad_norm: float | None
+    checksum: int = 0  # of the samples
     stop: bool = False
     save: bool = False
 
@@ -62,7 +63,7 @@ class LaunchedStep:
     where: str  # epoch and samples, for a message
     count: int
     rates: list[float]  # learning rates of the coming step
-    numbers: Tensor  # float64, in transfer to the host: loss, IoU, votes to stop and to save, gradient norm
+    numbers: Tensor  # float64, in transfer to the host: loss, IoU, two votes, two halves of a checksum, gradient norm
     arrived: "torch.cuda.Event | None"  # after which `numbers` can be read; None on a CPU
 
 
@@ -98,7 +99,7 @@ class TrainStep:
         state.scheduler.advance()
         state.step += 1
         # The votes are launched as constants: a copy to the device would wait for everything before it.
-        given = [torch.full_like(loss_sum, vote) for vote in votes()]
+        given = [torch.full_like(loss_sum, one) for one in (*votes(), *divmod(batch.checksum, 2**32))]
         sums = self.distributed.sum_in_place(torch.stack((loss_sum, iou_sum, *given)))
         numbers = torch.cat((sums, grad_norm.double().reshape(1))).to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if self._copies is not None else None  # type: ignore[no-untyped-call]
@@ -116,7 +117,7 @@ class TrainStep:
         """
         if launched.arrived is not None:
             launched.arrived.synchronize()
-        loss, iou, stop, save, norm = launched.numbers.tolist()
+        loss, iou, stop, save, high, low, norm = launched.numbers.tolist()
         # fp16's scaler provokes infinite gradients by design: it then skips the step and lowers its scale.
         skipped = not math.isfinite(norm) and self.state.scaler.is_enabled()
         if not math.isfinite(loss) or not (skipped or math.isfinite(norm)):
@@ -132,7 +133,8 @@ class TrainStep:
                 f"scaled by {scale:g} only; the checkpoints are valid: use TRAIN.AMP bf16 or off",
                 code="train.fp16_scale",
             )
-        return StepResult(loss, iou, launched.count, None if skipped else norm, stop > 0, save > 0)
+        checksum = ((int(high) << 32) + int(low)) % 2**64
+        return StepResult(loss, iou, launched.count, None if skipped else norm, checksum, stop > 0, save > 0)
 
     def _send(self, batch: Batch) -> SentBatch:
         """Copy a batch to the device while that still computes; values are checked on the host before."""

@@ -53,6 +53,7 @@ class Trainer:
         # On a GPU a step's numbers are read when the next step has been launched, so that the GPU never waits for the
         # host. They are therefore counted, logged and checked one step late, but before any save.
         self.reads_late = self.distributed.device.type == "cuda"
+        self._epoch_means: dict[str, float] = {}  # of the epoch that was finished last
         self._unread: deque[tuple[LaunchedStep, int]] = deque()
         self.checkpointer.before_write = self.log.sync
         self._started = self._last_save = time.perf_counter()
@@ -122,6 +123,8 @@ class Trainer:
         votes = torch.tensor([not finished, self.stop.is_set], dtype=torch.float64, device=self.distributed.device)
         unfinished, stop = self.distributed.sum_in_place(votes).tolist()
         if unfinished or (stop and epoch < self.config.TRAIN.EPOCH):
+            if self._epoch_means and epoch % self.config.TRAIN.CHECKPOINT_EPOCHS:
+                self._save("epoch", **self._epoch_means)
             return self._stopped()
         return True
 
@@ -132,7 +135,7 @@ class Trainer:
             launched, sample = self._unread.popleft()
             result = self.train_step.read(launched)
             results.append(result)
-            self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm)
+            self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm, result.checksum)
             interval = self.config.TRAIN.PRINT_INTERVAL
             if sample >= self.loader.samples_per_epoch or sample // interval > (sample - result.count) // interval:
                 self._log_interval(launched, sample, result)
@@ -178,6 +181,7 @@ class Trainer:
             lr=launched.rates,
             grad_norm=result.grad_norm,
             skipped_steps=meters.interval_skipped,
+            checksum=f"{meters.interval_checksum:016x}",
             elapsed_s=self._elapsed(),
             eta_s=(samples - sample) / measured["samples_per_s"],
             **measured,
@@ -199,6 +203,7 @@ class Trainer:
             "lr": state.scheduler.rates(),
             "grad_norm": meters.grad_norm,
             "skipped_steps": meters.skipped,
+            "checksum": f"{meters.checksum:016x}",
         }
         state.history.append(record)
         measured = {**self._epoch_clock.measured(trained), **peak_memory(self.distributed.device)}
@@ -206,7 +211,9 @@ class Trainer:
         if self.distributed.is_main:
             sanity_checks.check_history(state.history)
         state.sample, state.meters = 0, Meters()
-        self._save("epoch", loss=meters.loss, iou=meters.iou)
+        self._epoch_means = {"loss": meters.loss, "iou": meters.iou}
+        is_thin = epoch % self.config.TRAIN.CHECKPOINT_EPOCHS and epoch < self.config.TRAIN.EPOCH
+        self._save("thin" if is_thin else "epoch", **self._epoch_means)
 
     def _save(self, kind: str, **means: float) -> None:
         """Save the state; `means` of an epoch's end, whose meters are empty again."""
@@ -223,7 +230,7 @@ class Trainer:
                 "created": utc_now(),
                 **self.manifest_fields,
             }
-            name = epoch_name(state.epoch) if kind == "epoch" else step_name(state.step)
+            name = step_name(state.step) if kind == "step" else epoch_name(state.epoch)
             self.checkpointer.save(name, tensors, values, describe=describe)
         self._last_save = time.perf_counter()
 

@@ -47,7 +47,7 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
     if order.prepare is not None:
         reply.account = target.prepare(make=order.prepare == "make")
     if order.look:
-        reply.revision = target.head()
+        reply.revision = order.revision or target.head()
         reply.remotes = target.look(None if order.look == "all" else order.look, reply.revision)
     if order.files:
         paths = [item.path for item in order.files]

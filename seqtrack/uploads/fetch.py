@@ -21,7 +21,7 @@ from seqtrack.config.environment import Environment
 from seqtrack.config.loader import SCHEDULE, config_from_text, training_differences
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
-from seqtrack.run_dir import CHECKPOINTS, epoch_name, phase_name
+from seqtrack.run_dir import CHECKPOINTS, LOGS, RUN_FILE, epoch_name, phase_name
 from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.identity import FETCHED_MARKER, MARKER
 from seqtrack.uploads.target import Digests, Order, Staged, choose_target, read_settings, safe_path, stage
@@ -49,7 +49,8 @@ class _Reader:
     listed: dict[str, Digests] = field(default_factory=dict)
 
     def look(self, *paths: str) -> None:
-        reply = self.client.request(Order(look=paths))
+        """List these paths, or all."""
+        reply = self.client.request(Order(look=paths or "all", revision=self.revision))
         self.revision, self.listed = reply.revision, reply.remotes or {}
 
     def epochs(self, phase: int) -> list[int]:
@@ -73,11 +74,11 @@ class _Reader:
 
 
 @contextmanager
-def _reader(environment: Environment, destination: Path) -> Iterator[_Reader]:
+def _reader(environment: Environment, destination: Path, revision: str | None = None) -> Iterator[_Reader]:
     client = TargetClient(choose_target(environment), read_settings(os.environ))
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination, prefix=".fetch-") as folder:
-        yield _Reader(client, client.target.label, folder)
+        yield _Reader(client, client.target.label, folder, revision)
 
 
 def fetch_checkpoint(
@@ -112,16 +113,33 @@ def fetch_checkpoint(
         return destination / manifest.file
 
 
-def fetch_file(environment: Environment, path: str, root: Path) -> Path:
+def fetch_file(environment: Environment, path: str, root: Path, *, revision: str | None = None) -> Path:
     """Download one file, checked against the listing, to the same path below `root`; an existing one is not replaced.
     A UserError if there is no target or no such file, or it would leave the folder."""
     goal = root / safe_path(path)
-    with _reader(environment, goal.parent) as reader:
+    with _reader(environment, goal.parent, revision) as reader:
         reader.look(path)
         if path not in reader.listed:
             raise UserError(f"{reader.label} has no file {path}", code="upload.no_such_file")
         _place(Path(reader.fetch(path).source), goal)
     return goal
+
+
+def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str | None = None) -> Path:
+    """Download a phase's records, manifests and logs, of one revision; returns its folder below `root`. Checkpoints are
+    not in it, see `fetch_file`. A UserError if there is no target, no such run or no such revision."""
+    name = phase_name(phase)
+    kinds = (r"[a-z]+\.(json|yaml)", rf"{CHECKPOINTS}/SEQTRACK_ep[0-9]+\.json", rf"{LOGS}/[^/]+\.(jsonl|log)")
+    wanted = re.compile(f"{name}/({'|'.join(kinds)})")
+    with _reader(environment, root, revision) as reader:
+        reader.look()
+        if f"{name}/{RUN_FILE}" not in reader.listed:
+            raise UserError(f"{reader.label} has no {name}/{RUN_FILE}", code="upload.no_such_file")
+        for path in sorted(filter(wanted.fullmatch, reader.listed)):
+            goal = root / safe_path(path)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            _place(Path(reader.fetch(path).source), goal)
+    return root / name
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:

@@ -139,7 +139,7 @@ class Order(_Message):
     message: str = ""
     fetch: str | None = None  # download this path into `folder`
     folder: str = ""
-    revision: str | None = None  # of `fetch`; the newest by default
+    revision: str | None = None  # of `look` and `fetch`; the newest by default
 
 
 class Call(_Message):

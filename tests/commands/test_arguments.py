@@ -18,7 +18,7 @@ from seqtrack.config.environment import Environment
         ("evalute --checkpoint last", "cli.command", "evaluate"),
         ("train --epcohs 3", "cli.argument", "--epochs"),
         ("plan --batchsize 4", "cli.argument", "--batch-size"),
-        ("verify a b --chian", "cli.argument", "--chain"),
+        ("verify a b --ouput c", "cli.argument", "--output"),
         ("train TRAIN.LR", "cli.override", "TRAIN.LR=2e-4"),
         ("train TRAIN.LRR=2", "config.unknown_key", "TRAIN.LR"),
         ("train --config demoo", "config.unknown_experiment", "demo"),

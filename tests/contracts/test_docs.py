@@ -106,7 +106,7 @@ def test_what_is_wrong_is_found_and_nothing_else() -> None:
         ("[a](commands.md#exit-codes) [b](https://x.y/NO.md)", "[a](commands.md#no)"),
         ("`HF_REPO=a/b seqtrack hub download --epoch 3`", "`seqtrack hub fetch`"),
         ("`scripts/local.sh train-phase1`", "`python -m seqtrack trian`"),
-        ("`seqtrack verify --chain a b`", "`seqtrack verify --chains a b`"),
+        ("`seqtrack verify --output a b c`", "`seqtrack verify --outputs a b`"),
         ("`docker run -e PHASE=1 image`", "`PHASES=1 docker run`"),
         ("`PHASE=2 NPROC=auto seqtrack train`", "`PHASE=3 seqtrack train`"),
     ):

@@ -20,6 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("tracking", "evaluation", "uploads"),
     ("reports",),
     ("training",),
+    ("proof",),
     ("train", "commands", "cli", "__main__"),
 ]
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}

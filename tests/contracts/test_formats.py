@@ -71,6 +71,7 @@ FILES = [
     ("phase_N/environment.json", "field", "phase_1/environment.json"),
     ("phase_N/dataset.json", "field", "phase_1/dataset.json"),
     ("phase_N/checkpoints/SEQTRACK_epNNNN.json", "field", "phase_2/checkpoints/SEQTRACK_ep0002.json"),
+    ("phase_N/audit.json", "field", "phase_1/audit.json"),
     ("comparison/certificate.json", "field", "comparison/certificate.json"),
     ("phase_N/evaluation/evaluation.json", "field", "phase_1/evaluation/evaluation.json"),
     (".uploads/", "status.json", ".uploads/status.json"),

@@ -21,12 +21,11 @@ STEPS_PER_EPOCH = 6
 
 
 @pytest.fixture(scope="module")
-def output(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def output(resumed: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two phases with a certificate, and the environment of the commands that read them."""
     folder = tmp_path_factory.mktemp("fuzz")
     output = folder / "output"
-    for phase in ("phase_1", "phase_2"):
-        shutil.copytree(uninterrupted / "phase_1", output / phase)
+    shutil.copytree(resumed, output)
     (folder / "file").write_text("")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(output, demo_data).items():

@@ -14,7 +14,7 @@ from seqtrack.checkpoints.safetensors_io import read_checkpoint_file
 from seqtrack.checkpoints.side_files import Certificate, RunRecord
 from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.cli import main
-from seqtrack.reports.compare import check_hash_chain, compare_runs
+from seqtrack.reports.compare import check_run, compare_runs
 from seqtrack.reports.run_files import OutputFiles
 from seqtrack.reports.verdict import conclude
 from seqtrack.runtime.environment import guarantee
@@ -125,7 +125,7 @@ def test_a_missing_component_is_reported_by_name(component: str | None, pair: Pa
 def test_a_different_number_of_the_log_is_reported_by_its_step_and_wall_clock_times_may_differ(
     pair: Path, verify: Verify
 ) -> None:
-    edit_log(pair, lambda record: record.update(time_s=2 * record["time_s"]))
+    edit_log(pair, lambda record: "samples_per_s" in record and record.update(samples_per_s=1.0))
     assert compared(pair).verdict == "identical"
     steps: list[int] = []
 
@@ -166,36 +166,44 @@ def test_runs_that_cannot_be_compared_are_refused_but_no_file_is_needed(
     pair: Path, tmp_path: Path, verify: Verify
 ) -> None:
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    for arguments in (["phase_1", "phase_9"], ["phase_1"], ["phase_1", str(tmp_path / "empty")]):
+    for arguments in (["phase_1", "phase_9"], ["phase_1", str(tmp_path / "empty")]):
         assert verify(pair, *arguments)[0] == 2
     assert verify(pair, "-o", str(pair / "phase_1" / "run.json" / "x"), "phase_1", "phase_2") == (0, "identical")
 
 
-def test_the_hash_chain_spans_both_phases_and_a_missing_or_altered_link_is_found(pair: Path, verify: Verify) -> None:
-    assert check_hash_chain([pair / "phase_1"]) == []
-    assert verify(pair, "--chain", "phase_2", "phase_1") == (0, "whole")
-    (problem,) = check_hash_chain([pair / "phase_2"])
-    assert problem.startswith("epoch 2: ") and "epoch 1 " in problem
-    assert verify(pair, "--chain", "phase_2") == (1, "broken")
+def test_a_run_is_checked_by_itself_along_its_hash_chain(pair: Path, verify: Verify) -> None:
+    for phase in ("phase_1", "phase_2"):
+        assert check_run(pair / phase) == [] and verify(pair, phase) == (0, "consistent")
     manifest = epochs(pair / "phase_1")[2]
     rewrite(manifest, drop="rng")
-    (problem,) = check_hash_chain([pair / "phase_1"])
-    assert problem.startswith("epoch 3: "), "altered with its manifest: found by the next one"
+    (problem,) = check_run(pair / "phase_1")
+    assert "SEQTRACK_ep0003.json" in problem, "altered with its manifest: found by the next one"
     flip_bit(manifest.path)
-    problems = check_hash_chain([pair / "phase_1"])
+    problems = check_run(pair / "phase_1")
     assert any(problem.startswith("epoch 2: ") and str(manifest.path) in problem for problem in problems)
+    assert verify(pair, "phase_1") == (1, "contradictory")
 
 
 def test_a_foreign_link_of_the_hash_chain_and_edited_digests_are_found(pair: Path) -> None:
     paths = [manifest.manifest_path for manifest in epochs(pair / "phase_1").values()]
     values = [json.loads(path.read_text()) for path in paths]
-    paths[1].write_text(json.dumps({**values[1], "parent_sha256": "0" * 64}))
-    (problem,) = check_hash_chain([pair / "phase_1"])
-    assert problem.startswith("epoch 2: ")
-    paths[1].write_text(json.dumps(values[1]))
-    paths[2].write_text(json.dumps({**values[2], "weights_sha256": "0" * 64}))
-    (problem,) = check_hash_chain([pair / "phase_1"])
-    assert problem.startswith("epoch 3: ")
+    for path, old, name in ((paths[1], values[1], "parent_sha256"), (paths[2], values[2], "weights_sha256")):
+        path.write_text(json.dumps({**old, name: "0" * 64}))
+        problems = check_run(pair / "phase_1")
+        assert problems and all(path.stem in problem and name in problem for problem in problems)
+        path.write_text(json.dumps(old))
+
+
+def test_a_copy_and_an_edited_fact_are_differences(pair: Path, verify: Verify) -> None:
+    manifest = epochs(pair / "phase_2")[2].manifest_path
+    old = manifest.read_text()
+    for name, value in (("device", "abacus"), ("phase", 1), ("loss", 0.1), ("data_digest", "0" * 64)):
+        manifest.write_text(json.dumps({**json.loads(old), name: value}))
+        assert verify(pair)[1] == "differs" and verify(pair, "phase_2") == (1, "contradictory")
+    shutil.rmtree(pair / "phase_2")
+    shutil.copytree(pair / "phase_1", pair / "phase_2")
+    assert verify(pair)[1] == "differs"
+    assert verify(pair, "phase_1", "phase_1")[0] == 2
 
 
 def record(output: Path, guarantee: str) -> RunRecord:

@@ -11,13 +11,15 @@ from seqtrack.reports.plots import PhasePlots, plot_phase, read_curves, thin_out
 
 INTERVAL: dict[str, Any] = {
     "type": "interval", "phase": 1, "epoch": 1, "step": 1, "sample": 16, "samples": 64, "interval_samples": 16,
-    "loss": 5.0, "iou": 0.5, "interval_loss": 5.0, "interval_iou": 0.5, "lr": [1e-4], "grad_norm": 1.0, "time_s": 1.0,
+    "loss": 5.0, "iou": 0.5, "interval_loss": 5.0, "interval_iou": 0.5, "lr": [1e-4],
+    "grad_norm": 1.0, "checksum": "0" * 16, "time_s": 1.0,
     "elapsed_s": 1.0, "eta_s": 1.0, "samples_per_s": 1.0, "data_wait_s": 0.0, "data_wait_share": 0.0,
     "skipped_steps": 0,
 }  # fmt: skip
 EPOCH = {
     "type": "epoch", "phase": 1, "epoch": 1, "step": 4, "loss": 2.0, "iou": 0.25, "samples": 64, "steps": 4,
-    "lr": [1e-4], "grad_norm": 1.0, "time_s": 1.0, "elapsed_s": 1.0, "samples_per_s": 1.0, "data_wait_s": 0.0,
+    "lr": [1e-4], "grad_norm": 1.0, "checksum": "0" * 16,
+    "time_s": 1.0, "elapsed_s": 1.0, "samples_per_s": 1.0, "data_wait_s": 0.0,
     "data_wait_share": 0.0, "skipped_steps": 0, "max_memory_allocated": None, "max_memory_reserved": None,
 }  # fmt: skip
 

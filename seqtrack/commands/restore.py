@@ -1,0 +1,41 @@
+"""`seqtrack restore`: recompute the checkpoint of an epoch that a run kept no file of."""
+
+import argparse
+import os
+
+from seqtrack.commands.audit import IS_MAIN, in_processes
+from seqtrack.config.environment import read_environment
+from seqtrack.errors import STOPPED_EXIT_CODE, RunError, UserError
+from seqtrack.run_dir import CHECKPOINTS
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint, with the digest that the run recorded for it; exit 1 if this machine computes another."""
+    from seqtrack.proof.audit import open_replay, read_evidence, segment_of  # torch
+
+    environment = read_environment(os.environ)
+    folder = environment.phase_folder(args.phase)
+    evidence = read_evidence(folder)
+    if args.epoch not in evidence.manifests:
+        known = ", ".join(map(str, sorted(evidence.manifests)))
+        raise UserError(f"{folder} recorded no epoch {args.epoch}; it has {known}", "restore.no_such_epoch")
+    manifest = evidence.manifests[args.epoch]
+    if manifest.path.is_file():
+        print(manifest.path)
+        return 0
+
+    def recompute() -> int:
+        with open_replay(evidence, environment.data_dir, environment.device) as (replay, differences):
+            result = replay.run(segment_of(evidence, args.epoch), keep_in=folder / CHECKPOINTS)
+        if result.stopped or not IS_MAIN:
+            return STOPPED_EXIT_CODE if result.stopped else 0
+        if (found := result.mismatch) is not None:
+            where = f"epoch {found.epoch}, step {found.step}: {found.quantity} is {found.recorded} in the run"
+            reason = "; ".join(differences) or "the run's records were changed"
+            text = f"{where}, {found.recomputed} recomputed: {reason}"
+            raise RunError(f"epoch {args.epoch} could not be restored. {text}", "restore.differs")
+        print(manifest.path)
+        return 0
+
+    words = ["restore", "--epoch", str(args.epoch), *(["--phase", str(args.phase)] if args.phase else [])]
+    return in_processes(evidence, words, recompute)

@@ -1,0 +1,243 @@
+"""Hold everything that a run recorded against everything else that it recorded. Needs no torch, and reads of the
+checkpoint files only their heads.
+
+What agrees may still be invented as a whole; `seqtrack audit` recomputes it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from seqtrack.checkpoints.resume_point import read_run
+from seqtrack.checkpoints.safetensors_io import read_values
+from seqtrack.checkpoints.side_files import (
+    DatasetRecord,
+    EnvironmentRecord,
+    EpochRecord,
+    IntervalRecord,
+    Manifest,
+    RunRecord,
+    read_manifest,
+    read_metrics,
+    read_side_file,
+)
+from seqtrack.config.loader import config_digest, config_from_text, load_config
+from seqtrack.config.schema import Config
+from seqtrack.errors import UserError
+from seqtrack.parsing import short_repr
+from seqtrack.run_dir import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    DATASET_FILE,
+    ENVIRONMENT_FILE,
+    LOGS,
+    PHASES,
+    RUN_FILE,
+    metrics_path,
+    parse_checkpoint_name,
+)
+from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS, interval_line
+
+_HISTORY_FIELDS = ("loss", "iou", "samples", "steps", "lr", "grad_norm", "skipped_steps")
+_TOLERANCE = 1e-9  # relative, of a mean that is computed again from the means of its parts
+
+
+def inconsistencies(folder: Path) -> list[str]:
+    """Every contradiction between the files of a run, each with file, field and both values; missing is one too."""
+    try:
+        run = read_run(folder)
+        if run is None or not run.starts:
+            return [f"{folder / RUN_FILE}: {'no such file' if run is None else 'starts is empty'}"]
+        manifests = _manifests(folder)
+        if not manifests:
+            return [f"{folder / CHECKPOINTS}: no checkpoint of a finished epoch"]
+        config = load_config(str(folder / CONFIG_FILE))
+        return [
+            *_run_files(folder, run, config),
+            *(text for one in manifests.values() for text in _manifest(folder, one, run)),
+            *_chain(folder, run, config, manifests),
+            *_records(folder, run, manifests),
+        ]
+    except UserError as error:  # a file that cannot be read contradicts all others
+        return [str(problem) for problem in error.problems]
+
+
+def copies(first: Path, second: Path) -> list[str]:
+    """The evidence that one of two runs is not a run but a copy of the other."""
+    ours, theirs = (_manifests(folder) for folder in (first, second))
+    found = []
+    for epoch in sorted({*ours} & {*theirs}):
+        one, other = ours[epoch], theirs[epoch]
+        if one.path.exists() and other.path.exists() and one.path.samefile(other.path):
+            found.append(f"epoch {epoch}: {one.path} and {other.path} are one file")
+    clocks = [
+        {
+            (one.type, one.step): [getattr(one, name, None) for name in sorted(WALL_CLOCK_FIELDS)]
+            for one in read_metrics(metrics_path(folder)).records
+            if not isinstance(one, EpochRecord) or one.epoch in ours
+        }
+        for folder in (first, second)
+    ]
+    common = {*clocks[0]} & {*clocks[1]}
+    if common and all(clocks[0][key] == clocks[1][key] for key in common):
+        found.append(f"the times of all {len(common)} common records are equal to the last digit")
+    runs = [read_run(folder) for folder in (first, second)]
+    if runs[0] and runs[1] and runs[0].started == runs[1].started and runs[0].starts == runs[1].starts:
+        found.append(f"{RUN_FILE}: both runs started at {runs[0].started}, from the same step")
+    return found
+
+
+def wrong_start(first: Path, second: Path) -> list[str]:
+    """What is wrong with the resumption of the second run from the first, as they recorded it."""
+    run, ours = read_run(second), _manifests(first)
+    if run is None or not run.starts or run.starts[0].source is None:
+        return []
+    source, epoch = run.starts[0].source, run.starts[0].epoch
+    parent = ours.get(epoch)
+    begun = _manifests(second).get(epoch + 1)
+    if source.split("/")[0] != first.name or parent is None or begun is None:
+        return []
+    if begun.parent_sha256 == parent.sha256:
+        return []
+    return [
+        f"{begun.manifest_path}: parent_sha256 is {begun.parent_sha256}, but {RUN_FILE} has the start "
+        f"{source}, whose sha256 is {parent.sha256}"
+    ]
+
+
+def _manifests(folder: Path) -> dict[int, Manifest]:
+    found = {}
+    for path in sorted((folder / CHECKPOINTS).glob("*.json")):
+        kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
+        if kind == "ep":
+            found[epoch] = read_manifest(path)
+    return found
+
+
+def _differs(where: object, field: str, found: object, there: object, expected: object) -> Iterator[str]:
+    if found != expected:
+        yield f"{where}: {field} is {short_repr(found, 80)}, but {short_repr(expected, 80)} in {there}"
+
+
+def _run_files(folder: Path, run: RunRecord, config: Config) -> Iterator[str]:
+    """config.yaml, dataset.json and environment.json against run.json."""
+    yield from _differs(folder / CONFIG_FILE, "its digest", config_digest(config), RUN_FILE, run.config_digest)
+    yield from _differs(folder / CONFIG_FILE, "TRAIN.EPOCH", config.TRAIN.EPOCH, RUN_FILE, run.epochs)
+    if folder.name in PHASES:
+        yield from _differs(folder / RUN_FILE, "phase", run.phase, "its folder", PHASES.index(folder.name) + 1)
+    data = read_side_file(folder / DATASET_FILE, DatasetRecord)
+    machine = read_side_file(folder / ENVIRONMENT_FILE, EnvironmentRecord)
+    for name, record in ((DATASET_FILE, data), (ENVIRONMENT_FILE, machine)):
+        if record is None:
+            yield f"{folder / name}: no such file"
+    if data is not None:
+        yield from _differs(folder / DATASET_FILE, "digest", data.digest, RUN_FILE, run.data_digest)
+    if machine is not None:
+        expected = run.starts[-1].fingerprint
+        yield from _differs(folder / ENVIRONMENT_FILE, "fingerprint", machine.fingerprint, RUN_FILE, expected)
+        torch = str(expected.get("torch")).partition("+")[0]  # without the build, which only torch itself tells
+        yield from _differs(folder / ENVIRONMENT_FILE, "torch", machine.versions.get("torch"), RUN_FILE, torch)
+
+
+def _manifest(folder: Path, manifest: Manifest, run: RunRecord) -> Iterator[str]:
+    """One manifest against the checkpoint's head and run.json."""
+    where = manifest.manifest_path
+    name = parse_checkpoint_name(where.name)
+    yield from _differs(where, "epoch", manifest.epoch, "its file's name", name[1] if name else None)
+    if manifest.path.exists():  # of a published run only the manifests are here
+        yield from _differs(where, "kind", manifest.kind, "what is next to it", "epoch")
+    yield from _differs(where, "phase", manifest.phase, RUN_FILE, run.phase)
+    yield from _differs(where, "data_digest", manifest.data_digest, RUN_FILE, run.data_digest)
+    text = config_from_text(json.dumps(manifest.config), str(where))
+    yield from _differs(where, "the digest of config", config_digest(text), "config_digest", manifest.config_digest)
+    if not any(start.config_changes for start in run.starts):
+        yield from _differs(where, "config_digest", manifest.config_digest, RUN_FILE, run.config_digest)
+    if manifest.fingerprint not in [start.fingerprint for start in run.starts]:
+        yield f"{where}: fingerprint is that of no start in {RUN_FILE}"
+    if manifest.device is not None:
+        kind = "cpu" if manifest.device.startswith("CPU ") else "cuda"
+        yield from _differs(where, "device", kind, "fingerprint", manifest.fingerprint.get("device"))
+
+
+def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+    """Every epoch from the start to the end has a checkpoint, trained from the one before."""
+    first, last = run.starts[0].epoch + 1, max(manifests)
+    if run.state == "complete":
+        yield from _differs(folder / CHECKPOINTS, "the last epoch", last, RUN_FILE, run.epochs)
+    keep = config.TRAIN.KEEP_CHECKPOINTS
+    wanted = range(max(first, last - keep + 1) if keep else first, last + 1)
+    if missing := [epoch for epoch in wanted if epoch not in manifests]:
+        yield f"{folder / CHECKPOINTS}: no checkpoint of epochs {', '.join(map(str, missing))}"
+    for epoch, manifest in sorted(manifests.items()):
+        if epoch == 1:
+            yield from _differs(manifest.manifest_path, "parent_sha256", manifest.parent_sha256, "a first epoch", None)
+        elif (before := manifests.get(epoch - 1)) is not None:
+            there = before.manifest_path.name
+            yield from _differs(manifest.manifest_path, "parent_sha256", manifest.parent_sha256, there, before.sha256)
+
+
+def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+    """metrics.jsonl against the histories in the checkpoints, itself and the log."""
+    path, first = metrics_path(folder), run.starts[0].epoch + 1
+    metrics = read_metrics(path)
+    yield from map(str, metrics.problems)
+    epochs = {one.epoch: one for one in metrics.of(EpochRecord)}
+    states = {epoch: read_values(one.path) for epoch, one in manifests.items() if one.path.exists()}
+    for epoch, values in states.items():
+        for name, value in values.get("lineage", {"lineage": None}).items():
+            manifest = manifests[epoch]
+            yield from _differs(manifest.manifest_path, name, getattr(manifest, name, "none"), manifest.file, value)
+    histories = {epoch: values.get("history", []) for epoch, values in states.items()}
+    longest: list[dict[str, object]] = max(histories.values(), key=len, default=[])
+    for epoch, history in sorted(histories.items()):
+        yield from _differs(manifests[epoch].path, "epochs in its history", len(history), "its name", epoch)
+        if history != longest[: len(history)]:
+            yield f"{manifests[epoch].path}: its history differs from that of the last checkpoint"
+    for epoch in range(first, max(manifests) + 1):
+        record = epochs.get(epoch)
+        if record is None:
+            yield f"{path}: no record of epoch {epoch}"
+            continue
+        if epoch <= len(longest):
+            for name in _HISTORY_FIELDS:
+                there = longest[epoch - 1].get(name)
+                yield from _differs(path, f"{name} of epoch {epoch}", getattr(record, name), "the checkpoints", there)
+        if epoch in manifests:
+            yield from _differs(path, f"step of epoch {epoch}", record.step, "its manifest", manifests[epoch].step)
+        yield from _intervals(path, record, [one for one in metrics.of(IntervalRecord) if one.epoch == epoch])
+    yield from _log(folder, run, metrics.of(IntervalRecord))
+
+
+def _intervals(path: Path, epoch: EpochRecord, intervals: list[IntervalRecord]) -> Iterator[str]:
+    """The intervals of an epoch add up to it."""
+    where = f"of epoch {epoch.epoch}"
+    samples = sum(one.interval_samples for one in intervals)
+    yield from _differs(path, f"samples of the intervals {where}", samples, "its record", epoch.samples)
+    for name in ("loss", "iou"):
+        total = sum(getattr(one, f"interval_{name}") * one.interval_samples for one in intervals)
+        mean, expected = total / max(1, samples), getattr(epoch, name)
+        if abs(mean - expected) > _TOLERANCE * max(abs(mean), abs(expected)):
+            yield from _differs(path, f"mean {name} of the intervals {where}", mean, "its record", expected)
+        for done, one in enumerate(intervals, start=1):
+            so_far = sum(getattr(part, f"interval_{name}") * part.interval_samples for part in intervals[:done])
+            if abs(so_far / max(1, one.sample) - getattr(one, name)) > _TOLERANCE * abs(getattr(one, name)):
+                yield f"{path}: {name} at step {one.step} is {getattr(one, name)!r}, not the mean of the intervals"
+                break
+    steps = [one.step for one in intervals]
+    if steps != sorted(set(steps)) or (steps and not epoch.step - epoch.steps < steps[0] <= steps[-1] == epoch.step):
+        yield f"{path}: the steps of the intervals {where} are not those of the epoch"
+
+
+def _log(folder: Path, run: RunRecord, intervals: list[IntervalRecord]) -> Iterator[str]:
+    """Each interval has its line in the log; a run that was never interrupted has no others."""
+    written = [
+        line
+        for path in sorted((folder / LOGS).glob("*.log"))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if " , Loss/total: " in line
+    ]
+    expected = [interval_line(one) for one in intervals]
+    if missing := [line for line in expected if line not in set(written)]:
+        yield f"{folder / LOGS}: the log lacks {len(missing)} lines of metrics.jsonl, first: {missing[0]}"
+    elif len(run.starts) == 1 and len(written) != len(expected):
+        yield f"{folder / LOGS}: the log has {len(written)} interval lines, metrics.jsonl {len(expected)} records"

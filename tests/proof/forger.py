@@ -1,0 +1,104 @@
+"""A cheat with full knowledge of the formats: edits a run and then computes every digest, record and log line again."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqtrack.checkpoints.safetensors_io import TensorBytes, read_checkpoint_file
+from seqtrack.checkpoints.side_files import IntervalRecord
+from seqtrack.checkpoints.store import list_checkpoints, write_checkpoint
+from seqtrack.config.loader import config_digest, config_from_text, dump_config
+from seqtrack.runtime.metrics_log import interval_line
+
+DERIVED = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
+
+
+@dataclass
+class Epoch:
+    """What one checkpoint holds."""
+
+    tensors: dict[str, TensorBytes]
+    values: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+@dataclass
+class Forger:
+    """A phase's folder in memory; `write` puts it back, consistent in itself."""
+
+    folder: Path
+    epochs: dict[int, Epoch] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for manifest in list_checkpoints(self.folder / "checkpoints", kinds=("epoch",)):
+            contents = read_checkpoint_file(manifest.path, lambda name: True)
+            self.epochs[manifest.epoch] = Epoch(contents.kept, contents.values, manifest.model_dump())
+        text = (self.folder / "logs" / "metrics.jsonl").read_text()
+        self.records = [json.loads(line) for line in text.splitlines()]
+
+    def scale(self, quantity: str, epoch: int, factor: float) -> None:
+        """Multiply an epoch's loss or IoU in every file that holds it."""
+        for record in self.records:
+            if record["epoch"] == epoch:
+                for name in (quantity, f"interval_{quantity}"):
+                    if name in record:
+                        record[name] *= factor
+        for number, one in self.epochs.items():
+            for past in one.values["history"]:
+                if past["epoch"] == epoch:
+                    past[quantity] *= factor
+            if number == epoch:
+                one.manifest[quantity] *= factor
+
+    def weights(self, first: int, last: int, change: Callable[[bytearray], bytearray], prefix: str = "model/") -> None:
+        """Change the tensors below `prefix` in the checkpoints of these epochs."""
+        for number, one in self.epochs.items():
+            if first <= number <= last:
+                for name, tensor in one.tensors.items():
+                    if name.startswith(prefix):
+                        one.tensors[name] = TensorBytes(tensor.dtype, tensor.shape, change(bytearray(tensor.data)))
+
+    def relabel(self, key: str, value: object) -> None:
+        """Claim another value of a configuration key in every file."""
+        path = self.folder / "config.yaml"
+        *sections, last = key.split(".")
+
+        def claimed(tree: dict[str, Any]) -> tuple[str, str]:
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[last] = value
+            config = config_from_text(json.dumps(tree), "forged")
+            return dump_config(config), config_digest(config)
+
+        text, digest = claimed(yaml.safe_load(path.read_text()))
+        path.write_text(text)
+        run = json.loads((self.folder / "run.json").read_text())
+        (self.folder / "run.json").write_text(json.dumps(run | {"config_digest": digest}))
+        for one in self.epochs.values():
+            one.manifest["config"] = yaml.safe_load(text)
+            one.manifest["config_digest"] = digest
+            one.values.get("lineage", {})["config_digest"] = digest
+
+    def write(self) -> None:
+        """Write everything, with all digests, parents, records and log lines as a run would have left them."""
+        for number, one in sorted(self.epochs.items()):
+            before = self.epochs.get(number - 1)
+            parent = before.manifest["sha256"] if before else one.manifest["parent_sha256"]
+            if "lineage" in one.values:
+                one.values["lineage"]["parent_sha256"] = parent
+            describe = {key: value for key, value in one.manifest.items() if key not in DERIVED}
+            path = self.folder / "checkpoints" / one.manifest["file"]
+            written = write_checkpoint(path, one.tensors, one.values, describe={**describe, "parent_sha256": parent})
+            one.manifest = written.model_dump()
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        (self.folder / "logs" / "metrics.jsonl").write_text(lines)
+        (log,) = (self.folder / "logs").glob("*.log")
+        kept = [line for line in log.read_text().splitlines() if " , Loss/total: " not in line]
+        kept += [interval_line(IntervalRecord.model_validate(one)) for one in self.records if one["type"] == "interval"]
+        log.write_text("\n".join(kept) + "\n")

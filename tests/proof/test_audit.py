@@ -1,0 +1,158 @@
+"""`audit` recomputes: honest runs are confirmed, and no forgery passes, however consistent it is."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs import Ended, completed, environment, start
+from uploads.hub_server import Hub
+
+from proof.forger import Forger
+from seqtrack.checkpoints.side_files import AuditRecord
+from seqtrack.reports.compare import compare_runs
+from seqtrack.reports.consistency import copies, inconsistencies
+
+
+def audit(output: Path, data: Path, *words: str, run: str = "phase_1", **variables: object) -> Ended:
+    with start(environment(output, data, **variables), "audit", run, *words) as running:
+        return running.end()
+
+
+def certificate(output: Path, run: str = "phase_1") -> AuditRecord:
+    return AuditRecord.model_validate_json((output / run / "audit.json").read_text())
+
+
+@pytest.fixture
+def output(uninterrupted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(uninterrupted, tmp_path / "output"))
+
+
+def verdict(ended: Ended) -> tuple[int, str]:
+    return ended.code, ended.said.splitlines()[-1]
+
+
+def test_an_honest_run_is_confirmed(output: Path, demo_data: Path) -> None:
+    assert inconsistencies(output / "phase_1") == []
+    assert verdict(audit(output, demo_data, "--nonce", "n", "--steps", "3")) == (0, "confirmed")
+    found = certificate(output)
+    assert [(one.epoch, one.start_epoch, one.steps, one.states) for one in found.segments] == [
+        (1, 0, 6, [1]), (2, 1, 3, []), (3, 2, 6, [3]),
+    ]  # fmt: skip
+    assert (found.nonce, found.steps, found.steps_of_run) == ("n", 15, 18)
+    assert all(one.records and one.verdict == "confirmed" for one in found.segments)
+
+
+def test_a_resumed_run_is_confirmed_from_its_own_start(resumed: Path, demo_data: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(resumed, tmp_path / "output"))
+    assert inconsistencies(output / "phase_2") == []
+    assert verdict(audit(output, demo_data, "--epochs", "all", run="phase_2")) == (0, "confirmed")
+    assert [one.epoch for one in certificate(output, "phase_2").segments] == [2, 3]
+
+
+def test_a_thin_run_has_every_digest_and_every_epoch_comes_back(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "thin"
+    completed(environment(output, demo_data, {"TRAIN.CHECKPOINT_EPOCHS": 3}))
+    ours, full = output / "phase_1" / "checkpoints", uninterrupted / "phase_1" / "checkpoints"
+    assert sorted(one.name for one in ours.glob("*.safetensors")) == ["SEQTRACK_ep0003.safetensors"]
+    assert inconsistencies(output / "phase_1") == []
+    assert compare_runs(uninterrupted / "phase_1", output / "phase_1").first_difference is None
+    for epoch in (2, 1):
+        with start(environment(output, demo_data), "restore", "--epoch", str(epoch)) as running:
+            assert running.end().code == 0
+        name = f"SEQTRACK_ep{epoch:04d}.safetensors"
+        assert (ours / name).read_bytes() == (full / name).read_bytes()
+    assert verdict(audit(output, demo_data)) == (0, "confirmed")
+
+
+def test_a_run_is_reproduced_or_left_at_its_first_difference(output: Path, demo_data: Path) -> None:
+    def reproduce() -> tuple[int, str]:
+        with start(environment(output, demo_data), "reproduce", "phase_1") as running:
+            return verdict(running.end())
+
+    assert reproduce() == (0, "identical")
+    forger = Forger(output / "phase_1")
+    forger.relabel("TRAIN.LR", 2e-3)
+    forger.write()
+    assert reproduce() == (1, "differs")
+
+
+def test_a_published_run_is_audited_and_reproduced(resumed: Path, demo_data: Path, tmp_path: Path) -> None:
+    output, hub = Path(shutil.copytree(resumed, tmp_path / "output")), Hub().start()
+    on_hub = {"HF_REPO": "me/run", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_writewritewritewrite"}
+    with start(environment(output, demo_data, **on_hub), "upload", "--once") as running:
+        assert running.end().code == 0
+    reader = {**on_hub, "HF_REPO": "", "HF_TOKEN": "hf_readreadreadreadread"}
+    elsewhere = environment(tmp_path / "elsewhere", demo_data, **reader)
+    for words, expected in (
+        (["audit", "hf://me/run", "--steps", "2"], (0, "confirmed")),
+        (["audit", f"hf://me/run@{hub.repos['me/run'].commits[-1][0]}/phase_2"], (0, "confirmed")),
+        (["reproduce", "hf://me/run/phase_1"], (0, "identical")),
+    ):
+        with start(elsewhere, *words) as running:
+            assert verdict(running.end()) == expected
+    for address in ("hf://me", "hf://me/other", "hf://me/run@0000000000000000000000000000000000000000"):
+        with start(elsewhere, "audit", address) as running:
+            assert running.end().code == 2
+    hub.stop()
+
+
+def zeroed(data: bytearray) -> bytearray:
+    return bytearray(len(data))
+
+
+def flipped(data: bytearray) -> bytearray:
+    data[len(data) // 2] ^= 1
+    return data
+
+
+def swap_epochs(forger: Forger) -> None:
+    forger.epochs[2].tensors, forger.epochs[3].tensors = forger.epochs[3].tensors, forger.epochs[2].tensors
+
+
+FORGERIES: dict[str, tuple[Callable[[Forger], None], int, str]] = {
+    "weights zeroed from an epoch on": (lambda one: one.weights(2, 3, zeroed), 2, "state (model)"),
+    "one bit of each tensor at the end": (lambda one: one.weights(3, 3, flipped), 3, "state (model)"),
+    "the optimizer's moments": (lambda one: one.weights(2, 2, zeroed, "optimizer/"), 2, "state (optimizer)"),
+    "a lower loss everywhere": (lambda one: one.scale("loss", 2, 0.5), 2, "forward (loss)"),
+    "a higher IoU everywhere": (lambda one: one.scale("iou", 3, 1.5), 3, "forward (iou)"),
+    "epochs exchanged": (swap_epochs, 2, "state (model)"),
+    "another learning rate": (lambda one: one.relabel("TRAIN.LR", 2e-3), 1, "optimizer (lr)"),
+    "another seed": (lambda one: one.relabel("TRAIN.SEED", 7), 1, "samples (checksum)"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_that_is_consistent_is_refuted_where_it_begins(name: str, output: Path, demo_data: Path) -> None:
+    forge, epoch, quantity = FORGERIES[name]
+    forger = Forger(output / "phase_1")
+    forge(forger)
+    forger.write()
+    assert inconsistencies(output / "phase_1") == []
+    assert verdict(audit(output, demo_data, "--epochs", "all")) == (1, "refuted")
+    found = [one.difference for one in certificate(output).segments if one.difference is not None]
+    assert (found[0].epoch, found[0].quantity) == (epoch, quantity)
+
+
+def test_frames_replaced_by_others_of_their_size_are_other_samples(demo_data: Path, tmp_path: Path) -> None:
+    data, output = Path(shutil.copytree(demo_data, tmp_path / "data")), tmp_path / "output"
+    for folder in data.glob("demo/*/*/img"):
+        frames = sorted(folder.glob("*.jpg"), key=lambda path: path.stat().st_size)
+        smallest = frames[0].read_bytes()
+        for frame in frames[1:]:
+            room = frame.stat().st_size - len(smallest)
+            if room >= 4:  # of a JPEG comment after the start of the image
+                comment = b"\xff\xfe" + (room - 2).to_bytes(2, "big") + bytes(room - 4)
+                frame.write_bytes(smallest[:2] + comment + smallest[2:])
+    completed(environment(output, data, EPOCHS=1))
+    assert verdict(audit(output, demo_data)) == (1, "refuted")
+    (segment,) = certificate(output).segments
+    assert segment.difference is not None and segment.difference.quantity == "samples (checksum)"
+
+
+def test_a_copy_is_not_a_second_run(output: Path) -> None:
+    shutil.copytree(output / "phase_1", output / "phase_2")
+    assert copies(output / "phase_1", output / "phase_2")
+    assert inconsistencies(output / "phase_2")
