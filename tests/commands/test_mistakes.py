@@ -74,7 +74,7 @@ def code_of(words: str) -> int:
 
 
 @pytest.mark.parametrize(("words", "variables", "code", "named"), MISTAKES)
-def test_a_mistake_ends_with_code_2_and_says_what_was_meant(
+def test_a_mistake_ends_with_code_2_and_states_what_was_meant(
     words: str, variables: dict[str, str], code: str, named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     os.environ.update(variables)
