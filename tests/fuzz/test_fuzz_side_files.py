@@ -50,7 +50,7 @@ def start_again(output: Path) -> int:
     digest = json.loads((output / "phase_2" / "dataset.json").read_text())["digest"]
     try:
         start = find_run(settings, config, digest, STEPS_PER_EPOCH)
-        RunLog(output / "phase_1" / "logs", phase=1, resume_step=start.step, writes=True).close()
+        RunLog(output / "phase_1" / "logs", phase=1, epochs=3, resume_step=start.step, writes=True).close()
     except UserError:
         return 2
     except RunError:
