@@ -6,6 +6,7 @@ Knows matplotlib and nothing of what is drawn. Needs no display and no torch.
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,29 +16,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PHASE_COLOURS = {"phase_1": "#1f5fa8", "phase_2": "#d1602b"}  # a colour is a phase, in every plot
+NEUTRAL = "#777777"  # of baselines and whatever else belongs to no phase
+_DPI = 160
 
-def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (8.0, 4.8)) -> tuple[Figure, list[Axes]]:
+
+def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (6.4, 4.2)) -> tuple[Figure, list[Axes]]:
     """A figure with `rows` axes below one another: light grid, no frame on top and right.
 
     Args:
-        title: above the axes, or above all of them where there are several.
+        title: above the axes, wrapped as the label is.
         x: label of the horizontal axis; "Epoch" has whole numbers only.
-        size: width and height in inches, of 110 pixels each once it is saved.
+        size: width and height in inches, of 160 pixels each once it is saved.
     """
-    from matplotlib.figure import Figure  # here: a training run's first step need not wait until it is loaded
+    import matplotlib  # here: a training run's first step need not wait until it is loaded
+    from matplotlib.figure import Figure  # as above
 
+    matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a class or a device is a dollar
     figure = Figure(figsize=size, layout="constrained")
     axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
     for one in axes:
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
-        one.set_xlabel(x)
+        one.set_xlabel(textwrap.fill(x, 48))
         if x == "Epoch":
             one.locator_params(axis="x", integer=True)
-    if rows == 1:
-        axes[0].set_title(title)
-    else:
-        figure.suptitle(title)
+    title = "\n".join(textwrap.fill(line, round(9.5 * size[0])) for line in title.splitlines())
+    figure.suptitle(title, fontsize=11)  # over the figure, for axes next to long names leave no room for it
     return figure, axes
 
 
@@ -49,5 +54,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     buffer = io.BytesIO()
     # No date and no version in the file: equal numbers give equal bytes.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     write_atomic(path, buffer.getvalue())

@@ -31,8 +31,11 @@ SUPERSEDED = "superseded"
 METRICS_FILE = "metrics.jsonl"
 DAMAGED_METRICS_FILE = "metrics-damaged.jsonl"
 TENSORBOARD = "tensorboard"
+# In `plots`.
+SAMPLES_FILE = "samples.png"
 # In `evaluation`.
 EVALUATION_FILE = "evaluation.json"
+TRACKING_FILE = "tracking.png"  # in its `plots`
 # In the output folder.
 COMPARISON = "comparison"
 CERTIFICATE_FILE = "certificate.json"

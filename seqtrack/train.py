@@ -9,6 +9,7 @@ import logging
 from seqtrack.checkpoints.resume_point import write_run
 from seqtrack.checkpoints.side_files import Manifest
 from seqtrack.config.environment import Environment
+from seqtrack.config.loader import flat_values
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
 from seqtrack.errors import STOPPED_EXIT_CODE
@@ -75,6 +76,8 @@ def train(environment: Environment, config: Config) -> int:
                 resume_step=start.step,
                 writes=distributed.is_main,
             )
+            if distributed.is_main:
+                log.settings, log.samples = flat_values(config), run_metadata.draw_samples(folder, loader.dataset)
             writers.enter_context(contextlib.closing(log))
             plots = writers.enter_context(contextlib.closing(PhasePlots(folder)))
             checkpointer = Checkpointer(folder / CHECKPOINTS, parent_sha256=start.parent_sha256)

@@ -21,13 +21,13 @@ from seqtrack.data.sources import SOURCES, Source, describe, open_source
 from seqtrack.device import choose_device
 from seqtrack.errors import UserError
 from seqtrack.evaluation.metrics import CONVENTIONS
-from seqtrack.evaluation.plots import draw_plots
+from seqtrack.evaluation.plots import best_epoch, draw_plots, draw_tracking
 from seqtrack.evaluation.results import TrackerResult, choose, read_results, score_tracker, static_box_result
 from seqtrack.evaluation.run import track_sequences
 from seqtrack.evaluation.tables import evaluation_record, summary_table, write_tables, write_tracks
 from seqtrack.model.build import build_model
 from seqtrack.parsing import split_commas
-from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS
+from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         (target / PLOTS).mkdir(parents=True, exist_ok=True)
         plots = draw_plots(record, target / PLOTS)
+        if args.annotations is None and (best := best_epoch(record)) is not None:
+            plots.append(TRACKING_FILE)
+            drawn = next(one for one in results if one.record.name == best.name)
+            draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
         for result in results:
             if result.record.kind in ("checkpoint", "untrained"):
                 write_tracks(result, target / "boxes")

@@ -105,7 +105,7 @@ class BatchLoader:
     ) -> None:
         self.steps_per_epoch = -(-samples_per_epoch // batch_size_global)
         self.samples_per_epoch = samples_per_epoch
-        self._dataset, self._batch_size = dataset, batch_size_global
+        self.dataset, self._batch_size = dataset, batch_size_global
         self._world_size, self._rank, self._num_workers, self._pin = world_size, rank, num_workers, pin
         spec, size = dataset.spec, -(-batch_size_global // world_size)
         search = (size, 3, spec.search_size, spec.search_size)
@@ -199,7 +199,7 @@ class BatchLoader:
         """Write the samples of a shard into a buffer."""
         buffer = self._buffers[number]
         for place, index in enumerate(self._shard(step)[0]):
-            sample = self._dataset.sample(epoch, index)
+            sample = self.dataset.sample(epoch, index)
             for name, array in {**vars(sample), "boxes": sample.box}.items():
                 if name in _FIELDS:
                     buffer[name][0, place] = array

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.data import Image
 from seqtrack.data.dataset import Sample
 from seqtrack.errors import UserError
@@ -14,17 +15,20 @@ _HEIGHT, _GAP, _TEXT_HEIGHT = 192, 6, 16  # pixels
 _BOX_BGR = (80, 255, 80)
 
 
-def write_preview(path: Path, samples: ListOf[Sample]) -> None:
-    """Write a PNG with a row per sample: templates, search region with the box drawn in, and where they are from.
+def write_preview(path: Path, samples: ListOf[Sample], *, columns: int = 1) -> None:
+    """Write a PNG with, per sample, templates, search region with the box drawn in, and where they are from.
 
     Raises:
         UserError: the file cannot be written, or the image is too large.
     """
-    written, data = cv2.imencode(".png", np.vstack([_row(sample) for sample in samples]))
+    rows = [np.pad(_row(sample), ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for sample in samples]
+    rows += [np.full_like(rows[0], 255)] * (-len(rows) % columns)
+    canvas = np.vstack([np.hstack(rows[first : first + columns]) for first in range(0, len(rows), columns)])
+    written, data = cv2.imencode(".png", canvas)
     if not written:
         raise UserError(f"{path}: an image of {len(samples)} samples is too large; use fewer", "data.option")
     try:
-        path.write_bytes(data.tobytes())
+        write_atomic(path, data.tobytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})", "data.output") from error
 

@@ -1,26 +1,32 @@
-"""Curves and bars of an evaluation. Needs no display.
+"""Curves, bars and pictures of an evaluation. Needs no display.
 
-Epochs run from dark to bright in one colour scale, baselines are grey and dashed, other trackers have own colours,
-so that a plot of ten epochs and two trackers can still be read.
+A colour is a phase: the epochs of a run have its colour, the best and the last marked, the others pale; baselines
+are grey and dashed, other trackers have own colours, so that a plot of ten epochs and two trackers can still be read.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.typing import ColorType
+from matplotlib.patches import Rectangle
 
 from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
 from seqtrack.evaluation.metrics import METRICS
+from seqtrack.evaluation.results import TrackerResult
 from seqtrack.evaluation.tables import main_tracker
-from seqtrack.plotting import new_axes, save_figure
+from seqtrack.plotting import NEUTRAL, PHASE_COLOURS, new_axes, save_figure
 
-_COLOURS = ("#1f5fa8", "#d1602b", "#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")
+if TYPE_CHECKING:
+    from seqtrack.data.sequence import Sequence as Video
+
+_OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
 _LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":"}
+_MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
 _MAX_BARS = 24  # further classes are only in the tables
+_PICTURES = 5  # frames of a sequence that are shown
 # Curve: title, axis, key of its thresholds, and the metric that is read from it and sorts the legend.
 _CURVES = {
     "success": ("Success", "IoU threshold", "success", "auc"),
@@ -39,16 +45,16 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     kind = " (synthetic)" if conditions.get("synthetic") else ""
     place = f"{conditions.get('dataset') or 'annotations'}{kind} {conditions.get('split') or ''}".strip()
     place = f"{place}, {len(record.sequences)} sequences"
-    colours = _colours(trackers)
+    colours = _colours(record)
     figures = {}
-    epochs = [one for one in trackers if one.kind == "checkpoint"]
+    epochs = _checkpoints(record)
     if len(epochs) > 1:
         lines = {METRICS[name].heading: [_value(one.mean, name) for one in epochs] for name in METRICS}
         others = [one for one in trackers if one.kind != "checkpoint"]
-        figures["epochs"] = _epochs(f"Tracking by epoch: {place}", epochs, lines, others)
-        if 1 < len(main.classes) <= len(_COLOURS):
+        figures["epochs"] = _epochs(f"Tracking by epoch: {place}", record, lines, others)
+        if 1 < len(main.classes) <= len(_MARKERS):
             lines = {name: [_value(one.classes[name]) for one in epochs] for name in main.classes}
-            figures["epochs_by_class"] = _epochs(f"AUC by class and epoch: {place}", epochs, lines, [])
+            figures["epochs_by_class"] = _epochs(f"AUC by class and epoch: {place}", record, lines, [])
     figures |= {name: _curve(record, name, place, colours) for name in _CURVES}
     if len(main.classes) > 1:
         # Of the epochs only the last, and of very many classes those with its lowest AUC: more could not be read.
@@ -58,12 +64,9 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
         bars = {one.name: [_value(one.classes[name]) for name in names] for one in shown}
         shades = [colours[one.name] for one in shown]
         figures["classes"] = _bars(f"AUC by class{few}\n{place}", "AUC (percent)", names, bars, shades)
-    if measured := {one.name: fps for one in trackers if (fps := one.mean["fps"]) is not None}:
-        x = f"tracker only, without reading images; up to {conditions.get('concurrent')} sequences at once"
-        title = f"Frames per second on {conditions.get('device') or ''}: {place}"
-        figures["fps"] = _bars(
-            title, x, [*measured], {"": [*measured.values()]}, [[colours[name] for name in measured]]
-        )
+    if measured := [one for one in epochs if one.mean["fps"] is not None]:
+        title = f"Speed on {conditions.get('device')}, up to {conditions.get('concurrent')} sequences at once"
+        figures["fps"] = _speed(f"{title}\n(one network, measured {len(measured)} times)", measured, colours[main.name])
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     return [f"{name}.png" for name in figures]
@@ -73,55 +76,116 @@ def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
     return metrics[name] or 0.0
 
 
-def _colours(trackers: Sequence[EvaluatedTracker]) -> dict[str, ColorType]:
+def best_epoch(record: EvaluationRecord) -> EvaluatedTracker | None:
+    """The checkpoint with the highest AUC; None without one."""
+    return max(_checkpoints(record), key=lambda one: _value(one.mean), default=None)
+
+
+def _checkpoints(record: EvaluationRecord) -> list[EvaluatedTracker]:
+    return [one for one in record.trackers if one.kind == "checkpoint"]
+
+
+def _colours(record: EvaluationRecord) -> dict[str, str]:
     """Colour by tracker name."""
-    epochs = [one.name for one in trackers if one.kind == "checkpoint"]
-    others = [one.name for one in trackers if one.kind == "results"]
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(epochs)))
-    colours = dict(zip(epochs, shades, strict=True))
-    colours |= {name: _COLOURS[1:][place % (len(_COLOURS) - 1)] for place, name in enumerate(others)}
-    return {one.name: colours.get(one.name, "#777777") for one in trackers}
+    run = PHASE_COLOURS.get(str(record.conditions.get("run")), PHASE_COLOURS["phase_1"])
+    colours = {one.name: run if one.kind == "checkpoint" else NEUTRAL for one in record.trackers}
+    others = [one.name for one in record.trackers if one.kind == "results"]
+    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind == "still"}
+    return colours | {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
 
 
-def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str, ColorType]) -> Figure:
+def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str, str]) -> Figure:
     title, axis, thresholds_key, metric = _CURVES[name]
-    thresholds = record.thresholds[thresholds_key]
+    thresholds, best, last = record.thresholds[thresholds_key], best_epoch(record), main_tracker(record)
     figure, (axes,) = new_axes(f"{title}: {place}", axis)
+    pale = "other epochs"
     for one in sorted(record.trackers, key=lambda one: -_value(one.mean, metric)):  # the best first, as in LaSOT's
-        label = f"{one.name} [{_value(one.mean, metric):.1f}]"
-        axes.plot(thresholds, one.curves[name], _LINES[one.kind], label=label, color=colours[one.name])
+        label, line, width, alpha = f"{one.name} [{_value(one.mean, metric):.1f}]", _LINES[one.kind], 1.6, 1.0
+        if one is best:
+            label, width = f"{label}, best AUC", 2.8
+        elif one.kind == "checkpoint" and one is last:
+            label, line = f"{label}, last", "--"
+        elif one.kind == "checkpoint":
+            label, pale, width, alpha = pale, "", 0.9, 0.35
+        axes.plot(thresholds, one.curves[name], line, label=label, color=(colours[one.name], alpha), linewidth=width)
     axes.set_xlim(thresholds[0], thresholds[-1])
+    axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=METRICS[metric].heading)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2, title=METRICS[metric].heading)
     return figure
 
 
 def _epochs(
-    title: str, epochs: Sequence[EvaluatedTracker], lines: Mapping[str, list[float]], others: Sequence[EvaluatedTracker]
+    title: str, record: EvaluationRecord, lines: Mapping[str, list[float]], others: Sequence[EvaluatedTracker]
 ) -> Figure:
-    """Percent over epochs, one line per name, and the AUC of other trackers as horizontal lines."""
+    """Percent over epochs, one line per name, the best AUC marked, and that of other trackers as horizontal lines."""
     figure, (axes,) = new_axes(title, "Epoch")
-    for (name, values), colour in zip(lines.items(), _COLOURS, strict=False):
-        axes.plot([one.epoch or 0 for one in epochs], values, ".-", label=name, color=colour)
+    colours, best = _colours(record), best_epoch(record)
+    at, colour = [one.epoch or 0 for one in _checkpoints(record)], colours[best.name] if best else NEUTRAL
+    for place, ((name, values), marker) in enumerate(zip(lines.items(), _MARKERS, strict=False)):
+        first = name == METRICS["auc"].heading
+        axes.plot(
+            at, values, marker=marker, label=name, color=colour, alpha=1.0 if first else 0.5,
+            linewidth=2.2 if first else 1.0, markersize=4, linestyle=("-", "--", "-.", ":")[place % 4],
+        )  # fmt: skip
+    if best:
+        axes.axvline(best.epoch or 0, color=colour, alpha=0.25, linewidth=6, label=f"best AUC: epoch {best.epoch}")
     for one in others:
-        axes.axhline(_value(one.mean), color="#777777", linestyle=_LINES[one.kind], label=f"AUC, {one.name}")
+        axes.axhline(_value(one.mean), color=colours[one.name], ls=_LINES[one.kind], label=f"AUC, {one.name}")
     axes.set_ylabel("percent")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     return figure
+
+
+def _speed(title: str, epochs: Sequence[EvaluatedTracker], colour: str) -> Figure:
+    """Frames per second by epoch. All epochs are one network, so that the spread is the measurement's, and shown so."""
+    figure, (axes,) = new_axes(title, "Epoch")
+    speeds = [_value(one.mean, "fps") for one in epochs]
+    axes.plot([one.epoch or 0 for one in epochs], speeds, "o", color=colour, label="an epoch's checkpoint")
+    axes.axhline(float(np.median(speeds)), color=colour, label=f"median {np.median(speeds):.0f}")
+    low, high = min(speeds), max(speeds)
+    axes.axhspan(low, high, color=colour, alpha=0.12, label=f"spread of the measurement: {low:.0f} to {high:.0f}")
+    axes.set_ylabel("frames per second, without reading images")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
+    return figure
+
+
+def draw_tracking(result: TrackerResult, sequences: "Sequence[Video]", path: Path) -> None:
+    """A picture of a tracker at work: frames of the sequences with its highest, median and lowest AUC."""
+    from seqtrack.data.decode import read_image  # deferred: a report, which draws the plots too, needs no OpenCV
+
+    ranked = sorted(sequences, key=lambda one: _value(result.record.sequences[one.name]))
+    shown = list({place: ranked[place] for place in (len(ranked) - 1, len(ranked) // 2, 0)}.values())
+    figure = Figure(figsize=(2.0 * _PICTURES, 1.75 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), _PICTURES, squeeze=False)
+    for row, one in zip(axes, shown, strict=True):
+        boxes = result.tracks[one.name].boxes_xywh
+        for place, index in zip(row, np.linspace(0, one.num_frames - 1, _PICTURES).round().astype(int), strict=True):
+            image = read_image(one.frame_path(index))[..., ::-1]
+            place.imshow(image)
+            for (x, y, w, h), colour, thick in ((boxes[index], "#ffc400", 2), (one.boxes_xywh[index], "white", 1)):
+                place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="black", linewidth=thick + 1.5))
+                place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=thick))
+            place.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
+            place.set_title(f"frame {index + 1}" + (", absent" if one.absent[index] else ""), fontsize=8)
+        row[0].set_ylabel(f"{one.name[:24]}\nAUC {_value(result.record.sequences[one.name]):.1f}", fontsize=9)
+    figure.suptitle(f"{result.record.name}: yellow, its box; white, the annotation", fontsize=11)
+    save_figure(figure, path)
 
 
 def _bars(title: str, x: str, rows: Sequence[str], series: Mapping[str, list[float]], colours: Sequence[Any]) -> Figure:
     """Horizontal bars: in each row one per series."""
-    figure, (axes,) = new_axes(title, x, size=(8.0, max(2.4, 1.6 + (0.16 * len(series) + 0.12) * len(rows))))
+    figure, (axes,) = new_axes(title, x, size=(6.4, max(2.4, 1.6 + (0.16 * len(series) + 0.12) * len(rows))))
     thickness = 0.8 / len(series)
     for place, (name, values) in enumerate(series.items()):
         y = np.arange(len(rows)) + (place - (len(series) - 1) / 2) * thickness
         bars = axes.barh(y, values, thickness, color=colours[place], label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row, 20) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     if len(series) > 1:
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     return figure

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, metrics_records
-from seqtrack.plotting import new_axes, save_figure
+from seqtrack.plotting import NEUTRAL, PHASE_COLOURS, new_axes, save_figure
 from seqtrack.run_dir import PHASES, PLOTS, metrics_path
 
 logger = logging.getLogger(__name__)
 
-COLOURS = ("#1f5fa8", "#d1602b")  # of the first and the second run or phase
-_LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU (teacher-forced)"}
+_LABELS = {"loss": "Loss (cross-entropy)", "iou": "IoU of training samples (teacher-forced)"}
 _MARKED_EPOCHS = 60  # with more, markers would hide the line
 _GROUPS = 2000  # more points than a plot of 900 pixels can show
 
@@ -33,11 +32,11 @@ Curves = dict[str, Line]
 
 def read_curves(run: Path) -> Curves:
     """The curves of a run's records: "loss" and "iou" of every epoch, "interval_loss" and "interval_iou" of every
-    interval; empty without records. Epoch e covers e - 0.5 to e + 0.5."""
+    interval; empty without records. Epoch e begins at e - 1 and ends at e."""
     found: dict[str, tuple[array[float], array[float]]] = {}
     for record in metrics_records(metrics_path(run)):
         if isinstance(record, IntervalRecord):
-            at, names = record.epoch - 0.5 + record.sample / record.samples, ("interval_loss", "interval_iou")
+            at, names = record.epoch - 1 + record.sample / record.samples, ("interval_loss", "interval_iou")
         elif isinstance(record, EpochRecord):
             at, names = record.epoch, ("loss", "iou")
         else:
@@ -59,42 +58,48 @@ def thin_out(positions: NDArray[np.float64], values: NDArray[np.float64]) -> Lin
     return np.repeat(positions[starts], 2), extremes.ravel()
 
 
-def _plot(runs: Sequence[tuple[str, Curves]], names: Sequence[str], title: str, path: Path) -> None:
-    """Draw "loss", "iou" or both, below one another, of one or two named runs."""
+def _plot(runs: Sequence[tuple[str, Curves]], name: str, title: str, path: Path) -> Path:
+    """Draw "loss" or "iou" of one or two named runs."""
     nothing = np.empty(0), np.empty(0)
-    figure, axes = new_axes(title, "Epoch", rows=len(names), size=(8.0, 1.0 + 3.8 * len(names)))
-    for one, name in zip(axes, names, strict=True):
-        for place, (run, curves) in enumerate(runs):
-            second = place == 1 or run == PHASES[1]
-            intervals, epochs = curves.get(f"interval_{name}", nothing), curves.get(name, nothing)
-            one.plot(*intervals, color=COLOURS[second], alpha=0.35, linewidth=0.8, label=f"{run}, every interval")
-            style = ("--" if second else "-") + (("x" if second else "o") if len(epochs[0]) <= _MARKED_EPOCHS else "")
-            one.plot(*epochs, style, color=COLOURS[second], linewidth=1.8, markersize=5, label=f"{run}, epoch's mean")
-        one.set_ylabel(_LABELS[name])
-        one.legend(frameon=False, fontsize=8)
-        if name == "iou":
-            one.set_ylim(bottom=0)
+    figure, (axes,) = new_axes(title, "Epoch")
+    for place, (run, curves) in enumerate(runs):
+        second = place == 1 or run == PHASES[1]
+        colour = PHASE_COLOURS[PHASES[second]]
+        axes.plot(*curves.get(f"interval_{name}", nothing), color=colour, alpha=0.45, linewidth=0.9, zorder=1)
+        epochs = curves.get(name, nothing)
+        style = ("--" if second else "-") + (("x" if second else "o") if len(epochs[0]) <= _MARKED_EPOCHS else "")
+        axes.plot(*epochs, style, color=colour, linewidth=1.8, markersize=5, label=f"{run}, epoch's mean")
+    axes.plot(*nothing, color=NEUTRAL, linewidth=0.9, label="pale: every interval")
+    axes.set_ylabel(_LABELS[name])
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_xlim(left=0)
+    if name == "iou":
+        axes.set_ylim(bottom=0)
     save_figure(figure, path)
+    return path
 
 
-def plot_phase(folder: Path) -> None:
+def plot_phase(folder: Path) -> list[Path]:
     """Draw `plots/<phase>_loss.png` and `plots/<phase>_iou.png` of one run, unless it has no records yet.
+
+    Returns:
+        the files drawn.
 
     Raises:
         OSError: a plot cannot be written; it is named.
     """
-    if curves := read_curves(folder):
-        (folder / PLOTS).mkdir(exist_ok=True)
-        for name in _LABELS:
-            _plot([(folder.name, curves)], [name], folder.name, folder / PLOTS / f"{folder.name}_{name}.png")
+    if not (curves := read_curves(folder)):
+        return []
+    target, runs = folder / PLOTS / f"{folder.name}_loss.png", [(folder.name, curves)]
+    target.parent.mkdir(exist_ok=True)
+    return [_plot(runs, name, folder.name, target.with_stem(f"{folder.name}_{name}")) for name in _LABELS]
 
 
-def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> None:
-    """`loss_comparison.png`, `iou_comparison.png`, and both as `training_comparison.png`, titled with the verdict."""
+def plot_comparison(folders: Sequence[Path], target: Path, *, verdict: str) -> list[Path]:
+    """Draw `loss_comparison.png` and `iou_comparison.png`, titled with the verdict; returns their paths."""
     runs = [(folder.name, read_curves(folder)) for folder in folders]
     title = f"{' and '.join(name for name, _ in runs)}: {verdict}"
-    for file, names in {"loss": ["loss"], "iou": ["iou"], "training": ["loss", "iou"]}.items():
-        _plot(runs, names, title, target / f"{file}_comparison.png")
+    return [_plot(runs, name, title, target / f"{name}_comparison.png") for name in _LABELS]
 
 
 class PhasePlots:

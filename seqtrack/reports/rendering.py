@@ -9,11 +9,13 @@ import base64
 import itertools
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import jinja2
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup
+from markupsafe import escape as escape_html
 
 from seqtrack.markdown import code, code_block, escape, number, table
 from seqtrack.runtime.metrics_log import clock
@@ -29,6 +31,9 @@ def _environment(**options: object) -> jinja2.Environment:
 _HTML, _MARKDOWN = _environment(autoescape=True), _environment(finalize=escape)
 _MARKDOWN.globals |= {"table": table, "code_block": code_block}
 _MARKDOWN.filters |= {"clock": clock, "code": code, "number": number, "percent": lambda share: f"{100 * share:.1f} %"}
+# The folders of another machine, or of this one, say nothing to a reader; a path ends in what it names.
+_FOLDERS = re.compile(r"(?<![\w./])/(?:(?:[^\s/:,;]+/)*?(?=phase_[12]\b)|(?:[^\s/:,;]+/)*(?=[^\s/:,;]))")
+_MARKDOWN.filters["local"] = lambda text: _FOLDERS.sub("", text)
 _MARKDOWN.filters["listed"] = lambda value: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -36,6 +41,27 @@ def render_markdown(template: str, **values: object) -> str:
     """The text of a `*.md.j2` template."""
     text = _MARKDOWN.get_template(template).render(values)
     return re.sub(r"\n{3,}", "\n\n", text)  # the blank lines around what a template leaves out
+
+
+_VERDICTS = ("identical", "differs", "confirmed", "refuted", "undecided")
+
+
+def _code(self: object, tokens: list[Token], index: int, options: object, env: object) -> str:
+    """A digest by its first digits, the whole one where the pointer rests on it; other names may break at their dots,
+    underscores and slashes."""
+    text = tokens[index].content
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return f'<code title="{text}">{text[:12]}</code>'
+    return "<code>" + re.sub(r"(?<=\w)([._/])(?=\w)", r"\1<wbr>", str(escape_html(text))) + "</code>"
+
+
+def _is_safe(address: str) -> bool:
+    """Whether a link may lead there: a relative path, or a host by https."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return bool(parts.netloc) if parts.scheme == "https" else not (parts.scheme or parts.netloc or address[:1] == "/")
 
 
 def report_page(markdown: str, folder: Path) -> str:
@@ -49,6 +75,8 @@ def report_page(markdown: str, folder: Path) -> str:
         OSError: an image cannot be read.
     """
     reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    reader.add_render_rule("code_inline", _code)
+    reader.validateLink = _is_safe  # type: ignore[method-assign, assignment]
     tokens = reader.parse(markdown)
     title, contents = "Report", []
     for token, inline in itertools.pairwise(tokens):
@@ -59,15 +87,17 @@ def report_page(markdown: str, folder: Path) -> str:
         elif token.type == "heading_open" and token.tag == "h2":
             anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
             token.attrSet("id", anchor)
-            contents.append((anchor, re.sub(r"^\d+\. ", "", text)))
+            contents.append((anchor, text))
         elif token.type == "paragraph_open" and all(child.type in ("image", "softbreak") for child in children):
             token.attrSet("class", "plots")
-        for child in children:
+        for child, inside in itertools.pairwise([*children, inline]):
+            if child.type == "strong_open" and inside.content in _VERDICTS:
+                child.attrSet("class", f"verdict {inside.content}")
             if child.type == "image":
                 data = (folder / unquote(str(child.attrs["src"]))).read_bytes()
                 child.attrSet("src", "data:image/png;base64," + base64.b64encode(data).decode("ascii"))
     html = reader.renderer.render(tokens, reader.options, {})
     html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    heading, end, body = html.partition("</h1>")
-    values = {"title": title, "contents": contents, "heading": Markup(heading + end), "body": Markup(body.strip())}
+    lead, heading, body = html.partition("<h2")
+    values = {"title": title, "contents": contents, "lead": Markup(lead), "body": Markup(heading + body)}
     return _HTML.get_template("page.html.j2").render(values)

@@ -13,7 +13,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from seqtrack.checkpoints.safetensors_io import sha256_file, write_atomic
+from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atomic
 from seqtrack.checkpoints.side_files import EnvironmentRecord, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.errors import UserError
@@ -23,10 +23,13 @@ from seqtrack.reports.rendering import render_markdown
 from seqtrack.reports.requirements import REQUIREMENTS, find
 from seqtrack.reports.run_files import OutputFiles
 from seqtrack.run_dir import CERTIFICATE_FILE, COMPARISON, PHASES
+from seqtrack.runtime.metrics_log import RATE_NAMES
 from seqtrack.uploads.state import VerifiedFile
 
 # Folders of many small files, which the table of uploads lists in one row each.
 _GROUPED = re.compile(r".*/(?:evaluation/boxes|logs/tensorboard)/")
+_FACTS = {"lock_sha256": "lock of the packages (sha256)", "cpu": "CPU", "cpu_count": "CPU cores", "tf32": "TF32"}
+_FACTS |= {"world_size": "processes", "threads": "threads per process", "cpu_capability": "CPU instructions"}
 # A member is a text such as "Ada Lovelace, 12345", or a mapping whose values are joined to one.
 _Person = Annotated[
     str, BeforeValidator(lambda one: ", ".join(map(str, one.values())) if isinstance(one, dict) else one)
@@ -92,6 +95,7 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         return Path(os.path.relpath(path, place)).as_posix()
 
     certificate = files.folder / COMPARISON / CERTIFICATE_FILE
+    pictures = [path for phase in files.phases for path in phase.plots]
     by_name = {phase.name: phase for phase in files.phases}
     return render_markdown(
         "report.md.j2",
@@ -99,13 +103,16 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         phases={name: by_name.get(name) for name in PHASES},
         team=team,
         team_rows=_team_rows(team),
-        environment_rows=_environment_rows(files),
+        date=utc_now()[:10],
+        main_plots=files.comparison_plots or pictures[:2],
+        environment=_environment_rows(files),
         functions={requirement: map(find, names) for requirement, names in REQUIREMENTS.items()},
         certificate_link=Markdown(f"[`certificate.json`]({link(certificate)})"),
         certificate_sha256=sha256_file(certificate) if files.certificate else None,
         upload_rows=_upload_rows(files.uploads.files) if files.uploads else [],
         headings={key: HEADINGS[key] for key in COLUMNS},
         authors="seqtrack_b256",
+        rate_names=RATE_NAMES,
         load_config=load_config,
         compare_configs=compare_configs,
         config_digest=config_digest,
@@ -123,17 +130,26 @@ def _team_rows(team: Team) -> list[tuple[str, str]]:
     return [(name, Markdown(f"<{text}>") if address.fullmatch(text) else text) for name, text in rows if text]
 
 
-def _environment_rows(files: OutputFiles) -> list[list[object]]:
-    """A heading and rows with one column per phase, so that a difference between them is visible."""
+def _environment_rows(files: OutputFiles) -> tuple[list[str], list[list[object]], list[list[object]]]:
+    """Names of the phases; rows of what they share, with one value; rows of what differs, with one per phase."""
     columns = {phase.name: _facts(phase.environment) for phase in files.phases if phase.environment}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     rows = [[name, *(column.get(name) for column in columns.values())] for name in names]
-    return [["", *columns], *(row for row in rows if any(row[1:]))] if columns else []
+    rows = [row for row in rows if any(value is not None for value in row[1:])]
+    same = [row[:2] for row in rows if all(value == row[1] for value in row[2:])]
+    return [*columns], same, [row for row in rows if any(value != row[1] for value in row[2:])]
 
 
 def _facts(record: EnvironmentRecord) -> Mapping[str, object]:
-    own = record.model_dump(exclude={"fingerprint", "versions"})
-    facts = {name.replace("_", " "): value for name, value in [*own.items(), *sorted(record.fingerprint.items())]}
+    own = {**record.model_dump(exclude={"fingerprint", "versions"}), **dict(sorted(record.fingerprint.items()))}
+    facts: dict[str, object] = {}
+    for name, value in own.items():
+        shown: object = code(value) if name == "lock_sha256" else value
+        if isinstance(value, bool):
+            shown = "yes" if value else "no"
+        elif name.endswith("_bytes") and value is not None:
+            shown = f"{value / 2**30:.1f} GiB"
+        facts[_FACTS.get(name, name.replace("_", " ").removesuffix(" bytes"))] = shown
     return facts | {f"package {name}": version for name, version in sorted(record.versions.items())}
 
 

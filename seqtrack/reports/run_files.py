@@ -1,4 +1,8 @@
-"""Read the files of an output folder for report and card. A missing file is `None` or empty. Needs no torch."""
+"""Read the files of an output folder for report and card. A missing file is `None` or empty. Needs no torch.
+
+What is derived (plots, certificate, evaluation, audit) is drawn again from the records, or used only while it belongs
+to them.
+"""
 
 import logging
 from pathlib import Path
@@ -9,20 +13,18 @@ from seqtrack.checkpoints.side_files import read_side_file
 from seqtrack.checkpoints.store import list_checkpoints
 from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
+from seqtrack.evaluation.plots import draw_plots
+from seqtrack.reports.plots import plot_comparison, plot_phase
 from seqtrack.uploads.state import read_state
 
 logger = logging.getLogger(__name__)
-
-_RESUME_WORDS = ("resumes after step", "starts from", "guarantee", "stopped on request", "moved aside",
-                 "first difference")  # fmt: skip
-_FIRST_PLOTS = ("epochs", "epochs_by_class", "success", "precision", "norm_precision")
 
 
 class RunFiles:
     """One phase's folder: the content of each file; None or empty where there is no such file.
 
-    `resume_lines` are the log lines about interruption and resumption, with file name and line number;
-    `evaluation_plots` are those over the epochs first, then curves, then bars; `last_result` is the last checkpoint's.
+    `evaluation_plots` are those over the epochs first, then curves, then bars; `last_result` is the last checkpoint's;
+    `samples` and `tracking` are pictures, each a list of one or none.
 
     Raises:
         UserError: an invalid file.
@@ -35,7 +37,12 @@ class RunFiles:
         self.dataset = read_side_file(folder / run_dir.DATASET_FILE, side_files.DatasetRecord)
         evaluation = folder / run_dir.EVALUATION
         self.evaluation = read_side_file(evaluation / run_dir.EVALUATION_FILE, side_files.EvaluationRecord)
+        self.manifests = list_checkpoints(folder / run_dir.CHECKPOINTS, kinds=("epoch",))
+        digests = {one.epoch: one.sha256 for one in self.manifests}
         trackers = self.evaluation.trackers if self.evaluation else []
+        if any(digests.get(one.epoch or 0, one.source.get("sha256")) != one.source.get("sha256") for one in trackers):
+            logger.warning("%s is of other checkpoints and is not used; evaluate again", evaluation)
+            self.evaluation, trackers = None, []
         self.last_result = next((one for one in reversed(trackers) if one.kind == "checkpoint"), None)
         stored = folder / run_dir.CONFIG_FILE
         self.config = load_config(str(stored)) if stored.is_file() else None
@@ -43,16 +50,15 @@ class RunFiles:
         if metrics.problems:
             raise UserError(metrics.problems)
         self.epochs, self.validations = metrics.of(side_files.EpochRecord), metrics.of(side_files.ValidationRecord)
-        self.manifests = list_checkpoints(folder / run_dir.CHECKPOINTS, kinds=("epoch",))
-        self.resume_lines = [
-            f"{path.name}:{number}: {line}"
-            for path in sorted((folder / run_dir.LOGS).glob("*.log"))
-            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
-            if any(word in line for word in _RESUME_WORDS)
-        ]
-        self.plots = sorted((folder / run_dir.PLOTS).glob("*.png"))
-        plots = {path.stem: path for path in sorted((evaluation / run_dir.PLOTS).glob("*.png"))}
-        self.evaluation_plots = [plots[name] for name in dict.fromkeys((*_FIRST_PLOTS, *plots)) if name in plots]
+        audit = read_side_file(folder / run_dir.AUDIT_FILE, side_files.AuditRecord)
+        belongs = audit and self.manifests and audit.last_sha256 == self.manifests[-1].sha256
+        self.audit = audit if belongs else None
+        self.plots, drawn = plot_phase(folder), evaluation / run_dir.PLOTS
+        if self.evaluation:
+            drawn.mkdir(exist_ok=True)
+        self.evaluation_plots = [drawn / name for name in draw_plots(self.evaluation, drawn)] if self.evaluation else []
+        pictures = [folder / run_dir.PLOTS / run_dir.SAMPLES_FILE], [drawn / run_dir.TRACKING_FILE]
+        self.samples, self.tracking = ([path for path in paths if path.is_file()] for paths in pictures)
 
 
 class OutputFiles:
@@ -73,7 +79,10 @@ class OutputFiles:
         if self.certificate is not None and not _describes(self.certificate, self.phases):
             logger.warning("%s describes other runs than those next to it and is not used; verify again", comparison)
             self.certificate = None
-        self.comparison_plots = sorted(comparison.glob("*.png")) if self.certificate else []
+        self.comparison_plots: list[Path] = []
+        if self.certificate:
+            runs, verdict = [phase.folder for phase in self.phases], self.certificate.verdict
+            self.comparison_plots = plot_comparison(runs, comparison, verdict=verdict)
         self.uploads = read_state(folder)
         # Whether any of the data were drawn by code.
         self.synthetic = any(one.synthetic for run in self.phases if run.dataset for one in run.dataset.sources)

@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from seqtrack.checkpoints.safetensors_io import name_in_errors, new_file
 from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, Record, ValidationRecord, metrics_records
 from seqtrack.errors import Problem
+from seqtrack.markdown import table
 from seqtrack.process import TerminalFormatter, terminal_columns
 from seqtrack.run_dir import DAMAGED_METRICS_FILE, METRICS_FILE, TENSORBOARD, phase_name
 
@@ -34,6 +35,9 @@ WALL_CLOCK_FIELDS = frozenset(
     {"time_s", "elapsed_s", "eta_s", "samples_per_s", "data_wait_s", "data_wait_share", "fps"}
     | {"max_memory_allocated", "max_memory_reserved"}
 )
+
+
+RATE_NAMES = ("decoder", "encoder")  # of the optimizer's groups, in their order
 
 
 class _FileHandler(logging.FileHandler):
@@ -133,6 +137,9 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, phase: int, epochs: int, resume_step: int, writes: bool) -> None:
+        # For TensorBoard: the configuration by key, and a PNG of training samples.
+        self.settings: Mapping[str, object] = {}
+        self.samples: Path | None = None
         self.phase, self.epochs, self.writes, self.elapsed_before_s = phase, epochs, writes, 0.0
         self._path, self._board_folder, self._resume_step = folder / METRICS_FILE, folder / TENSORBOARD, resume_step
         self._board: Any = None  # TensorBoard's writer, made when first needed; False once it failed
@@ -174,7 +181,7 @@ class RunLog:
             f"[{phase_name(self.phase)}] Epoch {record.epoch} finished : mean loss {record.loss:.5f} , mean IoU "
             f"{record.iou:.5f} , time {clock(record.time_s)} hours , {record.samples_per_s:.1f} samples/s , "
             f"{100 * record.data_wait_share:.1f} % of it waiting for data , learning rates "
-            + " ".join(f"{rate:.3g}" for rate in record.lr)
+            + " ".join(f"{name} {rate:.3g}" for name, rate in zip(RATE_NAMES, record.lr, strict=False))
             + ("" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory"),
             extra={"short": f"{self._numbers(record)}  {speed}"},
         )
@@ -200,7 +207,7 @@ class RunLog:
             if rest := line[os.write(self._file, line) :]:
                 os.write(self._file, rest)  # after a partial write this raises the reason
         self._seen.add((record.type, record.epoch))
-        values |= {f"lr_{i}": rate for i, rate in enumerate(values.pop("lr", ()))}
+        values |= {f"lr_{name}": rate for name, rate in zip(RATE_NAMES, values.pop("lr", ()), strict=False)}
         shown = {
             f"{record.type}/{name}": value
             for name, value in values.items()
@@ -232,10 +239,24 @@ class RunLog:
 
                 purge = self._resume_step + 1
                 self._board = SummaryWriter(str(self._board_folder), purge_step=purge)  # type: ignore[no-untyped-call]
+                self._describe_run(self._board)
             write(self._board)
         except OSError as error:
             self._board = False
             logger.warning("%s could not be written (%s): training continues without it", self._board_folder, error)
+
+    def _describe_run(self, board: Any) -> None:
+        """What TensorBoard shows besides scalars: configuration and hyperparameters, and the first samples."""
+        import cv2  # deferred: start-up time
+        from torch.utils.tensorboard.summary import hparams  # as above
+
+        board.add_text("configuration", table(["key", "value"], self.settings.items(), texts=2))
+        # Into this run; the writer's own method would make another one, named after the time.
+        plain = {key: value if isinstance(value, float | int) else str(value) for key, value in self.settings.items()}
+        for part in hparams(plain, {"epoch/loss": 0.0, "epoch/iou": 0.0}):  # type: ignore[no-untyped-call]
+            board.file_writer.add_summary(part)
+        if self.samples is not None and (image := cv2.imread(str(self.samples))) is not None:
+            board.add_image("samples", image[..., ::-1].copy(), dataformats="HWC")
 
     def sync(self) -> None:
         """Make the records so far durable."""

@@ -14,15 +14,19 @@ from seqtrack.checkpoints.store import RESUMABLE, checkpoints_to_delete, list_ch
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import config_digest, dump_config
 from seqtrack.config.schema import Config
+from seqtrack.data.dataset import TrackingDataset
 from seqtrack.data.loader import BatchLoader
+from seqtrack.data.preview import write_preview
 from seqtrack.data.sources import Source
-from seqtrack.errors import RunError
-from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, DATASET_FILE, ENVIRONMENT_FILE
+from seqtrack.errors import RunError, UserError
+from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, DATASET_FILE, ENVIRONMENT_FILE, PLOTS, SAMPLES_FILE
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import describe_device, environment_record, lock_digest, source_commit, versions
 from seqtrack.uploads.state import is_verified
 
 logger = logging.getLogger(__name__)
+
+_SHOWN_SAMPLES = 6
 
 
 @contextlib.contextmanager
@@ -116,6 +120,19 @@ def open_run(
         "device": describe_device(distributed.device),
     }
     return record, fields
+
+
+def draw_samples(folder: Path, dataset: TrackingDataset) -> Path | None:
+    """Draw the first samples of epoch 1 into the run's plots, whatever epoch it starts at; None, with a warning, if
+    that fails."""
+    path = folder / PLOTS / SAMPLES_FILE
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_preview(path, [dataset.sample(1, number) for number in range(_SHOWN_SAMPLES)], columns=2)
+    except (OSError, UserError) as error:
+        logger.warning("%s: the samples could not be drawn (%s)", path, error)
+        return None
+    return path
 
 
 def delete_old_checkpoints(environment: Environment, keep: int) -> None:

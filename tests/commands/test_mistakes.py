@@ -24,7 +24,7 @@ MISTAKES: list[tuple[str, dict[str, str], str, str]] = [
     ("evaluate --split tets", {}, "cli.argument", "did you mean test?"),
     ("train --epcohs 3", {}, "cli.argument", "--epochs"),
     ("plan --batchsize 4", {}, "cli.argument", "--batch-size"),
-    ("verify a b --chian", {}, "cli.argument", "--chain"),
+    ("verify a b --ouput c", {}, "cli.argument", "--output"),
     ("track", {}, "cli.argument", "VIDEO"),
     # Settings.
     ("train TRAIN.LR", {}, "cli.override", "TRAIN.LR=2e-4"),

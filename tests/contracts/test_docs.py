@@ -17,7 +17,7 @@ from seqtrack.uploads.uploader import EXIT_INCOMPLETE
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.parent.suffix != ".d")
 COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-JOBS = ("train-phase1", "train-phase2", "prepare-data")
+JOBS = ("train-phase1", "train-phase2", "prepare-data", "tensorboard")
 # Variables of Docker, compose or the shell.
 FOREIGN_VARIABLES = {
     "PYTHON", "CI", "CUDA", "IMAGE", "GPUS", "MEMLOCK", "SHM_SIZE", "TENSORBOARD_PORT", "COMMIT", "LOCK_DIGEST",

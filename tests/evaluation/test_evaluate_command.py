@@ -10,10 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
+from seqtrack.checkpoints.side_files import EvaluationRecord, read_side_file
 from seqtrack.cli import main
 from seqtrack.data.annotations import read_boxes, write_boxes
+from seqtrack.evaluation import plots
 from seqtrack.evaluation.metrics import METRICS
+from seqtrack.plotting import PHASE_COLOURS
 
 Evaluate = Callable[..., int]
 
@@ -197,3 +203,34 @@ def test_published_trackers_have_the_toolkits_numbers_to_the_last_digit(
     expected = TOOLKIT["siamrpnpp"] | {"p20": round(49.1437 - 0.0005, 4)}
     assert {metric: round(mean[metric], 4) for metric in expected} == expected
     assert read(tmp_path / "python")["conditions"]["convention"] == "pytracking"
+
+
+def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read_side_file(evaluated / "phase_1" / "evaluation" / "evaluation.json", EvaluationRecord)
+    assert record is not None
+    long = {"device": "GPU $x_{y}$ of a very long name, " * 3, "dataset": "A data set_" * 9, "run": "phase_2"}
+    drawn = list[Figure]()
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    names = plots.draw_plots(record.model_copy(update={"conditions": {**record.conditions, **long}}), tmp_path)
+    assert {"epochs.png", "success.png", "classes.png", "fps.png"} <= set(names) and len(drawn) == len(names)
+    for figure in drawn:
+        FigureCanvasAgg(figure).draw()
+        (axes,) = figure.axes
+        shown = [figure._suptitle, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels()]  # type: ignore[attr-defined]
+        shown += [text for legend in figure.legends for text in legend.get_texts()]
+        boxes = [text.get_window_extent() for text in shown if text is not None and text.get_text()]
+        assert len(boxes) > 4
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+        assert figure._suptitle.get_window_extent().y1 <= figure.bbox.y1 + 1  # type: ignore[attr-defined]
+        colours = {to_hex(line.get_color()) for line in axes.lines} | {
+            to_hex(bar.get_facecolor()) for bar in axes.patches
+        }
+        assert PHASE_COLOURS["phase_2"] in colours and PHASE_COLOURS["phase_1"] not in colours
+    best = max(record.trackers[:3], key=lambda one: one.mean["auc"] or 0)
+    assert plots.best_epoch(record) is best
+    widths = {line.get_label(): line.get_linewidth() for line in drawn[names.index("success.png")].axes[0].lines}
+    assert str(max(widths, key=lambda label: widths[label])).startswith(best.name)
+    tracking = cv2.imread(str(evaluated / "phase_1" / "evaluation" / "plots" / "tracking.png"))
+    assert tracking is not None and tracking.std() > 10

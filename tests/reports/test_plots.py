@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_curves_are_the_numbers_of_the_records(run: Path) -> None:
     curves = {name: [values.tolist() for values in line] for name, line in read_curves(run).items()}
-    assert curves["interval_loss"] == [[0.75, 1.0, 1.25, 1.5], [1.0, 2.0, 3.0, 4.0]]
+    assert curves["interval_loss"] == [[0.25, 0.5, 0.75, 1.0], [1.0, 2.0, 3.0, 4.0]]
     assert (curves["loss"], curves["iou"]) == ([[1.0], [2.0]], [[1.0], [0.25]])
 
 

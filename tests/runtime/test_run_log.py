@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from reports.test_plots import INTERVAL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
 from seqtrack.errors import UserError
@@ -85,3 +88,20 @@ def test_a_record_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(OSError) as failure:
         log.record(interval(1))
     assert failure.value.filename == str(tmp_path / "metrics.jsonl")
+
+
+def test_tensorboard_has_named_rates_settings_and_samples(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+    cv2.imwrite(str(tmp_path / "samples.png"), np.full((4, 6, 3), 200, np.uint8))
+    log.settings, log.samples = {"TRAIN.LR": 0.001, "DATA.CLASSES": ("a|b",)}, tmp_path / "samples.png"
+    log.interval(interval(1).model_copy(update={"lr": [1e-4, 1e-5]}))
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    rates = [board.Scalars(f"interval/lr_{name}")[0].value for name in ("decoder", "encoder")]
+    assert rates == pytest.approx([1e-4, 1e-5])
+    (image,) = board.Images("samples")
+    assert (image.height, image.width) == (4, 6)
+    (text,) = board.Tensors("configuration/text_summary")
+    assert "TRAIN.LR" in str(text.tensor_proto) and "a\\\\|b" in str(text.tensor_proto)
+    assert "_hparams_/session_start_info" in board.summary_metadata
