@@ -23,4 +23,5 @@ esac
 # shellcheck source=scripts/environment.sh
 . "$here/scripts/environment.sh"
 (cd "$here" && make_environment requirements.lock)
+export SEQTRACK_COMMAND=${SEQTRACK_COMMAND:-scripts/local.sh}
 exec "$here/.venv/bin/python" "$here/docker/entrypoint" --root "$here" "$@"

@@ -8,12 +8,6 @@ import torch
 from torch import Tensor
 
 
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) top-left corner and size to top-left and bottom-right corner."""
-    x, y, w, h = boxes.unbind(-1)
-    return torch.stack((x, y, x + w, y + h), dim=-1)
-
-
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) centre and size to two corners."""
     cx, cy, w, h = boxes.unbind(-1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from seqtrack.commands.parsers import command_parsers, variables_of
 from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.parsing import did_you_mean
-from seqtrack.process import limit_problem, protect_screen, unwritten_output
+from seqtrack.process import TerminalFormatter, limit_problem, protect_screen, unwritten_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +50,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _refuse([Problem(text, "cli.argument") for text in texts])
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        if sys.stderr.isatty():
+            logging.getLogger().handlers[0].setFormatter(TerminalFormatter())
         logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
         # In the current folder, for every command, so that training and reading its output agree on the place.
@@ -68,7 +70,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error
             raise
-        return _refuse(error.problems)
+        code = _refuse(error.problems)
+        docker = os.environ.get("SEQTRACK_COMMAND", "").startswith("docker compose")
+        if args.command == "train" and docker and (os.environ.get("HF_REPO") or os.environ.get("UPLOAD_TARGET")):
+            # compose started it before this container, and it waits for a run that did not start.
+            print("the uploader is still running; to end it: docker compose stop uploader", file=sys.stderr)
+        return code
     except RunError as error:
         print(error.problem.line, file=sys.stderr)
         return 1

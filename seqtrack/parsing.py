@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
@@ -68,11 +67,6 @@ def decode_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path) -> str:
-    """`decode_text` of a file; OSError where it cannot be read."""
-    return decode_text(path.read_bytes())
-
-
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON document.
 
@@ -87,8 +81,10 @@ def parse_json(text: str | bytes) -> Any:
             parse_float=parse_float,
             parse_int=lambda digits: parse_int(digits, 20),  # 64-bit seeds are unsigned
         )
+    except ParseError:
+        raise
     except (RecursionError, ValueError) as error:
-        raise error if isinstance(error, ParseError) else ParseError(f"not JSON: {error}") from error
+        raise ParseError(f"not JSON: {error}") from error
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (
         if x == "Epoch":
             one.locator_params(axis="x", integer=True)
     title = "\n".join(textwrap.fill(line, round(9.5 * size[0])) for line in title.splitlines())
-    figure.suptitle(title, fontsize=11)  # over the figure, for axes beside long names leave no room for it
+    figure.suptitle(title, fontsize=11)  # over the figure, for axes next to long names leave no room for it
     return figure, axes
 
 

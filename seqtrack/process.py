@@ -3,14 +3,17 @@
 Imports nothing heavy: the entrypoint and every command use it before anything else is loaded.
 """
 
+import contextlib
 import ctypes
 import errno
 import io
+import logging
 import os
 import re
 import resource
 import signal
 import sys
+import textwrap
 from typing import Any
 
 from seqtrack.errors import Problem
@@ -74,6 +77,26 @@ def protect_screen() -> None:
         )
         setattr(sys, name, protected)
         setattr(sys, f"__{name}__", protected)
+
+
+def terminal_columns() -> int:
+    """The width of the terminal that stderr is; 80 where it has none, as in some containers."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(2).columns or 80
+    return 80
+
+
+class TerminalFormatter(logging.Formatter):
+    """Log lines on a terminal: a record's attribute `short`, if it has one, in place of its message, wrapped at blanks.
+
+    Tables are as wide as they are.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = (getattr(record, "short", None) or super().format(record)).splitlines()
+        width = terminal_columns() - 1
+        wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        return "\n".join(line if len(line) <= width or line.startswith("|") else wrap.fill(line) for line in lines)
 
 
 def _raw(stream: object) -> object:

@@ -50,6 +50,7 @@ def train(environment: Environment, config: Config) -> int:
         )
         if start.finished:
             logger.info("%s is complete after epoch %d; there is nothing to do", folder, config.TRAIN.EPOCH)
+            run_metadata.log_next_steps(environment)
             return 0
         state = build.build_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
         load_state(state, start, distributed)
@@ -68,7 +69,13 @@ def train(environment: Environment, config: Config) -> int:
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)
-            log = RunLog(folder / LOGS, phase=environment.phase, resume_step=start.step, writes=distributed.is_main)
+            log = RunLog(
+                folder / LOGS,
+                phase=environment.phase,
+                epochs=config.TRAIN.EPOCH,
+                resume_step=start.step,
+                writes=distributed.is_main,
+            )
             if distributed.is_main:
                 log.settings, log.samples = flat_values(config), run_metadata.draw_samples(folder, loader.dataset)
             writers.enter_context(contextlib.closing(log))
@@ -102,6 +109,7 @@ def train(environment: Environment, config: Config) -> int:
             write_run(folder, record, "stopped")
             return STOPPED_EXIT_CODE
         logger.info("[phase_%d] complete : %d epochs , %d steps", environment.phase, state.epoch, state.step)
+        run_metadata.log_next_steps(environment)  # before the verdict, which is the last line
         code = verdict.conclude(environment.output_dir, record)
         write_run(folder, record, "complete")  # last: the sidecar expects no further files after it
         return code

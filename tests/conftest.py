@@ -93,8 +93,8 @@ _LONGEST = [
 def _group(item: pytest.Item) -> str:
     """Tests of one group run in one process.
 
-    A file's fixtures are made once a process. Everything that needs Docker shares an image, and one test restarts the
-    engine. Uploads mostly wait: they fill the pauses of the others. The reports' tests share a long run.
+    A file's fixtures are made once a process. Everything that needs Docker shares an image. Uploads mostly wait: they
+    fill the pauses of the others. The reports' tests share a long run.
     """
     if item.get_closest_marker("docker"):
         return "docker"

@@ -28,5 +28,6 @@ def test_a_text_is_parsed(parse: Callable[[str], object], cases: dict[str, objec
 
 @pytest.mark.parametrize(("parse", "text"), [(parse, text) for parse, texts in REFUSED for text in texts])
 def test_other_text_is_refused(parse: Callable[[str | bytes], object], text: str | bytes) -> None:
-    with pytest.raises(ParseError):
+    with pytest.raises(ParseError) as caught:
         parse(text)
+    assert caught.value.__cause__ is not caught.value, "whoever follows the causes would never end"

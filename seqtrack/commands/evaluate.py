@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -40,18 +39,14 @@ def run(args: argparse.Namespace) -> int:
     folder, convention = environment.phase_folder(args.phase), CONVENTIONS[args.convention]
     wanted = args.checkpoint or ([] if args.results else ["all"])
     if args.annotations is not None and (wanted or not args.results):
-        text = "--annotations has no frames: use it with --results and without --checkpoint"
-        raise UserError(text, "evaluation.option")
+        raise UserError("--annotations has no frames: use it with --results, without --checkpoint", "evaluation.option")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
-
-    conditions: dict[str, object]
-    results: list[TrackerResult] = []
-    names = split_commas(args.sequences)
+    results, names = list[TrackerResult](), split_commas(args.sequences)
     if args.annotations is not None:
         every = read_annotations(args.annotations)
         annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
-        conditions = {"dataset": None, "split": None, "annotations": args.annotations.name}
+        conditions: dict[str, object] = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
         manifests = load.select_checkpoints(folder, wanted) if wanted else []
         source = _open(args, environment, manifests)
@@ -59,18 +54,20 @@ def run(args: argparse.Namespace) -> int:
         conditions = {"dataset": source.name, "split": source.split, "synthetic": source.synthetic}
         conditions["data_digest"] = describe([source]).digest
         if manifests:
-            _refuse_trained_sequences(folder, source, sequences)
+            recorded = read_side_file(folder / DATASET_FILE, DatasetRecord)
+            known = recorded.sources if recorded is not None and source.split == "test" else []
+            trained = {name for one in known if (one.name, one.split) == (source.name, "train") for name in one.names}
+            if leaked := sorted(trained.intersection(one.name for one in sequences)):
+                text = f"{len(leaked)} test sequences were trained on according to {folder / DATASET_FILE}"
+                advice = "--split train shows training sequences as such"
+                raise UserError(f"{text}: {', '.join(leaked[:10])}; {advice}", "evaluation.leak")
             args.untrained = "all" in wanted if args.untrained is None else args.untrained
             results, more = _track(args, environment.device, manifests, sequences, source.name)
             conditions |= {"run": folder.name, **more}
-    if args.results:
-        conditions["repair"] = args.repair
-    conditions["convention"] = args.convention
+    conditions |= ({"repair": args.repair} if args.results else {}) | {"convention": args.convention}
     results += read_results(args.results or (), annotations, repair=args.repair, convention=convention)
     results.append(static_box_result(annotations, convention=convention))
-    conditions["seconds"] = round(time.monotonic() - begun, 3)
-
-    record = evaluation_record(annotations, results, conditions)
+    record = evaluation_record(annotations, results, conditions | {"seconds": round(time.monotonic() - begun, 3)})
     target = args.output or (folder if wanted else environment.output_dir) / EVALUATION
     try:
         (target / PLOTS).mkdir(parents=True, exist_ok=True)
@@ -103,23 +100,6 @@ def _open(args: argparse.Namespace, environment: Environment, manifests: list[Ma
     return open_source(name, environment.data_dir, classes=classes or environment.classes, split=args.split)
 
 
-def _refuse_trained_sequences(folder: Path, source: Source, sequences: list[Sequence]) -> None:
-    """Refuse test sequences that the run's own records list as training sequences."""
-    recorded = read_side_file(folder / DATASET_FILE, DatasetRecord)
-    if source.split != "test" or recorded is None:
-        return
-    trained = {
-        name for one in recorded.sources if (one.name, one.split) == (source.name, "train") for name in one.names
-    }
-    if leaked := sorted(trained.intersection(one.name for one in sequences)):
-        raise UserError(
-            f"{len(leaked)} test sequences were trained on according to {folder / DATASET_FILE}: "
-            f"{', '.join(leaked[:10])}; a model must not be evaluated on its training data (--split train shows "
-            "training sequences as such)",
-            "evaluation.leak",
-        )
-
-
 def _track(
     args: argparse.Namespace, default: str, manifests: list[Manifest], sequences: list[Sequence], dataset: str
 ) -> tuple[list[TrackerResult], dict[str, object]]:
@@ -147,5 +127,5 @@ def _track(
         results.append(result)
         mean = result.record.mean
         logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, mean["auc"], mean["p20"], mean["fps"] or 0.0)
-    conditions = tracking_conditions(device, settings)
-    return results, {**conditions, "concurrent": args.concurrent, "python": platform.python_version()}
+    more = {"concurrent": args.concurrent, "python": platform.python_version()}
+    return results, {**tracking_conditions(device, settings), **more}

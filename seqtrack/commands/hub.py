@@ -1,7 +1,6 @@
 """`seqtrack hub`: helper commands for the target: create, check, upload a file, download, write the model card."""
 
 import argparse
-import logging
 import os
 from pathlib import Path
 
@@ -13,42 +12,41 @@ from seqtrack.run_dir import CHECKPOINTS
 from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
 from seqtrack.uploads.scan import scan
-from seqtrack.uploads.target import (
-    Order,
-    Reply,
-    choose_target,
-    missing,
-    read_settings,
-    safe_path,
-    stage,
-)
-
-logger = logging.getLogger(__name__)
+from seqtrack.uploads.target import Order, Reply, choose_target, missing, read_settings, safe_path, stage
 
 
 def run(args: argparse.Namespace) -> int:
     """Dispatch to one tool."""
-    return {"create": _create, "check": _check, "upload": _upload, "download": _download, "card": _card}[args.action](
-        args, read_environment(os.environ)
-    )
+    environment = read_environment(os.environ)
+    if args.action == "create":
+        print(_request(environment, Order(prepare="make")).account)
+    elif args.action == "check":
+        return _check(environment)
+    elif args.action == "upload":
+        if args.to is not None and len(args.files) > 1:
+            raise UserError("--to names one file, but several were given", code="hub.several_files")
+        root = environment.output_dir.resolve()
+        places = {file: file.resolve() for file in args.files}
+        inside = {file: one.relative_to(root).as_posix() for file, one in places.items() if root in one.parents}
+        _send(environment, {inside.get(file, file.name) if args.to is None else args.to: file for file in args.files})
+    elif args.action == "download":
+        _download(args, environment)
+    else:
+        place = environment.output_dir / "README.md"
+        write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())
+        print(place)
+        if environment.target is not None and not args.no_upload:
+            _send(environment, {"README.md": place})
+    return 0
 
 
 def _request(environment: Environment, order: Order) -> Reply:
-    """Send one order to the target, in a child process.
-
-    Raises:
-        UserError: no target is set, or the target refused.
-    """
+    """Send one order to the target, in a child process; UserError if none is set, or it refused."""
     client = TargetClient(choose_target(environment), read_settings(os.environ))
     return client.request(order, sum(item.size for item in order.files))
 
 
-def _create(args: argparse.Namespace, environment: Environment) -> int:
-    print(_request(environment, Order(prepare="make")).account)
-    return 0
-
-
-def _check(args: argparse.Namespace, environment: Environment) -> int:
+def _check(environment: Environment) -> int:
     """Exit code 0 if everything in OUTPUT_DIR is listed with the same bytes, 1 if not."""
     paths = [path for unit in scan(environment.output_dir)[0] for path in unit.files]
     reply = _request(environment, Order(prepare="check", look=tuple(paths)))
@@ -63,51 +61,27 @@ def _check(args: argparse.Namespace, environment: Environment) -> int:
     return 1 if wrong else 0
 
 
-def _upload(args: argparse.Namespace, environment: Environment) -> int:
-    if args.to is not None and len(args.files) > 1:
-        raise UserError("--to names one file, but several were given", code="hub.several_files")
-    names = [args.to if args.to is not None else _name_of(file, environment.output_dir) for file in args.files]
-    _send(environment, dict(zip(names, args.files, strict=True)), f"Add {names[0]}")
-    return 0
-
-
-def _name_of(file: Path, output_dir: Path) -> str:
-    place, root = file.resolve(), output_dir.resolve()
-    return place.relative_to(root).as_posix() if root in place.parents else file.name
-
-
-def _send(environment: Environment, files: dict[str, Path], message: str) -> None:
-    absent = [f"{file} is not a file" for file in files.values() if not file.is_file()]
-    if absent:
+def _send(environment: Environment, files: dict[str, Path]) -> None:
+    if absent := [f"{file} is not a file" for file in files.values() if not file.is_file()]:
         raise UserError(absent, code="hub.no_file")
     staged = tuple(stage(safe_path(name), file) for name, file in files.items())
-    _request(environment, Order(prepare="make", files=staged, message=message))
+    _request(environment, Order(prepare="make", files=staged, message=f"Add {next(iter(files))}"))
     for name in files:
         print(f"{name} is on the target and verified")
 
 
-def _download(args: argparse.Namespace, environment: Environment) -> int:
+def _download(args: argparse.Namespace, environment: Environment) -> None:
     if (args.path is None) == (args.epoch is None):
         raise UserError("name a file of the repo, or a checkpoint by --epoch", code="hub.what")
     if args.epoch is None:
         print(fetch_file(environment, args.path, args.into or environment.output_dir))
-        return 0
-    phases = [args.phase] if args.phase is not None else list(dict.fromkeys([environment.phase, 1]))
+        return
     problems: list[str] = []
-    for phase in phases:
+    for phase in [args.phase] if args.phase is not None else dict.fromkeys([environment.phase, 1]):
         into = args.into or environment.phase_folder(phase) / CHECKPOINTS
         try:
             print(fetch_checkpoint(environment, args.epoch, into, phases=[phase]))
-            return 0
+            return
         except UserError as error:
             problems += error.problems
     raise UserError(problems)
-
-
-def _card(args: argparse.Namespace, environment: Environment) -> int:
-    place = environment.output_dir / "README.md"
-    write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())
-    print(place)
-    if environment.target is not None and not args.no_upload:
-        _send(environment, {"README.md": place}, "Describe the model")
-    return 0

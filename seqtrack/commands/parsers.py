@@ -1,16 +1,31 @@
 """The parser of every command. Imports nothing of the commands themselves, so that `--help` and errors are fast."""
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from seqtrack import __version__
-from seqtrack.errors import Problem, UserError
+from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, UserError
+from seqtrack.parsing import did_you_mean
 
-Parser = argparse.ArgumentParser
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors have a code and the nearest name."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR_EXIT_CODE, f"{Problem(f'{self.prog}: {message}', 'cli.argument').line}\n")
 
 
 # Variables that `train`, `plan` and `doctor` also take as options: BATCH_SIZE as --batch-size.
@@ -33,7 +48,13 @@ def variables_of(args: argparse.Namespace) -> dict[str, str]:
         raise UserError([Problem(f"{key!r}: expected KEY=VALUE, such as TRAIN.LR=2e-4", "cli.override") for key in bad])
     if pairs:
         words = [shlex.quote(word) for key, _, value in pairs for word in (key, value)]
-        given["OVERRIDES"] = " ".join([os.environ.get("OVERRIDES", ""), *words]).strip()
+        before = os.environ.get("OVERRIDES", "")
+        with contextlib.suppress(ValueError):  # malformed: refused where it is read
+            found = shlex.split(before)
+            old = zip(found[::2], found[1::2], strict=True)
+            kept = [pair for pair in old if pair[0] not in {key for key, _, _ in pairs}]
+            before = " ".join(shlex.quote(word) for pair in kept for word in pair)
+        given["OVERRIDES"] = " ".join([before, *words]).strip()
     return given
 
 

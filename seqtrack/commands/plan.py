@@ -59,52 +59,41 @@ class Plan:
 
     def __init__(self, config: Config, machine: Machine) -> None:
         train, samples = config.TRAIN, config.DATA.TRAIN.SAMPLE_PER_EPOCH
-        self.machine, self.spec = machine, model_spec(config)
-        self.cost, self.encoder_tokens = cost_of(self.spec), self.spec.encoder_tokens
+        self.machine, self.spec, self.problems = machine, model_spec(config), list[Problem]()
+        self.cost, self.encoder_tokens, ours = cost_of(self.spec), self.spec.encoder_tokens, self.spec.use_checkpoint
         self.device = "cpu" if machine.capability is None else "cuda"
         self.precision = choose_precision(train.AMP, machine.capability)
         self.stores_scores = is_emulated(self.precision, machine.capability)
-        self.batch_at_a_time = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
+        batch = self.batch_at_a_time = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
         self.samples = None if samples == "auto" else train.EPOCH * samples
         self.steps = None if samples == "auto" else train.EPOCH * math.ceil(samples / train.BATCH_SIZE)
-        self.tensors = self._tensors(self.batch_at_a_time, self.spec.use_checkpoint)
-        self.memory_needed = self._needed(self.batch_at_a_time, self.spec.use_checkpoint)
-        self.checkpoint_bytes = self.cost.checkpoint_bytes
+        self.tensors, self.memory_needed = self._needed(batch, ours)
+        size = self.checkpoint_bytes = self.cost.checkpoint_bytes
         # One more than is kept: the newest is complete before the oldest is deleted.
-        self.disk_needed = (min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH) + 1) * self.checkpoint_bytes
-        self.upload_bytes = train.EPOCH * self.checkpoint_bytes
-        self.problems = self._problems()
-
-    def _tensors(self, batch: int, checkpointing: bool) -> dict[str, int]:
-        half, stored = self.precision != "fp32", self.stores_scores
-        return training_memory(self.spec, batch=batch, half=half, checkpointing=checkpointing, stored_scores=stored)
-
-    def _needed(self, batch: int, checkpointing: bool) -> int:
-        """Bytes on a device for all processes that train on it."""
-        one = sum(self._tensors(batch, checkpointing).values()) + _PROCESS_BYTES[self.device]
-        # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
-        return one if self.device == "cuda" else one * self.machine.processes + self.cost.checkpoint_bytes
-
-    def _problems(self) -> list[Problem]:
-        memory, disk, batch, found = self.machine.memory, self.machine.disk, self.batch_at_a_time, []
-        if self.memory_needed > memory:
-            checkpointing = self.spec.use_checkpoint
-            helps = not checkpointing and self._needed(batch, True) <= memory
+        self.disk_needed = (min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH) + 1) * size
+        self.upload_bytes = train.EPOCH * size
+        if self.memory_needed > (memory := machine.memory):
+            helps = not ours and self._needed(batch, True)[1] <= memory
             ways = ["set MODEL.ENCODER.USE_CHECKPOINT True"] * helps
-            fits = bisect.bisect_right(
-                range(1, batch), memory, key=lambda smaller: self._needed(smaller, checkpointing)
-            )
-            if fits:
+            if fits := bisect.bisect_right(range(1, batch), memory, key=lambda fewer: self._needed(fewer, ours)[1]):
                 ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {math.ceil(batch / fits)}")
             needed = f"{self.memory_needed / GIB:.2f} GiB of memory needed to train {batch} samples at a time"
-            there = f"{memory / GIB:.2f} GiB available ({self.machine.memory_from})"
-            found.append(Problem(f"{needed}, {there}; {', or '.join(ways) or 'use a smaller model'}", "plan.memory"))
-        if self.disk_needed > disk:
-            room = disk // self.checkpoint_bytes - 1
+            text = f"{needed}, {memory / GIB:.2f} GiB available ({machine.memory_from})"
+            self.problems.append(Problem(f"{text}; {', or '.join(ways) or 'use a smaller model'}", "plan.memory"))
+        if self.disk_needed > machine.disk:
+            room = machine.disk // size - 1
             way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less, or use" if room >= 1 else "use"
-            needed = f"{self.disk_needed / GIB:.2f} GiB of disk needed for checkpoints"
-            found.append(Problem(f"{needed}, {disk / GIB:.2f} GiB free; {way} another disk", "plan.disk"))
-        return found
+            text = f"{self.disk_needed / GIB:.2f} GiB of disk needed for checkpoints, {machine.disk / GIB:.2f} GiB free"
+            self.problems.append(Problem(f"{text}; {way} another disk", "plan.disk"))
+
+    def _needed(self, batch: int, checkpointing: bool) -> tuple[dict[str, int], int]:
+        """Bytes by kind of tensor, and of everything on a device, for all processes that train on it."""
+        half, stored = self.precision != "fp32", self.stores_scores
+        tensors = training_memory(self.spec, batch=batch, half=half, checkpointing=checkpointing, stored_scores=stored)
+        one = sum(tensors.values()) + _PROCESS_BYTES[self.device]
+        # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
+        on_cpu = one * self.machine.processes + self.cost.checkpoint_bytes
+        return tensors, one if self.device == "cuda" else on_cpu
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,27 +103,23 @@ def run(args: argparse.Namespace) -> int:
     numbers = {**asdict(plan.cost), "training_flops": plan.cost.training_flops, **asdict(plan.machine)}
     numbers |= {name: value for name, value in vars(plan).items() if name not in ("spec", "cost", "machine")}
     if plan.samples and args.gpu is None and args.memory_gib is None:
-        numbers["hours_at_least"] = round(plan.samples * plan.cost.training_flops / _speed(plan) / 3600, 2)
+        # At the speed of matrix products here; a step that waits for nothing else comes close to it.
+        x = torch.ones(2048, 2048, device=plan.device, dtype=DTYPES[plan.precision])
+        float((x @ x)[0, 0])  # the first one loads the library
+        begun = time.perf_counter()
+        float((x @ x @ x @ x)[0, 0])
+        devices = plan.machine.processes if plan.device == "cuda" else 1
+        speed = devices * 3 * 2 * 2048**3 / (time.perf_counter() - begun)
+        numbers["hours_at_least"] = round(plan.samples * plan.cost.training_flops / speed / 3600, 2)
     if args.json:
         print(json.dumps(numbers, indent=2))
     for name, value in numbers.items() if not args.json else ():
-        shown = f"{value:,}" if isinstance(value, int) else value
-        if isinstance(value, int) and re.search("memory|disk|bytes", name):
-            shown = f"{value / GIB:.2f} GiB"
-        print(f"{name.replace('_', ' '):24}{shown}")
+        if isinstance(value, int):
+            value = f"{value / GIB:.2f} GiB" if re.search("memory|disk|bytes", name) else f"{value:,}"
+        print(f"{name.replace('_', ' '):24}{value}")
     if plan.problems:
         raise UserError(plan.problems)
     return 0
-
-
-def _speed(plan: Plan) -> float:
-    """FLOP/s of matrix products on this machine's devices; a step that waits for nothing else comes close to it."""
-    x = torch.ones(2048, 2048, device=plan.device, dtype=DTYPES[plan.precision])
-    float((x @ x)[0, 0])  # the first one loads the library
-    begun = time.perf_counter()
-    float((x @ x @ x @ x)[0, 0])
-    devices = plan.machine.processes if plan.device == "cuda" else 1
-    return devices * 3 * 2 * 2048**3 / (time.perf_counter() - begun)
 
 
 def find_machine(
@@ -149,13 +134,21 @@ def find_machine(
     disk = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
     capability: Capability | None = None
     memory: int | None
+    name = gpu or ""
     if gpu is not None:
-        capability, memory = _other_gpu(gpu)
-        name, memory_from = gpu, f"installed in {gpu}"
-        processes = 1 if environment.nproc == "auto" else environment.nproc
+        memory_from, processes = f"installed in {gpu}", 1 if environment.nproc == "auto" else environment.nproc
+        short = " ".join(re.sub(r"\b(nvidia|tesla|geforce|gpu)\b|-", " ", gpu.lower()).split())
+        known = {name: (capability, gib * GIB) for capability, cards in GPUS.items() for name, gib in cards.items()}
+        if numbers := re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", gpu.lower()):
+            capability, memory = (int(numbers[1]), int(numbers[2])), None
+        elif names := [name for name in known if name.lower().replace("-", " ") == short]:
+            capability, memory = known[names[0]]
+        else:
+            wanted = f"expected a compute capability such as 7.5 or a known GPU{did_you_mean(gpu, known)}"
+            raise UserError(f"--gpu {gpu}: {wanted}", code="plan.unknown_gpu")
     else:
         device, processes = device_plan(environment.device, environment.nproc)
-        name, (memory, memory_from) = "", free_memory()
+        memory, memory_from = free_memory()
         if device == "cuda":
             memory, total, index = min((*torch.cuda.mem_get_info(index), index) for index in range(processes))
             capability, name = capability_of(torch.device("cuda", index)), torch.cuda.get_device_name(index)
@@ -165,19 +158,6 @@ def find_machine(
     if memory is None:
         raise UserError(f"the memory of --gpu {gpu} is unknown; add --memory-gib", "plan.gpu_memory")
     return Machine(processes, capability, name, memory, memory_from, disk if disk_gib is None else int(disk_gib * GIB))
-
-
-def _other_gpu(text: str) -> tuple[Capability, int | None]:
-    """Compute capability and bytes of memory (None if unknown) of a GPU."""
-    if numbers := re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower()):
-        return (int(numbers[1]), int(numbers[2])), None
-    short = " ".join(re.sub(r"\b(nvidia|tesla|geforce|gpu)\b|-", " ", text.lower()).split())
-    known = {name: (capability, gib) for capability, cards in GPUS.items() for name, gib in cards.items()}
-    for name, (capability, memory_gib) in known.items():
-        if name.lower().replace("-", " ") == short:
-            return capability, memory_gib * GIB
-    wanted = f"expected a compute capability such as 7.5 or a known GPU{did_you_mean(text, known)}"
-    raise UserError(f"--gpu {text}: {wanted}", code="plan.unknown_gpu")
 
 
 def free_memory(*, meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, str]:

@@ -88,15 +88,12 @@ def _track(
     first = next(frames)
     size = (first.shape[1], first.shape[0])
     if not args.box:
-        text = (
-            f"--box x,y,w,h of the object in the first frame of {source.place} ({size[0]}x{size[1]} pixels) is missing"
-        )
-        raise UserError(f"{text}; for example --box 261,48,39,65", code="track.option")
+        text = f"--box x,y,w,h of the object in the first frame of {source.place} ({size[0]}x{size[1]} pixels)"
+        raise UserError(f"{text} is missing; for example --box 261,48,39,65", code="track.option")
     box = _numbers("--box", args.box, 4)
     manifests = load.select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
     if len(manifests) != 1:
-        text = f"--checkpoint {args.checkpoint}: names {len(manifests)} checkpoints, expected one"
-        raise UserError(text, code="track.option")
+        raise UserError(f"--checkpoint {args.checkpoint} names {len(manifests)}, expected one", code="track.option")
     manifest, device = manifests[0], choose_device(args.device or environment.device)
     load.check_precision(args.precision, device)
     model, config = load.load_model(manifest, device)
@@ -123,8 +120,7 @@ def _track(
             seconds += taken
             boxes.append(found.box_xywh)
             if write is not None:
-                caption = f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"
-                write(draw_box(image, found.box_xywh.tolist(), caption))
+                write(draw_box(image, found.box_xywh.tolist(), f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"))
             bar.update()
     origin = {"checkpoint": {**load.checkpoint_source(manifest), "epoch": manifest.epoch}}
     return np.stack(boxes), seconds, {**origin, **tracking_conditions(device, settings)}

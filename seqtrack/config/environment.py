@@ -101,6 +101,9 @@ class Environment(Settings):
     )
     upload_drain_s: float = setting(3600.0, "seconds for the last uploads without compose", "entrypoint", ge=0, le=1e7)
     health_stale_s: float = setting(1800.0, "seconds without a log line until unhealthy", "healthcheck", ge=1, le=1e7)
+    seqtrack_command: str = setting(
+        "seqtrack", "how you start commands, for advice; set by scripts/local.sh and compose", "train"
+    )
     seqtrack_test_data: Path | None = setting(None, "folder of real test data", "tests")
     seqtrack_goldens: Path | None = setting(None, "folder of reference outputs", "tests")
 

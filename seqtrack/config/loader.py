@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from seqtrack.config.fields import expected, fact
 from seqtrack.config.schema import IGNORED_KEYS, KEYS, SECTIONS, Config
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import did_you_mean, read_text, short_repr
+from seqtrack.parsing import decode_text, did_you_mean, short_repr
 
 # Keys that decide nothing but the learning rate of each step, and how many steps there are.
 SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
@@ -131,7 +131,7 @@ def _read_file(name_or_path: str, problems: list[Problem]) -> Iterable[_Given]:
         return []
     path = Path(name_or_path) if is_file_name(name_or_path) else EXPERIMENTS / f"{name_or_path}.yaml"
     try:
-        return _read_yaml(read_text(path), name_or_path, problems)
+        return _read_yaml(decode_text(path.read_bytes()), name_or_path, problems)
     except (OSError, ValueError) as error:  # ValueError: not a text, or a NUL character in the path
         reason = getattr(error, "strerror", None) or error
         problems.append(Problem(f"{name_or_path!r}: cannot be read: {reason}", "config.unreadable"))

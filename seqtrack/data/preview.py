@@ -23,8 +23,8 @@ def write_preview(path: Path, samples: ListOf[Sample], *, columns: int = 1) -> N
     """
     rows = [np.pad(_row(sample), ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for sample in samples]
     rows += [np.full_like(rows[0], 255)] * (-len(rows) % columns)
-    sheet = np.vstack([np.hstack(rows[first : first + columns]) for first in range(0, len(rows), columns)])
-    written, data = cv2.imencode(".png", sheet)
+    canvas = np.vstack([np.hstack(rows[first : first + columns]) for first in range(0, len(rows), columns)])
+    written, data = cv2.imencode(".png", canvas)
     if not written:
         raise UserError(f"{path}: an image of {len(samples)} samples is too large; use fewer", "data.option")
     try:

@@ -20,6 +20,7 @@ from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.errors import Problem, UserError
+from seqtrack.parsing import did_you_mean
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: s
     """
     key = name.upper()
     if key not in SOURCES:
-        text = f"DATASET: unknown data set {name!r}; known are {', '.join(sorted(SOURCES))}"
+        known = f"known are {', '.join(sorted(SOURCES))}"
+        text = f"DATASET: unknown data set {name!r}{did_you_mean(name, SOURCES)}; {known}"
         raise UserError(text, "data.unknown_data_set")
     assert split in SPLITS
     return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, synthetic=key == "DEMO")

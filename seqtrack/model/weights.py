@@ -148,14 +148,18 @@ def compare_states(
 def _from_hub(name: str) -> Path:
     """The file of a timm model in the Hub's cache, downloaded if it is missing."""
     import httpx2  # start-up time: only pretrained weights need the Hub's client
-    from huggingface_hub import hf_hub_download  # as above
+    from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache  # as above
     from huggingface_hub.errors import HfHubHTTPError  # as above
 
     config = timm.models.get_pretrained_cfg(name)
     repo = str(config.hf_hub_id or "timm/") if config else "timm/"
     repo += name if repo.endswith("/") else ""
     try:
-        path = Path(hf_hub_download(repo, FILE_NAME)).resolve()
+        cached = try_to_load_from_cache(repo, FILE_NAME)
+        if not isinstance(cached, str):
+            get_session().head(hf_hub_url(repo, FILE_NAME))  # fails at once without network; the download after 25 s
+            cached = hf_hub_download(repo, FILE_NAME)
+        path = Path(cached).resolve()
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:  # LocalEntryNotFoundError is an OSError
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise UserError(

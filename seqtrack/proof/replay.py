@@ -82,7 +82,7 @@ class _ComparingLog(RunLog):
     """Compares records instead of writing them."""
 
     def __init__(self, phase: int, recorded: Sequence[TrainingRecord], result: Replayed, is_main: bool) -> None:
-        super().__init__(Path(), phase=phase, resume_step=0, writes=False)
+        super().__init__(Path(), phase=phase, epochs=result.segment.epoch, resume_step=0, writes=False)
         self._recorded = {(one.type, one.step): one for one in recorded}
         self._result, self._is_main = result, is_main
 

@@ -153,12 +153,22 @@ def join(device_name: str) -> DistributedContext:
     if world_size <= 1:
         device = choose_device(device_name, local_rank=local_rank)
     else:
+        kind = ""
         try:
             store = rendezvous_store(world_size)
-            device = _common_device(store, device_name, rank, world_size, local_rank)
+            try:
+                device = choose_device(device_name, local_rank=local_rank)
+                kind = device.type
+            finally:  # every rank reads every rank's answer, so that all of them end if one has none
+                store.set(f"device of {rank}", kind)
+            kinds = [store.get(f"device of {other}").decode() for other in range(world_size)]
         except RuntimeError as error:
             text = f"not all of the {world_size} processes of the run joined: {error}"
             raise RunError(text, code="run.not_met") from error
+        if len(set(kinds)) > 1:
+            shown = ", ".join(f"process {other}: {kind or 'none'}" for other, kind in enumerate(kinds))
+            text = f"the processes have different devices ({shown}); set DEVICE=cpu on every machine, or use GPUs only"
+            raise UserError(text, code="device.ranks_differ")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1:
@@ -179,19 +189,3 @@ def rendezvous_store(world_size: int) -> Store:
 def hold_store(host: str, port: int) -> Store:
     """The rendezvous server at an address of this machine; it runs as long as the result lives."""
     return TCPStore(host, port, is_master=True, timeout=_MEETING_LIMIT, wait_for_workers=False)
-
-
-def _common_device(store: Store, name: str, rank: int, world_size: int, local_rank: int) -> torch.device:
-    """This rank's device. Every rank reads every rank's answer, so that all of them end if one has none."""
-    kind = ""
-    try:
-        device = choose_device(name, local_rank=local_rank)
-        kind = device.type
-    finally:
-        store.set(f"device of {rank}", kind)
-    kinds = [store.get(f"device of {other}").decode() for other in range(world_size)]
-    if len(set(kinds)) > 1:
-        shown = ", ".join(f"process {other}: {kind or 'none'}" for other, kind in enumerate(kinds))
-        text = f"the processes have different devices ({shown}); set DEVICE=cpu on every machine, or use GPUs only"
-        raise UserError(text, code="device.ranks_differ")
-    return device

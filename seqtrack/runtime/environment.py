@@ -19,16 +19,12 @@ from seqtrack.checkpoints.side_files import EnvironmentRecord, Fingerprint
 from seqtrack.runtime.distributed import DistributedContext
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = (
-    "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "safetensors", "huggingface-hub", "yacs",
-)  # fmt: skip
+_PACKAGES = "torch torchvision timm numpy opencv-python-headless safetensors huggingface-hub yacs"
 # Variables that choose other kernels or another order of sums.
 _SWITCHES = (
     "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "NCCL_ALGO", "NCCL_PROTO", "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
 )  # fmt: skip
-# The reproducibility guarantees: equal bits, or the same samples and steps with other last digits.
-BITWISE, SAME_SAMPLES = "bitwise", "same_samples"
 
 
 def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool) -> Fingerprint:
@@ -63,40 +59,39 @@ def describe_device(device: torch.device) -> str:
 
 
 def guarantee(ours: Mapping[str, object], theirs: Mapping[str, object]) -> tuple[str, list[str]]:
-    """The reproducibility guarantee between two runs by their fingerprints, and the reasons if it is not bitwise."""
+    """The reproducibility guarantee between two runs by their fingerprints: "bitwise" or "same_samples", and why."""
     pairs = {key: (theirs.get(key), ours.get(key)) for key in sorted({*ours, *theirs})}
     differences = [f"{key}: {then!r} then, {now!r} now" for key, (then, now) in pairs.items() if then != now]
     if ours["compile"]:
         differences.append("TRAIN.COMPILE: the compiler measures which kernels are fastest, and may choose others")
     if not ours["deterministic"]:
         differences.append("TRAIN.DETERMINISTIC is off: kernels may add in any order")
-    return (SAME_SAMPLES if differences else BITWISE), differences
+    return ("same_samples" if differences else "bitwise"), differences
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that a result may depend on."""
     installed = {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
-    return {"python": platform.python_version(), **{name: installed.get(name, "not installed") for name in _PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: installed.get(name, "not installed") for name in _PACKAGES.split()},
+    }
 
 
 def source_commit() -> str:
-    """The commit of this code: the image's SOURCE_COMMIT, else that of this source tree, else "unknown".
-
-    An installed package has no commit: a repository around its environment is another project's.
-    """
-    if found := os.environ.get("SOURCE_COMMIT"):
-        return found
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if (_ROOT / ".git").exists() and (_ROOT / "pyproject.toml").is_file():
-            words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-            return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return "unknown"
+    """The commit of this code: the image's SOURCE_COMMIT, else that of this source tree, else "unknown"."""
+    found = os.environ.get("SOURCE_COMMIT")
+    # An installed package has no commit: a repository around its environment is another project's.
+    if not found and (_ROOT / ".git").exists() and (_ROOT / "pyproject.toml").is_file():
+        words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return found or "unknown"
 
 
 def lock_digest() -> str:
     """sha256 of requirements.lock next to this code; without that file, of the installed packages' versions."""
-    lock = _ROOT / "requirements.lock"
-    if lock.is_file():
+    if (lock := _ROOT / "requirements.lock").is_file():
         return hashlib.sha256(lock.read_bytes()).hexdigest()
     installed = {f"{one.name.lower()}=={one.version}" for one in metadata.distributions()}
     return "installed:" + hashlib.sha256("\n".join(sorted(installed)).encode()).hexdigest()
@@ -104,7 +99,7 @@ def lock_digest() -> str:
 
 def environment_record(distributed: DistributedContext, run_fingerprint: Fingerprint) -> EnvironmentRecord:
     """The record `environment.json`: code, lock, libraries, machine."""
-    device = distributed.device
+    on_gpu = distributed.device.type == "cuda"
     return EnvironmentRecord(
         commit=source_commit(),
         lock_sha256=lock_digest(),
@@ -114,7 +109,7 @@ def environment_record(distributed: DistributedContext, run_fingerprint: Fingerp
         cpu=_cpu_name(),
         cpu_count=os.cpu_count(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
+        gpu_memory_bytes=torch.cuda.get_device_properties(distributed.device).total_memory if on_gpu else None,
     )
 
 

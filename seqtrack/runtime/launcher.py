@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 LAUNCH_FOLDER, RENDEZVOUS_URL = "_SEQTRACK_LAUNCH_FOLDER", "_SEQTRACK_RENDEZVOUS"
 PEER_LOST = "run.peer_lost"  # code of a process that ended only because another did
 _JOINED = "joined"
-_POLL_S = 0.05
 # After one process has failed, for the others to end by themselves: rank 0 may have a checkpoint to finish. Those that
 # are inside a GPU collective do not end at all.
 _GRACE_S = 10.0
@@ -80,10 +79,9 @@ def launch(command: Sequence[str], processes: int, run: Environment) -> int:
                     shared |= {RENDEZVOUS_URL: "env://", "TORCHELASTIC_RESTART_COUNT": str(restart)}
                 else:  # nothing listens beyond this machine
                     shared[RENDEZVOUS_URL] = f"file://{folder}/store"
-                    shared |= {
-                        name: os.environ.get(name, "lo") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-                    }
-                endings = _run_once(command, shared, range(processes), run.node_rank * processes, stop)
+                    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                        shared[name] = os.environ.get(name, "lo")
+                endings = _run_once(command, shared, processes, run.node_rank * processes, stop)
             # A restart may help; not after completion, a stop, a verdict or a user error.
             failed = [one for ending in endings if ending.code != USER_ERROR_EXIT_CODE for one in ending.problems]
             cause = next((one for one in failed if one.code != PEER_LOST), failed[0] if failed else None)
@@ -101,20 +99,26 @@ def launch(command: Sequence[str], processes: int, run: Environment) -> int:
 
 
 def _run_once(
-    command: Sequence[str], shared: dict[str, str], local_ranks: range, first_rank: int, stop: StopRequest
+    command: Sequence[str], shared: dict[str, str], processes: int, first_rank: int, stop: StopRequest
 ) -> list[Ending]:
     running: dict[int, subprocess.Popen[bytes]] = {}
     folder, endings, failed_at, stopped = Path(shared[LAUNCH_FOLDER]), list[Ending](), 0.0, False
     try:
-        for local in local_ranks:
-            rank = first_rank + local
-            own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(local)}
-            running[rank] = subprocess.Popen(command, env=own)
+        for local in range(processes):
+            own = {**os.environ, **shared, "RANK": str(first_rank + local), "LOCAL_RANK": str(local)}
+            running[first_rank + local] = subprocess.Popen(command, env=own)
         while running:
             ended = [rank for rank, process in running.items() if process.poll() is not None]
             joined = (folder / _JOINED).exists()  # checked last: one that completed had joined before
             for rank in ended:
-                endings.append(_ending(folder / f"ending {rank}", rank, running.pop(rank).returncode))
+                code, problems, left = running.pop(rank).returncode, list[tuple[str, str]](), folder / f"ending {rank}"
+                if left.exists():
+                    code, problems = json.loads(left.read_text())
+                elif code not in (0, STOPPED_EXIT_CODE):  # 75: stopped before it had a signal handler
+                    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    text = f"process {rank} of the run died ({how}). The checkpoints are not affected: start again to"
+                    problems = [(f"{text} continue from the latest, or set MAX_RESTARTS", "run.process_died")]
+                endings.append(Ending(code, [Problem(*problem) for problem in problems]))
             if not failed_at and any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings):
                 failed_at = time.monotonic()
             # Before the rendezvous nothing is written, so nothing is lost.
@@ -125,21 +129,10 @@ def _run_once(
                 for process in running.values():
                     process.terminate()
             if not ended:
-                time.sleep(_POLL_S)
+                time.sleep(0.05)
     finally:
         for process in running.values():
             process.kill()
         for process in running.values():
             process.wait()
     return endings
-
-
-def _ending(path: Path, rank: int, code: int) -> Ending:
-    problems: list[tuple[str, str]] = []
-    if path.exists():
-        code, problems = json.loads(path.read_text())
-    elif code not in (0, STOPPED_EXIT_CODE):  # 75: stopped before it had a signal handler
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        advice = "The checkpoints are not affected: start again to continue from the latest, or set MAX_RESTARTS"
-        problems = [(f"process {rank} of the run died ({how}). {advice}", "run.process_died")]
-    return Ending(code, [Problem(*problem) for problem in problems])

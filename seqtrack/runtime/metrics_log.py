@@ -1,5 +1,6 @@
 """The log of a run on screen and in its file, `metrics.jsonl`, and TensorBoard.
 
+On a terminal the screen has a bar and one short line per epoch in place of the file's lines.
 The three agree because they are fed from one record. On resume the records after the resume point are dropped, so that
 the files equal an uninterrupted run's. Only rank 0 writes.
 """
@@ -24,6 +25,7 @@ from seqtrack.checkpoints.safetensors_io import name_in_errors, new_file
 from seqtrack.checkpoints.side_files import EpochRecord, IntervalRecord, Record, ValidationRecord, metrics_records
 from seqtrack.errors import Problem
 from seqtrack.markdown import table
+from seqtrack.process import TerminalFormatter, terminal_columns
 from seqtrack.run_dir import DAMAGED_METRICS_FILE, METRICS_FILE, TENSORBOARD, phase_name
 
 logger = logging.getLogger("seqtrack")
@@ -44,6 +46,26 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         with name_in_errors(Path(self.baseFilename)):
             raise
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # not a generic class at run time
+    """The bar of one epoch, with the numbers of the last interval and the time left for the samples of the run."""
+
+    later = 0  # samples of the epochs after this one
+
+    @property
+    def format_dict(self) -> "dict[str, object]":
+        values: Any = super().format_dict
+        rate = values["rate"]
+        left = ((self.total or 0) - self.n + self.later) / rate if rate else None
+        return {**values, "speed": _speed(rate, left), "ncols": terminal_columns() - 1}
+
+
+def _speed(samples_per_s: float | None, left_s: float | None) -> str:
+    if not samples_per_s or left_s is None:
+        return "-/s  ETA run -:--"
+    number = f"{samples_per_s:.0f}" if samples_per_s >= 10 else f"{samples_per_s:.2g}"
+    return f"{number}/s  ETA run {clock(left_s).removeprefix('0:').removeprefix('0')}"
 
 
 @contextlib.contextmanager
@@ -72,6 +94,9 @@ def run_logging() -> Iterator[Callable[[Path | None, int], None]]:
     logger.addHandler(lines)
     try:
         with logging_redirect_tqdm():
+            screen = logging.getLogger().handlers[-1]
+            if isinstance(screen.formatter, TerminalFormatter):
+                screen.addFilter(lambda record: getattr(record, "short", None) != "")
             yield open_file
     except BaseException as error:
         keep("the run ended", error)
@@ -106,17 +131,19 @@ class RunLog:
 
     Args:
         folder: the run's `logs` folder.
+        epochs: their number in the whole run.
         resume_step: the optimizer step that the run starts from.
         writes: whether this process writes (rank 0).
     """
 
-    def __init__(self, folder: Path, *, phase: int, resume_step: int, writes: bool) -> None:
+    def __init__(self, folder: Path, *, phase: int, epochs: int, resume_step: int, writes: bool) -> None:
         # For TensorBoard: the configuration by key, and a PNG of training samples.
         self.settings: Mapping[str, object] = {}
         self.samples: Path | None = None
-        self.phase, self.writes, self.elapsed_before_s = phase, writes, 0.0
+        self.phase, self.epochs, self.writes, self.elapsed_before_s = phase, epochs, writes, 0.0
         self._path, self._board_folder, self._resume_step = folder / METRICS_FILE, folder / TENSORBOARD, resume_step
         self._board: Any = None  # TensorBoard's writer, made when first needed; False once it failed
+        self._bar: _Bar | None = None
         self._seen: set[tuple[str, int]] = set()  # type and epoch of every record
         if writes:
             self._keep_records()
@@ -140,19 +167,23 @@ class RunLog:
 
     def interval(self, record: IntervalRecord) -> None:
         """Log and record one interval."""
-        logger.info("%s", interval_line(record))
+        if self._bar is not None:
+            self._bar.set_description_str(self._numbers(record), refresh=False)
+        logger.info("%s", interval_line(record), extra={"short": ""})
         self.record(record)
 
     def epoch(self, values: Mapping[str, object]) -> None:
         """Log and record one epoch: `values` is its history record with its wall-clock fields."""
         record = EpochRecord.model_validate({"phase": self.phase, **values})
         peak = record.max_memory_reserved
+        speed = _speed(record.samples_per_s, (self.epochs - record.epoch) * record.samples / record.samples_per_s)
         logger.info(
             f"[{phase_name(self.phase)}] Epoch {record.epoch} finished : mean loss {record.loss:.5f} , mean IoU "
             f"{record.iou:.5f} , time {clock(record.time_s)} hours , {record.samples_per_s:.1f} samples/s , "
             f"{100 * record.data_wait_share:.1f} % of it waiting for data , learning rates "
             + " ".join(f"{name} {rate:.3g}" for name, rate in zip(RATE_NAMES, record.lr, strict=False))
-            + ("" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory")
+            + ("" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory"),
+            extra={"short": f"{self._numbers(record)}  {speed}"},
         )
         self.record(record)
         self._to_board(lambda board: board.flush())
@@ -188,10 +219,15 @@ class RunLog:
     def progress(self, epoch: int, samples: int, *, done: int) -> "tqdm[Any]":
         """A progress bar below the log lines, on terminals only."""
         hidden = None if self.writes else True  # None: only where stderr is a terminal
-        title = f"{phase_name(self.phase)} epoch {epoch}"
-        return tqdm(
-            total=samples, initial=done, desc=title, unit="sample", leave=False, dynamic_ncols=True, disable=hidden
-        )
+        title, style = f"epoch {epoch}/{self.epochs}", "{desc}  {speed}  {bar}"
+        self._bar = _Bar(
+            total=samples, initial=done, desc=title, leave=False, disable=hidden, bar_format=style, nrows=24
+        )  # rows, because a terminal that states none hides the bar
+        self._bar.later = (self.epochs - epoch) * samples
+        return self._bar
+
+    def _numbers(self, record: IntervalRecord | EpochRecord) -> str:
+        return f"epoch {record.epoch}/{self.epochs}  loss {record.loss:.3g}  IoU {record.iou:.2f}"
 
     def _to_board(self, write: Callable[[Any], object]) -> None:
         """TensorBoard's numbers are all in metrics.jsonl: a failure to write them is a warning and never ends a run."""

@@ -140,5 +140,6 @@ class Checkpointer:
             blocked_s,
             time.perf_counter() - started,
             manifest.sha256[:16],
+            extra={"short": ""},  # for the file alone, where the screen is a terminal
         )
         self.on_durable(manifest)

@@ -76,6 +76,14 @@ def log_run_header(
         logger.info("%s", line)
 
 
+def log_next_steps(environment: Environment) -> None:
+    """Log where a finished run's results are, and the commands that use them."""
+    logger.info("results: %s (checkpoints, logs, plots)", environment.phase_folder())
+    command, phase = environment.seqtrack_command, environment.phase
+    logger.info("next: %s evaluate --phase %d", command, phase)
+    logger.info("      %s report --html", command)
+
+
 def open_run(
     environment: Environment,
     config: Config,

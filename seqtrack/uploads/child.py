@@ -20,7 +20,7 @@ from huggingface_hub.utils import _xet_progress_reporting
 from seqtrack.config.environment import read_token
 from seqtrack.errors import UserError
 from seqtrack.uploads.folder import FolderTarget
-from seqtrack.uploads.hub import HubTarget, bound_client, classify
+from seqtrack.uploads.hub import HubTarget, bound_client, classify, retry
 from seqtrack.uploads.identity import markers_to_put
 from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Target, missing
 
@@ -37,27 +37,30 @@ def perform(call: Call) -> Reply:
     try:
         bound_client(call.settings.read_timeout_s, call.settings.request_tries)
         target = FolderTarget(Path(where.place)) if is_folder else HubTarget(where, token)
-        _carry_out(target, call.order, reply)
+        _carry_out(target, call.order, call.settings.request_tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
         reply.fault = classify(error, token=token, prefix=where.prefix)
     return reply
 
 
-def _carry_out(target: Target, order: Order, reply: Reply) -> None:
+def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
     if order.prepare is not None:
         reply.account = target.prepare(make=order.prepare == "make")
     if order.look:
         reply.revision = order.revision or target.head()
         reply.remotes = target.look(None if order.look == "all" else order.look, reply.revision)
     if order.files:
-        # The head first: what is committed after it was read makes our commit fail rather than come twice. A reply can
-        # be lost after the commit was made, and somebody else can commit between: each order asks again.
-        head, paths = target.head(), [item.path for item in order.files]
-        with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
-            markers = markers_to_put(target, order.markers, Path(folder))
-            if lacking := missing(order.files, target.look(paths)):
-                reply.commit = target.put([*markers, *lacking], order.message, head)
-        # What is reported of each file is only what the target lists.
+        paths = [item.path for item in order.files]
+
+        def put_missing() -> str | None:
+            # The head first: what is committed after it was read makes our commit fail rather than come twice.
+            head = target.head()
+            with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
+                markers = markers_to_put(target, order.markers, Path(folder))
+                lacking = missing(order.files, target.look(paths))
+                return target.put([*markers, *lacking], order.message, head) if lacking else None
+
+        reply.commit = retry(put_missing, tries)
         wrong = [item.path for item in missing(order.files, target.look(paths))]
         reply.verified = [path for path in paths if path not in wrong]
         if wrong:
@@ -91,10 +94,9 @@ class _Progress:
 
 
 def _watch(call: Call, answer: Callable[[Reply], NoReturn]) -> None:
-    limit_s = call.settings.xet_stall_s
     while os.getppid() == call.parent:
-        if time.monotonic() - _Progress.moved_at > limit_s:
-            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {limit_s:.0f} s")))
+        if (idle_s := time.monotonic() - _Progress.moved_at) > call.settings.xet_stall_s:
+            answer(Reply(fault=Fault(kind="xet", line=f"Xet storage: nothing moved for {idle_s:.0f} s")))
         time.sleep(0.2)
     os._exit(1)
 

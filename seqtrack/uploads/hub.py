@@ -44,6 +44,7 @@ T = TypeVar("T")
 _COMMIT_LIMIT_WAIT_S = 900.0  # the window of an hour slides, so places come free before it is over
 _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|invalid etag|Expecting", re.IGNORECASE)
 _XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
+_XET_TOKEN = re.compile(r"/xet-(read|write)-token/[^/]+$")
 _OWN_KINDS: dict[str, Kind] = {"upload.setup": "setup", "upload.other_run": "other_run", "upload.changed": "changed"}
 _FILE = re.compile(r"(?:Error while uploading '|Invalid metadata in )(.+?)(?:' to the Hub|\.$|\.\n)", re.MULTILINE)
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
@@ -129,7 +130,7 @@ def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, 
     is_storage = response.request.method == "PUT"
     said = f"HTTP {status} at {response.request.url.path}: {headers.get('x-error-message', '')} {body[:300]}"
     wait_s = _asked_wait(headers)
-    if "-token/" in response.request.url.path:
+    if _XET_TOKEN.search(response.request.url.path):
         return "xet", f"no access to Xet storage ({said})", 0.0
     if status == 429:
         is_hourly = "rate limit for repository commits" in said
@@ -191,7 +192,7 @@ class BoundedClient(httpx2.Client):
         try may cure."""
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
-        if is_xet := "-token/" in request.url.path:  # without Xet there is plain HTTP
+        if is_xet := bool(_XET_TOKEN.search(request.url.path)):  # without Xet there is plain HTTP
             request.extensions["timeout"] = httpx2.Timeout(min(self._read_s, _CONNECT_S)).as_dict()
         # A part of a large file is the library's to repeat: it rewinds, and the other parts stay good.
         is_part = request.method == "PUT" and "partnumber=" in str(request.url).lower()

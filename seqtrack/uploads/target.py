@@ -253,8 +253,7 @@ def choose_target(environment: Environment) -> TargetSettings:
     """Where files go: UPLOAD_TARGET if set, else HF_REPO. A UserError if neither is set, for an unknown kind, and for a
     folder that overlaps with the output folder."""
     if environment.target is None:
-        text = "HF_REPO is not set; set it to owner/name (or UPLOAD_TARGET to folder:/place)"
-        raise UserError(text, code="upload.no_target")
+        raise UserError("set HF_REPO to owner/name, or UPLOAD_TARGET to folder:/place", code="upload.no_target")
     kind, _, place = (environment.upload_target or f"huggingface:{environment.hf_repo}").partition(":")
     if kind == "folder":
         here, there = (Path(os.path.realpath(folder)) for folder in (environment.output_dir, place))
@@ -266,5 +265,5 @@ def choose_target(environment: Environment) -> TargetSettings:
         text = f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: folder, huggingface"
         raise UserError(text, code="upload.unknown_target")
     prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
-    endpoint, private = environment.hf_endpoint, environment.hf_private
-    return TargetSettings(kind=kind, place=place, prefix=prefix, endpoint=endpoint, private=private)
+    where = TargetSettings(kind=kind, place=place, prefix=prefix, private=environment.hf_private)
+    return where.model_copy(update={"endpoint": environment.hf_endpoint})

@@ -34,8 +34,7 @@ _ALWAYS = float("inf")
 _COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could fill the disk
 _ALONE_BYTES = 256 << 20  # a checkpoint this large does not wait for another
 _INLINE_BYTES, _INLINE_LIMIT = 10_000_000, 32_000_000  # smaller files travel inside the commit: so much in one
-_MAX_FILES = 5000
-_LFS_SHARE = 0.75  # of the grace after a stop
+_MAX_FILES, _LFS_SHARE = 5000, 0.75  # in one batch; of the grace after a stop
 _LOG_INTERVAL_S = _QUARANTINE_S = 600.0  # the first: longest wait of a growing log when no checkpoint takes it along
 
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from seqtrack.model.build import ENCODERS, build_empty, build_model
+from seqtrack.model.build import ENCODERS, build_empty
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import ModelSpec
-from seqtrack.model.weights import pretrained_name
 
 # A small plain ViT of timm stands for all of them.
 NAMES = [*ENCODERS, "vit_tiny_patch16_224"]
@@ -37,19 +36,3 @@ def test_an_encoder_gives_the_decoder_its_memory_and_refuses_an_image_of_another
     cost = cost_of(spec)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert cost.encoder_flops > cost.parameters  # each weight is used for more than one token
-
-
-@pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_pretrained_weights_of_an_encoder_have_a_name(name: str) -> None:
-    for kind in ("mae", "default"):
-        assert pretrained_name(ModelSpec(encoder_type=name, pretrain_type=kind)).startswith(f"{name}_224.")
-
-
-def test_gradients_reach_templates_and_search_region() -> None:
-    model = build_model(spec_of("vit_tiny_patch16_224"), seed=1)
-    templates = torch.randn(1, 2, 3, 32, 32, requires_grad=True)
-    search = torch.randn(1, 3, 64, 64, requires_grad=True)
-    model(templates, search, torch.tensor([[51, 1, 2, 3, 4]])).square().sum().backward()
-    assert templates.grad is not None and all(bool(part.any()) for part in templates.grad[0])
-    assert search.grad is not None and bool(search.grad.any())
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

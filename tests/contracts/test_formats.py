@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from runs import finished, uninterrupted
 
 __all__ = ["finished", "uninterrupted"]
@@ -79,29 +78,22 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("section", "head", "place"), FILES, ids=[place for _, _, place in FILES])
-def test_every_field_of_a_file_is_documented(finished: Path, section: str, head: str, place: str) -> None:
-    assert differences(json.loads((finished / place).read_bytes()), table(section, head)) == []
-
-
-def test_every_field_of_every_record_is_documented(finished: Path) -> None:
+def test_every_field_of_every_file_is_documented(finished: Path, demo_data: Path) -> None:
+    found = [(json.loads((finished / place).read_bytes()), table(section, head)) for section, head, place in FILES]
+    marker = json.loads((demo_data / "demo" / "demo.json").read_text())
+    found.append((marker, table("The data folder", "data/demo/demo.json")))
     lines = (finished / "phase_2" / "logs" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
     kinds = set(re.findall(r"^\| record `(\w+)`", DOCUMENT, re.MULTILINE))
-    assert {record["type"] for record in records} == kinds
     fields = {kind: table("phase_N/logs/metrics.jsonl", f"record `{kind}`") for kind in kinds}
-    assert [problem for record in records for problem in differences(record, fields[record["type"]])] == []
-
-
-def test_every_entry_of_a_checkpoint_file_and_of_the_demo_data_is_documented(finished: Path, demo_data: Path) -> None:
+    records = [json.loads(line) for line in lines]
+    assert {record["type"] for record in records} == kinds
+    found += [(record, fields[record["type"]]) for record in records]
     data = (finished / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors").read_bytes()
     head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    state = json.loads(head.pop("__metadata__")["state"])
     section = "phase_N/checkpoints/SEQTRACK_epNNNN.safetensors"
-    assert differences(dict.fromkeys(head), table(section, "tensor")) == []
-    assert differences(state, table(section, "value in `state`")) == []
-    marker = json.loads((demo_data / "demo" / "demo.json").read_text())
-    assert differences(marker, table("The data folder", "data/demo/demo.json")) == []
+    found.append((json.loads(head.pop("__metadata__")["state"]), table(section, "value in `state`")))
+    found.append((dict.fromkeys(head), table(section, "tensor")))
+    assert [problem for value, documented in found for problem in differences(value, documented)] == []
     columns = (finished / "phase_1" / "evaluation" / "evaluation.csv").read_text().splitlines()[0].split(",")
     listed = DOCUMENT.split("with the columns")[1].split(";")[0]
     assert re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", listed)) == columns

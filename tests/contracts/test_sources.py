@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data.makers import make_got10k, write_sequence
 
-from seqtrack.data.sources import SOURCES, Source, describe, open_source
+from seqtrack.data.sources import SOURCES, describe, open_source
 from seqtrack.errors import UserError
 
 
@@ -24,60 +24,39 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.fixture(scope="module", params=SOURCES)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A data set's name, and a data folder with a small one."""
-    if request.param == "DEMO":
-        return request.param, request.getfixturevalue("demo_data")
-    data_dir = tmp_path_factory.mktemp(request.param)
-    MAKERS[request.param](data_dir)
-    return request.param, data_dir
-
-
-@pytest.fixture
-def source(place: tuple[str, Path]) -> Source:
-    name, data_dir = place
-    return open_source(name, data_dir, classes=(), split="train")
-
-
-def test_sequences_have_the_documented_types(source: Source) -> None:
-    assert source.sequences and source.split == "train"
-    assert len({sequence.name for sequence in source.sequences}) == len(source.sequences)
+@pytest.mark.parametrize("name", SOURCES)
+def test_sequences_have_the_documented_types_are_the_same_again_and_of_the_chosen_split_and_class(
+    name: str, demo_data: Path, tmp_path: Path
+) -> None:
+    if name == "DEMO":
+        tmp_path = demo_data
+    else:
+        MAKERS[name](tmp_path)
+    source = open_source(name, tmp_path, classes=(), split="train")
+    assert source.split == "train" and len({sequence.name for sequence in source.sequences}) == len(source.sequences)
     for sequence in source.sequences:
         n = sequence.num_frames
         assert sequence.boxes_xywh.shape == (n, 4) and sequence.boxes_xywh.dtype == np.float64
         for flags in (sequence.visible, sequence.absent, sequence.missing):
             assert flags.shape == (n,) and flags.dtype == np.bool_
-        assert not (sequence.visible & sequence.absent).any() and not (sequence.visible & sequence.missing).any()
+        assert not (sequence.visible & (sequence.absent | sequence.missing)).any()
         assert (sequence.boxes_xywh[sequence.visible][:, 2:] > 0).all()
-        assert sequence.class_name
-        for index in np.flatnonzero(~sequence.missing):
-            assert sequence.frame_path(int(index)).is_file()
-
-
-def test_opening_again_gives_the_same_and_the_test_split_nothing_of_it(place: tuple[str, Path], source: Source) -> None:
+        assert all(sequence.frame_path(int(index)).is_file() for index in np.flatnonzero(~sequence.missing))
     assert any(sequence.absent.any() and not sequence.visible.all() for sequence in source.sequences)
-    again = open_source(place[0].lower(), place[1], classes=(), split="train")
+    again = open_source(name.lower(), tmp_path, classes=(), split="train")
     assert [s.name for s in again.sequences] == [s.name for s in source.sequences]
     assert describe([again]) == describe([source])
-    test = open_source(place[0], place[1], classes=(), split="test")
+    test = open_source(name, tmp_path, classes=(), split="test")
     assert test.sequences and not {s.name for s in test.sequences} & {s.name for s in source.sequences}
     assert describe([test]).digest != describe([source]).digest
-
-
-def test_a_class_can_be_chosen_and_an_unknown_one_is_refused_with_those_that_exist(
-    place: tuple[str, Path], source: Source
-) -> None:
-    name, data_dir = place
     wanted = source.sequences[-1].class_name
-    chosen = open_source(name, data_dir, classes=(wanted,), split="train").sequences
-    assert [s.name for s in chosen] == [s.name for s in source.sequences if s.class_name == wanted]
-    with pytest.raises(UserError) as caught:
-        open_source(name, data_dir, classes=("no such class",), split="train")
-    assert "no such class" in str(caught.value) and wanted in str(caught.value)
+    chosen = open_source(name, tmp_path, classes=(wanted,), split="train").sequences
+    assert wanted and [s.name for s in chosen] == [s.name for s in source.sequences if s.class_name == wanted]
+    with pytest.raises(UserError, match=wanted):
+        open_source(name, tmp_path, classes=("no such class",), split="train")
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name != "DEMO"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_missing_data_and_a_malformed_row_are_a_users_error(name: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=folder.name):

@@ -16,15 +16,10 @@ from docker.containers import CANARY, Project, command
 
 
 @pytest.fixture(scope="session")
-def engine() -> None:
-    """A Docker engine that answers."""
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The image, built from a repository that also contains a token and a run's output."""
     if shutil.which("docker") is None or command(["docker", "info"], timeout=30).returncode != 0:
         pytest.skip("no Docker engine answers")
-
-
-@pytest.fixture(scope="session")
-def image(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The image, built from a repository that also contains a token and a run's output."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("build"))
     (folder / ".env").write_text(f"HF_TOKEN={CANARY}\n")
     for name in ("output/phase_1/token", "data/token", "hf_token", ".hf_token", "secrets/hf_token"):

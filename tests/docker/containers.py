@@ -53,11 +53,6 @@ class Project:
         arguments = self._command(words, variables)
         return subprocess.Popen(arguments.pop("words"), text=True, **streams, **arguments)
 
-    def up(self, service: str, *, timeout: float = 300, **variables: str) -> str:
-        """`docker compose up SERVICE`, as a user types it; returns the screen's content."""
-        answer = self.compose("up", "--no-color", service, timeout=timeout, **variables)
-        return answer.stdout + answer.stderr
-
     def container(self, service: str) -> dict[str, Any]:
         """The engine's description of a service's container."""
         name = self.compose("ps", "--all", "--quiet", service).stdout.strip()

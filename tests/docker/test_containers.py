@@ -11,7 +11,6 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,15 +40,10 @@ def begin_and_wait(project: Project, epoch: int) -> subprocess.Popen[str]:
 
 
 def complete(project: Project, job: str, **variables: str) -> str:
-    """`up JOB` to its end, which must be a good one; returns the screen's content."""
-    screen = project.up(job, timeout=580, **variables)
-    assert project.exit_code(job) == 0, screen
-    return screen
-
-
-def compare_with_phase_2(project: Project, resume_epoch: int) -> None:
-    screen = complete(project, "train-phase2", RESUME_EPOCH=str(resume_epoch))
-    assert [line for line in screen.splitlines() if "train-phase2" in line and "|" in line][-1].endswith("identical")
+    """`up JOB` to its good end; returns the screen's content."""
+    answer = project.compose("up", "--no-color", job, timeout=580, **variables)
+    assert project.exit_code(job) == 0, answer.stdout + answer.stderr
+    return answer.stdout + answer.stderr
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +83,8 @@ def test_a_run_that_was_stopped_and_killed_ends_as_an_uninterrupted_one(
     assert len(starts) == 3 and "SEQTRACK_step" in starts[1]["source"]
     assert project.exit_code("uploader") == 0, "nothing to upload"
     assert project.checkpoints() == ["SEQTRACK_ep0001", "SEQTRACK_ep0002"]
-    compare_with_phase_2(project, resume_epoch=1)
+    screen = complete(project, "train-phase2", RESUME_EPOCH="1")
+    assert [line for line in screen.splitlines() if "train-phase2" in line and "|" in line][-1].endswith("identical")
     assert project.checkpoints(2) == ["SEQTRACK_ep0002"]
 
 
@@ -141,39 +136,19 @@ def test_doctor_quotes_the_engines_message_about_a_missing_gpu(make_project: Mak
 
 
 @pytest.mark.long
-def test_a_restarting_engine_loses_nothing(make_project: MakeProject) -> None:
-    tool = os.environ.get("DOCKER_ENGINE_TOOL")
-    if not tool:
-        pytest.skip("DOCKER_ENGINE_TOOL does not name a command that stops and starts the engine")
-    project = make_project(variables=dict(LONGER))
-    up = begin_and_wait(project, epoch=1)
-    try:
-        assert command([tool, "down"]).returncode == 0
-        up.communicate(timeout=60)
-        # It stops answering some time before it ends, and a second engine would refuse to start meanwhile.
-        wait_until("the engine's end", lambda: not Path("/var/run/docker.pid").exists())
-    finally:  # other tests need an engine
-        started = command([tool, "up"], timeout=120, capture_output=False, stdin=subprocess.DEVNULL)
-    assert started.returncode == 0
-    assert len(project.checkpoints()) < 2, "the run was over before the engine was stopped"
-    complete(project, "train-phase1")
-    compare_with_phase_2(project, resume_epoch=1)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("each", [1, 2])
 def test_two_containers_train_the_same_run_as_one_with_as_many_ranks(
-    make_project: MakeProject, interrupted: tuple[Project, dict[str, Any]], each: int
+    make_project: MakeProject, interrupted: tuple[Project, dict[str, Any]]
 ) -> None:
-    data = interrupted[0].folder / "data"
-    variables = {**SMALL, "DEVICE": "cpu", "NPROC": str(each)}
-    one = make_project(variables={**variables, "NPROC": str(2 * each)})
-    shutil.copytree(data, one.folder / "data", dirs_exist_ok=True)
-    complete(one, "train-phase1")
-    two = make_project(variables=variables, files=("docker/compose.multi.yaml",))
-    shutil.copytree(data, two.folder / "data", dirs_exist_ok=True)
-    answer = two.compose("up", "--no-color")
-    assert (two.exit_code("node0"), two.exit_code("node1")) == (0, 0), answer.stdout + answer.stderr
-    mounts = [f"-v{project.output / 'phase_1'}:/{name}:ro" for name, project in {"one": one, "two": two}.items()]
-    answer = command(["docker", "run", "--rm", *mounts, one.image, "verify", "/one", "/two"])
+    projects = []
+    for ranks, jobs, files in (
+        ("2", ["train-phase1"], ("compose.yaml", "compose.cpu.yaml")),
+        ("1", ["node0", "node1"], ("docker/compose.multi.yaml",)),
+    ):
+        project = make_project(variables={**SMALL, "DEVICE": "cpu", "NPROC": ranks}, files=files)
+        shutil.copytree(interrupted[0].folder / "data", project.folder / "data", dirs_exist_ok=True)
+        answer = project.compose("up", "--no-color", *jobs)
+        assert [project.exit_code(job) for job in jobs] == [0] * len(jobs), answer.stdout + answer.stderr
+        projects.append(project)
+    mounts = [f"-v{project.output / 'phase_1'}:/{number}:ro" for number, project in enumerate(projects)]
+    answer = command(["docker", "run", "--rm", *mounts, projects[0].image, "verify", "/0", "/1"])
     assert answer.stdout.strip().splitlines()[-1] == "identical", answer.stdout

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -23,6 +22,7 @@ def test_labels_entrypoint_stop_signal_and_healthcheck_are_declared(image: str) 
     config = json.loads(docker("inspect", "--format", "{{json .Config}}", image))
     assert (config["StopSignal"], config["Cmd"], config["Healthcheck"]["Test"][0]) == ("SIGTERM", ["train"], "CMD")
     assert config["Entrypoint"][0] == "/usr/bin/tini"
+    assert docker("run", "--rm", image, "id", "-u").strip() == "1000", "never root without a folder"
     labels = config["Labels"]
     assert labels["org.opencontainers.image.revision"] == "0123abcd"
     assert labels["seqtrack.lock.sha256"] == hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
@@ -33,14 +33,10 @@ def test_the_commit_is_found_without_an_argument(tmp_path: Path) -> None:
     read = [ROOT / "docker/read-commit", tmp_path / ".git"]
     assert command(read).stdout == "unknown\n"
     git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
-        assert command([*git, *words]).returncode == 0
-    head = command([*git, "rev-parse", "HEAD"]).stdout
-    assert command(read).stdout == head
-    assert command([*git, "pack-refs", "--all"]).returncode == 0
-    assert command(read).stdout == head
-    assert command([*git, "checkout", "-q", "--detach"]).returncode == 0
-    assert command(read).stdout == head
+    assert command([*git, "init", "-q"]).returncode == 0
+    for words in ("commit -q --allow-empty -m one", "pack-refs --all", "checkout -q --detach"):
+        assert command([*git, *words.split()]).returncode == 0
+        assert command(read).stdout == command([*git, "rev-parse", "HEAD"]).stdout
 
 
 def layers(image: str) -> set[str]:
@@ -85,31 +81,12 @@ def test_the_packages_are_those_of_the_lock_and_no_library_is_installed_twice(im
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_the_job_runs_as_the_owner_of_the_mounted_folder_and_never_as_root_without_one(
-    image: str, tmp_path: Path
-) -> None:
-    assert docker("run", "--rm", image, "id", "-u").strip() == "1000"
-    for owner in (0, 12345):
-        os.chown(tmp_path, owner, owner)
-        mount = ["-v", f"{tmp_path}:/output"]
-        ids = docker("run", "--rm", *mount, image, "sh", "-c", f"id -u; id -g; id -G; touch /output/{owner}")
-        assert ids.split() == [str(owner)] * 3
-        assert (tmp_path / str(owner)).stat().st_uid == owner
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "named"),
-    [
-        (["--user", "4321:4321"], "entrypoint.refused", ["4321"]),
-        ([":ro"], "entrypoint.refused", ["/output"]),
-        (["-e", "PHASE=3", "-e", "SEED=x"], "", ["]: PHASE", "]: SEED"]),
-    ],
-)
-def test_what_cannot_work_is_refused_with_exit_code_2(
-    image: str, tmp_path: Path, options: list[str], code: str, named: list[str]
-) -> None:
+def test_what_cannot_work_is_refused_with_exit_code_2(image: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    mount = f"{tmp_path}:/output{options.pop() if options == [':ro'] else ''}"
-    answer = command(["docker", "run", "--rm", "-v", mount, *options, image])
-    assert answer.returncode == 2 and code in answer.stderr
-    assert all(one in answer.stderr for one in named)
+    for options, named in (
+        (["-v", f"{tmp_path}:/output", "--user", "4321:4321"], "4321"),
+        (["-v", f"{tmp_path}:/output:ro"], "/output"),
+        (["-e", "PHASE=3"], "]: PHASE"),
+    ):
+        answer = command(["docker", "run", "--rm", *options, image])
+        assert answer.returncode == 2 and named in answer.stderr

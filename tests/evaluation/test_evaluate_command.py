@@ -211,11 +211,11 @@ def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
     record = read_side_file(evaluated / "phase_1" / "evaluation" / "evaluation.json", EvaluationRecord)
     assert record is not None
     long = {"device": "GPU $x_{y}$ of a very long name, " * 3, "dataset": "A data set_" * 9, "run": "phase_2"}
-    figures = list[Figure]()
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    drawn = list[Figure]()
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
     names = plots.draw_plots(record.model_copy(update={"conditions": {**record.conditions, **long}}), tmp_path)
-    assert {"epochs.png", "success.png", "classes.png", "fps.png"} <= set(names) and len(figures) == len(names)
-    for figure in figures:
+    assert {"epochs.png", "success.png", "classes.png", "fps.png"} <= set(names) and len(drawn) == len(names)
+    for figure in drawn:
         FigureCanvasAgg(figure).draw()
         (axes,) = figure.axes
         shown = [figure._suptitle, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels()]  # type: ignore[attr-defined]
@@ -230,7 +230,7 @@ def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
         assert PHASE_COLOURS["phase_2"] in colours and PHASE_COLOURS["phase_1"] not in colours
     best = max(record.trackers[:3], key=lambda one: one.mean["auc"] or 0)
     assert plots.best_epoch(record) is best
-    widths = {line.get_label(): line.get_linewidth() for line in figures[names.index("success.png")].axes[0].lines}
+    widths = {line.get_label(): line.get_linewidth() for line in drawn[names.index("success.png")].axes[0].lines}
     assert str(max(widths, key=lambda label: widths[label])).startswith(best.name)
     tracking = cv2.imread(str(evaluated / "phase_1" / "evaluation" / "plots" / "tracking.png"))
     assert tracking is not None and tracking.std() > 10

@@ -1,12 +1,16 @@
 """Everything from outside that can end a run or take its screen away: the run saves and reports why, or continues."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +49,7 @@ def test_a_terminal_that_is_closed_stops_a_run_or_under_nohup_does_not(
             seen += os.read(ours, 4096)
         except BlockingIOError:
             return False
-        return b"Epoch 1 :" in seen
+        return b"epoch 1/" in seen
 
     env = environment(tmp_path, demo_data, {} if ignored else LONG)
     with start(env, prepare=partial(_own, os.ttyname(theirs), ignored)) as running:
@@ -96,3 +100,37 @@ def test_a_librarys_thread_that_fails_prints_no_traceback(demo_data: Path, tmp_p
     (line,) = [line for line in ended.said.splitlines() if "No space left" in line]
     assert "tensorboard" in line
     assert "Traceback" in log_of(tmp_path)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_on_a_terminal_an_epoch_is_one_line_that_does_not_wrap_and_the_file_has_all_lines(
+    columns: int, demo_data: Path, tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    os.set_blocking(ours, False)
+    output, seen = tmp_path / "o", b""
+
+    def ended() -> bool:
+        nonlocal seen
+        with contextlib.suppress(BlockingIOError, OSError):  # EIO: the run was the last to have the terminal open
+            seen += os.read(ours, 65536)
+        return not running.process.is_alive()
+
+    env = environment(output, demo_data, SEQTRACK_COMMAND="scripts/local.sh", COLUMNS="", LINES="")
+    with start(env, prepare=partial(_own, os.ttyname(theirs), False)) as running:
+        running.until(ended)
+        ended()
+        assert running.end().code == 0, seen.decode()
+    os.close(ours)
+    os.close(theirs)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= columns, max(lines, key=len)
+    epochs = [
+        line for line in lines if re.fullmatch(r"epoch \d/3  loss [\d.]+  IoU [\d.]+  [\d.]+/s  ETA run [\d:]+", line)
+    ]
+    assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"] and epochs[-1].endswith(" 0:00")
+    assert any(re.match(r"epoch 2/3  loss .* ETA run .*\u2588", line) for line in lines), "a bar with numbers"
+    assert str(output / "phase_1") in " ".join(lines) and "scripts/local.sh evaluate --phase 1" in " ".join(lines)
+    assert "samples , time for last" not in seen.decode()
+    assert log_of(output).count("samples , time for last") == 3 * 6

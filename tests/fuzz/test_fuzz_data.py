@@ -1,7 +1,5 @@
-"""Damaged data: a text or archive is read as an independent slow parser reads it, or refused with a code; a data set or
-a zip of one ends in a report and exit code 1 or 2, without a traceback, and nothing is changed.
-
-Inputs are drawn from their number alone, so a failing one can be run again. CI draws a few of each kind.
+"""Damaged data: a text is read as an independent slow parser reads it, or refused with a code; a data set ends in a
+report and exit code 1 or 2, without a traceback.
 """
 
 import logging
@@ -12,10 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from data.hub import serving, zip_of
-from data.makers import make_got10k, tree, write_sequence
+from data.makers import make_got10k, write_sequence
 
 from fuzz.mutations import cases, counts
 from seqtrack.cli import main
@@ -32,12 +28,9 @@ def slow_lines(data: bytes) -> list[list[str]]:
     return [re.split(",| +", line.removesuffix(",")) for line in lines]
 
 
-def slow_number(text: str) -> Any:
-    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return str(abs(float(text)))
+def slow_number(text: str) -> float:
     assert text and set(text) <= set("+-.0123456789eE"), text
-    value = float(Decimal(text)) + 0.0
-    return value if np.isfinite(value) else str(abs(value))
+    return float(Decimal(text)) + 0.0
 
 
 def slow_boxes(data: bytes) -> list[list[float]]:
@@ -52,19 +45,10 @@ def slow_labels(data: bytes) -> list[float]:
     ]
 
 
-def comparable(rows: Any) -> list[list[Any]]:
-    """Lists, in which NaN is equal to itself."""
-    return [[value if np.isfinite(value) else str(abs(value)) for value in row] for row in np.asarray(rows).tolist()]
-
-
 ROWS = b"1,2,3,4\n50,60,70,80\n-5,7,9,11\n"
 BOXES = [ROWS, b"1.25,2.5,3e1,4\n50,60,70,80\n", ROWS.replace(b",", b"\t"), ROWS.replace(b",", b" "), b"1, 2, 3, 4\r\n"]
 READERS: dict[str, tuple[Callable[[Path], Any], Callable[[bytes], Any], list[bytes]]] = {
     "boxes": (lambda path: read_boxes(path).tolist(), slow_boxes, BOXES),
-    "tracker boxes": (
-        lambda path: comparable(read_boxes(path, allow_not_finite=True)), slow_boxes,
-        [*BOXES, b"nan,inf,-inf,1\n1 2 3 4"],
-    ),
     "labels": (
         lambda path: read_labels(path, 8).tolist(), slow_labels, [b"8\n0\n3\n", b"8, 1.0, 7,\r\n", b"0,0,1"],
     ),
@@ -134,49 +118,12 @@ def test_a_data_set_with_a_damaged_file_is_refused_or_opened(
     logging.disable(logging.NOTSET)
 
 
-CHANGES: dict[str, Callable[[Path], object]] = {
-    "missing": lambda path: None,
-    "of another kind": lambda path: path.write_text("x") if path.suffix == "" else path.mkdir(),
-    "a link to itself": lambda path: path.symlink_to(path.name),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["groundtruth.txt", "out_of_view.txt", "img", "img/00000009.jpg", "img/00000024.jpg"])
-def test_a_file_that_is_missing_or_another_kind_ends_in_a_report(
-    change: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["groundtruth.txt", "out_of_view.txt", "img", "img/00000009.jpg"])
+def test_a_link_to_itself_in_place_of_a_file_ends_in_a_report(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_sequence(tmp_path / "book" / "book-1", 24) / name
-    check = ["data", "check", "--dataset", "lasot", "--data-dir", str(tmp_path)]
-    assert main(check) == 0
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    CHANGES[change](path)
-    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert main(check) == 1
+    path.symlink_to(path.name)
+    assert main(["data", "check", "--dataset", "lasot", "--data-dir", str(tmp_path)]) == 1
     assert "problem: " in capsys.readouterr().out
-    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-@counts(30, 1000)
-def test_damaged_zips_end_in_reports(
-    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, place = tree(write_sequence(tmp_path / "sequence", 4)), tmp_path / "deep" / "er" / "data"
-    original = zip_of({f"book-1/{name}": data for name, data in whole.items()}, tmp_path / "case.zip")
-    unpacked, codes = place / "lasot" / "book" / "book-1", set()
-    with serving() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        for number, data in cases([original], count, seed=5):
-            hub.put("book.zip", data)
-            code = main(["data", "download", "--classes", "book", "--sequences", "book-1", "--data-dir", str(place)])
-            said = capsys.readouterr()
-            codes.add(code)
-            outside = {path.name for path in tmp_path.iterdir()} - {"sequence", "case.zip", "deep"}
-            assert not outside and [path.name for path in (tmp_path / "deep").iterdir()] == ["er"], number
-            assert not list(place.rglob(".unpack*")), number
-            assert (code == 2) == ("error [" in said.err) == (not unpacked.exists()), (number, said.err)
-            if code == 0:
-                # A flipped bit may hit a field without effect, such as a date, or hide a frame, which is then missing.
-                assert {**whole, **tree(unpacked)} == whole and (unpacked / "groundtruth.txt").exists(), number
-            shutil.rmtree(tmp_path / "deep")
-    assert codes == {0, 2}

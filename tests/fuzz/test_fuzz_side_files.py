@@ -7,41 +7,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 from runs import environment
 
 from fuzz.mutations import cases, counts
-from seqtrack.checkpoints.side_files import (
-    Certificate,
-    DatasetRecord,
-    EnvironmentRecord,
-    RunRecord,
-    read_metrics,
-    read_side_file,
-)
 from seqtrack.cli import main
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError, UserError
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.resume import find_run
 
-FILES: dict[str, type[BaseModel] | None] = {
-    "phase_1/run.json": RunRecord,
-    "phase_1/environment.json": EnvironmentRecord,
-    "phase_1/dataset.json": DatasetRecord,
-    "comparison/certificate.json": Certificate,
-    "phase_1/logs/metrics.jsonl": None,
-}
+FILES = [f"phase_1/{name}" for name in ("run.json", "environment.json", "dataset.json", "logs/metrics.jsonl")]
 STEPS_PER_EPOCH = 6
 
 
 @pytest.fixture(scope="module")
-def output(uninterrupted: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def output(resumed: Path, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two phases with a certificate, and the environment of the commands that read them."""
     folder = tmp_path_factory.mktemp("fuzz")
     output = folder / "output"
-    for phase in ("phase_1", "phase_2"):
-        shutil.copytree(uninterrupted / "phase_1", output / phase)
+    shutil.copytree(resumed, output)
     (folder / "file").write_text("")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(output, demo_data).items():
@@ -66,7 +50,7 @@ def start_again(output: Path) -> int:
     digest = json.loads((output / "phase_2" / "dataset.json").read_text())["digest"]
     try:
         start = find_run(settings, config, digest, STEPS_PER_EPOCH)
-        RunLog(output / "phase_1" / "logs", phase=1, resume_step=start.step, writes=True).close()
+        RunLog(output / "phase_1" / "logs", phase=1, epochs=3, resume_step=start.step, writes=True).close()
     except UserError:
         return 2
     except RunError:
@@ -74,20 +58,8 @@ def start_again(output: Path) -> int:
     return 0
 
 
-def read(output: Path, name: str) -> None:
-    kind = FILES[name]
-    if kind is None:
-        read_metrics(output / name)
-    else:
-        try:
-            read_side_file(output / name, kind)
-        except UserError as error:
-            assert all(problem.code == "side_file.invalid" for problem in error.problems)
-            assert all(str(output / name) in problem and "\n" not in problem for problem in error.problems)
-
-
 @counts(24, 1200)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "comparison/certificate.json"])
 def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, count: int, output: Path) -> None:
     path = output / name
     original = path.read_bytes()
@@ -96,7 +68,6 @@ def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, count: int, ou
     for number, data in cases([original], count, is_json=name.endswith(".json")):
         path.write_bytes(data)
         try:
-            read(output, name)
             for every, command in commands:
                 if number % every == 0:
                     path.write_bytes(data)

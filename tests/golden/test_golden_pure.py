@@ -86,7 +86,7 @@ def test_golden_tokens_to_image_boxes(golden: Golden) -> None:
 
 
 def test_golden_iou_and_conversions(golden: Golden) -> None:
-    a, b = boxes.xywh_to_xyxy(golden["bo_A"]), boxes.xywh_to_xyxy(golden["bo_B"])
+    a, b = (torch.cat((one[..., :2], one[..., :2] + one[..., 2:]), -1) for one in (golden["bo_A"], golden["bo_B"]))
     torch.testing.assert_close(boxes.iou(a, b), golden["bo_iou"], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(boxes.xyxy_to_cxcywh(a), golden["bo_cxcywh"], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(boxes.cxcywh_to_xyxy(boxes.xyxy_to_cxcywh(a)), golden["bo_back"], rtol=1e-6, atol=1e-5)

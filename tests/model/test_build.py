@@ -174,7 +174,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_network_and_cache_the_error_names_both(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's retries
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("the client tries again, for 25 s"))
     for offline in (False, True):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
         with pytest.raises(UserError) as caught:

@@ -136,6 +136,22 @@ def test_a_forgery_that_is_consistent_is_refuted_where_it_begins(name: str, outp
     assert (found[0].epoch, found[0].quantity) == (epoch, quantity)
 
 
+def test_frames_replaced_by_others_of_their_size_are_other_samples(demo_data: Path, tmp_path: Path) -> None:
+    data, output = Path(shutil.copytree(demo_data, tmp_path / "data")), tmp_path / "output"
+    for folder in data.glob("demo/*/*/img"):
+        frames = sorted(folder.glob("*.jpg"), key=lambda path: path.stat().st_size)
+        smallest = frames[0].read_bytes()
+        for frame in frames[1:]:
+            room = frame.stat().st_size - len(smallest)
+            if room >= 4:  # of a JPEG comment after the start of the image
+                comment = b"\xff\xfe" + (room - 2).to_bytes(2, "big") + bytes(room - 4)
+                frame.write_bytes(smallest[:2] + comment + smallest[2:])
+    completed(environment(output, data, EPOCHS=1))
+    assert verdict(audit(output, demo_data)) == (1, "refuted")
+    (segment,) = certificate(output).segments
+    assert segment.difference is not None and segment.difference.quantity == "samples (checksum)"
+
+
 def test_a_copy_is_not_a_second_run(output: Path) -> None:
     shutil.copytree(output / "phase_1", output / "phase_2")
     assert copies(output / "phase_1", output / "phase_2")

@@ -50,7 +50,7 @@ def test_a_damaged_line_is_named_and_kept_in_another_file(
     path.write_bytes(before := line(step=1) + damaged + line(step=3) + line(step=4)[:40])
     metrics = read_metrics(path)
     assert [problem.code for problem in metrics.problems] == ["side_file.invalid"]
-    RunLog(tmp_path, phase=1, resume_step=3, writes=True).close()
+    RunLog(tmp_path, phase=1, epochs=3, resume_step=3, writes=True).close()
     assert read_metrics(path) == ([interval(1), interval(3)], []), "what a kill truncated is no damage"
     assert (tmp_path / "metrics-damaged.jsonl").read_bytes() == before
     assert f"{path}, line 2" in caplog.text
@@ -66,7 +66,7 @@ def test_a_log_file_that_cannot_be_written_ends_the_run_at_that_line() -> None:
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError) as refusal:
-        RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+        RunLog(tmp_path, phase=1, epochs=3, resume_step=0, writes=True)
     assert refusal.value.code == "side_file.invalid"
 
 
@@ -74,7 +74,7 @@ def test_a_tensorboard_that_cannot_be_written_does_not_end_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "tensorboard").write_text("a file in the place of the folder")
-    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+    log = RunLog(tmp_path, phase=1, epochs=3, resume_step=0, writes=True)
     for step in (1, 2):
         log.interval(interval(step))
     log.close()
@@ -83,7 +83,7 @@ def test_a_tensorboard_that_cannot_be_written_does_not_end_a_run(
 
 
 def test_a_record_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+    log = RunLog(tmp_path, phase=1, epochs=3, resume_step=0, writes=True)
     os.dup2(os.open("/dev/full", os.O_WRONLY), log._file)
     with pytest.raises(OSError) as failure:
         log.record(interval(1))

@@ -83,7 +83,9 @@ class Run:
         """Train until after `step`, or to the end. Returns whether the last epoch is done."""
         self.stop.step = step
         checkpointer = Checkpointer(self.folder / "checkpoints", parent_sha256=self.parent)
-        log = RunLog(self.folder / "logs", phase=1, resume_step=max(self.resume_step, self.state.step), writes=True)
+        log = RunLog(
+            self.folder / "logs", phase=1, epochs=3, resume_step=max(self.resume_step, self.state.step), writes=True
+        )
         with closing(log), closing(checkpointer):
             loop = Trainer(
                 self.state,

@@ -62,7 +62,7 @@ def test_a_state_saved_without_a_scale_continues_with_one(demo_data: Path, tmp_p
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_records(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+    log = RunLog(tmp_path, phase=1, epochs=3, resume_step=0, writes=True)
     names = ("op50", "op75", "p20", "p_norm", "mean_iou", "sequences", "frames", "fps")
     log.validation(1, 6, {"auc": float("nan"), **dict.fromkeys(names, 0.5)})
     log.close()

@@ -1,0 +1,124 @@
+"""What users get wrong: nothing starts, the exit code is 2, the error has a code and the nearest name or the reason."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+from seqtrack.cli import main
+from seqtrack.config.environment import VARIABLES, configure
+
+# Words of the command line; variables; the error's code; what the message names.
+MISTAKES: list[tuple[str, dict[str, str], str, str]] = [
+    # Commands, actions and options.
+    ("trian", {}, "cli.command", "train"),
+    ("train_phase1", {}, "cli.command", "train"),
+    ("evalute --checkpoint last", {}, "cli.command", "evaluate"),
+    ("data chekc", {}, "cli.argument", "did you mean check?"),
+    ("hub chek", {}, "cli.argument", "did you mean check?"),
+    ("upload stauts", {}, "cli.argument", "did you mean status?"),
+    ("evaluate --split tets", {}, "cli.argument", "did you mean test?"),
+    ("train --epcohs 3", {}, "cli.argument", "--epochs"),
+    ("plan --batchsize 4", {}, "cli.argument", "--batch-size"),
+    ("verify a b --ouput c", {}, "cli.argument", "--output"),
+    ("track", {}, "cli.argument", "VIDEO"),
+    # Settings.
+    ("train TRAIN.LR", {}, "cli.override", "TRAIN.LR=2e-4"),
+    ("train TRAIN.LRR=2", {}, "config.unknown_key", "TRAIN.LR"),
+    ("train TRAIN.LR=1e-4 --config demo TRAIN.LRR=2", {}, "config.unknown_key", "TRAIN.LR"),
+    ("train", {"OVERRIDES": "TRAIN.LRR 2"}, "config.unknown_key", "TRAIN.LR"),
+    ("train", {"OVERRIDES": "TRAIN.LR"}, "variable.invalid_value", "KEY VALUE"),
+    ("train TRAIN.LR=2", {"OVERRIDES": "TRAIN.LR"}, "variable.invalid_value", "KEY VALUE"),
+    ("train", {"OVERRIDES": "TRAIN.AMP bf61"}, "config.invalid_value", "did you mean bf16?"),
+    ("train --config demoo", {}, "config.unknown_experiment", "demo"),
+    ("plan", {"CONFIG": "demoo"}, "config.unknown_experiment", "demo"),
+    ("train --epochs three", {}, "variable.invalid_value", "EPOCHS"),
+    ("train", {"SEED": "abc"}, "variable.invalid_value", "4294967295"),
+    ("train", {"DEVICE": "gpu"}, "variable.invalid_value", "cuda"),
+    ("train", {"RESUME_EPOCH": "latestt"}, "variable.invalid_value", "RESUME_EPOCH"),
+    ("train", {"DATASET": "lasott", "CLASSES": "book"}, "data.unknown_data_set", "did you mean LASOT?"),
+    ("train", {"DATASET": "lasot", "CLASSES": "Book"}, "data.unknown_class", "did you mean book?"),
+    ("data download --classes Book", {}, "data.unknown_class", "did you mean book?"),
+    # The Hub.
+    ("train", {"HF_REPO": "me/x", "HF_TOKEN_PATH": "/nope/token"}, "token.unreadable", "/nope/token"),
+    ("train", {"HF_REPO": "me/x", "HF_TOKEN_PATH": "/"}, "token.unreadable", "HF_TOKEN_PATH"),
+    ("train", {"HF_REPO": "me/x", "HF_TOKEN_PATH": "/dev/null"}, "token.malformed", "HF_TOKEN_PATH"),
+    ("train", {"HF_REPO": "me/x"}, "token.missing", "HF_TOKEN"),
+    ("train", {"HF_REPO": "x"}, "variable.invalid_value", "owner/name"),
+    ("train", {"DATASET": "lasot", "CLASSES": "book", "HF_ENDPOINT": "http://127.0.0.1:9"}, "download.list", "refused"),
+    # Files.
+    ("track none.mp4 --box 1,2,3,4", {}, "track.no_source", "none.mp4"),
+    ("track . --box 1,2,3", {}, "data.no_frames", "."),
+    ("export none.safetensors -o x.pth.tar", {}, "checkpoint.missing", "none.safetensors"),
+]
+DOTENV = {"CONFG": "CONFIG", "EPOCH": "EPOCHS", "BATCHSIZE": "BATCH_SIZE", "HF_TOKENPATH": "HF_TOKEN_PATH"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the caller's own settings, in an empty folder."""
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in VARIABLES})
+    monkeypatch.chdir(tmp_path)
+
+
+def code_of(words: str) -> int:
+    """The exit code as the shell gets it: argparse ends by SystemExit."""
+    try:
+        return main(words.split())
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+@pytest.mark.parametrize(("words", "variables", "code", "named"), MISTAKES)
+def test_a_mistake_ends_with_code_2_and_states_what_was_meant(
+    words: str, variables: dict[str, str], code: str, named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    os.environ.update(variables)
+    assert code_of(words) == 2
+    error = capsys.readouterr().err
+    assert re.findall(r"error \[(.+?)\]", error)[-1] == code, error
+    assert named in error
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", DOTENV)
+def test_a_misspelt_variable_is_an_error_in_dotenv_and_a_warning_in_the_environment(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    configure({name: "3"})
+    assert f"did you mean {DOTENV[name]}?" in caplog.text
+    (tmp_path / ".env").write_text(f"{name}=3\n")
+    assert code_of("plan") == 2
+    error = capsys.readouterr().err
+    assert "[variable.unknown]" in error and f"did you mean {DOTENV[name]}?" in error
+
+
+def test_the_key_on_the_command_line_takes_precedence_over_the_same_one_in_overrides(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    os.environ["OVERRIDES"] = "TRAIN.LR 1e-3 TRAIN.BATCH_SIZE 4"
+    assert code_of("plan --config demo TRAIN.LR=none") == 2
+    assert re.findall(r"error \[(.+?)\]", capsys.readouterr().err) == ["config.invalid_value"]
+    assert os.environ["OVERRIDES"] == "TRAIN.BATCH_SIZE 4 TRAIN.LR none"
+
+
+@pytest.mark.parametrize(("job", "nearest"), [("train_phase1", "train-phase1"), ("evalute", "evaluate")])
+def test_a_misspelt_job_is_refused_with_the_nearest_one(job: str, nearest: str, tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "docker" / "entrypoint"), "--root", str(tmp_path), job]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2 and f"did you mean {nearest}?" in done.stderr
+
+
+@pytest.mark.parametrize("variables", [{"HF_REPO": "me/x"}, {"UPLOAD_TARGET": "folder:/tmp/x"}, {}])
+@pytest.mark.parametrize("started_by", ["docker compose run --rm", "scripts/local.sh"])
+def test_a_refused_start_under_compose_names_the_uploader_that_it_leaves(
+    started_by: str, variables: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ |= {**variables, "SEQTRACK_COMMAND": started_by, "SEED": "abc"}
+    assert code_of("train") == 2
+    left = bool(variables) and started_by.startswith("docker")
+    assert ("docker compose stop uploader" in capsys.readouterr().err) == left
