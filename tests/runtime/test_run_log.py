@@ -91,7 +91,7 @@ def test_a_record_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_named_rates_settings_and_samples(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, phase=1, resume_step=0, writes=True)
+    log = RunLog(tmp_path, phase=1, epochs=1, resume_step=0, writes=True)
     cv2.imwrite(str(tmp_path / "samples.png"), np.full((4, 6, 3), 200, np.uint8))
     log.settings, log.samples = {"TRAIN.LR": 0.001, "DATA.CLASSES": ("a|b",)}, tmp_path / "samples.png"
     log.interval(interval(1).model_copy(update={"lr": [1e-4, 1e-5]}))
