@@ -99,7 +99,7 @@ FAULTS = [
           "weighted.sum() * scale", "weighted.sum() * scale * parts"),
     # --- several processes
     Fault(f"{SEVERAL} -k same_samples", "samples depend on the rank", "BatchLoader.fill",
-          "self._dataset.sample(epoch, index)", "self._dataset.sample(epoch, index + 100 * self._rank)"),
+          "self.dataset.sample(epoch, index)", "self.dataset.sample(epoch, index + 100 * self._rank)"),
     Fault(f"{SEVERAL} -k same_samples", "ranks weigh by their own batch instead of the global one",
           "TrainStep._backward", "train.CE_WEIGHT / global_count", "train.CE_WEIGHT / max(1, size)"),
     Fault(f"{SEVERAL} -k same_samples", "the placeholder of an empty shard counts as a sample", "TrainStep._send",

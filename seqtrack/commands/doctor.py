@@ -29,8 +29,9 @@ from seqtrack.uploads.hub import bound_client, classify
 OK, NOTE, BAD = "ok", "note", "BAD"  # BAD: the run cannot work, or not well
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 NO_GPU = (
-    "In a container, start it with --gpus all; if Docker then reports 'could not select device driver', install "
-    "nvidia-container-toolkit on the host and restart Docker. Without a GPU, add '-f compose.yaml -f compose.cpu.yaml'"
+    "In a container, start it with --gpus all; if Docker then reports 'could not select device driver "
+    '"nvidia" with capabilities: [[gpu]]\', install nvidia-container-toolkit on the host '
+    "and restart Docker. Without a GPU, add '-f compose.yaml -f compose.cpu.yaml'"
 )
 NO_TOKEN = "Check the network and HF_ENDPOINT, or put a file with a token that may write into HF_TOKEN_PATH"
 # A line of output: what was checked, the level, what was found, and what to do about it.

@@ -28,8 +28,9 @@ _SPARE_BYTES = 8 * 1024 * 1024
 
 
 def lineage(describe: Mapping[str, object], parent_sha256: str | None) -> State:
-    """The component that puts a checkpoint into the hash chain: what its manifest repeats."""
-    return {**{name: describe.get(name) for name in ("config_digest", "data_digest")}, "parent_sha256": parent_sha256}
+    """The component that puts a checkpoint into the hash chain: what its manifest repeats. Without the configuration's
+    digest: a run that was extended has the checkpoints of one that was planned as long."""
+    return {"data_digest": describe.get("data_digest"), "parent_sha256": parent_sha256}
 
 
 class Checkpointer:

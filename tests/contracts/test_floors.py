@@ -122,10 +122,11 @@ assert all(output.getvalue().count(f"usage: seqtrack {name}") == 1 for name in C
     [
         (HELP, set()),
         (f"import seqtrack.checkpoints.store, seqtrack.config.environment, {', '.join(UPLOADS)}", {"huggingface_hub"}),
-        ("import seqtrack.reports.report, seqtrack.reports.verdict, seqtrack.data.annotations", {"numpy"}),
+        ("import seqtrack.reports.verdict, seqtrack.data.annotations", {"numpy"}),
+        ("import seqtrack.reports.report", {"numpy", "matplotlib"}),
         ("import seqtrack.boxes", {"torch", "numpy"}),
     ],
-    ids=["help", "uploads", "reports", "a loaded package is found"],
+    ids=["help", "uploads", "verdict", "report", "a loaded package is found"],
 )
 def test_what_needs_no_torch_does_not_load_it_indirectly(script: str, loaded: set[str]) -> None:
     script += f"\nimport sys\nprint(*[name for name in {UNWANTED!r} if name in sys.modules])"

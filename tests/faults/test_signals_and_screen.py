@@ -125,7 +125,8 @@ def test_on_a_terminal_an_epoch_is_one_line_that_does_not_wrap_and_the_file_has_
     os.close(ours)
     os.close(theirs)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n").splitlines()
-    assert max(map(len, lines)) <= columns, max(lines, key=len)
+    shown = [line for line in lines if str(output) not in line]  # a path cannot be wrapped
+    assert max(map(len, shown)) <= columns, max(shown, key=len)
     epochs = [
         line for line in lines if re.fullmatch(r"epoch \d/3  loss [\d.]+  IoU [\d.]+  [\d.]+/s  ETA run [\d:]+", line)
     ]

@@ -83,7 +83,6 @@ class Forger:
         for one in self.epochs.values():
             one.manifest["config"] = yaml.safe_load(text)
             one.manifest["config_digest"] = digest
-            one.values.get("lineage", {})["config_digest"] = digest
 
     def write(self) -> None:
         """Write everything, with all digests, parents, records and log lines as a run would have left them."""

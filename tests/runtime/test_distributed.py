@@ -45,7 +45,7 @@ def test_a_step_exchanges_the_gradients_once_and_everything_else_once(
     results = [train_step.read(train_step(next(batches), lambda: (True, False))) for _ in range(3)]
     run.loader.close()
     gradients = sum(one.numel() for one in run.state.model.parameters() if one.requires_grad)
-    assert Counter(sizes) == {gradients: 3, 4: 3}
+    assert Counter(sizes) == {gradients: 3, 6: 3}
     assert all(result.stop and not result.save for result in results)
 
 

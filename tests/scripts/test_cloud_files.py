@@ -45,7 +45,7 @@ def test_only_known_variables_are_set() -> None:
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 NETWORK = {*PROXIES, *map(str.lower, PROXIES), "HF_HUB_OFFLINE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
-OURS = {name for name in VARIABLES if not name.startswith("SEQTRACK_")} | NETWORK
+OURS = {name for name in VARIABLES if not name.startswith("SEQTRACK_")} | NETWORK | {"SEQTRACK_COMMAND"}
 
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
