@@ -98,6 +98,6 @@ def _describes(certificate: side_files.Certificate, phases: list[RunFiles]) -> b
         if certified is None or phase.run is None or certified.starts != phase.run.starts:
             return False
         digests = {one.epoch: one.sha256[index] for one in certificate.epochs}
-        if any(digests.get(one.epoch, one.sha256) != sha256_file(one.path) for one in phase.manifests):
+        if any({digests.get(one.epoch, one.sha256)} != {one.sha256, sha256_file(one.path)} for one in phase.manifests):
             return False
     return True
