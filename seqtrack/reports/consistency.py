@@ -184,8 +184,12 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
     epochs = {one.epoch: one for one in metrics.of(EpochRecord)}
     states = {epoch: read_values(one.path) for epoch, one in manifests.items() if one.path.exists()}
     for epoch, values in states.items():
-        for name, value in values.get("lineage", {"lineage": None}).items():
-            manifest = manifests[epoch]
+        manifest = manifests[epoch]
+        there = {name: values.get(name) for name in ("epoch", "step", "sample")} | values.get(
+            "lineage", {"lineage": None}
+        )
+        there |= {name: (values.get("history") or [{}])[-1].get(name) for name in ("loss", "iou")}
+        for name, value in there.items():
             yield from _differs(manifest.manifest_path, name, getattr(manifest, name, "none"), manifest.file, value)
     histories = {epoch: values.get("history", []) for epoch, values in states.items()}
     longest: list[dict[str, object]] = max(histories.values(), key=len, default=[])
