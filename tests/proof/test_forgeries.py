@@ -60,7 +60,7 @@ def numbers_in_all_files(numbers: random.Random, run: Path) -> int:
 def relabelled(numbers: random.Random, run: Path) -> int:
     forger = Forger(run)
     claims = {"TRAIN.SEED": 7, "TRAIN.LR": 9e-4, "TRAIN.WEIGHT_DECAY": 3e-4, "TRAIN.GRAD_CLIP_NORM": 0.2}
-    claims |= {"TRAIN.ENCODER_MULTIPLIER": 0.5, "DATA.MAX_SAMPLE_INTERVAL": 50, "DATA.SEARCH.CENTER_JITTER": 2.5}
+    claims |= {"TRAIN.ENCODER_MULTIPLIER": 0.5, "DATA.MAX_SAMPLE_INTERVAL": 5, "DATA.SEARCH.CENTER_JITTER": 2.5}
     forger.relabel(*numbers.choice(sorted(claims.items())))
     forger.write()
     return 1
