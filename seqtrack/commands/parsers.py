@@ -58,6 +58,12 @@ def variables_of(args: argparse.Namespace) -> dict[str, str]:
     return given
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
 def _verify(parser: Parser) -> None:
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="one folder or two (default: phase_1 and phase_2 of OUTPUT_DIR)")
@@ -68,8 +74,8 @@ def _verify(parser: Parser) -> None:
 def _audit(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
     parser.add_argument("--nonce", metavar="TEXT", help="chooses the random parts (default: drawn now)")
-    parser.add_argument("--segments", type=int, metavar="N", help="only N random parts")
-    parser.add_argument("--steps", type=int, metavar="K", help="steps of a random part (default: 25)")
+    parser.add_argument("--segments", type=_positive, metavar="N", help="only N random parts")
+    parser.add_argument("--steps", type=_positive, metavar="K", help="steps of a random part (default: 25)")
     parser.add_argument("--epochs", metavar="LIST|all", help="only these epochs, whole: all, or 3,7")
     parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
     parser.add_argument("-o", "--output", type=Path, help="the certificate (default: audit.json in the run's folder)")
@@ -78,7 +84,7 @@ def _audit(parser: Parser) -> None:
 
 def _reproduce(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
-    parser.add_argument("--epochs", type=int, metavar="N", help="only the first N epochs (default: all)")
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="only the first N epochs (default: all)")
 
 
 def _restore(parser: Parser) -> None:

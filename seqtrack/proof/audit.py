@@ -283,6 +283,7 @@ def audit(
 def _audited(evidence: RunEvidence, result: Replayed, machine_differences: Sequence[str]) -> AuditedSegment:
     segment, found = result.segment, result.mismatch
     reasons = list(machine_differences) or _other_machines(evidence, segment)
+    is_compared = bool(result.records or result.states)  # a few steps may have no record
     return AuditedSegment(
         epoch=segment.epoch,
         start_epoch=segment.start.epoch if segment.start else 0,
@@ -290,7 +291,7 @@ def _audited(evidence: RunEvidence, result: Replayed, machine_differences: Seque
         steps=result.steps,
         records=result.records,
         states=result.states,
-        verdict="confirmed" if found is None else "undecided" if reasons else "refuted",
+        verdict="refuted" if found and not reasons else "undecided" if found or not is_compared else "confirmed",
         difference=found,
         largest_difference=result.largest_difference,
     )

@@ -5,6 +5,7 @@ What agrees may still be invented as a whole; `seqtrack audit` recomputes it.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from seqtrack.run_dir import (
 )
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS, interval_line
 
-_HISTORY_FIELDS = ("loss", "iou", "samples", "steps", "lr", "grad_norm", "skipped_steps")
+_HISTORY_FIELDS = ("loss", "iou", "samples", "steps", "lr", "grad_norm", "skipped_steps", "checksum")
 _TOLERANCE = 1e-9  # relative, of a mean that is computed again from the means of its parts
 
 
@@ -181,6 +182,9 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
     path, first = metrics_path(folder), run.starts[0].epoch + 1
     metrics = read_metrics(path)
     yield from map(str, metrics.problems)
+    intervals: dict[int, list[IntervalRecord]] = defaultdict(list)
+    for one in metrics.of(IntervalRecord):
+        intervals[one.epoch].append(one)
     epochs = {one.epoch: one for one in metrics.of(EpochRecord)}
     states = {epoch: read_values(one.path) for epoch, one in manifests.items() if one.path.exists()}
     for epoch, values in states.items():
@@ -208,7 +212,7 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
                 yield from _differs(path, f"{name} of epoch {epoch}", getattr(record, name), "the checkpoints", there)
         if epoch in manifests:
             yield from _differs(path, f"step of epoch {epoch}", record.step, "its manifest", manifests[epoch].step)
-        yield from _intervals(path, record, [one for one in metrics.of(IntervalRecord) if one.epoch == epoch])
+        yield from _intervals(path, record, intervals[epoch])
     yield from _log(folder, run, metrics.of(IntervalRecord))
 
 
@@ -218,14 +222,12 @@ def _intervals(path: Path, epoch: EpochRecord, intervals: list[IntervalRecord]) 
     samples = sum(one.interval_samples for one in intervals)
     yield from _differs(path, f"samples of the intervals {where}", samples, "its record", epoch.samples)
     for name in ("loss", "iou"):
-        total = sum(getattr(one, f"interval_{name}") * one.interval_samples for one in intervals)
-        mean, expected = total / max(1, samples), getattr(epoch, name)
-        if abs(mean - expected) > _TOLERANCE * max(abs(mean), abs(expected)):
-            yield from _differs(path, f"mean {name} of the intervals {where}", mean, "its record", expected)
-        for done, one in enumerate(intervals, start=1):
-            so_far = sum(getattr(part, f"interval_{name}") * part.interval_samples for part in intervals[:done])
-            if abs(so_far / max(1, one.sample) - getattr(one, name)) > _TOLERANCE * abs(getattr(one, name)):
-                yield f"{path}: {name} at step {one.step} is {getattr(one, name)!r}, not the mean of the intervals"
+        total = 0.0
+        for one in (*intervals, epoch):
+            total += getattr(one, f"interval_{name}", 0.0) * getattr(one, "interval_samples", 0)
+            mean, recorded = total / max(1, getattr(one, "sample", samples)), getattr(one, name)
+            if abs(mean - recorded) > _TOLERANCE * max(abs(mean), abs(recorded)):
+                yield f"{path}: {name} at step {one.step} is {recorded!r}, but the mean of the intervals {mean!r}"
                 break
     steps = [one.step for one in intervals]
     if steps != sorted(set(steps)) or (steps and not epoch.step - epoch.steps < steps[0] <= steps[-1] == epoch.step):
@@ -241,7 +243,8 @@ def _log(folder: Path, run: RunRecord, intervals: list[IntervalRecord]) -> Itera
         if " , Loss/total: " in line
     ]
     expected = [interval_line(one) for one in intervals]
-    if missing := [line for line in expected if line not in set(written)]:
+    known = set(written)
+    if missing := [line for line in expected if line not in known]:
         yield f"{folder / LOGS}: the log lacks {len(missing)} lines of metrics.jsonl, first: {missing[0]}"
     elif len(run.starts) == 1 and len(written) != len(expected):
         yield f"{folder / LOGS}: the log has {len(written)} interval lines, metrics.jsonl {len(expected)} records"

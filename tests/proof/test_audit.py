@@ -1,6 +1,7 @@
 """`audit` recomputes: honest runs are confirmed, and no forgery passes, however consistent it is."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +151,30 @@ def test_frames_replaced_by_others_of_their_size_are_other_samples(demo_data: Pa
     assert verdict(audit(output, demo_data)) == (1, "refuted")
     (segment,) = certificate(output).segments
     assert segment.difference is not None and segment.difference.quantity == "samples (checksum)"
+
+
+def test_what_compares_nothing_confirms_nothing(demo_data: Path, tmp_path: Path) -> None:
+    completed(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": 88}, EPOCHS=1))
+    assert verdict(audit(tmp_path, demo_data, "--segments", "1", "--steps", "2")) == (3, "undecided")
+    assert certificate(tmp_path).segments[0].records == 0
+    for words in (["--segments", "0"], ["--steps", "-1"], ["--epochs", "7"], ["--epochs", "x"]):
+        assert audit(tmp_path, demo_data, *words).code == 2
+
+
+def test_a_thin_run_that_was_killed_and_stopped_ends_as_one_that_was_not(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, demo_data, {"TRAIN.CHECKPOINT_EPOCHS": 3, "TRAIN.SAVE_INTERVAL_S": 0.01})
+    checkpoints = tmp_path / "phase_1" / "checkpoints"
+    for epoch, number in ((1, signal.SIGKILL), (2, signal.SIGTERM)):
+        with start(env) as running:
+            running.until((checkpoints / f"SEQTRACK_ep{epoch:04d}.json").exists)
+            running.signal(number)
+            running.end()
+    completed(env)
+    ours, theirs = (one / "SEQTRACK_ep0003.safetensors" for one in (checkpoints, uninterrupted / "phase_1/checkpoints"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert inconsistencies(tmp_path / "phase_1") == []
 
 
 def test_a_copy_is_not_a_second_run(output: Path) -> None:
