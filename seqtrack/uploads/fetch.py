@@ -129,12 +129,8 @@ def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str
     """Download a phase's records, manifests and logs, of one revision; returns its folder below `root`. Checkpoints are
     not in it, see `fetch_file`. A UserError if there is no target, no such run or no such revision."""
     name = phase_name(phase)
-    kinds = (
-        r"(run|environment|dataset)\.json|config\.yaml",
-        rf"{CHECKPOINTS}/SEQTRACK_ep[0-9]+\.json",
-        rf"{LOGS}/[^/]+\.(jsonl|log)",
-    )
-    wanted = re.compile(f"{name}/({'|'.join(kinds)})")
+    own = rf"(run|environment|dataset)\.json|config\.yaml|{CHECKPOINTS}/SEQTRACK_ep\d+\.json|{LOGS}/[^/]+\.(jsonl|log)"
+    wanted = re.compile(f"{name}/({own})")
     with _reader(environment, root, revision) as reader:
         reader.look()
         if f"{name}/{RUN_FILE}" not in reader.listed:

@@ -1,8 +1,7 @@
 """Settings, the interface of a target, and the messages that the loop and a target's process exchange.
 
 A target takes files in batches and lists what it holds. It has no state file, no retries and no pacing; it raises, and
-`hub.classify` interprets that. What it holds is asked before and after each batch: a reply can be lost. Nothing here
-holds the token: a target's process reads it again each time, so that it can be replaced while we run.
+`hub.classify` interprets that. Nothing here holds the token, which a target's process reads again each time.
 """
 
 import contextlib
@@ -162,6 +161,7 @@ class Reply(BaseModel):
     commit: str | None = None  # the new one
     verified: list[str] = []  # those of `files` that the target lists as they are here
     place: str = ""  # of the file that was fetched
+    num_stored: int = 0  # objects that the storage took, also of an order that failed
     fault: Fault | None = None
 
 

@@ -326,8 +326,7 @@ class Uploader:
         state.queue, state.queue_bytes = sum(len(unit.files) for unit in left), sum(unit.size for unit in left)
         state.verified, state.oldest_age_s = len(state.files), round(max(ages, default=0.0), 1)
         state.failures, state.fault = self.client.failures, self.client.fault
-        # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat. Not
-        # flushed: what a power failure takes is asked of the target again.
+        # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat.
         with contextlib.suppress(OSError):
             temporary = self._folder / f".{STATUS_FILE}.tmp"
             temporary.write_text(state.model_dump_json(indent=1) + "\n")

@@ -282,16 +282,21 @@ def megabytes(pid: int) -> float:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_soak(hub: Hub, tmp_path: Path) -> None:
-    """Files come, a third of all calls fail, the sidecar is killed again and again."""
+    """Files come, a third of all calls fail, the sidecar is killed again and again, in the middle of any call."""
     output, chance_of = tmp_path / "output", random.Random(5)
     output.mkdir()
     fail_often(hub)
-    for number in range(40):
+    for number in range(34):
+        up.checkpoint(output, number, size=int(1000 * 50_000 ** chance_of.random()))
+        for file in range(4):
+            up.put(output / "phase_1" / "files" / f"{number}-{file}.bin", up.content(20_000, (number, file)))
+        last, everything = len(hub.calls) + chance_of.randint(1, 30), len(up.files_of(output))
+
+        def may_die(last: int = last, everything: int = everything) -> bool:
+            return len(hub.calls) >= last or up.status(output).get("verified") == everything
+
         with up.uploader_process(hub, output, request_tries=3, tries_per_file=1000):
-            up.checkpoint(output, number, size=int(1000 * 50_000 ** chance_of.random()))
-            for file in range(4):
-                time.sleep(chance_of.uniform(0, 1))
-                up.put(output / "phase_1" / "files" / f"{number}-{file}.bin", up.content(20_000, (number, file)))
+            up.until(may_die)
     up.finish(output)
     with up.uploader_process(hub, output, request_tries=3, tries_per_file=1000) as running:
         assert running.wait(300) == 0
