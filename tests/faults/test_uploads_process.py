@@ -129,7 +129,7 @@ def lose(hub: Hub, what: str) -> None:
         hub.repos[up.REPO].commits.append(("1" * 40, (), {} if what == "all files" else tree))
 
 
-@pytest.mark.parametrize("rule", [up.once, up.watch])
+@pytest.mark.parametrize(("hub", "rule"), [("lfs", up.once), ("xet", up.watch)], indirect=["hub"])
 @pytest.mark.parametrize("loss", ["repo", "file", "bytes"])
 def test_what_the_target_lost_is_found_and_uploaded_again(
     hub: Hub, output: Path, loss: str, rule: Callable[..., int]
@@ -169,7 +169,9 @@ def test_the_status_file_tells_retention_what_may_be_deleted(hub: Hub, output: P
     assert FIRST in up.on_hub(hub), "what is deleted here stays there"
 
 
-@pytest.mark.parametrize("hours", [4, pytest.param(24, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("hub", "hours"), [("lfs", 4), pytest.param("xet", 24, marks=pytest.mark.long)], indirect=["hub"]
+)
 def test_hours_without_the_hub_with_a_wall_clock_that_jumps(hub: Hub, tmp_path: Path, hours: int) -> None:
     """One checkpoint per hour while the server is down; then it comes back."""
     output, fake, port = tmp_path / "output", up.FakeTime(), hub.port
