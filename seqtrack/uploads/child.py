@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,8 +64,9 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         reply.verified = [path for path in paths if path not in wrong]
         if wrong:
             raise ChangedError(wrong[0], "the target lists other bytes than were uploaded")
-    if order.fetch is not None:
-        reply.place = str(target.fetch(order.fetch, order.revision, Path(order.folder)))
+    for path in order.fetch:
+        download = partial(target.fetch, path, order.revision, Path(order.folder))
+        reply.places[path] = str(retry(download, tries))
 
 
 class _Progress:

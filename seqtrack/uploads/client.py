@@ -1,7 +1,6 @@
 """The parent's side of a target: the process that carries out an order, and what follows when one fails.
 
-The process gets its call on stdin: nothing is inherited but the environment and the lock, and nothing can be seen in
-the process list. Times are monotonic, since the wall clock may jump.
+The process inherits nothing but the environment and the lock. Times are monotonic, since the wall clock may jump.
 """
 
 import logging
