@@ -70,12 +70,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error
             raise
-        code = _refuse(error.problems)
-        docker = os.environ.get("SEQTRACK_COMMAND", "").startswith("docker compose")
-        if args.command == "train" and docker and (os.environ.get("HF_REPO") or os.environ.get("UPLOAD_TARGET")):
-            # compose started it before this container, and it waits for a run that did not start.
-            print("the uploader is still running; to end it: docker compose stop uploader", file=sys.stderr)
-        return code
+        return _refuse(error.problems)
     except RunError as error:
         print(error.problem.line, file=sys.stderr)
         return 1

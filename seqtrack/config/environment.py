@@ -99,7 +99,7 @@ class Environment(Settings):
     upload_lag_limit_s: float = setting(
         3600.0, "seconds that a file may wait before the uploader is unhealthy", "upload", ge=0, le=1e9
     )
-    upload_drain_s: float = setting(3600.0, "seconds for the last uploads without compose", "entrypoint", ge=0, le=1e7)
+    upload_drain_s: float = setting(3600.0, "seconds for the last uploads after training", "entrypoint", ge=0, le=1e7)
     health_stale_s: float = setting(1800.0, "seconds without a log line until unhealthy", "healthcheck", ge=1, le=1e7)
     seqtrack_command: str = setting(
         "seqtrack", "how you start commands, for advice; set by scripts/local.sh and compose", "train"

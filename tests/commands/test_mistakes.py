@@ -111,14 +111,3 @@ def test_a_misspelt_job_is_refused_with_the_nearest_one(job: str, nearest: str, 
     words = [sys.executable, str(ROOT / "docker" / "entrypoint"), "--root", str(tmp_path), job]
     done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2 and f"did you mean {nearest}?" in done.stderr
-
-
-@pytest.mark.parametrize("variables", [{"HF_REPO": "me/x"}, {"UPLOAD_TARGET": "folder:/tmp/x"}, {}])
-@pytest.mark.parametrize("started_by", ["docker compose run --rm", "scripts/local.sh"])
-def test_a_refused_start_under_compose_names_the_uploader_that_it_leaves(
-    started_by: str, variables: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    os.environ |= {**variables, "SEQTRACK_COMMAND": started_by, "SEED": "abc"}
-    assert code_of("train") == 2
-    left = bool(variables) and started_by.startswith("docker")
-    assert ("docker compose stop uploader" in capsys.readouterr().err) == left

@@ -57,9 +57,9 @@ def test_compose_takes_any_folder_and_passes_on_every_variable(tmp_path: Path, f
     files = ["--file", ROOT / "compose.yaml", "--project-directory", tmp_path]
     done = subprocess.run(["docker", "compose", *files, "config"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    uploader = yaml.safe_load(done.stdout)["services"]["uploader"]
-    assert network.items() <= uploader["environment"].items()
-    (output,) = [mount for mount in uploader["volumes"] if mount["target"] == "/output"]
+    trainer = yaml.safe_load(done.stdout)["services"]["train-phase1"]
+    assert network.items() <= trainer["environment"].items()
+    (output,) = [mount for mount in trainer["volumes"] if mount["target"] == "/output"]
     assert (output["type"], Path(output["source"])) == ("bind", tmp_path / folder)
 
 
