@@ -63,6 +63,17 @@ def test_compose_takes_any_folder_and_passes_on_every_variable(tmp_path: Path, f
     assert (output["type"], Path(output["source"])) == ("bind", tmp_path / folder)
 
 
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
+def test_without_a_gpu_no_service_asks_for_one() -> None:
+    asking = []
+    for files in (["compose.yaml"], ["compose.yaml", "compose.cpu.yaml"]):
+        options = [word for file in files for word in ("--file", str(ROOT / file))]
+        words = ["docker", "compose", *options, "--profile", "*", "config"]
+        services = yaml.safe_load(subprocess.run(words, capture_output=True, check=True).stdout)["services"]
+        asking.append({name for name, service in services.items() if "deploy" in service or "ulimits" in service})
+    assert asking == [{"train-phase1", "train-phase2", "seqtrack", "evaluate", "audit", "doctor"}, set()]
+
+
 def fake(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / name).chmod(0o755)
