@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -267,3 +267,24 @@ def command_parsers() -> tuple[Parser, dict[str, Parser]]:
         found[name] = commands.add_parser(name, help=summary, description=summary)
         add_arguments(found[name])
     return parser, found
+
+
+def parse_command(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line.
+
+    Raises:
+        UserError: no such command, or arguments that it does not have, each with the nearest name.
+        SystemExit: as argparse ends a program, after --help, or after a value that an option does not take.
+    """
+    parser, parsers = command_parsers()
+    if words and not words[0].startswith("-") and words[0] not in parsers:
+        raise UserError(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")
+    args, unknown = parser.parse_known_args(words)
+    if hasattr(args, "overrides"):  # argparse takes only the KEY=VALUE up to the next option
+        args.overrides += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
+    if unknown:
+        options = re.findall(r"--[a-z][a-z-]*", parsers[args.command].format_help())
+        texts = [f"{args.command}: no such argument: {word}{did_you_mean(word, options)}" for word in unknown]
+        raise UserError([Problem(text, "cli.argument") for text in texts])
+    return args
