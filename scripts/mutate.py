@@ -86,7 +86,7 @@ FAULTS = [
     Fault(START, "superseded files are overwritten", "hold_run_dir", "_move_aside(..., ...)"),
     Fault(START, "a finished run trains again", "find_resume_point",
           "run.state == 'complete' and (... if own else ...)", "False"),
-    Fault(f"{INTERRUPTED} -k folder_in_use", "two runs may share a folder", "hold_run_dir", "fcntl.flock(..., ...)"),
+    Fault(f"{INTERRUPTED} -k worker_hangs", "two runs may share a folder", "hold_run_dir", "fcntl.flock(..., ...)"),
     Fault(f"{BAD} -k another", "another experiment's checkpoint is resumed", "_check_experiment",
           "_refuse(manifest.path, problems)"),
     # --- the numbers

@@ -12,7 +12,7 @@ from seqtrack.device import choose_device
 from seqtrack.errors import UserError
 from seqtrack.tracking.load import check_precision, load_model, select_checkpoints, tracker_settings
 from seqtrack.tracking.tracker import BatchTracker, TrackState
-from seqtrack.uploads.fetch import fetch_file
+from seqtrack.uploads.fetch import fetch_files
 
 Box = tuple[float, float, float, float]
 HUB = "hf://"
@@ -92,7 +92,7 @@ def _fetch(address: str) -> Path:
         raise UserError(text, "track.address")
     environment = read_environment({**os.environ, "HF_REPO": repo, "HF_PREFIX": "", "UPLOAD_TARGET": ""})
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seqtrack" / repo
-    for name in (path, path.removesuffix(".safetensors") + ".json"):
-        if not (root / name).exists():
-            fetch_file(environment, name, root)
+    names = (path, path.removesuffix(".safetensors") + ".json")
+    if absent := [name for name in names if not (root / name).exists()]:
+        fetch_files(environment, absent, root)
     return root / path

@@ -82,11 +82,11 @@ def guarantee(ours: Mapping[str, object], theirs: Mapping[str, object]) -> tuple
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that a result may depend on."""
-    installed = {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
-    return {
-        "python": platform.python_version(),
-        **{name: installed.get(name, "not installed") for name in _PACKAGES.split()},
-    }
+    found = {"python": platform.python_version(), **dict.fromkeys(_PACKAGES.split(), "not installed")}
+    for name in _PACKAGES.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def source_commit() -> str:

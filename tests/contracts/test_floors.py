@@ -16,7 +16,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("__init__", "errors", "boxes", "device", "tokens", "seeding", "shards", "process", "parsing", "markdown",
      "run_dir"),
     ("config", "checkpoints"),
-    ("model", "data", "plotting"),
+    ("model", "data", "plotting", "gpu_peaks"),
     ("runtime",),
     ("tracking", "evaluation", "uploads"),
     ("reports",),
