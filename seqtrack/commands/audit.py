@@ -20,7 +20,7 @@ from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
 from seqtrack.reports.consistency import inconsistencies
 from seqtrack.run_dir import AUDIT_FILE, CHECKPOINTS, FETCHED, epoch_name, manifest_path, phase_name
 from seqtrack.runtime.launcher import launch
-from seqtrack.uploads.fetch import fetch_file, fetch_run
+from seqtrack.uploads.fetch import fetch_files, fetch_run
 
 if TYPE_CHECKING:
     from seqtrack.proof.audit import RunEvidence
@@ -105,8 +105,8 @@ def evidence_of(run: str, environment: Environment) -> "RunEvidence":
             for number in dict.fromkeys((phase, 1)):  # a second phase may have resumed from the first
                 path = f"{phase_name(number)}/{CHECKPOINTS}/{epoch_name(epoch)}"
                 try:
-                    fetch_file(there, str(manifest_path(Path(path))), place, revision=revision)
-                    return manifest_of(fetch_file(there, path, place, revision=revision))
+                    paths = [path, str(manifest_path(Path(path)))]
+                    return manifest_of(fetch_files(there, paths, place, revision=revision)[0])
                 except UserError as error:
                     if error.code != "upload.no_such_file":
                         raise

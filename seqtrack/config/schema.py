@@ -94,7 +94,7 @@ class Train(Settings):
         "auto", "precision; auto: bf16 or fp16 if supported, else off"
     )
     TF32: bool = setting(False, "TF32 matrix products on GPUs: faster, with a 10-bit mantissa")
-    COMPILE: bool = setting(False, "torch.compile; a resumed run may differ in its last digits")
+    COMPILE: bool = setting(False, "torch.compile: needs a C compiler (not in the image); a resumed run may differ")
     DETERMINISTIC: bool = setting(True, "deterministic kernels; without them two runs are not bitwise equal")
     NUM_THREADS: int = setting(0, "compute threads per process; 0: torch's default", ge=0, le=1024)
     SAVE_INTERVAL_S: float = setting(600.0, "seconds between checkpoints in an epoch; 0: none", ge=0, must_match=False)

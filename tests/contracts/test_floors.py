@@ -15,7 +15,7 @@ PACKAGE = ROOT / "seqtrack"
 LAYERS: list[tuple[str, ...]] = [
     ("__init__", "errors", "boxes", "device", "tokens", "seeding", "process", "parsing", "markdown", "run_dir"),
     ("config", "checkpoints"),
-    ("model", "data", "plotting"),
+    ("model", "data", "plotting", "gpu_peaks"),
     ("runtime",),
     ("tracking", "evaluation", "uploads"),
     ("reports",),

@@ -129,7 +129,7 @@ def lose(hub: Hub, what: str) -> None:
         hub.repos[up.REPO].commits.append(("1" * 40, (), {} if what == "all files" else tree))
 
 
-@pytest.mark.parametrize("rule", [up.once, up.watch])
+@pytest.mark.parametrize(("hub", "rule"), [("lfs", up.once), ("xet", up.watch)], indirect=["hub"])
 @pytest.mark.parametrize("loss", ["repo", "file", "bytes"])
 def test_what_the_target_lost_is_found_and_uploaded_again(
     hub: Hub, output: Path, loss: str, rule: Callable[..., int]
@@ -169,7 +169,9 @@ def test_the_status_file_tells_retention_what_may_be_deleted(hub: Hub, output: P
     assert FIRST in up.on_hub(hub), "what is deleted here stays there"
 
 
-@pytest.mark.parametrize("hours", [4, pytest.param(24, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("hub", "hours"), [("lfs", 4), pytest.param("xet", 24, marks=pytest.mark.long)], indirect=["hub"]
+)
 def test_hours_without_the_hub_with_a_wall_clock_that_jumps(hub: Hub, tmp_path: Path, hours: int) -> None:
     """One checkpoint per hour while the server is down; then it comes back."""
     output, fake, port = tmp_path / "output", up.FakeTime(), hub.port
@@ -282,16 +284,21 @@ def megabytes(pid: int) -> float:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_soak(hub: Hub, tmp_path: Path) -> None:
-    """Files come, a third of all calls fail, the sidecar is killed again and again."""
+    """Files come, a third of all calls fail, the sidecar is killed again and again, in the middle of any call."""
     output, chance_of = tmp_path / "output", random.Random(5)
     output.mkdir()
     fail_often(hub)
-    for number in range(40):
+    for number in range(34):
+        up.checkpoint(output, number, size=int(1000 * 50_000 ** chance_of.random()))
+        for file in range(4):
+            up.put(output / "phase_1" / "files" / f"{number}-{file}.bin", up.content(20_000, (number, file)))
+        last, everything = len(hub.calls) + chance_of.randint(1, 30), len(up.files_of(output))
+
+        def may_die(last: int = last, everything: int = everything) -> bool:
+            return len(hub.calls) >= last or up.status(output).get("verified") == everything
+
         with up.uploader_process(hub, output, request_tries=3, tries_per_file=1000):
-            up.checkpoint(output, number, size=int(1000 * 50_000 ** chance_of.random()))
-            for file in range(4):
-                time.sleep(chance_of.uniform(0, 1))
-                up.put(output / "phase_1" / "files" / f"{number}-{file}.bin", up.content(20_000, (number, file)))
+            up.until(may_die)
     up.finish(output)
     with up.uploader_process(hub, output, request_tries=3, tries_per_file=1000) as running:
         assert running.wait(300) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from uploads import harness as up
 from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub, make_entry
+from uploads.xet_server import XetHub
 
 from seqtrack.uploads.state import health_problems, read_state
 from seqtrack.uploads.target import UploadSettings
@@ -53,6 +54,7 @@ def passing_trouble(hub: Hub, output: Path) -> None:
     hub.fail("put", status=403, message="Request has expired")
 
 
+STORES = {Hub: "put", XetHub: "xorb"}  # the call that takes bytes
 STAGES = ("whoami", "create", "info", "paths-info", "preupload", "batch", "put", "commit")
 PASSING: dict[str, Plan] = {
     **{f"{stage}: errors, a reset, a hang": trouble_at(stage, number) for number, stage in enumerate(STAGES)},
@@ -61,7 +63,7 @@ PASSING: dict[str, Plan] = {
     "a put is cut": lambda hub, _: hub.fail("put", reset="middle"),
     "a put's answer is lost": lambda hub, _: hub.fail("put", reset="after"),
     "a commit's answer is lost": lambda hub, _: hub.fail("commit", reset="after"),
-    "a restart": lambda hub, _: hub.fail("put", action=lambda: (hub.stop(), hub.start(hub.port))),
+    "a restart": lambda hub, _: hub.fail(STORES[type(hub)], action=lambda: (hub.stop(), hub.start(hub.port))),
     "a part of a large file": trouble_in_parts("part"),
     "the end of a large file": trouble_in_parts("complete"),
     "an object or its address": passing_trouble,
@@ -74,7 +76,7 @@ PASSING: dict[str, Plan] = {
 }
 
 
-LFS_ONLY = re.compile("batch|put|part|large file|object|verification|restart")
+LFS_ONLY = re.compile("batch|put|part|large file|object|verification")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,17 @@ def test_a_token_that_may_only_read_or_was_withdrawn_is_refused(hub: Hub, output
     assert up.once(hub, output) == 0
     hub.tokens.clear()
     assert up.once(hub, output) == 3, "even if nothing is new"
+
+
+@up.BOTH_WAYS
+def test_a_full_storage_is_for_a_person(hub: Hub, output: Path) -> None:
+    for stage in ("batch", "xorb"):
+        hub.fail(stage, status=403, message="Private repository storage limit reached", times=None)
+    assert up.once(hub, output) == 3
+    assert (up.fault_kind(output), up.on_hub(hub)) == ("account", {})
+    hub.clear()
+    assert up.once(hub, output) == 0
+    up.assert_arrived(hub, output)
 
 
 HUGE, README = "phase_1/huge.bin", "README.md"

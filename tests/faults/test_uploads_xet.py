@@ -33,6 +33,8 @@ from seqtrack.uploads.target import UploadSettings
 pytestmark = pytest.mark.parametrize("hub", ["xet"], indirect=True)
 KINDS: dict[str, dict[str, Any]] = {"500": {"status": 500}, "401": {"status": 401}, "reset": {"reset": "before"}}
 KINDS |= {"wrong data": {"corrupt": "bytes"}, "hang": {"hang_s": 600.0}}
+KINDS |= {"429": {"status": 429, "headers": {"Retry-After": "600"}}, "cut": {"reset": "middle"}}
+KINDS |= {"lost answer": {"reset": "after"}}
 UP, DOWN = ("xet-token", "xorb", "shard"), ("xet-token", "reconstruction", "xorb-get")
 
 
@@ -53,12 +55,16 @@ def fetched(hub: Hub, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return fetch_checkpoint(read_environment(os.environ), 2, tmp_path / "new")
 
 
-@pytest.mark.parametrize("stage", UP)
-@pytest.mark.parametrize("kind", ["500", "401", "reset", "wrong data"])
+FAULTS = [(stage, kind) for stage in UP for kind in ("500", "401", "reset", "wrong data")]
+FAULTS += [("xorb", "429"), ("xorb", "cut"), ("xorb", "lost answer"), ("shard", "lost answer")]
+IS_STORED = [("xet-token", "wrong data"), ("shard", "wrong data"), ("shard", "lost answer")]
+
+
+@pytest.mark.parametrize(("stage", "kind"), FAULTS)
 def test_an_upload_that_xet_fails_goes_over_lfs(hub: Hub, output: Path, stage: str, kind: str) -> None:
     hub.fail(stage, times=None, **KINDS[kind])
     assert once(hub, output) == 0
-    assert ("put" in hub.stages()) == (kind != "wrong data" or stage == "xorb")
+    assert ("put" in hub.stages()) == ((stage, kind) not in IS_STORED), "what is stored is not sent again"
     assert_arrived(hub, output)
 
 

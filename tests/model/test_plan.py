@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from seqtrack.cli import main
+from seqtrack.commands.plan import GPUS
+from seqtrack.gpu_peaks import peak_tflops
 from seqtrack.model.build import build_empty
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import ModelSpec
@@ -124,4 +126,24 @@ def test_this_machine_is_planned_with_its_free_memory_and_speed(
     code, found, said = plan("demo")
     assert (code, found["memory"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
-    assert found["steps"] > 0 and found["hours_at_least"] > 0
+    assert (found["samples_per_epoch"], found["steps_per_epoch"]) == (4000, 250)
+    assert found["samples_per_s"] is None and "hours_per_epoch" not in found
+
+
+def test_how_long_a_run_takes_is_measured_in_seconds_or_follows_from_the_card(plan: Callable[..., Plan]) -> None:
+    for config, how in (("demo", "steps"), ("seqtrack_l384", "matrix products")):
+        found = plan(config, EPOCHS="1", BATCH_SIZE="1")[1]
+        assert how in found["samples_per_s_from"], found
+        assert found["hours_per_epoch"] == pytest.approx(found["samples"] / found["samples_per_s"] / 3600)
+    for gpu, rate in (
+        ("RTX 3050 Laptop GPU", 9.2),
+        ("NVIDIA H100 80GB HBM3", 644),
+        ("7.5", None),
+    ):  # 0.3 peak / 460 GFLOP
+        found = plan("seqtrack_b256", "--gpu", gpu, memory_gib=40, EPOCHS="1")[1]
+        assert found["samples_per_s"] == (rate and pytest.approx(rate, rel=0.02))
+    assert [name for cards in GPUS.values() for name in cards if not peak_tflops(name, "fp32")] == []
+
+
+def test_a_huge_batch_is_planned_at_once(plan: Callable[..., Plan]) -> None:
+    assert plan("seqtrack_b256", memory_gib=40, BATCH_SIZE="100000")[0] == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.peaks import peak_tflops
+
+from seqtrack.gpu_peaks import peak_tflops
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 

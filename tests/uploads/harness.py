@@ -57,8 +57,9 @@ BOTH_WAYS = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
 
 @pytest.fixture
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
-    """A running server of its own for each test; one with Xet storage where the test asks for it."""
-    server = (XetHub() if getattr(request, "param", "lfs") == "xet" else Hub()).start()
+    """A running server of its own for each test; with Xet storage where it, or SEQTRACK_TEST_HUB=xet, asks for it."""
+    kind = getattr(request, "param", os.environ.get("SEQTRACK_TEST_HUB", "lfs"))
+    server = (XetHub() if kind == "xet" else Hub()).start()
     yield server
     server.clear()
     server.stop()
