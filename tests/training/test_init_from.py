@@ -9,7 +9,7 @@ from seqtrack.reports.consistency import inconsistencies
 
 
 def audited(output: Path, data: Path, **keys: object) -> Ended:
-    with start(environment(output, data, keys), "audit", "phase_1", "--segments", "1") as running:
+    with start(environment(output, data, keys), "audit", "phase_1", "--epochs", "1") as running:
         return running.end()
 
 
