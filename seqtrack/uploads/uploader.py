@@ -249,7 +249,7 @@ class Uploader:
         """Have the target list what is taken for verified, where that is due, and take a batch."""
         files = [staged for unit in units for staged in unit.staged]
         here = {path for unit in self.units.values() for path in unit.files}
-        known = sorted(self.state.files.keys() & here) if self._must_list else []
+        known = sorted(self.state.files.keys() & here)  # retention relies on them
         must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
         order = Order(
             prepare=None if self._prepared else "make",

@@ -51,8 +51,9 @@ FAST: dict[str, float] = {
 REAL: dict[str, float] = {"read_timeout_s": 5, "request_tries": 1}
 
 
-# For tests that hold whichever way large files go.
+# For tests whose outcome could depend on the way that large files go, and for those of a way's own calls.
 BOTH_WAYS = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+LFS = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from uploads.harness import REAL, REPO, checkpoint, environ, files_of, finish, once, put, run_inline
+from uploads.harness import LFS, REAL, REPO, checkpoint, environ, files_of, finish, once, put, run_inline
 from uploads.hub_server import Entry, Hub, git_sha1, make_entry
 
 from seqtrack.cli import main
@@ -101,9 +101,14 @@ def test_an_epoch_that_does_not_exist_names_those_that_do(uploaded: Environment,
     assert "phase_1: 1, 2" in str(error)
 
 
+def damage(hub: Hub, corrupt: str) -> None:
+    for stage in ("storage-get", "xorb-get"):
+        hub.fail(stage, corrupt=corrupt, times=None)
+
+
 FAULTS: dict[str, Callable[[Hub], object]] = {
-    "other bytes": lambda hub: hub.fail("storage-get", corrupt="bytes", times=None),
-    "fewer bytes": lambda hub: hub.fail("storage-get", corrupt="size", times=None),
+    "other bytes": lambda hub: damage(hub, "bytes"),
+    "fewer bytes": lambda hub: damage(hub, "size"),
     "manifest": lambda hub: hub.fail("resolve", corrupt="bytes", match=MANIFEST, times=None),
     "refused": lambda hub: hub.fail("resolve", status=403, message="not for your eyes", times=None),
     "not a Hub": lambda hub: hub.fail("resolve", status=200, times=None),
@@ -120,6 +125,7 @@ def test_a_fault_that_stays_is_an_error_and_leaves_nothing(
     assert refusal(uploaded, 2, tmp_path / "new").code == codes.get(fault, "upload.network")
 
 
+@LFS
 @pytest.mark.parametrize("stage", ["info", "paths-info", "resolve", "storage-get"])
 def test_a_download_that_hangs_or_fails_is_tried_again(
     hub: Hub, uploaded: Environment, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -208,7 +214,7 @@ def test_the_helper_commands(
 ) -> None:
     def run(*arguments: str, **variables: str) -> int:
         with monkeypatch.context() as patched:
-            for name, value in environ(hub, output, variables=variables).items():
+            for name, value in environ(hub, output, variables=variables, backoff_s=0.05).items():
                 patched.setenv(name, value)
             return main(["hub", *arguments])
 
