@@ -63,7 +63,7 @@ def train(environment: Environment, config: Config) -> int:
         open_.enter_context(run_metadata.explain_disk_errors(folder))
         open_log(log_path(folder, environment.config) if distributed.is_main else None, distributed.rank)
         run_metadata.log_run_header(environment, config, distributed, sources, loader)
-        began = log_resume_point(start, build.run_fingerprint(config, distributed))
+        began = log_resume_point(start, build.run_fingerprint(config, distributed), distributed.world_size)
         record, manifest_fields = None, dict[str, object]()
         if distributed.is_main:
             opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)

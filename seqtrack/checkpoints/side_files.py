@@ -49,6 +49,7 @@ class StartRecord(Strict):
     epoch: Count
     source: str | None
     fingerprint: Fingerprint
+    processes: Positive | None = None
     guarantee: str
     differences: list[str] = []
     config_changes: list[str] = []

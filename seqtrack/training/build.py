@@ -82,7 +82,17 @@ def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
 
 
 def build_loader(config: Config, sources: list[Source], distributed: DistributedContext) -> BatchLoader:
-    """The loader of this rank's shards of the batches; its workers are not started yet."""
+    """The loader of this rank's shards of the batches; its workers are not started yet.
+
+    Raises:
+        UserError: the run has more processes than TRAIN.SHARDS, or data that cannot be sampled.
+    """
+    shards, processes = config.TRAIN.SHARDS, distributed.world_size
+    if 0 < shards < processes:
+        text = f"TRAIN.SHARDS is {shards}, and the run has {processes} processes: some would have nothing to compute"
+        raise UserError(
+            f"{text}; set NPROC to at most {shards}, which changes no result", code="run.too_many_processes"
+        )
     dataset = make_dataset(config, sources)
     per_epoch, workers = config.DATA.TRAIN.SAMPLE_PER_EPOCH, config.TRAIN.NUM_WORKER
     # For "auto" the cores of this process divided by the processes of this machine. More than 12 never were faster: one
@@ -92,8 +102,9 @@ def build_loader(config: Config, sources: list[Source], distributed: Distributed
         dataset,
         batch_size_global=config.TRAIN.BATCH_SIZE,
         samples_per_epoch=dataset.automatic_epoch() if isinstance(per_epoch, str) else per_epoch,
-        world_size=distributed.world_size,
+        world_size=processes,
         rank=distributed.rank,
+        shards=shards,
         num_workers=max(1, min(12, cores)) if isinstance(workers, str) else workers,
         pin=distributed.device.type == "cuda",
     )
@@ -129,7 +140,8 @@ def set_kernels(config: Config, distributed: DistributedContext) -> None:
 def run_fingerprint(config: Config, distributed: DistributedContext) -> Fingerprint:
     """What the run's bits depend on; valid after `set_kernels`."""
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
-    return fingerprint(distributed, precision=precision, compiled=config.TRAIN.COMPILE)
+    train = config.TRAIN
+    return fingerprint(distributed, precision=precision, compiled=train.COMPILE, shards=train.SHARDS)
 
 
 def build_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
@@ -156,7 +168,7 @@ def build_state(config: Config, distributed: DistributedContext, steps_per_epoch
         if fresh:
             distributed.share(model)
     optimizer = NamedOptimizer(model, config.TRAIN)
-    rng = RandomStates(distributed.rank)
+    rng = RandomStates(distributed.rank, shared=config.TRAIN.SHARDS > 0)
     rng.seed(config.TRAIN.SEED)
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
     scaler = GradScaler(distributed.device.type, enabled=precision == "fp16")
