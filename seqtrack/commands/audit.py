@@ -76,14 +76,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def in_processes(evidence: "RunEvidence", words: list[str], recompute: Callable[[], int]) -> int:
-    """Do `recompute` in as many processes as the run had: here, or in processes with these command line words."""
+    """Do `recompute` in as many processes as the run had, here or in processes with these command line words; with
+    TRAIN.SHARDS in NPROC processes."""
     logging.getLogger("seqtrack").setLevel(logging.WARNING)  # what the trainer logs would look like a run
     if "RANK" in os.environ:
         one_of_several(recompute)
-    processes = evidence.manifests[evidence.last_epoch].fingerprint.get("world_size")
+    environment = read_environment(os.environ)
+    processes = evidence.manifests[evidence.last_epoch].fingerprint.get("world_size", environment.nproc)
     if not isinstance(processes, int) or processes == 1:
         return recompute()
-    return launch([sys.executable, "-m", "seqtrack", *words], processes, read_environment(os.environ))
+    return launch([sys.executable, "-m", "seqtrack", *words], processes, environment)
 
 
 def evidence_of(run: str, environment: Environment) -> "RunEvidence":

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from seqtrack.config.environment import Environment, configure, read_token
 from seqtrack.config.schema import Config
-from seqtrack.errors import Problem, RunError, UserError
+from seqtrack.errors import Problem, RunError, UserError, as_typed
 from seqtrack.process import end_with_parent
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
 from seqtrack.uploads.hub import bound_client, classify
@@ -43,7 +43,7 @@ def run(_args: argparse.Namespace) -> int:
     """Print every finding; 1 if any is BAD."""
     bad = 0
     for about, level, found, advice in _findings(os.environ):
-        print(f"{level:4}  {about}: {found}" + (f". {advice}" if advice else ""), flush=True)
+        print(as_typed(f"{level:4}  {about}: {found}" + (f". {advice}" if advice else "")), flush=True)
         bad += level == BAD
     print(f"{bad} to fix (marked BAD)" if bad else "everything is in order")
     return min(bad, 1)

@@ -60,10 +60,21 @@ def test_compose_takes_any_folder_and_passes_on_every_variable(tmp_path: Path, f
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OUTPUT_DIR": folder, **network}
     done = compose_config(environment)
     assert done.returncode == 0, done.stderr
-    uploader = yaml.safe_load(done.stdout)["services"]["uploader"]
-    assert network.items() <= uploader["environment"].items()
-    (output,) = [mount for mount in uploader["volumes"] if mount["target"] == "/output"]
+    trainer = yaml.safe_load(done.stdout)["services"]["train-phase1"]
+    assert network.items() <= trainer["environment"].items()
+    (output,) = [mount for mount in trainer["volumes"] if mount["target"] == "/output"]
     assert (output["type"], Path(output["source"])) == ("bind", tmp_path / folder)
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
+def test_without_a_gpu_no_service_asks_for_one() -> None:
+    asking = []
+    for files in (["compose.yaml"], ["compose.yaml", "compose.cpu.yaml"]):
+        options = [word for file in files for word in ("--file", str(ROOT / file))]
+        words = ["docker", "compose", *options, "--profile", "*", "config"]
+        services = yaml.safe_load(subprocess.run(words, capture_output=True, check=True).stdout)["services"]
+        asking.append({name for name, service in services.items() if "deploy" in service or "ulimits" in service})
+    assert asking == [{"train-phase1", "train-phase2", "seqtrack", "evaluate", "audit", "doctor"}, set()]
 
 
 def fake(folder: Path, name: str, text: str) -> None:
