@@ -102,8 +102,8 @@ def test_an_epoch_that_does_not_exist_names_those_that_do(uploaded: Environment,
 
 
 def damage(hub: Hub, corrupt: str) -> None:
-    for stage in ("storage-get", "xorb-get"):
-        hub.fail(stage, corrupt=corrupt, times=None)
+    hub.fail("storage-get", corrupt=corrupt, times=None)
+    hub.fail("xorb-get", corrupt="bytes", times=None)
 
 
 FAULTS: dict[str, Callable[[Hub], object]] = {
