@@ -169,8 +169,10 @@ def _data(parser: Parser) -> None:
     check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")
     show = commands.add_parser("show", help="an image of training samples as the model gets them")
     commands.add_parser("prepare", help="download or draw into DATA_DIR what this environment's run needs")
-    for one in (download, check):
+    add_own = commands.add_parser("import", help="bring an annotated video of your own into LaSOT's layout")
+    for one in (download, check, add_own):
         one.add_argument("--data-dir", type=Path, help="default: DATA_DIR, else ./data")
+    for one in (download, check):
         one.add_argument("--classes", help="separated by commas (default: CLASSES)")
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
@@ -182,6 +184,16 @@ def _data(parser: Parser) -> None:
     show.add_argument("--count", type=int, default=12, help="samples (default: 12)")
     show.add_argument("--epoch", type=int, default=1, help="epoch whose samples are shown (default: 1)")
     show.add_argument("--first", type=int, default=0, help="index of the first sample in the epoch (default: 0)")
+    add = add_own.add_argument
+    add("format", choices=("coco", "cvat", "yolo", "csv"), help="format of the boxes")
+    add("boxes", type=Path, metavar="BOXES", help="the annotation file; with yolo, the folder of .txt files")
+    add("frames", metavar="FRAMES", help="the video file, or the folder of its frames")
+    add("--split", choices=("train", "test"), default="train", help="default: train")
+    add("--class", dest="class_name", metavar="NAME", help="class of every object (default: as annotated)")
+    add("--object", dest="object_ids", default="", metavar="ID", help="only these objects, separated by commas")
+    add("--first", type=int, metavar="N", help="number of the first frame in BOXES (default: 0 with cvat, else 1)")
+    text = "boxes in between for up to N frames without one (default: 0, the object is out of view there)"
+    add("--fill-gaps", type=int, default=0, metavar="N", help=text)
 
 
 def _upload(parser: Parser) -> None:
@@ -243,7 +255,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),
-    "data": ("download, check and preview training data", _data),
+    "data": ("download, check, preview and import training data", _data),
     "upload": ("upload new files of the output folder, and keep watching it", _upload),
     "hub": ("helper commands for the Hugging Face Hub: create, check, upload, download, card", _hub),
     "plan": ("estimate parameters, tokens, memory and disk of a configuration", _plan),

@@ -32,6 +32,7 @@ from seqtrack.model.cost import cost_of, training_memory
 from seqtrack.model.loss import sequence_loss
 from seqtrack.model.spec import model_spec
 from seqtrack.parsing import did_you_mean
+from seqtrack.shards import waiting_nodes
 from seqtrack.tokens import target_sequences
 
 GIB = 2**30
@@ -74,7 +75,12 @@ class Plan:
         self.device = "cpu" if machine.capability is None else "cuda"
         self.precision = choose_precision(train.AMP, machine.capability)
         self.stores_scores = is_emulated(self.precision, machine.capability)
-        batch = self.batch_at_a_time = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
+        self.shards = train.SHARDS
+        if 0 < self.shards < machine.processes:
+            text = f"{machine.processes} processes, but TRAIN.SHARDS is {self.shards}: set NPROC to at most that"
+            self.problems.append(Problem(text, "run.too_many_processes"))
+        parts = self.shards or machine.processes * train.ACCUMULATION_STEPS
+        batch = self.batch_at_a_time = math.ceil(train.BATCH_SIZE / parts)
         self.samples_per_epoch = None if samples == "auto" else samples
         self.steps_per_epoch = None if samples == "auto" else math.ceil(samples / train.BATCH_SIZE)
         self.samples = None if samples == "auto" else train.EPOCH * samples
@@ -87,7 +93,11 @@ class Plan:
         if self.memory_needed > (memory := machine.memory):
             helps = not ours and self._needed(batch, True)[1] <= memory
             ways = ["set MODEL.ENCODER.USE_CHECKPOINT True"] * helps
-            if fits := bisect.bisect_right(range(1, batch), memory, key=lambda fewer: self._needed(fewer, ours)[1]):
+            if self.shards:
+                factors = (2**n for n in range(1, 13) if self.shards * 2**n <= train.BATCH_SIZE)
+                fitting = (n for n in factors if self._needed(math.ceil(batch / n), ours, more_shards=n)[1] <= memory)
+                ways += [f"multiply TRAIN.SHARDS by {n}" for n in fitting][:1]
+            elif fits := bisect.bisect_right(range(1, batch), memory, key=lambda fewer: self._needed(fewer, ours)[1]):
                 ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {math.ceil(batch / fits)}")
             needed = f"{self.memory_needed / GIB:.2f} GiB of memory needed to train {batch} samples at a time"
             text = f"{needed}, {memory / GIB:.2f} GiB available ({machine.memory_from})"
@@ -98,10 +108,13 @@ class Plan:
             text = f"{self.disk_needed / GIB:.2f} GiB of disk needed for checkpoints, {machine.disk / GIB:.2f} GiB free"
             self.problems.append(Problem(f"{text}; {way} another disk", "plan.disk"))
 
-    def _needed(self, batch: int, checkpointing: bool) -> tuple[dict[str, int], int]:
+    def _needed(self, batch: int, checkpointing: bool, *, more_shards: int = 1) -> tuple[dict[str, int], int]:
         """Bytes by kind of tensor, and of everything on a device, for all processes that train on it."""
         half, stored = self.precision != "fp32", self.stores_scores
         tensors = training_memory(self.spec, batch=batch, half=half, checkpointing=checkpointing, stored_scores=stored)
+        if self.shards:  # sums of earlier shards, while a further one is computed
+            waiting = waiting_nodes(self.shards * more_shards, self.machine.processes)
+            tensors["waiting_gradients"] = tensors["gradients"] * waiting
         one = sum(tensors.values()) + _PROCESS_BYTES[self.device]
         # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
         on_cpu = one * self.machine.processes + self.cost.checkpoint_bytes

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from uploads.harness import REPO, checkpoint, files_of, finish, on_hub
+from uploads.http_proxy import Proxy
+from uploads.hub_server import Hub
 
 from docker.containers import SMALL, Project, command, docker, wait_until
 from seqtrack.checkpoints.safetensors_io import sha256_file
@@ -107,3 +110,21 @@ def test_both_phases_are_on_the_hub_soon_after_training_and_the_token_is_nowhere
     folders = (project.output / "phase_1", other / "phase_2")
     one, two = (json.loads((folder / "checkpoints/SEQTRACK_ep0002.json").read_text()) for folder in folders)
     assert one["weights_sha256"] == two["weights_sha256"]
+
+
+def test_a_container_behind_a_proxy_on_loopback_uploads(
+    make_project: Callable[..., Project], hub: Hub, proxy: Proxy
+) -> None:
+    hub.storage_host = "storage.invalid"
+    variables = {**UPLOADING, "HF_REPO": REPO, "HF_ENDPOINT": f"http://hub.invalid:{hub.port}", "HTTP_PROXY": proxy.url}
+    project = make_project(variables=variables, files=("compose.yaml", "compose.cpu.yaml", "host.yaml"))
+    (project.folder / "host.yaml").write_text("services: {uploader: {network_mode: host}}")
+    (project.folder / "my-token").write_text(TOKEN)
+    hub.tokens[TOKEN] = "write"
+    checkpoint(project.output, 1)
+    finish(project.output)
+    answer = project.compose("run", "--rm", "--no-deps", "-T", "uploader", "--once")
+    assert answer.returncode == 0, answer.stderr
+    assert on_hub(hub) == files_of(project.output)
+    # Nobody but the proxy knows these names.
+    assert len(proxy.seen) >= len(hub.calls) > 5 and all(".invalid:" in line for line in proxy.seen)

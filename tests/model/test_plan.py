@@ -90,6 +90,12 @@ def test_what_does_not_fit_is_refused_and_following_the_advice_makes_it_fit(plan
         assert advice.split()[0] in said and "KEEP_CHECKPOINTS to 28" in said
         overrides = f"{advice} TRAIN.KEEP_CHECKPOINTS 28"
         assert plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100", OVERRIDES=overrides)[0] == 0
+    shards = plan("seqtrack_b256", memory_gib=6, EPOCHS="1", OVERRIDES="TRAIN.SHARDS 2")
+    assert shards[0] == 2 and "multiply TRAIN.SHARDS by 2" in shards[2]
+    assert shards[1]["tensors"]["waiting_gradients"] == shards[1]["tensors"]["gradients"]
+    assert plan("seqtrack_b256", memory_gib=6, EPOCHS="1", OVERRIDES="TRAIN.SHARDS 4")[0] == 0
+    two = {"NPROC": "2", "EPOCHS": "1", "OVERRIDES": "TRAIN.SHARDS 1"}
+    assert "[run.too_many_processes]" in plan("seqtrack_b256", memory_gib=99, **two)[2]
     code, _, said = plan("seqtrack_l384", memory_gib=4, disk_gib=9999)  # no batch fits
     assert code == 2
     assert "[plan.memory]" in said and "ACCUMULATION_STEPS" not in said and "USE_CHECKPOINT" not in said

@@ -371,22 +371,19 @@ def test_an_audit_is_quoted_only_while_it_is_of_the_last_checkpoint(finished_run
         "last_sha256": manifest["sha256"], "fingerprint": {}, "machine_differences": [], "segments": [segment],
         "steps": 6, "steps_of_run": 12, "seconds": 1.0, "created": "2026-01-02T03:04:05Z",
     }  # fmt: skip
-    for verdict, last, quoted in (
-        ("confirmed", manifest["sha256"], True),
-        ("refuted", manifest["sha256"], True),
-        ("confirmed", "0" * 64, False),
+    for verdict, last, write in (
+        ("confirmed", manifest["sha256"], written),
+        ("refuted", manifest["sha256"], model_card),
+        ("confirmed", "0" * 64, written),
     ):
         values = {**audit, "verdict": verdict, "last_sha256": last}
         (finished_run / "phase_2" / "audit.json").write_text(json.dumps(values))
-        for text in (written(finished_run), model_card(finished_run)):
-            lines = [
-                line
-                for line in text.splitlines()
-                if line.startswith(("- phase_1: ", "- phase_2: ")) and "audited" in line
-            ]
-            assert (f"**{verdict}**" in lines[1] and "d1ce" in lines[1] and "6 steps of epoch 3" in lines[1]) is quoted
-            assert (lines[1] == "- phase_2: not audited") is not quoted
-            assert "<b>" not in report_page(text.split("---", 2)[-1], finished_run)
+        text = write(finished_run)
+        lines = [line for line in text.splitlines() if line.startswith("- phase_") and "audited" in line]
+        quoted = last == manifest["sha256"]
+        assert (f"**{verdict}**" in lines[1] and "d1ce" in lines[1] and "6 steps of epoch 3" in lines[1]) is quoted
+        assert (lines[1] == "- phase_2: not audited") is not quoted
+        assert "<b>" not in report_page(text.split("---", 2)[-1], finished_run)
 
 
 def test_an_evaluation_of_other_checkpoints_is_not_used(finished_run: Path) -> None:
