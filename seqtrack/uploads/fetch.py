@@ -127,7 +127,8 @@ def fetch_file(environment: Environment, path: str, root: Path, *, revision: str
 
 def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str | None = None) -> Path:
     """Download a phase's records, manifests and logs, of one revision; returns its folder below `root`. Checkpoints are
-    not in it, see `fetch_file`. A UserError if there is no target, no such run or no such revision."""
+    not in it, see `fetch_file`. What `root` holds of another revision is removed. A UserError if there is no target, no
+    such run or no such revision."""
     name = phase_name(phase)
     kinds = (
         r"(run|environment|dataset)\.json|config\.yaml",
@@ -135,14 +136,19 @@ def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str
         rf"{LOGS}/[^/]+\.(jsonl|log)",
     )
     wanted = re.compile(f"{name}/({'|'.join(kinds)})")
+    fetched = re.compile(rf"phase_[12]/({'|'.join(kinds)}|{CHECKPOINTS}/[^/]+\.safetensors)")
     with _reader(environment, root, revision) as reader:
         reader.look()
         if f"{name}/{RUN_FILE}" not in reader.listed:
             raise UserError(f"{reader.label} has no {name}/{RUN_FILE}", code="upload.no_such_file")
+        for path, goal in [(goal.relative_to(root).as_posix(), goal) for goal in root.glob("phase_[12]/**/*.*")]:
+            if fetched.fullmatch(path) and not stage(path, goal).equals(reader.listed.get(path)):
+                goal.unlink()
         for path in sorted(filter(wanted.fullmatch, reader.listed)):
             goal = root / safe_path(path)
             goal.parent.mkdir(parents=True, exist_ok=True)
-            _place(Path(reader.fetch(path).source), goal)
+            if not goal.exists():
+                _place(Path(reader.fetch(path).source), goal)
     return root / name
 
 

@@ -9,7 +9,7 @@ import pytest
 from runs import Ended, completed, environment, start
 from uploads.hub_server import Hub
 
-from proof.forger import Forger
+from proof.forger import Forger, replace_frames
 from seqtrack.checkpoints.side_files import AuditRecord
 from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.consistency import copies, inconsistencies
@@ -94,6 +94,15 @@ def test_a_published_run_is_audited_and_reproduced(resumed: Path, demo_data: Pat
     ):
         with start(elsewhere, *words) as running:
             assert verdict(running.end()) == expected
+    forger = Forger(output / "phase_1")
+    forger.relabel("TRAIN.LR", 2e-3)
+    forger.write()
+    with start(environment(output, demo_data, **{**on_hub, "HF_REPO": "me/forged"}), "upload", "--once") as running:
+        assert running.end().code == 0
+    with start(elsewhere, "reproduce", "hf://me/forged") as running:
+        ended = running.end()
+    assert verdict(ended) == (1, "differs")
+    assert "epoch 1, step 1: optimizer (lr)" in ended.said
     for address in ("hf://me", "hf://me/other", "hf://me/run@0000000000000000000000000000000000000000"):
         with start(elsewhere, "audit", address) as running:
             assert running.end().code == 2
@@ -139,14 +148,7 @@ def test_a_forgery_that_is_consistent_is_refuted_where_it_begins(name: str, outp
 
 def test_frames_replaced_by_others_of_their_size_are_other_samples(demo_data: Path, tmp_path: Path) -> None:
     data, output = Path(shutil.copytree(demo_data, tmp_path / "data")), tmp_path / "output"
-    for folder in data.glob("demo/*/*/img"):
-        frames = sorted(folder.glob("*.jpg"), key=lambda path: path.stat().st_size)
-        smallest = frames[0].read_bytes()
-        for frame in frames[1:]:
-            room = frame.stat().st_size - len(smallest)
-            if room >= 4:  # of a JPEG comment after the start of the image
-                comment = b"\xff\xfe" + (room - 2).to_bytes(2, "big") + bytes(room - 4)
-                frame.write_bytes(smallest[:2] + comment + smallest[2:])
+    replace_frames(data.glob("demo/*/*/img"))
     completed(environment(output, data, EPOCHS=1))
     assert verdict(audit(output, demo_data)) == (1, "refuted")
     (segment,) = certificate(output).segments
