@@ -111,6 +111,9 @@ _FORKS.set_forkserver_preload(
         "matplotlib.backends.backend_agg",
         "seqtrack.commands.evaluate",
         "seqtrack.evaluation.run",
+        "seqtrack.commands.audit",
+        "seqtrack.proof.audit",
+        "torch.utils.tensorboard",
     ]
 )
 

@@ -373,23 +373,20 @@ def test_an_audit_is_quoted_only_while_it_is_of_these_files(finished_run: Path) 
         "steps": 6, "steps_of_run": 12, "seconds": 1.0, "created": "2026-01-02T03:04:05Z",
     }  # fmt: skip
     metrics = sha256_file(finished_run / "phase_2" / "logs" / "metrics.jsonl")
-    for verdict, last, records, quoted in (
-        ("confirmed", manifest["sha256"], metrics, True),
-        ("refuted", manifest["sha256"], metrics, True),
-        ("confirmed", "0" * 64, metrics, False),
-        ("confirmed", manifest["sha256"], "0" * 64, False),
+    for verdict, last, records, write in (
+        ("confirmed", manifest["sha256"], metrics, written),
+        ("refuted", manifest["sha256"], metrics, model_card),
+        ("confirmed", "0" * 64, metrics, written),
+        ("confirmed", manifest["sha256"], "0" * 64, model_card),
     ):
         values = {**audit, "verdict": verdict, "last_sha256": last, "metrics_sha256": records}
         (finished_run / "phase_2" / "audit.json").write_text(json.dumps(values))
-        for text in (written(finished_run), model_card(finished_run)):
-            lines = [
-                line
-                for line in text.splitlines()
-                if line.startswith(("- phase_1: ", "- phase_2: ")) and "audited" in line
-            ]
-            assert (f"**{verdict}**" in lines[1] and "d1ce" in lines[1] and "6 steps of epoch 3" in lines[1]) is quoted
-            assert (lines[1] == "- phase_2: not audited") is not quoted
-            assert "<b>" not in report_page(text.split("---", 2)[-1], finished_run)
+        text = write(finished_run)
+        lines = [line for line in text.splitlines() if line.startswith("- phase_") and "audited" in line]
+        quoted = (last, records) == (manifest["sha256"], metrics)
+        assert (f"**{verdict}**" in lines[1] and "d1ce" in lines[1] and "6 steps of epoch 3" in lines[1]) is quoted
+        assert (lines[1] == "- phase_2: not audited") is not quoted
+        assert "<b>" not in report_page(text.split("---", 2)[-1], finished_run)
 
 
 def test_an_evaluation_of_other_checkpoints_is_not_used(finished_run: Path) -> None:
