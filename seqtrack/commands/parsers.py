@@ -75,11 +75,13 @@ def _audit(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
     parser.add_argument("--nonce", metavar="TEXT", help="chooses the random parts (default: drawn now)")
     parser.add_argument("--segments", type=_positive, metavar="N", help="only N random parts")
-    parser.add_argument("--steps", type=_positive, metavar="K", help="steps of a random part (default: 25)")
+    parser.add_argument(
+        "--steps", type=_positive, metavar="K", help="steps of a random part (default: 25, fewer in short epochs)"
+    )
     parser.add_argument("--epochs", metavar="LIST|all", help="only these epochs, whole: all, or 3,7")
     parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
     parser.add_argument("-o", "--output", type=Path, help="the certificate (default: audit.json in the run's folder)")
-    parser.epilog = "By default: the first and the last epoch, whole, and 25 steps of each of 3 random epochs."
+    parser.epilog = "By default: the first and the last epoch, whole, and the beginnings of 3 random epochs."
 
 
 def _reproduce(parser: Parser) -> None:
