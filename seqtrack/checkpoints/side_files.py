@@ -204,7 +204,9 @@ class EvaluatedTracker(Strict):
     source: dict[str, object]
     notes: list[str]
     mean: Figures
+    official: dict[str, float] = {}
     classes: dict[str, Figures]
+    attributes: dict[str, Figures] = {}
     sequences: dict[str, Figures]
     curves: dict[str, list[float]]
 
@@ -215,6 +217,7 @@ class EvaluationRecord(Strict):
     conditions: dict[str, object]
     sequences: list[EvaluatedSequence]
     thresholds: dict[str, list[float]]
+    attributes: dict[str, Count] = {}
     trackers: list[EvaluatedTracker]
 
 

@@ -145,7 +145,7 @@ def test_the_tables_are_the_records_of_the_log_and_of_the_evaluation(output: Pat
         assert row[7] == f"{100 * sum(record['data_wait_s'] for record in one) / sum(times):.1f} %"
     evaluation = json.loads((output / "phase_1" / "evaluation" / "evaluation.json").read_text())
     table = {row[0]: row[1:] for row in rows(section(report, "Evaluation on held-out sequences"))[:5]}
-    assert {"epoch 1", "epoch 2", "epoch 3", "untrained", "static box"} == set(table)
+    assert {"epoch 1", "epoch 2", "epoch 3", "untrained", "static box", "oracle crop"} == set(table)
     for tracker in evaluation["trackers"]:
         assert table[tracker["name"]][:2] == [f"{tracker['mean'][key]:.3f}" for key in ("auc", "op50")]
 
