@@ -78,7 +78,7 @@ FAULTS = [
           "state.epoch + 1", "max(state.epoch, 1)"),
     Fault(STATE, "samples are counted as batches", "Trainer._train_epoch",
           "state.sample // self.config.TRAIN.BATCH_SIZE", "state.sample"),
-    Fault(STATE, "the loader restarts the epoch after a resume", "Trainer._train_epoch",
+    Fault(f"{INTERRUPTED} -k inside_an_epoch", "the loader restarts the epoch after a resume", "Trainer._train_epoch",
           "state.sample // self.config.TRAIN.BATCH_SIZE", "0"),
     Fault(f"{INTERRUPTED} -k phase_2_ends", "both phases write into one folder", "Environment.phase_folder",
           "phase or self.phase", "1"),

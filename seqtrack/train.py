@@ -53,6 +53,8 @@ def train(environment: Environment, config: Config) -> int:
             run_metadata.log_next_steps(environment)
             return 0
         state = build.build_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
+        # Before the first step, for a run that does not resume.
+        init_sha256 = start.manifest.init_sha256 if start.manifest else build.initial_digest(config, state.model)
         load_state(state, start, distributed)
         validate = build.make_validation(config, environment.data_dir, sources, distributed)
 
@@ -66,6 +68,7 @@ def train(environment: Environment, config: Config) -> int:
         if distributed.is_main:
             opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)
             record, manifest_fields = opened
+            manifest_fields["init_sha256"] = init_sha256
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)

@@ -257,6 +257,9 @@ def contradictions(config: Config) -> Iterator[str]:
     if custom and encoder.PRETRAIN_TYPE != "scratch":
         text = f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}"
         yield f"{text}, but MODEL.ENCODER.TYPE vit_custom has no published weights; use scratch"
+    if train.INIT_FROM and encoder.PRETRAIN_TYPE != "scratch":
+        text = f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}, but TRAIN.INIT_FROM replaces all weights"
+        yield f"{text}; set PRETRAIN_TYPE to scratch"
     if encoder.NUM_HEADS and encoder.EMBED_DIM % encoder.NUM_HEADS:
         text = f"MODEL.ENCODER.EMBED_DIM {encoder.EMBED_DIM} is not a multiple of MODEL.ENCODER.NUM_HEADS"
         yield f"{text} {encoder.NUM_HEADS}"

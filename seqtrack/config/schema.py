@@ -69,6 +69,11 @@ class Train(Settings):
     """TRAIN: optimization and execution."""
 
     SEED: int = setting(42, "seed of all random numbers", ge=0, le=2**32 - 1)
+    INIT_FROM: str = setting(
+        "",
+        "fine-tuning: a checkpoint, a .pth.tar or hf://owner/name/PATH with the first weights",
+        must_match=False,
+    )
     LR: float = setting(1e-4, "learning rate of decoder and head", gt=0, le=10)
     ENCODER_MULTIPLIER: float = setting(0.1, "the encoder's learning rate as a multiple of LR", ge=0, le=1000)
     WEIGHT_DECAY: float = setting(1e-4, "AdamW's weight decay, on every parameter", ge=0, le=10)

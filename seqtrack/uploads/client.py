@@ -133,8 +133,6 @@ class TargetClient:
             self.fault, self.until, self.timeout_factor, self.failures, self.stored = None, NEVER, 1.0, 0, 0
             return reply
         is_news = self.fault is None or self.fault.kind != fault.kind
-        if is_news:  # one line per kind; the status has the rest
-            logger.log(logging.WARNING if fault.action in ("retry", "wait") else logging.ERROR, "%s", fault.line)
         self.stored += reply.num_stored  # on a bad line fewer files are left each time; none needs to be stored twice
         is_progress = 0 < reply.num_stored <= self.stored <= len(order.files)
         self.failures, self.fault = 1 if is_progress else self.failures + 1, fault
@@ -148,6 +146,8 @@ class TargetClient:
             # Full jitter, so that many clients spread out.
             longest = min(_LONGEST_S, settings.backoff_s * 2.0 ** min(self.failures - 1, 60))
             self.until = now + max(fault.wait_s, self.rng.uniform(0.0, longest))
+        if is_news:  # one line per kind; the status has the rest
+            logger.warning("%s; next try in %.0f s", fault.line, self.wait_s())
         return reply
 
     def request(self, order: Order, num_bytes: int = 0) -> Reply:

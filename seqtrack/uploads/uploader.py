@@ -191,10 +191,9 @@ class Uploader:
                 unit.state = "growing" if unit.grows else "settling"
             if unit.state in ("verified", "growing"):
                 unit.waiting_since = now
-        if self._began is None:
-            self._began = self._changed_at = now
-        elif is_news:
+        if is_news or self._began is None:
             self._changed_at = now
+        self._began = self._began or now
         self.state.problems = dict(sorted(problems.items())[:20])
 
     def _choose_batch(self) -> list[UploadUnit]:
@@ -249,7 +248,7 @@ class Uploader:
         """Have the target list what is taken for verified, where that is due, and take a batch."""
         files = [staged for unit in units for staged in unit.staged]
         here = {path for unit in self.units.values() for path in unit.files}
-        known = sorted(self.state.files.keys() & here) if self._must_list else []
+        known = sorted(self.state.files.keys() & here)  # retention relies on them
         must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
         order = Order(
             prepare=None if self._prepared else "make",

@@ -54,6 +54,7 @@ def test_a_child_that_dies_or_outlives_its_deadline_is_replaced(hub: Hub, output
     up.assert_arrived(hub, output)
 
 
+@up.LFS
 def test_asked_to_stop_in_the_middle_of_a_put_finishes_it(hub: Hub, tmp_path: Path) -> None:
     output = tmp_path / "output"
     up.checkpoint(output, 1, size=100_000)
@@ -150,6 +151,15 @@ def test_what_is_lost_while_it_watches_is_found_before_it_ends(hub: Hub, output:
     up.assert_arrived(hub, output, commits_each=None)
 
 
+def test_what_is_lost_while_it_watches_is_found_with_the_next_checkpoint(hub: Hub, output: Path) -> None:
+    fake = up.FakeTime()
+    fake.after(50, lambda: (lose(hub, "file"), up.checkpoint(output, 3)))
+    fake.after(100, lambda: (fake.stop.set(), seen.append(up.on_hub(hub).keys() == up.files_of(output).keys())))
+    seen: list[bool] = []
+    assert up.watch(hub, output, time=fake) == 0
+    assert seen == [True], "before it was asked to stop"
+
+
 def test_the_status_file_tells_retention_what_may_be_deleted(hub: Hub, output: Path) -> None:
     digest = up.files_of(output)[FIRST]
     assert not is_verified(output, FIRST, digest)
@@ -218,10 +228,11 @@ def test_the_token_is_nowhere_and_the_uploader_needs_no_torch(hub: Hub, output: 
     assert any(b"seqtrack.uploads.child" in line for line in seen), "the child was seen"
     written = b"".join(p.read_bytes() for p in [running.log, *output.rglob("*")] if p.is_file())
     assert up.TOKEN.encode() not in written + b"".join(seen)
-    assert "put" in hub.stages()
+    assert {"put", "xorb"} & {*hub.stages()}
     up.assert_arrived(hub, output)
 
 
+@up.LFS
 def test_a_server_that_does_not_speak_xet_gets_its_files_over_lfs(hub: Hub, output: Path) -> None:
     with up.uploader_process(hub, output, "--once", variables={"HF_HUB_DISABLE_XET": ""}) as running:
         assert running.end() == 0
@@ -248,6 +259,7 @@ def test_an_unreadable_file_is_named_and_holds_no_other_up(hub: Hub, output: Pat
     assert up.on_hub(hub) == expected
 
 
+@up.LFS
 @pytest.mark.parametrize(
     "size", [300_000_000, pytest.param(5_500_000_000, marks=pytest.mark.long)], ids=["some", "over 5 GB"]
 )

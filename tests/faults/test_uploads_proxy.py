@@ -64,7 +64,7 @@ def test_a_setup_in_which_nothing_can_be_reached_is_a_users_error(hub: Hub, outp
         assert "upload.setup" in running.said()
     else:
         with pytest.raises(UserError) as refused:
-            once(hub, output, variables=variables)
+            once(hub, output, variables={name: BROKEN[name]})
         assert refused.value.code == "upload.setup"
     assert hub.calls == []
 

@@ -50,7 +50,7 @@ def test_large_files_go_over_xet_and_come_back_over_xet(
 
 
 def fetched(hub: Hub, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, value in environ(hub, output, backoff_s=0.05, xet_stall_s=1.5).items():
+    for name, value in environ(hub, output, backoff_s=0.05, xet_stall_s=0.5).items():
         monkeypatch.setenv(name, value)
     return fetch_checkpoint(read_environment(os.environ), 2, tmp_path / "new")
 
@@ -84,7 +84,7 @@ def test_a_download_that_xet_fails_goes_over_plain_http(
 def test_an_upload_that_hangs_in_xet_goes_over_lfs(hub: Hub, output: Path, stage: str) -> None:
     assert UploadSettings().xet_stall_s <= 20, "a hang costs less than 30 s"
     hub.fail(stage, times=None, **KINDS["hang"])
-    with uploader_process(hub, output, "--once", xet_stall_s=1.5) as running:
+    with uploader_process(hub, output, "--once", xet_stall_s=0.5, read_timeout_s=1) as running:
         assert running.end() == 0, running.said()
     assert_arrived(hub, output)
 
@@ -101,7 +101,7 @@ def test_a_download_that_hangs_in_xet_goes_over_plain_http(
 
 def test_asked_to_stop_while_xet_hangs_uploads_over_lfs_within_the_grace(hub: Hub, output: Path) -> None:
     hub.fail("xorb", times=None, **KINDS["hang"])
-    with uploader_process(hub, output, xet_stall_s=600, deadline_s=600, grace_s=24) as running:
+    with uploader_process(hub, output, xet_stall_s=600, deadline_s=600, grace_s=16) as running:
         until(lambda: "xorb" in hub.stages())
         running.send_signal(signal.SIGTERM)
         assert running.end() == 0, running.said()
@@ -118,7 +118,7 @@ def test_xet_is_used_again_an_hour_after_it_failed(hub: Hub, output: Path) -> No
     fake.after(60, lambda: (hub.faults.remove(fault), next_checkpoint(3)))
     fake.after(3900, lambda: next_checkpoint(4))
     fake.after(4000, lambda: (seen.append((hub.stages().count("put"), hub.stages().count("shard"))), finish(output)))
-    assert watch(hub, output, time=fake) == 0
+    assert watch(hub, output, time=fake, poll_s=20) == 0
     assert seen[0][1] == seen[1][1] == 0 and seen[1][0] > seen[0][0], "first over LFS"
     assert seen[2][1] > 0 and seen[2][0] == seen[1][0], "and then over Xet"
     assert_arrived(hub, output)

@@ -51,8 +51,9 @@ FAST: dict[str, float] = {
 REAL: dict[str, float] = {"read_timeout_s": 5, "request_tries": 1}
 
 
-# For tests that hold whichever way large files go.
+# For tests whose outcome could depend on the way that large files go, and for those of a way's own calls.
 BOTH_WAYS = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+LFS = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 
 
 @pytest.fixture
@@ -91,7 +92,9 @@ def content(size: int, seed: object) -> bytes:
     return random.Random(repr(seed)).randbytes(size)
 
 
-def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) -> tuple[Path, Path]:
+def checkpoint(
+    output: Path, epoch: int, *, size: int = 20_000, phase: int = 1, kind: str = "epoch"
+) -> tuple[Path, Path]:
     """A checkpoint as training leaves it, with one tensor of `size` bytes."""
     folder = output / f"phase_{phase}" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) 
         folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
         {"model/w": TensorBytes("U8", (size,), memoryview(content(size, (epoch, phase))))},
         facts,
-        describe={**facts, **others, "kind": "epoch", "loss": 1.0, "iou": 0.5},
+        describe={**facts, **others, "kind": kind, "loss": 1.0, "iou": 0.5},
     )
     return manifest.path, manifest.manifest_path
 
