@@ -46,7 +46,7 @@ def _seqtrack(env: dict[str, str], *words: str) -> Ended:
         return running.end()
 
 
-@pytest.mark.parametrize("world_size", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("world_size", [3, *(pytest.param(size, marks=pytest.mark.long) for size in (2, 4))])
 def test_any_number_of_processes_trains_the_same_bits(
     world_size: int, alone: Path, demo_data: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +89,7 @@ def _seed_by_rank() -> None:
     train_step.step_seed = lambda number, step, _: seed(number, step, int(os.environ["RANK"]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [_sum_by_all_reduce, _seed_by_rank])
 def test_an_all_reduce_instead_of_the_tree_and_dropout_by_rank_train_other_bits(
     fault: Callable[[], None], alone: Path, demo_data: Path, tmp_path: Path
@@ -149,7 +150,7 @@ def test_thirty_schedules_of_processes_with_kills_end_as_the_uninterrupted_run(d
     for schedule in range(30):
         env, code = environment(tmp_path / f"run{schedule}", demo_data, keys), -1
         folder = Path(env["OUTPUT_DIR"]) / "phase_1"
-        for _ in range(4):
+        for _ in range(3):
             with ranks_of(env, moments.randint(1, 4)) as ranks:
                 assert ranks[0].until(lambda ranks=ranks: "guarantee" in ranks[0].said())  # they have met
                 ranks[0].process.join(moments.uniform(0.0, 2.0))
