@@ -49,6 +49,7 @@ class StartRecord(Strict):
     epoch: Count
     source: str | None
     fingerprint: Fingerprint
+    processes: Positive | None = None
     guarantee: str
     differences: list[str] = []
     config_changes: list[str] = []
@@ -272,7 +273,8 @@ class Manifest(Strict):
     """The manifest of a checkpoint, written last: a checkpoint file without one is none.
 
     `sample` counts the samples of the current epoch that were trained (0 at an epoch's end); `parts` are the digests of
-    the state components; `parent_sha256` is that of the checkpoint that training continued from: a hash chain.
+    the state components; `parent_sha256` is that of the checkpoint that training continued from: a hash chain;
+    `init_sha256` is that of the weights that the run began with, unless the seed alone determines them.
     """
 
     format: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
@@ -290,6 +292,7 @@ class Manifest(Strict):
     parent_sha256: Digest | None
     config_digest: Digest | None
     data_digest: Digest | None
+    init_sha256: Digest | None = None
     created: str
     phase: Count | None = None
     config: dict[str, Any] | None = None

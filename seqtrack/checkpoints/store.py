@@ -66,7 +66,7 @@ def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda n
     facts["weights_sha256"] = contents.parts.get(MODEL_PART)
     # Imported weights have no step.
     facts |= {name: values[name] for name in ("epoch", "step", "sample") if name in values}
-    facts |= values.get("lineage", {})
+    facts |= {"init_sha256": None, **values["lineage"]} if "lineage" in values else {}
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
     if facts.get("kind") == "epoch":
@@ -144,6 +144,14 @@ def load_checkpoint(manifest: Manifest, *, part: str = "") -> tuple[dict[str, "T
 def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
     """The model's state dict, from `load_checkpoint`."""
     return load_checkpoint(manifest, part=MODEL_PART)[0]
+
+
+def weights_digest(weights: Mapping[str, "Tensor"]) -> str:
+    """What `weights_sha256` of a checkpoint with these weights would be."""
+    from seqtrack.checkpoints.tensors import tensor_bytes  # deferred: listing and verifying need no torch
+
+    tensors = {f"{MODEL_PART}/{name}": tensor_bytes(tensor) for name, tensor in weights.items()}
+    return write_checkpoint_file(None, tensors, {})[0].parts[MODEL_PART]
 
 
 def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapping[str, object]) -> Manifest:

@@ -1,4 +1,4 @@
-"""`seqtrack data`: download classes of LaSOT, check a data folder, show samples, prepare the data of a run."""
+"""`seqtrack data`: download classes of LaSOT, check a data folder, show samples, prepare a run's data, import own."""
 
 import argparse
 import json
@@ -10,11 +10,14 @@ from seqtrack.config.environment import Environment, configure, read_environment
 from seqtrack.data.check import check_layout
 from seqtrack.data.demo import MARKER, check_demo
 from seqtrack.data.download import data_hub, download_classes
+from seqtrack.data.foreign_boxes import FIRST_FRAME, READERS, Frames, choose_tracks
+from seqtrack.data.importing import frames_of, import_tracks
 from seqtrack.data.lasot import find_layout
-from seqtrack.data.preview import write_preview
+from seqtrack.data.preview import write_box_preview, write_preview
 from seqtrack.data.sources import prepare_data
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
+from seqtrack.tracking.video import open_frames
 
 _ROW = "{:<20}{:<7}{:>9}{:>5}{:>17}{:>10}{:>10}{:>8}{:>12}".format
 
@@ -28,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         return _show(args)
     environment = read_environment(os.environ)
     data_dir: Path = args.data_dir or environment.data_dir
+    if args.action == "import":
+        return _import(args, data_dir)
     classes = environment.classes if args.classes is None else split_commas(args.classes)
     if args.action == "check":
         return _check(args, data_dir, classes, environment)
@@ -74,4 +79,27 @@ def _show(args: argparse.Namespace) -> int:
     dataset = make_dataset(config, open_sources(config, environment.data_dir))
     write_preview(args.output, [dataset.sample(args.epoch, args.first + number) for number in range(args.count)])
     print(args.output)
+    return 0
+
+
+def _import(args: argparse.Namespace, data_dir: Path) -> int:
+    if args.fill_gaps < 0 or (args.first or 0) < 0:
+        raise UserError("--fill-gaps and --first must be at least 0", "data.option")
+    if args.frames.isdecimal() and not Path(args.frames).exists():
+        raise UserError(f"{args.frames}: no such video or folder; a camera has no annotation", "import.frames")
+    source = open_frames(args.frames)
+    first = FIRST_FRAME[args.format] if args.first is None else args.first
+    names, folder = tuple(path.name for path in source.paths), Path(args.frames).resolve()
+    # The header of a video may state a wrong count: only the frames themselves can be counted.
+    frames = Frames(folder.parent.name if folder.name == "img" else folder.name, names, len(names) or None, first)
+    tracks = READERS[args.format](args.boxes, frames)
+    tracks = choose_tracks(tracks, object_ids=split_commas(args.object_ids), class_name=args.class_name)
+    images = frames_of(source.paths, () if names else source.frames())
+    found = import_tracks(data_dir, tracks, images, split=args.split, fill_gaps=args.fill_gaps)
+    for one, track in zip(found, tracks, strict=True):
+        preview = one.folder.parent.parent / f"{one.name}.png"
+        write_box_preview(preview, one)
+        start = first + min(index for index, box in track.boxes.items() if not box.is_absent)
+        counts = f"{one.num_frames} frames from frame {start} on, {int(one.absent.sum())} out of view"
+        print(f"{one.name}: {counts}; {args.split}; look at {preview}")
     return 0

@@ -13,6 +13,7 @@ from seqtrack.checkpoints.store import Manifest
 from seqtrack.commands.track import tracking_conditions
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
+from seqtrack.config.schema import Config
 from seqtrack.data.annotations import Annotation, read_annotations
 from seqtrack.data.decode import check_frames
 from seqtrack.data.lasot import draw_classes
@@ -29,6 +30,8 @@ from seqtrack.model.build import build_model
 from seqtrack.parsing import split_commas
 from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
+from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, load_onnx, onnxruntime_version
+from seqtrack.tracking.tracker import TrackedModel, TrackerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write tables, plots and boxes, and print the table of means."""
     environment, begun = read_environment(os.environ), time.monotonic()
     folder, convention = environment.phase_folder(args.phase), CONVENTIONS[args.convention]
-    wanted = args.checkpoint or ([] if args.results else ["all"])
-    if args.annotations is not None and (wanted or not args.results):
-        raise UserError("--annotations has no frames: use it with --results, without --checkpoint", "evaluation.option")
+    wanted = args.checkpoint or ([] if args.results or args.onnx else ["all"])
+    if args.annotations is not None and (wanted or args.onnx or not args.results):
+        text = "--annotations has no frames: use it with --results, without --checkpoint and --onnx"
+        raise UserError(text, "evaluation.option")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
@@ -49,11 +53,14 @@ def run(args: argparse.Namespace) -> int:
         conditions: dict[str, object] = {"dataset": None, "split": None, "annotations": args.annotations.name}
     else:
         manifests = load.select_checkpoints(folder, wanted) if wanted else []
-        source = _open(args, environment, manifests)
+        exported = load_onnx(args.onnx) if args.onnx else None
+        source = _open(
+            args, environment, [*map(load.checkpoint_config, manifests), *([exported[1]] if exported else [])]
+        )
         annotations = [*(sequences := choose(source.sequences, names=names))]
         conditions = {"dataset": source.name, "split": source.split, "synthetic": source.synthetic}
         conditions["data_digest"] = describe([source]).digest
-        if manifests:
+        if manifests or exported:
             recorded = read_side_file(folder / DATASET_FILE, DatasetRecord)
             known = recorded.sources if recorded is not None and source.split == "test" else []
             trained = {name for one in known if (one.name, one.split) == (source.name, "train") for name in one.names}
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                 advice = "--split train shows training sequences as such"
                 raise UserError(f"{text}: {', '.join(leaked[:10])}; {advice}", "evaluation.leak")
             args.untrained = "all" in wanted if args.untrained is None else args.untrained
-            results, more = _track(args, environment.device, manifests, sequences, source.name)
+            results, more = _track(args, environment.device, manifests, exported, sequences, source.name)
             conditions |= {"run": folder.name, **more}
     conditions |= ({"repair": args.repair} if args.results else {}) | {"convention": args.convention}
     results += read_results(args.results or (), annotations, repair=args.repair, convention=convention)
@@ -77,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             drawn = next(one for one in results if one.record.name == best.name)
             draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
         for result in results:
-            if result.record.kind in ("checkpoint", "untrained"):
+            if result.record.kind in ("checkpoint", "untrained", "onnx"):
                 write_tracks(result, target / "boxes")
         write_tables(record, target, plots=[f"plots/{name}" for name in plots])
     except OSError as error:
@@ -87,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, environment: Environment, manifests: list[Manifest]) -> Source:
-    """The data set: the option's, the environment's if set there, else that of the last checkpoint or of the run."""
+def _open(args: argparse.Namespace, environment: Environment, configs: list[Config]) -> Source:
+    """The data set: the option's, the environment's if set there, else that of the last model or of the run."""
     name, classes, stored = args.dataset, split_commas(args.classes), environment.phase_folder(args.phase) / CONFIG_FILE
-    if name is None and not environment.given("DATASET") and (manifests or stored.is_file()):
-        config = load.checkpoint_config(manifests[-1]) if manifests else load_config(str(stored))
+    if name is None and not environment.given("DATASET") and (configs or stored.is_file()):
+        config = configs[-1] if configs else load_config(str(stored))
         # Of several training sets the first that is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
         if not classes and not environment.given("CLASSES"):
@@ -101,31 +108,44 @@ def _open(args: argparse.Namespace, environment: Environment, manifests: list[Ma
 
 
 def _track(
-    args: argparse.Namespace, default: str, manifests: list[Manifest], sequences: list[Sequence], dataset: str
-) -> tuple[list[TrackerResult], dict[str, object]]:
-    """Track with each checkpoint in turn, and with the untrained model; returns the conditions as well."""
+    args: argparse.Namespace, default: str, manifests: list[Manifest],
+    exported: tuple[OnnxModel, Config, OnnxRecord] | None, sequences: list[Sequence], dataset: str,
+) -> tuple[list[TrackerResult], dict[str, object]]:  # fmt: skip
+    """Track with each checkpoint in turn, the untrained model and the exported one; returns the conditions as well."""
     # Missing and unusable frame files are found before hours of tracking.
     if problems := check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames)):
         raise UserError(problems)
-    device = choose_device(args.device or default)
+    if exported:
+        device = check_onnx_options(args.precision, args.device)
+    else:
+        device = choose_device(args.device or default)
     load.check_precision(args.precision, device)
-    frames, convention = sum(sequence.num_frames - 1 for sequence in sequences), CONVENTIONS[args.convention]
     results: list[TrackerResult] = []
-    # The untrained model is that of the last checkpoint.
-    for manifest in [*manifests, *[None] * args.untrained]:
-        if manifest is not None:
-            model, config = load.load_model(manifest, device)
-            name, kind, epoch = load.checkpoint_name(manifest, manifests), "checkpoint", manifest.epoch
-            origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
-        else:
-            model = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
-            name, kind, epoch, origin = "untrained", "untrained", None, {"seed": config.TRAIN.SEED}
+
+    def track(
+        model: TrackedModel, config: Config, name: str, kind: str, epoch: int | None, origin: dict[str, Scalar]
+    ) -> TrackerSettings:
         settings = load.tracker_settings(config, dataset=dataset, precision=args.precision)
+        frames = sum(sequence.num_frames - 1 for sequence in sequences)
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             tracks = track_sequences(model, sequences, settings, concurrent=args.concurrent, on_frames=bar.update)
-        result = score_tracker(name, kind, tracks, sequences, convention=convention, epoch=epoch, source=origin)
-        results.append(result)
-        mean = result.record.mean
+        convention = CONVENTIONS[args.convention]
+        results.append(score_tracker(name, kind, tracks, sequences, convention=convention, epoch=epoch, source=origin))
+        mean = results[-1].record.mean
         logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, mean["auc"], mean["p20"], mean["fps"] or 0.0)
-    more = {"concurrent": args.concurrent, "python": platform.python_version()}
+        return settings
+
+    for manifest in manifests:
+        model, config = load.load_model(manifest, device)
+        origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
+        name = load.checkpoint_name(manifest, manifests)
+        settings = track(model, config, name, "checkpoint", manifest.epoch, origin)
+    if args.untrained and manifests:  # the untrained model is that of the last checkpoint
+        model = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
+        settings = track(model, config, "untrained", "untrained", None, {"seed": config.TRAIN.SEED})
+    more: dict[str, object] = {"concurrent": args.concurrent, "python": platform.python_version()}
+    if exported:
+        record, more["onnxruntime"] = exported[2], onnxruntime_version()
+        origin = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
+        settings = track(*exported[:2], f"ONNX, epoch {record.checkpoint['epoch']}", "onnx", None, origin)
     return results, {**tracking_conditions(device, settings), **more}

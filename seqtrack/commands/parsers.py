@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -174,8 +174,10 @@ def _data(parser: Parser) -> None:
     check = commands.add_parser("check", help="count and check the data, changing nothing; exit code 1 on problems")
     show = commands.add_parser("show", help="an image of training samples as the model gets them")
     commands.add_parser("prepare", help="download or draw into DATA_DIR what this environment's run needs")
-    for one in (download, check):
+    add_own = commands.add_parser("import", help="bring an annotated video of your own into LaSOT's layout")
+    for one in (download, check, add_own):
         one.add_argument("--data-dir", type=Path, help="default: DATA_DIR, else ./data")
+    for one in (download, check):
         one.add_argument("--classes", help="separated by commas (default: CLASSES)")
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
@@ -187,6 +189,16 @@ def _data(parser: Parser) -> None:
     show.add_argument("--count", type=int, default=12, help="samples (default: 12)")
     show.add_argument("--epoch", type=int, default=1, help="epoch whose samples are shown (default: 1)")
     show.add_argument("--first", type=int, default=0, help="index of the first sample in the epoch (default: 0)")
+    add = add_own.add_argument
+    add("format", choices=("coco", "cvat", "yolo", "csv"), help="format of the boxes")
+    add("boxes", type=Path, metavar="BOXES", help="the annotation file; with yolo, the folder of .txt files")
+    add("frames", metavar="FRAMES", help="the video file, or the folder of its frames")
+    add("--split", choices=("train", "test"), default="train", help="default: train")
+    add("--class", dest="class_name", metavar="NAME", help="class of every object (default: as annotated)")
+    add("--object", dest="object_ids", default="", metavar="ID", help="only these objects, separated by commas")
+    add("--first", type=int, metavar="N", help="number of the first frame in BOXES (default: 0 with cvat, else 1)")
+    text = "boxes in between for up to N frames without one (default: 0, the object is out of view there)"
+    add("--fill-gaps", type=int, default=0, metavar="N", help=text)
 
 
 def _upload(parser: Parser) -> None:
@@ -251,7 +263,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),
-    "data": ("download, check and preview training data", _data),
+    "data": ("download, check, preview and import training data", _data),
     "upload": ("upload new files of the output folder, and keep watching it", _upload),
     "hub": ("helper commands for the Hugging Face Hub: create, check, upload, download, card", _hub),
     "plan": ("estimate parameters, tokens, memory and disk of a configuration", _plan),
@@ -275,3 +287,24 @@ def command_parsers() -> tuple[Parser, dict[str, Parser]]:
         found[name] = commands.add_parser(name, help=summary, description=summary)
         add_arguments(found[name])
     return parser, found
+
+
+def parse_command(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line.
+
+    Raises:
+        UserError: no such command, or arguments that it does not have, each with the nearest name.
+        SystemExit: as argparse ends a program, after --help, or after a value that an option does not take.
+    """
+    parser, parsers = command_parsers()
+    if words and not words[0].startswith("-") and words[0] not in parsers:
+        raise UserError(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")
+    args, unknown = parser.parse_known_args(words)
+    if hasattr(args, "overrides"):  # argparse takes only the KEY=VALUE up to the next option
+        args.overrides += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
+    if unknown:
+        options = re.findall(r"--[a-z][a-z-]*", parsers[args.command].format_help())
+        texts = [f"{args.command}: no such argument: {word}{did_you_mean(word, options)}" for word in unknown]
+        raise UserError([Problem(text, "cli.argument") for text in texts])
+    return args

@@ -115,7 +115,6 @@ def prepare_data(environment: Environment, config: Config, environ: Mapping[str,
             if missing := tuple(one for one in chosen if one not in existing):
                 from seqtrack.data.download import data_hub, download_classes  # the Hub's client is slow to import
 
-                _log.info("downloading %s to %s", ", ".join(missing), data_dir)
                 download_classes(data_dir, missing, hub=data_hub(environ))
             lines.append(f"LaSOT: {', '.join(chosen or existing)} in {data_dir}")
         else:

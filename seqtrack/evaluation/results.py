@@ -60,7 +60,8 @@ def score_tracker(
 
     Args:
         name: as tables show it, such as "epoch 3" or "SiamRPN++".
-        kind: "checkpoint", "untrained", "still" (static-box baseline) or "results" (another tracker's files).
+        kind: "checkpoint", "onnx" (an exported one), "untrained", "still" (static-box baseline) or "results" (another
+            tracker's files).
         source, notes: where it comes from, and remarks made while reading result files.
     """
     scores, classes = {}, dict[str, list[str]]()

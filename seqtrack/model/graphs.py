@@ -87,7 +87,8 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, keys_values: Tensor) ->
     """Attention of one query (B, 1, D) to (B, 2, N, D)."""
     heads, width = attention.num_heads, attention.head_dim
     query = _project(attention, x, 0).reshape(-1, 1, heads, width).transpose(1, 2)
-    keys, values = (keys_values[:, part].unflatten(2, (heads, width)).transpose(1, 2) for part in (0, 1))
+    shape = (keys_values.shape[0], -1, heads, width)
+    keys, values = (keys_values[:, part].reshape(shape).transpose(1, 2) for part in (0, 1))
     weights = (query @ keys.transpose(2, 3) * width**-0.5).softmax(dim=-1)
     out: Tensor = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
     return out

@@ -119,6 +119,8 @@ def distinguishing_names(first: Path, second: Path) -> tuple[str, str]:
 def _compare_epoch(pair: Sequence[Manifest], logs: Sequence[Sequence[side_files.Record]]) -> side_files.CertifiedEpoch:
     (first, damage), (second, other_damage) = map(_check, pair)
     differences = []
+    if pair[0].init_sha256 != pair[1].init_sha256:
+        differences.append("the weights that the runs began with (init_sha256)")
     if pair[0].data_digest != pair[1].data_digest:
         differences.append("the data (data_digest; see dataset.json)")
     if first and second and first.sha256 != second.sha256:

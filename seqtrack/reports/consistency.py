@@ -175,6 +175,7 @@ def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int,
         elif (before := manifests.get(epoch - 1)) is not None:
             there = before.manifest_path.name
             yield from _differs(manifest.manifest_path, "parent_sha256", manifest.parent_sha256, there, before.sha256)
+            yield from _differs(manifest.manifest_path, "init_sha256", manifest.init_sha256, there, before.init_sha256)
 
 
 def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) -> Iterator[str]:
@@ -189,9 +190,8 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
     states = {epoch: read_values(one.path) for epoch, one in manifests.items() if one.path.exists()}
     for epoch, values in states.items():
         manifest = manifests[epoch]
-        there = {name: values.get(name) for name in ("epoch", "step", "sample")} | values.get(
-            "lineage", {"lineage": None}
-        )
+        there: dict[str, object] = {name: values.get(name) for name in ("epoch", "step", "sample")}
+        there |= {"init_sha256": None, **values.get("lineage", {"lineage": None})}
         there |= {name: (values.get("history") or [{}])[-1].get(name) for name in ("loss", "iou")}
         for name, value in there.items():
             yield from _differs(manifest.manifest_path, name, getattr(manifest, name, "none"), manifest.file, value)
@@ -208,8 +208,8 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
             continue
         if epoch <= len(longest):
             for name in _HISTORY_FIELDS:
-                there = longest[epoch - 1].get(name)
-                yield from _differs(path, f"{name} of epoch {epoch}", getattr(record, name), "the checkpoints", there)
+                value = longest[epoch - 1].get(name)
+                yield from _differs(path, f"{name} of epoch {epoch}", getattr(record, name), "the checkpoints", value)
         if epoch in manifests:
             yield from _differs(path, f"step of epoch {epoch}", record.step, "its manifest", manifests[epoch].step)
         yield from _intervals(path, record, intervals[epoch])

@@ -58,7 +58,7 @@ def export_onnx(manifest: Manifest, folder: Path) -> OnnxRecord:
     with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary, torch.no_grad():
         traced = [Path(temporary, name) for name in (ENCODER, DECODER)]
         _trace(model, *traced)
-        exported = OnnxModel(*map(open_graph, traced), model.spec)
+        exported = OnnxModel(open_graph(traced[0]), open_graph(traced[1]), model.spec)
         checked = _compare(model, exported, mean=config.DATA.MEAN, std=config.DATA.STD)
         for path in traced:
             write_atomic(folder / path.name, path.read_bytes())
@@ -97,9 +97,7 @@ def _write_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
         )  # fmt: skip
 
 
-def _compare(
-    model: SeqTrack, exported: OnnxModel, *, mean: Sequence[float], std: Sequence[float]
-) -> dict[str, int | float]:
+def _compare(model: SeqTrack, exported: OnnxModel, *, mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
     """Compare with torch on random images: memory, logits with teacher forcing, tokens generated with the window."""
     spec, draw, same = model.spec, torch.Generator().manual_seed(0), 0
     differences = {"memory": 0.0, "logits": 0.0}

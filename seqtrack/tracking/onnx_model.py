@@ -40,7 +40,7 @@ class OnnxRecord(Strict):
     encoder: GraphFile
     decoder: GraphFile
     checkpoint: dict[str, Scalar]
-    checked: dict[str, Scalar]
+    checked: dict[str, float]
     versions: dict[str, str]
     created: str
     config: dict[str, Any]
@@ -139,6 +139,18 @@ def _open_checked(path: Path, expected: GraphFile) -> Session:
     return open_graph(path)
 
 
+def check_onnx_options(precision: str, device: str | None) -> torch.device:
+    """The device of an exported model.
+
+    Raises:
+        UserError: another precision than fp32, or another device than the CPU, was asked for.
+    """
+    if precision != "fp32" or device == "cuda":
+        text = f"precision {precision}, device {device or 'auto'}: an ONNX model runs in fp32 on the CPU only"
+        raise UserError(text, "onnx.option")
+    return torch.device("cpu")
+
+
 def optional_library(name: str) -> Any:
     """onnx or onnxruntime, which only exported models need.
 
@@ -150,6 +162,10 @@ def optional_library(name: str) -> Any:
     except ImportError as error:
         text = f"ONNX models need {name}, which cannot be imported ({error}): pip install onnx onnxruntime"
         raise UserError(text, "onnx.not_installed") from error
+
+
+def onnxruntime_version() -> str:
+    return str(optional_library("onnxruntime").__version__)
 
 
 def open_graph(path: Path) -> Session:

@@ -109,7 +109,7 @@ def claim_folder(folder: Path, start: ResumePoint, distributed: DistributedConte
         yield
 
 
-def log_resume_point(start: ResumePoint, ours: Fingerprint) -> StartRecord:
+def log_resume_point(start: ResumePoint, ours: Fingerprint, processes: int) -> StartRecord:
     """Log where the run starts and which reproducibility guarantee holds; returns the record of it for run.json."""
     manifest = start.manifest
     held, differences = guarantee(ours, ours if manifest is None else manifest.fingerprint)
@@ -125,11 +125,15 @@ def log_resume_point(start: ResumePoint, ours: Fingerprint) -> StartRecord:
     logger.info(text, begins, held, FRAMES_COVERED_BY)
     for difference in differences:
         logger.info("  because %s", difference)
+    if shards := ours.get("shards"):
+        text = "TRAIN.SHARDS is %d: the run may continue on 1 to %d processes, now %d, without changing a bit"
+        logger.info(text, shards, shards, processes)
     return StartRecord(
         source=f"{manifest.path.parents[1].name}/{manifest.file}" if manifest else None,
         step=start.step,
         epoch=manifest.epoch if manifest else 0,
         fingerprint=ours,
+        processes=processes,
         guarantee=held,
         differences=differences,
         config_changes=list(start.config_changes),

@@ -235,6 +235,8 @@ class Trainer:
         self._last_save = time.perf_counter()
 
     def _gather_generators(self) -> None:
+        if self.config.TRAIN.SHARDS:  # they are equal
+            return
         of_ranks = self.distributed.gather(self.state.rng.of_this_rank())
         self.state.rng.of_ranks = {str(rank): states for rank, states in enumerate(of_ranks)}
 

@@ -10,7 +10,7 @@ import pytest
 from runs import ROOT
 
 from seqtrack.cli import main
-from seqtrack.config.environment import VARIABLES, configure
+from seqtrack.config.environment import VARIABLES
 
 # Words of the command line; variables; the error's code; what the message names.
 MISTAKES: list[tuple[str, dict[str, str], str, str]] = [
@@ -86,12 +86,14 @@ def test_a_mistake_ends_with_code_2_and_states_what_was_meant(
 
 
 @pytest.mark.parametrize("name", DOTENV)
-def test_a_misspelt_variable_is_an_error_in_dotenv_and_a_warning_in_the_environment(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_misspelt_variable_is_an_error(
+    name: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure({name: "3"})
-    assert f"did you mean {DOTENV[name]}?" in caplog.text
-    (tmp_path / ".env").write_text(f"{name}=3\n")
+    if place == ".env":
+        (tmp_path / ".env").write_text(f"{name}=3\n")
+    else:
+        os.environ[name] = "3"
     assert code_of("plan") == 2
     error = capsys.readouterr().err
     assert "[variable.unknown]" in error and f"did you mean {DOTENV[name]}?" in error
@@ -111,14 +113,3 @@ def test_a_misspelt_job_is_refused_with_the_nearest_one(job: str, nearest: str, 
     words = [sys.executable, str(ROOT / "docker" / "entrypoint"), "--root", str(tmp_path), job]
     done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2 and f"did you mean {nearest}?" in done.stderr
-
-
-@pytest.mark.parametrize("variables", [{"HF_REPO": "me/x"}, {"UPLOAD_TARGET": "folder:/tmp/x"}, {}])
-@pytest.mark.parametrize("started_by", ["docker compose run --rm", "scripts/local.sh"])
-def test_a_refused_start_under_compose_names_the_uploader_that_it_leaves(
-    started_by: str, variables: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    os.environ |= {**variables, "SEQTRACK_COMMAND": started_by, "SEED": "abc"}
-    assert code_of("train") == 2
-    left = bool(variables) and started_by.startswith("docker")
-    assert ("docker compose stop uploader" in capsys.readouterr().err) == left

@@ -51,14 +51,16 @@ FAST: dict[str, float] = {
 REAL: dict[str, float] = {"read_timeout_s": 5, "request_tries": 1}
 
 
-# For tests that hold whichever way large files go.
+# For tests whose outcome could depend on the way that large files go, and for those of a way's own calls.
 BOTH_WAYS = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+LFS = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 
 
 @pytest.fixture
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
-    """A running server of its own for each test; one with Xet storage where the test asks for it."""
-    server = (XetHub() if getattr(request, "param", "lfs") == "xet" else Hub()).start()
+    """A running server of its own for each test; with Xet storage where it, or SEQTRACK_TEST_HUB=xet, asks for it."""
+    kind = getattr(request, "param", os.environ.get("SEQTRACK_TEST_HUB", "lfs"))
+    server = (XetHub() if kind == "xet" else Hub()).start()
     yield server
     server.clear()
     server.stop()
