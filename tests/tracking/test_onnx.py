@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contracts.test_formats import differences, table
 from runs import command, demo_data, environment, save_epoch
 
 from seqtrack.cli import main
@@ -99,6 +100,7 @@ def test_the_record_names_the_checkpoint_and_what_was_compared(output: Path) -> 
     record, manifest = (
         json.loads(path.read_text()) for path in (folder / FILES[2], checkpoint_of(output).with_suffix(".json"))
     )
+    assert differences(record, table("model.json", "field")) == []
     assert record["checkpoint"]["sha256"] == manifest["sha256"] and record["checkpoint"]["epoch"] == 4
     assert record["config"] == manifest["config"] and record["encoder"]["bytes"] == (folder / FILES[1]).stat().st_size
     checked = record["checked"]
