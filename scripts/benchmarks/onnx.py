@@ -57,7 +57,7 @@ class _OpenVino:
 
 
 def _serve(engine: str, place: Path, threads: int, pipe: Connection) -> None:
-    """Track as many frames as each message asks for; answer with seconds and tokens, at the end with the peak memory."""
+    """Track as many frames as a message asks for; answer with seconds and tokens, and last with the peak memory."""
     torch.set_num_threads(threads)
     checkpoint, exported = place / "model.safetensors", place / "onnx"
     precision, config = "fp32", load_config(str(place / "config.yaml"))

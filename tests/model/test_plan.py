@@ -77,6 +77,8 @@ def test_a_run_that_fits_is_planned_with_exit_code_0(
     less = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10", OVERRIDES=keys)[1]
     assert less["memory_needed"] < found["memory_needed"] / 2
     assert found["problems"] == []
+    thin = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="11", OVERRIDES="TRAIN.CHECKPOINT_EPOCHS 5")[1]
+    assert [thin[one] // thin["checkpoint_bytes"] for one in ("upload_bytes", "disk_needed")] == [3, 4]
     assert main(["plan", "--config", "demo", "--disk-gib", "10", "--memory-gib", "10"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 10
 
