@@ -75,11 +75,13 @@ def _audit(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
     parser.add_argument("--nonce", metavar="TEXT", help="chooses the random parts (default: drawn now)")
     parser.add_argument("--segments", type=_positive, metavar="N", help="only N random parts")
-    parser.add_argument("--steps", type=_positive, metavar="K", help="steps of a random part (default: 25)")
+    parser.add_argument(
+        "--steps", type=_positive, metavar="K", help="steps of a random part (default: 25, fewer in short epochs)"
+    )
     parser.add_argument("--epochs", metavar="LIST|all", help="only these epochs, whole: all, or 3,7")
     parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
     parser.add_argument("-o", "--output", type=Path, help="the certificate (default: audit.json in the run's folder)")
-    parser.epilog = "By default: the first and the last epoch, whole, and 25 steps of each of 3 random epochs."
+    parser.epilog = "By default: the first and the last epoch, whole, and the beginnings of 3 random epochs."
 
 
 def _reproduce(parser: Parser) -> None:
@@ -109,8 +111,12 @@ def _report(parser: Parser) -> None:
 def _evaluate(parser: Parser) -> None:
     add = parser.add_argument
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    text = "all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results)"
+    text = (
+        "all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results or "
+        "--onnx)"
+    )
     add("--checkpoint", action="append", metavar="WHICH", help=text)
+    add("--onnx", type=Path, metavar="FOLDER", help="evaluate a model of `export --onnx` as well, on the CPU")
     add("--split", choices=("test", "train"), default="test", help="default: test")
     add("--dataset", help="data set (default: DATASET if set, else the run's own)")
     add("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
@@ -125,15 +131,34 @@ def _evaluate(parser: Parser) -> None:
     )
     add("--repair", choices=("strict", "official"), default="strict", help=text)
     text = (
-        "how a visible frame counts whose annotation is not a box: as in LaSOT's toolkit, or as in pytracking and the "
-        "authors' evaluator (default: toolkit)"
+        "how frames count whose annotation is not a box: as in the MATLAB toolkits, in pytracking or in the authors' "
+        "evaluator (default: toolkit for LaSOT, authors for the other test sets)"
     )
-    add("--convention", choices=("toolkit", "pytracking"), default="toolkit", help=text)
+    add("--convention", choices=("toolkit", "pytracking", "authors"), help=text)
+    text = "flags of sequences: a folder of <sequence>.txt, a text or .npz (default: next to the annotation)"
+    add("--attributes", type=Path, metavar="PLACE", help=text)
+    add("--merge-runs", action="store_true", help="results in NAME_000, NAME_001, ... are runs of one tracker")
+    text = "also write the plots like this; may be repeated"
+    add("--plot-format", action="append", choices=("pdf", "svg"), help=text)
     text = "track with the untrained model as well (default: with all checkpoints)"
     add("--untrained", action=argparse.BooleanOptionalAction, help=text)
     _precision_and_device(parser)
     add("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
     add("-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)")
+
+
+def _submit(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="SET", help="got10k_test or trackingnet")
+    text = "folder of one tracker's <sequence>.txt (and <sequence>_time.txt), in the layouts that `evaluate` reads"
+    add("--results", type=Path, metavar="DIR", help=text)
+    add("--checkpoint", metavar="WHICH", help="track with this one: last, an epoch or a file")
+    add("--check", type=Path, metavar="ZIP", help="only check a zip")
+    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    text = "names (a text) or names, lengths and first boxes (.npz) of the set (default: its frames in DATA_DIR)"
+    add("--expected", type=Path, metavar="FILE", help=text)
+    add("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
+    add("-o", "--output", type=Path, metavar="ZIP", help="default: <set>.zip in OUTPUT_DIR")
 
 
 def _precision_and_device(parser: Parser) -> None:
@@ -154,7 +179,8 @@ def _track(parser: Parser) -> None:
     )
     add("-o", "--output", type=Path, metavar="OUT.mp4", help=text)
     text = "a .safetensors file, or an epoch of the phase's run, or last (default: last)"
-    add("--checkpoint", default="last", metavar="WHICH", help=text)
+    add("--checkpoint", metavar="WHICH", help=text)
+    add("--onnx", type=Path, metavar="FOLDER", help="a model of `export --onnx` instead of a checkpoint, on the CPU")
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     add("--frames", type=int, metavar="N", help="stop after N frames")
     text = "frames per second of the output (default: as the source states; 30 for a folder)"
@@ -232,8 +258,11 @@ def _plan(parser: Parser) -> None:
 
 def _export(parser: Parser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth.tar", help="file to write")
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    text = "file to write, FILE.pth.tar; with --onnx a folder"
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=text)
+    text = "write ONNX graphs, compared with torch first (needs the packages onnx and onnxruntime)"
+    parser.add_argument("--onnx", action="store_true", help=text)
+    parser.add_argument("--force", action="store_true", help="replace what exists")
 
 
 def _import(parser: Parser) -> None:
@@ -253,14 +282,15 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "reproduce": ("train a published run again and find where this machine leaves it", _reproduce),
     "restore": ("recompute the checkpoint of an epoch that a run kept no file of", _restore),
     "report": ("write the report of a run from its files", _report),
-    "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
+    "evaluate": ("evaluate checkpoints or result files by one-pass evaluation", _evaluate),
+    "submit": ("write or check the file for the server of GOT-10k or TrackingNet", _submit),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),
     "data": ("download, check, preview and import training data", _data),
     "upload": ("upload new files of the output folder, and keep watching it", _upload),
     "hub": ("helper commands for the Hugging Face Hub: create, check, upload, download, card", _hub),
     "plan": ("estimate parameters, tokens, memory and disk of a configuration", _plan),
     "doctor": ("check this machine: GPU, memory, disk, data, token", _settings),
-    "export": ("write a checkpoint as the authors' .pth.tar", _export),
+    "export": ("write a checkpoint as the authors' .pth.tar, or as ONNX", _export),
     "import": ("read the authors' .pth.tar into a checkpoint", _import),
 }
 

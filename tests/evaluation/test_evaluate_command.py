@@ -56,7 +56,7 @@ def trackers(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_epoch_is_evaluated_with_its_baselines(evaluated: Path) -> None:
     folder = evaluated / "phase_1" / "evaluation"
     found = trackers(folder)
-    assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "static box"]
+    assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "static box", "oracle crop"]
     for one in found.values():
         assert set(one["mean"]) == {*METRICS, "fps", "ms_a_frame"}
         assert set(one["classes"]) == {"disk", "tile"}
@@ -109,13 +109,30 @@ def test_checkpoints_and_conditions_may_be_chosen(evaluated: Path, evaluate: Eva
         (["--checkpoint", "1", "--precision", "bf16", "--concurrent", "2", "--classes", "tile"], ["epoch 1"]),
     ):
         assert evaluate(evaluated, *arguments, "--sequences", "tile-4", "-o", str(tmp_path)) == 0
-        assert list(trackers(tmp_path)) == [*names, "static box"]
+        assert list(trackers(tmp_path)) == [*names, "static box", "oracle crop"]
     record = read(tmp_path)
     assert [one["name"] for one in record["sequences"]] == ["tile-4"]
     expected = {
         "dataset": "LASOT", "split": "test", "precision": "bf16", "concurrent": 2, "run": "phase_1", "synthetic": False,
     }  # fmt: skip
     assert record["conditions"].items() >= expected.items()
+
+
+def test_an_exported_model_scores_as_its_checkpoint(three_epochs: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    file, model = three_epochs / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors", str(tmp_path / "model")
+    assert main(["export", str(file), "--onnx", "-o", model]) == 0
+    few = ["--onnx", model, "--sequences", "tile-4", "-o", str(tmp_path / "both")]
+    assert evaluate(three_epochs, *few, "--checkpoint", "2") == 0
+    found = trackers(tmp_path / "both")
+    assert list(found) == ["epoch 2", "ONNX, epoch 2", "static box", "oracle crop"]
+    for metric in METRICS:
+        assert found["ONNX, epoch 2"]["mean"][metric] == pytest.approx(found["epoch 2"]["mean"][metric], abs=1e-6)
+    assert found["ONNX, epoch 2"]["source"]["sha256"] == found["epoch 2"]["source"]["sha256"]
+    assert "onnxruntime" in read(tmp_path / "both")["conditions"]
+    assert evaluate(tmp_path / "no run", *few) == 0
+    assert list(trackers(tmp_path / "both")) == ["ONNX, epoch 2", "static box", "oracle crop"]
+    assert evaluate(tmp_path / "no run", *few, "--precision", "bf16") == 2
+    assert evaluate(tmp_path / "no run", *few, "--results", ".", "--annotations", ".") == 2
 
 
 @pytest.fixture
