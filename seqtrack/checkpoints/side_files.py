@@ -252,7 +252,8 @@ class AuditedSegment(Strict):
 
 
 class AuditRecord(Strict):
-    """audit.json: what an audit recomputed, and its verdict; `last_sha256` is that of the run's last checkpoint."""
+    """audit.json: what an audit recomputed, and its verdict; `last_sha256` is that of the run's last checkpoint,
+    `metrics_sha256` that of its metrics.jsonl."""
 
     format: Literal["seqtrack-audit/1"] = "seqtrack-audit/1"
     verdict: AuditVerdict
@@ -263,6 +264,7 @@ class AuditRecord(Strict):
     config_digest: Digest
     data_digest: Digest
     last_sha256: Digest
+    metrics_sha256: Digest
     fingerprint: Fingerprint
     machine_differences: list[str]
     segments: list[AuditedSegment]

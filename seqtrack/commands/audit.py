@@ -31,7 +31,7 @@ EXIT_CODES = {"confirmed": 0, "refuted": 1, "undecided": 3}
 
 def run(args: argparse.Namespace) -> int:
     """Print what was recomputed and, in the last line, confirmed, refuted or undecided; exit 0, 1 or 3."""
-    from seqtrack.proof.audit import STEPS, audit, choose_segments, estimate_s  # torch
+    from seqtrack.proof.audit import audit, choose_segments, estimate_s  # torch
 
     environment = read_environment(os.environ)
     evidence = evidence_of(args.run, environment)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         evidence,
         nonce=nonce,
         segments=args.segments,
-        steps=args.steps or STEPS,
+        steps=args.steps,
         epochs=_epochs(args.epochs, evidence.first_epoch, evidence.last_epoch),
     )
     expected = timedelta(seconds=round(estimate_s(evidence, segments)))
@@ -133,7 +133,8 @@ def report_lines(record: AuditRecord) -> list[str]:
     whole = sorted({epoch for one in record.segments for epoch in one.states})
     drawn = sum(not one.states for one in record.segments)
     others = record.last_epoch - record.first_epoch + 1 - len(whole)
-    lines.append(f"epochs recomputed whole: {', '.join(map(str, whole)) or 'none'} of {record.last_epoch}")
+    of_all = f"of {record.first_epoch} to {record.last_epoch}"
+    lines.append(f"epochs recomputed whole: {', '.join(map(str, whole)) or 'none'} {of_all}")
     if others:
         chances = [
             f"{missed_chance(others, min(drawn, others), forged):.0%} for {forged}"

@@ -87,9 +87,10 @@ class Plan:
         self.steps = None if samples == "auto" else train.EPOCH * math.ceil(samples / train.BATCH_SIZE)
         self.tensors, self.memory_needed = self._needed(batch, ours)
         size = self.checkpoint_bytes = self.cost.checkpoint_bytes
+        files = self.checkpoint_files = math.ceil(train.EPOCH / train.CHECKPOINT_EPOCHS)
         # One more than is kept: the newest is complete before the oldest is deleted.
-        self.disk_needed = (min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH) + 1) * size
-        self.upload_bytes = train.EPOCH * size
+        self.disk_needed = (min(train.KEEP_CHECKPOINTS or files, files) + 1) * size
+        self.upload_bytes = files * size
         if self.memory_needed > (memory := machine.memory):
             helps = not ours and self._needed(batch, True)[1] <= memory
             ways = ["set MODEL.ENCODER.USE_CHECKPOINT True"] * helps
@@ -104,7 +105,8 @@ class Plan:
             self.problems.append(Problem(f"{text}; {', or '.join(ways) or 'use a smaller model'}", "plan.memory"))
         if self.disk_needed > machine.disk:
             room = machine.disk // size - 1
-            way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less, or use" if room >= 1 else "use"
+            way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less, or TRAIN.CHECKPOINT_EPOCHS higher, or use"
+            way = way if room >= 1 else "use"
             text = f"{self.disk_needed / GIB:.2f} GiB of disk needed for checkpoints, {machine.disk / GIB:.2f} GiB free"
             self.problems.append(Problem(f"{text}; {way} another disk", "plan.disk"))
 

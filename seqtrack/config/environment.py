@@ -126,6 +126,8 @@ class Environment(Settings):
         return self.output_dir / phase_name(phase or self.phase)
 
 
+# Variables that set one key.
+KEYS = {"CLASSES": "DATA.CLASSES", "SEED": "TRAIN.SEED", "EPOCHS": "TRAIN.EPOCH", "BATCH_SIZE": "TRAIN.BATCH_SIZE"}
 VARIABLES = {name.upper(): field for name, field in Environment.model_fields.items()}
 
 
@@ -152,8 +154,7 @@ def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
     names = [name.upper() if name == name.lower() else name for name in environment.dataset]
     layer = [("DATASET", "DATA.TRAIN.DATASETS_NAME", ",".join(names))] if names else []
     layer += [("DATASET", "DATA.TRAIN.DATASETS_RATIO", ",".join("1" for _ in names))] if names else []
-    keys = {"CLASSES": "DATA.CLASSES", "SEED": "TRAIN.SEED", "EPOCHS": "TRAIN.EPOCH", "BATCH_SIZE": "TRAIN.BATCH_SIZE"}
-    layer += [(name, key, environ[name]) for name, key in keys.items() if environment.given(name)]
+    layer += [(name, key, environ[name]) for name, key in KEYS.items() if environment.given(name)]
     try:
         config = load_config(environment.config, variables=layer, overrides=environment.overrides)
         epoch, last = environment.resume_epoch or 0, config.TRAIN.EPOCH

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seqtrack.data.sequence import Sequence as Video
 
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
-_LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":", "oracle": ":"}
+_LINES = {"checkpoint": "-", "onnx": "-.", "results": "-.", "untrained": "--", "still": ":", "oracle": ":"}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
 _MAX_BARS = 24  # further classes are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown

@@ -29,7 +29,8 @@ class _Run:
     def __init__(self, folder: Path, name: str) -> None:
         place = folder / run_dir.CHECKPOINTS
         if not place.is_dir():
-            raise UserError(f"{folder} is not the folder of a run: it has no {place.name}/", "verify.not_a_run")
+            way = f"; `seqtrack train --phase {name[-1]}` trains it" if name in run_dir.PHASES else ""
+            raise UserError(f"{folder} is not the folder of a run: it has no {place.name}/{way}", "verify.not_a_run")
         self.folder, self.name = folder, name
         self.epochs = {item.epoch: item for item in list_checkpoints(place, kinds=("epoch", "thin"))}
         self.unusable: list[tuple[int, str]] = []

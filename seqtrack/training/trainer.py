@@ -232,7 +232,8 @@ class Trainer:
             }
             name = step_name(state.step) if kind == "step" else epoch_name(state.epoch)
             self.checkpointer.save(name, tensors, values, describe=describe)
-        self._last_save = time.perf_counter()
+        if kind != "thin":  # which leaves nothing to resume from
+            self._last_save = time.perf_counter()
 
     def _gather_generators(self) -> None:
         if self.config.TRAIN.SHARDS:  # they are equal

@@ -147,8 +147,7 @@ class TargetClient:
             longest = min(_LONGEST_S, settings.backoff_s * 2.0 ** min(self.failures - 1, 60))
             self.until = now + max(fault.wait_s, self.rng.uniform(0.0, longest))
         if is_news:  # one line per kind; the status has the rest
-            level = logging.WARNING if fault.action in ("retry", "wait") else logging.ERROR
-            logger.log(level, "%s; next try in %.0f s", fault.line, self.wait_s())
+            logger.warning("%s; next try in %.0f s", fault.line, self.wait_s())
         return reply
 
     def request(self, order: Order, num_bytes: int = 0) -> Reply:

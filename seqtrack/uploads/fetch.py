@@ -143,14 +143,20 @@ def fetch_files(environment: Environment, paths: Sequence[str], root: Path, revi
 
 def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str | None = None) -> Path:
     """Download a phase's records, manifests and logs, of one revision; returns its folder below `root`. Checkpoints are
-    not in it, see `fetch_files`. A UserError if there is no target, no such run or no such revision."""
+    not in it, see `fetch_files`. What `root` holds of another revision is removed. A UserError if there is no target,
+    no such run or no such revision."""
     name = phase_name(phase)
     own = rf"(run|environment|dataset)\.json|config\.yaml|{CHECKPOINTS}/SEQTRACK_ep\d+\.json|{LOGS}/[^/]+\.(jsonl|log)"
     wanted = re.compile(f"{name}/({own})")
+    fetched = re.compile(rf"phase_\d/({own}|{CHECKPOINTS}/[^/]+\.safetensors)")
     with _reader(environment, root, revision) as reader:
         reader.look()
         if f"{name}/{RUN_FILE}" not in reader.listed:
             raise UserError(f"{reader.label} has no {name}/{RUN_FILE}", code="upload.no_such_file")
+        here = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.*") if path.is_file()]
+        for one, path in here:
+            if fetched.fullmatch(one) and not stage(one, path).equals(reader.listed.get(one)):
+                path.unlink()
         reader.bring({path: root / safe_path(path) for path in sorted(filter(wanted.fullmatch, reader.listed))})
     return root / name
 

@@ -191,10 +191,9 @@ class Uploader:
                 unit.state = "growing" if unit.grows else "settling"
             if unit.state in ("verified", "growing"):
                 unit.waiting_since = now
-        if self._began is None:
-            self._began = self._changed_at = now
-        elif is_news:
+        if is_news or self._began is None:
             self._changed_at = now
+        self._began = self._began or now
         self.state.problems = dict(sorted(problems.items())[:20])
 
     def _choose_batch(self) -> list[UploadUnit]:

@@ -63,3 +63,20 @@ def test_weights_that_cannot_be_used_are_refused_before_anything_is_written(
     ended = train(environment(tmp_path, demo_data, {k: str(v).replace("{epoch}", place) for k, v in keys.items()}))
     assert (ended.code, set(ended.codes)) == (2, codes)
     assert not (tmp_path / "phase_1").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_fine_tuning_reaches_in_two_epochs_what_scratch_reaches_in_six(demo_data: Path, tmp_path: Path) -> None:
+    def trained(name: str, last: int, overrides: str) -> float | None:
+        with start({**environment(tmp_path / name, demo_data, EPOCHS=last), "OVERRIDES": overrides}) as running:
+            assert running.end(within_s=1500).code == 0
+        return epochs(tmp_path / name / "phase_1")[last].iou
+
+    scratch, exported = trained("scratch", 6, ""), tmp_path / "weights.pth.tar"
+    last = epochs(tmp_path / "scratch" / "phase_1")[6].path
+    with start(environment(tmp_path, demo_data), "export", str(last), "-o", str(exported)) as running:
+        assert running.end().code == 0
+    tuned = trained("tuned", 2, f"TRAIN.INIT_FROM {exported}")
+    print(f"IoU of training: {scratch} from scratch, {tuned} fine-tuned")
+    assert scratch is not None and tuned is not None and tuned >= scratch > 0.1

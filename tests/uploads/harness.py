@@ -92,7 +92,9 @@ def content(size: int, seed: object) -> bytes:
     return random.Random(repr(seed)).randbytes(size)
 
 
-def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) -> tuple[Path, Path]:
+def checkpoint(
+    output: Path, epoch: int, *, size: int = 20_000, phase: int = 1, kind: str = "epoch"
+) -> tuple[Path, Path]:
     """A checkpoint as training leaves it, with one tensor of `size` bytes."""
     folder = output / f"phase_{phase}" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) 
         folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
         {"model/w": TensorBytes("U8", (size,), memoryview(content(size, (epoch, phase))))},
         facts,
-        describe={**facts, **others, "kind": "epoch", "loss": 1.0, "iou": 0.5},
+        describe={**facts, **others, "kind": kind, "loss": 1.0, "iou": 0.5},
     )
     return manifest.path, manifest.manifest_path
 

@@ -102,8 +102,8 @@ def test_an_epoch_that_does_not_exist_names_those_that_do(uploaded: Environment,
 
 
 def damage(hub: Hub, corrupt: str) -> None:
-    for stage in ("storage-get", "xorb-get"):
-        hub.fail(stage, corrupt=corrupt, times=None)
+    hub.fail("storage-get", corrupt=corrupt, times=None)
+    hub.fail("xorb-get", corrupt="bytes", times=None)
 
 
 FAULTS: dict[str, Callable[[Hub], object]] = {
@@ -195,6 +195,40 @@ def test_phase_2_is_preferred_to_phase_1_when_it_is_its_own(
     assert fetch_checkpoint(phase_2, 2, tmp_path / "two").read_bytes() == mine.read_bytes()
     of_one = fetch_checkpoint(phase_2, 1, tmp_path / "one")
     assert of_one.read_bytes() == (output / "phase_1" / "checkpoints" / of_one.name).read_bytes()
+
+
+def test_a_run_that_went_on_is_fetched_as_it_is_now(
+    hub: Hub, uploaded: Environment, output: Path, tmp_path: Path
+) -> None:
+    run, root = finish(output), tmp_path / "fetched"
+    metrics, checkpoints = output / "phase_1" / "logs" / "metrics.jsonl", root / "phase_1" / "checkpoints"
+    assert once(hub, output) == 0
+    assert fetch_run(uploaded, 1, root) == root / "phase_1"
+    fetch_files(uploaded, [CHECKPOINT], root)
+    metrics.write_bytes(metrics.read_bytes() * 2)
+    put(run, run.read_bytes().replace(b"complete", b"stopped"))
+    checkpoint(output, 3)
+    assert once(hub, output) == 0
+    fetch_run(uploaded, 1, root)
+    for path in (metrics, run, checkpoints / "SEQTRACK_ep0003.json", checkpoints / "SEQTRACK_ep0002.safetensors"):
+        name = path.relative_to(root if root in path.parents else output)
+        assert (root / name).read_bytes() == (output / name).read_bytes()
+    plant_checkpoint(hub, output, b"another one")
+    fetch_run(uploaded, 1, root)
+    assert json.loads((root / MANIFEST).read_bytes())["bytes"] == 11
+    assert not (root / CHECKPOINT).exists(), "it would be taken for the one of the new manifest"
+
+
+def test_an_epoch_without_a_file_is_uploaded_by_its_manifest_and_later_with_its_file(hub: Hub, output: Path) -> None:
+    path, manifest = checkpoint(output, 3, kind="thin")
+    (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0004.json").write_bytes(b"{}")
+    assert once(hub, output) == 0
+    names = [str(one.relative_to(output)) for one in (path, manifest)]
+    assert [name in hub.tree(REPO) for name in names] == [False, True]
+    checkpoint(output, 3)
+    assert once(hub, output) == 0
+    assert hub.tree(REPO)[names[1]].data == manifest.read_bytes()
+    assert names[0] in hub.tree(REPO)
 
 
 def test_without_a_target_it_is_an_error(tmp_path: Path) -> None:
