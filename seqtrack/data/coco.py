@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from seqtrack.data import files
 from seqtrack.data.annotations import Boxes, first_problems
-from seqtrack.data.sequence import LARGEST_COORDINATE, Numbered, Sequence
+from seqtrack.data.decode import Numbered
+from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
@@ -102,7 +103,9 @@ def open_coco(data_dir: Path, *, classes: tuple[str, ...], split: str) -> ListOf
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The annotation file, with everything in it that is used checked."""
     try:
-        content = json.loads(files.read_bytes(path))  # 450 MB: the strict parser of `parsing` would take minutes
+        content: dict[str, list[dict[str, Any]]] = json.loads(
+            files.read_bytes(path)
+        )  # 450 MB: the strict parser of `parsing` would take minutes
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "file.unreadable") from error
     except (ValueError, RecursionError) as error:

@@ -248,11 +248,13 @@ def _frame_problem(path: str) -> Problem | None:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half of the time is the making of a Path
             head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
+            if not path.lower().endswith(JPEG_SUFFIXES):  # of TNL2K; only decoding would tell more
+                return None if head else Problem(f"{path}: is an empty file", "data.frame")
             file.seek(max(0, size - _PADDING_BYTES))
             _frame_size(head, file.read(_PADDING_BYTES), size)
     except (OSError, ValueError):
         try:
-            FrameFile(Path(path))  # its header may come later
+            FrameFile(Path(path))  # its header may come later, or it is in an LMDB
         except UserError as error:
             return error.problems[0]
     return None

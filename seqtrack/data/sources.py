@@ -62,6 +62,10 @@ SOURCES: dict[str, Callable[..., ListOf[Sequence]]] = {
 }
 
 
+# Training sets of images, of videos without another split, and one whose test boxes are secret.
+WITHOUT_TEST = frozenset({"COCO17", "VID", "TRACKINGNET"})
+
+
 def data_set_key(name: str) -> str:
     """The key of a data set of `SOURCES`, named in any case or by another of its names.
 

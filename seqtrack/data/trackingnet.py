@@ -6,7 +6,8 @@ from pathlib import Path
 
 from seqtrack.data import files
 from seqtrack.data.annotations import attempt, read_text_file
-from seqtrack.data.sequence import Numbered, Sequence, read_video
+from seqtrack.data.decode import Numbered
+from seqtrack.data.sequence import Sequence, read_video
 from seqtrack.data.test_sets import open_test_set
 from seqtrack.errors import Problem, UserError
 
@@ -30,7 +31,8 @@ def open_trackingnet(data_dir: Path, *, classes: tuple[str, ...], split: str) ->
     if split == "test":
         return open_test_set("TRACKINGNET", data_dir, classes=classes, split=split)
     roots = [data_dir / name for name in ("trackingnet", "TrackingNet", "trackingnet_lmdb")] + [data_dir]
-    parts = next((found for root in roots if (found := [root / one for one in _PARTS if (root / one).is_dir()])), [])
+    there = ([root / one for one in _PARTS if (root / one).is_dir()] for root in roots)
+    parts = next((some for some in there if some), [])
     if not parts:
         expected = "expected trackingnet/TRAIN_0/anno/<name>.txt and TRAIN_0/frames/<name>/0.jpg, to TRAIN_11"
         raise UserError(f"DATA_DIR: {data_dir.absolute()} holds no TrackingNet: {expected}", "data.no_folder")

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from seqtrack.data import files
 from seqtrack.data.annotations import attempt, first_problems
-from seqtrack.data.sequence import LARGEST_COORDINATE, Numbered, Sequence
+from seqtrack.data.decode import Numbered
+from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, parse_int
 
@@ -135,10 +136,10 @@ def _tracks(set_id: int, vid_id: int, size: tuple[int, int], frames: list[dict[s
             starts.setdefault(track_id, index)
     for track_id, start in starts.items():
         end = next((i for i in range(start, len(frames)) if track_id not in frames[i]), len(frames))
-        objects = [one[track_id] for one in frames[start:end]]
+        found = [one[track_id] for one in frames[start:end]]
         yield Track(
-            set_id=set_id, vid_id=vid_id, class_name=objects[0][0], start_frame=start, image_size=size,
-            anno=[box for _, box, _ in objects], target_visible=[visible for _, _, visible in objects],
+            set_id=set_id, vid_id=vid_id, class_name=found[0][0], start_frame=start, image_size=size,
+            anno=[box for _, box, _ in found], target_visible=[visible for _, _, visible in found],
         )  # fmt: skip
 
 
