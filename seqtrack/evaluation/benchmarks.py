@@ -97,9 +97,8 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         except Exception as error:  # zipfile and NumPy document none for damaged bytes
             expected = "an .npz with names (S,), attributes (S, K), attribute_names (K,)"
             raise UserError(f"{place}: found {error!s:.200}, expected {expected}", "file.archive") from error
-        return _grouped(
-            {name: [a for a, has in zip(names, rows[name], strict=True) if has] for name in rows}, sequences
-        )
+        given = {name: [a for a, has in zip(names, rows[name], strict=True) if has] for name in rows}
+        return _grouped(given, sequences, names)
     if place.is_file():
         lines = (re.split(r"[:,;\s]+", line.strip(" ,;\t")) for line in read_text_file(place).split("\n"))
         given = {name: attributes for name, *attributes in lines}
@@ -107,7 +106,7 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         if unknown := sorted({one for attributes in given.values() for one in attributes} - known):
             expected = f"expected some of {', '.join(sorted(known))}"
             raise UserError(f"{place}: found {', '.join(unknown[:5])}, {expected}", "file.row")
-        return _grouped(given, sequences)
+        return _grouped(given, sequences, names)
     files = {}
     for name in sequences:
         for path in (place / f"{name}.txt", place / f"{name}_attribute.txt"):
@@ -134,7 +133,7 @@ def _flags(files: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[st
 
 
 def _grouped(
-    given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str] = ()
+    given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str]
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in order}
     for name in sequences:
