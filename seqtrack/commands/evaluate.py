@@ -6,15 +6,18 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Sequence as ListOf
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from seqtrack.checkpoints.side_files import DatasetRecord, Scalar, read_side_file
+from seqtrack.checkpoints.side_files import DatasetRecord, EvaluationRecord, Scalar, read_side_file
 from seqtrack.checkpoints.store import Manifest
 from seqtrack.commands.track import tracking_conditions
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
+from seqtrack.config.schema import Config
 from seqtrack.data.annotations import Annotation, read_annotations
 from seqtrack.data.decode import check_frames
 from seqtrack.data.lasot import draw_classes
@@ -40,6 +43,8 @@ from seqtrack.model.build import build_model
 from seqtrack.parsing import split_commas
 from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
+from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, load_onnx, onnxruntime_version
+from seqtrack.tracking.tracker import TrackedModel, TrackerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -48,36 +53,40 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write tables, plots and boxes, and print the table of means."""
     environment, begun = read_environment(os.environ), time.monotonic()
     folder = environment.phase_folder(args.phase)
-    wanted = args.checkpoint or ([] if args.results else ["all"])
-    if args.annotations is not None and (wanted or not args.results):
-        raise UserError("--annotations has no frames: use it with --results, without --checkpoint", "evaluation.option")
+    wanted = args.checkpoint or ([] if args.results or args.onnx else ["all"])
+    tracks = bool(wanted or args.onnx)
+    if args.annotations is not None and (tracks or not args.results):
+        text = "--annotations has no frames: use it with --results, without --checkpoint and --onnx"
+        raise UserError(text, "evaluation.option")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
-    # The folder with the texts of the test set.
-    key, data_dir = data_set_key(args.dataset) if args.dataset else None, environment.data_dir
+    key = data_set_key(args.dataset) if args.dataset else None
     if args.annotations is not None:
-        every, data_dir = _renamed(read_annotations(args.annotations), key), None
+        every = _renamed(read_annotations(args.annotations), key)
         annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
         conditions: dict[str, object] = {"dataset": key, "split": None, "annotations": args.annotations.name}
-    elif key in TEST_SETS and not wanted:
-        annotations = [*choose(read_test_set(key, data_dir, frames=False), names=names)]
+    elif key in TEST_SETS and not tracks:
+        annotations = [*choose(read_test_set(key, environment.data_dir, frames=False), names=names)]
         conditions = {"dataset": key, "split": "test"}
     else:
         manifests = load.select_checkpoints(folder, wanted) if wanted else []
-        source = _open(args, environment, manifests)
+        exported = load_onnx(args.onnx) if args.onnx else None
+        configs = [*map(load.checkpoint_config, manifests), *([exported[1]] if exported else [])]
+        source = _open(args, environment, configs)
         annotations = [*(sequences := choose(source.sequences, names=names))]
         conditions = {"dataset": source.name, "split": source.split, "synthetic": source.synthetic}
         conditions["data_digest"], key = describe([source]).digest, source.name
-    if key in TEST_SETS and TEST_SETS[key].first_box_only and not any(one.boxes_xywh[1:].size for one in annotations):
+    is_known = any(np.isfinite(one.boxes_xywh[1:]).any() for one in annotations)
+    if key in TEST_SETS and TEST_SETS[key].first_box_only and not is_known:
         text = f"{key}: only its server can score it; `seqtrack submit --dataset {key.lower()}` writes the file for it"
         raise UserError(text, "evaluation.server")
-    options = {"chosen": args.convention, "data_dir": data_dir, "attributes": args.attributes}
-    protocol = protocol_of(key, annotations, **options)
-    if wanted and manifests:
+    texts = environment.data_dir if args.annotations is None else None
+    protocol = protocol_of(key, annotations, chosen=args.convention, data_dir=texts, attributes=args.attributes)
+    if tracks:
         _refuse_trained(folder, source, sequences)
         args.untrained = "all" in wanted if args.untrained is None else args.untrained
-        results, more = _track(args, environment.device, manifests, sequences, source.name, protocol)
+        results, more = _track(args, environment.device, manifests, exported, sequences, source.name, protocol)
         conditions |= {"run": folder.name, **more}
     conditions |= {"repair": args.repair} if args.results else {}
     conditions |= {"convention": args.convention or default_convention(key)}
@@ -91,23 +100,34 @@ def run(args: argparse.Namespace) -> int:
     conditions["seconds"] = round(time.monotonic() - begun, 3)
     record = evaluation_record(annotations, results, conditions, protocol)
     target = args.output or (folder if wanted else environment.output_dir) / EVALUATION
-    try:
-        (target / PLOTS).mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(record, target / PLOTS, formats=tuple(dict.fromkeys(["png", *(args.plot_format or ())])))
-        if args.annotations is None and (best := best_epoch(record)) is not None:
-            plots.append(TRACKING_FILE)
-            drawn = next(one for one in results if one.record.name == best.name)
-            draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
-        for result in results:
-            if result.record.kind in ("checkpoint", "untrained"):
-                write_tracks(result, target / "boxes")
-        write_tables(record, target, plots=[f"plots/{name}" for name in plots])
-    except OSError as error:
-        raise UserError(f"{target}: the evaluation cannot be written there ({error})", "evaluation.output") from error
+    _write(target, record, results, sequences if tracks else (), args.plot_format or ())
     print(summary_table(record), end="")
     print(official_table(record), end="")
     logger.info("tables, plots and boxes are in %s", target)
     return 0
+
+
+def _write(
+    target: Path,
+    record: EvaluationRecord,
+    results: ListOf[TrackerResult],
+    sequences: ListOf[Sequence],
+    formats: ListOf[str],
+) -> None:
+    """Tables, plots, also in these formats, and boxes; of the best epoch a picture of the sequences too."""
+    try:
+        (target / PLOTS).mkdir(parents=True, exist_ok=True)
+        plots = draw_plots(record, target / PLOTS, formats=["png", *dict.fromkeys(formats)])
+        if sequences and (best := best_epoch(record)) is not None:
+            plots.append(TRACKING_FILE)
+            drawn = next(one for one in results if one.record.name == best.name)
+            draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
+        for result in results:
+            if result.record.kind in ("checkpoint", "untrained", "onnx"):
+                write_tracks(result, target / "boxes")
+        write_tables(record, target, plots=[f"plots/{name}" for name in plots])
+    except OSError as error:
+        raise UserError(f"{target}: the evaluation cannot be written there ({error})", "evaluation.output") from error
 
 
 def _renamed(annotations: list[Annotation], key: str | None) -> list[Annotation]:
@@ -127,11 +147,11 @@ def _refuse_trained(folder: Path, source: Source, sequences: list[Sequence]) -> 
         raise UserError(f"{text}: {', '.join(leaked[:10])}; {advice}", "evaluation.leak")
 
 
-def _open(args: argparse.Namespace, environment: Environment, manifests: list[Manifest]) -> Source:
-    """The data set: the option's, the environment's if set there, else that of the last checkpoint or of the run."""
+def _open(args: argparse.Namespace, environment: Environment, configs: list[Config]) -> Source:
+    """The data set: the option's, the environment's if set there, else that of the last model or of the run."""
     name, classes, stored = args.dataset, split_commas(args.classes), environment.phase_folder(args.phase) / CONFIG_FILE
-    if name is None and not environment.given("DATASET") and (manifests or stored.is_file()):
-        config = load.checkpoint_config(manifests[-1]) if manifests else load_config(str(stored))
+    if name is None and not environment.given("DATASET") and (configs or stored.is_file()):
+        config = configs[-1] if configs else load_config(str(stored))
         # Of several training sets the first that is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
         if not classes and not environment.given("CLASSES"):
@@ -146,33 +166,46 @@ def _track(
     args: argparse.Namespace,
     default: str,
     manifests: list[Manifest],
+    exported: tuple[OnnxModel, Config, OnnxRecord] | None,
     sequences: list[Sequence],
     dataset: str,
     protocol: Protocol,
 ) -> tuple[list[TrackerResult], dict[str, object]]:
-    """Track with each checkpoint in turn, and with the untrained model; returns the conditions as well."""
+    """Track with each checkpoint in turn, the untrained model and the exported one; returns the conditions as well."""
     # Missing and unusable frame files are found before hours of tracking.
     if problems := check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames)):
         raise UserError(problems)
-    device = choose_device(args.device or default)
+    if exported:
+        device = check_onnx_options(args.precision, args.device)
+    else:
+        device = choose_device(args.device or default)
     load.check_precision(args.precision, device)
-    frames = sum(sequence.num_frames - 1 for sequence in sequences)
     results: list[TrackerResult] = []
-    # The untrained model is that of the last checkpoint.
-    for manifest in [*manifests, *[None] * args.untrained]:
-        if manifest is not None:
-            model, config = load.load_model(manifest, device)
-            name, kind, epoch = load.checkpoint_name(manifest, manifests), "checkpoint", manifest.epoch
-            origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
-        else:
-            model = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
-            name, kind, epoch, origin = "untrained", "untrained", None, {"seed": config.TRAIN.SEED}
+
+    def track(
+        model: TrackedModel, config: Config, name: str, kind: str, epoch: int | None, origin: dict[str, Scalar]
+    ) -> TrackerSettings:
         settings = load.tracker_settings(config, dataset=dataset, precision=args.precision)
+        frames = sum(sequence.num_frames - 1 for sequence in sequences)
         with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
             tracks = track_sequences(model, sequences, settings, concurrent=args.concurrent, on_frames=bar.update)
-        result = score_tracker(name, kind, tracks, sequences, protocol=protocol, epoch=epoch, source=origin)
-        results.append(result)
-        mean = result.record.mean
+        results.append(score_tracker(name, kind, tracks, sequences, protocol=protocol, epoch=epoch, source=origin))
+        mean = results[-1].record.mean
         logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, mean["auc"], mean["p20"], mean["fps"] or 0.0)
-    more = {"concurrent": args.concurrent, "python": platform.python_version(), "search_factor": settings.search_factor}
+        return settings
+
+    for manifest in manifests:
+        model, config = load.load_model(manifest, device)
+        origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
+        name = load.checkpoint_name(manifest, manifests)
+        settings = track(model, config, name, "checkpoint", manifest.epoch, origin)
+    if args.untrained and manifests:  # the untrained model is that of the last checkpoint
+        model = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
+        settings = track(model, config, "untrained", "untrained", None, {"seed": config.TRAIN.SEED})
+    more: dict[str, object] = {"concurrent": args.concurrent, "python": platform.python_version()}
+    if exported:
+        record, more["onnxruntime"] = exported[2], onnxruntime_version()
+        origin = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
+        settings = track(*exported[:2], f"ONNX, epoch {record.checkpoint['epoch']}", "onnx", None, origin)
+    more["search_factor"] = settings.search_factor
     return results, {**tracking_conditions(device, settings), **more}
