@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from seqtrack.checkpoints.store import manifest_of
 from seqtrack.config.environment import read_environment
 from seqtrack.data import Image
 from seqtrack.device import choose_device
 from seqtrack.errors import UserError
-from seqtrack.tracking.load import check_precision, load_model, select_checkpoints, tracker_settings
+from seqtrack.tracking.load import check_precision, load_model, tracker_settings
 from seqtrack.tracking.tracker import BatchTracker, TrackState
 from seqtrack.uploads.fetch import HUB, fetch_address
 
@@ -34,16 +35,16 @@ class Tracker:
         """A tracker with a checkpoint's weights and settings.
 
         Args:
-            checkpoint: a .safetensors file with its .json next to it, or `hf://owner/name/PATH.safetensors`, which is
-                downloaded into the cache folder once, with the token of HF_TOKEN_PATH or HF_TOKEN.
+            checkpoint: "nano", which comes with this program, a .safetensors file with its .json next to it, or
+                `hf://owner/name/PATH.safetensors`, which is downloaded into the cache folder once, with the token of
+                HF_TOKEN_PATH or HF_TOKEN.
             device: "auto", "cuda" or "cpu"; None takes DEVICE, else "auto".
             precision: of the encoder: "fp32", "tf32", "bf16" or "fp16".
 
         Raises:
             UserError: no such checkpoint, a damaged one, no such device, or a precision that it lacks.
         """
-        path = fetch_address(str(checkpoint)) if str(checkpoint).startswith(HUB) else Path(checkpoint).absolute()
-        (manifest,) = select_checkpoints(path.parent, [str(path)])
+        manifest = manifest_of(fetch_address(str(checkpoint)) if str(checkpoint).startswith(HUB) else Path(checkpoint))
         chosen = choose_device(device or read_environment(os.environ).device)
         check_precision(precision, chosen)
         model, config = load_model(manifest, chosen)

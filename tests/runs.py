@@ -294,12 +294,12 @@ def _made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path]
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo data set."""
-    from seqtrack.data.demo import ensure_demo
+    from seqtrack.data.demo import demo_set
 
     if drawn := os.environ.get("TEST_DEMO_DATA"):  # set where many sessions follow each other
-        ensure_demo(Path(drawn))
+        demo_set().ensure(Path(drawn))
         return Path(drawn)
-    return _made_once("data", tmp_path_factory, ensure_demo)
+    return _made_once("data", tmp_path_factory, demo_set().ensure)
 
 
 @pytest.fixture(scope="session")

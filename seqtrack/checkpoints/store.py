@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL_PART = "model"
+SUFFIX = ".safetensors"
+_PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 # Fields of a manifest that follow from the bytes of the file.
 DERIVED_FIELDS = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
 RESUMABLE = ("epoch", "step")
@@ -185,8 +187,16 @@ def thin_hint(manifests: Iterable[Manifest]) -> str:
     return f"; TRAIN.CHECKPOINT_EPOCHS kept only the digests of {known}: {advice}"
 
 
+def published_checkpoint(name: str) -> Path | None:
+    """The checkpoint that comes with the program under this name; None if there is none."""
+    path = _PUBLISHED / f"{name}{SUFFIX}"
+    return path if "/" not in name and path.is_file() else None
+
+
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a checkpoint named by its file or its manifest; a UserError if there is none that can be used."""
+    """The manifest of a checkpoint named by its file, its manifest or the name of a published one; a UserError if there
+    is none that can be used."""
+    path = published_checkpoint(str(path)) or path
     place = manifest_path(path)
     try:
         kind = recognize(path) if path != place else None

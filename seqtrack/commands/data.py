@@ -8,13 +8,12 @@ from pathlib import Path
 
 from seqtrack.config.environment import Environment, configure, read_environment
 from seqtrack.data.check import check_layout
-from seqtrack.data.demo import MARKER, check_demo
 from seqtrack.data.download import data_hub, download_classes
 from seqtrack.data.foreign_boxes import FIRST_FRAME, READERS, Frames, choose_tracks
 from seqtrack.data.importing import frames_of, import_tracks
 from seqtrack.data.lasot import find_layout
 from seqtrack.data.preview import write_box_preview, write_preview
-from seqtrack.data.sources import prepare_data
+from seqtrack.data.sources import DRAWN, prepare_data
 from seqtrack.errors import UserError
 from seqtrack.parsing import split_commas
 from seqtrack.tracking.video import open_frames
@@ -47,15 +46,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, data_dir: Path, classes: tuple[str, ...], environment: Environment) -> int:
     name = (args.dataset or ",".join(environment.dataset)).lower()
-    if name not in ("lasot", "demo"):
-        raise UserError(f"--dataset: {name!r} cannot be checked; known are demo, lasot", "data.unknown_data_set")
+    drawn = {one.name: one for one in DRAWN.values()}
+    if name not in ("lasot", *drawn):
+        known = ", ".join(sorted(("lasot", *drawn)))
+        raise UserError(f"--dataset: {name!r} cannot be checked; known are {known}", "data.unknown_data_set")
     # Without DATASET, a folder that holds sequences itself is what the user means, whatever the default is.
-    if name == "demo" and (args.dataset or "DATASET" in os.environ or (data_dir / "demo").is_dir()):
-        data_dir = data_dir / "demo"
+    if name in drawn and (args.dataset or "DATASET" in os.environ or (data_dir / name).is_dir()):
+        data_dir = data_dir / name
     layout = find_layout(data_dir)
     report = check_layout(layout, classes=classes, decode=args.decode)
-    if (layout.root / MARKER).is_file():
-        report.problems += check_demo(layout.root)
+    for one in drawn.values():
+        if (layout.root / one.marker).is_file():
+            report.problems += one.check(layout.root)
     if args.json:
         print(json.dumps({**asdict(report), "ok": not report.problems}))
         return 1 if report.problems else 0

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from seqtrack.config.environment import Environment, configure, read_token
 from seqtrack.config.schema import Config
+from seqtrack.data.sources import DRAWN
 from seqtrack.errors import Problem, RunError, UserError, as_typed
 from seqtrack.process import end_with_parent
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
@@ -113,12 +114,16 @@ def check_token(environment: Environment, environ: Mapping[str, str]) -> Finding
 
 
 def check_data(environment: Environment, config: Config) -> Iterator[Finding]:
-    """Whether the training data opens, counted as a run counts it. Demo data is not drawn for this."""
+    """Whether the training data opens, counted as a run counts it. A drawn data set is not drawn for this."""
     from seqtrack.training.build import open_sources  # deferred: wrong packages may keep torch from loading
 
     logging.getLogger("seqtrack.data").setLevel(logging.ERROR)
-    if "DEMO" in config.DATA.TRAIN.DATASETS_NAME and not (demo := environment.data_dir / "demo").is_dir():
-        yield "data", NOTE, f"demo: synthetic, drawn at first use into {demo} (45 MB)", ""
+    names = [one.upper() for one in config.DATA.TRAIN.DATASETS_NAME]
+    undrawn = [one for name, one in DRAWN.items() if name in names and not (environment.data_dir / one.name).is_dir()]
+    for one in undrawn:
+        where = f"{environment.data_dir / one.name} ({one.megabytes} MB)"
+        yield "data", NOTE, f"{one.name}: synthetic, drawn at first use into {where}", ""
+    if undrawn:
         return
     try:
         for one in open_sources(config, environment.data_dir):

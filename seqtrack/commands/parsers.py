@@ -112,8 +112,8 @@ def _evaluate(parser: Parser) -> None:
     add = parser.add_argument
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     text = (
-        "all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results or "
-        "--onnx)"
+        "all, last, an epoch (3), a range (2-5), a file or nano; may be repeated (default: all, or none with --results "
+        "or --onnx)"
     )
     add("--checkpoint", action="append", metavar="WHICH", help=text)
     add("--onnx", type=Path, metavar="FOLDER", help="evaluate a model of `export --onnx` as well, on the CPU")
@@ -152,7 +152,7 @@ def _submit(parser: Parser) -> None:
     add("--dataset", required=True, metavar="SET", help="got10k_test or trackingnet")
     text = "folder of one tracker's <sequence>.txt (and <sequence>_time.txt), in the layouts that `evaluate` reads"
     add("--results", type=Path, metavar="DIR", help=text)
-    add("--checkpoint", metavar="WHICH", help="track with this one: last, an epoch or a file")
+    add("--checkpoint", metavar="WHICH", help="track with this one: last, an epoch, a file or nano")
     add("--check", type=Path, metavar="ZIP", help="only check a zip")
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     text = "names (a text) or names, lengths and first boxes (.npz) of the set (default: its frames in DATA_DIR)"
@@ -178,7 +178,9 @@ def _track(parser: Parser) -> None:
         "OUT.txt, settings to OUT.json (default: OUTPUT_DIR/tracks/NAME.mp4)"
     )
     add("-o", "--output", type=Path, metavar="OUT.mp4", help=text)
-    text = "a .safetensors file, or an epoch of the phase's run, or last (default: last)"
+    text = (
+        "nano, which comes with this program, a .safetensors file, an epoch of the phase's run, or last (default: last)"
+    )
     add("--checkpoint", metavar="WHICH", help=text)
     add("--onnx", type=Path, metavar="FOLDER", help="a model of `export --onnx` instead of a checkpoint, on the CPU")
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
@@ -203,7 +205,7 @@ def _data(parser: Parser) -> None:
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
     download.add_argument("--repo", default="l-lt/LaSOT", help="data set on the Hub (default: l-lt/LaSOT)")
-    check.add_argument("--dataset", help="lasot or demo (default: DATASET)")
+    check.add_argument("--dataset", help="lasot, demo or nano (default: DATASET)")
     check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     show.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")
@@ -257,7 +259,7 @@ def _plan(parser: Parser) -> None:
 
 
 def _export(parser: Parser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
+    parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint, its .json, or nano")
     text = "file to write, FILE.pth.tar; with --onnx a folder"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=text)
     text = "write ONNX graphs, compared with torch first (needs the packages onnx and onnxruntime)"

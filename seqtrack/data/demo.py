@@ -1,15 +1,10 @@
-"""The demo data set: synthetic video in LaSOT's layout, drawn by code from a seed at first use.
+"""The demo data set: two synthetic shapes, small enough to be drawn and trained on in minutes.
 
-The folder appears complete or not at all, and is read back as any LaSOT folder. Pixels are made by integer arithmetic
-and OpenCV's fixed-point routines from one generator per sequence, so that the bytes do not depend on the process, the
-number of threads or the order of drawing.
+Pixels are made by integer arithmetic and OpenCV's fixed-point routines from one generator per sequence, so that the
+bytes do not depend on the process, the number of threads or the order of drawing.
 """
 
-import fcntl
-import hashlib
-import json
-import logging
-import shutil
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.data import Image
-from seqtrack.data.annotations import class_of, read_names, sequence_order
-from seqtrack.data.decode import scan_frames
-from seqtrack.data.lasot import LIST_FILES, SPLITS, open_lasot
-from seqtrack.data.sequence import Sequence
-from seqtrack.errors import Problem, UserError
+from seqtrack.data.annotations import class_of, sequence_order
+from seqtrack.data.drawn import DrawnSet, encode, write_sequence
 
-_log = logging.getLogger(__name__)
-
-VERSION, SEED = 1, 2023
 CLASSES = ("disk", "tile")
-MARKER = "demo.json"
+SEED = 2023
 _STREAM = 0xDE30
 _WIDTH, _HEIGHT, _PAN, _QUALITY = 320, 240, 64, 90
-_TEXTS = ("groundtruth.txt", "full_occlusion.txt", "out_of_view.txt", "nlp.txt")
-_NOTE = "These frames are synthetic, drawn from a seed: results on them show nothing about tracking in real video.\n"
 
 
 @dataclass(frozen=True)
@@ -45,83 +32,21 @@ class Plan:
     test_frames: int = 100
 
 
-def open_demo(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Sequence]:
-    """Sequences of one split, drawn into `data_dir/demo` first if they do not exist; errors as `ensure_demo`."""
-    _log.info("DATASET=demo: SYNTHETIC video drawn by code; results on it show nothing about real video")
-    return open_lasot(ensure_demo(data_dir), classes=classes, split=split)
+def demo_set(plan: Plan = Plan()) -> DrawnSet:
+    """The demo data set of this size."""
+    return DrawnSet(
+        "demo", version=1, seed=SEED, plan=vars(plan), draw=functools.partial(_draw_split, plan), megabytes=45
+    )
 
 
-def ensure_demo(data_dir: Path, *, plan: Plan = Plan()) -> Path:
-    """The folder of the demo data set, drawn now if it is missing: complete or absent, also with concurrent processes.
-
-    Raises:
-        UserError: the folder cannot be written, or holds something else.
-    """
-    folder = data_dir / "demo"
-    try:
-        if not folder.exists():
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with (data_dir / ".demo.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not folder.exists():
-                    _log.info("drawing the demo data set (synthetic) into %s", folder)
-                    temporary = data_dir / ".demo.tmp"
-                    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that died: we hold the lock
-                    draw_demo(temporary, plan=plan)
-                    temporary.rename(folder)
-    except OSError as error:
-        text = f"DATA_DIR: the demo data set cannot be drawn into {folder.absolute()}: {error}"
-        raise UserError(text, "data.demo_unwritable") from error
-    try:
-        found = json.loads((folder / MARKER).read_text("utf-8"))
-        is_ours = {**found, "digest": ""} == _marker(plan, "")
-    except (OSError, ValueError, TypeError):
-        is_ours = False
-    if not is_ours:
-        expected = f"expected {MARKER} with version {VERSION}; move the folder away or delete it, and it is drawn again"
-        raise UserError(f"{folder.absolute()} is not the demo data set of this version; {expected}", "data.demo_other")
-    return folder
-
-
-def _marker(plan: Plan, digest: str) -> dict[str, object]:
-    return {"synthetic": True, "version": VERSION, "seed": SEED, "plan": vars(plan), "digest": digest}
-
-
-def draw_demo(folder: Path, *, plan: Plan = Plan()) -> None:
-    """Draw the data set into a new folder; the marker with a digest of all files comes last."""
-    folder.mkdir()
-    for split, count, frames, first in (
-        ("train", plan.train_sequences, plan.train_frames, 1),
-        ("test", plan.test_sequences, plan.test_frames, plan.train_sequences + 1),
-    ):
-        names = [f"{class_name}-{number}" for class_name in CLASSES for number in range(first, first + count)]
-        for name in names:
-            _draw_sequence(folder / class_of(name) / name, frames)
-        (folder / LIST_FILES[split]).write_text("".join(f"{name}\n" for name in names), "utf-8")
-    (folder / "README.txt").write_text(_NOTE, "utf-8")
-    (folder / MARKER).write_text(json.dumps(_marker(plan, _digest(folder)), indent=1), "utf-8")
-
-
-def _digest(folder: Path) -> str:
-    """Of every file of every sequence, in the order of the lists."""
-    digest = hashlib.sha256()
-    for name in (name for split in SPLITS for name in read_names(folder / LIST_FILES[split])):
-        place = folder / class_of(name) / name
-        for path in (*scan_frames(place / "img").paths, *(place / text for text in _TEXTS)):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def check_demo(folder: Path) -> list[Problem]:
-    """Compare every file of a drawn data set with the digest in its marker; one problem if they differ."""
-    try:
-        if _digest(folder) == json.loads((folder / MARKER).read_text("utf-8"))["digest"]:
-            return []
-        reason = "a file was changed after it was drawn"
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error)
-    text = f"{folder}: the demo data set is damaged ({reason}); delete the folder, and it is drawn again"
-    return [Problem(text, "data.demo_damaged")]
+def _draw_split(plan: Plan, folder: Path, split: str) -> list[str]:
+    count, frames, first = plan.train_sequences, plan.train_frames, 1
+    if split == "test":
+        count, frames, first = plan.test_sequences, plan.test_frames, plan.train_sequences + 1
+    names = [f"{class_name}-{number}" for class_name in CLASSES for number in range(first, first + count)]
+    for name in names:
+        _draw_sequence(folder / class_of(name) / name, frames)
+    return names
 
 
 def _draw_sequence(folder: Path, frames: int) -> None:
@@ -142,23 +67,15 @@ def _draw_sequence(folder: Path, frames: int) -> None:
     away = (time_ >= away_from) & (time_ < away_from + 4)
     boxes = np.where(away[:, None], 0, np.concatenate((centres - sizes // 2, sizes), axis=1))
 
-    (folder / "img").mkdir(parents=True)
+    encoded = []
     for index in range(frames):
         frame = background[pan[index, 1] : pan[index, 1] + _HEIGHT, pan[index, 0] : pan[index, 0] + _WIDTH].copy()
         if not away[index]:
             step, is_round = index - int(covered_from), class_name == "disk"
             _draw_object(frame, boxes[index].tolist(), texture, cover, is_round=is_round, step=step)
-        encoded, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-        assert encoded
-        (folder / "img" / f"{index + 1:08d}.jpg").write_bytes(data.tobytes())
+        encoded.append(encode(frame, _QUALITY))
     occluded = (time_ >= covered_from) & (time_ < covered_from + 4)
-    texts = (
-        "".join(",".join(map(str, row)) + "\n" for row in boxes),
-        *(",".join(str(int(flag)) for flag in flags) for flags in (occluded, away)),
-        f"a synthetic two-coloured {class_name}",
-    )
-    for name, text in zip(_TEXTS, texts, strict=True):
-        (folder / name).write_text(text, "utf-8")
+    write_sequence(folder, encoded, boxes, occluded, away, f"a synthetic two-coloured {class_name}")
 
 
 def _draw_object(frame: Image, box_xywh: list[int], texture: Image, cover: Image, *, is_round: bool, step: int) -> None:

@@ -16,9 +16,11 @@ from seqtrack.checkpoints.side_files import ClassCounts, DatasetRecord, SourceRe
 from seqtrack.config.environment import Environment
 from seqtrack.config.schema import Config
 from seqtrack.data.coco import StillImages, open_coco
-from seqtrack.data.demo import ensure_demo, open_demo
+from seqtrack.data.demo import demo_set
+from seqtrack.data.drawn import DrawnSet
 from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
+from seqtrack.data.nano import nano_set
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.test_sets import ALIASES, TEST_SETS, open_test_set
 from seqtrack.data.trackingnet import open_trackingnet
@@ -48,6 +50,9 @@ class Source:
         return isinstance(self.sequences, StillImages)
 
 
+# Data sets that are drawn by code at first use.
+DRAWN: dict[str, DrawnSet] = {"DEMO": demo_set(), "NANO": nano_set()}
+
 SOURCES: dict[str, Callable[..., ListOf[Sequence]]] = {
     "LASOT": open_lasot,
     "GOT10K_TRAIN_FULL": open_got10k,
@@ -56,7 +61,7 @@ SOURCES: dict[str, Callable[..., ListOf[Sequence]]] = {
     "GOT10K_TRAIN": functools.partial(open_got10k, listed="got10k_train_split.txt"),
     "COCO17": open_coco,
     "VID": open_vid,
-    "DEMO": open_demo,
+    **{name: drawn.open for name, drawn in DRAWN.items()},
     **{name: functools.partial(open_test_set, name) for name in TEST_SETS},
     "TRACKINGNET": open_trackingnet,
 }
@@ -88,7 +93,7 @@ def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: s
     """
     key = data_set_key(name)
     assert split in SPLITS
-    return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, synthetic=key == "DEMO")
+    return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, synthetic=key in DRAWN)
 
 
 def describe(sources: ListOf[Source]) -> DatasetRecord:
@@ -130,8 +135,8 @@ def prepare_data(environment: Environment, config: Config, environ: Mapping[str,
     """
     data_dir, lines = environment.data_dir, []
     for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
-        if name == "DEMO":
-            lines.append(f"{ensure_demo(data_dir)}: the demo data set (synthetic) is complete")
+        if name in DRAWN:
+            lines.append(f"{DRAWN[name].ensure(data_dir)}: the {name.lower()} data set (synthetic) is complete")
         elif name == "LASOT":
             chosen = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
             existing: list[str] = []

@@ -10,7 +10,14 @@ import torch
 
 from seqtrack.checkpoints.resume_point import unusable_checkpoints
 from seqtrack.checkpoints.side_files import Scalar
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of, thin_hint
+from seqtrack.checkpoints.store import (
+    Manifest,
+    list_checkpoints,
+    load_weights,
+    manifest_of,
+    published_checkpoint,
+    thin_hint,
+)
 from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.device import capability_of, has_tf32, is_emulated
@@ -31,7 +38,8 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
 
     Args:
         run: a folder `phase_N`.
-        wanted: each "all", "last", an epoch "3", a range "2-5", or a path of a checkpoint from anywhere.
+        wanted: each "all", "last", an epoch "3", a range "2-5", or a path of a checkpoint from anywhere, or
+            the name of a published one.
 
     Raises:
         UserError: a value that is none of these, or an epoch that does not exist (with those that do).
@@ -53,13 +61,15 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 text += thin_hint(one for one in recorded if first <= one.epoch <= last)
                 problems.append(Problem(text, "checkpoint.no_epoch" if epochs else "checkpoint.none"))
                 problems += [] if epochs else unusable_checkpoints(folder)
-        elif "/" in word or "." in word:
+        elif "/" in word or "." in word or published_checkpoint(word):
             try:
                 found = [manifest_of(Path(word))]
             except UserError as error:
                 problems += error.problems
         else:
-            text = f"--checkpoint {short_repr(word)}: expected all, last, an epoch such as 3, a range 2-5, or a file"
+            text = (
+                f"--checkpoint {short_repr(word)}: expected all, last, an epoch such as 3, a range 2-5, a file, or nano"
+            )
             problems.append(Problem(text, "checkpoint.option"))
         chosen |= {manifest.path: manifest for manifest in found}
     if problems:

@@ -7,7 +7,7 @@ from runs import save_epoch
 
 from seqtrack.config.loader import dump_config, load_config
 from seqtrack.config.schema import Config
-from seqtrack.data.demo import Plan, draw_demo
+from seqtrack.data.demo import Plan, demo_set
 from seqtrack.data.lasot import open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.model.build import build_model
@@ -35,7 +35,7 @@ def config() -> Config:
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LaSOT's layout with drawn videos: two classes, 2 test and 2 training sequences each."""
     folder = tmp_path_factory.mktemp("data") / "lasot"
-    draw_demo(folder, plan=Plan(train_sequences=2, train_frames=25, test_sequences=2, test_frames=14))
+    demo_set(Plan(train_sequences=2, train_frames=25, test_sequences=2, test_frames=14)).draw_into(folder)
     return folder
 
 

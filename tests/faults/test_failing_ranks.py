@@ -15,7 +15,7 @@ import torch
 from runs import assert_same_run, environment, numbers
 
 from faults.process_pairs import ranks_of, together
-from seqtrack.data.demo import Plan, draw_demo
+from seqtrack.data.demo import Plan, demo_set
 from seqtrack.errors import UserError
 
 VALIDATES = {"TRAIN.VALIDATION_INTERVAL": "1", "TRAIN.VALIDATION_SEQUENCES": "1"}
@@ -25,7 +25,7 @@ VALIDATES = {"TRAIN.VALIDATION_INTERVAL": "1", "TRAIN.VALIDATION_SEQUENCES": "1"
 def short_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn videos of which those to validate on are short."""
     folder = tmp_path_factory.mktemp("short")
-    draw_demo(folder / "lasot", plan=Plan(train_sequences=2, train_frames=25, test_sequences=1, test_frames=14))
+    demo_set(Plan(train_sequences=2, train_frames=25, test_sequences=1, test_frames=14)).draw_into(folder / "lasot")
     return folder
 
 
