@@ -11,7 +11,7 @@ from seqtrack import plotting
 
 @pytest.fixture(autouse=True, scope="session")
 def _coarse_plots() -> Iterator[None]:
-    """Figures of a quarter of the pixels: half of these tests' time is the writing of images."""
+    """Plots of a quarter of the pixels: half of the time of these tests is the writing of images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plotting, "_DPI", plotting._DPI // 2)
         yield
