@@ -11,9 +11,9 @@ from seqtrack.config.environment import read_environment
 from seqtrack.data import Image
 from seqtrack.device import choose_device
 from seqtrack.errors import UserError
+from seqtrack.places import find_checkpoint
 from seqtrack.tracking.load import check_precision, load_model, tracker_settings
 from seqtrack.tracking.tracker import BatchTracker, TrackState
-from seqtrack.uploads.fetch import HUB, fetch_address
 
 Box = tuple[float, float, float, float]
 
@@ -44,7 +44,7 @@ class Tracker:
         Raises:
             UserError: no such checkpoint, a damaged one, no such device, or a precision that it lacks.
         """
-        manifest = manifest_of(fetch_address(str(checkpoint)) if str(checkpoint).startswith(HUB) else Path(checkpoint))
+        manifest = manifest_of(find_checkpoint(str(checkpoint)))
         chosen = choose_device(device or read_environment(os.environ).device)
         check_precision(precision, chosen)
         model, config = load_model(manifest, chosen)

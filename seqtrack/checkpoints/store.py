@@ -194,9 +194,7 @@ def published_checkpoint(name: str) -> Path | None:
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a checkpoint named by its file, its manifest or the name of a published one; a UserError if there
-    is none that can be used."""
-    path = published_checkpoint(str(path)) or path
+    """The manifest of a checkpoint named by its file or its manifest; a UserError if there is none that can be used."""
     place = manifest_path(path)
     try:
         kind = recognize(path) if path != place else None

@@ -11,6 +11,7 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.model.authors import read_authors_file, write_authors_file
 from seqtrack.model.build import build_empty
 from seqtrack.model.spec import model_spec
+from seqtrack.places import find_checkpoint
 from seqtrack.run_dir import manifest_path
 from seqtrack.tracking.onnx_export import export_onnx
 from seqtrack.tracking.onnx_model import RECORD
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> str:
-    manifest = manifest_of(args.checkpoint)
+    manifest = manifest_of(find_checkpoint(str(args.checkpoint)))
     if args.onnx:
         record = export_onnx(manifest, args.output)
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in record.checked.items())

@@ -120,9 +120,9 @@ def check_data(environment: Environment, config: Config) -> Iterator[Finding]:
     logging.getLogger("seqtrack.data").setLevel(logging.ERROR)
     names = [one.upper() for one in config.DATA.TRAIN.DATASETS_NAME]
     undrawn = [one for name, one in DRAWN.items() if name in names and not (environment.data_dir / one.name).is_dir()]
-    for one in undrawn:
-        where = f"{environment.data_dir / one.name} ({one.megabytes} MB)"
-        yield "data", NOTE, f"{one.name}: synthetic, drawn at first use into {where}", ""
+    for drawn in undrawn:
+        where = f"{environment.data_dir / drawn.name} ({drawn.megabytes} MB)"
+        yield "data", NOTE, f"{drawn.name}: synthetic, drawn at first use into {where}", ""
     if undrawn:
         return
     try:

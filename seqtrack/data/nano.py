@@ -67,7 +67,7 @@ def _draw_split(plan: Plan, folder: Path, split: str) -> list[str]:
 def _pictures() -> list[Image]:
     folder = resources.files("seqtrack.data") / "pictures"
     paths = sorted((one for one in folder.iterdir() if one.name.endswith(".jpg")), key=lambda one: one.name)
-    return [cv2.imdecode(np.frombuffer(one.read_bytes(), np.uint8), cv2.IMREAD_COLOR) for one in paths]  # type: ignore[misc]
+    return [np.asarray(cv2.imdecode(np.frombuffer(one.read_bytes(), np.uint8), cv2.IMREAD_COLOR)) for one in paths]
 
 
 def _wave(g: np.random.Generator, frames: int, low: float, high: float) -> Floats:
@@ -127,7 +127,7 @@ class _Object:
 
 
 def _texture(g: np.random.Generator, pictures: list[Image]) -> Image:
-    """(P, P + 30, 3): one to three pieces of pictures, above or beside one another, each recoloured."""
+    """(P, P + 30, 3): one to three pieces of pictures, above or next to one another, each recoloured."""
     wide, pieces = _PATCH + 30, int(g.choice([1, 2, 3], p=[0.4, 0.35, 0.25]))
     canvas = np.empty((_PATCH, wide, 3), np.uint8)
     across = g.random() < 0.3
@@ -137,12 +137,16 @@ def _texture(g: np.random.Generator, pictures: list[Image]) -> Image:
         zoom = np.exp(g.uniform(np.log(0.35), np.log(2.0)))
         place = (g.uniform(0, picture.shape[1]), g.uniform(0, picture.shape[0]))
         matrix = _affine(zoom, zoom, g.uniform(-3.2, 3.2), (wide / 2, _PATCH / 2), place)
-        piece = _recoloured(g, cv2.warpAffine(picture, matrix, (wide, _PATCH), borderMode=cv2.BORDER_REFLECT_101))
+        piece = _recoloured(g, _warp(picture, matrix, (wide, _PATCH)))
         if across:
             canvas[:, low:high] = piece[:, low:high]
         else:
             canvas[low:high] = piece[low:high]
     return canvas
+
+
+def _warp(image: Image, matrix: Floats, size: tuple[int, int], border: int = cv2.BORDER_REFLECT_101) -> Image:
+    return np.asarray(cv2.warpAffine(image, matrix, size, borderMode=border), dtype=np.uint8)
 
 
 def _recoloured(g: np.random.Generator, image: Image) -> Image:
@@ -152,7 +156,8 @@ def _recoloured(g: np.random.Generator, image: Image) -> Image:
     offset = strength * (g.uniform(-50, 50) + g.uniform(-35, 35, 3))
     order = g.permutation(3) if g.random() < 0.4 * strength else np.arange(3)
     image = 255 - image if g.random() < 0.15 * strength else image
-    return np.clip(image[..., order] * gain + offset, 0, 255).astype(np.uint8)
+    recoloured: Image = np.clip(image[..., order] * gain + offset, 0, 255).astype(np.uint8)
+    return recoloured
 
 
 def _mask(g: np.random.Generator) -> Image:
@@ -166,8 +171,8 @@ def _mask(g: np.random.Generator) -> Image:
     else:
         corners = int(g.integers(4, 9)) if kind < 0.55 else 40
         angles = 2 * np.pi * (np.arange(corners) + (g.uniform(-0.3, 0.3, corners) if corners < 40 else 0)) / corners
-        waves = sum(g.uniform(0, 0.45 / k) * np.sin(k * angles + g.uniform(0, 6.3)) for k in range(2, 7))
-        radius = 1 + (g.uniform(-0.4, 0.4, corners) if corners < 40 else waves)
+        waves = [g.uniform(0, 0.45 / k) * np.sin(k * angles + g.uniform(0, 6.3)) for k in range(2, 7)]
+        radius = 1 + (g.uniform(-0.4, 0.4, corners) if corners < 40 else np.sum(waves, axis=0))
         points = radius[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
         points = (points - points.min(axis=0)) / np.ptp(points, axis=0) * last
         cv2.fillPoly(mask, [np.round(points).astype(np.int32)], (255,))
@@ -208,7 +213,7 @@ class _Scene:
         for t in range(self.frames):
             zoom = float(self.zoom[t])
             camera = _affine(zoom, zoom, float(self.turn[t]), (_WIDTH / 2, _HEIGHT / 2), tuple(self.look[t]))
-            frame = cv2.warpAffine(self.picture, camera, (_WIDTH, _HEIGHT), borderMode=cv2.BORDER_REFLECT_101)
+            frame = _warp(self.picture, camera, (_WIDTH, _HEIGHT))
             owner = np.full((_HEIGHT, _WIDTH), -1, np.int8)
             areas = [self._paint(frame, owner, index, t, boxes) for index in range(len(self.objects))]
             for index in range(_TARGETS):
@@ -217,12 +222,11 @@ class _Scene:
         return images, list(zip(boxes, shown, strict=True))
 
     def _paint(self, frame: Image, owner: NDArray[np.int8], index: int, t: int, boxes: NDArray[np.int64]) -> int:
-        """Paint an object over what is there, and note its box; the number of its pixels in the frame."""
+        """Paint an object, and note its box; the number of its pixels in the frame."""
         one = self.objects[index]
         texture, mask, outline = one.patch(t)
-        matrix = _affine(
-            *one.scale[t].tolist(), float(one.angle[t]), (float(one.x[t]), float(one.y[t])), (_PATCH / 2,) * 2
-        )  # type: ignore[arg-type]
+        (across, down), at = one.scale[t].tolist(), (float(one.x[t]), float(one.y[t]))
+        matrix = _affine(across, down, float(one.angle[t]), at, (_PATCH / 2, _PATCH / 2))
         points = outline @ matrix[:, :2].T + matrix[:, 2]
         low = np.clip(np.floor(points.min(axis=0)), 0, (_WIDTH, _HEIGHT)).astype(np.int64)
         high = np.clip(np.ceil(points.max(axis=0)) + 1, 0, (_WIDTH, _HEIGHT)).astype(np.int64)
@@ -234,9 +238,9 @@ class _Scene:
         matrix[:, 2] -= low
         # Shrinking by more than two without smoothing would alias.
         small = max(1, round(0.5 / float(one.scale[t].min())))
-        texture = cv2.blur(texture, (small, small)) if small > 1 else texture
-        pixels = cv2.warpAffine(texture, matrix, (w, h), borderMode=cv2.BORDER_REPLICATE)
-        alpha = cv2.warpAffine(mask, matrix, (w, h))
+        texture = np.asarray(cv2.blur(texture, (small, small)), np.uint8) if small > 1 else texture
+        pixels = _warp(texture, matrix, (w, h), cv2.BORDER_REPLICATE)
+        alpha = _warp(mask, matrix, (w, h), cv2.BORDER_CONSTANT)
         soft = cv2.blur(alpha, (3, 3)) if self.soft else alpha
         part = np.s_[low[1] : low[1] + h, low[0] : low[0] + w]
         weight = soft[..., None].astype(np.int32)
@@ -246,14 +250,14 @@ class _Scene:
 
     def _filmed(self, frame: Image, t: int) -> Image:
         """What the camera makes of it: light, blur, coarse pixels, grey, noise."""
-        frame = cv2.convertScaleAbs(frame, alpha=float(self.light[t]))
+        seen = cv2.convertScaleAbs(frame, alpha=float(self.light[t]))
         if self.blur:
-            frame = cv2.blur(frame, self.blur)
+            seen = cv2.blur(seen, self.blur)
         if self.coarse:
-            frame = cv2.resize(cv2.resize(frame, None, fx=0.5, fy=0.5), (_WIDTH, _HEIGHT))
+            seen = cv2.resize(cv2.resize(seen, None, fx=0.5, fy=0.5), (_WIDTH, _HEIGHT))
         if self.grey:
-            frame = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+            seen = cv2.cvtColor(cv2.cvtColor(seen, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         if self.noise.any():
             x, y = self.g.integers(0, 32, 2).tolist()
-            frame = np.clip(frame + self.noise[y : y + _HEIGHT, x : x + _WIDTH], 0, 255).astype(np.uint8)
-        return frame
+            seen = np.clip(seen + self.noise[y : y + _HEIGHT, x : x + _WIDTH], 0, 255)
+        return seen.astype(np.uint8)

@@ -63,7 +63,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 problems += [] if epochs else unusable_checkpoints(folder)
         elif "/" in word or "." in word or published_checkpoint(word):
             try:
-                found = [manifest_of(Path(word))]
+                found = [manifest_of(published_checkpoint(word) or Path(word))]
             except UserError as error:
                 problems += error.problems
         else:

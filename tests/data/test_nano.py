@@ -1,6 +1,5 @@
 """The nano data set is drawn to the same bytes each time; several sequences share a scene's frames; nano is a name."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ def test_it_is_the_published_drawing_and_scenes_are_shared(tmp_path: Path) -> No
     train, test = (SMALL.open(tmp_path, classes=(), split=split) for split in ("train", "test"))
     assert len(train) > 2 and test and not {one.name for one in train} & {one.name for one in test}
     first, second = train[:2]
-    assert os.path.samefile(first.frame_path(0), second.frame_path(0))
+    assert first.frame_path(0).samefile(second.frame_path(0))
     assert not np.array_equal(first.boxes_xywh, second.boxes_xywh)
     for one in (*train, *test):
         x, y, w, h = one.boxes_xywh[one.visible].T
