@@ -27,6 +27,7 @@ from seqtrack.parsing import short_repr
 from seqtrack.run_dir import phase_name
 
 # Commands that read a variable.
+_DRAWN = ("demo", "nano")  # data sets with an experiment of the same name
 _RUNS, _DATA = "train, track, evaluate", "train, data, evaluate"
 _UP, _HUB = "train, upload, hub", "train, data, upload, hub"
 _TOKEN = r"^[!-~]+\Z"
@@ -68,9 +69,13 @@ class Environment(Settings):
         "train",
         ge=1,
     )
-    config: str = setting("", "experiment or .yaml path; unset, demo for DATASET=demo, else seqtrack_b256", "train")
+    config: str = setting(
+        "", "experiment or .yaml path; unset, demo or nano for such a DATASET, else seqtrack_b256", "train"
+    )
     dataset: tuple[Name, ...] = setting(
-        ("demo",), "data sets, separated by commas; unset, demo, or with a CONFIG file of your own those in it", _DATA
+        ("demo",),
+        "data sets, separated by commas; unset, demo, or those of CONFIG if that is nano or a file of your own",
+        _DATA,
     )
     classes: tuple[Name, ...] = setting((), "classes, separated by commas; unset, those of CONFIG", _DATA)
     data_dir: Path = setting(Path("./data"), "folder of the data sets", _DATA)
@@ -242,7 +247,8 @@ def _read(environ: Mapping[str, str]) -> tuple[Environment, list[Problem]]:
     if environment.phase == 2 and environment.resume_epoch is None:
         derived["resume_epoch"] = 3
     if not environment.config:
-        derived["config"] = "demo" if [name.lower() for name in environment.dataset] == ["demo"] else "seqtrack_b256"
-    if not environment.given("DATASET") and is_file_name(environment.config):
+        name = ",".join(environment.dataset).lower()
+        derived["config"] = name if name in _DRAWN else "seqtrack_b256"
+    if not environment.given("DATASET") and (is_file_name(environment.config) or environment.config == "nano"):
         derived["dataset"] = ()
     return Environment.model_construct(environment.model_fields_set, **derived), problems

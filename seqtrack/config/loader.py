@@ -263,8 +263,9 @@ def contradictions(config: Config) -> Iterator[str]:
     if encoder.NUM_HEADS and encoder.EMBED_DIM % encoder.NUM_HEADS:
         text = f"MODEL.ENCODER.EMBED_DIM {encoder.EMBED_DIM} is not a multiple of MODEL.ENCODER.NUM_HEADS"
         yield f"{text} {encoder.NUM_HEADS}"
-    if encoder.POS_INIT == "sincos2d" and encoder.EMBED_DIM % 4:
-        yield f"MODEL.ENCODER.EMBED_DIM is {encoder.EMBED_DIM}; MODEL.ENCODER.POS_INIT sincos2d needs a multiple of 4"
+    if encoder.POS_INIT != "trunc_normal" and encoder.EMBED_DIM % 4:
+        text = f"MODEL.ENCODER.EMBED_DIM is {encoder.EMBED_DIM}"
+        yield f"{text}; MODEL.ENCODER.POS_INIT {encoder.POS_INIT} needs a multiple of 4"
     width, heads = config.MODEL.HIDDEN_DIM, config.MODEL.DECODER.NHEADS
     if width % heads or width % 2:
         yield f"MODEL.HIDDEN_DIM is {width}; it must be even and a multiple of MODEL.DECODER.NHEADS ({heads})"

@@ -26,7 +26,9 @@ class Encoder(Settings):
     EMBED_DIM: int = setting(0, "width; only with vit_custom, otherwise 0", ge=0, le=8192)
     DEPTH: int = setting(0, "blocks; only with vit_custom, otherwise 0", ge=0, le=256)
     NUM_HEADS: int = setting(0, "attention heads; only with vit_custom, otherwise 0", ge=0, le=256)
-    POS_INIT: Literal["trunc_normal", "sincos2d"] = setting("trunc_normal", "initial positions without pretraining")
+    POS_INIT: Literal["trunc_normal", "sincos2d", "sincos2d_offset"] = setting(
+        "trunc_normal", "initial positions without pretraining; offset: templates do not share the search region's"
+    )
     DROP_PATH: float = setting(0.0, "stochastic depth: rate of dropped residual branches", ge=0, le=0.99)
     PRETRAIN_TYPE: Literal["mae", "default", "scratch"] = setting("mae", "pretrained weights; scratch: none")
     USE_CHECKPOINT: bool = setting(False, "activation checkpointing: less memory, more time")

@@ -23,6 +23,10 @@ from seqtrack.tokens import SEQUENCE_LENGTH, vocabulary_size
 
 _Norm = functools.partial(LayerNorm, eps=1e-6)  # the epsilon of MAE and the authors
 
+TEMPLATE_OFFSET = (
+    64  # patches between the search region's rows and columns and the templates', for POS_INIT sincos2d_offset
+)
+
 # The authors' encoder types: width, blocks, heads.
 ENCODERS: dict[str, tuple[int, int, int]] = {
     "vit_base_patch16": (768, 12, 12),
@@ -113,11 +117,14 @@ def initialise(model: SeqTrack) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    if model.spec.pos_init == "sincos2d":
-        grids = (model.spec.search_grid, model.spec.template_grid)
-        body.pos_embed.copy_(torch.cat([sincos_2d(grid, body.pos_embed.shape[-1]) for grid in grids])[None])
-    else:
+    if model.spec.pos_init == "trunc_normal":
         nn.init.trunc_normal_(body.pos_embed, std=0.02)
+    else:
+        # With the same table for both, nothing but training tells template tokens from the search region's first ones.
+        first = TEMPLATE_OFFSET if model.spec.pos_init == "sincos2d_offset" else 0
+        grids = ((model.spec.search_grid, 0), (model.spec.template_grid, first))
+        tables = [sincos_2d(grid, body.pos_embed.shape[-1], first=first) for grid, first in grids]
+        body.pos_embed.copy_(torch.cat(tables)[None])
     for parameter in model.decoder.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
@@ -139,13 +146,14 @@ def sinusoid_1d(length: int, dim: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).to(torch.float32)
 
 
-def sincos_2d(grid: int, dim: int) -> Tensor:
+def sincos_2d(grid: int, dim: int, *, first: int = 0) -> Tensor:
     """(grid * grid, dim) float32, row-major, as in MAE: half of the channels for the column, half for the row.
 
-    Each half is sin, then cos; `dim` must be a multiple of 4, which `config/rules.py` checks.
+    Rows and columns count from `first`. Each half is sin, then cos; `dim` must be a multiple of 4, which
+    `config/loader.py` checks.
     """
     rate = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * rate
+    angle = torch.arange(first, first + grid, dtype=torch.float64)[:, None] * rate
     one_axis = torch.cat((angle.sin(), angle.cos()), dim=1)
     column, row = one_axis[None].expand(grid, grid, -1), one_axis[:, None].expand(grid, grid, -1)
     return torch.cat((column, row), dim=2).reshape(grid * grid, dim).to(torch.float32)

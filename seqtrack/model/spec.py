@@ -23,7 +23,7 @@ class ModelSpec:
         encoder_type: a name in `build.ENCODERS`, "vit_custom", or any name that timm knows for a plain ViT.
         patch_size: pixels; must divide both image sizes.
         embed_dim, depth, num_heads: only with "vit_custom".
-        pos_init: initial values of the encoder's positions: "trunc_normal" or "sincos2d".
+        pos_init: initial values of the encoder's positions: "trunc_normal", "sincos2d" or "sincos2d_offset".
         drop_path: rate of the last block; grows linearly from 0 at the first.
         pretrain_type: "mae", "default" (ImageNet) or "scratch"; only `weights.load_pretrained` reads it.
         use_checkpoint: activation checkpointing of the encoder's blocks.

@@ -60,6 +60,8 @@ DIGESTS = {
     "book_coin_192": "a12f49c080e96222a440434a2f29a702fea1ccac53b13bcbdad7a156127c16ba",
     "coin_kite_256": "a8d3097d8cd105dda34c4d08b6f3e167ee04fd1e089616dcfc3fef0056762cc6",
     "demo": "119488aa21ab6bbb420fc1190ebc142d16ac2473221ad005ee142e844ea2af00",
+    "nano": "612a9d08f4dbcbf322e2c2374725092be799c2c91efbd8c35005edd7bd39aafa",
+    "nano_start": "427cee225b48c705e3e871aa295e473a3158b1120b6db7e1758559b46acc1190",
     "seqtrack_b256": "2533fd949fa9b6ff52fa4439b9aaade05aebe0f8b53c623200f75745eb999969",
     "seqtrack_b256_got": "4b9dc4dcbb29ffad37d70434e4eb4cf65f0fec6a371c591ea31021b08e1eb521",
     "seqtrack_b384": "7bfdf276c34a87b42ecb56fc60be3cfe42952cae712e0b6e266433603a3f76a1",

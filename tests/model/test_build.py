@@ -15,7 +15,7 @@ from small_models import SMALL, pictures, some_boxes, spec_of
 from torch import Tensor
 
 from seqtrack.errors import UserError
-from seqtrack.model.build import build_empty, build_model, initialise, sincos_2d, sinusoid_1d
+from seqtrack.model.build import TEMPLATE_OFFSET, build_empty, build_model, initialise, sincos_2d, sinusoid_1d
 from seqtrack.model.spec import ModelSpec
 from seqtrack.model.weights import _from_hub, load_pretrained, pretrained_name, resample_positions
 from seqtrack.tokens import target_sequences
@@ -64,6 +64,8 @@ def test_initial_values_are_those_of_the_recipe() -> None:
 def test_positions_may_start_as_a_2d_sinusoid_for_both_grids_and_resampling_keeps_corners() -> None:
     table = build_model(spec_of(pos_init="sincos2d"), seed=1).encoder.body.pos_embed[0]
     assert torch.equal(table, torch.cat((sincos_2d(4, 48), sincos_2d(2, 48))))
+    offset = build_model(spec_of(pos_init="sincos2d_offset"), seed=1).encoder.body.pos_embed[0]
+    assert torch.equal(offset, torch.cat((sincos_2d(4, 48), sincos_2d(2, 48, first=TEMPLATE_OFFSET))))
     # Neighbours in a row share the row's half, neighbours in a column the column's.
     assert torch.equal(table[0, 24:], table[1, 24:]) and torch.equal(table[0, :24], table[4, :24])
     assert not torch.equal(table[0, :24], table[1, :24])
