@@ -79,6 +79,13 @@ class Environment(Settings):
     nnodes: int = setting(1, "machines of a run", "train", ge=1, le=1024)
     node_rank: int = setting(0, "number of this machine, from 0", "train", ge=0, le=1023)
     rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", "train")
+    stop_after_s: float | None = setting(
+        None,
+        "seconds after which training stops and saves with exit code 75, before a session ends",
+        "train",
+        gt=0,
+        le=1e9,
+    )
     max_restarts: int = setting(0, "restarts of several processes when one dies", "train", ge=0, le=1000)
     hf_repo: Repository | None = setting(None, "owner/name or datasets/owner/name; unset, no uploads", _UP)
     hf_prefix: Prefix | None = setting(None, "folder in HF_REPO for this output folder; unset, its root", _UP)

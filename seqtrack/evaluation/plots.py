@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
 _LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":"}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
-_MAX_BARS = 24  # further classes are only in the tables
+_MAX_BARS, _MAX_LINES = 24, 20  # further classes and sequences are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown
 # Curve: title, axis, key of its thresholds, and the metric that is read from it and sorts the legend.
 _CURVES = {
@@ -52,9 +52,9 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
         lines = {METRICS[name].heading: [_value(one.mean, name) for one in epochs] for name in METRICS}
         others = [one for one in trackers if one.kind != "checkpoint"]
         figures["epochs"] = _epochs(f"Tracking by epoch: {place}", record, lines, others)
-        if 1 < len(main.classes) <= len(_MARKERS):
-            lines = {name: [_value(one.classes[name]) for one in epochs] for name in main.classes}
-            figures["epochs_by_class"] = _epochs(f"AUC by class and epoch: {place}", record, lines, [])
+        for level, groups in (("class", main.classes), ("sequence", main.sequences)):
+            if len(groups) > 1:
+                figures[f"epochs_by_{level}"] = _by_group(f"By {level} and epoch: {place}", epochs, level, [*groups])
     figures |= {name: _curve(record, name, place, colours) for name in _CURVES}
     if len(main.classes) > 1:
         # Of the epochs only the last, and of very many classes those with its lowest AUC: more could not be read.
@@ -135,6 +135,23 @@ def _epochs(
     axes.set_ylabel("percent")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
+    return figure
+
+
+def _by_group(title: str, epochs: Sequence[EvaluatedTracker], level: str, names: Sequence[str]) -> Figure:
+    """Mean IoU, P20 and AUC over epochs, below one another, with a line per class or sequence: of very many, the
+    first ones."""
+    shown, few = names[:_MAX_LINES], f", the first {_MAX_LINES} of {len(names)}" * (len(names) > _MAX_LINES)
+    figure, rows = new_axes(title + few, "Epoch", rows=3, size=(6.4, 8.4 + 0.06 * len(shown)))
+    for axes, metric in zip(rows, ("mean_iou", "p20", "auc"), strict=True):
+        for place, name in enumerate(shown):
+            values = [_value((one.classes if level == "class" else one.sequences)[name], metric) for one in epochs]
+            line, colour = ("-", "--")[place // 10 % 2], f"C{place % 10}"
+            label = name if metric == "auc" else None
+            axes.plot([one.epoch or 0 for one in epochs], values, line, marker=".", color=colour, label=label)
+        axes.set_ylabel(f"{METRICS[metric].heading} (percent)")
+        axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=4)
     return figure
 
 

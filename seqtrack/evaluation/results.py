@@ -31,10 +31,17 @@ class Tracks:
         boxes_xywh: (N, 4) pixels; the first is the annotation that the tracker was given.
         seconds: for the N - 1 frames after the first, without reading them; 0 if not measured. Of a step that tracked
             several sequences at once, each frame has an equal share.
+        times_s: (N,) seconds of each frame, the first that of its start; empty if not measured.
     """
 
     boxes_xywh: Boxes
     seconds: float = 0.0
+    times_s: tuple[float, ...] = ()
+
+
+def make_tracks(boxes_xywh: Boxes, times_s: Sequence[float]) -> Tracks:
+    """Boxes (N, 4) with the seconds of each frame."""
+    return Tracks(boxes_xywh, sum(times_s[1:]), tuple(times_s))
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,23 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atomic
-from seqtrack.checkpoints.side_files import EnvironmentRecord, problems_of
+from seqtrack.checkpoints.side_files import EnvironmentRecord, EvaluatedTracker, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.errors import UserError
-from seqtrack.evaluation.tables import COLUMNS, HEADINGS
+from seqtrack.evaluation.tables import (
+    COLUMNS,
+    COURSE_COLUMNS,
+    HEADINGS,
+    compare_evaluations,
+    epochs_by_group,
+    static_sentence,
+)
 from seqtrack.markdown import Markdown, code, image
 from seqtrack.reports.rendering import render_markdown
 from seqtrack.reports.requirements import REQUIREMENTS, find
@@ -49,6 +56,21 @@ class Team(BaseModel):
     repository: str = ""
     hub: str = ""
     notes: str = ""
+    reflections: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_reflections(cls, values: Any) -> Any:
+        """A member given as a mapping may have its `reflection` there."""
+        members = values.get("members") if isinstance(values, dict) else None
+        if not isinstance(members, list | tuple):
+            return values
+        own = {str(one.get("name", f"Member {at}")): one["reflection"] for at, one in enumerate(members, 1)
+               if isinstance(one, dict) and one.get("reflection")}  # fmt: skip
+        rest = [{key: value for key, value in one.items() if key != "reflection"} if isinstance(one, dict) else one
+                for one in members]  # fmt: skip
+        given = values.get("reflections") or {}
+        return {**values, "members": rest, "reflections": {**given, **own} if isinstance(given, dict) else given}
 
 
 def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
@@ -60,6 +82,7 @@ def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
         if isinstance(values, dict):
+            values = values["team"] if isinstance(values.get("team"), dict) else values  # as in the file of a course
             values = {**values, **{key: value for key, value in given.items() if value}}
             values = {key: value for key, value in values.items() if value is not None}
         return Team.model_validate(values)
@@ -111,6 +134,10 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         certificate_sha256=sha256_file(certificate) if files.certificate else None,
         upload_rows=_upload_rows(files.uploads.files) if files.uploads else [],
         headings={key: HEADINGS[key] for key in COLUMNS},
+        course_columns=COURSE_COLUMNS,
+        epochs_by_group=epochs_by_group,
+        static_sentence=static_sentence,
+        evaluated_pairs=_evaluated_pairs(files),
         authors="seqtrack_b256",
         rate_names=RATE_NAMES,
         load_config=load_config,
@@ -119,6 +146,13 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         images=lambda paths: Markdown("\n".join(image(link(path), path.stem) for path in paths)),
         not_run=Markdown("**Not run.**"),
     )
+
+
+def _evaluated_pairs(files: OutputFiles) -> list[tuple[str, EvaluatedTracker, EvaluatedTracker, bool]]:
+    """As `compare_evaluations`; empty unless both phases were evaluated on the same data."""
+    records = [phase.evaluation for phase in files.phases if phase.evaluation]
+    same = len(records) == 2 and records[0].sequences == records[1].sequences
+    return compare_evaluations(records[0], records[1]) if same else []
 
 
 def _team_rows(team: Team) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from runs import TINY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +41,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "unrelated"]):
         subprocess.run([*git, *words], check=True, timeout=60)
     return target
+
+
+def test_the_ranges_of_the_package_allow_what_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    every = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["docx"])]
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^ \\]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    lines = [line for line in (ROOT / "requirements.in").read_text().splitlines() if not line.startswith("#")]
+    assert {one.name for one in every} == {line.split("==")[0] for line in lines}
+    assert [str(one) for one in every if not one.specifier.contains(locked[one.name])] == []
 
 
 @pytest.fixture
