@@ -4,8 +4,10 @@
 #   docker build -t seqtrack .                          torch 2.4.1 with CUDA 12.1 (GPUs up to Hopper)
 #   docker build -t seqtrack --build-arg CUDA=cu128 .   torch 2.9.1 with CUDA 12.8 (Blackwell: RTX 50, B200)
 #
-# Pin a base by digest with --build-arg BASE_CU121=nvidia/cuda@sha256:... There is deliberately no `# syntax=` line: it
-# makes every build ask a registry, and the engine's own front end supports everything used here.
+# Tags of CUDA images are withdrawn in time. A digest stays: --build-arg BASE_CU121=nvidia/cuda@sha256:... By the build logs
+# of others, cu121's is 457a4076c56025f51217bff647ca631c7880ad3dbf546b03728ba98297ebbc22; it was not tried here.
+# There is deliberately no `# syntax=` line: it makes every build ask a registry, and the engine's own front end supports
+# everything used here.
 ARG CUDA=cu121
 ARG BASE_CU121=nvidia/cuda:12.1.1-base-ubuntu22.04
 ARG BASE_CU128=nvidia/cuda:12.8.1-base-ubuntu22.04

@@ -5,7 +5,8 @@
 #   RESUME_EPOCH=3 ... train-phase2   continue from phase 1's epoch 3 into ./output/phase_2, and compare the two
 #   upload [--once]               upload ./output to HF_REPO
 #   tensorboard                   live curves at http://127.0.0.1:6006
-#   evaluate, verify, report, data, hub, plan, doctor, track, export, import: `scripts/local.sh JOB --help` explains each
+#   evaluate, verify, audit, reproduce, restore, report, data, hub, plan, doctor, track, export, import:
+#                                 `scripts/local.sh JOB --help` explains each
 #
 # The first call creates .venv from requirements.lock. Settings come from the environment, then from .env if it exists.
 # Works from any folder; output goes to the repository's ./output unless OUTPUT_DIR is set.
@@ -14,7 +15,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 case "${1:-}" in
   "" | -h | --help)
-    sed -n '2,11s/^# \?//p' "$here/scripts/local.sh" >&2
+    sed -n '2,12s/^# \?//p' "$here/scripts/local.sh" >&2
     [ -n "${1:-}" ] && exit 0
     exit 2
     ;;

@@ -30,6 +30,7 @@ DAMAGE = "tests/checkpoints/test_damage.py"
 DISK = "tests/checkpoints/test_full_disk.py"
 INTERRUPTED = "tests/faults/test_interrupted_runs.py"
 SEVERAL = "tests/faults/test_several_processes.py"
+SHARDED = "tests/faults/test_sharded_runs.py"
 DISTURBED = "tests/faults/test_disturbed_runs.py"
 BAD = "tests/faults/test_bad_input.py"
 COMPARE = "tests/reports/test_compare_runs.py"
@@ -77,7 +78,7 @@ FAULTS = [
           "state.epoch + 1", "max(state.epoch, 1)"),
     Fault(STATE, "samples are counted as batches", "Trainer._train_epoch",
           "state.sample // self.config.TRAIN.BATCH_SIZE", "state.sample"),
-    Fault(STATE, "the loader restarts the epoch after a resume", "Trainer._train_epoch",
+    Fault(f"{INTERRUPTED} -k inside_an_epoch", "the loader restarts the epoch after a resume", "Trainer._train_epoch",
           "state.sample // self.config.TRAIN.BATCH_SIZE", "0"),
     Fault(f"{INTERRUPTED} -k phase_2_ends", "both phases write into one folder", "Environment.phase_folder",
           "phase or self.phase", "1"),
@@ -91,21 +92,27 @@ FAULTS = [
     # --- the numbers
     Fault(f"{STATE} {LOGS}", "the last batch is shown as the epoch's value", "Meters.loss",
           "self.loss_sum / self.count", "self.interval_loss_sum / max(1, self.interval_count)"),
-    Fault(LOGS, "dropout draws from the generator's current state", "TrainStep.__call__", "torch.manual_seed(...)"),
+    Fault(LOGS, "dropout draws from the generator's current state", "TrainStep._seed", "torch.manual_seed(...)"),
     Fault(f"{LAUNCH} -k not_finite", "a loss that is not finite is trained on", "TrainStep.read",
           "not math.isfinite(loss) or ...", "False"),
     Fault(LOGS, "the gradient is not clipped", "TrainStep.__call__", "train.GRAD_CLIP_NORM or math.inf", "math.inf"),
-    Fault(f"{SEVERAL} -k four_parts", "accumulated parts of a batch have the wrong weight", "TrainStep._backward",
-          "weighted.sum() * scale", "weighted.sum() * scale * parts"),
+    Fault(f"{SEVERAL} -k four_parts", "accumulated parts of a batch have the wrong weight", "TrainStep._backward_part",
+          "weighted.sum() * scale", "weighted.sum() * scale * self.config.TRAIN.ACCUMULATION_STEPS"),
     # --- several processes
     Fault(f"{SEVERAL} -k same_samples", "samples depend on the rank", "BatchLoader.fill",
-          "self.dataset.sample(epoch, index)", "self.dataset.sample(epoch, index + 100 * self._rank)"),
+          "self.dataset.sample(epoch, index)", "self.dataset.sample(epoch, index + 100 * self._shards.start)"),
     Fault(f"{SEVERAL} -k same_samples", "ranks weigh by their own batch instead of the global one",
-          "TrainStep._backward", "train.CE_WEIGHT / global_count", "train.CE_WEIGHT / max(1, size)"),
+          "TrainStep._backward", "... / global_count", "self.config.TRAIN.CE_WEIGHT / max(1, len(batch.real))"),
     Fault(f"{SEVERAL} -k same_samples", "the placeholder of an empty shard counts as a sample", "TrainStep._send",
           "... < batch.count", "torch.arange(batch.search.shape[0]) < max(1, batch.count)"),
     Fault(f"{SEVERAL} -k same_samples", "gradients are not summed over ranks", "TrainStep.__call__",
           "self.gradients.sum_over_ranks()"),
+    Fault(f"{SHARDED} -k any_number", "an all-reduce sums the gradients of shards", "ShardGradients.sum_over_ranks",
+          "self._exchange()", "[dist.all_reduce(one) for node in self._nodes.values() for one in node]"),
+    Fault(f"{SHARDED} -k any_number", "dropout of shards is seeded by rank", "TrainStep._backward", "self._seed(shard)",
+          "self._seed(self.distributed.rank)"),
+    Fault(f"{SHARDED} -k any_number", "the saved generator tells which shard was last", "TrainStep._backward",
+          "self._seed(self.shards)"),
     Fault(f"{SEVERAL} -k stop_asked", "only the signalled rank stops", "Trainer._votes", "self.stop.is_set", "False"),
     Fault("tests/runtime/test_distributed.py", "a restart meets the processes of the failed start", "rendezvous_store",
           "PrefixStore(..., store)", "PrefixStore('start', store)"),

@@ -12,10 +12,9 @@ from seqtrack.device import choose_device
 from seqtrack.errors import UserError
 from seqtrack.tracking.load import check_precision, load_model, select_checkpoints, tracker_settings
 from seqtrack.tracking.tracker import BatchTracker, TrackState
-from seqtrack.uploads.fetch import fetch_file
+from seqtrack.uploads.fetch import HUB, fetch_address
 
 Box = tuple[float, float, float, float]
-HUB = "hf://"
 
 
 class Tracker:
@@ -43,7 +42,7 @@ class Tracker:
         Raises:
             UserError: no such checkpoint, a damaged one, no such device, or a precision that it lacks.
         """
-        path = _fetch(str(checkpoint)) if str(checkpoint).startswith(HUB) else Path(checkpoint).absolute()
+        path = fetch_address(str(checkpoint)) if str(checkpoint).startswith(HUB) else Path(checkpoint).absolute()
         (manifest,) = select_checkpoints(path.parent, [str(path)])
         chosen = choose_device(device or read_environment(os.environ).device)
         check_precision(precision, chosen)
@@ -80,19 +79,3 @@ def _checked(image: Image) -> Image:
         text = f"the image is a {found}; expected a NumPy array (H, W, 3) of uint8, RGB"
         raise UserError(text, "track.image")
     return image
-
-
-def _fetch(address: str) -> Path:
-    """The checkpoint at `hf://[datasets/]owner/name/PATH` and its manifest, in the cache folder."""
-    words = address.removeprefix(HUB).split("/")
-    count = 3 if words[0] == "datasets" else 2
-    repo, path = "/".join(words[:count]), "/".join(words[count:])
-    if not path.endswith(".safetensors"):
-        text = f"{address}: expected hf://owner/name/phase_1/checkpoints/SEQTRACK_ep0010.safetensors"
-        raise UserError(text, "track.address")
-    environment = read_environment({**os.environ, "HF_REPO": repo, "HF_PREFIX": "", "UPLOAD_TARGET": ""})
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seqtrack" / repo
-    for name in (path, path.removesuffix(".safetensors") + ".json"):
-        if not (root / name).exists():
-            fetch_file(environment, name, root)
-    return root / path

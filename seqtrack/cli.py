@@ -7,14 +7,12 @@ torch. Exit codes: 0 done, 2 user error (all problems listed), 75 stopped on req
 import importlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seqtrack.commands.parsers import command_parsers, variables_of
+from seqtrack.commands.parsers import parse_command, variables_of
 from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
-from seqtrack.parsing import did_you_mean
 from seqtrack.process import TerminalFormatter, limit_problem, protect_screen, unwritten_output
 
 
@@ -36,24 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    parser, parsers = command_parsers()
-    if words and not words[0].startswith("-") and words[0] not in parsers:
-        return _refuse([Problem(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")])
-    args, unknown = parser.parse_known_args(words)
-    if hasattr(args, "overrides"):  # argparse takes only the KEY=VALUE up to the next option
-        args.overrides += [word for word in unknown if not word.startswith("-")]
-        unknown = [word for word in unknown if word.startswith("-")]
-    if unknown:
-        options = re.findall(r"--[a-z][a-z-]*", parsers[args.command].format_help())
-        texts = [f"{args.command}: no such argument: {word}{did_you_mean(word, options)}" for word in unknown]
-        return _refuse([Problem(text, "cli.argument") for text in texts])
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        if sys.stderr.isatty():
-            logging.getLogger().handlers[0].setFormatter(TerminalFormatter())
-        logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
+        args = parse_command(sys.argv[1:] if arguments is None else arguments)
+        if not logging.getLogger().handlers:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            if sys.stderr.isatty():
+                logging.getLogger().handlers[0].setFormatter(TerminalFormatter())
+            logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
         # In the current folder, for every command, so that training and reading its output agree on the place.
         if Path(".env").is_file():
             from seqtrack.config.environment import load_dotenv_file  # start-up time of --help
@@ -70,12 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         if limit_problem(error) is not None:  # a file that cannot be opened because of a limit is not a user error
             raise
-        code = _refuse(error.problems)
-        docker = os.environ.get("SEQTRACK_COMMAND", "").startswith("docker compose")
-        if args.command == "train" and docker and (os.environ.get("HF_REPO") or os.environ.get("UPLOAD_TARGET")):
-            # compose started it before this container, and it waits for a run that did not start.
-            print("the uploader is still running; to end it: docker compose stop uploader", file=sys.stderr)
-        return code
+        return _refuse(error.problems)
     except RunError as error:
         print(error.problem.line, file=sys.stderr)
         return 1

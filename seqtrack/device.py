@@ -31,8 +31,8 @@ _OUT_OF_MEMORY = re.compile(
     r"|can't allocate memory|not enough memory"
 )
 LESS_MEMORY = (
-    "raise TRAIN.ACCUMULATION_STEPS, set MODEL.ENCODER.USE_CHECKPOINT True, or lower BATCH_SIZE; `seqtrack plan` "
-    "estimates what each needs"
+    "raise TRAIN.ACCUMULATION_STEPS (or TRAIN.SHARDS), set MODEL.ENCODER.USE_CHECKPOINT True, or lower BATCH_SIZE; "
+    "`seqtrack plan` estimates what each needs"
 )
 _not_pinned: set[str] = set()
 DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

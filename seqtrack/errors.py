@@ -2,14 +2,20 @@
 
 A problem of configuration or data is a `UserError`: exit code 2 with every problem listed. A problem that ends a run
 which started correctly (a full disk, a loss that is not finite, no memory left) is a `RunError`: exit code 1.
-Everything else is a bug and keeps its traceback, also with exit code 1. Imports nothing, because the entrypoint uses
-the same codes.
+Everything else is a bug and keeps its traceback, also with exit code 1. Imports nothing of the project, because the
+entrypoint uses the same codes.
 """
 
+import os
 from collections.abc import Sequence
 
 USER_ERROR_EXIT_CODE = 2
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a restart policy should try again
+
+
+def as_typed(text: str) -> str:
+    """A text with the commands in it as they are typed here: SEQTRACK_COMMAND in place of `seqtrack`."""
+    return text.replace("`seqtrack ", f"`{os.environ.get('SEQTRACK_COMMAND', '').strip() or 'seqtrack'} ")
 
 
 class Problem(str):
@@ -33,7 +39,7 @@ class Problem(str):
     @property
     def line(self) -> str:
         """The problem as a command prints it: `error [config.unknown_key]: ...`."""
-        return f"error [{self.code}]: {self}"
+        return f"error [{self.code}]: {as_typed(self)}"
 
 
 def _with_code(text: str, code: str | None) -> Problem:

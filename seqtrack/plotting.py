@@ -21,7 +21,9 @@ NEUTRAL = "#777777"  # of baselines and whatever else belongs to no phase
 _DPI = 160
 
 
-def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (6.4, 4.2)) -> tuple[Figure, list[Axes]]:
+def new_axes(
+    title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (6.4, 4.2), polar: bool = False
+) -> tuple[Figure, list[Axes]]:
     """A figure with `rows` axes below one another: light grid, no frame on top and right.
 
     Args:
@@ -34,10 +36,11 @@ def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (
 
     matplotlib.rcParams["text.parse_math"] = False  # a dollar in the name of a class or a device is a dollar
     figure = Figure(figsize=size, layout="constrained")
-    axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    axes = [figure.add_subplot(rows, 1, row + 1, polar=polar) for row in range(rows)]
     for one in axes:
         one.grid(alpha=0.3)
-        one.spines[["top", "right"]].set_visible(False)
+        if not polar:
+            one.spines[["top", "right"]].set_visible(False)
         one.set_xlabel(textwrap.fill(x, 48))
         if x == "Epoch":
             one.locator_params(axis="x", integer=True)
@@ -47,12 +50,16 @@ def new_axes(title: str, x: str, *, rows: int = 1, size: tuple[float, float] = (
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; `path` is whole or absent.
+    """Write a figure as PNG, PDF or SVG, as the name ends; `path` is whole or absent.
 
     Raises:
         OSError: no space, no right, no such folder.
     """
-    buffer = io.BytesIO()
-    # No date and no version in the file: equal numbers give equal bytes.
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    import matplotlib  # as above
+
+    buffer, kind = io.BytesIO(), path.suffix[1:]
+    # No date, version or random name in the file: equal numbers give equal bytes.
+    hidden: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "seqtrack"}):
+        figure.savefig(buffer, format=kind, dpi=_DPI, metadata=hidden.get(kind, {"CreationDate": None}))
     write_atomic(path, buffer.getvalue())

@@ -1,8 +1,8 @@
 """Randomness as a pure function of where we are in the run.
 
 Nothing here keeps a state: a sample's generator is made from (seed, epoch, index) and a training step's seed from
-(seed, step, rank). A run that was interrupted and resumed, or has another number of workers, therefore draws the same
-numbers.
+(seed, step, rank), or (seed, step, shard). A run that was interrupted and resumed, or has another number of workers,
+therefore draws the same numbers.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed for dropout and drop path of one optimizer step on one rank, in [0, 2**63).
+    """Seed for dropout and drop path of one optimizer step on one rank, or of one shard, in [0, 2**63).
 
     Seeding again before each step means that nothing that happened between two steps can shift what they draw.
 

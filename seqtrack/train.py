@@ -53,6 +53,8 @@ def train(environment: Environment, config: Config) -> int:
             run_metadata.log_next_steps(environment)
             return 0
         state = build.build_state(config, distributed, loader.steps_per_epoch, fresh=start.manifest is None)
+        # Before the first step, for a run that does not resume.
+        init_sha256 = start.manifest.init_sha256 if start.manifest else build.initial_digest(config, state.model)
         load_state(state, start, distributed)
         validate = build.make_validation(config, environment.data_dir, sources, distributed)
 
@@ -61,11 +63,12 @@ def train(environment: Environment, config: Config) -> int:
         open_.enter_context(run_metadata.explain_disk_errors(folder))
         open_log(log_path(folder, environment.config) if distributed.is_main else None, distributed.rank)
         run_metadata.log_run_header(environment, config, distributed, sources, loader)
-        began = log_resume_point(start, build.run_fingerprint(config, distributed))
+        began = log_resume_point(start, build.run_fingerprint(config, distributed), distributed.world_size)
         record, manifest_fields = None, dict[str, object]()
         if distributed.is_main:
             opened = run_metadata.open_run(environment, config, distributed, data=data, began=began)
             record, manifest_fields = opened
+            manifest_fields["init_sha256"] = init_sha256
 
         with contextlib.ExitStack() as writers:
             train_step = TrainStep(state, build.callable_form(config, state.model), distributed, config)

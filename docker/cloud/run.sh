@@ -4,7 +4,8 @@
 #
 # Settings are the usual variables (docs/configuration.md). The container runs in the background; follow it with
 # `docker logs -f seqtrack-phase1`. It uploads while it trains and ends when everything is on the Hub; after a failure
-# it is started again, up to five times, and continues where it stopped. GPUS="" runs without a GPU.
+# it is started again, up to five times, and continues where it stopped. GPUS is a number or `all`, as for compose, or
+# empty to run without; CUDA_VISIBLE_DEVICES names single ones.
 set -euo pipefail
 
 image=${IMAGE:-seqtrack}
@@ -18,7 +19,14 @@ mkdir -p "$output" "$data"
 options=(--detach --name "$name" --stop-timeout 150 --shm-size "${SHM_SIZE:-2g}" --restart on-failure:5
   --read-only --tmpfs /tmp --volume "$output:/output" --volume "$data:/data" --volume seqtrack-cache:/cache
   --env "PHASE=$phase")
-if [ -n "${GPUS-all}" ]; then options+=(--gpus "${GPUS-all}" --ulimit memlock=-1); fi
+case ${GPUS-all} in
+'') ;;
+all | [1-9] | [1-9][0-9]) options+=(--gpus "${GPUS-all}" --ulimit "memlock=${MEMLOCK:--1}") ;;
+*)
+  echo "GPUS=$GPUS: expected a number, all, or nothing for none; to use certain ones set CUDA_VISIBLE_DEVICES=0,2" >&2
+  exit 2
+  ;;
+esac
 if [ -n "${HF_TOKEN_PATH:-}" ]; then
   # A mounted file: everybody could read a value given with --env in `docker inspect`.
   options+=(--volume "$(realpath "$HF_TOKEN_PATH"):/run/secrets/hf_token:ro" --env HF_TOKEN_PATH=/run/secrets/hf_token)
@@ -30,13 +38,18 @@ fi
 for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC NNODES NODE_RANK \
   RENDEZVOUS MAX_RESTARTS HEALTH_STALE_S HF_REPO HF_PREFIX HF_ENDPOINT HF_PRIVATE HF_HUB_DISABLE_XET HF_HUB_OFFLINE \
   HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE REQUESTS_CA_BUNDLE \
-  $(compgen -e UPLOAD_); do
+  CUDA_VISIBLE_DEVICES $(compgen -e UPLOAD_); do
   if [ -n "${!variable:-}" ]; then options+=(--env "$variable"); fi
 done
 if [ -n "${NETWORK:-}" ]; then options+=(--network "$NETWORK"); fi
 
 # A finished container blocks its name; what it wrote is in the output folder.
 docker rm "$name" >/dev/null 2>&1 || true
-docker run "${options[@]}" "$image" train
+docker run "${options[@]}" "$image" train || {
+  code=$?
+  echo "the container did not start. With GPUS=${GPUS-all} this machine needs an NVIDIA driver from 525.60 on (check it with" \
+    "nvidia-smi) and the NVIDIA Container Toolkit; GPUS= runs without a GPU" >&2
+  exit "$code"
+}
 echo "follow it:  docker logs -f $name"
 echo "stop it:    docker stop $name    (saves first; starting again continues from there)"

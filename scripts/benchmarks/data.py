@@ -122,7 +122,7 @@ def _measure(source: Source, samples: int, repeats: int) -> dict[str, Any]:
 
 def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
     """Milliseconds per sample in each stage, measured one after the other."""
-    spent = dict.fromkeys(("draw", "read", "decode", "cut", "grey_and_mirror", "resize", "planes"), 0.0)
+    spent = dict.fromkeys(("draw", "read", "decode", "cut", "grey_and_mirror", "resize", "planes", "checksum"), 0.0)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         started = time.process_time()
@@ -151,6 +151,8 @@ def _stages(dataset: TrackingDataset, samples: int) -> dict[str, float]:
                 square = timed("grey_and_mirror", lambda s=square: crop.to_grey(s))
             image = timed("resize", lambda s=square: crop.resize(s, 256))
             timed("planes", lambda i=image: [np.empty((3, 256, 256), np.uint8), cv2.split(i)])
+        sample = dataset.sample(0, index)
+        timed("checksum", lambda s=sample: s.checksum)
     return {name: round(1000 * seconds / samples, 3) for name, seconds in spent.items()}
 
 

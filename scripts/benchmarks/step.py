@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.peaks import peak_tflops
 from seqtrack.boxes import xywh_to_cxcywh
 from seqtrack.config.loader import load_config
+from seqtrack.gpu_peaks import peak_tflops
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.loss import sequence_loss

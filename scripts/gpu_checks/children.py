@@ -99,6 +99,10 @@ def alone_in_a_group(device: str) -> int:
         model(torch.ones(2, 4, device=where)).sum().backward()
         gradients.sum_over_ranks()
         optimizer.step()
+        arrived = torch.zeros(4, device=where)
+        dist.all_to_all_single(arrived, torch.ones(4, device=where), [4], [4])
+        dist.all_gather_into_tensor(arrived, 2 * arrived.clone())
+        assert arrived.tolist() == [2.0] * 4
         print("done", flush=True)
         if device == "cuda":
             dist.destroy_process_group()

@@ -32,7 +32,7 @@ ITEMS = (
     Item("deterministic", speed.not_deterministic, "without, at most 10 to 25 % faster", 25, 10),
     Item("tracker", speed.tracker, "120-250 fps alone, 600-1500 with 16; the reference tokens in fp32", 40, 15),
     Item("data", speed.data_fed, "data wait below 5 % with 8 workers or more", 60, 30),
-    Item("ranks", runs.several_ranks, "identical for 2 and 3 ranks that share the GPU", 80, 35),
+    Item("ranks", runs.several_ranks, "identical for 2 and 3 ranks that share the GPU; with shards to 1 rank", 120, 60),
     Item("nccl", runs.nccl_alone, "no error, exit within 5 s", 30, 10),
     Item("compile", speed.compiled, "no recompilation at the second full batch; faster than eager", 120, 60),
 )  # fmt: skip

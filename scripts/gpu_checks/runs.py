@@ -97,7 +97,14 @@ def several_ranks(context: Context, check: Check) -> str:
         _same(context, check, f"{count} ranks", whole / "phase_1", cut / "phase_1")
         found.append(f"{count} ranks: {check.values[f'{count} ranks']}")
         shutil.rmtree(cut)
-    return ", ".join(found)
+    keys = {"TRAIN.AMP": "bf16", "TRAIN.NUM_WORKER": 0, "TRAIN.SHARDS": 4, "MODEL.DECODER.DROPOUT": 0.1}
+    one, *others = (context.work / f"shards-{count}" for count in (1, *context.pick((2, 3), (2,))))
+    for count, output in enumerate((one, *others), start=1):
+        codes = [each.code for each in _ranks(context, output, keys, count, stop=False)]
+        check.that(codes == [0] * count, f"{count} ranks with shards ended with {codes}")
+    for output in others:
+        _same(context, check, output.name, one / "phase_1", output / "phase_1")
+    return ", ".join([*found, "with shards: the same on one rank"])
 
 
 def _ranks(context: Context, output: Path, keys: dict[str, object], count: int, *, stop: bool) -> list[Ended]:

@@ -9,7 +9,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from benchmarks.peaks import peak_tflops
 
 from gpu_checks.common import (
     Check,
@@ -28,6 +27,7 @@ from seqtrack.commands.plan import Machine, Plan
 from seqtrack.config.loader import load_config
 from seqtrack.data.loader import Batch
 from seqtrack.data.sources import open_source
+from seqtrack.gpu_peaks import peak_tflops
 from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec

@@ -17,7 +17,7 @@ from typing import Literal
 from seqtrack import run_dir
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, sync_folder, utc_now, write_atomic, write_json
 from seqtrack.checkpoints.side_files import Manifest, RunRecord, read_manifest, read_side_file
-from seqtrack.checkpoints.store import RESUMABLE, latest_valid, list_checkpoints, verify_checkpoint
+from seqtrack.checkpoints.store import RESUMABLE, latest_valid, list_checkpoints, thin_hint, verify_checkpoint
 from seqtrack.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ def _find_epoch(epoch: int, places: Sequence[Path], fetch: Callable[[int], Manif
     if problems and (latest := latest_valid(manifest for manifest in every if manifest.epoch != epoch)):
         hint = f"; the latest valid one is of epoch {latest.epoch}: RESUME_EPOCH={latest.epoch}{hint}"
     seen = "; ".join(f"{place} holds {_epochs(manifests)}" for place, manifests in found.items())
-    first = f"there is no checkpoint after epoch {epoch} to resume from: {seen}{hint}"
+    thin = (one for place in places for one in list_checkpoints(place, kinds=("thin",)) if one.epoch == epoch)
+    first = f"there is no checkpoint after epoch {epoch} to resume from: {seen}{hint}{thin_hint(thin)}"
     raise UserError([Problem(first, "resume.no_checkpoint"), *problems])
 
 

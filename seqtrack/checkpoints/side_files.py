@@ -49,6 +49,7 @@ class StartRecord(Strict):
     epoch: Count
     source: str | None
     fingerprint: Fingerprint
+    processes: Positive | None = None
     guarantee: str
     differences: list[str] = []
     config_changes: list[str] = []
@@ -203,7 +204,9 @@ class EvaluatedTracker(Strict):
     source: dict[str, object]
     notes: list[str]
     mean: Figures
+    official: dict[str, float] = {}
     classes: dict[str, Figures]
+    attributes: dict[str, Figures] = {}
     sequences: dict[str, Figures]
     curves: dict[str, list[float]]
 
@@ -214,6 +217,7 @@ class EvaluationRecord(Strict):
     conditions: dict[str, object]
     sequences: list[EvaluatedSequence]
     thresholds: dict[str, list[float]]
+    attributes: dict[str, Count] = {}
     trackers: list[EvaluatedTracker]
 
 
@@ -248,7 +252,8 @@ class AuditedSegment(Strict):
 
 
 class AuditRecord(Strict):
-    """audit.json: what an audit recomputed, and its verdict; `last_sha256` is that of the run's last checkpoint."""
+    """audit.json: what an audit recomputed, and its verdict; `last_sha256` is that of the run's last checkpoint,
+    `metrics_sha256` that of its metrics.jsonl."""
 
     format: Literal["seqtrack-audit/1"] = "seqtrack-audit/1"
     verdict: AuditVerdict
@@ -259,6 +264,7 @@ class AuditRecord(Strict):
     config_digest: Digest
     data_digest: Digest
     last_sha256: Digest
+    metrics_sha256: Digest
     fingerprint: Fingerprint
     machine_differences: list[str]
     segments: list[AuditedSegment]
@@ -272,7 +278,8 @@ class Manifest(Strict):
     """The manifest of a checkpoint, written last: a checkpoint file without one is none.
 
     `sample` counts the samples of the current epoch that were trained (0 at an epoch's end); `parts` are the digests of
-    the state components; `parent_sha256` is that of the checkpoint that training continued from: a hash chain.
+    the state components; `parent_sha256` is that of the checkpoint that training continued from: a hash chain;
+    `init_sha256` is that of the weights that the run began with, unless the seed alone determines them.
     """
 
     format: Literal["seqtrack-checkpoint/1"] = "seqtrack-checkpoint/1"
@@ -290,6 +297,7 @@ class Manifest(Strict):
     parent_sha256: Digest | None
     config_digest: Digest | None
     data_digest: Digest | None
+    init_sha256: Digest | None = None
     created: str
     phase: Count | None = None
     config: dict[str, Any] | None = None

@@ -4,7 +4,9 @@ The folder is the truth; no list of it is kept. Listing and verifying need no to
 """
 
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from seqtrack.checkpoints.safetensors_io import (
 from seqtrack.checkpoints.side_files import Manifest as Manifest
 from seqtrack.checkpoints.side_files import read_manifest as read_manifest
 from seqtrack.errors import UserError
-from seqtrack.run_dir import manifest_path
+from seqtrack.run_dir import manifest_path, parse_checkpoint_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,18 @@ def list_checkpoints(folder: Path, *, kinds: Sequence[str] = (*RESUMABLE, "impor
     return sorted((one for one in found if one.kind in kinds), key=lambda one: one.step)
 
 
+def read_epochs(folder: Path) -> dict[int, Manifest]:
+    """The manifests of a run's epochs, thin ones included; a DamagedFileError if one is unusable."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
+        if kind == "ep":
+            found[epoch] = read_manifest(path)
+            if found[epoch].epoch != epoch:
+                raise DamagedFileError(f"{path}: epoch is {found[epoch].epoch}", "checkpoint.manifest")
+    return found
+
+
 def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda name: False) -> Contents:
     """Check that the file is the one the manifest describes, byte for byte, and that its state agrees with it; raises a
     DamagedFileError if not. `keep` tells whether the contents shall have the bytes of the tensor of this name."""
@@ -66,7 +80,7 @@ def verify_checkpoint(manifest: Manifest, keep: Callable[[str], bool] = lambda n
     facts["weights_sha256"] = contents.parts.get(MODEL_PART)
     # Imported weights have no step.
     facts |= {name: values[name] for name in ("epoch", "step", "sample") if name in values}
-    facts |= values.get("lineage", {})
+    facts |= {"init_sha256": None, **values["lineage"]} if "lineage" in values else {}
     if "sample" in facts:
         facts["kind"] = "epoch" if facts["sample"] == 0 else "step"
     if facts.get("kind") == "epoch":
@@ -146,12 +160,29 @@ def load_weights(manifest: Manifest) -> dict[str, "Tensor"]:
     return load_checkpoint(manifest, part=MODEL_PART)[0]
 
 
+def weights_digest(weights: Mapping[str, "Tensor"]) -> str:
+    """What `weights_sha256` of a checkpoint with these weights would be."""
+    from seqtrack.checkpoints.tensors import tensor_bytes  # deferred: listing and verifying need no torch
+
+    tensors = {f"{MODEL_PART}/{name}": tensor_bytes(tensor) for name, tensor in weights.items()}
+    return write_checkpoint_file(None, tensors, {})[0].parts[MODEL_PART]
+
+
 def write_weights(path: Path, weights: Mapping[str, "Tensor"], *, describe: Mapping[str, object]) -> Manifest:
     """Write weights from elsewhere as a checkpoint of kind "imported": good for tracking, not for resuming."""
     from seqtrack.checkpoints.tensors import tensor_bytes  # deferred: listing and verifying need no torch
 
     tensors = {f"{MODEL_PART}/{name}": tensor_bytes(tensor) for name, tensor in weights.items()}
     return write_checkpoint(path, tensors, {}, describe={**describe, "kind": "imported"})
+
+
+def thin_hint(manifests: Iterable[Manifest]) -> str:
+    """How to get at those of these checkpoints of which a run kept the digests only; empty without any."""
+    thin = [one.epoch for one in manifests if one.kind == "thin"]
+    if not thin:
+        return ""
+    known, advice = ", ".join(map(str, thin)), f"`seqtrack restore --epoch {thin[0]}` recomputes it"
+    return f"; TRAIN.CHECKPOINT_EPOCHS kept only the digests of {known}: {advice}"
 
 
 def manifest_of(path: Path) -> Manifest:
@@ -162,9 +193,12 @@ def manifest_of(path: Path) -> Manifest:
         if kind is not None and kind.name != SAFETENSORS:
             hint = "; `seqtrack import` makes a checkpoint of it" if kind.code == "file.torch" else ""
             raise UserError(f"{path} is {kind.name}, expected {SAFETENSORS}{hint}", code=kind.code)
-        return read_manifest(place)
+        if (manifest := read_manifest(place)).kind == "thin":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(manifest.path))
+        return manifest
     except FileNotFoundError as error:
         text = f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json next to it"
+        text += thin_hint(one for one in list_checkpoints(path.parent, kinds=("thin",)) if one.manifest_path == place)
         raise UserError(text, code="checkpoint.missing") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error

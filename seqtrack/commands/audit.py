@@ -20,7 +20,7 @@ from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
 from seqtrack.reports.consistency import inconsistencies
 from seqtrack.run_dir import AUDIT_FILE, CHECKPOINTS, FETCHED, epoch_name, manifest_path, phase_name
 from seqtrack.runtime.launcher import launch
-from seqtrack.uploads.fetch import fetch_file, fetch_run
+from seqtrack.uploads.fetch import fetch_files, fetch_run
 
 if TYPE_CHECKING:
     from seqtrack.proof.audit import RunEvidence
@@ -31,7 +31,7 @@ EXIT_CODES = {"confirmed": 0, "refuted": 1, "undecided": 3}
 
 def run(args: argparse.Namespace) -> int:
     """Print what was recomputed and, in the last line, confirmed, refuted or undecided; exit 0, 1 or 3."""
-    from seqtrack.proof.audit import STEPS, audit, choose_segments, estimate_s  # torch
+    from seqtrack.proof.audit import audit, choose_segments, estimate_s  # torch
 
     environment = read_environment(os.environ)
     evidence = evidence_of(args.run, environment)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         evidence,
         nonce=nonce,
         segments=args.segments,
-        steps=args.steps or STEPS,
+        steps=args.steps,
         epochs=_epochs(args.epochs, evidence.first_epoch, evidence.last_epoch),
     )
     expected = timedelta(seconds=round(estimate_s(evidence, segments)))
@@ -76,14 +76,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def in_processes(evidence: "RunEvidence", words: list[str], recompute: Callable[[], int]) -> int:
-    """Do `recompute` in as many processes as the run had: here, or in processes with these command line words."""
+    """Do `recompute` in as many processes as the run had, here or in processes with these command line words; with
+    TRAIN.SHARDS in NPROC processes."""
     logging.getLogger("seqtrack").setLevel(logging.WARNING)  # what the trainer logs would look like a run
     if "RANK" in os.environ:
         one_of_several(recompute)
-    processes = evidence.manifests[evidence.last_epoch].fingerprint.get("world_size")
+    environment = read_environment(os.environ)
+    processes = evidence.manifests[evidence.last_epoch].fingerprint.get("world_size", environment.nproc)
     if not isinstance(processes, int) or processes == 1:
         return recompute()
-    return launch([sys.executable, "-m", "seqtrack", *words], processes, read_environment(os.environ))
+    return launch([sys.executable, "-m", "seqtrack", *words], processes, environment)
 
 
 def evidence_of(run: str, environment: Environment) -> "RunEvidence":
@@ -105,8 +107,8 @@ def evidence_of(run: str, environment: Environment) -> "RunEvidence":
             for number in dict.fromkeys((phase, 1)):  # a second phase may have resumed from the first
                 path = f"{phase_name(number)}/{CHECKPOINTS}/{epoch_name(epoch)}"
                 try:
-                    fetch_file(there, str(manifest_path(Path(path))), place, revision=revision)
-                    return manifest_of(fetch_file(there, path, place, revision=revision))
+                    paths = [path, str(manifest_path(Path(path)))]
+                    return manifest_of(fetch_files(there, paths, place, revision=revision)[0])
                 except UserError as error:
                     if error.code != "upload.no_such_file":
                         raise
@@ -131,7 +133,8 @@ def report_lines(record: AuditRecord) -> list[str]:
     whole = sorted({epoch for one in record.segments for epoch in one.states})
     drawn = sum(not one.states for one in record.segments)
     others = record.last_epoch - record.first_epoch + 1 - len(whole)
-    lines.append(f"epochs recomputed whole: {', '.join(map(str, whole)) or 'none'} of {record.last_epoch}")
+    of_all = f"of {record.first_epoch} to {record.last_epoch}"
+    lines.append(f"epochs recomputed whole: {', '.join(map(str, whole)) or 'none'} {of_all}")
     if others:
         chances = [
             f"{missed_chance(others, min(drawn, others), forged):.0%} for {forged}"

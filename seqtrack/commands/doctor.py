@@ -5,6 +5,7 @@ tried in processes like those of training, which execute this module and end the
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from packaging.requirements import Requirement
 
 from seqtrack.config.environment import Environment, configure, read_token
 from seqtrack.config.schema import Config
-from seqtrack.errors import Problem, RunError, UserError
+from seqtrack.errors import Problem, RunError, UserError, as_typed
 from seqtrack.process import end_with_parent
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
 from seqtrack.uploads.hub import bound_client, classify
@@ -42,7 +43,7 @@ def run(_args: argparse.Namespace) -> int:
     """Print every finding; 1 if any is BAD."""
     bad = 0
     for about, level, found, advice in _findings(os.environ):
-        print(f"{level:4}  {about}: {found}" + (f". {advice}" if advice else ""), flush=True)
+        print(as_typed(f"{level:4}  {about}: {found}" + (f". {advice}" if advice else "")), flush=True)
         bad += level == BAD
     print(f"{bad} to fix (marked BAD)" if bad else "everything is in order")
     return min(bad, 1)
@@ -67,6 +68,17 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield "output folder", BAD, found, f"sudo chown -R $(id -u):$(id -g) {folder}; in a container leave out --user"
     yield from check_data(environment, config)
     yield from check_device(environment, config)
+
+
+def no_gpu_advice(root: Path = Path("/")) -> str:
+    """What to do where no GPU is found: SELinux and an engine with CDI have ways of their own."""
+    advice = NO_GPU
+    with contextlib.suppress(OSError):
+        if "container_t" in (root / "proc/self/attr/current").read_text():
+            advice += ". SELinux confines this container: --security-opt label=disable"
+    if any((root / "etc/cdi").glob("*")):
+        advice += ". An engine here that takes GPUs by CDI only: docker run --device nvidia.com/gpu=all"
+    return advice
 
 
 def check_packages(lock: Path = LOCK) -> Finding:
@@ -127,10 +139,11 @@ def check_device(environment: Environment, config: Config, *, limit_s: float = 1
     try:
         plan = Plan(config, machine := find_machine(environment))
     except UserError as error:
-        yield from (("device", BAD, problem, NO_GPU) for problem in error.problems)
+        yield from (("device", BAD, problem, no_gpu_advice()) for problem in error.problems)
         return
     missing = plan.device == "cpu" and environment.device == "auto"
-    yield "device", NOTE if missing else OK, machine.gpu or f"CPU (DEVICE={environment.device})", NO_GPU * missing
+    found = machine.gpu or f"CPU (DEVICE={environment.device})"
+    yield "device", NOTE if missing else OK, found, no_gpu_advice() * missing
     level, advice = (BAD, "The device emulates bf16: use TRAIN.AMP auto") if plan.stores_scores else (OK, "")
     yield "precision", level, f"TRAIN.AMP {config.TRAIN.AMP} is {plan.precision} here", advice
     yield from ((problem.code.removeprefix("plan."), BAD, problem, "") for problem in plan.problems)

@@ -10,7 +10,7 @@ from seqtrack.errors import UserError
 from seqtrack.reports.card import model_card
 from seqtrack.run_dir import CHECKPOINTS
 from seqtrack.uploads.client import TargetClient
-from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
+from seqtrack.uploads.fetch import fetch_checkpoint, fetch_files
 from seqtrack.uploads.scan import scan
 from seqtrack.uploads.target import Order, Reply, choose_target, missing, read_settings, safe_path, stage
 
@@ -74,7 +74,7 @@ def _download(args: argparse.Namespace, environment: Environment) -> None:
     if (args.path is None) == (args.epoch is None):
         raise UserError("name a file of the repo, or a checkpoint by --epoch", code="hub.what")
     if args.epoch is None:
-        print(fetch_file(environment, args.path, args.into or environment.output_dir))
+        print(*fetch_files(environment, [args.path], args.into or environment.output_dir))
         return
     problems: list[str] = []
     for phase in [args.phase] if args.phase is not None else dict.fromkeys([environment.phase, 1]):

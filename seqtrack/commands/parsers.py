@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -75,11 +75,13 @@ def _audit(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as output/phase_1, or hf://owner/name")
     parser.add_argument("--nonce", metavar="TEXT", help="chooses the random parts (default: drawn now)")
     parser.add_argument("--segments", type=_positive, metavar="N", help="only N random parts")
-    parser.add_argument("--steps", type=_positive, metavar="K", help="steps of a random part (default: 25)")
+    parser.add_argument(
+        "--steps", type=_positive, metavar="K", help="steps of a random part (default: 25, fewer in short epochs)"
+    )
     parser.add_argument("--epochs", metavar="LIST|all", help="only these epochs, whole: all, or 3,7")
     parser.add_argument("--json", action="store_true", help="print the certificate as one JSON object")
     parser.add_argument("-o", "--output", type=Path, help="the certificate (default: audit.json in the run's folder)")
-    parser.epilog = "By default: the first and the last epoch, whole, and 25 steps of each of 3 random epochs."
+    parser.epilog = "By default: the first and the last epoch, whole, and the beginnings of 3 random epochs."
 
 
 def _reproduce(parser: Parser) -> None:
@@ -129,10 +131,15 @@ def _evaluate(parser: Parser) -> None:
     )
     add("--repair", choices=("strict", "official"), default="strict", help=text)
     text = (
-        "how a visible frame counts whose annotation is not a box: as in LaSOT's toolkit, or as in pytracking and the "
-        "authors' evaluator (default: toolkit)"
+        "how frames count whose annotation is not a box: as in the MATLAB toolkits, in pytracking or in the authors' "
+        "evaluator (default: toolkit for LaSOT, authors for the other test sets)"
     )
-    add("--convention", choices=("toolkit", "pytracking"), default="toolkit", help=text)
+    add("--convention", choices=("toolkit", "pytracking", "authors"), help=text)
+    text = "flags of sequences: a folder of <sequence>.txt, a text or .npz (default: next to the annotation)"
+    add("--attributes", type=Path, metavar="PLACE", help=text)
+    add("--merge-runs", action="store_true", help="results in NAME_000, NAME_001, ... are runs of one tracker")
+    text = "also write the plots like this; may be repeated"
+    add("--plot-format", action="append", choices=("pdf", "svg"), help=text)
     text = "track with the untrained model as well (default: with all checkpoints)"
     add("--untrained", action=argparse.BooleanOptionalAction, help=text)
     _precision_and_device(parser)
@@ -152,6 +159,20 @@ def _compare(parser: Parser) -> None:
     text = "a phase's folder, or an output folder, of which phase 1 is taken; evaluated before"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: OUTPUT_DIR/compare")
+
+
+def _submit(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="SET", help="got10k_test or trackingnet")
+    text = "folder of one tracker's <sequence>.txt (and <sequence>_time.txt), in the layouts that `evaluate` reads"
+    add("--results", type=Path, metavar="DIR", help=text)
+    add("--checkpoint", metavar="WHICH", help="track with this one: last, an epoch or a file")
+    add("--check", type=Path, metavar="ZIP", help="only check a zip")
+    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    text = "names (a text) or names, lengths and first boxes (.npz) of the set (default: its frames in DATA_DIR)"
+    add("--expected", type=Path, metavar="FILE", help=text)
+    add("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
+    add("-o", "--output", type=Path, metavar="ZIP", help="default: <set>.zip in OUTPUT_DIR")
 
 
 def _precision_and_device(parser: Parser) -> None:
@@ -272,7 +293,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "reproduce": ("train a published run again and find where this machine leaves it", _reproduce),
     "restore": ("recompute the checkpoint of an epoch that a run kept no file of", _restore),
     "report": ("write the report of a run from its files", _report),
-    "evaluate": ("evaluate checkpoints or result files by LaSOT's protocol", _evaluate),
+    "evaluate": ("evaluate checkpoints or result files by one-pass evaluation", _evaluate),
+    "submit": ("write or check the file for the server of GOT-10k or TrackingNet", _submit),
     "compare": ("compare the evaluations of several runs: one table, curves over the epochs", _compare),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),
     "data": ("download, check, preview and import training data", _data),
@@ -300,3 +322,24 @@ def command_parsers() -> tuple[Parser, dict[str, Parser]]:
         found[name] = commands.add_parser(name, help=summary, description=summary)
         add_arguments(found[name])
     return parser, found
+
+
+def parse_command(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line.
+
+    Raises:
+        UserError: no such command, or arguments that it does not have, each with the nearest name.
+        SystemExit: as argparse ends a program, after --help, or after a value that an option does not take.
+    """
+    parser, parsers = command_parsers()
+    if words and not words[0].startswith("-") and words[0] not in parsers:
+        raise UserError(f"no such command: {words[0]}{did_you_mean(words[0], parsers)}", "cli.command")
+    args, unknown = parser.parse_known_args(words)
+    if hasattr(args, "overrides"):  # argparse takes only the KEY=VALUE up to the next option
+        args.overrides += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
+    if unknown:
+        options = re.findall(r"--[a-z][a-z-]*", parsers[args.command].format_help())
+        texts = [f"{args.command}: no such argument: {word}{did_you_mean(word, options)}" for word in unknown]
+        raise UserError([Problem(text, "cli.argument") for text in texts])
+    return args

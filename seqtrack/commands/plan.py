@@ -11,19 +11,29 @@ import math
 import os
 import re
 import shutil
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.optim.adamw import AdamW
 
 from seqtrack.config.environment import Environment, configure
 from seqtrack.config.schema import Config
 from seqtrack.device import DTYPES, Capability, capability_of, choose_precision, device_plan, is_emulated
 from seqtrack.errors import Problem, UserError
+from seqtrack.gpu_peaks import peak_tflops
+from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of, training_memory
+from seqtrack.model.loss import sequence_loss
 from seqtrack.model.spec import model_spec
 from seqtrack.parsing import did_you_mean
+from seqtrack.shards import waiting_nodes
+from seqtrack.tokens import target_sequences
 
 GIB = 2**30
 # GPUs of this project's users by compute capability, with their memory in GiB.
@@ -39,6 +49,7 @@ GPUS: dict[Capability, dict[str, int]] = {
     (9, 0): {"H100 80GB HBM3": 80, "H100 PCIe": 80, "H200": 141},
 }
 # Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
+_SHARE_OF_PEAK = 0.3  # that ViT training reaches: published figures for an H100 are 23 and 29 %
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
 
@@ -64,32 +75,48 @@ class Plan:
         self.device = "cpu" if machine.capability is None else "cuda"
         self.precision = choose_precision(train.AMP, machine.capability)
         self.stores_scores = is_emulated(self.precision, machine.capability)
-        batch = self.batch_at_a_time = math.ceil(train.BATCH_SIZE / machine.processes / train.ACCUMULATION_STEPS)
+        self.shards = train.SHARDS
+        if 0 < self.shards < machine.processes:
+            text = f"{machine.processes} processes, but TRAIN.SHARDS is {self.shards}: set NPROC to at most that"
+            self.problems.append(Problem(text, "run.too_many_processes"))
+        parts = self.shards or machine.processes * train.ACCUMULATION_STEPS
+        batch = self.batch_at_a_time = math.ceil(train.BATCH_SIZE / parts)
+        self.samples_per_epoch = None if samples == "auto" else samples
+        self.steps_per_epoch = None if samples == "auto" else math.ceil(samples / train.BATCH_SIZE)
         self.samples = None if samples == "auto" else train.EPOCH * samples
         self.steps = None if samples == "auto" else train.EPOCH * math.ceil(samples / train.BATCH_SIZE)
         self.tensors, self.memory_needed = self._needed(batch, ours)
         size = self.checkpoint_bytes = self.cost.checkpoint_bytes
+        files = self.checkpoint_files = math.ceil(train.EPOCH / train.CHECKPOINT_EPOCHS)
         # One more than is kept: the newest is complete before the oldest is deleted.
-        self.disk_needed = (min(train.KEEP_CHECKPOINTS or train.EPOCH, train.EPOCH) + 1) * size
-        self.upload_bytes = train.EPOCH * size
+        self.disk_needed = (min(train.KEEP_CHECKPOINTS or files, files) + 1) * size
+        self.upload_bytes = files * size
         if self.memory_needed > (memory := machine.memory):
             helps = not ours and self._needed(batch, True)[1] <= memory
             ways = ["set MODEL.ENCODER.USE_CHECKPOINT True"] * helps
-            if fits := bisect.bisect_right(range(1, batch), memory, key=lambda fewer: self._needed(fewer, ours)[1]):
+            if self.shards:
+                factors = (2**n for n in range(1, 13) if self.shards * 2**n <= train.BATCH_SIZE)
+                fitting = (n for n in factors if self._needed(math.ceil(batch / n), ours, more_shards=n)[1] <= memory)
+                ways += [f"multiply TRAIN.SHARDS by {n}" for n in fitting][:1]
+            elif fits := bisect.bisect_right(range(1, batch), memory, key=lambda fewer: self._needed(fewer, ours)[1]):
                 ways.append(f"multiply TRAIN.ACCUMULATION_STEPS by {math.ceil(batch / fits)}")
             needed = f"{self.memory_needed / GIB:.2f} GiB of memory needed to train {batch} samples at a time"
             text = f"{needed}, {memory / GIB:.2f} GiB available ({machine.memory_from})"
             self.problems.append(Problem(f"{text}; {', or '.join(ways) or 'use a smaller model'}", "plan.memory"))
         if self.disk_needed > machine.disk:
             room = machine.disk // size - 1
-            way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less, or use" if room >= 1 else "use"
+            way = f"set TRAIN.KEEP_CHECKPOINTS to {room} or less, or TRAIN.CHECKPOINT_EPOCHS higher, or use"
+            way = way if room >= 1 else "use"
             text = f"{self.disk_needed / GIB:.2f} GiB of disk needed for checkpoints, {machine.disk / GIB:.2f} GiB free"
             self.problems.append(Problem(f"{text}; {way} another disk", "plan.disk"))
 
-    def _needed(self, batch: int, checkpointing: bool) -> tuple[dict[str, int], int]:
+    def _needed(self, batch: int, checkpointing: bool, *, more_shards: int = 1) -> tuple[dict[str, int], int]:
         """Bytes by kind of tensor, and of everything on a device, for all processes that train on it."""
         half, stored = self.precision != "fp32", self.stores_scores
         tensors = training_memory(self.spec, batch=batch, half=half, checkpointing=checkpointing, stored_scores=stored)
+        if self.shards:  # sums of earlier shards, while a further one is computed
+            waiting = waiting_nodes(self.shards * more_shards, self.machine.processes)
+            tensors["waiting_gradients"] = tensors["gradients"] * waiting
         one = sum(tensors.values()) + _PROCESS_BYTES[self.device]
         # The trainer keeps a copy of the state in host memory, so that saving does not block the next step.
         on_cpu = one * self.machine.processes + self.cost.checkpoint_bytes
@@ -102,24 +129,103 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(config, find_machine(environment, args.gpu, args.memory_gib, args.disk_gib))
     numbers = {**asdict(plan.cost), "training_flops": plan.cost.training_flops, **asdict(plan.machine)}
     numbers |= {name: value for name, value in vars(plan).items() if name not in ("spec", "cost", "machine")}
-    if plan.samples and args.gpu is None and args.memory_gib is None:
-        # At the speed of matrix products here; a step that waits for nothing else comes close to it.
-        x = torch.ones(2048, 2048, device=plan.device, dtype=DTYPES[plan.precision])
-        float((x @ x)[0, 0])  # the first one loads the library
-        begun = time.perf_counter()
-        float((x @ x @ x @ x)[0, 0])
-        devices = plan.machine.processes if plan.device == "cuda" else 1
-        speed = devices * 3 * 2 * 2048**3 / (time.perf_counter() - begun)
-        numbers["hours_at_least"] = round(plan.samples * plan.cost.training_flops / speed / 3600, 2)
+    numbers |= _duration(plan, config, elsewhere=args.gpu is not None or args.memory_gib is not None)
     if args.json:
         print(json.dumps(numbers, indent=2))
-    for name, value in numbers.items() if not args.json else ():
-        if isinstance(value, int):
-            value = f"{value / GIB:.2f} GiB" if re.search("memory|disk|bytes", name) else f"{value:,}"
-        print(f"{name.replace('_', ' '):24}{value}")
+    else:
+        _print(numbers)
     if plan.problems:
         raise UserError(plan.problems)
     return 0
+
+
+def _print(numbers: dict[str, Any]) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {size / GIB:.2f}" for part, size in value.items()) + " GiB"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, int):
+            value = f"{value / GIB:.2f} GiB" if re.search("memory|disk|bytes", name) else f"{value:,}"
+        elif isinstance(value, float):
+            hours = f" ({timedelta(seconds=round(3600 * value))})" if name.startswith("hours") else ""
+            value = f"{value:,.3g}{hours}"
+        if value not in (None, "", []) and name != "problems":
+            print(f"{name.replace('_', ' '):24}{value}")
+
+
+def _duration(plan: Plan, config: Config, *, elsewhere: bool) -> dict[str, Any]:
+    """Samples per second, where that number is from, and the hours that it means."""
+    machine = plan.machine
+    if elsewhere:
+        peak = peak_tflops(machine.gpu, plan.precision) if machine.gpu else None
+        speed = peak and peak * 1e12 * _SHARE_OF_PEAK / plan.cost.training_flops * machine.processes
+        said = f"{_SHARE_OF_PEAK:.0%} of the card's peak of {peak:.0f} TFLOP/s" if peak else "unknown for this device"
+    elif plan.problems:
+        speed, said = None, "not measured: the run does not fit"
+    else:
+        speed, said = measure_speed(plan, config)
+    found: dict[str, Any] = {"samples_per_s": speed, "samples_per_s_from": said}
+    if speed and plan.samples:
+        hours = plan.samples / speed / 3600
+        found |= {"hours_per_epoch": hours / config.TRAIN.EPOCH, "hours_at_least": hours}
+    return found
+
+
+def measure_speed(plan: Plan, config: Config, *, limit_s: float = 10.0) -> tuple[float, str]:
+    """Samples per second of training here without any wait for data, and how it was found, in about `limit_s` seconds.
+
+    Measured by steps of few samples with random weights; where three steps of one sample would take longer than that,
+    by matrix products, whose speed a step of a large model comes close to.
+    """
+    threads, on_gpu = torch.get_num_threads(), plan.device == "cuda"
+    if config.TRAIN.NUM_THREADS:
+        torch.set_num_threads(config.TRAIN.NUM_THREADS)
+    devices = plan.machine.processes if on_gpu else 1  # processes on a CPU share its cores
+    x = torch.ones(2048, 2048, device=plan.device, dtype=DTYPES[plan.precision])
+    one = plan.cost.training_flops / (2 * 2048**3) * min(_seconds(lambda: x @ x, on_gpu) for _ in range(3))
+    if 3 * one > limit_s:
+        speed, said = 1 / one, "the speed of matrix products here"
+    else:
+        batch = max(1, min(plan.batch_at_a_time, int(limit_s / 4 / one), 64))
+        step = _make_step(plan, batch)
+        step()  # the first one allocates
+        taken, end = list[float](), time.monotonic() + limit_s / 2
+        while not taken or (len(taken) < 10 and time.monotonic() < end):
+            taken.append(_seconds(step, on_gpu))
+        speed, said = batch / statistics.median(taken), f"{len(taken)} steps of {batch} samples here, without data"
+    torch.set_num_threads(threads)
+    return speed * devices, said
+
+
+def _make_step(plan: Plan, batch: int) -> Callable[[], None]:
+    """A training step of the run's model on one fixed batch of noise."""
+    spec, device = plan.spec, plan.device
+    model = build_model(spec, seed=1).to(device).train()
+    templates = torch.zeros(batch, spec.num_templates, 3, *[spec.template_size] * 2, device=device)
+    search = torch.zeros(batch, 3, *[spec.search_size] * 2, device=device)
+    inputs, targets = target_sequences(torch.full((batch, 4), 0.25, device=device), spec.bins)
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    optimizer = AdamW(parameters, fused=True)
+    dtype = DTYPES[plan.precision]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            logits = model(templates, search, inputs)
+        sequence_loss(logits, targets, spec.bins).mean().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+
+    return step
+
+
+def _seconds(work: Callable[[], object], on_gpu: bool) -> float:
+    begun = time.perf_counter()
+    work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
 
 
 def find_machine(
@@ -143,6 +249,7 @@ def find_machine(
             capability, memory = (int(numbers[1]), int(numbers[2])), None
         elif names := [name for name in known if name.lower().replace("-", " ") == short]:
             capability, memory = known[names[0]]
+            name = names[0]
         else:
             wanted = f"expected a compute capability such as 7.5 or a known GPU{did_you_mean(gpu, known)}"
             raise UserError(f"--gpu {gpu}: {wanted}", code="plan.unknown_gpu")

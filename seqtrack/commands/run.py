@@ -117,8 +117,11 @@ class TrainerWithUploader:
         code = exit_code(self.trainer)
         if code == 0 and not self.stop_asked:
             self._drain()
-        elif self.stop_asked or code == USER_ERROR_EXIT_CODE:
+        elif self.stop_asked:
             self._end_uploader()
+        elif code == USER_ERROR_EXIT_CODE:  # the start was refused: the reason is the last line
+            self.uploader.kill()
+            self.uploader.wait()
         else:
             logger.warning("training ended with exit code %d; uploading what it wrote", code)
             self._end_uploader()

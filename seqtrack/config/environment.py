@@ -7,7 +7,6 @@ appear in a log or a report.
 
 import difflib
 import io
-import logging
 import os
 import re
 import sys
@@ -27,7 +26,6 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import short_repr
 from seqtrack.run_dir import phase_name
 
-_log = logging.getLogger(__name__)
 # Commands that read a variable.
 _RUNS, _DATA = "train, track, evaluate", "train, data, evaluate"
 _UP, _HUB = "train, upload, hub", "train, data, upload, hub"
@@ -46,6 +44,13 @@ Address = Annotated[
 Repository = Annotated[str, Field(pattern=_REPO), Expected("owner/name or datasets/owner/name, as on the Hub")]
 Prefix = Annotated[str, Field(pattern=_PREFIX), Expected("a/path of ASCII letters, digits, _, - and .")]
 Overrides = Annotated[Pairs, Expected("KEY VALUE KEY VALUE with a blank between, and every quotation mark closed")]
+# What .env may set besides: compose's names, and those of libraries, the network and the shell.
+_OTHERS = (
+    r"(?i)IMAGE|CUDA|GPUS|SHM_SIZE|MEMLOCK|TENSORBOARD_PORT|COMMIT|LOCK_DIGEST|UPLOAD_TUNING|JOB|PYTHON|VENV|PROCESSES|"
+    r"PATH|HOME|USER|TZ|LANG|TMPDIR|TERM|COLUMNS|CI|REQUESTS_CA_BUNDLE|\w+_PROXY|(AWS|BUILDKIT|COMPOSE|CUBLAS|CUDA|CURL|"
+    r"DOCKER|GIT|GLOO|HF|KMP|LC|LD|MALLOC|MKL|MPL|NCCL|NVIDIA|OMP|ONEDNN|OPENBLAS|PIP|PYTHON|PYTORCH|RUN|SSL|SLURM|TF|"
+    r"THP|TORCH|UV|WANDB|XDG)_?\w*"
+)
 Processes = Annotated[int, Ge(1), Le(4096)] | Literal["auto"]
 
 
@@ -106,7 +111,7 @@ class Environment(Settings):
     upload_lag_limit_s: float = setting(
         3600.0, "seconds that a file may wait before the uploader is unhealthy", "upload", ge=0, le=1e9
     )
-    upload_drain_s: float = setting(3600.0, "seconds for the last uploads without compose", "entrypoint", ge=0, le=1e7)
+    upload_drain_s: float = setting(3600.0, "seconds for the last uploads after training", "entrypoint", ge=0, le=1e7)
     health_stale_s: float = setting(1800.0, "seconds without a log line until unhealthy", "healthcheck", ge=1, le=1e7)
     seqtrack_command: str = setting(
         "seqtrack", "how you start commands, for advice; set by scripts/local.sh and compose", "train"
@@ -128,6 +133,8 @@ class Environment(Settings):
         return self.output_dir / phase_name(phase or self.phase)
 
 
+# Variables that set one key.
+KEYS = {"CLASSES": "DATA.CLASSES", "SEED": "TRAIN.SEED", "EPOCHS": "TRAIN.EPOCH", "BATCH_SIZE": "TRAIN.BATCH_SIZE"}
 VARIABLES = {name.upper(): field for name, field in Environment.model_fields.items()}
 
 
@@ -154,8 +161,7 @@ def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
     names = [name.upper() if name == name.lower() else name for name in environment.dataset]
     layer = [("DATASET", "DATA.TRAIN.DATASETS_NAME", ",".join(names))] if names else []
     layer += [("DATASET", "DATA.TRAIN.DATASETS_RATIO", ",".join("1" for _ in names))] if names else []
-    keys = {"CLASSES": "DATA.CLASSES", "SEED": "TRAIN.SEED", "EPOCHS": "TRAIN.EPOCH", "BATCH_SIZE": "TRAIN.BATCH_SIZE"}
-    layer += [(name, key, environ[name]) for name, key in keys.items() if environment.given(name)]
+    layer += [(name, key, environ[name]) for name, key in KEYS.items() if environment.given(name)]
     try:
         config = load_config(environment.config, variables=layer, overrides=environment.overrides)
         epoch, last = environment.resume_epoch or 0, config.TRAIN.EPOCH
@@ -164,10 +170,10 @@ def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
             problems.append(Problem(text, "config.resume_epoch"))
     except UserError as error:
         problems += error.problems
+    near = {name: close for name, close in _similar(environ).items() if close}
+    problems += [Problem(f"{name}{close}; rename or unset it", "variable.unknown") for name, close in near.items()]
     if problems:
         raise UserError(problems)
-    for text in _misspelt(environ):
-        _log.warning("%s", text)
     return environment, config
 
 
@@ -193,7 +199,7 @@ def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] = os.enviro
     """Add the variables of `folder/.env` that are not set, as compose does; the environment takes precedence.
 
     Raises:
-        UserError: a line that is not `NAME=value`, which python-dotenv would skip; a name that resembles one of ours.
+        UserError: a line that is not `NAME=value`, which python-dotenv would skip; a name that is nobody's.
     """
     path = folder / ".env"
     if not path.is_file():
@@ -206,16 +212,18 @@ def load_dotenv_file(folder: Path, environ: MutableMapping[str, str] = os.enviro
         # The line is not shown because it may contain the token.
         raise UserError([f"{path} line {line}: expected NAME=value" for line in bad], "dotenv.malformed")
     values = dotenv_values(stream=io.StringIO(text))
-    if misspelt := _misspelt(values):
-        raise UserError([f"{path}: {text}" for text in misspelt], "variable.unknown")
+    absent = ": no such variable; docs/configuration.md lists all, and keys such as TRAIN.LR are set by OVERRIDES"
+    unknown = {name: close for name, close in _similar(values).items() if close or not re.fullmatch(_OTHERS, name)}
+    if unknown:
+        raise UserError([f"{path}: {name}{close or absent}" for name, close in unknown.items()], "variable.unknown")
     for name, value in values.items():
         environ.setdefault(name, value or "")
 
 
-def _misspelt(names: Iterable[str]) -> list[str]:
-    """Names that only look like those of variables."""
-    near = {name: difflib.get_close_matches(name, VARIABLES, 1, 0.85) for name in sorted(set(names) - set(VARIABLES))}
-    return [f"{name}: no such variable; did you mean {close[0]}?" for name, close in near.items() if close]
+def _similar(names: Iterable[str]) -> dict[str, str]:
+    """For each name that is no variable what is wrong with it, if it is similar to one, else an empty string."""
+    found = {name: difflib.get_close_matches(name, VARIABLES, 1, 0.85) for name in sorted(set(names) - set(VARIABLES))}
+    return {name: f": no such variable; did you mean {near[0]}?" if near else "" for name, near in found.items()}
 
 
 def _read(environ: Mapping[str, str]) -> tuple[Environment, list[Problem]]:

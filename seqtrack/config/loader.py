@@ -104,8 +104,9 @@ def config_digest(config: Config) -> str:
     """sha256 of the keys that a resumed run must match; not of workers, log interval and the like."""
     values = {key: value for key, value in flat_values(config).items() if fact(KEYS[key], "must_match")}
     values["TRAIN.SAMPLING"] = "stateless"  # a key that no longer exists, with its only value
-    if not config.TRAIN.TF32:  # a key added later; older experiments keep their digest
-        del values["TRAIN.TF32"]
+    for key in ("TRAIN.TF32", "TRAIN.SHARDS"):  # added later; without them an experiment keeps its digest
+        if not values[key]:
+            del values[key]
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -256,6 +257,9 @@ def contradictions(config: Config) -> Iterator[str]:
     if custom and encoder.PRETRAIN_TYPE != "scratch":
         text = f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}"
         yield f"{text}, but MODEL.ENCODER.TYPE vit_custom has no published weights; use scratch"
+    if train.INIT_FROM and encoder.PRETRAIN_TYPE != "scratch":
+        text = f"MODEL.ENCODER.PRETRAIN_TYPE is {encoder.PRETRAIN_TYPE}, but TRAIN.INIT_FROM replaces all weights"
+        yield f"{text}; set PRETRAIN_TYPE to scratch"
     if encoder.NUM_HEADS and encoder.EMBED_DIM % encoder.NUM_HEADS:
         text = f"MODEL.ENCODER.EMBED_DIM {encoder.EMBED_DIM} is not a multiple of MODEL.ENCODER.NUM_HEADS"
         yield f"{text} {encoder.NUM_HEADS}"
@@ -281,3 +285,10 @@ def contradictions(config: Config) -> Iterator[str]:
     if train.ACCUMULATION_STEPS > train.BATCH_SIZE:
         text = f"TRAIN.ACCUMULATION_STEPS is {train.ACCUMULATION_STEPS}"
         yield f"{text}, but TRAIN.BATCH_SIZE has only {train.BATCH_SIZE} samples"
+    if train.SHARDS & (train.SHARDS - 1):
+        yield f"TRAIN.SHARDS is {train.SHARDS}; it must be a power of two such as {1 << train.SHARDS.bit_length()}"
+    if train.SHARDS > train.BATCH_SIZE:
+        yield f"TRAIN.SHARDS is {train.SHARDS}, but TRAIN.BATCH_SIZE has only {train.BATCH_SIZE} samples"
+    if train.SHARDS and train.ACCUMULATION_STEPS > 1:
+        text = f"TRAIN.SHARDS is {train.SHARDS} and TRAIN.ACCUMULATION_STEPS {train.ACCUMULATION_STEPS}"
+        yield f"{text}; shards are computed one after another already, so leave the second 1"

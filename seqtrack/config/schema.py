@@ -69,6 +69,11 @@ class Train(Settings):
     """TRAIN: optimization and execution."""
 
     SEED: int = setting(42, "seed of all random numbers", ge=0, le=2**32 - 1)
+    INIT_FROM: str = setting(
+        "",
+        "fine-tuning: a checkpoint, a .pth.tar or hf://owner/name/PATH with the first weights",
+        must_match=False,
+    )
     LR: float = setting(1e-4, "learning rate of decoder and head", gt=0, le=10)
     ENCODER_MULTIPLIER: float = setting(0.1, "the encoder's learning rate as a multiple of LR", ge=0, le=1000)
     WEIGHT_DECAY: float = setting(1e-4, "AdamW's weight decay, on every parameter", ge=0, le=10)
@@ -76,6 +81,12 @@ class Train(Settings):
     LR_DROP_EPOCH: int = setting(400, "epochs between two drops of the rate (step)", ge=1)
     BATCH_SIZE: int = setting(8, "samples per optimizer step over all processes (the authors' is per GPU)", ge=1)
     ACCUMULATION_STEPS: int = setting(1, "gradient accumulation: parts in which a batch is computed", ge=1, le=4096)
+    SHARDS: int = setting(
+        0,
+        "parts of a batch, a power of two, whose sums give any number of processes the same bits; 0: one per process",
+        ge=0,
+        le=4096,
+    )
     NUM_WORKER: Annotated[int, Ge(0)] | Literal["auto"] = setting(
         "auto", "data loading processes; 0: in the trainer, auto: one per core, at most 12", must_match=False
     )
@@ -89,7 +100,7 @@ class Train(Settings):
         "auto", "precision; auto: bf16 or fp16 if supported, else off"
     )
     TF32: bool = setting(False, "TF32 matrix products on GPUs: faster, with a 10-bit mantissa")
-    COMPILE: bool = setting(False, "torch.compile; a resumed run may differ in its last digits")
+    COMPILE: bool = setting(False, "torch.compile: needs a C compiler (not in the image); a resumed run may differ")
     DETERMINISTIC: bool = setting(True, "deterministic kernels; without them two runs are not bitwise equal")
     NUM_THREADS: int = setting(0, "compute threads per process; 0: torch's default", ge=0, le=1024)
     SAVE_INTERVAL_S: float = setting(600.0, "seconds between checkpoints in an epoch; 0: none", ge=0, must_match=False)

@@ -30,6 +30,9 @@ _FINITE_ROW, _ANY_ROW = (
     re.compile(rf"[ \t]*{number}(?:{_BETWEEN}{number}){{3}}{_BETWEEN}?")
     for number in (NUMBER, rf"(?:{NUMBER}|[+-]?(?i:nan|inf|infinity))")
 )
+_CORNERS_ROW = re.compile(
+    "[0-9]+" + rf"[ \t]+({NUMBER})" * 4 + r"(?:[ \t]+[0-9]+){4}[ \t]+\"[^\"]*\"[ \t]*",
+)
 _SEQUENCE_NAME = re.compile(r"(.+)-([0-9]+)")
 
 
@@ -113,6 +116,23 @@ def read_boxes(path: Path, *, allow_not_finite: bool = False) -> Boxes:
     return boxes
 
 
+def read_corners(path: Path) -> Boxes:
+    """Boxes (N, 4) x,y,w,h from NfS's rows: id, xmin, ymin, xmax, ymax, frame, lost, occluded, generated, "label".
+
+    Raises:
+        UserError: unreadable, empty, or another row.
+    """
+    rows = []
+    for number, line in enumerate(read_text_file(path, may_be_empty=False).split("\n"), start=1):
+        match = _CORNERS_ROW.fullmatch(line)
+        if match is None:
+            expected = 'nine numbers and a "label", xmin, ymin, xmax, ymax after the first'
+            raise UserError(f"{path}, line {number}: found {short_repr(line)}, expected {expected}", "file.row")
+        left, top, right, bottom = map(float, match.groups())
+        rows.append((left, top, right - left, bottom - top))
+    return np.array(rows, dtype=np.float64)
+
+
 def write_boxes(path: Path, boxes_xywh: Boxes) -> None:
     """Write (N, 4) boxes, one `x,y,w,h` per line; `read_boxes` returns them to the last bit."""
     lines = [",".join(repr(float(value)) for value in row) for row in boxes_xywh]
@@ -179,24 +199,25 @@ def read_annotations(place: Path) -> list[Annotation]:
     """Annotations that are stored without their frames.
 
     Args:
-        place: an archive (see `read_archive`); a folder `annos` with `<sequence>.txt` and `absent/<sequence>.txt`, or
-            its parent; or LaSOT's layout, with or without class folders.
+        place: an archive (see `read_archive`); a folder `annos` with `<sequence>.txt`, and `absent/<sequence>.txt` if
+            there is that folder, or its parent; or LaSOT's layout, with or without class folders.
 
     Raises:
         UserError: no annotations found, or every problem in every file.
     """
     if place.is_file():
-        return [*read_archive(place, with_absence=True).values()]
+        return [*read_archive(place, of_annotations=True).values()]
     annos = place / "annos" if (place / "annos").is_dir() else place
-    if (annos / "absent").is_dir():
-        files = [(path.stem, path, {annos / "absent" / path.name: (1, 1)}) for path in annos.glob("*.txt")]
+    if texts := [*annos.glob("*.txt")]:
+        absent = (annos / "absent").is_dir()
+        files = [(path.stem, path, {annos / "absent" / path.name: (1, 1)} if absent else {}) for path in texts]
     else:
         found = [*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt")]
         files = [
             (path.parent.name, path, {path.with_name(name): how for name, how in FLAG_FILES.items()}) for path in found
         ]
     if not files:
-        expected = "an .npz file, a folder annos with absent/ in it, or folders with groundtruth.txt"
+        expected = "an .npz file, a folder of <sequence>.txt, or folders with groundtruth.txt"
         raise UserError(f"{place}: no annotations found; expected {expected}", "annotations.none")
     problems: list[Problem] = []
     annotations = []
@@ -208,11 +229,12 @@ def read_annotations(place: Path) -> list[Annotation]:
     return annotations
 
 
-def read_archive(path: Path, *, with_absence: bool = False) -> dict[str, Annotation]:
+def read_archive(path: Path, *, of_annotations: bool = False) -> dict[str, Annotation]:
     """Boxes by sequence from an `.npz` with `names` (S,), `offsets` (S + 1,) and `boxes` (N, 4).
 
     Args:
-        with_absence: read `absent` as well, a bit per frame, and refuse boxes that are not finite.
+        of_annotations: read `absent` as well, a bit per frame, if it exists; the lowest number of int16 is NaN, and
+            infinite boxes are refused.
 
     Raises:
         UserError: unreadable, or of another format.
@@ -220,7 +242,8 @@ def read_archive(path: Path, *, with_absence: bool = False) -> dict[str, Annotat
     try:
         with np.load(path, allow_pickle=False) as stored:
             names, offsets, boxes = stored["names"], stored["offsets"], stored["boxes"]
-            bits = np.unpackbits(stored["absent"]) if with_absence else np.zeros(-(-len(boxes) // 8) * 8)
+            flagged = of_annotations and "absent" in stored
+            bits = np.unpackbits(stored["absent"]) if flagged else np.zeros(-(-len(boxes) // 8) * 8)
         kinds = names.dtype.kind + offsets.dtype.kind + boxes.dtype.kind
         if (
             not re.fullmatch("U[iu][iuf]", kinds)
@@ -231,9 +254,10 @@ def read_archive(path: Path, *, with_absence: bool = False) -> dict[str, Annotat
         ends = offsets.astype(np.int64)
         if ends[0] != 0 or (np.diff(ends) < 0).any() or len({*names.tolist()}) < len(names):
             raise ValueError("offsets that do not rise from 0, or a name twice")
-        if bits.shape != (-(-len(boxes) // 8) * 8,) or (with_absence and not np.isfinite(boxes).all()):
-            raise ValueError("absent of another number of frames, or boxes that are not finite")
-        parts = (np.split(array, ends[1:-1]) for array in (boxes.astype(np.float64), bits[: len(boxes)].astype(bool)))
+        if bits.shape != (-(-len(boxes) // 8) * 8,) or (of_annotations and np.isinf(boxes).any()):
+            raise ValueError("absent of another number of frames, or infinite boxes")
+        rows = np.where(boxes == -32768, np.nan, boxes) if boxes.dtype == np.int16 else boxes.astype(np.float64)
+        parts = (np.split(array, ends[1:-1]) for array in (rows, bits[: len(boxes)].astype(bool)))
         return {name: Annotation(name, class_of(name), *one) for name, *one in zip(names.tolist(), *parts, strict=True)}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})", "file.unreadable") from error

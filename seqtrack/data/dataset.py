@@ -20,7 +20,7 @@ from seqtrack.data.crop import AUTHORS_SEARCH_JITTER, NO_JITTER, Jitter
 from seqtrack.data.decode import FrameFile, check_frames
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source
-from seqtrack.errors import UserError
+from seqtrack.errors import UserError, as_typed
 from seqtrack.seeding import sample_generator
 
 _log = logging.getLogger(__name__)
@@ -130,10 +130,8 @@ class TrackingDataset:
         is_checked = len(frames) <= verify_up_to
         if is_checked and (problems := check_frames(one.frame_path(index) for one, index in frames)):
             raise UserError(problems)
-        _log.info(
-            "headers of %d frame files are %s; a damaged frame ends the run when it is drawn: `seqtrack data check "
-            "--decode` finds it before", len(frames), "valid" if is_checked else "not checked",
-        )  # fmt: skip
+        hint = as_typed("a damaged frame ends the run when it is drawn: `seqtrack data check --decode` finds it before")
+        _log.info("headers of %d frame files are %s; %s", len(frames), "valid" if is_checked else "not checked", hint)
 
     def automatic_epoch(self) -> int:
         """Samples of an epoch that uses as many frames as the sampled sequences have: `SAMPLE_PER_EPOCH: auto`."""

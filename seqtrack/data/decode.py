@@ -71,6 +71,21 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_FILE_MANAGERS
 
 
+def list_folder(folder: Path) -> dict[str, int]:
+    """Files of a folder by name, with their sizes in bytes; empty where there is no such folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return {one.name: one.stat().st_size for one in entries if one.is_file() and not is_hidden(one.name)}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
+
+
 def scan_frames(folder: Path, must_be_numbered: bool = False) -> FrameFolder:
     """Find the frames of a folder without opening them.
 

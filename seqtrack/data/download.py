@@ -84,6 +84,8 @@ def download_classes(
             fcntl.flock(lock, fcntl.LOCK_EX)
             lacking = [one for one in wanted if not ((root / class_of(one) / one).exists() or (root / one).exists())]
             missing = {name: [one for one in lacking if class_of(one) == name] for name in classes}
+            if lacking:
+                _log.info("downloading %s to %s", ", ".join(name for name in classes if missing[name]), root)
             zips = _list_zips(hub, repo, [name for name in classes if missing[name]])
             for name, names in missing.items():
                 added[name] = []

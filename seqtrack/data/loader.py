@@ -27,6 +27,7 @@ from seqtrack.data.dataset import TrackingDataset
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError, UserError
 from seqtrack.process import STOP_SIGNALS, end_with_parent, limit_problem
+from seqtrack.shards import shard_range
 
 _PREFETCH = 2  # batches per worker that are made in advance
 _POLL_S = 0.2  # interval at which a wait checks for a request to stop
@@ -49,7 +50,7 @@ class _ForkContext(ForkContext):
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's shard of a global batch, on the CPU.
+    """One rank's samples of a global batch, on the CPU.
 
     Attributes:
         templates: (B, T, 3, S, S) uint8 RGB.
@@ -59,7 +60,7 @@ class Batch:
         boxes: (B, 4) float32 cx, cy, w, h in fractions of the search crop, not clipped.
         indices: (B,) int64, of the samples in the epoch, over all ranks.
         global_count: samples of the global batch.
-        count: samples of this shard that count; 0 where the shard is empty and holds one sample as a placeholder.
+        count: samples that count; 0 where this rank has none and holds one sample as a placeholder.
         checksum: sum of the checksums of the samples that count, modulo 2**64; over all ranks it depends on neither
             their number nor the order of the samples.
     """
@@ -88,6 +89,7 @@ class BatchLoader:
 
     Args:
         batch_size_global, samples_per_epoch: over all ranks; the last batch may be smaller.
+        shards: a batch is cut into so many, and a rank has consecutive ones; 0: one per rank.
         num_workers: processes that make batches; 0 makes them in this process.
         pin: put batches into page-locked memory, for a GPU to copy from.
     """
@@ -100,14 +102,17 @@ class BatchLoader:
         samples_per_epoch: int,
         world_size: int = 1,
         rank: int = 0,
+        shards: int = 0,
         num_workers: int = 0,
         pin: bool = False,
     ) -> None:
         self.steps_per_epoch = -(-samples_per_epoch // batch_size_global)
         self.samples_per_epoch = samples_per_epoch
         self.dataset, self._batch_size = dataset, batch_size_global
-        self._world_size, self._rank, self._num_workers, self._pin = world_size, rank, num_workers, pin
-        spec, size = dataset.spec, -(-batch_size_global // world_size)
+        self._world_size, self._num_workers, self._pin = world_size, num_workers, pin
+        self._num_shards = shards or world_size
+        self._shards = shard_range(self._num_shards, world_size, rank)  # of this rank
+        spec, size = dataset.spec, max(1, len(self._samples(batch_size_global)))
         search = (size, 3, spec.search_size, spec.search_size)
         templates = (size, spec.num_templates, 3, spec.template_size, spec.template_size)
         shapes = (templates, search, (size, spec.num_templates), (size,), (size, 4))
@@ -139,7 +144,7 @@ class BatchLoader:
             raise RunError(problem, code="loader.start") from error
 
     def batches(self, epoch: int, start_step: int = 0, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
-        """This rank's shards of the global batches `start_step`, `start_step + 1`, ... of an epoch.
+        """This rank's samples of the global batches `start_step`, `start_step + 1`, ... of an epoch.
 
         Ends early where `stop()` becomes true while a batch is waited for.
 
@@ -188,17 +193,22 @@ class BatchLoader:
         self._pending.popleft().result()
         return True
 
-    def _shard(self, step: int) -> tuple[list[int], int, int]:
-        """Indices to make (a placeholder for an empty shard), samples of the global batch, samples that count."""
+    def _own(self, step: int) -> tuple[list[int], int, int]:
+        """Indices to make (a placeholder where there is none), samples of the global batch, samples that count."""
         first = step * self._batch_size
-        of_all = np.arange(first, min(first + self._batch_size, self.samples_per_epoch))
-        mine = np.array_split(of_all, self._world_size)[self._rank].tolist()
-        return mine or [first], len(of_all), len(mine)
+        size = min(self._batch_size, self.samples_per_epoch - first)
+        mine = [first + one for one in self._samples(size)]
+        return mine or [first], size, len(mine)
+
+    def _samples(self, size: int) -> range:
+        """The places of this rank's samples in a global batch of `size`."""
+        first, last = (shard_range(size, self._num_shards, one) for one in (self._shards[0], self._shards[-1]))
+        return range(first.start, last.stop)
 
     def fill(self, number: int, epoch: int, step: int) -> None:
-        """Write the samples of a shard into a buffer."""
+        """Write this rank's samples of a step into a buffer."""
         buffer = self._buffers[number]
-        for place, index in enumerate(self._shard(step)[0]):
+        for place, index in enumerate(self._own(step)[0]):
             sample = self.dataset.sample(epoch, index)
             for name, array in {**vars(sample), "boxes": sample.box}.items():
                 if name in _FIELDS:
@@ -207,7 +217,7 @@ class BatchLoader:
 
     def _batch(self, number: int, step: int) -> Batch:
         """A copy of the samples that `fill` wrote."""
-        indices, size, count = self._shard(step)
+        indices, size, count = self._own(step)
         tensors = {name: torch.from_numpy(self._buffers[number][name][0, : len(indices)]) for name in _FIELDS}
         checksum = int(self._buffers[number]["checksums"][0, :count].sum())
         view = Batch(indices=torch.tensor(indices), global_count=size, count=count, checksum=checksum, **tensors)

@@ -5,7 +5,7 @@ split, class list or pixel.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,25 @@ _KNOWN_NEGATIVE_ROWS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """File names of numbered frames, from `first` on; an object with these two fields can be sent to a worker."""
+
+    pattern: str = "{:08d}.jpg"
+    first: int = 1
+
+    def __call__(self, index: int) -> str:
+        return self.pattern.format(self.first + index)
+
+
 @dataclass(frozen=True, eq=False)
 class Sequence(Annotation):
-    """An annotated video: the folder of its frames 00000001.jpg, 00000002.jpg, ..., and (N,) int64 the size of each, -1
-    for a missing one."""
+    """An annotated video: the folder of its frames, (N,) int64 the size of each, -1 for a missing one, and the file
+    name of a frame by its index from 0."""
 
     folder: Path
     frame_bytes: NDArray[np.int64]
+    frame_name: Callable[[int], str] = Numbered()
 
     @cached_property
     def missing(self) -> Flags:
@@ -48,7 +60,7 @@ class Sequence(Annotation):
 
     def frame_path(self, index: int) -> Path:
         """File of a frame, counted from 0."""
-        return self.folder / f"{index + 1:08d}.jpg"
+        return self.folder / self.frame_name(index)
 
 
 def read_sequence(

@@ -19,6 +19,7 @@ from seqtrack.data.demo import ensure_demo, open_demo
 from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
 from seqtrack.data.sequence import Sequence
+from seqtrack.data.test_sets import ALIASES, TEST_SETS, open_test_set
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import did_you_mean
 
@@ -44,7 +45,22 @@ SOURCES: dict[str, Callable[..., list[Sequence]]] = {
     "GOT10K_TRAIN_FULL": open_got10k,
     "GOT10K_VOTTRAIN": functools.partial(open_got10k, without_vot=True),
     "DEMO": open_demo,
+    **{name: functools.partial(open_test_set, name) for name in TEST_SETS},
 }
+
+
+def data_set_key(name: str) -> str:
+    """The key of a data set of `SOURCES`, named in any case or by another of its names.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    key = ALIASES.get(name.upper(), name.upper())
+    if key not in SOURCES:
+        known = f"known are {', '.join(sorted(SOURCES))}"
+        text = f"DATASET: unknown data set {name!r}{did_you_mean(name, SOURCES)}; {known}"
+        raise UserError(text, "data.unknown_data_set")
+    return key
 
 
 def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: str) -> Source:
@@ -53,11 +69,7 @@ def open_source(name: str, data_dir: Path, *, classes: tuple[str, ...], split: s
     Raises:
         UserError: an unknown name, or every problem with the data.
     """
-    key = name.upper()
-    if key not in SOURCES:
-        known = f"known are {', '.join(sorted(SOURCES))}"
-        text = f"DATASET: unknown data set {name!r}{did_you_mean(name, SOURCES)}; {known}"
-        raise UserError(text, "data.unknown_data_set")
+    key = data_set_key(name)
     assert split in SPLITS
     return Source(key, SOURCES[key](data_dir, classes=classes, split=split), split, synthetic=key == "DEMO")
 
@@ -115,7 +127,6 @@ def prepare_data(environment: Environment, config: Config, environ: Mapping[str,
             if missing := tuple(one for one in chosen if one not in existing):
                 from seqtrack.data.download import data_hub, download_classes  # the Hub's client is slow to import
 
-                _log.info("downloading %s to %s", ", ".join(missing), data_dir)
                 download_classes(data_dir, missing, hub=data_hub(environ))
             lines.append(f"LaSOT: {', '.join(chosen or existing)} in {data_dir}")
         else:

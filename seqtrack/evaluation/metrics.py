@@ -1,7 +1,7 @@
-"""LaSOT's protocol: success, precision and normalised precision of a tracker's boxes.
+"""One-pass evaluation: success, precision and normalised precision of a tracker's boxes.
 
-Knows only NumPy arrays of boxes. Every number is that of LaSOT's own toolkit; where the Python evaluators of the field
-differ from it (a visible frame whose annotation is not a box) the convention is an argument.
+Knows only NumPy arrays of boxes. The field's evaluators agree on everything but a few frames (those whose annotation is
+not a box, absent ones, rows without a size) and the last bit of some thresholds: these are a `Convention`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,20 +21,31 @@ NORM_PRECISION_THRESHOLDS: Array = np.arange(51, dtype=np.float64) / 100  # in w
 
 
 class Convention(NamedTuple):
-    """How a visible frame counts whose annotation is not a box; absent frames are failures in every convention.
+    """How an evaluator counts what is not a box. A distance of -1 is below every threshold, a hit; an infinite one a
+    miss. In success every such frame is a miss, and none leaves the denominator.
 
     Attributes:
-        corner_too: x and y must be above 0 as well as w and h (files count pixels from 1).
-        invalid_center: its distance in pixels. -1 is below every threshold: a failure in success, a hit in precision.
+        corner_too: an annotation needs x and y above 0 as well as w and h (files count pixels from 1).
+        invalid_center: centre distance of a frame whose annotation is not a box; its normalised distance is -1.
+        absent_norm: normalised distance of an absent frame; its centre distance is infinite.
+        repairs_unannotated: rows without a size repeat the last box even where the annotation is NaN.
+        thresholds: of success, (21,).
     """
 
     corner_too: bool
     invalid_center: float
+    absent_norm: float = float("inf")
+    repairs_unannotated: bool = False
+    thresholds: Array = SUCCESS_THRESHOLDS
 
 
-TOOLKIT = Convention(corner_too=True, invalid_center=-1.0)
-PYTRACKING = Convention(corner_too=False, invalid_center=float("inf"))  # and the authors' evaluator
-CONVENTIONS = {"toolkit": TOOLKIT, "pytracking": PYTRACKING}
+_STEPS = np.arange(21, dtype=np.float64)
+# The MATLAB toolkits' range 0:0.05:1 is computed from both ends: at five thresholds the last bit is lower.
+_MATLAB_RANGE: Array = np.where(_STEPS > 10, 1 - (20 - _STEPS) * 0.05, _STEPS * 0.05)
+TOOLKIT = Convention(True, invalid_center=-1.0, repairs_unannotated=True, thresholds=_MATLAB_RANGE)
+PYTRACKING = Convention(True, invalid_center=float("inf"))
+AUTHORS = Convention(False, invalid_center=float("inf"))
+CONVENTIONS = {"toolkit": TOOLKIT, "pytracking": PYTRACKING, "authors": AUTHORS}
 
 
 class FrameErrors(NamedTuple):
@@ -96,12 +107,13 @@ def is_box(boxes_xywh: Boxes) -> Flags:
     return np.asarray(np.isfinite(boxes_xywh).all(axis=1) & (boxes_xywh[:, 2:] > 0).all(axis=1))
 
 
-def repair(predicted_xywh: Array, first_xywh: Array) -> Array:
-    """(N, 4) boxes as the toolkit scores them: frame 1 has its annotation `first_xywh` (4,), which the tracker got, and
-    a row that is not a box repeats the last one that is."""
+def repair(predicted_xywh: Array, first_xywh: Array, keep: Flags | None = None) -> Array:
+    """(N, 4) boxes as the toolkits score them: frame 1 has its annotation `first_xywh` (4,), which the tracker got, and
+    a row that is not a box repeats the last one that is; `keep` (N,) marks rows that stay as they are."""
     boxes = np.array(predicted_xywh, dtype=np.float64)
     boxes[0] = first_xywh
-    repaired: Array = boxes[np.maximum.accumulate(np.where(is_box(boxes), np.arange(len(boxes)), 0))]
+    good = is_box(boxes) if keep is None else is_box(boxes) | (keep & np.isfinite(boxes).all(axis=1))
+    repaired: Array = boxes[np.maximum.accumulate(np.where(good, np.arange(len(boxes)), 0))]
     return repaired
 
 
@@ -124,7 +136,7 @@ def frame_errors(
         predicted_xywh: (M, 4) pixels, M >= N; frames beyond the annotation are cut (some trackers have monkey-17's).
         annotated_xywh: (N, 4) pixels.
         visible: (N,) False where the target is fully occluded or out of view.
-        convention: how a visible frame counts whose annotation is not a box.
+        convention: how frames count that have no box.
 
     Raises:
         ValueError: fewer boxes than annotated frames, arrays of another shape, or no frame at all.
@@ -134,7 +146,8 @@ def frame_errors(
     if shapes[1:] != ((num_frames, 4), (num_frames,)) or shapes[0][1:] != (4,) or not 0 < num_frames <= shapes[0][0]:
         raise ValueError(f"expected boxes (M, 4), annotations (N, 4), visible (N,), M >= N > 0; found {shapes}")
     annotated = np.asarray(annotated_xywh, dtype=np.float64)
-    predicted = repair(predicted_xywh[:num_frames], annotated[0])
+    keep = None if convention.repairs_unannotated else np.isnan(annotated).any(axis=1)
+    predicted = repair(predicted_xywh[:num_frames], annotated[0], keep)
 
     iou = iou_xywh(predicted, annotated)
     # The toolkit's boxes consist of whole pixels, first to last: their centre is x + (w - 1) / 2.
@@ -145,9 +158,9 @@ def frame_errors(
     with np.errstate(divide="ignore", invalid="ignore"):  # an annotation of width 0 is overwritten below
         norm_center = np.sqrt(np.square(centers[0] / annotated[:, 2:] - centers[1] / annotated[:, 2:]).sum(axis=1))
 
-    invalid = (annotated[:, 0 if convention.corner_too else 2 :] <= 0).any(axis=1)
+    invalid = ~(annotated[:, 0 if convention.corner_too else 2 :] > 0).all(axis=1)  # NaN is not above 0 either
     iou[invalid], center[invalid], norm_center[invalid] = -1.0, convention.invalid_center, -1.0
-    iou[~visible], center[~visible], norm_center[~visible] = -1.0, np.inf, np.inf
+    iou[~visible], center[~visible], norm_center[~visible] = -1.0, np.inf, convention.absent_norm
     return FrameErrors(iou, center, norm_center)
 
 
@@ -159,10 +172,14 @@ def score(predicted_xywh: Array, annotated_xywh: Array, visible: Flags, *, conve
     errors = frame_errors(predicted_xywh, annotated_xywh, visible, convention=convention)
     num_frames = len(annotated_xywh)
     counted = errors.iou >= 0
+
+    def within(distances: Array, thresholds: Array) -> Array:
+        return np.searchsorted(np.sort(distances), thresholds, side="right") / num_frames
+
     return Scores(
-        success=(errors.iou[:, None] > SUCCESS_THRESHOLDS).sum(axis=0) / num_frames,
-        precision=(errors.center[:, None] <= PRECISION_THRESHOLDS).sum(axis=0) / num_frames,
-        norm_precision=(errors.norm_center[:, None] <= NORM_PRECISION_THRESHOLDS).sum(axis=0) / num_frames,
+        success=(num_frames - np.searchsorted(np.sort(errors.iou), convention.thresholds, side="right")) / num_frames,
+        precision=within(errors.center, PRECISION_THRESHOLDS),
+        norm_precision=within(errors.norm_center, NORM_PRECISION_THRESHOLDS),
         mean_iou=float(errors.iou[counted].mean() * 100) if counted.any() else 0.0,
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seqtrack.data.sequence import Sequence as Video
 
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
-_LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":"}
+_LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":", "oracle": (0, (5, 1, 1, 1))}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
 _MAX_BARS, _MAX_LINES = 24, 20  # further classes and sequences are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown
@@ -35,11 +35,11 @@ _CURVES = {
 }
 
 
-def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
-    """Draw every plot that the evaluation has data for into an existing folder.
+def draw_plots(record: EvaluationRecord, folder: Path, *, formats: Sequence[str] = ("png",)) -> list[str]:
+    """Draw every plot that the evaluation has data for into an existing folder, in each format.
 
     Returns:
-        file names in the order of a report.
+        file names of the first format, in the order of a report.
     """
     conditions, trackers, main = record.conditions, record.trackers, main_tracker(record)
     kind = " (synthetic)" if conditions.get("synthetic") else ""
@@ -67,9 +67,30 @@ def draw_plots(record: EvaluationRecord, folder: Path) -> list[str]:
     if measured := [one for one in epochs if one.mean["fps"] is not None]:
         title = f"Speed on {conditions.get('device')}, up to {conditions.get('concurrent')} sequences at once"
         figures["fps"] = _speed(f"{title}\n(one network, measured {len(measured)} times)", measured, colours[main.name])
+    if len(record.attributes) > 2:
+        shown = [one for one in trackers if one.kind != "checkpoint" or one is main]
+        figures["attributes"] = _radar(f"AUC by attribute: {place}", record, shown, colours)
     for name, figure in figures.items():
-        save_figure(figure, folder / f"{name}.png")
-    return [f"{name}.png" for name in figures]
+        for kind in formats:
+            save_figure(figure, folder / f"{name}.{kind}")
+    return [f"{name}.{formats[0]}" for name in figures]
+
+
+def _radar(
+    title: str, record: EvaluationRecord, trackers: Sequence[EvaluatedTracker], colours: Mapping[str, str]
+) -> Figure:
+    """One closed line per tracker, one direction per attribute, percent from the centre."""
+    figure, (axes,) = new_axes(title, "", size=(6.4, 6.4), polar=True)
+    names = list(record.attributes)
+    angles = np.append(np.linspace(0, 2 * np.pi, len(names), endpoint=False), 0)
+    for one in trackers:
+        values = [_value(one.attributes[name]) for name in names]
+        label = f"{one.name} [{_value(one.mean):.1f}]"
+        axes.plot(angles, [*values, values[0]], ls=_LINES[one.kind], color=colours[one.name], label=label)
+    axes.set_xticks(angles[:-1], [f"{name}\n({record.attributes[name]})" for name in names], fontsize=8)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2, title=METRICS["auc"].heading)
+    return figure
 
 
 def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
@@ -90,7 +111,7 @@ def _colours(record: EvaluationRecord) -> dict[str, str]:
     run = PHASE_COLOURS.get(str(record.conditions.get("run")), PHASE_COLOURS["phase_1"])
     colours = {one.name: run if one.kind == "checkpoint" else NEUTRAL for one in record.trackers}
     others = [one.name for one in record.trackers if one.kind == "results"]
-    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind == "still"}
+    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind in ("still", "oracle")}
     return colours | {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
 
 

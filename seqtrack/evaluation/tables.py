@@ -11,8 +11,8 @@ from seqtrack.checkpoints.safetensors_io import write_atomic, write_json
 from seqtrack.checkpoints.side_files import EvaluatedSequence, EvaluatedTracker, EvaluationRecord
 from seqtrack.data.annotations import Annotation, read_boxes, write_boxes
 from seqtrack.errors import UserError
-from seqtrack.evaluation.metrics import METRICS, NORM_PRECISION_THRESHOLDS, PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS
-from seqtrack.evaluation.results import TrackerResult, Tracks, make_tracks
+from seqtrack.evaluation.metrics import METRICS, NORM_PRECISION_THRESHOLDS, PRECISION_THRESHOLDS
+from seqtrack.evaluation.results import Protocol, TrackerResult, Tracks, make_tracks
 from seqtrack.markdown import Markdown, escape, image, number, table
 from seqtrack.run_dir import EVALUATION_FILE
 
@@ -20,19 +20,22 @@ HEADINGS = {name: metric.heading for name, metric in METRICS.items()} | {"fps": 
 COLUMNS = tuple(HEADINGS)
 _MADE_FROM = "made_from.json"
 PROTOCOL = (
-    "LaSOT's protocol: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
+    "One-pass evaluation: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
     "20 px, P_norm up to 0.2 of the annotation's width and height; absent frames count as failures, every sequence has "
     "the same weight, the first frame is given. All but FPS and ms are percent. Mean IoU is over visible frames."
 )
 
 
 def evaluation_record(
-    annotations: Sequence[Annotation], results: Sequence[TrackerResult], conditions: Mapping[str, object]
+    annotations: Sequence[Annotation],
+    results: Sequence[TrackerResult],
+    conditions: Mapping[str, object],
+    protocol: Protocol,
 ) -> EvaluationRecord:
     """The content of evaluation.json (docs/formats.md).
 
     Args:
-        annotations, results: in the order of the tables.
+        annotations, results: in the order of the tables; `protocol` is what they were scored by.
         conditions: data set, split, device, precision and the like, as JSON values.
     """
     sequences = [
@@ -45,10 +48,11 @@ def evaluation_record(
         conditions=dict(conditions),
         sequences=[EvaluatedSequence.model_validate(one) for one in sequences],
         thresholds={
-            "success": SUCCESS_THRESHOLDS.tolist(),
+            "success": protocol.convention.thresholds.tolist(),
             "precision_px": PRECISION_THRESHOLDS.tolist(),
             "norm_precision": NORM_PRECISION_THRESHOLDS.tolist(),
         },
+        attributes={name: len(members) for name, members in protocol.attributes.items()},
         trackers=[one.record for one in results],
     )
 
@@ -113,7 +117,7 @@ def _scores(one: EvaluatedTracker) -> dict[str, dict[str, float | None]]:
 
 
 def _to_csv(record: EvaluationRecord) -> str:
-    """One row per tracker for all sequences, one per class, one per sequence."""
+    """One row per tracker for all sequences, one per class, one per sequence, one per attribute."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["tracker", "kind", "epoch", "level", "name", "sequences", "frames", *COLUMNS])
@@ -124,6 +128,9 @@ def _to_csv(record: EvaluationRecord) -> str:
                 group = [("all", "class", "sequence")[level], name, len(frames), sum(frames)]
                 row = ["" if metrics[column] is None else f"{metrics[column]:.4f}" for column in COLUMNS]
                 writer.writerow([one.name, one.kind, one.epoch, *group, *row])
+        for name, metrics in one.attributes.items():
+            row = ["" if metrics[column] is None else f"{metrics[column]:.4f}" for column in COLUMNS]
+            writer.writerow([one.name, one.kind, one.epoch, "attribute", name, record.attributes[name], "", *row])
     return stream.getvalue()
 
 
@@ -131,6 +138,13 @@ def summary_table(record: EvaluationRecord) -> str:
     """Every tracker's mean over all sequences."""
     rows = [[one.name, *(number(one.mean[column]) for column in COLUMNS)] for one in record.trackers]
     return table(["tracker", *HEADINGS.values()], rows)
+
+
+def official_table(record: EvaluationRecord) -> str:
+    """Every tracker's numbers by the measure of the data set's server; empty where there is none."""
+    names = list(dict.fromkeys(name for one in record.trackers for name in one.official))
+    rows = [[one.name, *(number(one.official.get(name)) for name in names)] for one in record.trackers if one.official]
+    return table(["tracker", *names], rows) if names else ""
 
 
 def _to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
@@ -148,7 +162,15 @@ def _to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
     parts.append("".join(f"- {escape(key.replace('_', ' '))}: {escape(value)}\n" for key, value in shown.items()))
     parts += ["## All sequences\n", summary_table(record)]
     parts += [static_sentence(record) + "\n"] * bool(checkpoints(record))
+    if official := official_table(record):
+        parts += ["## The measure of the data set's own toolkit\n", official]
     main = main_tracker(record)
+    if record.attributes:
+        rows = [
+            [name, count, *(number(one.attributes[name]["auc"]) for one in record.trackers)]
+            for name, count in record.attributes.items()
+        ]
+        parts += ["## AUC by attribute\n", table(["attribute", "sequences", *names], rows)]
     for what, attribute in (("class", "classes"), ("sequence", "sequences")):
         groups = [getattr(one, attribute) for one in record.trackers]
         rows = [[name, *(number(group[name]["auc"]) for group in groups)] for name in groups[0]]

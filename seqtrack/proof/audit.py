@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from seqtrack.checkpoints.resume_point import read_run
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, utc_now
+from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now
 from seqtrack.checkpoints.side_files import (
     AuditedSegment,
     AuditRecord,
@@ -29,23 +29,22 @@ from seqtrack.checkpoints.side_files import (
     IntervalRecord,
     Manifest,
     RunRecord,
-    read_manifest,
     read_metrics,
     read_side_file,
 )
-from seqtrack.checkpoints.store import manifest_of
+from seqtrack.checkpoints.store import manifest_of, read_epochs
 from seqtrack.config.loader import config_digest, config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import describe
 from seqtrack.errors import UserError
 from seqtrack.proof.replay import Replay, Replayed, Segment, TrainingRecord
-from seqtrack.run_dir import CHECKPOINTS, ENVIRONMENT_FILE, metrics_path, parse_checkpoint_name
+from seqtrack.run_dir import CHECKPOINTS, ENVIRONMENT_FILE, metrics_path
 from seqtrack.runtime.distributed import join
 from seqtrack.runtime.environment import guarantee, lock_digest, source_commit
 from seqtrack.training import build
 
-# Of the default audit: random parts, and steps of each.
-SEGMENTS, STEPS = 3, 25
+# Of the default audit: random parts, and steps of each. In a short epoch the second record shows as much.
+SEGMENTS, STEPS, SHARE_OF_EPOCH = 3, 25, 0.02
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,7 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
     run = read_run(folder)
     if run is None or not run.starts:
         raise UserError(f"{folder} holds no run: run.json is missing or has no start", "audit.no_run")
-    manifests: dict[int, Manifest] = {}
-    for path in sorted((folder / CHECKPOINTS).glob("*.json")):
-        kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
-        if kind == "ep":
-            manifests[epoch] = read_manifest(path)
-            if manifests[epoch].epoch != epoch:
-                raise DamagedFileError(f"{path}: epoch is {manifests[epoch].epoch}", "checkpoint.manifest")
-    if not manifests:
+    if not (manifests := read_epochs(folder / CHECKPOINTS)):
         raise UserError(f"{folder} has no checkpoint of a finished epoch", "audit.no_epoch")
     metrics = read_metrics(metrics_path(folder))
     if metrics.problems:
@@ -110,8 +102,8 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
 
     def here(epoch: int) -> Manifest | None:
         manifest = manifests.get(epoch)
-        if manifest is not None and manifest.path.is_file():
-            return manifest
+        if manifest is not None and (manifest.path.is_file() or manifest.kind == "thin"):
+            return manifest if manifest.kind == "epoch" else None
         if manifest is None and run.starts[0].source and epoch == run.starts[0].epoch:
             other, name = run.starts[0].source.split("/")  # the run that it resumed from
             if (source := folder.parent / other / CHECKPOINTS / name).is_file():
@@ -124,14 +116,15 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
 
 
 def choose_segments(
-    evidence: RunEvidence, *, nonce: str, segments: int | None, steps: int, epochs: Sequence[int] | None
+    evidence: RunEvidence, *, nonce: str, segments: int | None, steps: int | None, epochs: Sequence[int] | None
 ) -> list[Segment]:
     """The parts of a run to recompute, in the order of epochs.
 
     Args:
         nonce: chooses the random parts, together with the last checkpoint's digest.
-        segments: only this many random parts of `steps` steps; None for the default: the first epoch that the run
-            trained, its last, and SEGMENTS random parts of the others.
+        segments: only this many random parts; None for the default: the first epoch that the run trained, its last,
+            and SEGMENTS random parts of the others.
+        steps: of a random part; None for STEPS, or in short epochs for SHARE_OF_EPOCH and at least two records.
         epochs: only these epochs, whole.
 
     Raises:
@@ -147,6 +140,10 @@ def choose_segments(
         seed = hashlib.sha256(f"{nonce}\n{evidence.manifests[last].sha256}".encode()).digest()
         wanted = SEGMENTS if segments is None else segments
         parts = random.Random(seed).sample(others, min(wanted, len(others)))
+    train = evidence.config.TRAIN
+    per_epoch = max((one.steps for one in evidence.recorded if isinstance(one, EpochRecord)), default=0)
+    two_records = 2 * -(-train.PRINT_INTERVAL // train.BATCH_SIZE)  # the second one tells what the first step did
+    steps = steps or max(two_records, min(STEPS, int(SHARE_OF_EPOCH * per_epoch)))
     chosen = [(epoch, None) for epoch in whole] + [(epoch, steps) for epoch in parts]
     return [Segment(epoch, _start(evidence, epoch), part) for epoch, part in sorted(chosen, key=lambda one: one[0])]
 
@@ -270,6 +267,7 @@ def audit(
             config_digest=evidence.run.config_digest,
             data_digest=evidence.run.data_digest,
             last_sha256=last.sha256,
+            metrics_sha256=sha256_file(metrics_path(evidence.folder)),
             fingerprint=build.run_fingerprint(replay.config, replay.distributed),
             machine_differences=differences,
             segments=audited,

@@ -19,6 +19,7 @@ from seqtrack.checkpoints.store import DERIVED_FIELDS, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
+from seqtrack.errors import UserError
 from seqtrack.reports.compare import COMPONENT_ORDER
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS, RunLog
@@ -195,6 +196,8 @@ class Replay:
         state = build.build_state(self.config, distributed, self.loader.steps_per_epoch, fresh=start is None)
         if start is not None:
             load_state(state, ResumePoint(start), distributed)
+        else:
+            self._check_initial(build.initial_digest(self.config, state.model))
         first, per_epoch = state.step, self.loader.steps_per_epoch
         steps = per_epoch if segment.steps is None else min(segment.steps, per_epoch)
         last = (segment.epoch - 1) * per_epoch + steps
@@ -223,6 +226,12 @@ class Replay:
         if distributed.is_main and not result.stopped:
             log.check_all_met(first, state.step)
         return result
+
+    def _check_initial(self, ours: str | None) -> None:
+        theirs = self.manifests[min(self.manifests)].init_sha256
+        if ours != theirs:
+            text = f"the run began with weights of digest {str(theirs)[:16]}; here they are {str(ours)[:16]}"
+            raise UserError(f"{text}: TRAIN.INIT_FROM must name the same weights", "audit.other_init")
 
 
 def _relative(one: object, other: object) -> float:

@@ -29,7 +29,8 @@ class _Run:
     def __init__(self, folder: Path, name: str) -> None:
         place = folder / run_dir.CHECKPOINTS
         if not place.is_dir():
-            raise UserError(f"{folder} is not the folder of a run: it has no {place.name}/", "verify.not_a_run")
+            way = f"; `seqtrack train --phase {name[-1]}` trains it" if name in run_dir.PHASES else ""
+            raise UserError(f"{folder} is not the folder of a run: it has no {place.name}/{way}", "verify.not_a_run")
         self.folder, self.name = folder, name
         self.epochs = {item.epoch: item for item in list_checkpoints(place, kinds=("epoch", "thin"))}
         self.unusable: list[tuple[int, str]] = []
@@ -119,6 +120,8 @@ def distinguishing_names(first: Path, second: Path) -> tuple[str, str]:
 def _compare_epoch(pair: Sequence[Manifest], logs: Sequence[Sequence[side_files.Record]]) -> side_files.CertifiedEpoch:
     (first, damage), (second, other_damage) = map(_check, pair)
     differences = []
+    if pair[0].init_sha256 != pair[1].init_sha256:
+        differences.append("the weights that the runs began with (init_sha256)")
     if pair[0].data_digest != pair[1].data_digest:
         differences.append("the data (data_digest; see dataset.json)")
     if first and second and first.sha256 != second.sha256:

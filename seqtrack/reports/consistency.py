@@ -18,10 +18,10 @@ from seqtrack.checkpoints.side_files import (
     IntervalRecord,
     Manifest,
     RunRecord,
-    read_manifest,
     read_metrics,
     read_side_file,
 )
+from seqtrack.checkpoints.store import read_epochs
 from seqtrack.config.loader import config_digest, config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
@@ -35,7 +35,6 @@ from seqtrack.run_dir import (
     PHASES,
     RUN_FILE,
     metrics_path,
-    parse_checkpoint_name,
 )
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS, interval_line
 
@@ -49,7 +48,7 @@ def inconsistencies(folder: Path) -> list[str]:
         run = read_run(folder)
         if run is None or not run.starts:
             return [f"{folder / RUN_FILE}: {'no such file' if run is None else 'starts is empty'}"]
-        manifests = _manifests(folder)
+        manifests = read_epochs(folder / CHECKPOINTS)
         if not manifests:
             return [f"{folder / CHECKPOINTS}: no checkpoint of a finished epoch"]
         config = load_config(str(folder / CONFIG_FILE))
@@ -65,7 +64,7 @@ def inconsistencies(folder: Path) -> list[str]:
 
 def copies(first: Path, second: Path) -> list[str]:
     """The evidence that one of two runs is not a run but a copy of the other."""
-    ours, theirs = (_manifests(folder) for folder in (first, second))
+    ours, theirs = (read_epochs(folder / CHECKPOINTS) for folder in (first, second))
     found = []
     for epoch in sorted({*ours} & {*theirs}):
         one, other = ours[epoch], theirs[epoch]
@@ -90,12 +89,12 @@ def copies(first: Path, second: Path) -> list[str]:
 
 def wrong_start(first: Path, second: Path) -> list[str]:
     """What is wrong with the resumption of the second run from the first, as they recorded it."""
-    run, ours = read_run(second), _manifests(first)
+    run, ours = read_run(second), read_epochs(first / CHECKPOINTS)
     if run is None or not run.starts or run.starts[0].source is None:
         return []
     source, epoch = run.starts[0].source, run.starts[0].epoch
     parent = ours.get(epoch)
-    begun = _manifests(second).get(epoch + 1)
+    begun = read_epochs(second / CHECKPOINTS).get(epoch + 1)
     if source.split("/")[0] != first.name or parent is None or begun is None:
         return []
     if begun.parent_sha256 == parent.sha256:
@@ -104,15 +103,6 @@ def wrong_start(first: Path, second: Path) -> list[str]:
         f"{begun.manifest_path}: parent_sha256 is {begun.parent_sha256}, but {RUN_FILE} has the start "
         f"{source}, whose sha256 is {parent.sha256}"
     ]
-
-
-def _manifests(folder: Path) -> dict[int, Manifest]:
-    found = {}
-    for path in sorted((folder / CHECKPOINTS).glob("*.json")):
-        kind, epoch = parse_checkpoint_name(path.name) or ("", 0)
-        if kind == "ep":
-            found[epoch] = read_manifest(path)
-    return found
 
 
 def _differs(where: object, field: str, found: object, there: object, expected: object) -> Iterator[str]:
@@ -143,8 +133,6 @@ def _run_files(folder: Path, run: RunRecord, config: Config) -> Iterator[str]:
 def _manifest(folder: Path, manifest: Manifest, run: RunRecord) -> Iterator[str]:
     """One manifest against the checkpoint's head and run.json."""
     where = manifest.manifest_path
-    name = parse_checkpoint_name(where.name)
-    yield from _differs(where, "epoch", manifest.epoch, "its file's name", name[1] if name else None)
     if manifest.path.exists():  # of a published run only the manifests are here
         yield from _differs(where, "kind", manifest.kind, "what is next to it", "epoch")
     yield from _differs(where, "phase", manifest.phase, RUN_FILE, run.phase)
@@ -175,6 +163,7 @@ def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int,
         elif (before := manifests.get(epoch - 1)) is not None:
             there = before.manifest_path.name
             yield from _differs(manifest.manifest_path, "parent_sha256", manifest.parent_sha256, there, before.sha256)
+            yield from _differs(manifest.manifest_path, "init_sha256", manifest.init_sha256, there, before.init_sha256)
 
 
 def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) -> Iterator[str]:
@@ -189,9 +178,8 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
     states = {epoch: read_values(one.path) for epoch, one in manifests.items() if one.path.exists()}
     for epoch, values in states.items():
         manifest = manifests[epoch]
-        there = {name: values.get(name) for name in ("epoch", "step", "sample")} | values.get(
-            "lineage", {"lineage": None}
-        )
+        there: dict[str, object] = {name: values.get(name) for name in ("epoch", "step", "sample")}
+        there |= {"init_sha256": None, **values.get("lineage", {"lineage": None})}
         there |= {name: (values.get("history") or [{}])[-1].get(name) for name in ("loss", "iou")}
         for name, value in there.items():
             yield from _differs(manifest.manifest_path, name, getattr(manifest, name, "none"), manifest.file, value)
@@ -208,8 +196,8 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
             continue
         if epoch <= len(longest):
             for name in _HISTORY_FIELDS:
-                there = longest[epoch - 1].get(name)
-                yield from _differs(path, f"{name} of epoch {epoch}", getattr(record, name), "the checkpoints", there)
+                value = longest[epoch - 1].get(name)
+                yield from _differs(path, f"{name} of epoch {epoch}", getattr(record, name), "the checkpoints", value)
         if epoch in manifests:
             yield from _differs(path, f"step of epoch {epoch}", record.step, "its manifest", manifests[epoch].step)
         yield from _intervals(path, record, intervals[epoch])

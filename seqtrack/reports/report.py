@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atomic
 from seqtrack.checkpoints.side_files import EnvironmentRecord, EvaluatedTracker, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
-from seqtrack.errors import UserError
+from seqtrack.errors import UserError, as_typed
 from seqtrack.evaluation.tables import (
     COLUMNS,
     COURSE_COLUMNS,
@@ -107,7 +107,7 @@ def write_report(output_dir: Path, team: Team) -> list[Path]:
     files = OutputFiles(output_dir)
     written = [folder / "report.md" for folder in (output_dir, *(phase.folder for phase in files.phases))]
     for path in written:
-        write_atomic(path, _report_text(files, team, place=path.parent).encode())
+        write_atomic(path, as_typed(_report_text(files, team, place=path.parent)).encode())
     return written
 
 

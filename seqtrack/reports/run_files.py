@@ -16,6 +16,7 @@ from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
 from seqtrack.evaluation.plots import draw_plots
 from seqtrack.reports.plots import plot_comparison, plot_phase
+from seqtrack.run_dir import metrics_path
 from seqtrack.uploads.state import read_state
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,16 @@ class RunFiles:
         self.last_result = next((one for one in reversed(trackers) if one.kind == "checkpoint"), None)
         stored = folder / run_dir.CONFIG_FILE
         self.config = load_config(str(stored)) if stored.is_file() else None
-        metrics = side_files.read_metrics(run_dir.metrics_path(folder))
+        metrics = side_files.read_metrics(metrics_path(folder))
         if metrics.problems:
             raise UserError(metrics.problems)
         self.epochs, self.validations = metrics.of(side_files.EpochRecord), metrics.of(side_files.ValidationRecord)
-        audit = read_side_file(folder / run_dir.AUDIT_FILE, side_files.AuditRecord)
-        belongs = audit and self.manifests and audit.last_sha256 == self.manifests[-1].sha256
-        self.audit = audit if belongs else None
+        self.audit, records = read_side_file(folder / run_dir.AUDIT_FILE, side_files.AuditRecord), metrics_path(folder)
+        if self.audit is not None:
+            found = self.manifests[-1].sha256 if self.manifests else None, records.is_file() and sha256_file(records)
+            if (self.audit.last_sha256, self.audit.metrics_sha256) != found:
+                logger.warning("%s is of other checkpoints or records; audit again", folder / run_dir.AUDIT_FILE)
+                self.audit = None
         self.plots, drawn = plot_phase(folder), evaluation / run_dir.PLOTS
         if self.evaluation:
             drawn.mkdir(exist_ok=True)

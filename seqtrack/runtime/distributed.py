@@ -1,8 +1,9 @@
 """The processes of one run. The only file that imports torch.distributed.
 
 A run of one process makes the same calls, which then do nothing. Every sum over processes is one all-reduce of a buffer
-whose layout never changes, so that it has the same bits each time for the same number of processes. A process group is
-never destroyed: after a failure the others may be inside a collective, and gloo's threads may need the GIL while the
+whose layout never changes, so that it has the same bits each time for the same number of processes; with TRAIN.SHARDS
+gradients are added in the order of a fixed tree instead, for the same bits with any number. A process group is never
+destroyed: after a failure the others may be inside a collective, and gloo's threads may need the GIL while the
 destructor, which holds it, waits for them (seen with torch 2.4.1). `end_process` leaves it to the kernel.
 """
 
@@ -22,9 +23,12 @@ from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: 
 from seqtrack.device import choose_device
 from seqtrack.errors import Problem, RunError, UserError
 from seqtrack.runtime.launcher import RENDEZVOUS_URL, mark_joined
+from seqtrack.shards import Node, nodes_of, shard_range
 
 T = TypeVar("T")
 
+# Gradients that are exchanged at once with TRAIN.SHARDS; a process needs about twice as much for it.
+_PIECE_BYTES = 16 << 20
 # How long the processes wait for each other at the start. After that they wait without a limit: one of them may
 # validate or write to a slow disk for hours. One that dies closes its connections, and its launcher ends the others.
 _MEETING_LIMIT, _NO_LIMIT = timedelta(minutes=15), timedelta(days=365)
@@ -119,10 +123,109 @@ class Gradients:
         for flat in self._flat:
             flat.zero_()
 
+    def end_part(self, shard: int) -> None:
+        """Nothing: the backward pass adds to the gradients of the part before."""
+
     def sum_over_ranks(self) -> None:
         """Replace every gradient by its sum over the ranks: once per step, after the last accumulation part."""
         for flat in self._flat:
             self._ranks.sum_in_place(flat)
+
+
+class ShardGradients:
+    """The gradients of a model's trainable parameters, by shard (TRAIN.SHARDS), and their sum in the order of a tree.
+
+    A shard begins without gradients, so that they are what autograd computes for this shard alone. A parameter that a
+    shard does not use has zeros. Sums are added in place: while a shard is computed, at most `waiting_nodes` wait.
+    """
+
+    def __init__(self, model: nn.Module, distributed: DistributedContext, shards: int) -> None:
+        self._ranks, self._shards = distributed, shards
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._nodes: dict[Node, list[Tensor]] = {}
+        self._runs = [nodes_of(shard_range(shards, distributed.world_size, r)) for r in range(distributed.world_size)]
+        self._pieces = self._cut() if distributed.world_size > 1 else []
+        self._buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        for dtype in dict.fromkeys(self._parameters[piece][0].dtype for piece in self._pieces):
+            width = max(self._width(piece) for piece in self._pieces if self._parameters[piece][0].dtype == dtype)
+            counts = (distributed.world_size, sum(map(len, self._runs)))
+            one, other = (torch.zeros(count * width, dtype=dtype, device=distributed.device) for count in counts)
+            self._buffers[dtype] = one, other
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self._nodes.clear()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def end_part(self, shard: int) -> None:
+        """Add the gradients of a shard to the tree; called for every shard of this process in order, empty ones too."""
+        found = [one.grad if one.grad is not None else torch.zeros_like(one) for one in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        _add_node(self._nodes, (0, shard), found)
+
+    def sum_over_ranks(self) -> None:
+        """Give every parameter the gradient of the whole batch: once per step, after the last shard."""
+        if self._ranks.world_size > 1:
+            self._exchange()
+        (total,) = self._nodes.values()
+        self._nodes.clear()
+        for parameter, gradient in zip(self._parameters, total, strict=True):
+            parameter.grad = gradient
+
+    def _cut(self) -> list[slice]:
+        """Ranges of parameters of one type with at most _PIECE_BYTES, or of a single parameter."""
+        starts, room, before = list[int](), 0, None
+        for place, one in enumerate(self._parameters):
+            room -= one.nbytes
+            if room < 0 or one.dtype != before:
+                starts.append(place)
+                room, before = _PIECE_BYTES - one.nbytes, one.dtype
+        return [slice(*ends) for ends in zip(starts, [*starts[1:], len(self._parameters)], strict=True)]
+
+    def _width(self, piece: slice) -> int:
+        """Elements of a piece that one process adds up."""
+        return -(-sum(one.numel() for one in self._parameters[piece]) // self._ranks.world_size)
+
+    def _exchange(self) -> None:
+        """Add the nodes of all processes, each process an equal share of every gradient's elements; then collect them.
+
+        As much traffic as a reduce-scatter and an all-gather, where every process has one node.
+        """
+        rank, processes = self._ranks.rank, self._ranks.world_size
+        own = [self._nodes[node] for node in self._runs[rank]]
+        for piece in self._pieces:
+            parameters, width = self._parameters[piece], self._width(piece)
+            sizes = [one.numel() for one in parameters]
+            flat, received = self._buffers[parameters[0].dtype]
+            flat, rows = flat[: processes * width], dict[Node, list[Tensor]]()
+            for number in range(max(map(len, self._runs))):  # the first node of every process, then the second
+                senders = [other for other in range(processes) if number < len(self._runs[other])]
+                shares = [width if other in senders else 0 for other in range(processes)]
+                arrived, received = received[: sum(shares)], received[sum(shares) :]
+                if rank in senders:
+                    torch.cat([one.flatten() for one in own[number][piece]], out=flat[: sum(sizes)])
+                sent = flat[: processes * shares[rank]]
+                dist.all_to_all_single(arrived, sent, shares, [shares[rank]] * processes)
+                for other, row in zip(senders, arrived.chunk(len(senders)), strict=True):
+                    _add_node(rows, self._runs[other][number], [row])
+            ((total,),) = rows.values()
+            dist.all_gather_into_tensor(flat, total)
+            values = flat[: sum(sizes)].split_with_sizes(sizes)
+            for gradient, value in zip(own[0][piece], values, strict=True):
+                gradient.copy_(value.view_as(gradient))
+        self._nodes = {(self._shards.bit_length() - 1, 0): own[0]}
+
+
+def _add_node(nodes: dict[Node, list[Tensor]], node: Node, value: list[Tensor]) -> None:
+    """Put a node's tensors into a tree; where the sibling waits, both become their parent, and so on."""
+    level, index = node
+    while (sibling := nodes.pop((level, index ^ 1), None)) is not None:
+        left, right = (sibling, value) if index % 2 else (value, sibling)
+        torch._foreach_add_(left, right)
+        value, level, index = left, level + 1, index // 2
+    nodes[level, index] = value
 
 
 def is_lost_peer(error: Exception) -> bool:

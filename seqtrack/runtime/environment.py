@@ -1,4 +1,4 @@
-"""What a run's bits depend on: hardware kind, libraries, number of processes and threads.
+"""What a run's bits depend on: hardware kind, libraries, number of threads and, without TRAIN.SHARDS, of processes.
 
 Two runs with one fingerprint and one configuration are bitwise equal; with another fingerprint they see the same
 samples, take the same steps, and differ in the last digits of floating point.
@@ -27,8 +27,14 @@ _SWITCHES = (
 )  # fmt: skip
 
 
-def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool) -> Fingerprint:
-    """Everything that bitwise reproducibility depends on; `precision` is what a step computes in: fp32, bf16, fp16."""
+def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bool, shards: int = 0) -> Fingerprint:
+    """Everything that bitwise reproducibility depends on.
+
+    Args:
+        precision: what a step computes in: fp32, bf16, fp16.
+        shards: TRAIN.SHARDS, with which the number of processes does not count. Neither do a GPU's CPU threads, which
+            depend on it: they compute no sum.
+    """
     device = distributed.device
     found: Fingerprint = {
         "device": device.type,
@@ -42,6 +48,11 @@ def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bo
         "machine": platform.machine(),
         **{name: os.environ[name] for name in _SWITCHES if name in os.environ},
     }
+    if shards:
+        found["shards"] = shards
+        del found["world_size"]
+        if device.type == "cuda":
+            del found["threads"]
     if device.type == "cuda":
         return found | {
             "gpu": torch.cuda.get_device_name(device),

@@ -227,7 +227,7 @@ class RunLog:
         return self._bar
 
     def _numbers(self, record: IntervalRecord | EpochRecord) -> str:
-        return f"epoch {record.epoch}/{self.epochs}  loss {record.loss:.3g}  IoU {record.iou:.2f}"
+        return f"epoch {record.epoch}/{self.epochs}  loss {record.loss:.2f}  IoU {record.iou:.2f}"
 
     def _to_board(self, write: Callable[[Any], object]) -> None:
         """TensorBoard's numbers are all in metrics.jsonl: a failure to write them is a warning and never ends a run."""

@@ -10,7 +10,7 @@ import torch
 
 from seqtrack.checkpoints.resume_point import unusable_checkpoints
 from seqtrack.checkpoints.side_files import Scalar
-from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of, thin_hint
 from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.device import capability_of, has_tf32, is_emulated
@@ -37,7 +37,8 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
         UserError: a value that is none of these, or an epoch that does not exist (with those that do).
     """
     folder = run / CHECKPOINTS
-    existing = list_checkpoints(folder, kinds=("epoch",))
+    recorded = list_checkpoints(folder, kinds=("epoch", "thin"))
+    existing = [one for one in recorded if one.kind == "epoch"]
     epochs = ", ".join(str(one.epoch) for one in existing)
     chosen: dict[Path, Manifest] = {}
     problems: list[Problem] = []
@@ -49,6 +50,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
             if not found or (match[1] and len({one.epoch for one in found}) <= last - first):
                 there = epochs or "none; train first, or name a checkpoint file"
                 text = f"--checkpoint {word}: {folder} does not hold every such epoch; there are: {there}"
+                text += thin_hint(one for one in recorded if first <= one.epoch <= last)
                 problems.append(Problem(text, "checkpoint.no_epoch" if epochs else "checkpoint.none"))
                 problems += [] if epochs else unusable_checkpoints(folder)
         elif "/" in word or "." in word:

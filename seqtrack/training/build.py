@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from seqtrack.checkpoints.recognize import recognize
 from seqtrack.checkpoints.side_files import Fingerprint
+from seqtrack.checkpoints.store import load_weights, manifest_of, weights_digest
 from seqtrack.config.schema import Config
 from seqtrack.data.crop import Jitter
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
@@ -29,17 +31,19 @@ from seqtrack.device import (
     has_tf32,
     is_emulated,
 )
-from seqtrack.errors import UserError
+from seqtrack.errors import Problem, UserError
+from seqtrack.model.authors import read_authors_file
 from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
-from seqtrack.model.weights import load_pretrained
+from seqtrack.model.weights import compare_states, load_pretrained
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import fingerprint
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
 from seqtrack.training.state import RandomStates, TrainState
 from seqtrack.training.trainer import Validation
+from seqtrack.uploads.fetch import HUB, fetch_address
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,17 @@ def make_dataset(config: Config, sources: list[Source]) -> TrackingDataset:
 
 
 def build_loader(config: Config, sources: list[Source], distributed: DistributedContext) -> BatchLoader:
-    """The loader of this rank's shards of the batches; its workers are not started yet."""
+    """The loader of this rank's shards of the batches; its workers are not started yet.
+
+    Raises:
+        UserError: the run has more processes than TRAIN.SHARDS, or data that cannot be sampled.
+    """
+    shards, processes = config.TRAIN.SHARDS, distributed.world_size
+    if 0 < shards < processes:
+        text = f"TRAIN.SHARDS is {shards}, and the run has {processes} processes: some would have nothing to compute"
+        raise UserError(
+            f"{text}; set NPROC to at most {shards}, which changes no result", code="run.too_many_processes"
+        )
     dataset = make_dataset(config, sources)
     per_epoch, workers = config.DATA.TRAIN.SAMPLE_PER_EPOCH, config.TRAIN.NUM_WORKER
     # For "auto" the cores of this process divided by the processes of this machine. More than 12 never were faster: one
@@ -88,8 +102,9 @@ def build_loader(config: Config, sources: list[Source], distributed: Distributed
         dataset,
         batch_size_global=config.TRAIN.BATCH_SIZE,
         samples_per_epoch=dataset.automatic_epoch() if isinstance(per_epoch, str) else per_epoch,
-        world_size=distributed.world_size,
+        world_size=processes,
         rank=distributed.rank,
+        shards=shards,
         num_workers=max(1, min(12, cores)) if isinstance(workers, str) else workers,
         pin=distributed.device.type == "cuda",
     )
@@ -125,21 +140,24 @@ def set_kernels(config: Config, distributed: DistributedContext) -> None:
 def run_fingerprint(config: Config, distributed: DistributedContext) -> Fingerprint:
     """What the run's bits depend on; valid after `set_kernels`."""
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
-    return fingerprint(distributed, precision=precision, compiled=config.TRAIN.COMPILE)
+    train = config.TRAIN
+    return fingerprint(distributed, precision=precision, compiled=train.COMPILE, shards=train.SHARDS)
 
 
 def build_state(config: Config, distributed: DistributedContext, steps_per_epoch: int, *, fresh: bool) -> TrainState:
     """The training state before its first step; for a run that resumes its weights are uninitialised, to be restored.
 
     Raises:
-        UserError: the pretrained weights cannot be obtained.
+        UserError: the pretrained weights, or those of TRAIN.INIT_FROM, cannot be obtained or do not fit.
     """
     spec = model_spec(config)
     made: list[SeqTrack] = []
 
     def initialise() -> None:
         model = build_model(spec, seed=config.TRAIN.SEED)
-        if spec.pretrain_type != "scratch":
+        if config.TRAIN.INIT_FROM:
+            load_initial(model, config.TRAIN.INIT_FROM)
+        elif spec.pretrain_type != "scratch":
             load_pretrained(model)
         made.append(model.to(distributed.device))
 
@@ -150,11 +168,42 @@ def build_state(config: Config, distributed: DistributedContext, steps_per_epoch
         if fresh:
             distributed.share(model)
     optimizer = NamedOptimizer(model, config.TRAIN)
-    rng = RandomStates(distributed.rank)
+    rng = RandomStates(distributed.rank, shared=config.TRAIN.SHARDS > 0)
     rng.seed(config.TRAIN.SEED)
     precision = choose_precision(config.TRAIN.AMP, capability_of(distributed.device))
     scaler = GradScaler(distributed.device.type, enabled=precision == "fp16")
     return TrainState(model, optimizer, Schedule(optimizer, config.TRAIN, steps_per_epoch), scaler, rng)
+
+
+def load_initial(model: SeqTrack, place: str) -> None:
+    """Load the weights of TRAIN.INIT_FROM.
+
+    Args:
+        place: a checkpoint of ours, one of the authors' trainer, or `hf://owner/name/PATH.safetensors`.
+
+    Raises:
+        UserError: no such file, a damaged one, or one of another model (every name and shape that differs).
+    """
+    path = fetch_address(place) if place.startswith(HUB) else Path(place).expanduser()
+    try:
+        is_ours = recognize(path).code != "file.torch"
+    except OSError as error:
+        raise UserError(f"TRAIN.INIT_FROM {place}: {error.strerror or error}", "init.unreadable") from error
+    expected = model.state_dict()
+    if is_ours:
+        weights = load_weights(manifest_of(path))
+        if problems := compare_states(weights, expected, what=str(path)):
+            raise UserError([*problems, Problem(f"{path}: weights of another model", "weights.other_model")])
+    else:
+        weights, _ = read_authors_file(path, expected, skip_objects=True)
+    model.load_state_dict(weights)
+    logger.info("begins with the weights of %s", path)
+
+
+def initial_digest(config: Config, model: nn.Module) -> str | None:
+    """The digest of the weights before the first step; None where the seed alone determines them."""
+    is_drawn = not config.TRAIN.INIT_FROM and config.MODEL.ENCODER.PRETRAIN_TYPE == "scratch"
+    return None if is_drawn else weights_digest(model.state_dict())
 
 
 def callable_form(config: Config, model: nn.Module) -> nn.Module:

@@ -30,7 +30,8 @@ _SPARE_BYTES = 8 * 1024 * 1024
 def lineage(describe: Mapping[str, object], parent_sha256: str | None) -> State:
     """The component that puts a checkpoint into the hash chain: what its manifest repeats. Without the configuration's
     digest: a run that was extended has the checkpoints of one that was planned as long."""
-    return {"data_digest": describe.get("data_digest"), "parent_sha256": parent_sha256}
+    chain: State = {"data_digest": describe.get("data_digest"), "parent_sha256": parent_sha256}
+    return chain | ({"init_sha256": init} if (init := describe.get("init_sha256")) else {})
 
 
 class Checkpointer:

@@ -15,8 +15,15 @@ from torch import Tensor
 from seqtrack.checkpoints.resume_point import ResumePoint, find_resume_point, hold_run_dir, read_run
 from seqtrack.checkpoints.side_files import Fingerprint, Manifest, StartRecord
 from seqtrack.checkpoints.store import load_checkpoint, manifest_of
-from seqtrack.config.environment import Environment
-from seqtrack.config.loader import SCHEDULE, compare_configs, config_digest, config_from_text, training_differences
+from seqtrack.config.environment import KEYS, Environment
+from seqtrack.config.loader import (
+    SCHEDULE,
+    Difference,
+    compare_configs,
+    config_digest,
+    config_from_text,
+    training_differences,
+)
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import FRAMES_COVERED_BY
 from seqtrack.device import explain_out_of_memory
@@ -66,7 +73,7 @@ def _check_experiment(manifest: Manifest, config: Config, data_digest: str, step
     theirs = config_from_text(json.dumps(manifest.config), place) if manifest.config else config
     if config_digest(theirs) != manifest.config_digest:
         _refuse(manifest.path, [Problem("its configuration has another digest", "run.other_experiment")])
-    was = {one.key: f"{one.key} is {one.b!r} now, {one.a!r} there" for one in training_differences(theirs, config)}
+    was = {one.key: _as_given(one) for one in training_differences(theirs, config)}
     problems = [Problem(text, "run.other_experiment") for key, text in was.items() if not key.startswith(SCHEDULE)]
     if manifest.data_digest != data_digest:
         text = "the sequences, annotations or frame files differ (digest in dataset.json)"
@@ -77,6 +84,16 @@ def _check_experiment(manifest: Manifest, config: Config, data_digest: str, step
         reason = f"of {manifest.step} steps taken, step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would differ"
         _refuse(manifest.path, [Problem(text, "resume.step_would_differ") for text in (reason, *was.values())])
     return tuple(str(one) for one in compare_configs(theirs, config) if one.must_match)
+
+
+def _as_given(difference: Difference) -> str:
+    """Both values as they are given, by the variable that sets the key, if there is one."""
+    names = [f"{name} ({key})" for name, key in KEYS.items() if key == difference.key] or [difference.key]
+    now, there = (
+        (",".join(map(str, value)) or "(empty)") if isinstance(value, tuple) else str(value)
+        for value in (difference.b, difference.a)
+    )
+    return f"{names[0]} is {now} now, {there} there"
 
 
 def _refuse(what: Path, problems: list[Problem]) -> None:
@@ -109,7 +126,7 @@ def claim_folder(folder: Path, start: ResumePoint, distributed: DistributedConte
         yield
 
 
-def log_resume_point(start: ResumePoint, ours: Fingerprint) -> StartRecord:
+def log_resume_point(start: ResumePoint, ours: Fingerprint, processes: int) -> StartRecord:
     """Log where the run starts and which reproducibility guarantee holds; returns the record of it for run.json."""
     manifest = start.manifest
     held, differences = guarantee(ours, ours if manifest is None else manifest.fingerprint)
@@ -125,11 +142,15 @@ def log_resume_point(start: ResumePoint, ours: Fingerprint) -> StartRecord:
     logger.info(text, begins, held, FRAMES_COVERED_BY)
     for difference in differences:
         logger.info("  because %s", difference)
+    if shards := ours.get("shards"):
+        text = "TRAIN.SHARDS is %d: the run may continue on 1 to %d processes, now %d, without changing a bit"
+        logger.info(text, shards, shards, processes)
     return StartRecord(
         source=f"{manifest.path.parents[1].name}/{manifest.file}" if manifest else None,
         step=start.step,
         epoch=manifest.epoch if manifest else 0,
         fingerprint=ours,
+        processes=processes,
         guarantee=held,
         differences=differences,
         config_changes=list(start.config_changes),

@@ -88,11 +88,18 @@ class RandomStates:
 
     Training itself draws from none of them between steps (see `seqtrack.seeding`); other code in the process may. They
     stay on the CPU: a generator state moved to a GPU cannot be restored.
+
+    With `shared` the ranks have equal states, each with one GPU: rank 0's are saved, whatever the number of ranks.
     """
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, *, shared: bool = False) -> None:
+        self.rank, self.shared = 0 if shared else rank, shared
         self.of_ranks: dict[str, State] = {}
+
+    def _gpus(self) -> list[int]:
+        if not torch.cuda.is_available():
+            return []
+        return [torch.cuda.current_device()] if self.shared else list(range(torch.cuda.device_count()))
 
     def seed(self, seed: int) -> None:
         """Seed every generator from the run's seed; a fresh process has seeded them from the machine's entropy."""
@@ -111,7 +118,7 @@ class RandomStates:
             "torch": torch.get_rng_state(),
         }
         if torch.cuda.is_available():
-            state["cuda"] = {str(i): torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
+            state["cuda"] = {str(i): torch.cuda.get_rng_state(gpu) for i, gpu in enumerate(self._gpus())}
         return state
 
     def state_dict(self) -> State:
@@ -127,9 +134,10 @@ class RandomStates:
             raise ValueError(f"NumPy's generator is at position {position} of {len(keys)}")
         np.random.set_state((kind, np.array(keys, np.uint32), position, *others))  # noqa: NPY002
         torch.set_rng_state(own["torch"])
+        gpus = self._gpus()
         for index, gpu_state in own.get("cuda", {}).items():
-            if torch.cuda.is_available() and int(index) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(gpu_state, int(index))
+            if int(index) < len(gpus):
+                torch.cuda.set_rng_state(gpu_state, gpus[int(index)])
 
 
 @dataclass

@@ -5,7 +5,7 @@ except `TrainStep.read`, which is called for a step when the next one has been l
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ from seqtrack.device import DTYPES, LESS_MEMORY, capability_of, choose_precision
 from seqtrack.errors import RunError
 from seqtrack.model.images import normalise
 from seqtrack.model.loss import sequence_loss, teacher_forced_iou
-from seqtrack.runtime.distributed import DistributedContext, Gradients
+from seqtrack.runtime.distributed import DistributedContext, Gradients, ShardGradients
 from seqtrack.seeding import step_seed
+from seqtrack.shards import shard_range
 from seqtrack.tokens import target_sequences
 from seqtrack.training.state import TrainState
 
@@ -79,18 +80,21 @@ class TrainStep:
         self.config = config
         # None for plain float32.
         self.amp = DTYPES[choose_precision(config.TRAIN.AMP, capability_of(distributed.device))]
-        self.gradients = Gradients(state.model, distributed)
+        self.shards = config.TRAIN.SHARDS
+        self.gradients = (
+            ShardGradients(state.model, distributed, self.shards)
+            if self.shards
+            else Gradients(state.model, distributed)
+        )
         self._copies = torch.cuda.Stream(distributed.device) if distributed.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Batch, votes: Callable[[], tuple[bool, bool]] = lambda: (False, False)) -> LaunchedStep:
         """Train on this rank's shard of one global batch; at the end ask `votes` whether to stop, and to save."""
         state, train = self.state, self.config.TRAIN
-        # Seeded from the step, so that nothing between two steps can shift what dropout draws.
-        torch.manual_seed(step_seed(train.SEED, state.step, self.distributed.rank))
         self.gradients.clear()
         size = batch.search.shape[0]
         with explain_out_of_memory(f"at step {state.step + 1} with {size} samples per process", LESS_MEMORY):
-            loss_sum, iou_sum = self._backward(self._send(batch), batch.global_count)
+            sums = self._backward(self._send(batch), batch.global_count)
             self.gradients.sum_over_ranks()
             state.scaler.unscale_(state.optimizer.inner)
             grad_norm = nn.utils.clip_grad_norm_(state.optimizer.parameters(), train.GRAD_CLIP_NORM or math.inf)
@@ -99,9 +103,14 @@ class TrainStep:
         state.scheduler.advance()
         state.step += 1
         # The votes are launched as constants: a copy to the device would wait for everything before it.
-        given = [torch.full_like(loss_sum, one) for one in (*votes(), *divmod(batch.checksum, 2**32))]
-        sums = self.distributed.sum_in_place(torch.stack((loss_sum, iou_sum, *given)))
-        numbers = torch.cat((sums, grad_norm.double().reshape(1))).to("cpu", non_blocking=True)
+        given = torch.stack([sums.new_full((), one) for one in (*votes(), *divmod(batch.checksum, 2**32))])
+        # An all-reduce of shards adds zeros to what one process computed, which is exact in any order.
+        shared = self.distributed.sum_in_place(torch.cat((sums.flatten(), given)))
+        sums, given = shared[: sums.numel()].view_as(sums), shared[sums.numel() :]
+        while sums.shape[1] > 1:  # up the tree
+            sums = sums[:, 0::2] + sums[:, 1::2]
+        last = torch.cat((sums.flatten(), given, grad_norm.double().reshape(1)))
+        numbers = last.to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if self._copies is not None else None  # type: ignore[no-untyped-call]
         if arrived is not None:
             arrived.record()  # type: ignore[no-untyped-call]
@@ -152,27 +161,51 @@ class TrainStep:
             tensor.record_stream(computing)
         return sent
 
-    def _backward(self, batch: SentBatch, global_count: int) -> tuple[Tensor, Tensor]:
-        """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device."""
-        train, real = self.config.TRAIN, batch.real
-        size = len(real)
-        parts = min(train.ACCUMULATION_STEPS, size)
+    def _parts(self, size: int, global_count: int) -> Iterator[tuple[int, slice]]:
+        """The parts in which this process computes its samples: its shards by number, or accumulation parts."""
+        if not self.shards:
+            parts = min(self.config.TRAIN.ACCUMULATION_STEPS, size)
+            yield from ((0, slice(one * size // parts, (one + 1) * size // parts)) for one in range(parts))
+            return
+        mine = shard_range(self.shards, self.distributed.world_size, self.distributed.rank)
+        first = shard_range(global_count, self.shards, mine.start).start
+        for shard in mine:
+            of_batch = shard_range(global_count, self.shards, shard)
+            yield shard, slice(of_batch.start - first, of_batch.stop - first)
+
+    def _seed(self, number: int) -> None:
+        """Seed dropout from the step, so that nothing between two steps can shift what it draws."""
+        torch.manual_seed(step_seed(self.config.TRAIN.SEED, self.state.step, number))
+
+    def _backward(self, batch: SentBatch, global_count: int) -> Tensor:
+        """Gradients of the global batch's mean loss; returns this rank's sums of loss and IoU, on the device: (2, C)
+        float64, a column for each of the batch's shards, or one."""
         # Ranks may hold unequal shards: each weighs its samples by the global count, and gradients are summed.
-        scale = train.CE_WEIGHT / global_count
+        scale = self.config.TRAIN.CE_WEIGHT / global_count
+        sums = torch.zeros(2, max(1, self.shards), dtype=torch.float64, device=batch.real.device)
+        self.state.scaler.scale(sums)  # makes the scale, also in a process whose shards are all empty
+        if not self.shards:
+            self._seed(self.distributed.rank)
+        for shard, of_batch in self._parts(len(batch.real), global_count):
+            if self.shards:
+                self._seed(shard)
+            if of_batch.start < of_batch.stop:
+                sums[:, shard] += self._backward_part(SentBatch(*(tensor[of_batch] for tensor in batch)), scale)
+            self.gradients.end_part(shard)
+        if self.shards:  # the generators are saved, and must not tell which shard this process computed last
+            self._seed(self.shards)
+        return sums
+
+    def _backward_part(self, batch: SentBatch, scale: float) -> Tensor:
+        """Add gradients of `scale` times the summed loss; returns the sums of loss and IoU, (2,) float64."""
         data, bins = self.config.DATA, self.config.MODEL.BINS
-        loss_sum = torch.zeros((), dtype=torch.float64, device=real.device)
-        iou_sum = torch.zeros_like(loss_sum)
-        for part in range(parts):
-            some = SentBatch(*(tensor[part * size // parts : (part + 1) * size // parts] for tensor in batch))
-            templates = normalise(some.templates, some.template_brightness, mean=data.MEAN, std=data.STD)
-            search = normalise(some.search, some.search_brightness, mean=data.MEAN, std=data.STD)
-            with torch.autocast(real.device.type, dtype=self.amp, enabled=self.amp is not None):
-                logits = self.model(templates, search, some.input_tokens)
-            logits = logits.float()
-            weighted = sequence_loss(logits, some.targets, bins) * some.real
-            with torch.no_grad():
-                ious = teacher_forced_iou(logits, some.targets, bins, data.SEQ_FORMAT)
-            self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
-            loss_sum += weighted.detach().double().sum()
-            iou_sum += (ious * some.real).double().sum()
-        return loss_sum, iou_sum
+        templates = normalise(batch.templates, batch.template_brightness, mean=data.MEAN, std=data.STD)
+        search = normalise(batch.search, batch.search_brightness, mean=data.MEAN, std=data.STD)
+        with torch.autocast(batch.real.device.type, dtype=self.amp, enabled=self.amp is not None):
+            logits = self.model(templates, search, batch.input_tokens)
+        logits = logits.float()
+        weighted = sequence_loss(logits, batch.targets, bins) * batch.real
+        with torch.no_grad():
+            ious = teacher_forced_iou(logits, batch.targets, bins, data.SEQ_FORMAT)
+        self.state.scaler.scale(weighted.sum() * scale).backward()  # type: ignore[no-untyped-call]
+        return torch.stack((weighted.detach().double().sum(), (ious * batch.real).double().sum()))

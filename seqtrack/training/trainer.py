@@ -232,9 +232,12 @@ class Trainer:
             }
             name = step_name(state.step) if kind == "step" else epoch_name(state.epoch)
             self.checkpointer.save(name, tensors, values, describe=describe)
-        self._last_save = time.perf_counter()
+        if kind != "thin":  # which leaves nothing to resume from
+            self._last_save = time.perf_counter()
 
     def _gather_generators(self) -> None:
+        if self.config.TRAIN.SHARDS:  # they are equal
+            return
         of_ranks = self.distributed.gather(self.state.rng.of_this_rank())
         self.state.rng.of_ranks = {str(rank): states for rank, states in enumerate(of_ranks)}
 

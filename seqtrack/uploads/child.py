@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,9 +19,8 @@ import huggingface_hub.utils
 from huggingface_hub.utils import _xet_progress_reporting
 
 from seqtrack.config.environment import read_token
-from seqtrack.errors import UserError
 from seqtrack.uploads.folder import FolderTarget
-from seqtrack.uploads.hub import HubTarget, bound_client, classify, retry
+from seqtrack.uploads.hub import BoundedClient, HubTarget, bound_client, classify, retry
 from seqtrack.uploads.identity import markers_to_put
 from seqtrack.uploads.target import Call, ChangedError, Fault, Order, Reply, Target, missing
 
@@ -30,16 +30,15 @@ _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk may b
 def perform(call: Call) -> Reply:
     """Carry out one order; every failure becomes a fault."""
     reply, where, is_folder = Reply(), call.target, call.target.kind == "folder"
-    try:
-        token = None if is_folder else read_token(os.environ)
-    except UserError as error:
-        return Reply(fault=Fault(kind="account", line=str(error)))
+    token: str | None = None
     try:
         bound_client(call.settings.read_timeout_s, call.settings.request_tries)
+        token = None if is_folder else read_token(os.environ)
         target = FolderTarget(Path(where.place)) if is_folder else HubTarget(where, token)
         _carry_out(target, call.order, call.settings.request_tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
         reply.fault = classify(error, token=token, prefix=where.prefix)
+    reply.num_stored = BoundedClient.num_stored
     return reply
 
 
@@ -65,8 +64,9 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
         reply.verified = [path for path in paths if path not in wrong]
         if wrong:
             raise ChangedError(wrong[0], "the target lists other bytes than were uploaded")
-    if order.fetch is not None:
-        reply.place = str(target.fetch(order.fetch, order.revision, Path(order.folder)))
+    for path in order.fetch:
+        download = partial(target.fetch, path, order.revision, Path(order.folder))
+        reply.places[path] = str(retry(download, tries))
 
 
 class _Progress:

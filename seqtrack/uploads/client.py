@@ -1,7 +1,6 @@
 """The parent's side of a target: the process that carries out an order, and what follows when one fails.
 
-The process gets its call on stdin: nothing is inherited but the environment and the lock, and nothing can be seen in
-the process list. Times are monotonic, since the wall clock may jump.
+The process inherits nothing but the environment and the lock. Times are monotonic, since the wall clock may jump.
 """
 
 import logging
@@ -100,7 +99,8 @@ class TargetClient:
     rng: random.Random = field(default_factory=random.Random)
     nice: int = 0
     fault: Fault | None = None  # the last one; None once an order was carried out
-    failures: int = 0  # in a row
+    failures: int = 0  # in a row, without progress
+    stored: int = 0  # objects, since an order was carried out
     until: float = NEVER  # nothing is tried before
     timeout_factor: float = 1.0  # doubles with every timeout: a slow line that needs an hour gets it in the end
     xet_from: float = NEVER  # until then large files go over LFS and plain HTTP
@@ -130,23 +130,24 @@ class TargetClient:
         if fault is None:
             if self.fault is not None:
                 logger.info("the target answers again after %d failures", self.failures)
-            self.fault, self.until, self.timeout_factor, self.failures = None, NEVER, 1.0, 0
+            self.fault, self.until, self.timeout_factor, self.failures, self.stored = None, NEVER, 1.0, 0, 0
             return reply
         is_news = self.fault is None or self.fault.kind != fault.kind
-        if is_news:  # one line per kind; the status has the rest
-            logger.log(logging.WARNING if fault.action in ("retry", "wait") else logging.ERROR, "%s", fault.line)
-        self.failures, self.fault = self.failures + 1, fault
+        self.stored += reply.num_stored  # on a bad line fewer files are left each time; none needs to be stored twice
+        is_progress = 0 < reply.num_stored <= self.stored <= len(order.files)
+        self.failures, self.fault = 1 if is_progress else self.failures + 1, fault
         if fault.kind == "timeout":
             self.timeout_factor = min(_MAX_TIMEOUT_FACTOR, self.timeout_factor * 2.0)
         if fault.kind in ("xet", "timeout") and self.use_xet():  # trouble of Xet can take longer than any deadline
             self.leave_xet()
-        made_again = fault.kind == "repository" and is_news
-        if fault.action == "person" and not made_again:
+        if fault.action == "person" and not (fault.kind == "repository" and is_news):  # which is made again
             self.until = now + settings.slow_retry_s
         else:
             # Full jitter, so that many clients spread out.
             longest = min(_LONGEST_S, settings.backoff_s * 2.0 ** min(self.failures - 1, 60))
             self.until = now + max(fault.wait_s, self.rng.uniform(0.0, longest))
+        if is_news:  # one line per kind; the status has the rest
+            logger.warning("%s; next try in %.0f s", fault.line, self.wait_s())
         return reply
 
     def request(self, order: Order, num_bytes: int = 0) -> Reply:

@@ -1,8 +1,7 @@
 """Downloads: a checkpoint from the target, for a machine that has none, used only after every check.
 
-One revision for everything; sizes and digests against what the target lists, the checkpoint file against its manifest,
-its header read as safetensors, so that a pickle under that name is refused unopened. Files appear complete, the
-manifest last, and never in place of another file.
+One revision for everything; sizes and digests against what the target lists, the checkpoint against its manifest, its
+header read as safetensors. Files appear complete, the manifest last, and never in place of another file.
 """
 
 import json
@@ -10,14 +9,15 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
 from seqtrack.checkpoints.side_files import read_manifest
-from seqtrack.config.environment import Environment
+from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import SCHEDULE, config_from_text, training_differences
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
@@ -28,6 +28,7 @@ from seqtrack.uploads.target import Digests, Order, Staged, choose_target, read_
 
 logger = logging.getLogger(__name__)
 
+HUB = "hf://"  # in front of a place there
 _MANIFEST_NAME = re.compile(r"phase_(\d+)/checkpoints/SEQTRACK_ep(\d+)\.json")
 
 
@@ -48,29 +49,42 @@ class _Reader:
     revision: str | None = None
     listed: dict[str, Digests] = field(default_factory=dict)
 
-    def look(self, *paths: str) -> None:
+    def look(self, *paths: str, prepare: Literal["make"] | None = None) -> None:
         """List these paths, or all."""
-        reply = self.client.request(Order(look=paths or "all", revision=self.revision))
+        reply = self.client.request(Order(prepare=prepare, look=paths or "all", revision=self.revision))
         self.revision, self.listed = reply.revision, reply.remotes or {}
 
     def epochs(self, phase: int) -> list[int]:
         """The epochs of a phase whose checkpoint and manifest are both listed."""
-        names = (self.client.request(Order(look="all")).remotes or {}).keys()
+        names = self.listed.keys()
         epochs = [int(found[2]) for found in map(_MANIFEST_NAME.fullmatch, names) if found and int(found[1]) == phase]
         return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
 
-    def fetch(self, path: str) -> Staged:
-        """Download a listed file and check its bytes; damaged ones that came over Xet are fetched again."""
-        order, listed = Order(fetch=safe_path(path), revision=self.revision, folder=self.folder), self.listed[path]
-        while True:
-            was_xet, place = self.client.use_xet(), Path(self.client.request(order, listed.size).place)
-            if (got := stage(path, place)).equals(listed):
-                return got
-            if not was_xet:
-                text = f"{got.size} bytes of sha256 {got.sha256} came; {self.label} lists {listed}. Try again; if they"
-                raise UserError(f"{path}: {text} come again, the copy there is corrupt", code="fetch.corrupt")
-            place.unlink()
-            self.client.leave_xet()
+    def fetch(self, *paths: str) -> list[Staged]:
+        """Download listed files and check their bytes; damaged ones that came over Xet are fetched again."""
+        good: dict[str, Staged] = {}
+        while left := [path for path in paths if path not in good]:
+            order = Order(fetch=tuple(map(safe_path, left)), revision=self.revision, folder=self.folder)
+            was_xet, num_bytes = self.client.use_xet(), sum(self.listed[path].size for path in left)
+            for path, place in self.client.request(order, num_bytes).places.items():
+                got, listed = stage(path, Path(place)), self.listed[path]
+                if got.equals(listed):
+                    good[path] = got
+                elif not was_xet:
+                    text = f"{got.size} bytes of sha256 {got.sha256} came; {self.label} lists {listed}. Try again; if"
+                    raise UserError(f"{path}: {text} they come again, the copy there is corrupt", code="fetch.corrupt")
+                else:
+                    Path(place).unlink()
+            if len(good) < len(paths):
+                self.client.leave_xet()
+        return [good[path] for path in paths]
+
+    def bring(self, goals: Mapping[str, Path]) -> None:
+        """Download listed files to their places, except those that are here already."""
+        new = [one for one in goals if not (goals[one].is_file() and stage(one, goals[one]).equals(self.listed[one]))]
+        for path, got in zip(new, self.fetch(*new), strict=True):
+            goals[path].parent.mkdir(parents=True, exist_ok=True)
+            _place(Path(got.source), goals[path])
 
 
 @contextmanager
@@ -93,70 +107,88 @@ def fetch_checkpoint(
         reader.look(*(path for triple in triples for path in triple))
         triple = next((one for one in triples if reader.listed.keys() >= set(one[:2])), None)
         if triple is None:
+            reader.look()
             found = [f"phase_{phase}: {', '.join(map(str, reader.epochs(phase))) or 'none'}" for phase in wanted]
             text = f"{reader.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
             raise UserError(text, code="fetch.no_such_epoch")
-        path, manifest_path, marker = triple
+        path = triple[0]
         logger.info("fetching %s (%.1f MB), revision %s", path, reader.listed[path].size / 1e6, reader.revision)
         try:
-            manifest, got = read_manifest(Path(reader.fetch(manifest_path).source)), reader.fetch(path)
+            *markers, note, got = reader.fetch(*(one for one in triple[::-1] if one in reader.listed))
+            manifest = read_manifest(Path(note.source))
             described, expected = (manifest.bytes, manifest.sha256, manifest.epoch), (got.size, got.sha256, epoch)
             if described != expected:
                 raise DamagedFileError(f"its manifest has {described}, expected {expected}", "fetch.manifest")
             read_checkpoint_file(Path(got.source))
         except DamagedFileError as error:
             raise UserError(f"{path} is refused: {error}", code=error.code) from error
-        if marker in reader.listed:  # before the run that continues has a record
-            Path(reader.fetch(marker).source).replace(destination / FETCHED_MARKER.format(path.split("/")[0]))
+        for marker in markers:  # before the run that continues has a record
+            Path(marker.source).replace(destination / FETCHED_MARKER.format(path.split("/")[0]))
         _place(Path(got.source), destination / manifest.file)
         _place(manifest.manifest_path, destination / manifest.manifest_path.name)
         return destination / manifest.file
 
 
-def fetch_file(environment: Environment, path: str, root: Path, *, revision: str | None = None) -> Path:
-    """Download one file, checked against the listing, to the same path below `root`; an existing one is not replaced.
-    A UserError if there is no target or no such file, or it would leave the folder."""
-    goal = root / safe_path(path)
-    with _reader(environment, goal.parent, revision) as reader:
-        reader.look(path)
-        if path not in reader.listed:
-            raise UserError(f"{reader.label} has no file {path}", code="upload.no_such_file")
-        _place(Path(reader.fetch(path).source), goal)
-    return goal
+def fetch_files(environment: Environment, paths: Sequence[str], root: Path, revision: str | None = None) -> list[Path]:
+    """Download files, checked against the listing, to the same paths below `root`; an existing one is not replaced. A
+    UserError if there is no target or no such file, or it would leave the folder."""
+    goals = {path: root / safe_path(path) for path in paths}
+    with _reader(environment, goals[paths[0]].parent, revision) as reader:
+        reader.look(*paths)
+        if absent := [f"{reader.label} has no file {path}" for path in paths if path not in reader.listed]:
+            raise UserError(absent, code="upload.no_such_file")
+        reader.bring(goals)
+    return list(goals.values())
 
 
 def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str | None = None) -> Path:
     """Download a phase's records, manifests and logs, of one revision; returns its folder below `root`. Checkpoints are
-    not in it, see `fetch_file`. A UserError if there is no target, no such run or no such revision."""
+    not in it, see `fetch_files`. What `root` holds of another revision is removed. A UserError if there is no target,
+    no such run or no such revision."""
     name = phase_name(phase)
-    kinds = (
-        r"(run|environment|dataset)\.json|config\.yaml",
-        rf"{CHECKPOINTS}/SEQTRACK_ep[0-9]+\.json",
-        rf"{LOGS}/[^/]+\.(jsonl|log)",
-    )
-    wanted = re.compile(f"{name}/({'|'.join(kinds)})")
+    own = rf"(run|environment|dataset)\.json|config\.yaml|{CHECKPOINTS}/SEQTRACK_ep\d+\.json|{LOGS}/[^/]+\.(jsonl|log)"
+    wanted = re.compile(f"{name}/({own})")
+    fetched = re.compile(rf"phase_\d/({own}|{CHECKPOINTS}/[^/]+\.safetensors)")
     with _reader(environment, root, revision) as reader:
         reader.look()
         if f"{name}/{RUN_FILE}" not in reader.listed:
             raise UserError(f"{reader.label} has no {name}/{RUN_FILE}", code="upload.no_such_file")
-        for path in sorted(filter(wanted.fullmatch, reader.listed)):
-            goal = root / safe_path(path)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            _place(Path(reader.fetch(path).source), goal)
+        here = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.*") if path.is_file()]
+        for one, path in here:
+            if fetched.fullmatch(one) and not stage(one, path).equals(reader.listed.get(one)):
+                path.unlink()
+        reader.bring({path: root / safe_path(path) for path in sorted(filter(wanted.fullmatch, reader.listed))})
     return root / name
+
+
+def fetch_address(address: str) -> Path:
+    """The checkpoint at `hf://[datasets/]owner/name/PATH.safetensors`, with its manifest next to it, in the cache
+    folder; downloaded if it is not there. A UserError if it is no such address, or there is no such file."""
+    words = address.removeprefix(HUB).split("/")
+    count = 3 if words[0] == "datasets" else 2
+    repo, path = "/".join(words[:count]), "/".join(words[count:])
+    if not path.endswith(".safetensors"):
+        text = f"{address}: expected hf://owner/name/phase_1/checkpoints/SEQTRACK_ep0010.safetensors"
+        raise UserError(text, "fetch.address")
+    environment = read_environment({**os.environ, "HF_REPO": repo, "HF_PREFIX": "", "UPLOAD_TARGET": ""})
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seqtrack" / repo
+    names = (path, path.removesuffix(".safetensors") + ".json")
+    if absent := [name for name in names if not (root / name).exists()]:
+        fetch_files(environment, absent, root)
+    return root / path
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:
     """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet. A
     UserError if it cannot be asked, which is not the same as having nothing, or has another experiment's."""
     with tempfile.TemporaryDirectory() as name, _reader(environment, Path(name)) as reader:
-        reader.client.request(Order(prepare="make"))  # a repo that does not exist yet holds nothing
+        reader.look(prepare="make")  # a repo that does not exist yet holds nothing
         if not (epochs := reader.epochs(environment.phase)):
             return None
         path = checkpoint_paths(environment.phase, epochs[-1])[1]
         reader.look(path)
         try:
-            manifest = read_manifest(Path(reader.fetch(path).source))
+            manifest = read_manifest(Path(reader.fetch(path)[0].source))
         except DamagedFileError as error:
             raise UserError(f"{path} is refused: {error}", code=error.code) from error
         theirs = config_from_text(json.dumps(manifest.config), path)

@@ -60,7 +60,8 @@ class FolderTarget:
         return message
 
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
-        source, place = self.root / safe_path(path), folder / Path(path).name
+        source, place = self.root / safe_path(path), folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
         _copy_durably(source, place)
         return place
 

@@ -1,10 +1,7 @@
 """A repo on the Hugging Face Hub as a target, through a client that gives up in time, and what its failures mean.
 
-Imported by the child process only, since the Hub's client brings its own threads and connections. The library has no
-timeouts, and repeats some requests six times without jitter and others never. It sends every request through one client
-object, which this module makes: a status or a timeout that is worth another try reaches us soon, with its headers.
-Commits name the head they were made on: a call whose reply was lost and that is applied late can never become a second
-commit.
+Imported by the child process only, since the Hub's client brings its own threads. It sends every request through one
+client object, which this module makes: a status or a timeout that is worth another try reaches us soon.
 """
 
 import contextlib
@@ -46,13 +43,13 @@ _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|i
 _XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
 _XET_TOKEN = re.compile(r"/xet-(read|write)-token/[^/]+$")
 _OWN_KINDS: dict[str, Kind] = {"upload.setup": "setup", "upload.other_run": "other_run", "upload.changed": "changed"}
+_OWN_KINDS |= {"token.unreadable": "account", "token.malformed": "account"}
 _FILE = re.compile(r"(?:Error while uploading '|Invalid metadata in )(.+?)(?:' to the Hub|\.$|\.\n)", re.MULTILINE)
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
 _PATHS_PER_CALL = 200  # the form that carries them has a limit
 _BRANCH = "main"
 _CONNECT_S = 10.0
-# Sent with every question which files to take. Without it the repo's own .gitignore would keep files back, and the
-# library would leave them out of the commit silently.
+# Without it the repo's own .gitignore would keep files back, and the library would leave them out silently.
 _IGNORE_NOTHING = "# every file is wanted\n"
 # Reading the certificates takes 0.1 s, and the library makes a new client after each failure.
 _ssl_context = functools.cache(httpx2.create_ssl_context)
@@ -123,10 +120,9 @@ def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] 
 def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, float]:
     """What an HTTP answer means. The host that takes the bytes knows no token: only the address it gave can be old."""
     status, headers = response.status_code, response.headers
-    try:
+    body = ""
+    with contextlib.suppress(httpx2.StreamError):  # an answer whose body was not read
         body = response.text[:2000]
-    except httpx2.StreamError:  # an answer whose body was not read
-        body = ""
     is_storage = response.request.method == "PUT"
     said = f"HTTP {status} at {response.request.url.path}: {headers.get('x-error-message', '')} {body[:300]}"
     wait_s = _asked_wait(headers)
@@ -170,6 +166,8 @@ def _asked_wait(headers: Mapping[str, str]) -> float:
 class BoundedClient(httpx2.Client):
     """A client with timeouts that raises what must end a call; a UserError for a variable that cannot be followed."""
 
+    num_stored = 0  # objects that the storage took from this process
+
     def __init__(self, read_s: float, tries: int) -> None:
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             if os.environ.get(name) and not Path(os.environ[name]).exists():
@@ -207,6 +205,7 @@ class BoundedClient(httpx2.Client):
             if response.status_code in _RETRYABLE and not is_part:
                 response.read()
                 raise HubRefusal(response)
+            BoundedClient.num_stored += request.method == "PUT" and not is_part and response.is_success
             return response
 
         # A commit may have been made, and an object stored, though the reply was lost: the caller asks first.
@@ -216,6 +215,7 @@ class BoundedClient(httpx2.Client):
 
 def bound_client(read_s: float, tries: int) -> None:
     """Make the library use `BoundedClient` from now on, in this process."""
+    BoundedClient.num_stored = 0
     set_client_factory(lambda: BoundedClient(read_s, tries))
 
 

@@ -48,7 +48,7 @@ class UploadUnit:
 
 def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
     """What can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. A
-    checkpoint without a manifest and a manifest without its checkpoint are left out."""
+    checkpoint without a manifest is left out, and so is a manifest without its checkpoint unless it is thin."""
     problems: dict[str, str] = {}
     found = dict(_walk(root, "", problems))
     units: list[UploadUnit] = []
@@ -65,9 +65,21 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
                 problems[manifest] = str(error)
         elif suffix == ".json" and checkpoint in found:
             continue  # goes with its checkpoint
-        elif PurePosixPath(path).parent.name != CHECKPOINTS or suffix not in (".safetensors", ".json"):
+        elif (
+            PurePosixPath(path).parent.name != CHECKPOINTS
+            or suffix not in (".safetensors", ".json")
+            or (suffix == ".json" and _is_thin(root / path))
+        ):
             units.append(UploadUnit({path: stamp}))
     return units, problems
+
+
+def _is_thin(manifest: Path) -> bool:
+    """Whether a manifest has no checkpoint to wait for."""
+    try:
+        return read_manifest(manifest).kind == "thin"
+    except (DamagedFileError, FileNotFoundError):
+        return False
 
 
 def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[str, Stamp]]:

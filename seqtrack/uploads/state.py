@@ -1,7 +1,6 @@
 """The uploader's one file, `.uploads/status.json`: how it is, and what the target was last seen to hold.
 
-A memory, not the truth: the target is asked before anything is uploaded and before "all verified" is reported, so a
-lost or damaged file costs a reading of the files and no second upload.
+A memory, not the truth: a lost or damaged file costs a reading of the files and no second upload.
 """
 
 from pathlib import Path

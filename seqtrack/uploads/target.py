@@ -1,8 +1,7 @@
 """Settings, the interface of a target, and the messages that the loop and a target's process exchange.
 
 A target takes files in batches and lists what it holds. It has no state file, no retries and no pacing; it raises, and
-`hub.classify` interprets that. What it holds is asked before and after each batch: a reply can be lost. Nothing here
-holds the token: a target's process reads it again each time, so that it can be replaced while we run.
+`hub.classify` interprets that. Nothing here holds the token, which a target's process reads again each time.
 """
 
 import contextlib
@@ -137,7 +136,7 @@ class Order(_Message):
     files: tuple[Staged, ...] = ()  # put what is missing of these in one commit, and list them again
     markers: dict[str, str] = {}  # by path, whose files they are: put with them, unless the target has another's
     message: str = ""
-    fetch: str | None = None  # download this path into `folder`
+    fetch: tuple[str, ...] = ()  # download these paths into `folder`
     folder: str = ""
     revision: str | None = None  # of `look` and `fetch`; the newest by default
 
@@ -161,7 +160,8 @@ class Reply(BaseModel):
     remotes: dict[str, Digests] | None = None  # what `look` found, by path
     commit: str | None = None  # the new one
     verified: list[str] = []  # those of `files` that the target lists as they are here
-    place: str = ""  # of the file that was fetched
+    places: dict[str, str] = {}  # of the files that were fetched, by path
+    num_stored: int = 0  # objects that the storage took, also of an order that failed
     fault: Fault | None = None
 
 
@@ -182,7 +182,7 @@ class Target(Protocol):
         altered meanwhile (ChangedError), or `parent` is not the head, nothing is made visible."""
 
     def fetch(self, path: str, revision: str | None, folder: Path) -> Path:
-        """Download one file into `folder`; the caller checks its bytes."""
+        """Download one file to a place of its own below `folder`; the caller checks its bytes."""
 
 
 def missing(files: Iterable[Staged], remotes: Mapping[str, Digests]) -> list[Staged]:

@@ -1,9 +1,8 @@
 """The uploader: one loop that scans the output folder, uploads what the target lacks, and asks it what it holds.
 
 The scan is the truth about what there is, the target's listing about what arrived. The loop ends by one of three rules:
-"watch" when every run is complete and everything verified, "once" after one pass, "drain" when asked to stop. Every
-failure leads to one of four actions (`Fault.action`). Exit code 0 means that the target listed every file with its size
-and digest during this call.
+"watch" when every run is complete and everything verified, "once" after one pass, "drain" when asked to stop. Exit code
+0 means that the target listed every file with its size and digest during this call.
 """
 
 import contextlib
@@ -151,8 +150,7 @@ class Uploader:
         """One round; returns the seconds until the next is worth while."""
         self.look_around()
         settings, now = self._settings, self._clock.monotonic()
-        wait = self.client.wait_s()
-        if wait > 0.0:
+        if (wait := self.client.wait_s()) > 0.0:
             return wait
         # One pass gives existing files the time to settle, so that all of it can go in one commit.
         is_early = self._began is not None and now - self._began < 2.0 * settings.settle_s
@@ -193,10 +191,9 @@ class Uploader:
                 unit.state = "growing" if unit.grows else "settling"
             if unit.state in ("verified", "growing"):
                 unit.waiting_since = now
-        if self._began is None:
-            self._began = self._changed_at = now
-        elif is_news:
+        if is_news or self._began is None:
             self._changed_at = now
+        self._began = self._began or now
         self.state.problems = dict(sorted(problems.items())[:20])
 
     def _choose_batch(self) -> list[UploadUnit]:
@@ -251,7 +248,7 @@ class Uploader:
         """Have the target list what is taken for verified, where that is due, and take a batch."""
         files = [staged for unit in units for staged in unit.staged]
         here = {path for unit in self.units.values() for path in unit.files}
-        known = sorted(self.state.files.keys() & here) if self._must_list else []
+        known = sorted(self.state.files.keys() & here)  # retention relies on them
         must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
         order = Order(
             prepare=None if self._prepared else "make",
@@ -326,8 +323,7 @@ class Uploader:
         state.queue, state.queue_bytes = sum(len(unit.files) for unit in left), sum(unit.size for unit in left)
         state.verified, state.oldest_age_s = len(state.files), round(max(ages, default=0.0), 1)
         state.failures, state.fault = self.client.failures, self.client.fault
-        # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat. Not
-        # flushed: what a power failure takes is asked of the target again.
+        # A full disk is when uploads matter most: continue from memory. The health check sees the old heartbeat.
         with contextlib.suppress(OSError):
             temporary = self._folder / f".{STATUS_FILE}.tmp"
             temporary.write_text(state.model_dump_json(indent=1) + "\n")

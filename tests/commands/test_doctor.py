@@ -9,7 +9,7 @@ import torch
 from runs import command, start
 from uploads.hub_server import Hub
 
-from seqtrack.commands.doctor import BAD, LOCK, NOTE, OK, check_device, check_packages, check_token
+from seqtrack.commands.doctor import BAD, LOCK, NOTE, OK, check_device, check_packages, check_token, no_gpu_advice
 from seqtrack.commands.plan import GIB, Plan, find_machine, free_memory
 from seqtrack.config.environment import configure
 
@@ -38,6 +38,21 @@ def test_a_valid_machine_exits_with_0_and_nothing_is_changed(tmp_path: Path) -> 
                   "token", "trial"):  # fmt: skip
         assert f"  {about}: " in ended.said
     assert "2 processes" in ended.said and "/dev/shm" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "option"),
+    [
+        ("proc/self/attr/current", "system_u:system_r:container_t:s0:c1,c2\0", "label=disable"),
+        ("etc/cdi/nvidia.yaml", "", "nvidia.com/gpu=all"),
+        ("proc/self/attr/current", "docker-default (enforce)\n", None),
+    ],
+)
+def test_advice_about_a_missing_gpu_knows_the_engine(tmp_path: Path, place: str, text: str, option: str | None) -> None:
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_text(text)
+    advice = no_gpu_advice(tmp_path)
+    assert [one for one in ("label=disable", "nvidia.com/gpu=all") if one in advice] == [option] * bool(option)
 
 
 def test_every_problem_is_reported_with_exit_code_1(tmp_path: Path) -> None:

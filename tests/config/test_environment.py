@@ -163,6 +163,7 @@ def test_dotenv_sets_only_what_is_not_set_and_the_example_is_valid(tmp_path: Pat
     [
         (f"SEED=7\nHF_TOKEN='{TOKEN}\n".encode(), "dotenv.malformed"), (b"SEED=\xff\n", "dotenv.unreadable"),
         (b"SEED=7\nEPOCH=2\n", "variable.unknown"), (b"SEED=7\nHF_TOKENPATH=2\n", "variable.unknown"),
+        (b"LEARNING_RATE=1\n", "variable.unknown"), (b"OMP_NUM_THREADS=1\nLR=1\n", "variable.unknown"),
     ],
 )  # fmt: skip
 def test_an_invalid_dotenv_file_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
@@ -173,6 +174,10 @@ def test_an_invalid_dotenv_file_is_refused(tmp_path: Path, content: bytes, code:
     assert (environ, caught.value.code, TOKEN in str(caught.value)) == ({}, code, False)
 
 
-def test_a_similar_name_in_the_environment_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    configure({"EPOCH": "3", "BATCHSIZE": "4", "CONFG": "x", "PATH": "x", "HOSTNAME": "x", "IMAGE": "x", "CUDA": "x"})
-    assert [message.split(":")[0] for message in caplog.messages] == ["BATCHSIZE", "CONFG", "EPOCH"]
+def test_a_similar_name_in_the_environment_is_an_error() -> None:
+    configure({"PATH": "x", "HOSTNAME": "x", "IMAGE": "x", "CUDA": "x", "LEARNING_RATE": "x"})  # of other programs
+    with pytest.raises(UserError) as caught:
+        configure({"EPOCH": "3", "BATCHSIZE": "4", "CONFG": "x", "SEED": "x"})
+    found = [(problem.partition(":")[0], problem.code) for problem in caught.value.problems]
+    unknown = [(name, "variable.unknown") for name in ("BATCHSIZE", "CONFG", "EPOCH")]
+    assert found == [("SEED", "variable.invalid_value"), *unknown]

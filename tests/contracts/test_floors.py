@@ -13,16 +13,17 @@ PACKAGE = ROOT / "seqtrack"
 
 # Modules and folders by layer; a module may import from its own folder and from layers below it.
 LAYERS: list[tuple[str, ...]] = [
-    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "process", "parsing", "markdown", "run_dir"),
+    ("__init__", "errors", "boxes", "device", "tokens", "seeding", "shards", "process", "parsing", "markdown",
+     "run_dir"),
     ("config", "checkpoints"),
-    ("model", "data", "plotting"),
+    ("model", "data", "plotting", "gpu_peaks"),
     ("runtime",),
     ("tracking", "evaluation", "uploads"),
     ("reports",),
     ("training",),
     ("proof",),
     ("train", "api", "commands", "cli", "__main__"),
-]
+]  # fmt: skip
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 # The modules of one layer do not import each other, except for these.
 SIBLINGS = {("evaluation", "tracking")}

@@ -73,8 +73,8 @@ def test_what_was_put_is_listed_with_its_own_digest_not_put_again_and_fetched(
     everything = perform(look="all")
     assert set(paths) <= (everything.remotes or {}).keys()
     for item in files:
-        reply = perform(fetch=item.path, revision=everything.revision, folder=str(tmp_path / "state"))
-        assert hashlib.sha256(Path(reply.place).read_bytes()).hexdigest() == item.sha256
+        reply = perform(fetch=[item.path], revision=everything.revision, folder=str(tmp_path / "state"))
+        assert hashlib.sha256(Path(reply.places[item.path]).read_bytes()).hexdigest() == item.sha256
 
 
 def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
@@ -90,5 +90,5 @@ def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
 def test_a_name_that_leaves_the_place_is_refused(perform: Perform, files: tuple[Staged, ...], tmp_path: Path) -> None:
     for name in ("../outside", "/etc/outside", "phase_1/../../outside"):
         assert perform(files=[files[0].model_copy(update={"path": name})]).fault is not None
-        assert perform(fetch=name, folder=str(tmp_path / "state")).fault is not None
+        assert perform(fetch=[name], folder=str(tmp_path / "state")).fault is not None
         assert not (tmp_path / "outside").exists()

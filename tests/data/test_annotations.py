@@ -177,7 +177,7 @@ CHANGES: list[dict[str, np.ndarray]] = [
     {"offsets": np.array([0, 2, 6])}, {"offsets": np.array([0, 2, 3, 9])}, {"offsets": np.array([0, 7, 3, 6])},
     {"offsets": np.array([0, np.nan, 3, 6])}, {"offsets": np.array([1, 2, 3, 6])}, {"names": np.array([1, 2, 3])},
     {"names": np.array(["a-1", "a-1", "b-1"])}, {"names": np.array([{"a": 1}, None, 1], dtype=object)},
-    {"absent": np.zeros(2, dtype=np.uint8)}, {"boxes": np.full((6, 4), np.nan)},
+    {"absent": np.zeros(2, dtype=np.uint8)}, {"boxes": np.full((6, 4), np.inf)},
 ]  # fmt: skip
 
 

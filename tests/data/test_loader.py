@@ -83,16 +83,17 @@ def test_any_number_of_workers_gives_the_same_bytes_from_any_start(make: MakeLoa
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_the_shards_of_all_ranks_are_the_global_batches(make: MakeLoader, world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "shards"), [(2, 0), (4, 0), (3, 4)])
+def test_the_samples_of_all_ranks_are_the_global_batches(make: MakeLoader, world_size: int, shards: int) -> None:
     whole = list(make().batches(3))
-    by_rank = [list(make(world_size=world_size, rank=rank).batches(3)) for rank in range(world_size)]
+    by_rank = [list(make(world_size=world_size, rank=rank, shards=shards).batches(3)) for rank in range(world_size)]
     for step, expected in enumerate(whole):
         parts = [batches[step] for batches in by_rank]
         assert sum(part.count for part in parts) == expected.count == parts[0].global_count
         for name in TENSORS:
             joined = torch.cat([getattr(part, name)[: part.count] for part in parts])
             assert torch.equal(joined, getattr(expected, name)), name
+        assert sum(part.checksum for part in parts) % 2**64 == expected.checksum
     if world_size == 4:  # two samples for four ranks: a placeholder
         assert (parts[3].count, len(parts[3].indices), parts[3].global_count) == (0, 1, 2)
 

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 from runs import copy_of_the_repository
+from uploads.harness import hub
+from uploads.http_proxy import proxy
 
 from docker.containers import CANARY, Project, command
+
+__all__ = ["hub", "image", "make_project", "proxy"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_the_packages_are_those_of_the_lock_and_no_library_is_installed_twice(im
     names = Counter(re.sub(r"\.so.*", "", name) for name in found.split())
     assert len(names) > 50 and any(name.startswith("libtorch") for name in names), "the search found too few libraries"
     assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        (["--user", "1234:1234", "-v", "{}/cache:/cache"], "/cache/1234"),
+        (["-v", "{}/cache:/cache"], "/cache/1234"),
+        (["--user", "1234:1234"], "/tmp/"),
+    ],
+    ids=["another user", "root, who becomes the owner", "no cache"],
+)
+def test_caches_are_in_the_mounted_folder_for_every_user(
+    image: str, tmp_path: Path, options: list[str], place: str
+) -> None:
+    mounts = ["-v", f"{tmp_path}/output:/output", "-v", f"{tmp_path}/data:/data"]
+    for name in ("output", "data", "cache"):
+        (tmp_path / name).mkdir()
+        os.chown(tmp_path / name, 1234, 1234)
+    options = [*mounts, *(word.format(tmp_path) for word in options)]
+    words = "echo $HF_HOME $TORCH_HOME && mkdir -p $HF_HOME && ls -d /cache/*"
+    said = docker("run", "--rm", "--read-only", "--tmpfs", "/tmp", *options, image, "sh", "-c", words + " || true")
+    assert len(said.split()) >= 2 and all(folder.startswith(place) for folder in said.split())
 
 
 def test_what_cannot_work_is_refused_with_exit_code_2(image: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from seqtrack.checkpoints.side_files import EvaluationRecord, read_side_file
 from seqtrack.cli import main
-from seqtrack.commands import evaluate as command
+from seqtrack.commands import checkpoint_tracks as command
 from seqtrack.data.annotations import read_boxes, write_boxes
 from seqtrack.evaluation import plots
 from seqtrack.evaluation.metrics import METRICS
@@ -59,7 +59,7 @@ def trackers(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_epoch_is_evaluated_with_its_baselines(evaluated: Path) -> None:
     folder = evaluated / "phase_1" / "evaluation"
     found = trackers(folder)
-    assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "static box"]
+    assert list(found) == ["epoch 1", "epoch 2", "epoch 3", "untrained", "static box", "oracle crop"]
     for one in found.values():
         assert set(one["mean"]) == {*METRICS, "fps", "ms_a_frame"}
         assert set(one["classes"]) == {"disk", "tile"}
@@ -121,7 +121,7 @@ def test_checkpoints_and_conditions_may_be_chosen(evaluated: Path, evaluate: Eva
         (["--checkpoint", "1", "--precision", "bf16", "--concurrent", "2", "--classes", "tile"], ["epoch 1"]),
     ):
         assert evaluate(evaluated, *arguments, "--sequences", "tile-4", "-o", str(tmp_path)) == 0
-        assert list(trackers(tmp_path)) == [*names, "static box"]
+        assert list(trackers(tmp_path)) == [*names, "static box", "oracle crop"]
     record = read(tmp_path)
     assert [one["name"] for one in record["sequences"]] == ["tile-4"]
     expected = {

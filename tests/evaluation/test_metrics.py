@@ -50,5 +50,5 @@ def test_a_visible_frame_without_a_usable_annotation_is_a_failure_and_a_hit(anno
     assert found(True, True) == [50, 100, 100]
     assert found(True, False) == [50, 50, 50]
     only_size = min(annotation[2:]) > 0  # only width and height are required there
-    python = found(True, True, convention=metrics.PYTRACKING)
+    python = found(True, True, convention=metrics.AUTHORS)
     assert python[1:] == [50, 50] if only_size else python == [50, 50, 100]

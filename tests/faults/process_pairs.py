@@ -4,8 +4,9 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
-from runs import Ended, Running, start
+from runs import Ended, Running, children, start
 
 
 def free_port() -> int:
@@ -36,3 +37,13 @@ def together(env: dict[str, str], world_size: int) -> list[Ended]:
         ended = [rank.end() for rank in distributed]
     assert [one.code for one in ended] == [0] * world_size, "\n".join(one.said for one in ended)
     return ended
+
+
+def trainers_of(launcher: int) -> dict[int, int]:
+    """Process ids of the launcher's ranks, without their loader workers."""
+    found = {}
+    for process in children(launcher):
+        with suppress(OSError):  # it ended meanwhile
+            variables = Path("/proc", str(process), "environ").read_bytes().split(b"\0")
+            found |= {int(one[5:]): process for one in variables if one.startswith(b"RANK=")}
+    return found

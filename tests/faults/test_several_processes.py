@@ -3,7 +3,6 @@
 Most of these runs are forked ranks that meet without a launcher; `test_launcher.py` has most of its behaviour.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import PATIENCE_S, assert_same_run, children, completed, environment, numbers, start
+from runs import PATIENCE_S, assert_same_run, completed, environment, numbers, start
 
-from faults.process_pairs import free_port, ranks_of, together
+from faults.process_pairs import free_port, ranks_of, together, trainers_of
 
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
 # 33 samples in batches of 16, 16 and 1: the last batch leaves a process without a sample.
@@ -119,16 +118,6 @@ def test_killing_or_stop_asked_of_one_of_two_ends_both_and_the_next_start_ends_a
     assert_same_run(tmp_path / "phase_1", uninterrupted_pair)
 
 
-def _trainers(launcher: int) -> dict[int, int]:
-    """Process ids of the launcher's ranks, without their loader workers."""
-    found = {}
-    for process in children(launcher):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            variables = Path("/proc", str(process), "environ").read_bytes().split(b"\0")
-            found |= {int(one[5:]): process for one in variables if one.startswith(b"RANK=")}
-    return found
-
-
 def test_a_launched_run_survives_a_dead_rank_and_a_dead_launcher(
     demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
 ) -> None:
@@ -136,9 +125,9 @@ def test_a_launched_run_survives_a_dead_rank_and_a_dead_launcher(
     with start({**env, "EPOCHS": "3"}, "train", "--max-restarts", "2") as launcher:
         checkpoints = tmp_path / "phase_1" / "checkpoints"
         assert launcher.until(lambda: any(checkpoints.glob("SEQTRACK_step*.json")))
-        os.kill(_trainers(launcher.pid)[1], signal.SIGKILL)
+        os.kill(trainers_of(launcher.pid)[1], signal.SIGKILL)
         assert launcher.until(lambda: "resumes after step" in launcher.said())
-        trainers = _trainers(launcher.pid)
+        trainers = trainers_of(launcher.pid)
         launcher.signal(signal.SIGKILL)
         launcher.end()
         end = time.monotonic() + PATIENCE_S

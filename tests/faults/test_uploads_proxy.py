@@ -1,15 +1,11 @@
 """Uploads and downloads through an HTTP proxy, as the usual variables name it."""
 
-import contextlib
 import os
-import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from uploads.harness import BOTH_WAYS, assert_arrived, environ, once, uploader_process
+from uploads.http_proxy import Proxy
 from uploads.hub_server import Hub
 from uploads.xet_server import XetHub
 
@@ -19,62 +15,6 @@ from seqtrack.uploads.fetch import fetch_checkpoint
 
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 NONE = {name: "" for pair in NAMES for name in (pair, pair.lower())} | {"SSL_CERT_FILE": ""}
-
-
-class Proxy:
-    """An HTTP proxy on loopback: forwards requests for `http://host:port/path`, and tunnels CONNECT. `seen` are the
-    first lines of the requests."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def stop(self) -> None:
-        self._listener.close()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, client.makefile("rb") as reader:
-            lines = [reader.readline()]
-            while (line := reader.readline()).strip():
-                lines.append(line)
-            self.seen.append(lines[0].decode().strip())
-            method, url, version = self.seen[-1].split()
-            place = urlsplit(url if "//" in url else f"//{url}")
-            with socket.create_connection((place.hostname, place.port)) as server:
-                if method == "CONNECT":
-                    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                else:
-                    path = place._replace(scheme="", netloc="").geturl()
-                    kept = [line for line in lines[1:] if not line.lower().startswith((b"connection", b"proxy-"))]
-                    # One request per connection, so that each is seen.
-                    server.sendall(f"{method} {path} {version}\r\nConnection: close\r\n".encode())
-                    server.sendall(b"".join(kept) + b"\r\n")
-                back = threading.Thread(target=_copy, args=(server, client), daemon=True)
-                back.start()
-                while data := reader.read1(1 << 16):
-                    server.sendall(data)
-                back.join()
-
-
-def _copy(source: socket.socket, goal: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            goal.sendall(data)
-        goal.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    running = Proxy()
-    yield running
-    running.stop()
 
 
 @BOTH_WAYS
@@ -117,9 +57,15 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_setup_in_which_nothing_can_be_reached_is_a_users_error(hub: Hub, output: Path, name: str) -> None:
-    with uploader_process(hub, output, "--once", variables={**NONE, name: BROKEN[name]}) as running:
-        assert running.end() == 2
-    assert "upload.setup" in running.said()
+    variables = {**NONE, name: BROKEN[name]}
+    if name in ("HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE"):  # read when a process begins
+        with uploader_process(hub, output, "--once", variables=variables) as running:
+            assert running.end() == 2
+        assert "upload.setup" in running.said()
+    else:
+        with pytest.raises(UserError) as refused:
+            once(hub, output, variables={name: BROKEN[name]})
+        assert refused.value.code == "upload.setup"
     assert hub.calls == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from uploads import harness as up
 from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub, make_entry
+from uploads.xet_server import XetHub
 
 from seqtrack.uploads.state import health_problems, read_state
 from seqtrack.uploads.target import UploadSettings
@@ -53,6 +54,7 @@ def passing_trouble(hub: Hub, output: Path) -> None:
     hub.fail("put", status=403, message="Request has expired")
 
 
+STORES = {Hub: "put", XetHub: "xorb"}  # the call that takes bytes
 STAGES = ("whoami", "create", "info", "paths-info", "preupload", "batch", "put", "commit")
 PASSING: dict[str, Plan] = {
     **{f"{stage}: errors, a reset, a hang": trouble_at(stage, number) for number, stage in enumerate(STAGES)},
@@ -61,7 +63,7 @@ PASSING: dict[str, Plan] = {
     "a put is cut": lambda hub, _: hub.fail("put", reset="middle"),
     "a put's answer is lost": lambda hub, _: hub.fail("put", reset="after"),
     "a commit's answer is lost": lambda hub, _: hub.fail("commit", reset="after"),
-    "a restart": lambda hub, _: hub.fail("put", action=lambda: (hub.stop(), hub.start(hub.port))),
+    "a restart": lambda hub, _: hub.fail(STORES[type(hub)], action=lambda: (hub.stop(), hub.start(hub.port))),
     "a part of a large file": trouble_in_parts("part"),
     "the end of a large file": trouble_in_parts("complete"),
     "an object or its address": passing_trouble,
@@ -74,7 +76,7 @@ PASSING: dict[str, Plan] = {
 }
 
 
-LFS_ONLY = re.compile("batch|put|part|large file|object|verification|restart")
+LFS_ONLY = re.compile("batch|put|part|large file|object|verification")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_a_third_of_all_calls_failing_costs_nothing_but_time(hub: Hub, output: P
     for number in range(10):
         up.put(output / "phase_1" / "files" / f"{number}.bin", up.content(20_000, number))
     up.finish(output)
-    assert up.watch(hub, output, tries_per_file=1000, request_tries=3) == 0
+    assert up.watch(hub, output, tries_per_file=1000, poll_s=60) == 0
     up.assert_arrived(hub, output)
 
 
@@ -172,6 +174,17 @@ def test_a_token_that_may_only_read_or_was_withdrawn_is_refused(hub: Hub, output
     assert up.once(hub, output) == 3, "even if nothing is new"
 
 
+@up.BOTH_WAYS
+def test_a_full_storage_is_for_a_person(hub: Hub, output: Path) -> None:
+    for stage in ("batch", "xorb"):
+        hub.fail(stage, status=403, message="Private repository storage limit reached", times=None)
+    assert up.once(hub, output) == 3
+    assert (up.fault_kind(output), up.on_hub(hub)) == ("account", {})
+    hub.clear()
+    assert up.once(hub, output) == 0
+    up.assert_arrived(hub, output)
+
+
 HUGE, README = "phase_1/huge.bin", "README.md"
 REFUSED: dict[str, tuple[str, bytes, Callable[[Hub, str], object]]] = {
     "put": (HUGE, b"1", lambda hub, sha: hub.fail("put", status=413, times=None, match=sha)),
@@ -197,6 +210,7 @@ def test_one_file_that_is_refused_is_quarantined_and_holds_no_other_up(hub: Hub,
     name, data, refuse = REFUSED[where]
     bad = up.put(output / name, data) if data else output / name
     refuse(hub, digest(bad))
+    hub.fail("xorb", status=413, times=None)  # which cannot be any file's
     assert up.once(hub, output) == 3
     assert list(up.status(output)["problems"]) == [name]
     for path in (bad, bad.with_suffix(".json")):
@@ -231,6 +245,7 @@ def test_other_bytes_than_were_sent_are_noticed(hub: Hub, output: Path, kind: st
     up.assert_arrived(hub, output)
 
 
+@up.LFS
 def test_a_server_that_stores_too_little_is_never_believed(hub: Hub, output: Path) -> None:
     hub.fail("put", corrupt="size", times=None)
     assert up.once(hub, output) == 3

@@ -233,12 +233,12 @@ def test_golden_evaluation(golden: Golden, kind: str) -> None:
     arrays, numbers = golden.arrays, golden.numbers
     pred, anno = arrays["ev_pred"], arrays["ev_anno"]
     visible = arrays["ev_visible"].astype(bool) if kind == "lasot" else np.ones(len(anno), dtype=bool)
-    errors = metrics.frame_errors(pred, anno, visible, convention=metrics.PYTRACKING)
+    errors = metrics.frame_errors(pred, anno, visible, convention=metrics.AUTHORS)
     np.testing.assert_allclose(errors.iou, arrays[f"ev_{kind}_overlap"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(errors.center, arrays[f"ev_{kind}_center"], rtol=1e-12)
     np.testing.assert_allclose(errors.norm_center, arrays[f"ev_{kind}_center_norm"], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(metrics.iou_xywh(pred, anno), arrays["ev_iou"], rtol=0, atol=1e-12)
-    scores = metrics.score(pred, anno, visible, convention=metrics.PYTRACKING)
+    scores = metrics.score(pred, anno, visible, convention=metrics.AUTHORS)
     for curve in ("success", "precision", "norm_precision"):
         np.testing.assert_array_equal(getattr(scores, curve).astype(np.float32), arrays[f"ev_{kind}_{curve}"])
     assert scores.auc == pytest.approx(numbers[f"ev_{kind}_auc"], abs=1e-5)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from seqtrack.cli import main
+from seqtrack.commands.plan import GPUS
+from seqtrack.gpu_peaks import peak_tflops
 from seqtrack.model.build import build_empty
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import ModelSpec
@@ -75,6 +77,8 @@ def test_a_run_that_fits_is_planned_with_exit_code_0(
     less = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="10", OVERRIDES=keys)[1]
     assert less["memory_needed"] < found["memory_needed"] / 2
     assert found["problems"] == []
+    thin = plan("seqtrack_b256", memory_gib=40, disk_gib=40, EPOCHS="11", OVERRIDES="TRAIN.CHECKPOINT_EPOCHS 5")[1]
+    assert [thin[one] // thin["checkpoint_bytes"] for one in ("upload_bytes", "disk_needed")] == [3, 4]
     assert main(["plan", "--config", "demo", "--disk-gib", "10", "--memory-gib", "10"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 10
 
@@ -88,6 +92,12 @@ def test_what_does_not_fit_is_refused_and_following_the_advice_makes_it_fit(plan
         assert advice.split()[0] in said and "KEEP_CHECKPOINTS to 28" in said
         overrides = f"{advice} TRAIN.KEEP_CHECKPOINTS 28"
         assert plan("seqtrack_b256", memory_gib=6, disk_gib=30, EPOCHS="100", OVERRIDES=overrides)[0] == 0
+    shards = plan("seqtrack_b256", memory_gib=6, EPOCHS="1", OVERRIDES="TRAIN.SHARDS 2")
+    assert shards[0] == 2 and "multiply TRAIN.SHARDS by 2" in shards[2]
+    assert shards[1]["tensors"]["waiting_gradients"] == shards[1]["tensors"]["gradients"]
+    assert plan("seqtrack_b256", memory_gib=6, EPOCHS="1", OVERRIDES="TRAIN.SHARDS 4")[0] == 0
+    two = {"NPROC": "2", "EPOCHS": "1", "OVERRIDES": "TRAIN.SHARDS 1"}
+    assert "[run.too_many_processes]" in plan("seqtrack_b256", memory_gib=99, **two)[2]
     code, _, said = plan("seqtrack_l384", memory_gib=4, disk_gib=9999)  # no batch fits
     assert code == 2
     assert "[plan.memory]" in said and "ACCUMULATION_STEPS" not in said and "USE_CHECKPOINT" not in said
@@ -124,4 +134,24 @@ def test_this_machine_is_planned_with_its_free_memory_and_speed(
     code, found, said = plan("demo")
     assert (code, found["memory"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
-    assert found["steps"] > 0 and found["hours_at_least"] > 0
+    assert (found["samples_per_epoch"], found["steps_per_epoch"]) == (4000, 250)
+    assert found["samples_per_s"] is None and "hours_per_epoch" not in found
+
+
+def test_how_long_a_run_takes_is_measured_in_seconds_or_follows_from_the_card(plan: Callable[..., Plan]) -> None:
+    for config, how in (("demo", "steps"), ("seqtrack_l384", "matrix products")):
+        found = plan(config, EPOCHS="1", BATCH_SIZE="1")[1]
+        assert how in found["samples_per_s_from"], found
+        assert found["hours_per_epoch"] == pytest.approx(found["samples"] / found["samples_per_s"] / 3600)
+    for gpu, rate in (
+        ("RTX 3050 Laptop GPU", 9.2),
+        ("NVIDIA H100 80GB HBM3", 644),
+        ("7.5", None),
+    ):  # 0.3 peak / 460 GFLOP
+        found = plan("seqtrack_b256", "--gpu", gpu, memory_gib=40, EPOCHS="1")[1]
+        assert found["samples_per_s"] == (rate and pytest.approx(rate, rel=0.02))
+    assert [name for cards in GPUS.values() for name in cards if not peak_tflops(name, "fp32")] == []
+
+
+def test_a_huge_batch_is_planned_at_once(plan: Callable[..., Plan]) -> None:
+    assert plan("seqtrack_b256", memory_gib=40, BATCH_SIZE="100000")[0] == 2

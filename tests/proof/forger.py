@@ -1,7 +1,7 @@
 """A cheat with full knowledge of the formats: edits a run and then computes every digest, record and log line again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,47 @@ class Forger:
             if number == epoch:
                 one.manifest[quantity] *= factor
 
+    def claim(self, epoch: int, field: str, value: object) -> None:
+        """Put another value into an epoch's record and into the history of every checkpoint from it on."""
+        for record in self.records:
+            if record["epoch"] == epoch and record["type"] == "epoch":
+                record[field] = value
+        for one in self.epochs.values():
+            for past in one.values["history"]:
+                if past["epoch"] == epoch:
+                    past[field] = value
+        if field in self.epochs[epoch].manifest:
+            self.epochs[epoch].manifest[field] = value
+
+    def splice(self, other: "Forger", first: int) -> None:
+        """From an epoch on, continue as another run did."""
+        self.records = [one for one in self.records if one["epoch"] < first]
+        self.records += [one for one in other.records if one["epoch"] >= first]
+        before = self.epochs[first - 1].values["history"] if first > 1 else []
+        for number in (number for number in self.epochs if number >= first):
+            theirs, manifest = other.epochs[number], self.epochs[number].manifest
+            values = theirs.values | {"history": before + theirs.values["history"][first - 1 :]}
+            if "lineage" in values:
+                values["lineage"] = self.epochs[number].values["lineage"]
+            measured = {name: theirs.manifest[name] for name in ("loss", "iou")}
+            self.epochs[number] = Epoch(theirs.tensors, values, manifest | measured)
+
+    def become_phase_2(self, resume_epoch: int) -> None:
+        """Claim to be the resumption of phase 1 from one of its checkpoints; the times stay those of phase 1."""
+        self.epochs = {number: one for number, one in self.epochs.items() if number > resume_epoch}
+        self.records = [one | {"phase": 2} for one in self.records if one["epoch"] > resume_epoch]
+        for number in range(1, resume_epoch + 1):
+            for path in (self.folder / "checkpoints").glob(f"SEQTRACK_ep{number:04d}.*"):
+                path.unlink()
+        for one in self.epochs.values():
+            one.manifest["phase"] = 2
+        run = json.loads((self.folder / "run.json").read_text())
+        began = {"epoch": resume_epoch, "source": f"phase_1/SEQTRACK_ep{resume_epoch:04d}.safetensors"}
+        began["step"] = self.records[0]["step"] - 1
+        starts = [{**run["starts"][0], **began}]
+        run |= {"phase": 2, "resume_epoch": resume_epoch, "starts": starts}
+        (self.folder / "run.json").write_text(json.dumps(run))
+
     def weights(self, first: int, last: int, change: Callable[[bytearray], bytearray], prefix: str = "model/") -> None:
         """Change the tensors below `prefix` in the checkpoints of these epochs."""
         for number, one in self.epochs.items():
@@ -101,3 +142,15 @@ class Forger:
         kept = [line for line in log.read_text().splitlines() if " , Loss/total: " not in line]
         kept += [interval_line(IntervalRecord.model_validate(one)) for one in self.records if one["type"] == "interval"]
         log.write_text("\n".join(kept) + "\n")
+
+
+def replace_frames(folders: Iterable[Path]) -> None:
+    """Make every frame of a folder its smallest one, without changing the size of a file."""
+    for folder in folders:
+        frames = sorted(folder.glob("*.jpg"), key=lambda path: path.stat().st_size)
+        smallest = frames[0].read_bytes()
+        for frame in frames[1:]:
+            room = frame.stat().st_size - len(smallest)
+            if room >= 4:  # of a JPEG comment after the start of the image
+                comment = b"\xff\xfe" + (room - 2).to_bytes(2, "big") + bytes(room - 4)
+                frame.write_bytes(smallest[:2] + comment + smallest[2:])

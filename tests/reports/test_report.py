@@ -13,6 +13,7 @@ import pytest
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.cli import main
 from seqtrack.config.loader import compare_configs, load_config
 from seqtrack.errors import UserError
@@ -144,7 +145,7 @@ def test_the_tables_are_the_records_of_the_log_and_of_the_evaluation(output: Pat
         assert row[7] == f"{100 * sum(record['data_wait_s'] for record in one) / sum(times):.1f} %"
     evaluation = json.loads((output / "phase_1" / "evaluation" / "evaluation.json").read_text())
     table = {row[0]: row[1:] for row in rows(section(report, "Evaluation on held-out sequences"))[:5]}
-    assert {"epoch 1", "epoch 2", "epoch 3", "untrained", "static box"} == set(table)
+    assert {"epoch 1", "epoch 2", "epoch 3", "untrained", "static box", "oracle crop"} == set(table)
     for tracker in evaluation["trackers"]:
         assert table[tracker["name"]][:2] == [f"{tracker['mean'][key]:.3f}" for key in ("auc", "op50")]
 
@@ -359,7 +360,7 @@ def test_log_lines_and_plots_that_somebody_edited_are_not_in_report_and_card(fin
         assert {path: path.read_bytes() for path in drawn} == before
 
 
-def test_an_audit_is_quoted_only_while_it_is_of_the_last_checkpoint(finished_run: Path) -> None:
+def test_an_audit_is_quoted_only_while_it_is_of_these_files(finished_run: Path) -> None:
     manifest = json.loads((finished_run / "phase_2" / "checkpoints" / "SEQTRACK_ep0003.json").read_text())
     segment = {
         "epoch": 3, "start_epoch": 2, "start_sha256": "1" * 64, "steps": 6, "records": 3, "states": [3],
@@ -371,16 +372,18 @@ def test_an_audit_is_quoted_only_while_it_is_of_the_last_checkpoint(finished_run
         "last_sha256": manifest["sha256"], "fingerprint": {}, "machine_differences": [], "segments": [segment],
         "steps": 6, "steps_of_run": 12, "seconds": 1.0, "created": "2026-01-02T03:04:05Z",
     }  # fmt: skip
-    for verdict, last, write in (
-        ("confirmed", manifest["sha256"], written),
-        ("refuted", manifest["sha256"], model_card),
-        ("confirmed", "0" * 64, written),
+    metrics = sha256_file(finished_run / "phase_2" / "logs" / "metrics.jsonl")
+    for verdict, last, records, write in (
+        ("confirmed", manifest["sha256"], metrics, written),
+        ("refuted", manifest["sha256"], metrics, model_card),
+        ("confirmed", "0" * 64, metrics, written),
+        ("confirmed", manifest["sha256"], "0" * 64, model_card),
     ):
-        values = {**audit, "verdict": verdict, "last_sha256": last}
+        values = {**audit, "verdict": verdict, "last_sha256": last, "metrics_sha256": records}
         (finished_run / "phase_2" / "audit.json").write_text(json.dumps(values))
         text = write(finished_run)
         lines = [line for line in text.splitlines() if line.startswith("- phase_") and "audited" in line]
-        quoted = last == manifest["sha256"]
+        quoted = (last, records) == (manifest["sha256"], metrics)
         assert (f"**{verdict}**" in lines[1] and "d1ce" in lines[1] and "6 steps of epoch 3" in lines[1]) is quoted
         assert (lines[1] == "- phase_2: not audited") is not quoted
         assert "<b>" not in report_page(text.split("---", 2)[-1], finished_run)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.peaks import peak_tflops
+
+from seqtrack.gpu_peaks import peak_tflops
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 
@@ -38,6 +39,7 @@ def test_a_step_is_measured_with_the_entrypoints_allocator(options: str) -> None
     ("words", "keys"),
     [
         ("data --samples 3 --repeats 1", {"samples_per_s_per_core", "stages_ms", "225_kb", "65_kb"}),
+        ("shards --pairs 2 --batch 4", {"ratio", "quartiles", "shards_s", "parts_s", "peak_gib", "gradient_gib"}),
         ("track --config demo --frames 2", {"fps", "ms_a_frame", "encoder_share", "threads"}),
         ("checkpoint --config demo --saves 1", {"stall_s", "durable_s", "reserve_s", "torch_save_s", "resume_s"}),
         ("upload --pairs 0 --megabytes 2", {"pairs", "cores", "send"}),

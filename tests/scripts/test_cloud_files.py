@@ -45,27 +45,76 @@ def test_only_known_variables_are_set() -> None:
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 NETWORK = {*PROXIES, *map(str.lower, PROXIES), "HF_HUB_OFFLINE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+NETWORK |= {"CUDA_VISIBLE_DEVICES"}  # of the machine as well
 OURS = {name for name in VARIABLES if not name.startswith("SEQTRACK_")} | NETWORK
 
 
-@pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
+needs_compose = pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
+
+
+@needs_compose
 @pytest.mark.parametrize("folder", ["output", " blank", "./output"])
 def test_compose_takes_any_folder_and_passes_on_every_variable(tmp_path: Path, folder: str) -> None:
     assert set(yaml.safe_load((ROOT / "compose.yaml").read_text())["x-settings"]) == OURS | {"SEQTRACK_COMMAND"}
     network = dict.fromkeys(NETWORK, "http://proxy.example:3128")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OUTPUT_DIR": folder, **network}
-    files = ["--file", ROOT / "compose.yaml", "--project-directory", tmp_path]
-    done = subprocess.run(["docker", "compose", *files, "config"], env=environment, capture_output=True, text=True)
+    done = compose_config(environment)
     assert done.returncode == 0, done.stderr
-    uploader = yaml.safe_load(done.stdout)["services"]["uploader"]
-    assert network.items() <= uploader["environment"].items()
-    (output,) = [mount for mount in uploader["volumes"] if mount["target"] == "/output"]
+    trainer = yaml.safe_load(done.stdout)["services"]["train-phase1"]
+    assert network.items() <= trainer["environment"].items()
+    (output,) = [mount for mount in trainer["volumes"] if mount["target"] == "/output"]
     assert (output["type"], Path(output["source"])) == ("bind", tmp_path / folder)
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
+def test_without_a_gpu_no_service_asks_for_one() -> None:
+    asking = []
+    for files in (["compose.yaml"], ["compose.yaml", "compose.cpu.yaml"]):
+        options = [word for file in files for word in ("--file", str(ROOT / file))]
+        words = ["docker", "compose", *options, "--profile", "*", "config"]
+        services = yaml.safe_load(subprocess.run(words, capture_output=True, check=True).stdout)["services"]
+        asking.append({name for name, service in services.items() if "deploy" in service or "ulimits" in service})
+    assert asking == [{"train-phase1", "train-phase2", "seqtrack", "evaluate", "audit", "doctor"}, set()]
 
 
 def fake(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / name).chmod(0o755)
+
+
+def compose_config(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    files = ["--file", ROOT / "compose.yaml", "--project-directory", environment["HOME"]]
+    command = ["docker", "compose", *files, "config"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@needs_compose
+@pytest.mark.parametrize(("gpus", "is_valid"), [("all", True), ("2", True), ("device=0", False), ("0,2", False)])
+def test_the_number_of_gpus_is_written_alike_for_compose_and_the_script(
+    tmp_path: Path, gpus: str, is_valid: bool
+) -> None:
+    said = tmp_path / "said"
+    fake(tmp_path, "docker", f'echo "$@" >>{said}')
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GPUS": gpus, "OUTPUT_DIR": str(tmp_path / "o")}
+    assert (compose_config(environment).returncode == 0) == is_valid
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DATA_DIR": str(tmp_path / "d")}
+    assert subprocess.run([CLOUD / "run.sh"], env=environment, capture_output=True).returncode == 2 * (not is_valid)
+    assert said.exists() == is_valid, "refused before Docker sees it"
+
+
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_cloud_init_installs_a_driver_and_restarts_only_where_there_is_none(tmp_path: Path, has_driver: bool) -> None:
+    said = tmp_path / "said"
+    for name in ("apt-get", "ubuntu-drivers", "touch"):
+        fake(tmp_path, name, f'echo {name} "$@" >>{said}')
+    fake(tmp_path, "nvidia-smi", f"exit {9 * (not has_driver)}")
+    words = yaml.safe_load((CLOUD / "cloud-init.yaml").read_text())
+    (step,) = [step for step in words["runcmd"] if "nvidia-smi" in step[-1]]
+    subprocess.run(step, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    assert said.exists() == (not has_driver)
+    assert has_driver or said.read_text().splitlines()[-1] == f"touch {words['power_state']['condition'][-1]}"
+    (unit,) = [file["content"] for file in words["write_files"] if file["path"].endswith(".service")]
+    assert unit.count("=journal+console") == 2, "failures are on the machine's console"
 
 
 @pytest.mark.parametrize("script", ["run.sh", "slurm.sh"])

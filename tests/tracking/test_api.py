@@ -71,7 +71,7 @@ def test_what_is_wrong_is_refused_with_a_code(output: Path, frames: list[np.ndar
         "track.image ": lambda: tracker.start(image / 255, FIRST_BOX),
         "track.image  ": lambda: tracker.start(image.tolist(), FIRST_BOX),
         "track.box": lambda: tracker.start(image, (1, 2, 0, 4)),
-        "track.address": lambda: Tracker.load("hf://owner/name"),
+        "fetch.address": lambda: Tracker.load("hf://owner/name"),
         "variable.invalid_value": lambda: Tracker.load("hf://owner/na me/x.safetensors"),
         "checkpoint.missing": lambda: Tracker.load("none.safetensors"),
     }.items():

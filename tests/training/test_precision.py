@@ -13,6 +13,8 @@ from torch.amp.grad_scaler import GradScaler
 from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError
+from seqtrack.runtime.distributed import DistributedContext
+from seqtrack.runtime.environment import guarantee
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.build import run_fingerprint, set_kernels
 from training.harness import RANKS, Run
@@ -86,3 +88,14 @@ def test_whatever_changes_bits_is_in_the_fingerprint(
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             torch.use_deterministic_algorithms(False)
     assert all(one != other for one, other in itertools.combinations(found, 2))
+
+
+def test_the_number_of_processes_is_in_the_fingerprint_unless_batches_have_shards(
+    demo_data: Path, tmp_path: Path
+) -> None:
+    pair = DistributedContext(0, 2, RANKS.device)
+    for shards, expected in ((0, ["world_size: 2 then, 1 now"]), (4, [])):
+        _, config = configure(environment(tmp_path, demo_data, {"TRAIN.SHARDS": shards}))
+        ours, theirs = (run_fingerprint(config, one) | {"deterministic": True} for one in (RANKS, pair))
+        assert guarantee(ours, theirs)[1] == expected
+        assert ours.get("shards", 0) == shards

@@ -51,14 +51,16 @@ FAST: dict[str, float] = {
 REAL: dict[str, float] = {"read_timeout_s": 5, "request_tries": 1}
 
 
-# For tests that hold whichever way large files go.
+# For tests whose outcome could depend on the way that large files go, and for those of a way's own calls.
 BOTH_WAYS = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+LFS = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 
 
 @pytest.fixture
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
-    """A running server of its own for each test; one with Xet storage where the test asks for it."""
-    server = (XetHub() if getattr(request, "param", "lfs") == "xet" else Hub()).start()
+    """A running server of its own for each test; with Xet storage where it, or SEQTRACK_TEST_HUB=xet, asks for it."""
+    kind = getattr(request, "param", os.environ.get("SEQTRACK_TEST_HUB", "lfs"))
+    server = (XetHub() if kind == "xet" else Hub()).start()
     yield server
     server.clear()
     server.stop()
@@ -90,7 +92,9 @@ def content(size: int, seed: object) -> bytes:
     return random.Random(repr(seed)).randbytes(size)
 
 
-def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) -> tuple[Path, Path]:
+def checkpoint(
+    output: Path, epoch: int, *, size: int = 20_000, phase: int = 1, kind: str = "epoch"
+) -> tuple[Path, Path]:
     """A checkpoint as training leaves it, with one tensor of `size` bytes."""
     folder = output / f"phase_{phase}" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def checkpoint(output: Path, epoch: int, *, size: int = 20_000, phase: int = 1) 
         folder / f"SEQTRACK_ep{epoch:04d}.safetensors",
         {"model/w": TensorBytes("U8", (size,), memoryview(content(size, (epoch, phase))))},
         facts,
-        describe={**facts, **others, "kind": "epoch", "loss": 1.0, "iou": 0.5},
+        describe={**facts, **others, "kind": kind, "loss": 1.0, "iou": 0.5},
     )
     return manifest.path, manifest.manifest_path
 

@@ -6,15 +6,17 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from uploads.harness import REAL, REPO, checkpoint, environ, files_of, once, put
+from uploads.harness import LFS, REAL, REPO, checkpoint, environ, files_of, finish, once, put, run_inline
 from uploads.hub_server import Entry, Hub, git_sha1, make_entry
 
 from seqtrack.cli import main
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
-from seqtrack.uploads.fetch import fetch_checkpoint, fetch_file
+from seqtrack.uploads.fetch import fetch_checkpoint, fetch_files, fetch_run
+from seqtrack.uploads.target import Call, Order, Reply
 
 CHECKPOINT = "phase_1/checkpoints/SEQTRACK_ep0002.safetensors"
 MANIFEST = "phase_1/checkpoints/SEQTRACK_ep0002.json"
@@ -69,15 +71,44 @@ def test_a_checkpoint_comes_back_with_its_manifest_at_one_revision(
     assert fetch_checkpoint(uploaded, 2, tmp_path / "new") == place, "a second time finds it there"
 
 
+def test_many_files_take_two_processes_and_those_that_are_here_are_not_fetched(
+    hub: Hub, uploaded: Environment, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[Order] = []
+
+    def run(call: Call, *rest: Any) -> Reply:
+        orders.append(call.order)
+        return run_inline(call, *rest)
+
+    finish(output)
+    assert once(hub, output) == 0
+    monkeypatch.setattr("seqtrack.uploads.client.run_child", run)
+    folder, expected = fetch_run(uploaded, 1, tmp_path / "new"), files_of(output)
+    records = {name for name in expected if not name.endswith((".safetensors", ".png"))}
+    assert files_of(folder.parent) == {name: expected[name] for name in records}
+    paths = [CHECKPOINT, MANIFEST]
+    assert fetch_files(uploaded, paths, tmp_path / "new") == [tmp_path / "new" / path for path in paths]
+    assert [len(order.fetch) for order in orders] == [0, len(records), 0, 1]
+    (tmp_path / "new" / MANIFEST).write_text("mine")
+    with pytest.raises(UserError) as refused:
+        fetch_files(uploaded, paths, tmp_path / "new")
+    assert (refused.value.code, (tmp_path / "new" / MANIFEST).read_text()) == ("fetch.exists", "mine")
+
+
 def test_an_epoch_that_does_not_exist_names_those_that_do(uploaded: Environment, tmp_path: Path) -> None:
     error = refusal(uploaded, 7, tmp_path / "new")
     assert error.code == "fetch.no_such_epoch"
     assert "phase_1: 1, 2" in str(error)
 
 
+def damage(hub: Hub, corrupt: str) -> None:
+    hub.fail("storage-get", corrupt=corrupt, times=None)
+    hub.fail("xorb-get", corrupt="bytes", times=None)
+
+
 FAULTS: dict[str, Callable[[Hub], object]] = {
-    "other bytes": lambda hub: hub.fail("storage-get", corrupt="bytes", times=None),
-    "fewer bytes": lambda hub: hub.fail("storage-get", corrupt="size", times=None),
+    "other bytes": lambda hub: damage(hub, "bytes"),
+    "fewer bytes": lambda hub: damage(hub, "size"),
     "manifest": lambda hub: hub.fail("resolve", corrupt="bytes", match=MANIFEST, times=None),
     "refused": lambda hub: hub.fail("resolve", status=403, message="not for your eyes", times=None),
     "not a Hub": lambda hub: hub.fail("resolve", status=200, times=None),
@@ -94,6 +125,7 @@ def test_a_fault_that_stays_is_an_error_and_leaves_nothing(
     assert refusal(uploaded, 2, tmp_path / "new").code == codes.get(fault, "upload.network")
 
 
+@LFS
 @pytest.mark.parametrize("stage", ["info", "paths-info", "resolve", "storage-get"])
 def test_a_download_that_hangs_or_fails_is_tried_again(
     hub: Hub, uploaded: Environment, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -165,6 +197,40 @@ def test_phase_2_is_preferred_to_phase_1_when_it_is_its_own(
     assert of_one.read_bytes() == (output / "phase_1" / "checkpoints" / of_one.name).read_bytes()
 
 
+def test_a_run_that_went_on_is_fetched_as_it_is_now(
+    hub: Hub, uploaded: Environment, output: Path, tmp_path: Path
+) -> None:
+    run, root = finish(output), tmp_path / "fetched"
+    metrics, checkpoints = output / "phase_1" / "logs" / "metrics.jsonl", root / "phase_1" / "checkpoints"
+    assert once(hub, output) == 0
+    assert fetch_run(uploaded, 1, root) == root / "phase_1"
+    fetch_files(uploaded, [CHECKPOINT], root)
+    metrics.write_bytes(metrics.read_bytes() * 2)
+    put(run, run.read_bytes().replace(b"complete", b"stopped"))
+    checkpoint(output, 3)
+    assert once(hub, output) == 0
+    fetch_run(uploaded, 1, root)
+    for path in (metrics, run, checkpoints / "SEQTRACK_ep0003.json", checkpoints / "SEQTRACK_ep0002.safetensors"):
+        name = path.relative_to(root if root in path.parents else output)
+        assert (root / name).read_bytes() == (output / name).read_bytes()
+    plant_checkpoint(hub, output, b"another one")
+    fetch_run(uploaded, 1, root)
+    assert json.loads((root / MANIFEST).read_bytes())["bytes"] == 11
+    assert not (root / CHECKPOINT).exists(), "it would be taken for the one of the new manifest"
+
+
+def test_an_epoch_without_a_file_is_uploaded_by_its_manifest_and_later_with_its_file(hub: Hub, output: Path) -> None:
+    path, manifest = checkpoint(output, 3, kind="thin")
+    (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0004.json").write_bytes(b"{}")
+    assert once(hub, output) == 0
+    names = [str(one.relative_to(output)) for one in (path, manifest)]
+    assert [name in hub.tree(REPO) for name in names] == [False, True]
+    checkpoint(output, 3)
+    assert once(hub, output) == 0
+    assert hub.tree(REPO)[names[1]].data == manifest.read_bytes()
+    assert names[0] in hub.tree(REPO)
+
+
 def test_without_a_target_it_is_an_error(tmp_path: Path) -> None:
     assert refusal(Environment(), 3, tmp_path / "new").code == "upload.no_target"
 
@@ -172,7 +238,7 @@ def test_without_a_target_it_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../outside.txt", "/etc/passwd", "phase_1/../../outside.txt", "a\\..\\b", ""])
 def test_a_name_that_leaves_the_folder_is_refused(uploaded: Environment, output: Path, name: str) -> None:
     with pytest.raises(UserError) as refused:
-        fetch_file(uploaded, name, output)
+        fetch_files(uploaded, [name], output)
     assert refused.value.code == "upload.unsafe_path"
     assert not (output.parent / "outside.txt").exists()
 
@@ -182,7 +248,7 @@ def test_the_helper_commands(
 ) -> None:
     def run(*arguments: str, **variables: str) -> int:
         with monkeypatch.context() as patched:
-            for name, value in environ(hub, output, variables=variables).items():
+            for name, value in environ(hub, output, variables=variables, backoff_s=0.05).items():
                 patched.setenv(name, value)
             return main(["hub", *arguments])
 

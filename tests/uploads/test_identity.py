@@ -85,6 +85,7 @@ def test_two_runs_in_two_folders_of_a_repo(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_file_under_a_prefix_that_is_refused_is_named(hub: Hub, output: Path) -> None:
     path = "phase_1/checkpoints/SEQTRACK_ep0001.safetensors"
+    hub.fail("xorb", status=413, times=None)
     hub.fail("put", status=413, times=None, match=files_of(output)[path])
     assert once(hub, output, variables={"HF_PREFIX": "x"}) == 3
     assert list(status(output)["problems"]) == [path]

@@ -11,7 +11,16 @@ from seqtrack.errors import UserError
 from seqtrack.uploads.client import TargetClient, child_environment
 from seqtrack.uploads.scan import UploadUnit
 from seqtrack.uploads.state import UploadState, health_problems
-from seqtrack.uploads.target import Fault, Order, Reply, TargetSettings, UploadSettings, choose_target, read_settings
+from seqtrack.uploads.target import (
+    Fault,
+    Order,
+    Reply,
+    TargetSettings,
+    UploadSettings,
+    choose_target,
+    read_settings,
+    stage,
+)
 from seqtrack.uploads.uploader import Uploader, choose_batch
 
 MB = 1024 * 1024
@@ -81,6 +90,23 @@ def test_back_off_grows_to_its_cap_and_draws_from_the_whole_range(fake: FakeTime
     assert asked.wait_s() == 900
 
 
+@pytest.mark.parametrize(("stored", "failures"), [(0, [1, 2, 3, 4]), (2, [1, 1, 1, 2]), (9, [1, 2, 3, 4])])
+def test_a_failure_after_which_fewer_files_are_left_counts_as_the_first(
+    fake: FakeTime, tmp_path: Path, stored: int, failures: list[int]
+) -> None:
+    """Of six files; more than that were stored twice."""
+    files = tuple(stage(f"{n}", put(tmp_path / f"{n}", b"")) for n in range(6))
+    reply, trouble = Reply(fault=Fault(kind="network", line="why"), num_stored=stored), backoff(fake)
+    trouble.runner, counted = lambda *_: reply, []
+    for _ in failures:
+        trouble.send(Order(files=files))
+        counted.append(trouble.failures)
+    assert counted == failures
+    trouble.runner = lambda *_: Reply()
+    trouble.send(Order(files=files))
+    assert (trouble.failures, trouble.stored) == (0, 0)
+
+
 def test_timeouts_grow_and_success_forgets_them(fake: FakeTime) -> None:
     trouble = backoff(fake, *["timeout"] * 3)
     for factor in (2.0, 4.0, 8.0, 1.0):
@@ -111,7 +137,8 @@ def test_the_target_is_chosen_and_an_overlapping_folder_refused(tmp_path: Path) 
     assert chosen == TargetSettings(kind="huggingface", place="me/run", endpoint="http://hub:80")
     assert chosen != choose_target(Environment(hf_repo="me/run"))
     output = tmp_path / "output"
-    assert choose_target(Environment(upload_target=f"folder:{tmp_path / 'backup'}", output_dir=output))
+    backup = Environment(upload_target=f"folder:{tmp_path / 'backup'}", output_dir=output, hf_endpoint="http://hub:80")
+    assert choose_target(backup).label == f"folder {tmp_path / 'backup'}", "a folder has no address"
     (tmp_path / "link").symlink_to(output)
     for place in (output, output / "backup", tmp_path, tmp_path / "link", "tape:1"):
         target = f"folder:{place}" if isinstance(place, Path) else place

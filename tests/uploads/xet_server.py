@@ -129,13 +129,12 @@ class XetHandler(Handler):
 
     def on_xorb_get(self) -> Answer:
         data = (self.hub.folder / self.names["hash"]).read_bytes()
-        if self.fault.corrupt == "bytes":
-            data = data[:30] + bytes(20) + data[50:]
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        if wanted is None:
-            return data, {}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or f"bytes=0-{len(data)}")
+        assert wanted is not None
         first, last = int(wanted[1]), int(wanted[2])
         part = data[first : last + 1]
+        if self.fault.corrupt == "bytes":
+            part = part[:30] + bytes(20) + part[50:]
         raise Reply(206, part, {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(data)}"})
 
     def resolve_headers(self, sha256: str) -> dict[str, str]:
