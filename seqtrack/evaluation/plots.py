@@ -128,7 +128,7 @@ def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str
             label, line = f"{label}, last", "--"
         elif one.kind == "checkpoint":
             label, pale, width, alpha = pale, "", 0.9, 0.35
-        axes.plot(thresholds, one.curves[name], line, label=label, color=(colours[one.name], alpha), linewidth=width)
+        axes.plot(thresholds, one.curves[name], ls=line, label=label, color=(colours[one.name], alpha), linewidth=width)
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")
