@@ -1,4 +1,4 @@
-"""`seqtrack export` and `import`: a checkpoint as the authors' `.pth.tar`, and theirs for `track` and `evaluate`."""
+"""`seqtrack export` and `import`: a checkpoint as the authors' `.pth.tar` or as ONNX, and theirs as a checkpoint."""
 
 import argparse
 
@@ -12,6 +12,8 @@ from seqtrack.model.authors import read_authors_file, write_authors_file
 from seqtrack.model.build import build_empty
 from seqtrack.model.spec import model_spec
 from seqtrack.run_dir import manifest_path
+from seqtrack.tracking.onnx_export import export_onnx
+from seqtrack.tracking.onnx_model import RECORD
 
 _OTHER_MODEL = ("weights.missing", "weights.unexpected", "weights.shape")
 
@@ -21,8 +23,10 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "import" and args.output.suffix != ".safetensors":
         raise UserError(f"{args.output}: a checkpoint's name must end in .safetensors", code="file.name")
     written = [args.output, manifest_path(args.output)][: 2 if args.command == "import" else 1]
-    if not args.force and any(path.exists() for path in written):
-        raise UserError(f"{args.output} or its .json exists; choose another file or use --force", code="file.exists")
+    if args.command == "export" and args.onnx:
+        written = [args.output / RECORD]
+    if not args.force and (there := [str(path) for path in written if path.exists()]):
+        raise UserError(f"{', '.join(there)} exists; choose another name or use --force", code="file.exists")
     try:
         text = _export(args) if args.command == "export" else _import(args)
     except OSError as error:
@@ -33,6 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> str:
     manifest = manifest_of(args.checkpoint)
+    if args.onnx:
+        record = export_onnx(manifest, args.output)
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in record.checked.items())
+        return f"epoch {manifest.epoch}, compared with torch: {shown}"
     weights = load_weights(manifest)
     data = write_authors_file(weights, epoch=manifest.epoch)
     args.output.parent.mkdir(parents=True, exist_ok=True)

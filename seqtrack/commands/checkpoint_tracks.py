@@ -4,12 +4,14 @@ Boxes and times are written after each, so that a call that was stopped is conti
 """
 
 import argparse
+import functools
 import logging
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -20,6 +22,7 @@ from seqtrack.checkpoints.store import Manifest, list_checkpoints
 from seqtrack.commands.track import tracking_conditions
 from seqtrack.config.environment import Environment
 from seqtrack.config.loader import config_digest
+from seqtrack.config.schema import Config
 from seqtrack.data.decode import check_frames
 from seqtrack.data.sources import Source, describe
 from seqtrack.device import choose_device
@@ -33,62 +36,103 @@ from seqtrack.model.spec import model_spec
 from seqtrack.run_dir import CHECKPOINTS, EVALUATION, FETCHED, INFERENCE_LOG
 from seqtrack.runtime.metrics_log import clock
 from seqtrack.tracking import load
+from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, onnxruntime_version
+from seqtrack.tracking.tracker import TrackedModel
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_run
 
 logger = logging.getLogger(__name__)
+
+
+class _Subject(NamedTuple):
+    """What is tracked with, as tables name it, and how its model is loaded."""
+
+    name: str
+    kind: str
+    epoch: int | None
+    origin: dict[str, Scalar]
+    config: Config
+    load: Callable[[], TrackedModel]
 
 
 def track_checkpoints(
     args: argparse.Namespace,
     environment: Environment,
     manifests: list[Manifest],
+    exported: tuple[OnnxModel, Config, OnnxRecord] | None,
     source: Source,
     protocol: Protocol,
     boxes: Path,
 ) -> tuple[list[TrackerResult], dict[str, object]]:
-    """Track with each checkpoint in turn, and with the untrained model; returns the conditions as well.
+    """Track with each checkpoint in turn, the untrained model and the exported one; returns the conditions as well.
 
-    What an earlier call wrote into `boxes`, from the same checkpoint, data and settings, is read instead.
+    What an earlier call wrote into `boxes`, from the same model, data and settings, is read instead.
     """
     sequences = source.sequences
     # Missing and unusable frame files are found before hours of tracking.
     if problems := check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames)):
         raise UserError(problems)
-    device = choose_device(args.device or environment.device)
+    if exported:
+        device = check_onnx_options(args.precision, args.device)
+    else:
+        device = choose_device(args.device or environment.device)
     load.check_precision(args.precision, device)
-    results, digest = list[TrackerResult](), describe([source]).digest
-    spent, conditions = list[float](), dict[str, object]()
-    every = [*manifests, *[None] * args.untrained]  # None: the untrained model, that of the last checkpoint
-    for number, manifest in enumerate(every, start=1):
-        begun, config = time.monotonic(), load.checkpoint_config(manifest or manifests[-1])
-        if manifest is not None:
-            name, kind, epoch = load.checkpoint_name(manifest, manifests), "checkpoint", manifest.epoch
-            origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
-        else:
-            name, kind, epoch, origin = "untrained", "untrained", None, {"seed": config.TRAIN.SEED}
-        load.set_threads(config)
-        settings = load.tracker_settings(config, dataset=source.name, precision=args.precision)
-        more = {"concurrent": args.concurrent, "python": platform.python_version()}
+    results, digest, spent = list[TrackerResult](), describe([source]).digest, list[float]()
+    more: dict[str, object] = {"concurrent": args.concurrent, "python": platform.python_version()}
+    more |= {"onnxruntime": onnxruntime_version()} if exported else {}
+    conditions = dict[str, object]()
+    subjects = _subjects(args, environment, manifests, exported, device)
+    for number, one in enumerate(subjects, start=1):
+        begun = time.monotonic()
+        load.set_threads(one.config)
+        settings = load.tracker_settings(one.config, dataset=source.name, precision=args.precision)
         conditions = {**tracking_conditions(device, settings), **more, "search_factor": settings.search_factor}
-        made_from = {"data_digest": digest, "config_digest": config_digest(config), **origin, **conditions}
-        tracks = known = read_tracks(name, boxes, [one.name for one in sequences], made_from)
+        made_from = {"data_digest": digest, "config_digest": config_digest(one.config), **one.origin, **conditions}
+        tracks = known = read_tracks(one.name, boxes, [each.name for each in sequences], made_from)
         if tracks is None:
-            model = _load(args, environment, manifest, device) if manifest else None
-            model = model or build_model(model_spec(config), seed=config.TRAIN.SEED).to(device).eval()
-            frames = sum(one.num_frames - 1 for one in sequences)
-            with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
-                tracks = track_sequences(model, sequences, settings, concurrent=args.concurrent, on_frames=bar.update)
+            frames = sum(each.num_frames - 1 for each in sequences)
+            with tqdm(total=frames, desc=one.name, unit="frame", leave=False, disable=None) as bar:
+                options = {"concurrent": args.concurrent, "on_frames": bar.update}
+                tracks = track_sequences(one.load(), sequences, settings, **options)
             spent.append(time.monotonic() - begun)
-        result = score_tracker(name, kind, tracks, sequences, protocol=protocol, epoch=epoch, source=origin)
-        results.append(result)
-        if known is None:
-            _write(result, boxes, made_from)
-        mean, left = result.record.mean, (len(every) - number) * (sum(spent) / len(spent) if spent else 0.0)
-        text = "evaluated before" if known else f"{number} of {len(every)}, about {clock(left)} to go"
-        logger.info(
-            "%s: AUC %.3f, P20 %.3f, %.1f frames/s (%s)", name, mean["auc"], mean["p20"], mean["fps"] or 0, text
+        results.append(
+            score_tracker(one.name, one.kind, tracks, sequences, protocol=protocol, epoch=one.epoch, source=one.origin)
         )
+        if known is None:
+            _write(results[-1], boxes, made_from)
+        mean, left = results[-1].record.mean, (len(subjects) - number) * (sum(spent) / len(spent) if spent else 0.0)
+        text = "evaluated before" if known else f"{number} of {len(subjects)}, about {clock(left)} to go"
+        speed = mean["fps"] or 0.0
+        logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s (%s)", one.name, mean["auc"], mean["p20"], speed, text)
     return results, conditions
+
+
+def _subjects(
+    args: argparse.Namespace,
+    environment: Environment,
+    manifests: list[Manifest],
+    exported: tuple[OnnxModel, Config, OnnxRecord] | None,
+    device: torch.device,
+) -> list[_Subject]:
+    """The checkpoints, the untrained model of the last one, and the exported model."""
+    found = [
+        _Subject(
+            load.checkpoint_name(one, manifests), "checkpoint", one.epoch,
+            {**load.checkpoint_source(one), "step": one.step}, load.checkpoint_config(one),
+            functools.partial(_load, args, environment, one, device),
+        )
+        for one in manifests
+    ]  # fmt: skip
+    if args.untrained and manifests:
+        config = found[-1].config
+        seed = config.TRAIN.SEED
+        untrained = _Subject("untrained", "untrained", None, {"seed": seed}, config,
+                             lambda: build_model(model_spec(config), seed=seed).to(device).eval())  # fmt: skip
+        found.append(untrained)
+    if exported:
+        model, config, record = exported
+        origin: dict[str, Scalar] = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
+        found.append(_Subject(f"ONNX, epoch {record.checkpoint['epoch']}", "onnx", None, origin, config, lambda: model))
+    return found
 
 
 def records_from_target(environment: Environment, phase: int | None) -> Path:

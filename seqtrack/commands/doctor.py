@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -159,6 +160,16 @@ def check_device(environment: Environment, config: Config, *, limit_s: float = 1
         found = f"no answer within {limit_s:.0f} s" if "SIGALRM" in str(error) else str(error)
         advice = "Without code for this GPU: CUDA=cu128 docker compose build (newer ones), DEVICE=cpu (older ones)"
         yield "trial", BAD, found, advice
+
+
+def _driver_version() -> str:
+    """Of NVIDIA's driver, by its own program; empty if that is not here or does not answer."""
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout.partition("\n")[0].strip()
 
 
 def _trial(name: str, processes: int, precision: str, tokens: int, limit_s: float) -> None:

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
-from seqtrack.checkpoints.store import Manifest
 from seqtrack.commands.checkpoint_tracks import records_from_target, track_checkpoints
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
+from seqtrack.config.schema import Config
 from seqtrack.data.annotations import Annotation, read_annotations
 from seqtrack.data.lasot import draw_classes
 from seqtrack.data.sequence import Sequence
@@ -38,6 +38,7 @@ from seqtrack.evaluation.tables import (
 from seqtrack.parsing import split_commas
 from seqtrack.run_dir import BOXES, CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
+from seqtrack.tracking.onnx_model import load_onnx
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write tables, plots and boxes, and print the table of means."""
     environment, begun = read_environment(os.environ), time.monotonic()
     folder = environment.phase_folder(args.phase)
-    wanted = args.checkpoint or ([] if args.results else ["all"])
-    if args.annotations is not None and (wanted or not args.results):
-        raise UserError("--annotations has no frames: use it with --results, without --checkpoint", "evaluation.option")
+    wanted = args.checkpoint or ([] if args.results or args.onnx else ["all"])
+    if args.annotations is not None and (wanted or args.onnx or not args.results):
+        text = "--annotations has no frames: use it with --results, without --checkpoint and --onnx"
+        raise UserError(text, "evaluation.option")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
@@ -58,13 +60,15 @@ def run(args: argparse.Namespace) -> int:
         every, data_dir = _renamed(read_annotations(args.annotations), key), None
         annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
         conditions: dict[str, object] = {"dataset": key, "split": None, "annotations": args.annotations.name}
-    elif key in TEST_SETS and not wanted:
+    elif key in TEST_SETS and not (wanted or args.onnx):
         annotations = [*choose(read_test_set(key, data_dir, frames=False), names=names)]
         conditions = {"dataset": key, "split": "test"}
     else:
         records = records_from_target(environment, args.phase) if args.hub else folder
         manifests = load.select_checkpoints(records, wanted) if wanted else []
-        source = _open(args, environment, manifests)
+        exported = load_onnx(args.onnx) if args.onnx else None
+        configs = [*map(load.checkpoint_config, manifests), *([exported[1]] if exported else [])]
+        source = _open(args, environment, configs)
         annotations = [*(sequences := choose(source.sequences, names=names))]
         conditions = {"dataset": source.name, "split": source.split, "synthetic": source.synthetic}
         conditions["data_digest"], key = describe([source]).digest, source.name
@@ -73,11 +77,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(text, "evaluation.server")
     options = {"chosen": args.convention, "data_dir": data_dir, "attributes": args.attributes}
     protocol = protocol_of(key, annotations, **options)
-    if wanted and manifests:
+    if wanted or args.onnx:
         _refuse_trained(records, source, sequences)
         args.untrained = "all" in wanted if args.untrained is None else args.untrained
-        some, boxes = dataclasses.replace(source, sequences=sequences), (args.output or folder / EVALUATION) / BOXES
-        results, more = track_checkpoints(args, environment, manifests, some, protocol, boxes)
+        some = dataclasses.replace(source, sequences=sequences)
+        boxes = (args.output or (folder if wanted else environment.output_dir) / EVALUATION) / BOXES
+        results, more = track_checkpoints(args, environment, manifests, exported, some, protocol, boxes)
         conditions |= {"run": folder.name, **more}
     conditions |= {"repair": args.repair} if args.results else {}
     conditions |= {"convention": args.convention or default_convention(key)}
@@ -126,11 +131,11 @@ def _refuse_trained(folder: Path, source: Source, sequences: list[Sequence]) -> 
         raise UserError(f"{text}: {', '.join(leaked[:10])}; {advice}", "evaluation.leak")
 
 
-def _open(args: argparse.Namespace, environment: Environment, manifests: list[Manifest]) -> Source:
-    """The data set: the option's, the environment's if set there, else that of the last checkpoint or of the run."""
+def _open(args: argparse.Namespace, environment: Environment, configs: list[Config]) -> Source:
+    """The data set: the option's, the environment's if set there, else that of the last model or of the run."""
     name, classes, stored = args.dataset, split_commas(args.classes), environment.phase_folder(args.phase) / CONFIG_FILE
-    if name is None and not environment.given("DATASET") and (manifests or stored.is_file()):
-        config = load.checkpoint_config(manifests[-1]) if manifests else load_config(str(stored))
+    if name is None and not environment.given("DATASET") and (configs or stored.is_file()):
+        config = configs[-1] if configs else load_config(str(stored))
         # Of several training sets the first that is known here.
         name = next((one for one in config.DATA.TRAIN.DATASETS_NAME if one.upper() in SOURCES), None)
         if not classes and not environment.given("CLASSES"):

@@ -113,10 +113,14 @@ def _report(parser: Parser) -> None:
 def _evaluate(parser: Parser) -> None:
     add = parser.add_argument
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    text = "all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results)"
+    text = (
+        "all, last, an epoch (3), a range (2-5) or a file; may be repeated (default: all, or none with --results or "
+        "--onnx)"
+    )
     add("--checkpoint", action="append", metavar="WHICH", help=text)
     text = "checkpoints of HF_REPO or UPLOAD_TARGET, each on the disk only while it is loaded"
     add("--hub", action="store_true", help=text)
+    add("--onnx", type=Path, metavar="FOLDER", help="evaluate a model of `export --onnx` as well, on the CPU")
     add("--split", choices=("test", "train"), default="test", help="default: test")
     add("--dataset", help="data set (default: DATASET if set, else the run's own)")
     add("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
@@ -193,7 +197,8 @@ def _track(parser: Parser) -> None:
     )
     add("-o", "--output", type=Path, metavar="OUT.mp4", help=text)
     text = "a .safetensors file, or an epoch of the phase's run, or last (default: last)"
-    add("--checkpoint", default="last", metavar="WHICH", help=text)
+    add("--checkpoint", metavar="WHICH", help=text)
+    add("--onnx", type=Path, metavar="FOLDER", help="a model of `export --onnx` instead of a checkpoint, on the CPU")
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     add("--frames", type=int, metavar="N", help="stop after N frames")
     text = "frames per second of the output (default: as the source states; 30 for a folder)"
@@ -271,8 +276,11 @@ def _plan(parser: Parser) -> None:
 
 def _export(parser: Parser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .safetensors checkpoint or its .json")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth.tar", help="file to write")
-    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    text = "file to write, FILE.pth.tar; with --onnx a folder"
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=text)
+    text = "write ONNX graphs, compared with torch first (needs the packages onnx and onnxruntime)"
+    parser.add_argument("--onnx", action="store_true", help=text)
+    parser.add_argument("--force", action="store_true", help="replace what exists")
 
 
 def _import(parser: Parser) -> None:
@@ -303,7 +311,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "course": ("do a whole assignment, from one small file to the zip to hand in", _course),
     "plan": ("estimate parameters, tokens, memory and disk of a configuration", _plan),
     "doctor": ("check this machine: GPU, memory, disk, data, token", _settings),
-    "export": ("write a checkpoint as the authors' .pth.tar", _export),
+    "export": ("write a checkpoint as the authors' .pth.tar, or as ONNX", _export),
     "import": ("read the authors' .pth.tar into a checkpoint", _import),
 }
 

@@ -21,7 +21,8 @@ from seqtrack.parsing import ParseError, parse_float
 from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.tracking import load
-from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
+from seqtrack.tracking.onnx_model import check_onnx_options, load_onnx, onnxruntime_version
+from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings
 from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, draw_box, open_frames, video_writer
 
 logger = logging.getLogger(__name__)
@@ -91,15 +92,7 @@ def _track(
         text = f"--box x,y,w,h of the object in the first frame of {source.place} ({size[0]}x{size[1]} pixels)"
         raise UserError(f"{text} is missing; for example --box 261,48,39,65", code="track.option")
     box = _numbers("--box", args.box, 4)
-    manifests = load.select_checkpoints(environment.phase_folder(args.phase), [args.checkpoint])
-    if len(manifests) != 1:
-        raise UserError(f"--checkpoint {args.checkpoint} names {len(manifests)}, expected one", code="track.option")
-    manifest, device = manifests[0], choose_device(args.device or environment.device)
-    load.check_precision(args.precision, device)
-    model, config = load.load_model(manifest, device)
-    logger.info("%s , sha256 %s , on %s", manifest.path, manifest.sha256[:16], describe_device(device))
-    settings = load.tracker_settings(config, dataset=None, precision=args.precision)
-    tracker = BatchTracker(model, settings)
+    tracker, origin = _tracker(args, environment)
     state = tracker.start(first, box)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,5 +115,28 @@ def _track(
             if write is not None:
                 write(draw_box(image, found.box_xywh.tolist(), f"score {found.score:.1f}/40  {1 / taken:.1f} FPS"))
             bar.update()
-    origin = {"checkpoint": {**load.checkpoint_source(manifest), "epoch": manifest.epoch}}
-    return np.stack(boxes), seconds, {**origin, **tracking_conditions(device, settings)}
+    return np.stack(boxes), seconds, {**origin, **tracking_conditions(tracker.device, tracker.settings)}
+
+
+def _tracker(args: argparse.Namespace, environment: Environment) -> tuple[BatchTracker, dict[str, object]]:
+    """The tracker of the chosen checkpoint or exported model, and where its weights come from."""
+    model: TrackedModel
+    if args.onnx is not None:
+        if args.checkpoint is not None or args.phase is not None:
+            raise UserError("--onnx names the model: use it without --checkpoint and --phase", code="track.option")
+        device = check_onnx_options(args.precision, args.device)
+        model, config, record = load_onnx(args.onnx)
+        origin: dict[str, object] = {"checkpoint": record.checkpoint, "onnxruntime": onnxruntime_version()}
+        where, sha256 = args.onnx, record.encoder.sha256
+    else:
+        wanted = args.checkpoint or "last"
+        manifests = load.select_checkpoints(environment.phase_folder(args.phase), [wanted])
+        if len(manifests) != 1:
+            raise UserError(f"--checkpoint {wanted} names {len(manifests)}, expected one", code="track.option")
+        manifest, device = manifests[0], choose_device(args.device or environment.device)
+        load.check_precision(args.precision, device)
+        model, config = load.load_model(manifest, device)
+        origin = {"checkpoint": {**load.checkpoint_source(manifest), "epoch": manifest.epoch}}
+        where, sha256 = manifest.path, manifest.sha256
+    logger.info("%s , sha256 %s , on %s", where, sha256[:16], describe_device(device))
+    return BatchTracker(model, load.tracker_settings(config, dataset=None, precision=args.precision)), origin

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from seqtrack.data.sequence import Sequence as Video
 
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
-_LINES = {"checkpoint": "-", "results": "-.", "untrained": "--", "still": ":", "oracle": (0, (5, 1, 1, 1))}
+_LINES = {
+    "checkpoint": "-",
+    "onnx": "-.",
+    "results": "-.",
+    "untrained": "--",
+    "still": ":",
+    "oracle": (0, (5, 1, 1, 1)),
+}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
 _MAX_BARS, _MAX_LINES = 24, 20  # further classes and sequences are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown

@@ -101,8 +101,8 @@ def score_tracker(
 
     Args:
         name: as tables show it, such as "epoch 3" or "SiamRPN++".
-        kind: "checkpoint", "untrained", "still" (static-box baseline), "oracle" (ceiling) or "results" (another
-            tracker's files).
+        kind: "checkpoint", "onnx" (an exported one), "untrained", "still" (static-box baseline), "oracle" (ceiling) or
+            "results" (another tracker's files).
         more_runs: of a tracker with random numbers; a sequence's scores are their means.
         source, notes: where it comes from, and remarks made while reading result files.
     """

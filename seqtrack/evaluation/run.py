@@ -21,7 +21,7 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import METRICS, Array
 from seqtrack.evaluation.results import Tracks, make_tracks, score_tracker
 from seqtrack.model.seqtrack import SeqTrack
-from seqtrack.tracking.tracker import BatchTracker, TrackerSettings, TrackState
+from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings, TrackState
 
 CONCURRENT = 16  # sequences tracked at once; a small model's time is mostly call overhead, which a batch shares
 
@@ -51,7 +51,7 @@ def read_frame(path: Path) -> Image:
 
 
 def track_sequences(
-    model: SeqTrack,
+    model: TrackedModel,
     sequences: Sequence[VideoSequence],
     settings: TrackerSettings,
     *,

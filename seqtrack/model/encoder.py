@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         body = self.body
         parts = [self._embed(search, body.pos_embed[:, : self.search_tokens])]
         template_part = self._embed(templates.flatten(0, 1), body.pos_embed[:, self.search_tokens :])
-        parts.append(template_part.reshape(len(templates), -1, template_part.shape[-1]))
+        parts.append(template_part.reshape(templates.shape[0], -1, template_part.shape[-1]))
         x = body.norm_pre(torch.cat(parts, dim=1))
         recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
         for index, block in enumerate(body.blocks):
@@ -100,7 +100,7 @@ def run_block(block: nn.Module, x: Tensor, keep: int | None) -> Tensor:
         return whole[:, :keep]
     # timm's block and attention, with queries for these tokens only.
     y = block.norm1(x)
-    batch, tokens, width = len(x), x.shape[1], attn.num_heads * attn.head_dim
+    batch, tokens, width = x.shape[0], x.shape[1], attn.num_heads * attn.head_dim
     weight, bias = attn.qkv.weight, attn.qkv.bias
     q = F.linear(y[:, :keep], weight[:width], None if bias is None else bias[:width])
     kv = F.linear(y, weight[width:], None if bias is None else bias[width:])

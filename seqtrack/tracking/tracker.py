@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from seqtrack.data.crop import crop_frame
 from seqtrack.device import DTYPES
 from seqtrack.errors import RunError, UserError
 from seqtrack.model.images import normalise
-from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.seqtrack import Generated, SeqTrack
+from seqtrack.model.spec import ModelSpec
 from seqtrack.tokens import hann_window, tokens_to_boxes
 
 MARGIN_PX = 10  # at least this much of every box lies inside the image, and no side is shorter
@@ -85,30 +87,43 @@ class TrackState:
     frame: int = 0
 
 
+class TrackedModel(Protocol):
+    """What a tracker needs of a model: a `SeqTrack`, or one that was exported; the memory is passed on only."""
+
+    spec: ModelSpec
+
+    def encode(self, templates: Tensor, search: Tensor) -> Tensor: ...
+    def generate(self, memory: Tensor, window: Tensor | None) -> Generated: ...
+
+
 class BatchTracker:
     """One model tracking any number of objects, each in its own video.
 
     Args:
-        model: in eval mode, on its device. With precision "bf16" or "fp16" a copy of it is used, whose encoder keeps
-            the weights of its matrix products in that type: autocast would convert them for every frame. Norms,
-            positions, the residual stream and the decoder, whose argmax rounding can flip, stay in float32.
+        model: in eval mode, on its device; one that is no `SeqTrack` runs on the CPU, in fp32. With precision "bf16"
+            or "fp16" a copy of it is used, whose encoder keeps the weights of its matrix products in that type:
+            autocast would convert them for every frame. Norms, positions, the residual stream and the decoder, whose
+            argmax rounding can flip, stay in float32.
 
     Raises:
         ValueError: the model is in training mode, where dropout would make the boxes random.
     """
 
-    def __init__(self, model: SeqTrack, settings: TrackerSettings) -> None:
-        if model.training:
-            raise ValueError("a tracker needs a model in eval mode; call model.eval() first")
+    def __init__(self, model: TrackedModel, settings: TrackerSettings) -> None:
         self.settings = settings
         self.spec = model.spec
-        self.device = next(model.parameters()).device
-        self._window = hann_window(model.spec.bins).to(self.device) if settings.window else None
+        self.device = torch.device("cpu")
         self._dtype = DTYPES.get(settings.precision)
-        self._model = model if self._dtype is None else copy.deepcopy(model)
-        for module in self._model.encoder.modules() if self._dtype else ():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(self._dtype)
+        if isinstance(model, SeqTrack):
+            if model.training:
+                raise ValueError("a tracker needs a model in eval mode; call model.eval() first")
+            self.device = next(model.parameters()).device
+            model = copy.deepcopy(model) if self._dtype else model
+            for module in model.encoder.modules() if self._dtype else ():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(self._dtype)
+        self._model = model
+        self._window = hann_window(model.spec.bins).to(self.device) if settings.window else None
 
     def start(self, image: Image, box_xywh: Sequence[float]) -> TrackState:
         """The initial state from the first frame, (H, W, 3) RGB, and the object's box in it, pixels.

@@ -82,6 +82,9 @@ def log_next_steps(environment: Environment) -> None:
     command, phase = environment.seqtrack_command, environment.phase
     logger.info("next: %s evaluate --phase %d", command, phase)
     logger.info("      %s report --html", command)
+    folder = environment.output_dir.absolute()
+    if Path("/.dockerenv").exists() and not any(one.is_mount() for one in (folder, *folder.parents[:-1])):
+        logger.warning("%s is not a mounted folder: Docker discards all of it", folder)
 
 
 def open_run(

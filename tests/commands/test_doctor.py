@@ -121,6 +121,21 @@ def test_the_precision_is_that_of_training_and_plan(
     assert (plan.precision, plan.stores_scores) == (precision, level == BAD)
 
 
+@pytest.mark.parametrize(
+    ("script", "shown"), [("echo 550.54.15", True), ("echo no devices; exit 9", False), ("", False)]
+)
+def test_the_drivers_version_is_shown_where_it_answers(
+    fake_gpu: Callable[..., None], script: str, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_gpu((8, 6))
+    if script:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    device = next(one for one in check_device(*configure({})) if one[0] == "device")
+    assert ("550.54.15" in device[2], device[1]) == (shown, OK)
+
+
 @pytest.mark.parametrize(("free_gib", "codes"), [(3.3, ["plan.memory"]), (16.0, [])])
 def test_plan_and_doctor_use_the_free_memory_of_the_gpu_and_the_trial_finds_that_it_does_not_compute(
     fake_gpu: Callable[..., None], free_gib: float, codes: list[str], tmp_path: Path

@@ -216,6 +216,23 @@ def test_an_epoch_that_scores_like_a_box_that_never_moves_is_named(evaluated: Pa
     assert [one[3] for one in compare_evaluations(record, other)] == [False, True, True]
 
 
+def test_an_exported_model_scores_as_its_checkpoint(three_epochs: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    file, model = three_epochs / "phase_1" / "checkpoints" / "SEQTRACK_ep0002.safetensors", str(tmp_path / "model")
+    assert main(["export", str(file), "--onnx", "-o", model]) == 0
+    few = ["--onnx", model, "--sequences", "tile-4", "-o", str(tmp_path / "both")]
+    assert evaluate(three_epochs, *few, "--checkpoint", "2") == 0
+    found = trackers(tmp_path / "both")
+    assert list(found) == ["epoch 2", "ONNX, epoch 2", "static box", "oracle crop"]
+    for metric in METRICS:
+        assert found["ONNX, epoch 2"]["mean"][metric] == pytest.approx(found["epoch 2"]["mean"][metric], abs=1e-6)
+    assert found["ONNX, epoch 2"]["source"]["sha256"] == found["epoch 2"]["source"]["sha256"]
+    assert "onnxruntime" in read(tmp_path / "both")["conditions"]
+    assert evaluate(tmp_path / "no run", *few) == 0
+    assert list(trackers(tmp_path / "both")) == ["ONNX, epoch 2", "static box", "oracle crop"]
+    assert evaluate(tmp_path / "no run", *few, "--precision", "bf16") == 2
+    assert evaluate(tmp_path / "no run", *few, "--results", ".", "--annotations", ".") == 2
+
+
 @pytest.fixture
 def refused(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(output: Path, *arguments: str) -> str:

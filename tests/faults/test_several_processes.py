@@ -9,13 +9,17 @@ import shutil
 import signal
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import PATIENCE_S, assert_same_run, completed, environment, numbers, start
 
 from faults.process_pairs import free_port, ranks_of, together, trainers_of
+from seqtrack.checkpoints.store import list_checkpoints
+from seqtrack.training.train_step import LaunchedStep, TrainStep
 
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
 # 33 samples in batches of 16, 16 and 1: the last batch leaves a process without a sample.
@@ -96,6 +100,17 @@ def test_phase_2_on_several_processes_is_bitwise_equal_and_its_verdict_is_an_exi
     assert ended[0].said.splitlines()[-1] == "differs" and ended[0].codes == []
 
 
+def _signal_in_step_8(number: signal.Signals, rank: int) -> None:
+    plain = TrainStep.__call__
+
+    def call(self: TrainStep, *args: Any) -> LaunchedStep:
+        if self.state.step == 7 and self.distributed.rank == rank:
+            os.kill(os.getpid(), number)
+        return plain(self, *args)
+
+    TrainStep.__call__ = call
+
+
 @pytest.mark.parametrize(
     ("number", "killed"),
     [(signal.SIGKILL, 0), (signal.SIGTERM, 1)]
@@ -105,12 +120,12 @@ def test_killing_or_stop_asked_of_one_of_two_ends_both_and_the_next_start_ends_a
     number: signal.Signals, killed: int, demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, demo_data, OFTEN if number == signal.SIGKILL else {})
-    with ranks_of(env, 2) as distributed:
-        assert distributed[0].until(lambda: "Epoch 2 : 16" in distributed[0].said())
-        distributed[killed].signal(number)
+    with ranks_of(env, 2, partial(_signal_in_step_8, number, killed)) as distributed:
         ended = [rank.end() for rank in distributed]
     if number == signal.SIGTERM:
         assert [one.code for one in ended] == [75, 75]
+        latest = list_checkpoints(tmp_path / "phase_1" / "checkpoints")[-1]
+        assert (latest.kind, latest.epoch, latest.step) == ("step", 2, 8), "they do not wait for the epoch's end"
     else:
         other = ended[1 - killed]
         assert (other.code, other.codes, "Traceback" in other.said) == (1, ["run.peer_lost"], False)

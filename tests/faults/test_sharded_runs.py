@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Ended, assert_same_run, completed, environment, epochs, start
+from runs import Ended, assert_same_run, completed, environment, epochs, numbers, start
 from torch import distributed as dist
 from torch.amp.grad_scaler import GradScaler
 
@@ -111,7 +111,7 @@ def _scale_the_loss() -> None:
         ({"TRAIN.AMP": "bf16", "MODEL.ENCODER.DROP_PATH": 0.2, "TRAIN.GRAD_CLIP_NORM": 0.01}, None),
         ({"MODEL.ENCODER.USE_CHECKPOINT": True, "TRAIN.BATCH_SIZE": 6}, None),
         ({"DATA.TRAIN.SAMPLE_PER_EPOCH": 33, "TRAIN.FREEZE_ENCODER": True}, None),
-        ({}, _scale_the_loss),
+        ({"TRAIN.CE_WEIGHT": 100}, _scale_the_loss),
     ],
     ids=["bf16", "checkpointing", "frozen", "scaled"],
 )
@@ -123,6 +123,8 @@ def test_precision_checkpointing_and_the_scale_depend_on_no_number_of_processes(
         with ranks_of(env, world_size, prepare) as ranks:
             assert {rank.end().code for rank in ranks} == {0}
         assert_same_run(tmp_path / str(world_size) / "phase_1", tmp_path / "1" / "phase_1")
+    skipped = [record["skipped_steps"] for record in numbers(tmp_path / "1" / "phase_1")]
+    assert any(skipped) == (prepare is not None) and not all(skipped)
 
 
 @pytest.mark.long

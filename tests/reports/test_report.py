@@ -323,7 +323,7 @@ def test_the_card_has_the_measured_numbers_plots_and_digests(finished: Path) -> 
     assert manifests[0]["config_digest"] in text and manifests[0]["data_digest"] in text
     links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert "phase_1/plots/phase_1_loss.png" in links and all((finished / link).is_file() for link in links)
-    assert 'hf_hub_download("me/run", "phase_2/checkpoints/SEQTRACK_ep0003.safetensors")' in text
+    assert 'Tracker.load("hf://me/run/phase_2/checkpoints/SEQTRACK_ep0003.safetensors")' in text
     assert "@inproceedings{" in text
     assert "**identical**" in text
     assert front_matter(text)["tags"].count("synthetic-data") == 1 and "datasets" not in front_matter(text)

@@ -1,0 +1,268 @@
+"""Exported models: the same tokens and boxes as torch, for `track` and for a script of its own; and refusals."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contracts.test_formats import differences, table
+from runs import command, demo_data, environment, save_epoch
+
+from seqtrack.cli import main
+from seqtrack.config.loader import load_config
+from seqtrack.config.schema import Config
+from seqtrack.data.annotations import read_boxes
+from seqtrack.data.lasot import open_lasot
+from seqtrack.data.sequence import Sequence as VideoSequence
+from seqtrack.data.sources import open_source
+from seqtrack.evaluation.run import read_frame
+from seqtrack.model.build import build_model
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.spec import model_spec
+from seqtrack.tracking import onnx_export
+from seqtrack.tracking.load import load_model, select_checkpoints, tracker_settings
+from seqtrack.tracking.onnx_model import load_onnx
+from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings
+
+from .conftest import FIRST_BOX
+
+__all__ = ["demo_data"]
+
+BOX = ",".join(f"{value:g}" for value in FIRST_BOX)
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ["decoder.onnx", "encoder.onnx", "model.json"]
+Codes = Callable[..., tuple[int, list[str]]]
+Video = tuple[Sequence[np.ndarray], tuple[float, ...]]
+
+
+@torch.no_grad()
+def sensitive(model: SeqTrack) -> SeqTrack:
+    """The model with weights so large that the tokens depend on the image."""
+    draw = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 2 / parameter[0].numel() ** 0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def torch_model(config: Config) -> SeqTrack:
+    return sensitive(build_model(model_spec(config), seed=3))
+
+
+@pytest.fixture(scope="module")
+def output(torch_model: SeqTrack, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with epoch 4, exported as `model`. Not to be changed."""
+    folder = tmp_path_factory.mktemp("exported") / "output"
+    save_epoch(folder, 4, torch_model, config)
+    assert main(["export", str(checkpoint_of(folder)), "--onnx", "-o", str(folder / "model")]) == 0
+    return folder
+
+
+def checkpoint_of(output: Path) -> Path:
+    return output / "phase_1" / "checkpoints" / "SEQTRACK_ep0004.safetensors"
+
+
+@pytest.fixture
+def run(output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Codes:
+    """The exit code of a command, and the codes of its errors."""
+    monkeypatch.setenv("OUTPUT_DIR", str(output))
+    for name in ("PHASE", "DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*words: object) -> tuple[int, list[str]]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        lines = capsys.readouterr().err.splitlines()
+        return code, [line.split("]")[0][7:] for line in lines if line.startswith("error [")]
+
+    return call
+
+
+def follow(model: TrackedModel, settings: TrackerSettings, videos: Sequence[Video]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and boxes, (frames, objects, 4), of videos of one length tracked in one batch."""
+    tracker = BatchTracker(model, settings)
+    states = [tracker.start(frames[0], box) for frames, box in videos]
+    found = [tracker.track(states, images) for images in zip(*(frames[1:] for frames, _ in videos), strict=True)]
+    tokens = np.array([[one.tokens for one in step] for step in found])
+    return tokens, np.array([[one.box_xywh for one in step] for step in found])
+
+
+def test_the_record_names_the_checkpoint_and_what_was_compared(output: Path) -> None:
+    folder = output / "model"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    record, manifest = (
+        json.loads(path.read_text()) for path in (folder / FILES[2], checkpoint_of(output).with_suffix(".json"))
+    )
+    assert differences(record, table("model.json", "field")) == []
+    assert record["checkpoint"]["sha256"] == manifest["sha256"] and record["checkpoint"]["epoch"] == 4
+    assert record["config"] == manifest["config"] and record["encoder"]["bytes"] == (folder / FILES[1]).stat().st_size
+    checked = record["checked"]
+    assert checked["same_tokens"] == checked["images"] == 3
+    assert 0 < checked["memory_difference"] < 1e-4 and 0 < checked["logits_difference"] < 1e-4
+
+
+def test_any_number_of_objects_gives_torchs_tokens_and_boxes(
+    torch_model: SeqTrack, output: Path, frames: list[np.ndarray]
+) -> None:
+    exported, config, _ = load_onnx(output / "model")
+    settings = TrackerSettings(update_interval=2, update_threshold=0.0, mean=config.DATA.MEAN, std=config.DATA.STD)
+    videos = [(frames, FIRST_BOX), (frames[::-1], (50.0, 40.0, 30.0, 24.0)), (frames, (10.0, 10.0, 60.0, 50.0))]
+    for count in (1, 3):
+        tokens, boxes = follow(torch_model, settings, videos[:count])
+        assert len(np.unique(tokens.reshape(-1, 4), axis=0)) > 5, "the tokens depend on the images"
+        ours, theirs = follow(exported, settings, videos[:count])
+        assert (ours == tokens).all()
+        np.testing.assert_allclose(theirs, boxes, atol=1e-6)
+
+
+def test_track_and_the_example_give_the_checkpoints_boxes(
+    run: Codes, output: Path, video_folder: Path, tmp_path: Path
+) -> None:
+    common = ("track", video_folder, "--box", BOX, "--no-video", "-o")
+    assert run(*common, tmp_path / "a.mp4") == (0, [])
+    assert run(*common, tmp_path / "b.mp4", "--onnx", output / "model") == (0, [])
+    plain, exported = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert plain["checkpoint"] == exported["checkpoint"] and "onnxruntime" in exported
+    # The example alone: no torch, nothing of this project.
+    shutil.copy(ROOT / "examples" / "onnx_tracker.py", tmp_path)
+    block = "import sys; sys.modules['torch'] = sys.modules['seqtrack'] = None; sys.argv[0] = 'x'; "
+    script = block + "import runpy; runpy.run_path('onnx_tracker.py', run_name='__main__')"
+    words = [sys.executable, "-I", "-c", script, str(output / "model"), str(video_folder), BOX, "c.txt"]
+    subprocess.run(words, cwd=tmp_path, check=True, timeout=100)
+    a, b, c = (read_boxes(tmp_path / f"{name}.txt") for name in "abc")
+    assert len(np.unique(a, axis=0)) > 3
+    np.testing.assert_allclose(b, a, atol=1e-6)
+    np.testing.assert_allclose(c, a, atol=1e-3)
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
+    run: Codes, output: Path, torch_model: SeqTrack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, target = ("export", checkpoint_of(output), "--onnx", "-o"), tmp_path / "model"
+    assert run(*export, output / "model") == (2, ["file.exists"])
+    other = load_config("demo", overrides=[("MODEL.DECODER.DIM_FEEDFORWARD", "64")])
+    save_epoch(tmp_path, 4, torch_model, other)
+    code, codes = run("export", checkpoint_of(tmp_path), "--onnx", "-o", target)
+    assert (code, codes[-1]) == (2, "weights.other_model")
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "_LARGEST", 1000)
+        assert run(*export, target) == (2, ["onnx.too_large"])
+    for library in ("onnx", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            assert run(*export, target) == (2, ["onnx.not_installed"])
+    assert not target.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "TOLERANCE", 0.0)
+        assert run(*export, target) == (1, ["onnx.differs"])
+    assert not [*target.iterdir()]
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "encoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _mix(folder: Path) -> None:
+    """A graph of a model of the same form: the same size, other weights."""
+    path = folder / "decoder.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _rewrite(folder: Path) -> None:
+    """A graph that its record describes and no runtime can read."""
+    path, record = folder / "decoder.onnx", json.loads((folder / "model.json").read_text())
+    path.write_bytes(b"junk")
+    record["decoder"] = {"bytes": 4, "sha256": hashlib.sha256(b"junk").hexdigest()}
+    (folder / "model.json").write_text(json.dumps(record))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "truncated": ("onnx.damaged", _truncate),
+    "another model's graph": ("onnx.damaged", _mix),
+    "no graph": ("onnx.missing", lambda folder: (folder / "decoder.onnx").unlink()),
+    "no record": ("onnx.missing", lambda folder: (folder / "model.json").unlink()),
+    "half a record": ("onnx.record", lambda folder: (folder / "model.json").write_text('{"format": ')),
+    "another record": ("onnx.record", lambda folder: (folder / "model.json").write_text('{"format": "x"}')),
+    "not a graph": ("onnx.graph", _rewrite),
+}
+
+
+def test_a_model_that_cannot_be_used_is_refused(
+    run: Codes, output: Path, video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track = ("track", video_folder, "--box", BOX, "--no-video", "-o", tmp_path / "out.mp4", "--onnx")
+    for name, (expected, damage) in DAMAGE.items():
+        folder = Path(shutil.copytree(output / "model", tmp_path / name))
+        damage(folder)
+        assert run(*track, folder) == (2, [expected]), name
+    assert run(*track, checkpoint_of(output)) == (2, ["onnx.record"])
+    assert run(*track, output / "model", "--checkpoint", "4") == (2, ["track.option"])
+    for option in (("--precision", "bf16"), ("--device", "cuda")):
+        assert run(*track, output / "model", *option) == (2, ["onnx.option"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run(*track, output / "model") == (2, ["onnx.not_installed"])
+    assert not (tmp_path / "out.txt").exists()
+
+
+Piece = tuple[VideoSequence, int]
+
+
+def _pieces(sequences: Sequence[VideoSequence], length: int, *, every: int) -> list[Piece]:
+    """Sequences and first frames of pieces that begin with a visible box."""
+    return [
+        (one, first)
+        for one in sequences
+        for first in range(0, one.num_frames - length + 1, every)
+        if one.visible[first] and (one.boxes_xywh[first, 2:] > 10).all()
+    ]
+
+
+def _read(piece: Piece, length: int) -> Video:
+    one, first = piece
+    frames = [read_frame(one.frame_path(index)) for index in range(first, first + length)]
+    return frames, tuple(one.boxes_xywh[first].tolist())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("name", "least"), [("demo", 10_000), ("seqtrack_b256", 40), ("seqtrack_b384", 12)])
+def test_tokens_and_boxes_of_whole_sequences_are_torchs(
+    name: str, least: int, demo_data: Path, test_data: Path, tmp_path: Path
+) -> None:
+    """The demo's model trained, on demo and real frames; the large ones with random weights, on real frames."""
+    output, length = tmp_path / "output", min(least, 25) + 1
+    real = open_lasot(test_data / "lasot_mini", classes=(), split="train")
+    if name == "demo":
+        env = environment(output, demo_data, EPOCHS=6) | {"OVERRIDES": ""}
+        assert command("train", env=env, timeout=1800).code == 0
+        sources = [open_source("demo", demo_data, classes=(), split=split) for split in ("train", "test")]
+        pieces = _pieces([*sources[0].sequences, *sources[1].sequences, *real], length, every=6)
+    else:
+        config = load_config(name)
+        save_epoch(output, 1, sensitive(build_model(model_spec(config), seed=1)), config)
+        pieces = _pieces(real, length, every=length)[: -(-least // (length - 1))]
+    (manifest,) = select_checkpoints(output / "phase_1", ["last"])
+    record = onnx_export.export_onnx(manifest, tmp_path / "model")
+    assert max(record.checked["memory_difference"], record.checked["logits_difference"]) < 1e-4
+    model, config = load_model(manifest, torch.device("cpu"))
+    exported, _, _ = load_onnx(tmp_path / "model")
+    settings, same, moved, frames = tracker_settings(config, dataset=None), 0, 0.0, 0
+    for start in range(0, len(pieces), 16):
+        videos = [_read(piece, length) for piece in pieces[start : start + 16]]
+        tokens, boxes = follow(model, settings, videos)
+        ours, theirs = follow(exported, settings, videos)
+        same += int((ours == tokens).all(axis=2).sum())
+        moved += float(np.abs(theirs - boxes).mean(axis=2).sum())
+        frames += tokens.shape[0] * tokens.shape[1]
+    print(f"{name}: the same tokens in {same} of {frames} frames, boxes {moved / frames:.2g} px; {record.checked}")
+    assert frames >= least and same >= 0.999 * frames and moved / frames < 0.1
