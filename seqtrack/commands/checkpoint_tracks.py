@@ -7,7 +7,6 @@ import argparse
 import functools
 import logging
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -137,9 +136,7 @@ def _subjects(
 
 def records_from_target(environment: Environment, phase: int | None) -> Path:
     """The run's records and manifests as the target has them now, below OUTPUT_DIR/.fetched, without checkpoints."""
-    root = environment.output_dir / FETCHED / EVALUATION
-    shutil.rmtree(root, ignore_errors=True)
-    return fetch_run(environment, phase or environment.phase, root)
+    return fetch_run(environment, phase or environment.phase, environment.output_dir / FETCHED / EVALUATION)
 
 
 def _load(args: argparse.Namespace, environment: Environment, manifest: Manifest, device: torch.device) -> SeqTrack:

@@ -15,6 +15,7 @@ from seqtrack.commands import course
 from seqtrack.commands.course import EXAMPLE, Step, assignment_steps, read_course
 from seqtrack.commands.parsers import command_parsers
 from seqtrack.config.environment import configure
+from seqtrack.data.demo import Plan, draw_demo
 
 TEAM = {"title": "Trial", "members": [{"name": "Ada", "reflection": "Learned."}]}
 
@@ -38,9 +39,17 @@ class Executed:
         return ended.code
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a few short drawn videos in LaSOT's layout."""
+    folder = tmp_path_factory.mktemp("data")
+    draw_demo(folder / "lasot", plan=Plan(train_sequences=2, train_frames=25, test_sequences=1, test_frames=14))
+    return folder
+
+
 def _course(folder: Path, **values: object) -> Path:
-    settings = {**TINY, "TRAIN.EPOCH": 3, "TRAIN.CHECKPOINT_EPOCHS": 1}
-    content = {"team": TEAM, "dataset": "demo", "resume_epoch": 1, "settings": settings, **values}
+    content = {"team": TEAM, "dataset": "lasot", "classes": ["disk", "tile"], "config": "demo", "resume_epoch": 1}
+    content |= {"settings": {**TINY, "TRAIN.EPOCH": 3}, **values}
     (folder / "course.yaml").write_text(yaml.safe_dump(content))
     return folder / "course.yaml"
 
@@ -52,10 +61,10 @@ def _run(assignment: str, file: Path, output: Path, executed: Executed, monkeypa
 
 
 def test_assignment_4_continues_what_assignment_3_began(
-    demo_data: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, output = _course(tmp_path), tmp_path / "output"
-    executed = Executed(demo_data, {"evaluate phase 2": 75})
+    executed = Executed(few, {"evaluate phase 2": 75})
     assert _run("a4", file, output, executed, monkeypatch) == 75
     assert executed.done == ["train phase 1", "train phase 2 from epoch 1", "compare the phases", "evaluate phase 1"]
     marks = {path: path.stat().st_mtime_ns for path in output.rglob("*.txt")}
@@ -75,11 +84,11 @@ def test_assignment_4_continues_what_assignment_3_began(
 
 @pytest.mark.long
 def test_assignment_5_trains_a_model_per_group_and_compares_them(
-    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = _course(tmp_path, groups={"Member_1": ["disk"], "two": ["tile"]})
     output = tmp_path / "output"
-    assert _run("a5", file, output, Executed(demo_data, {}), monkeypatch) == 0
+    assert _run("a5", file, output, Executed(few, {}), monkeypatch) == 0
     rows = list(csv.DictReader((output / "compare" / "compare.csv").open()))
     assert [(row["run"], row["epoch"]) for row in rows] == [(n, e) for n in ("Member_1", "two") for e in "123"]
     with zipfile.ZipFile(output / "hand-in.zip") as made:
