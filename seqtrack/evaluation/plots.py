@@ -135,7 +135,8 @@ def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str
             label, line = f"{label}, last", "--"
         elif one.kind == "checkpoint":
             label, pale, width, alpha = pale, "", 0.9, 0.35
-        axes.plot(thresholds, one.curves[name], ls=line, label=label, color=(colours[one.name], alpha), linewidth=width)
+        style: dict[str, Any] = {"linestyle": line, "linewidth": width, "color": (colours[one.name], alpha)}
+        axes.plot(thresholds, one.curves[name], label=label, **style)
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")

@@ -10,6 +10,7 @@ from runs import completed, environment, epochs, numbers
 
 from seqtrack.config.environment import configure
 from seqtrack.errors import UserError
+from seqtrack.reports.compare import compare_runs
 from seqtrack.training.resume import find_run
 
 STEADY = {"TRAIN.SCHEDULER.TYPE": "step", "DATA.TRAIN.SAMPLE_PER_EPOCH": "48"}  # three steps per epoch
@@ -27,6 +28,8 @@ def test_a_finished_run_that_trains_longer_ends_as_the_run_planned_longer(
 ) -> None:
     output, planned = Path(shutil.copytree(short, tmp_path / "output")), tmp_path / "planned"
     completed(environment(planned, demo_data, STEADY, EPOCHS=4))
+    shorter = compare_runs(short / "phase_1", planned / "phase_1")
+    assert shorter.verdict == "differs" and all(one.same for one in shorter.epochs), "equal as far as it goes"
     completed(environment(output, demo_data, STEADY, EPOCHS=4, PHASE=2, RESUME_EPOCH=2))
     completed(environment(output, demo_data, STEADY, EPOCHS=4))
     mine, second, theirs = (epochs(one) for one in (output / "phase_1", output / "phase_2", planned / "phase_1"))

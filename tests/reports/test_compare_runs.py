@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from proof.forger import DERIVED, Forger
 from runs import epochs
 
 from seqtrack.checkpoints.resume_point import read_run
@@ -184,14 +185,23 @@ def test_a_run_is_checked_by_itself_along_its_hash_chain(pair: Path, verify: Ver
     assert verify(pair, "phase_1") == (1, "contradictory")
 
 
-def test_a_foreign_link_of_the_hash_chain_and_edited_digests_are_found(pair: Path) -> None:
-    paths = [manifest.manifest_path for manifest in epochs(pair / "phase_1").values()]
-    values = [json.loads(path.read_text()) for path in paths]
-    for path, old, name in ((paths[1], values[1], "parent_sha256"), (paths[2], values[2], "weights_sha256")):
-        path.write_text(json.dumps({**old, name: "0" * 64}))
-        problems = check_run(pair / "phase_1")
-        assert problems and all(path.stem in problem and name in problem for problem in problems)
-        path.write_text(json.dumps(old))
+@pytest.mark.parametrize("name", ["parent_sha256", "weights_sha256"])
+def test_an_edited_digest_is_found(name: str, pair: Path) -> None:
+    path = epochs(pair / "phase_1")[3].manifest_path
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "0" * 64}))
+    problems = check_run(pair / "phase_1")
+    assert problems and all(path.stem in problem and name in problem for problem in problems)
+
+
+def test_a_foreign_link_of_the_hash_chain_is_found_where_file_and_manifest_agree_on_it(pair: Path) -> None:
+    foreign = {"parent_sha256": "0" * 64}
+    last = Forger(pair / "phase_1").epochs[3]
+    last.values["lineage"] |= foreign
+    describe = {key: value for key, value in last.manifest.items() if key not in DERIVED}
+    path = epochs(pair / "phase_1")[3].path
+    write_checkpoint(path, last.tensors, last.values, describe=describe | foreign)
+    (problem,) = check_run(pair / "phase_1")
+    assert path.stem in problem and "parent_sha256" in problem
 
 
 def test_a_copy_and_an_edited_fact_are_differences(pair: Path, verify: Verify) -> None:

@@ -80,11 +80,14 @@ def test_gradients_stay_where_they_are_from_step_to_step_and_equal_those_of_one_
                 assert torch.equal(one.grad, expected[name]) and one.grad.data_ptr() == places[name]
 
 
-def test_a_restart_reads_nothing_that_the_processes_before_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("url", ["env://", "file://{}/store"])  # torch itself separates starts for some, not all
+def test_a_restart_reads_nothing_that_the_processes_before_it_wrote(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = hold_store("127.0.0.1", port := free_port())
     stores = []
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    for name, value in {**settings, RENDEZVOUS_URL: "env://", "RANK": "0"}.items():
+    for name, value in {**settings, RENDEZVOUS_URL: url.format(tmp_path), "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     for start in ("0", "0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
