@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
     # The folder with the texts of the test set.
-    key, data_dir = data_set_key(args.dataset) if args.dataset else None, environment.data_dir
+    data_dir: Path | None = environment.data_dir
+    key = data_set_key(args.dataset) if args.dataset else None
     if args.annotations is not None:
         every, data_dir = _renamed(read_annotations(args.annotations), key), None
         annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
