@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
         conditions: dict[str, object] = {"dataset": key, "split": None, "annotations": args.annotations.name}
     elif key in TEST_SETS and not (wanted or args.onnx):
-        annotations = [*choose(read_test_set(key, data_dir, frames=False), names=names)]
+        annotations = [*choose(read_test_set(key, environment.data_dir, frames=False), names=names)]
         conditions = {"dataset": key, "split": "test"}
     else:
         records = records_from_target(environment, args.phase) if args.hub else folder
