@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqtrack.commands.parsers import parse_command, variables_of
-from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, RunError, UserError
+from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import TerminalFormatter, limit_problem, protect_screen, unwritten_output
 
 
@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     protect_screen()
     try:
         code = _run(arguments)
+    except KeyboardInterrupt:
+        print("stopped on request", file=sys.stderr)
+        return STOPPED_EXIT_CODE
     except Exception as error:
         problem = limit_problem(error)
         if problem is None:

@@ -1,7 +1,8 @@
 """The cost of TRAIN.SHARDS: a step with K shards, relative to one of the same batch in K accumulation parts.
 
-Both kinds of step alternate in one process, so that other load affects both; `ratio` is the median of the pairs'. With
-`--kind` only one of them runs, for its peak of resident memory.
+Both kinds of step alternate in one process, so that other load affects both; `ratio` is the median of the pairs', and
+`cpu_ratio` that of CPU time, which other load affects less. With `--kind` only one of them runs, for its peak of
+resident memory.
 """
 
 import argparse
@@ -36,14 +37,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     kinds = [args.kind] if args.kind != "both" else list(KINDS)
     steps = {kind: _step(args, kind) for kind in kinds}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    cpu_seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in range(-2, args.pairs):
         if number == 0:
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of resident memory
         for kind in kinds if number % 2 else reversed(kinds):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             train_step, batch = steps[kind]
             train_step.read(train_step(batch))
-            seconds[kind] += [time.perf_counter() - began] if number >= 0 else []
+            if number >= 0:
+                seconds[kind].append(time.perf_counter() - began)
+                cpu_seconds[kind].append(time.process_time() - cpu_began)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     weights = steps[kinds[0]][0].state.model.parameters()
     result: dict[str, Any] = {
@@ -57,8 +61,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
     }
     if len(kinds) == 2:
-        ratios = [ours / theirs for ours, theirs in zip(seconds["shards"], seconds["parts"], strict=True)]
-        result |= {"ratio": statistics.median(ratios), "quartiles": statistics.quantiles(ratios, n=4)[::2]}
+        for prefix, found in (("", seconds), ("cpu_", cpu_seconds)):
+            ratios = [ours / theirs for ours, theirs in zip(found["shards"], found["parts"], strict=True)]
+            quartiles = statistics.quantiles(ratios, n=4)[::2]
+            result |= {f"{prefix}ratio": statistics.median(ratios), f"{prefix}quartiles": quartiles}
     return result
 
 

@@ -5,9 +5,12 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Sequence as ListOf
 from pathlib import Path
 
-from seqtrack.checkpoints.side_files import DatasetRecord, read_side_file
+import numpy as np
+
+from seqtrack.checkpoints.side_files import DatasetRecord, EvaluationRecord, read_side_file
 from seqtrack.commands.checkpoint_tracks import records_from_target, track_checkpoints
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
@@ -48,20 +51,19 @@ def run(args: argparse.Namespace) -> int:
     environment, begun = read_environment(os.environ), time.monotonic()
     folder = environment.phase_folder(args.phase)
     wanted = args.checkpoint or ([] if args.results or args.onnx else ["all"])
-    if args.annotations is not None and (wanted or args.onnx or not args.results):
+    tracks = bool(wanted or args.onnx)
+    if args.annotations is not None and (tracks or not args.results):
         text = "--annotations has no frames: use it with --results, without --checkpoint and --onnx"
         raise UserError(text, "evaluation.option")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
-    # The folder with the texts of the test set.
-    data_dir: Path | None = environment.data_dir
     key = data_set_key(args.dataset) if args.dataset else None
     if args.annotations is not None:
-        every, data_dir = _renamed(read_annotations(args.annotations), key), None
+        every = _renamed(read_annotations(args.annotations), key)
         annotations: list[Annotation] = choose(every, classes=split_commas(args.classes), names=names)
         conditions: dict[str, object] = {"dataset": key, "split": None, "annotations": args.annotations.name}
-    elif key in TEST_SETS and not (wanted or args.onnx):
+    elif key in TEST_SETS and not tracks:
         annotations = [*choose(read_test_set(key, environment.data_dir, frames=False), names=names)]
         conditions = {"dataset": key, "split": "test"}
     else:
@@ -73,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
         annotations = [*(sequences := choose(source.sequences, names=names))]
         conditions = {"dataset": source.name, "split": source.split, "synthetic": source.synthetic}
         conditions["data_digest"], key = describe([source]).digest, source.name
-    if key in TEST_SETS and TEST_SETS[key].first_box_only and not any(one.boxes_xywh[1:].size for one in annotations):
+    is_known = any(np.isfinite(one.boxes_xywh[1:]).any() for one in annotations)
+    if key in TEST_SETS and TEST_SETS[key].first_box_only and not is_known:
         text = f"{key}: only its server can score it; `seqtrack submit --dataset {key.lower()}` writes the file for it"
         raise UserError(text, "evaluation.server")
-    options = {"chosen": args.convention, "data_dir": data_dir, "attributes": args.attributes}
-    protocol = protocol_of(key, annotations, **options)
-    if wanted or args.onnx:
+    texts = environment.data_dir if args.annotations is None else None
+    protocol = protocol_of(key, annotations, chosen=args.convention, data_dir=texts, attributes=args.attributes)
+    if tracks:
         _refuse_trained(records, source, sequences)
         args.untrained = "all" in wanted if args.untrained is None else args.untrained
         some = dataclasses.replace(source, sequences=sequences)
@@ -97,22 +100,33 @@ def run(args: argparse.Namespace) -> int:
     conditions["seconds"] = round(time.monotonic() - begun, 3)
     record = evaluation_record(annotations, results, conditions, protocol)
     target = args.output or (folder if wanted else environment.output_dir) / EVALUATION
-    try:
-        (target / PLOTS).mkdir(parents=True, exist_ok=True)
-        plots = draw_plots(record, target / PLOTS, formats=tuple(dict.fromkeys(["png", *(args.plot_format or ())])))
-        if args.annotations is None and (best := best_epoch(record)) is not None:
-            plots.append(TRACKING_FILE)
-            drawn = next(one for one in results if one.record.name == best.name)
-            draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
-        write_tables(record, target, plots=[f"plots/{name}" for name in plots])
-    except OSError as error:
-        raise UserError(f"{target}: the evaluation cannot be written there ({error})", "evaluation.output") from error
+    _write(target, record, results, sequences if tracks else (), args.plot_format or ())
     print(summary_table(record), end="")
     print(official_table(record), end="")
     if static_epochs(record):
         logger.warning("%s", static_sentence(record))
     logger.info("tables, plots and boxes are in %s", target)
     return 0
+
+
+def _write(
+    target: Path,
+    record: EvaluationRecord,
+    results: ListOf[TrackerResult],
+    sequences: ListOf[Sequence],
+    formats: ListOf[str],
+) -> None:
+    """Tables and plots, also in these formats; of the best epoch a picture of the sequences too."""
+    try:
+        (target / PLOTS).mkdir(parents=True, exist_ok=True)
+        plots = draw_plots(record, target / PLOTS, formats=["png", *dict.fromkeys(formats)])
+        if sequences and (best := best_epoch(record)) is not None:
+            plots.append(TRACKING_FILE)
+            drawn = next(one for one in results if one.record.name == best.name)
+            draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
+        write_tables(record, target, plots=[f"plots/{name}" for name in plots])
+    except OSError as error:
+        raise UserError(f"{target}: the evaluation cannot be written there ({error})", "evaluation.output") from error
 
 
 def _renamed(annotations: list[Annotation], key: str | None) -> list[Annotation]:

@@ -22,8 +22,7 @@ def run(_args: argparse.Namespace) -> int:
     """Train as the environment describes; exit 0 complete, 75 stopped on request, 2 user error."""
     # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
-        # Not `sys.exit`: this may interrupt an import, which must not treat it as an error.
-        signal.signal(number, lambda *_: os._exit(STOPPED_EXIT_CODE))
+        signal.signal(number, _stop_early)
     if "RANK" in os.environ:
         one_of_several(_train)
     given, config = configure(os.environ)
@@ -50,6 +49,12 @@ def run(_args: argparse.Namespace) -> int:
         text = "every machine needs the same RENDEZVOUS=host:port of machine 0, and its own NODE_RANK from 0"
         raise UserError(f"NNODES is {given.nnodes}: {text}; {found}", code="launch.no_rendezvous")
     return launch([sys.executable, "-m", "seqtrack", "train"], int(processes), given)
+
+
+def _stop_early(*_: object) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"stopped on request before the first step; the same command starts again\n")
+    os._exit(STOPPED_EXIT_CODE)  # not `sys.exit`: this may interrupt an import, which must not treat it as an error
 
 
 def _train() -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.data import files
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import NUMBER, ParseError, decode_text, short_repr
 
@@ -84,7 +85,7 @@ def read_text_file(path: Path, may_be_empty: bool = True) -> str:
         UserError: missing, unreadable, too large, not UTF-8, or empty.
     """
     try:
-        text = decode_text(path.read_bytes()).rstrip("\n\t ")
+        text = decode_text(files.read_bytes(path)).rstrip("\n\t ")
     except (OSError, ParseError) as error:
         code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})", f"file.{code}") from error

@@ -7,8 +7,10 @@ pixels that they would give on the whole frame.
 
 import functools
 import logging
+from collections.abc import Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -108,43 +110,45 @@ class TrackingDataset:
     ) -> None:
         self.spec, self.seed, self.sources = spec, seed, list(sources)
         self._limits = np.cumsum(np.asarray(ratios, dtype=np.float64) / float(sum(ratios)))
-        # Of each source: the sequences that are sampled, and the numbers of their visible frames.
-        self._sequences: list[list[tuple[Sequence, NDArray[np.int64]]]] = []
-        needed = 2 * (spec.num_templates + 1) + 1
+        # Of each source: the sequences that are sampled, and the numbers of their visible frames, for videos.
+        self._sequences: list[ListOf[Sequence]] = []
+        self._visible: list[list[NDArray[np.int64]]] = []
         for source in sources:
-            kept: list[tuple[Sequence, NDArray[np.int64]]] = []
-            for one in source.sequences:
-                visible = np.flatnonzero(one.visible)
-                if one.num_frames >= _SHORTEST_SEQUENCE and len(visible) >= needed:
-                    kept.append((one, visible))
-                else:
-                    reason = (
-                        f"{one.num_frames} frames, {len(visible)} visible; {_SHORTEST_SEQUENCE} and {needed} are needed"
-                    )
-                    _log.warning("%s: sequence %s is left out: %s", source.name, one.name, reason)
-            if not kept:
-                text = f"{source.name}: none of its {len(source.sequences)} sequences can be sampled"
-                raise UserError(text, "data.no_usable_sequence")
+            kept, visible = _usable(source, 2 * (spec.num_templates + 1) + 1)
             self._sequences.append(kept)
-        frames = [(one, int(index)) for kept in self._sequences for one, visible in kept for index in visible]
-        is_checked = len(frames) <= verify_up_to
-        if is_checked and (problems := check_frames(one.frame_path(index) for one, index in frames)):
+            self._visible.append(visible)
+        count = sum(
+            len(one) if source.is_images else sum(map(len, visible))
+            for source, one, visible in zip(sources, self._sequences, self._visible, strict=True)
+        )
+        is_checked = count <= verify_up_to
+        if is_checked and (problems := check_frames(self._frame_paths())):
             raise UserError(problems)
         hint = as_typed("a damaged frame ends the run when it is drawn: `seqtrack data check --decode` finds it before")
-        _log.info("headers of %d frame files are %s; %s", len(frames), "valid" if is_checked else "not checked", hint)
+        _log.info("headers of %d frame files are %s; %s", count, "valid" if is_checked else "not checked", hint)
+
+    def _frame_paths(self) -> Iterator[Path]:
+        """Every frame that may be drawn."""
+        for sequences, visible in zip(self._sequences, self._visible, strict=True):
+            for place, one in enumerate(sequences):
+                yield from (one.frame_path(int(index)) for index in (visible[place] if visible else (0,)))
 
     def automatic_epoch(self) -> int:
         """Samples of an epoch that uses as many frames as the sampled sequences have: `SAMPLE_PER_EPOCH: auto`."""
-        num_frames = sum(sequence.num_frames for kept in self._sequences for sequence, _ in kept)
+        num_frames = sum(one.num_frames for kept in self._sequences for one in kept)
         return max(1, num_frames // (self.spec.num_templates + 1))
 
     def choose(self, generator: np.random.Generator) -> tuple[Source, Sequence, NDArray[np.int64]]:
         """Draw source, sequence and frames (numbers from 0, templates first)."""
         spec = self.spec
         which = min(int(np.searchsorted(self._limits, generator.random(), side="right")), len(self._limits) - 1)
-        sequence, visible = self._sequences[which][int(generator.integers(len(self._sequences[which])))]
+        place = int(generator.integers(len(self._sequences[which])))
+        sequence, source = self._sequences[which][place], self.sources[which]
+        if source.is_images:  # every crop is of the one image, whatever the mode
+            return source, sequence, np.zeros(spec.num_templates + 1, dtype=np.int64)
+        visible = self._visible[which][place]
         frames = draw_frames(generator, visible, mode=spec.mode, num_templates=spec.num_templates, gap=spec.interval)
-        return self.sources[which], sequence, frames
+        return source, sequence, frames
 
     def sample(self, epoch: int, index: int) -> Sample:
         """The sample with this index in this epoch.
@@ -188,6 +192,29 @@ class TrackingDataset:
         lights, box_in_crop = np.array(brightness[:-1], dtype=np.float32), targets[-1].astype(np.float32)
         origin = source.name, sequence.name, tuple(frames.tolist())
         return Sample(np.stack(images[:-1]), images[-1], lights, brightness[-1], box_in_crop, *origin)
+
+
+def _usable(source: Source, needed: int) -> tuple[ListOf[Sequence], list[NDArray[np.int64]]]:
+    """The sequences that can be sampled, and the numbers of their visible frames; of images all, without numbers.
+
+    Raises:
+        UserError: there are none.
+    """
+    if source.is_images:
+        return source.sequences, []
+    kept, frames = list[Sequence](), list[NDArray[np.int64]]()
+    for one in source.sequences:
+        visible = np.flatnonzero(one.visible)
+        if one.num_frames >= _SHORTEST_SEQUENCE and len(visible) >= needed:
+            kept.append(one)
+            frames.append(visible)
+        else:
+            reason = f"{one.num_frames} frames, {len(visible)} visible; {_SHORTEST_SEQUENCE} and {needed} are needed"
+            _log.warning("%s: sequence %s is left out: %s", source.name, one.name, reason)
+    if not kept:
+        text = f"{source.name}: none of its {len(source.sequences)} sequences can be sampled"
+        raise UserError(text, "data.no_usable_sequence")
+    return kept, frames
 
 
 def draw_frames(

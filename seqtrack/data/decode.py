@@ -26,7 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from seqtrack.data import Image
+from seqtrack.data import Image, files
 from seqtrack.data.annotations import first_problems
 from seqtrack.errors import Problem, UserError
 
@@ -34,7 +34,6 @@ _log = logging.getLogger(__name__)
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".tif", ".tiff", ".webp")
-_NUMBERED = re.compile(r"[0-9]{8}\.jpg")
 _OF_FILE_MANAGERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"})
 # A header may claim any size; a frame above this many pixels is refused before memory is allocated.
 _LARGEST_FRAME_PX = 100_000_000
@@ -71,55 +70,53 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_FILE_MANAGERS
 
 
-def list_folder(folder: Path) -> dict[str, int]:
-    """Files of a folder by name, with their sizes in bytes; empty where there is no such folder.
+@dataclass(frozen=True)
+class Numbered:
+    """File names of numbered frames, from `first` on; an object with these two fields can be sent to a worker."""
 
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            return {one.name: one.stat().st_size for one in entries if one.is_file() and not is_hidden(one.name)}
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
+    pattern: str = "{:08d}.jpg"
+    first: int = 1
+
+    def __call__(self, index: int) -> str:
+        return self.pattern.format(self.first + index)
+
+    def matches(self, name: str) -> bool:
+        """Whether a frame may have this name."""
+        number = name.partition(".")[0]
+        return number.isdecimal() and self.pattern.format(int(number)) == name
 
 
-def scan_frames(folder: Path, must_be_numbered: bool = False) -> FrameFolder:
+def scan_frames(folder: Path, numbered: Numbered | None = None) -> FrameFolder:
     """Find the frames of a folder without opening them.
 
     If any is named 00000001.jpg as in the data sets, other images in the folder are not frames.
+
+    Args:
+        numbered: how frames must be named.
 
     Raises:
         UserError: the folder cannot be read, holds no (numbered) image, or an entry with the name of a frame is not a
             file.
     """
-    images: dict[str, int] = {}
-    left_out: list[str] = []
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                if not entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    left_out.append(entry.name)
-                elif entry.is_file():
-                    images[entry.name] = entry.stat().st_size
-                else:
-                    raise UserError(f"{entry.path}: is not a file, but has the name of a frame", "data.frame")
+        found = files.list_folder(folder)
     except FileNotFoundError:
-        pass  # as an empty one
+        found = {}  # as an empty one
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})", "data.frame") from error
-    names = sorted(filter(_NUMBERED.fullmatch, images)) or sorted(
-        {} if must_be_numbered else images, key=_natural_order
-    )
+    found = {name: size for name, size in found.items() if not is_hidden(name)}
+    images = {name: size for name, size in found.items() if name.lower().endswith(IMAGE_SUFFIXES)}
+    sizes = {name: size for name, size in images.items() if size is not None}
+    if wrong := sorted(set(images) - set(sizes)):
+        raise UserError(f"{folder / wrong[0]}: is not a file, but has the name of a frame", "data.frame")
+    names = sorted(filter((numbered or Numbered()).matches, sizes), key=lambda name: int(name.partition(".")[0]))
+    names = names or ([] if numbered else sorted(sizes, key=_natural_order))
     if not names:
-        expected = f"expected a folder with frames such as 00000001.jpg ({', '.join(IMAGE_SUFFIXES)})"
+        example = (numbered or Numbered())(0)
+        expected = f"expected a folder with frames such as {example} ({', '.join(IMAGE_SUFFIXES)})"
         raise UserError(f"{folder}: holds no images, or does not exist; {expected}", "data.no_frames")
-    left_out += sorted(set(images) - set(names))
-    return FrameFolder([folder / name for name in names], [images[name] for name in names], left_out)
+    left_out = sorted(set(found) - set(images)) + sorted(set(sizes) - set(names))
+    return FrameFolder([folder / name for name in names], [sizes[name] for name in names], left_out)
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
@@ -136,7 +133,7 @@ def list_video_frames(folder: Path) -> list[Path]:
     found = scan_frames(folder)
     if found.left_out:
         _log.warning("%s: %d files are not frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
-    numbers = {int(path.stem) for path in found.paths if _NUMBERED.fullmatch(path.name)}
+    numbers = {int(path.stem) for path in found.paths if Numbered().matches(path.name)}
     if gone := sorted({*range(min(numbers, default=0), max(numbers, default=0))} - numbers):
         _log.warning("%s: %d frame files are missing: %s", folder, len(gone), ", ".join(map(str, gone)))
     return found.paths
@@ -251,11 +248,13 @@ def _frame_problem(path: str) -> Problem | None:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half of the time is the making of a Path
             head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
+            if not path.lower().endswith(JPEG_SUFFIXES):  # of TNL2K; only decoding would tell more
+                return None if head else Problem(f"{path}: is an empty file", "data.frame")
             file.seek(max(0, size - _PADDING_BYTES))
             _frame_size(head, file.read(_PADDING_BYTES), size)
     except (OSError, ValueError):
         try:
-            FrameFile(Path(path))  # its header may come later
+            FrameFile(Path(path))  # its header may come later, or it is in an LMDB
         except UserError as error:
             return error.problems[0]
     return None
@@ -263,6 +262,8 @@ def _frame_problem(path: str) -> Problem | None:
 
 def _read(path: Path) -> bytes:
     try:
+        if files.SUFFIX in os.fspath(path):
+            return files.read_bytes(path)
         with path.open("rb", buffering=0) as file:
             return file.readall() if os.fstat(file.fileno()).st_size <= _MAX_FILE_BYTES else b""
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seqtrack.data import files
 from seqtrack.data.annotations import attempt, class_of, read_names, sequence_order
 from seqtrack.data.decode import is_hidden
 from seqtrack.data.sequence import Sequence, read_sequence
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 LIST_FILES = {"train": "training_set.txt", "test": "testing_set.txt"}
-_ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark")
+_ROOT_NAMES = ("lasot", "LaSOT", "LaSOTBenchmark", "lasot_lmdb")
 _CLASS_STREAM = 0xC1A55  # drawing classes must not share random numbers with drawing samples
 
 
@@ -111,7 +112,7 @@ def _find_sequences(root: Path, problems: list[Problem]) -> dict[str, Path]:
     pending = [root] if root.is_dir() else []
     for folder in pending:
         if class_of(folder.name) != folder.name and (
-            (folder / "groundtruth.txt").exists() or (folder / "img").exists()
+            files.exists(folder / "groundtruth.txt") or files.exists(folder / "img")
         ):
             if folder.name in found:
                 text = f"sequence {folder.name} exists twice: {found[folder.name]} and {folder}"
@@ -119,7 +120,8 @@ def _find_sequences(root: Path, problems: list[Problem]) -> dict[str, Path]:
             found[folder.name] = folder
         elif folder in (root, root / folder.name, root / folder.name / folder.name):
             try:
-                pending += sorted(one for one in folder.iterdir() if not is_hidden(one.name) and one.is_dir())
+                entries = files.list_folder(folder).items()
+                pending += sorted(folder / name for name, size in entries if size is None and not is_hidden(name))
             except OSError as error:
                 raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.folder") from error
     return dict(sorted(found.items(), key=lambda item: sequence_order(item[0])))

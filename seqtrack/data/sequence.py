@@ -6,7 +6,7 @@ split, class list or pixel.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.data.annotations import FLAG_FILES, Annotation, Flags, attempt, first_problems, read_boxes_and_absence
-from seqtrack.data.decode import scan_frames
+from seqtrack.data.decode import Numbered, scan_frames
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
@@ -28,17 +28,6 @@ _KNOWN_NEGATIVE_ROWS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """File names of numbered frames, from `first` on; an object with these two fields can be sent to a worker."""
-
-    pattern: str = "{:08d}.jpg"
-    first: int = 1
-
-    def __call__(self, index: int) -> str:
-        return self.pattern.format(self.first + index)
-
-
 @dataclass(frozen=True, eq=False)
 class Sequence(Annotation):
     """An annotated video: the folder of its frames, (N,) int64 the size of each, -1 for a missing one, and the file
@@ -46,7 +35,7 @@ class Sequence(Annotation):
 
     folder: Path
     frame_bytes: NDArray[np.int64]
-    frame_name: Callable[[int], str] = Numbered()
+    frame_name: Callable[[int], str] = field(default_factory=Numbered)
 
     @cached_property
     def missing(self) -> Flags:
@@ -66,38 +55,50 @@ class Sequence(Annotation):
 def read_sequence(
     folder: Path, class_name: str, images: str = "img", flag_files: Mapping[str, tuple[int, int]] = FLAG_FILES
 ) -> Sequence:
-    """Read one sequence folder; frames without a file are logged.
+    """Read one sequence folder with `groundtruth.txt`; arguments and errors as `read_video`."""
+    flags = {folder / name: how for name, how in flag_files.items()}
+    return read_video(folder.name, class_name, folder / "groundtruth.txt", flags, folder / images, Numbered())
+
+
+def read_video(
+    name: str,
+    class_name: str,
+    rows_file: Path,
+    flag_files: Mapping[Path, tuple[int, int]],
+    images_folder: Path,
+    frame_name: Numbered,
+) -> Sequence:
+    """Read one annotated video; frames without a file are logged.
 
     A gap inside the sequence is a missing file, and the frame is left out of sampling. A last frame that is not the
     last row means that boxes and frames do not belong together, and nobody can say which box is whose.
 
     Args:
-        images: the folder of frames in it.
-        flag_files: names of the files that tell where the target is absent, as in `FLAG_FILES`.
+        flag_files: the files that tell where the target is absent, as in `FLAG_FILES`.
 
     Raises:
         UserError: every problem, each with its file and, where there is one, line and entry.
     """
-    rows_file, images_folder = folder / "groundtruth.txt", folder / images
-    boxes, absent = read_boxes_and_absence(rows_file, {folder / name: how for name, how in flag_files.items()})
+    boxes, absent = read_boxes_and_absence(rows_file, flag_files)
     problems: list[Problem] = []
     for row in np.flatnonzero((np.abs(boxes) > LARGEST_COORDINATE).any(axis=1) | (boxes[:, 2:] < 0).any(axis=1)):
         text = ",".join(f"{value:g}" for value in boxes[row])
-        if (folder.name, text) not in _KNOWN_NEGATIVE_ROWS:
+        if (name, text) not in _KNOWN_NEGATIVE_ROWS:
             expected = f"a size of at least 0 and no number above {LARGEST_COORDINATE:g}"
             problems.append(Problem(f"{rows_file}, line {row + 1}: found {text}, expected {expected}", "data.box"))
     problems = first_problems(problems)
     sizes = np.full(len(boxes), -1, dtype=np.int64)
-    if frames := attempt(problems, scan_frames, images_folder, True):
+    first, last = frame_name.first, frame_name.first + len(boxes) - 1
+    if frames := attempt(problems, scan_frames, images_folder, frame_name):
         numbers = np.array([int(path.stem) for path in frames.paths])
-        if numbers[-1] != len(boxes) or numbers[0] < 1:
+        if numbers[-1] != last or numbers[0] < first:
             found = f"found frames {numbers[0]} to {numbers[-1]} ({len(numbers)} files)"
-            text = f"{images_folder}: {found}, expected 1 to {len(boxes)}, as groundtruth.txt has rows"
+            text = f"{images_folder}: {found}, expected {first} to {last}, as {rows_file.name} has rows"
             problems.append(Problem(text, "data.frame_count"))
         else:
-            sizes[numbers - 1] = frames.sizes
+            sizes[numbers - first] = frames.sizes
     if problems:
         raise UserError(problems)
-    if missing := (np.flatnonzero(sizes < 0) + 1).tolist():
-        _log.warning("%s: %d frame files are missing, and not sampled: %s", folder, len(missing), missing)
-    return Sequence(folder.name, class_name, boxes, absent, images_folder, sizes)
+    if missing := (np.flatnonzero(sizes < 0) + first).tolist():
+        _log.warning("%s: %d frame files are missing, and not sampled: %s", images_folder, len(missing), missing)
+    return Sequence(name, class_name, boxes, absent, images_folder, sizes, frame_name)

@@ -15,11 +15,14 @@ from pathlib import Path
 from seqtrack.checkpoints.side_files import ClassCounts, DatasetRecord, SourceRecord
 from seqtrack.config.environment import Environment
 from seqtrack.config.schema import Config
+from seqtrack.data.coco import StillImages, open_coco
 from seqtrack.data.demo import ensure_demo, open_demo
 from seqtrack.data.got10k import open_got10k
 from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.test_sets import ALIASES, TEST_SETS, open_test_set
+from seqtrack.data.trackingnet import open_trackingnet
+from seqtrack.data.vid import open_vid
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import did_you_mean
 
@@ -35,18 +38,32 @@ class Source:
     ("train" or "test"), and whether it is drawn by code, so that results show nothing about real video."""
 
     name: str
-    sequences: list[Sequence]
+    sequences: ListOf[Sequence]
     split: str
     synthetic: bool
 
+    @property
+    def is_images(self) -> bool:
+        """Whether every sequence is one image, from which all crops of a sample are taken."""
+        return isinstance(self.sequences, StillImages)
 
-SOURCES: dict[str, Callable[..., list[Sequence]]] = {
+
+SOURCES: dict[str, Callable[..., ListOf[Sequence]]] = {
     "LASOT": open_lasot,
     "GOT10K_TRAIN_FULL": open_got10k,
-    "GOT10K_VOTTRAIN": functools.partial(open_got10k, without_vot=True),
+    "GOT10K_VOTTRAIN": functools.partial(open_got10k, listed="got10k_vot_train_split.txt"),
+    "GOT10K_VOTVAL": functools.partial(open_got10k, listed="got10k_vot_val_split.txt"),
+    "GOT10K_TRAIN": functools.partial(open_got10k, listed="got10k_train_split.txt"),
+    "COCO17": open_coco,
+    "VID": open_vid,
     "DEMO": open_demo,
     **{name: functools.partial(open_test_set, name) for name in TEST_SETS},
+    "TRACKINGNET": open_trackingnet,
 }
+
+
+# Training sets of images, of videos without another split, and one whose test boxes are secret.
+WITHOUT_TEST = frozenset({"COCO17", "VID", "TRACKINGNET"})
 
 
 def data_set_key(name: str) -> str:
@@ -97,7 +114,7 @@ def describe(sources: ListOf[Source]) -> DatasetRecord:
             frames=sum(one.num_frames for one in source.sequences),
             frame_bytes=sum(int(one.frame_bytes.clip(min=0).sum()) for one in source.sequences),
             classes={name: ClassCounts(**count) for name, count in counts.items()},
-            names=[one.name for one in source.sequences],
+            names=[] if source.is_images else [one.name for one in source.sequences],  # of COCO 20 MB, in no test set
             digest=digest.hexdigest(),
         )
         records.append(record)

@@ -8,13 +8,14 @@ which trackers' results are published, without the prefix that the authors put b
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from seqtrack.data import files
 from seqtrack.data.annotations import Boxes, Flags, attempt, class_of, read_boxes, read_corners, read_labels, read_names
-from seqtrack.data.decode import IMAGE_SUFFIXES, list_folder
+from seqtrack.data.decode import IMAGE_SUFFIXES, is_hidden
 from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
 
@@ -40,7 +41,7 @@ class TestSet:
         prefix: what the authors put before the names of its results.
         first_box_only: the others are kept on a server, and every frame is tracked.
         attributes: files of the flags of a sequence, in the order of `attribute_names`.
-        rules: where the Python evaluators count differently for it: fields of `Convention`.
+        invalid_center, absent_norm: of the Python evaluators, as in `Convention`.
     """
 
     roots: tuple[str, ...]
@@ -58,7 +59,8 @@ class TestSet:
     first_box_only: bool = False
     attributes: tuple[str, ...] = ()
     attribute_names: str = ""
-    rules: Mapping[str, float] = field(default_factory=dict)
+    invalid_center: float = float("inf")
+    absent_norm: float = float("inf")
 
 
 # First and last frames of sequences that are not their folder's frames from 1 on: UAV123's are parts of a folder.
@@ -95,7 +97,7 @@ TEST_SETS: dict[str, TestSet] = {
     "UAV": TestSet(
         ("uav", "UAV123"), {"anno/UAV123/{name}.txt": ""}, ("data_seq/UAV123/{name}",), prefix="uav_",
         parts=_parts(_UAV, numbered=True),
-        attributes=("anno/att/{name}.txt", "anno/UAV123/att/{name}.txt"), rules={"invalid_center": -1.0},
+        attributes=("anno/att/{name}.txt", "anno/UAV123/att/{name}.txt"), invalid_center=-1.0,
         attribute_names="SV ARC LR FM FOC POC OV BC IV VC CM SOB",
     ),
     "NFS": TestSet(
@@ -106,7 +108,7 @@ TEST_SETS: dict[str, TestSet] = {
     "LASOT_EXTENSION_SUBSET": TestSet(
         ("lasot_extension_subset", "LaSOT_extension_subset", "lasot_ext"),
         {"{name}/groundtruth.txt": "", "*/{name}/groundtruth.txt": ""},
-        flags=("{at}/full_occlusion.txt", "{at}/out_of_view.txt"), rules={"absent_norm": -1.0},
+        flags=("{at}/full_occlusion.txt", "{at}/out_of_view.txt"), absent_norm=-1.0,
         attributes=("att/{name}.txt",), attribute_names=_LASOT_ATTRIBUTES,
     ),
     "GOT10K_VAL": TestSet(("got10k", "GOT-10k"), {"val/{name}/groundtruth.txt": ""}, ("{at}",)),
@@ -122,12 +124,12 @@ TEST_SETS: dict[str, TestSet] = {
     ),
     "TNL2K": TestSet(
         ("tnl2k", "TNL2K", "TNL2K_test"), {"{name}/groundtruth.txt": ""}, ("{at}/imgs",), numbered=False,
-        flags=("{at}/absent.txt", "annos/absent/{name}.txt"), rules={"absent_norm": -1.0},
+        flags=("{at}/absent.txt", "annos/absent/{name}.txt"), absent_norm=-1.0,
         attributes=("annos/att/{name}_attribute.txt", "{at}/attribute.txt"),
         attribute_names="CM ROT DEF FOC IV OV POC VC SV BC MB ARC LR FM AS TC MS",
     ),
     "TC128": _TC128,
-    "TC128CE": TestSet(**{**vars(_TC128), "only": "_ce"}),
+    "TC128CE": replace(_TC128, only="_ce"),
 }  # fmt: skip
 ATTRIBUTE_NAMES = {name: row.attribute_names.split() for name, row in TEST_SETS.items()} | {
     "LASOT": _LASOT_ATTRIBUTES.split()
@@ -261,7 +263,12 @@ def _range(path: Path) -> tuple[int, int]:
 
 def _images(folder: Path, numbered: bool) -> dict[int, tuple[str, int]]:
     """Name and size of the frames by number; those of a set without numbers are counted from 1, sorted as text."""
-    found = {name: size for name, size in list_folder(folder).items() if name.lower().endswith(IMAGE_SUFFIXES)}
+    try:
+        entries = files.list_folder(folder).items()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.frame") from error
+    kept = [(name, size) for name, size in entries if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)]
+    found = {name: size for name, size in kept if size is not None}
     if not numbered:
         return dict(enumerate(sorted(found.items()), start=1))
     return {int(stem): (name, size) for name, size in found.items() if (stem := Path(name).stem).isdecimal()}
@@ -280,10 +287,10 @@ def _boxes(key: str, place: Place, count: int) -> Boxes:
 
 def _absent(place: Place, row: TestSet, length: int) -> Flags:
     absent: Flags = np.zeros(length, dtype=np.bool_)
-    files = place.find(row.flags)
-    if row.flags and not files:
+    paths = place.find(row.flags)
+    if row.flags and not paths:
         _log.warning("%s: no flags of absent frames (%s)", place.boxes, ", ".join(row.flags))
-    for path in files:
+    for path in paths:
         flags = read_labels(path, 1)
         if len(flags) < length:
             raise UserError(f"{path}: found {len(flags)} entries, expected {length}", "file.count")

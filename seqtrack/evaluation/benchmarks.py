@@ -5,7 +5,7 @@ Knows the texts next to an annotation and NumPy arrays of boxes; nothing of trac
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,9 @@ def default_convention(key: str | None) -> str:
 def convention_of(key: str | None, chosen: str | None) -> Convention:
     """The convention of this name, or the default one, as it is for a data set."""
     found = CONVENTIONS[chosen or default_convention(key)]
-    return found if found is TOOLKIT or key not in TEST_SETS else found._replace(**TEST_SETS[key].rules)
+    if found is TOOLKIT or key not in TEST_SETS:
+        return found
+    return found._replace(invalid_center=TEST_SETS[key].invalid_center, absent_norm=TEST_SETS[key].absent_norm)
 
 
 def naming_of(key: str | None) -> Naming:
@@ -67,12 +69,12 @@ def protocol_of(
     elif row and row.attributes:
         files = {one.name: found[0] for one in places if (found := one.find(row.attributes))}
         of_names = _flags(files, ATTRIBUTE_NAMES[key or ""])
-    official = {}
+    official: Callable[[Runs], dict[str, float]] = Protocol().official
     if key in ("GOT10K_VAL", "GOT10K_LTRVAL", "GOT10K_TRAIN_FULL"):
-        official = {"official": partial(got10k_measure, annotations=annotations, limits=_got10k_limits(places))}
+        official = partial(got10k_measure, annotations=annotations, limits=_got10k_limits(places))
     elif key == "TRACKINGNET":
-        official = {"official": partial(trackingnet_measure, annotations=annotations)}
-    return Protocol(convention_of(key, chosen), of_names, **official)
+        official = partial(trackingnet_measure, annotations=annotations)
+    return Protocol(convention_of(key, chosen), of_names, official)
 
 
 def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str]) -> dict[str, list[str]]:
@@ -95,9 +97,8 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         except Exception as error:  # zipfile and NumPy document none for damaged bytes
             expected = "an .npz with names (S,), attributes (S, K), attribute_names (K,)"
             raise UserError(f"{place}: found {error!s:.200}, expected {expected}", "file.archive") from error
-        return _grouped(
-            {name: [a for a, has in zip(names, rows[name], strict=True) if has] for name in rows}, sequences
-        )
+        given = {name: [a for a, has in zip(names, rows[name], strict=True) if has] for name in rows}
+        return _grouped(given, sequences, names)
     if place.is_file():
         lines = (re.split(r"[:,;\s]+", line.strip(" ,;\t")) for line in read_text_file(place).split("\n"))
         given = {name: attributes for name, *attributes in lines}
@@ -105,7 +106,7 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         if unknown := sorted({one for attributes in given.values() for one in attributes} - known):
             expected = f"expected some of {', '.join(sorted(known))}"
             raise UserError(f"{place}: found {', '.join(unknown[:5])}, {expected}", "file.row")
-        return _grouped(given, sequences)
+        return _grouped(given, sequences, names)
     files = {}
     for name in sequences:
         for path in (place / f"{name}.txt", place / f"{name}_attribute.txt"):
@@ -132,7 +133,7 @@ def _flags(files: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[st
 
 
 def _grouped(
-    given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str] = ()
+    given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str]
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in order}
     for name in sequences:

@@ -146,7 +146,7 @@ def frame_errors(
     if shapes[1:] != ((num_frames, 4), (num_frames,)) or shapes[0][1:] != (4,) or not 0 < num_frames <= shapes[0][0]:
         raise ValueError(f"expected boxes (M, 4), annotations (N, 4), visible (N,), M >= N > 0; found {shapes}")
     annotated = np.asarray(annotated_xywh, dtype=np.float64)
-    keep = None if convention.repairs_unannotated else np.isnan(annotated).any(axis=1)
+    keep = None if convention.repairs_unannotated else np.asarray(np.isnan(annotated).any(axis=1))
     predicted = repair(predicted_xywh[:num_frames], annotated[0], keep)
 
     iou = iou_xywh(predicted, annotated)

@@ -23,14 +23,7 @@ if TYPE_CHECKING:
     from seqtrack.data.sequence import Sequence as Video
 
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
-_LINES = {
-    "checkpoint": "-",
-    "onnx": "-.",
-    "results": "-.",
-    "untrained": "--",
-    "still": ":",
-    "oracle": (0, (5, 1, 1, 1)),
-}
+_LINES = {"checkpoint": "-", "onnx": "-.", "results": "-.", "untrained": "--", "still": ":", "oracle": ":"}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
 _MAX_BARS, _MAX_LINES = 24, 20  # further classes and sequences are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown
@@ -118,7 +111,7 @@ def _colours(record: EvaluationRecord) -> dict[str, str]:
     run = PHASE_COLOURS.get(str(record.conditions.get("run")), PHASE_COLOURS["phase_1"])
     colours = {one.name: run if one.kind == "checkpoint" else NEUTRAL for one in record.trackers}
     others = [one.name for one in record.trackers if one.kind == "results"]
-    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind in ("still", "oracle")}
+    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind == "still"}
     return colours | {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
 
 
@@ -135,8 +128,7 @@ def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str
             label, line = f"{label}, last", "--"
         elif one.kind == "checkpoint":
             label, pale, width, alpha = pale, "", 0.9, 0.35
-        style: dict[str, Any] = {"linestyle": line, "linewidth": width, "color": (colours[one.name], alpha)}
-        axes.plot(thresholds, one.curves[name], label=label, **style)
+        axes.plot(thresholds, one.curves[name], ls=line, label=label, color=(colours[one.name], alpha), lw=width)
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
-from seqtrack.data.annotations import attempt, first_problems, read_boxes, read_names, read_text_file
+from seqtrack.data.annotations import Boxes, attempt, first_problems, read_boxes, read_names, read_text_file
 from seqtrack.data.test_sets import read_test_set
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.results import Naming, result_files
@@ -108,7 +108,7 @@ def _read_times(path: Path) -> list[list[float]]:
     return [[float(row[column]) for row in rows] for column in range(len(rows[0]))]
 
 
-def box_lines(boxes_xywh: np.ndarray) -> bytes:
+def box_lines(boxes_xywh: Boxes) -> bytes:
     """Boxes (N, 4) as both servers read them."""
     return "".join(",".join(f"{value:.3f}" for value in row) + "\n" for row in boxes_xywh.tolist()).encode()
 

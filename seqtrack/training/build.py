@@ -22,7 +22,7 @@ from seqtrack.data.crop import Jitter
 from seqtrack.data.dataset import SampleSpec, TrackingDataset
 from seqtrack.data.lasot import draw_classes
 from seqtrack.data.loader import BatchLoader
-from seqtrack.data.sources import Source, open_source
+from seqtrack.data.sources import WITHOUT_TEST, Source, open_source
 from seqtrack.device import (
     capability_of,
     choose_precision,
@@ -53,7 +53,11 @@ def open_sources(config: Config, data_dir: Path, *, split: str = "train") -> lis
     classes = draw_classes(config.DATA.CLASSES, count=config.DATA.RANDOM_CLASSES, seed=config.TRAIN.SEED)
     opened: list[Source] = []
     problems: list[str] = []
-    for name in config.DATA.TRAIN.DATASETS_NAME:
+    names = [name for name in config.DATA.TRAIN.DATASETS_NAME if split == "train" or name.upper() not in WITHOUT_TEST]
+    if not names:
+        text = f"none of {', '.join(config.DATA.TRAIN.DATASETS_NAME)} has held-out sequences to validate on"
+        raise UserError(text, "data.no_split")
+    for name in names:
         try:
             opened.append(open_source(name, data_dir, classes=classes, split=split))
         except UserError as error:
@@ -226,7 +230,7 @@ def make_validation(
     held_out = [one for source in open_sources(config, data_dir, split="test") for one in source.sequences]
     wanted = min(config.TRAIN.VALIDATION_SEQUENCES or len(held_out), len(held_out))
     held_out = [held_out[i * len(held_out) // wanted] for i in range(wanted)]  # spread over the classes
-    refuse_leak(held_out, (one for source in trained_on for one in source.sequences))
+    refuse_leak(held_out, (one for source in trained_on if not source.is_images for one in source.sequences))
     settings = tracker_settings(config, dataset=config.DATA.TRAIN.DATASETS_NAME[0])
 
     def score(model: nn.Module, stop: StopRequest) -> dict[str, float] | None:

@@ -56,9 +56,9 @@ class _Reader:
 
     def epochs(self, phase: int) -> list[int]:
         """The epochs of a phase whose checkpoint and manifest are both listed."""
-        names = self.listed.keys()
-        epochs = [int(found[2]) for found in map(_MANIFEST_NAME.fullmatch, names) if found and int(found[1]) == phase]
-        return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= names)
+        found = filter(None, map(_MANIFEST_NAME.fullmatch, self.listed))
+        epochs = [int(one[2]) for one in found if int(one[1]) == phase]
+        return sorted(epoch for epoch in epochs if set(checkpoint_paths(phase, epoch)) <= self.listed.keys())
 
     def fetch(self, *paths: str) -> list[Staged]:
         """Download listed files and check their bytes; damaged ones that came over Xet are fetched again."""

@@ -280,7 +280,9 @@ class HubTarget:
         # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
         require_unchanged(files)
         at: Any = {**self._repo, "revision": _BRANCH, "parent_commit": parent}
-        return str(self._api.create_commit(**at, operations=operations, commit_message=message).oid)
+        with contextlib.suppress(errors.HfUriError):  # of the answer, as above; the commit was made
+            return str(self._api.create_commit(**at, operations=operations, commit_message=message).oid)
+        return str(self.head())
 
     def _operation(self, staged: Staged) -> CommitOperationAdd:
         path = self._prefix + safe_path(staged.path)

@@ -54,6 +54,7 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
     units: list[UploadUnit] = []
     for path, stamp in found.items():
         suffix = PurePosixPath(path).suffix
+        is_half = PurePosixPath(path).parent.name == CHECKPOINTS and suffix in (".safetensors", ".json")
         stem = path.removesuffix(suffix)
         manifest, checkpoint = f"{stem}.json", f"{stem}.safetensors"
         if suffix == ".safetensors" and manifest in found:
@@ -65,11 +66,7 @@ def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
                 problems[manifest] = str(error)
         elif suffix == ".json" and checkpoint in found:
             continue  # goes with its checkpoint
-        elif (
-            PurePosixPath(path).parent.name != CHECKPOINTS
-            or suffix not in (".safetensors", ".json")
-            or (suffix == ".json" and _is_thin(root / path))
-        ):
+        elif not is_half or (suffix == ".json" and _is_thin(root / path)):
             units.append(UploadUnit({path: stamp}))
     return units, problems
 

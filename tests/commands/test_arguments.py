@@ -37,3 +37,14 @@ def test_every_command_reads_dotenv_and_the_environment_takes_precedence(
     assert main(["verify"]) == 2
     error = capsys.readouterr().err
     assert "[dotenv.malformed]" in error and str(tmp_path / ".env") in error
+
+
+def test_ctrl_c_ends_any_command_with_75_and_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("seqtrack.commands.report.run", interrupted)
+    assert main(["report"]) == 75
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,6 +1,7 @@
 """Small data sets in LaSOT's and GOT-10k's layout, in which all frames and boxes are different, and damaged frames."""
 
 import hashlib
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 
@@ -84,8 +86,80 @@ def make_got10k(data_dir: Path) -> None:
             (root / name / "cover.label").write_text("8\n" * 22 + "0\n8\n")
             (root / name / "meta_info.ini").write_text(f"[METAINFO]\nobject_class: {('bear', 'sloth')[place % 2]}\n")
         (root / "list.txt").write_text("".join(f"{name}\n" for name in names))
-    (data_dir / "got10k" / "got10k_vot_train_split.txt").write_text("0\n2\n")
+    for name in ("vot_train", "vot_val", "train"):
+        (data_dir / "got10k" / f"got10k_{name}_split.txt").write_text("0\n2\n")
     shutil.rmtree(data_dir / "made")
+
+
+def make_trackingnet(data_dir: Path) -> None:
+    """Two of the twelve parts with three sequences, frames from 0 and boxes with fractions; and one of the test set."""
+    root = data_dir / "trackingnet"
+    for place, name in (("TRAIN_0", "-b_0"), ("TRAIN_0", "a_1"), ("TRAIN_3", "c_0"), ("TEST", "t_0")):
+        made = write_sequence(data_dir / "made" / name, 24)
+        rows = (made / "groundtruth.txt").read_text().splitlines()
+        anno, frames = root / place / "anno" / f"{name}.txt", root / place / "frames" / name
+        frames.mkdir(parents=True)
+        anno.parent.mkdir(exist_ok=True)
+        for number in range(24):
+            shutil.move(made / "img" / f"{number + 1:08d}.jpg", frames / f"{number}.jpg")
+        rows[5] = "0.0,0.0,0.0,0.0"
+        anno.write_text(rows[0] if place == "TEST" else "\n".join(rows))
+    (root / "trackingnet_classmap.txt").write_text("-b_0\tperson\na_1\tboat\nc_0\tperson\n")
+    shutil.rmtree(data_dir / "made")
+
+
+def make_coco(data_dir: Path) -> None:
+    """Three images with four annotations that are used; others of a crowd, without an area, of a missing image."""
+    root = data_dir / "coco"
+    (root / "images/train2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    for number in (9, 25, 30):
+        (root / f"images/train2017/{number:012d}.jpg").write_bytes(jpeg(picture(number)))
+    boxes = [(9, 1, [10.5, 20, 30, 20.25]), (9, 2, [2, 3, 12, 14]), (25, 1, [40, 30, 22, 11]), (30, 2, [1, 1, 90, 70])]
+    more = [(25, 2, [1, 1, 50, 50]), (30, 2, [5, 5, 0, 9]), (77, 1, [5, 5, 9, 9])]
+    annotations = [
+        {"id": 100 - at, "image_id": image, "category_id": category, "bbox": box, "iscrowd": int(at == 4)}
+        for at, (image, category, box) in enumerate(boxes + more)
+    ]
+    images = [
+        {"id": number, "file_name": f"{number:012d}.jpg", "width": 96, "height": 72} for number in (9, 25, 30, 77)
+    ]
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "traffic light"}]
+    content = {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+    (root / "annotations/instances_train2017.json").write_text(json.dumps(content))
+
+
+def make_vid(data_dir: Path) -> None:
+    """Two videos of 26 frames; object 0 of the first has a gap and returns, object 1 begins late and is hidden once."""
+    for number in (3, 12):
+        video = f"ILSVRC2015_VID_train_0000/ILSVRC2015_train_{number:08d}"
+        made = write_sequence(data_dir / "made" / f"v-{number}", 26)
+        rows = [[int(one) for one in row.split(",")] for row in (made / "groundtruth.txt").read_text().split()]
+        texts, frames = data_dir / "vid/Annotations/VID/train" / video, data_dir / "vid/Data/VID/train" / video
+        texts.mkdir(parents=True)
+        frames.mkdir(parents=True)
+        for index, (x, y, w, h) in enumerate(rows):
+            shutil.move(made / "img" / f"{index + 1:08d}.jpg", frames / f"{index:06d}.JPEG")
+            objects = [0] * (index not in (21, 22)) + [1] * (index >= 4)
+            text = "".join(
+                f"<object><trackid>{one}</trackid><name>n0{one}</name><bndbox><xmax>{x + w + one}</xmax><xmin>{x + one}"
+                f"</xmin><ymax>{y + h}</ymax><ymin>{y}</ymin></bndbox><occluded>{int(one and index == 9)}</occluded>"
+                "<generated>0</generated></object>"
+                for one in objects
+            )
+            size = "<size><width>96</width><height>72</height></size>"
+            (texts / f"{index:06d}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+    shutil.rmtree(data_dir / "made")
+
+
+def as_lmdb(folder: Path) -> None:
+    """Replace a folder by an environment of the same files, as the authors' tools write one."""
+    target = folder.with_name(folder.name + "_lmdb")
+    with lmdb.open(str(target), map_size=2**26) as environment, environment.begin(write=True) as transaction:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                transaction.put(path.relative_to(folder).as_posix().encode(), path.read_bytes())
+    shutil.rmtree(folder)
 
 
 def tree(root: Path) -> dict[str, bytes]:

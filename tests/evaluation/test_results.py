@@ -8,7 +8,14 @@ import pytest
 from seqtrack.data.annotations import Annotation, write_boxes
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import score
-from seqtrack.evaluation.results import TrackerResult, choose, read_results, static_box_result
+from seqtrack.evaluation.results import (
+    Naming,
+    TrackerResult,
+    choose,
+    oracle_crop_result,
+    read_results,
+    static_box_result,
+)
 
 NAN = float("nan")
 
@@ -94,6 +101,59 @@ def test_rows_of_a_broken_run_are_refused_unless_the_toolkits_repair_is_requeste
     place = tracker_folder(tmp_path / "B", cat_1=[row, *[[10, 10, 20, 20]] * 3])
     assert "cat-1.txt:1" in refusal(place)[0]
     assert read(place, repair="official")[0].record.notes == []
+
+
+def boxes_text(frames: int, separator: str, shift: int = 0) -> str:
+    return f"{separator.join(('10', str(10 + shift), '20', '20'))}\n" * frames
+
+
+def test_result_files_are_found_under_the_names_in_use(tmp_path: Path) -> None:
+    """The authors' folders and prefix, other cases and separators, a folder per sequence with its runs, an alias."""
+    naming = Naming("uav_", {"dog-2": "Hound"}, frozenset({"uav"}), fills=True)
+    layouts = {
+        "A": {"b256/uav/uav_cat-1.txt": "\t", "b256/uav/uav_dog-2.txt": "\t", "b256/otb/cat-1.txt": ","},
+        "B": {"CAT_1.txt": ",", "dog.2.txt": ", ", "cat-1_time.txt": " "},
+        "C": {"cat-1.txt": " ", "Hound.txt": ";", "dog-21.txt": ","},
+    }
+    for tracker, files in layouts.items():
+        for name, separator in files.items():
+            (tmp_path / tracker / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / tracker / name).write_text(boxes_text(4, separator))
+        (one,) = read_results([tmp_path / tracker], ANNOTATIONS, naming=naming)
+        assert (one.record.name, one.record.mean["op75"]) == ("b256" if tracker == "A" else tracker, 100)
+    (tmp_path / "B" / "cat.1.txt").write_text("1,2,3,4\n")  # now two files may be meant
+    assert refusal(tmp_path / "B")[0].code == "file.missing"
+    (tmp_path / "C" / "cat-1.txt").write_text(boxes_text(2, ","))
+    assert refusal(tmp_path / "C")[0].code == "results.count"
+    (one,) = read_results([tmp_path / "C"], ANNOTATIONS, naming=naming)
+    assert one.record.mean["op75"] == 100, "boxes of size 0 are added, and repeat the last one"
+
+
+def test_runs_are_merged_by_sequence(tmp_path: Path) -> None:
+    for name, shifts in (("cat-1", (0, 30)), ("dog-2", (0, 0))):
+        (tmp_path / "G" / name).mkdir(parents=True)
+        frames = 4 if name == "cat-1" else 3
+        for run, shift in enumerate(shifts):
+            (tmp_path / "G" / name / f"{name}_{run + 1:03d}.txt").write_text(boxes_text(frames, ",", shift))
+            (tmp_path / f"T_{run:03d}").mkdir(exist_ok=True)
+            (tmp_path / f"T_{run:03d}" / f"{name}.txt").write_text(boxes_text(frames, ",", shift))
+    (nested,) = read(tmp_path / "G")
+    (merged,) = read_results([tmp_path / "T_000", tmp_path / "T_001"], ANNOTATIONS, merge_runs=True)
+    assert [one.record.name for one in (nested, merged)] == ["G", "T"]
+    for one in (nested, merged):  # frame 1 is the annotation, so that a quarter of the second run is right
+        assert one.record.sequences["cat-1"]["op50"] == (100 + 25) / 2 and one.record.sequences["dog-2"]["op50"] == 100
+    assert len(read_results([tmp_path / "T_000", tmp_path / "T_001"], ANNOTATIONS)) == 2
+    (tmp_path / "G" / "dog-2" / "dog-2_002.txt").unlink()
+    assert refusal(tmp_path / "G")[0].code == "results.runs"
+
+
+def test_the_oracle_sees_only_what_lies_in_its_search_region() -> None:
+    """A region of 80 px around a box of 20: a target that leaves it is lost until it comes back."""
+    rows = [[100, 100, 20, 20], [110, 100, 20, 20], [155, 100, 20, 20], [400, 100, 20, 20], [150, 100, 20, 20]]
+    one = Annotation("cat-1", "cat", np.array(rows, dtype=np.float64), np.array([0, 0, 0, 0, 1], dtype=bool))
+    found = oracle_crop_result([one]).tracks["cat-1"].boxes_xywh.tolist()
+    assert found[1] == [110, 100, 20, 20] and found[2] == [155, 100, 5, 20], "cut at the region's edge, x = 160"
+    assert found[3] == found[2] and found[4] == found[2], "outside, and absent"
 
 
 def test_the_static_box_baseline_repeats_the_first_box() -> None:

@@ -235,7 +235,7 @@ def _read(piece: Piece, length: int) -> Video:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("name", "least"), [("demo", 10_000), ("seqtrack_b256", 40), ("seqtrack_b384", 12)])
+@pytest.mark.parametrize(("name", "least"), [("demo", 10_000), ("seqtrack_b256", 24), ("seqtrack_b384", 8)])
 def test_tokens_and_boxes_of_whole_sequences_are_torchs(
     name: str, least: int, demo_data: Path, test_data: Path, tmp_path: Path
 ) -> None:
