@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine (default: 5)")
     parser.add_argument("--frames", type=int, default=4, help="frames of a turn (default: 4)")
     parser.add_argument("--threads", type=int, default=2, help="compute threads (default: 2)")
+    text = "leave an engine out, may be repeated; bf16 is emulated where the processor lacks it"
+    parser.add_argument("--skip", action="append", default=[], choices=ENGINES[1:], help=text)
 
 
 class _OpenVino:
@@ -84,7 +86,8 @@ def _serve(engine: str, place: Path, threads: int, pipe: Connection) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure fps, ms_a_frame and peak_mib of each engine, and in how many frames its tokens are torch's."""
     config = load_config(args.config, overrides=[("TRAIN.NUM_THREADS", str(args.threads))])
-    engines = [one for one in ENGINES if one != "openvino" or importlib.util.find_spec("openvino")]
+    engines = [one for one in ENGINES if one not in args.skip]
+    engines = [one for one in engines if one != "openvino" or importlib.util.find_spec("openvino")]
     processes = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

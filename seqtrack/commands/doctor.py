@@ -143,7 +143,8 @@ def check_device(environment: Environment, config: Config, *, limit_s: float = 1
         yield from (("device", BAD, problem, no_gpu_advice()) for problem in error.problems)
         return
     missing = plan.device == "cpu" and environment.device == "auto"
-    found = machine.gpu or f"CPU (DEVICE={environment.device})"
+    driver = _driver_version() if machine.gpu else ""
+    found = (machine.gpu or f"CPU (DEVICE={environment.device})") + (f", driver {driver}" if driver else "")
     yield "device", NOTE if missing else OK, found, no_gpu_advice() * missing
     level, advice = (BAD, "The device emulates bf16: use TRAIN.AMP auto") if plan.stores_scores else (OK, "")
     yield "precision", level, f"TRAIN.AMP {config.TRAIN.AMP} is {plan.precision} here", advice

@@ -14,7 +14,7 @@ import numpy as np
 from seqtrack.data.annotations import Annotation, Boxes, Flags, attempt, read_labels, read_text_file
 from seqtrack.data.test_sets import ATTRIBUTE_NAMES, TEST_SETS, Place, find_places
 from seqtrack.errors import Problem, UserError
-from seqtrack.evaluation.metrics import CONVENTIONS, TOOLKIT, Convention, iou_xywh
+from seqtrack.evaluation.metrics import CONVENTIONS, MATLAB, TOOLKIT, Convention, iou_xywh
 from seqtrack.evaluation.results import Naming, Protocol
 
 _RESOLUTION = re.compile(r"^resolution:[ \t]*\(([0-9]+), ?([0-9]+)\)", re.MULTILINE)
@@ -29,8 +29,10 @@ def default_convention(key: str | None) -> str:
 def convention_of(key: str | None, chosen: str | None) -> Convention:
     """The convention of this name, or the default one, as it is for a data set."""
     found = CONVENTIONS[chosen or default_convention(key)]
-    if found is TOOLKIT or key not in TEST_SETS:
+    if key not in TEST_SETS:
         return found
+    if found is TOOLKIT:
+        return MATLAB
     return found._replace(invalid_center=TEST_SETS[key].invalid_center, absent_norm=TEST_SETS[key].absent_norm)
 
 

@@ -42,7 +42,8 @@ class Convention(NamedTuple):
 _STEPS = np.arange(21, dtype=np.float64)
 # The MATLAB toolkits' range 0:0.05:1 is computed from both ends: at five thresholds the last bit is lower.
 _MATLAB_RANGE: Array = np.where(_STEPS > 10, 1 - (20 - _STEPS) * 0.05, _STEPS * 0.05)
-TOOLKIT = Convention(True, invalid_center=-1.0, repairs_unannotated=True, thresholds=_MATLAB_RANGE)
+TOOLKIT = Convention(True, invalid_center=-1.0, repairs_unannotated=True)
+MATLAB = TOOLKIT._replace(thresholds=_MATLAB_RANGE)  # of every toolkit, but LaSOT's numbers are given without
 PYTRACKING = Convention(True, invalid_center=float("inf"))
 AUTHORS = Convention(False, invalid_center=float("inf"))
 CONVENTIONS = {"toolkit": TOOLKIT, "pytracking": PYTRACKING, "authors": AUTHORS}

@@ -268,7 +268,7 @@ def result_files(folder: Path, names: Sequence[str], naming: Naming) -> dict[str
             similar.setdefault(loose(path.stem), []).append(path)
     found: dict[str, list[Path]] = {}
     for name in names:
-        spellings = [one for one in (name, naming.prefix + name, naming.aliases.get(name)) if one]
+        spellings = [one for one in dict.fromkeys((name, naming.prefix + name, naming.aliases.get(name))) if one]
         for one in spellings:
             runs = sorted(entries[one].glob(f"{one}_[0-9][0-9][0-9].txt")) if one in entries else []
             if runs := [entries[f"{one}.txt"]] if f"{one}.txt" in entries else runs:

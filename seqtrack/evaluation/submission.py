@@ -153,7 +153,13 @@ def read_zip(path: Path) -> dict[str, bytes]:
 def check_members(key: str, members: Mapping[str, bytes], expected: Expected) -> list[Problem]:
     """Everything for which the server of a test set would reject a zip, or score something else than what was meant."""
     find = _got10k_problems if key == "GOT10K_TEST" else _trackingnet_problems
-    return first_problems([*find(dict(members), expected)])
+    problems: list[Problem] = []
+    try:
+        for one in find(dict(members), expected):
+            problems.append(one)  # one by one: what precedes a file that is no text stays
+    except UserError as error:
+        problems += error.problems
+    return first_problems(problems)
 
 
 def _got10k_problems(members: dict[str, bytes], expected: Expected) -> Iterator[Problem]:
@@ -200,19 +206,15 @@ def _name_problems(members: Mapping[str, bytes], wanted: Mapping[str, str]) -> I
             yield Problem(text, "submission.name")
 
 
-def _lines(data: bytes) -> list[str]:
+def _lines(member: str, data: bytes) -> list[str]:
     try:
         return decode_text(data).removesuffix("\n").split("\n")
     except ParseError as error:
-        raise UserError(str(error), "submission.text") from error
+        raise UserError(f"{member}: {error}", "submission.text") from error
 
 
 def _row_problems(member: str, data: bytes, name: str, expected: Expected, *, has_size: bool) -> Iterator[Problem]:
-    try:
-        lines = _lines(data)
-    except UserError as error:
-        yield Problem(f"{member}: {error}", "submission.text")
-        return
+    lines = _lines(member, data)
     for number, line in enumerate(lines, start=1):
         values = [float(one) for one in line.split(",")] if _ROW.fullmatch(line) else []
         if not values or not all(map(math.isfinite, values)):
@@ -232,11 +234,7 @@ def _row_problems(member: str, data: bytes, name: str, expected: Expected, *, ha
 
 
 def _time_problems(member: str, data: bytes, runs: int, boxes: int) -> Iterator[Problem]:
-    try:
-        lines = _lines(data)
-    except UserError as error:
-        yield Problem(f"{member}: {error}", "submission.text")
-        return
+    lines = _lines(member, data)
     for number, line in enumerate(lines, start=1):
         values = [float(one) for one in line.split(",")] if _TIMES.fullmatch(line) else []
         if len(values) != runs or not all(0 <= one < math.inf for one in values):

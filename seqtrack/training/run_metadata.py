@@ -25,6 +25,7 @@ from seqtrack.runtime.environment import describe_device, environment_record, lo
 from seqtrack.uploads.state import is_verified
 
 logger = logging.getLogger(__name__)
+_IN_IMAGE = Path("/app/.commit")  # written by the Dockerfile
 
 _SHOWN_SAMPLES = 6
 
@@ -83,7 +84,7 @@ def log_next_steps(environment: Environment) -> None:
     logger.info("next: %s evaluate --phase %d", command, phase)
     logger.info("      %s report --html", command)
     folder = environment.output_dir.absolute()
-    if Path("/.dockerenv").exists() and not any(one.is_mount() for one in (folder, *folder.parents[:-1])):
+    if _IN_IMAGE.exists() and not any(one.is_mount() for one in (folder, *folder.parents[:-1])):
         logger.warning("%s is not a mounted folder: Docker discards all of it", folder)
 
 

@@ -142,10 +142,10 @@ def test_an_lmdb_holds_the_same_data_set(name: str, tmp_path: Path) -> None:
     after = train(name, tmp_path)
     assert describe([after]) == describe([before])
     assert [TrackingDataset([after], [1], spec, seed=3).sample(1, index).checksum for index in range(8)] == samples
-    environment = next(tmp_path.rglob("data.mdb"))
-    environment.write_bytes(b"not an environment")
+    copy = Path(shutil.copytree(tmp_path, tmp_path / "copy"))
+    next(copy.rglob("data.mdb")).write_bytes(b"not an environment")
     with pytest.raises(UserError) as caught:
-        open_source(name, Path(shutil.copytree(tmp_path, tmp_path / "copy")), classes=(), split="train")
+        train(name, copy)
     assert caught.value.code == "data.lmdb"
 
 
@@ -198,7 +198,8 @@ def test_a_mixture_is_drawn_as_a_plain_implementation_draws_it(tmp_path: Path) -
         sample = dataset.sample(2, index)
         assert (sample.source, sample.sequence, list(sample.frames)) == _plain_choice(sources, ratios, index)
         if sample.source == "COCO17":
-            assert set(sample.frames) == {0} and len({one.tobytes() for one in sample.templates}) <= 2  # a mirrored one
+            one, other = sample.templates  # without jitter
+            assert np.array_equal(one, other) or np.array_equal(one, other[..., ::-1])
 
 
 def _plain_choice(sources: list[Source], ratios: list[float], index: int) -> tuple[str, str, list[int]]:

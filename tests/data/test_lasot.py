@@ -39,7 +39,7 @@ def test_a_sequence_is_read_unchanged(folder: Path, caplog: pytest.LogCaptureFix
     assert np.flatnonzero(sequence.missing).tolist() == [8]
     assert np.flatnonzero(~sequence.visible).tolist() == [1, 4, 5, 6, 8]
     assert sequence.frame_path(5) == folder / "img" / "00000006.jpg"
-    assert [record.args for record in caplog.records] == [(folder, 1, [9])]
+    assert [record.args for record in caplog.records] == [(folder / "img", 1, [9])]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ BAD: dict[str, tuple[list[str], list[str], dict[str, str], dict[str, str]]] = {
     "no such epoch": (["resume.no_checkpoint"], ["epoch 99", "epochs 1, 2, 3"], {}, RESUME),
     "a missing data folder": (["data.no_folder", "data.no_classes"], ["/nowhere"], {}, NOWHERE),
     "a repository without a token": (["token.missing"], ["me/tracker"], {}, {"HF_REPO": "me/tracker"}),
-    "another run's folder": ([OTHER] * 3, ["TRAIN.SEED is 99", "TRAIN.LR is 0.5"], {"TRAIN.LR": "0.5"}, {"SEED": "99"}),
+    "another run's folder": (
+        [OTHER] * 3, ["SEED (TRAIN.SEED) is 99", "TRAIN.LR is 0.5"], {"TRAIN.LR": "0.5"}, {"SEED": "99"},
+    ),
     "another run's checkpoint": (
-        [OTHER] * 2, ["TRAIN.SEED is 99"], {}, {"SEED": "99", "PHASE": "2", "RESUME_EPOCH": "1"},
+        [OTHER] * 2, ["SEED (TRAIN.SEED) is 99"], {}, {"SEED": "99", "PHASE": "2", "RESUME_EPOCH": "1"},
     ),
     "precision that the device lacks": (["device.fp16_on_cpu"], ["TRAIN.AMP"], {"TRAIN.AMP": "fp16"}, {}),
     "no machine to meet at": (["launch.no_rendezvous"], [], {}, {"NNODES": "2"}),

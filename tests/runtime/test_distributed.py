@@ -1,5 +1,6 @@
 """Collectives of the processes of one run, and their rendezvous."""
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,14 @@ from torch import distributed as dist
 from torch import nn
 from training.harness import Run
 
-from seqtrack.runtime.distributed import DistributedContext, Gradients, hold_store, is_lost_peer, rendezvous_store
+from seqtrack.runtime.distributed import (
+    DistributedContext,
+    Gradients,
+    ShardGradients,
+    hold_store,
+    is_lost_peer,
+    rendezvous_store,
+)
 from seqtrack.runtime.launcher import RENDEZVOUS_URL
 from seqtrack.training.train_step import TrainStep
 
@@ -78,6 +86,27 @@ def test_gradients_stay_where_they_are_from_step_to_step_and_equal_those_of_one_
             assert (one.grad is None) == (name not in expected)
             if one.grad is not None:
                 assert torch.equal(one.grad, expected[name]) and one.grad.data_ptr() == places[name]
+
+
+def test_gradients_of_shards_are_added_in_the_order_of_the_tree_and_at_most_log2_of_them_wait() -> None:
+    torch.manual_seed(0)
+    model, inputs = TwoTypes(), torch.randn(4, 5, 3)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    found = [torch.autograd.grad(model(one), trained) for one in inputs]
+    tree = [(a + b) + (c + d) for a, b, c, d in zip(*found, strict=True)]
+    in_order = [((a + b) + c) + d for a, b, c, d in zip(*found, strict=True)]
+    gradients = ShardGradients(model, DistributedContext(0, 1, TWO.device), 4)
+    for _ in range(2):
+        gradients.clear()
+        alive = []
+        for shard, one in enumerate(inputs):
+            model(one).backward()
+            alive.append(weakref.ref(trained[0].grad))
+            assert sum(each() is not None for each in alive) <= 1 + 2
+            gradients.end_part(shard)
+        gradients.sum_over_ranks()
+        assert all(torch.equal(one.grad, expected) for one, expected in zip(trained, tree, strict=True))
+        assert not all(torch.equal(one.grad, other) for one, other in zip(trained, in_order, strict=True))
 
 
 @pytest.mark.parametrize("url", ["env://", "file://{}/store"])  # torch itself separates starts for some, not all
