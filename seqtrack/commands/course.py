@@ -10,22 +10,21 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seqtrack.checkpoints.side_files import problems_of
+from seqtrack.commands.run import SEQTRACK, exit_code, start
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import STOPPED_EXIT_CODE, UserError
 from seqtrack.process import stop_signals
 from seqtrack.reports.handin import write_hand_in
-from seqtrack.reports.report import Team
+from seqtrack.reports.report import Team, read_document
 from seqtrack.run_dir import COMPARE, HAND_IN_FILE
 from seqtrack.runtime.metrics_log import clock
 
@@ -37,8 +36,11 @@ team:
   title: Assignment
   team: Our team
   members:
-    - {name: Ada Lovelace, id: 12345, reflection: What I did and what I learned.}
-    - {name: Alan Turing, id: 23456, reflection: What I did and what I learned.}
+    - Ada Lovelace, 12345
+    - Alan Turing, 23456
+  reflections:
+    Ada Lovelace: What I did and what I learned.
+    Alan Turing: What I did and what I learned.
   repository: https://github.com/owner/name
 dataset: lasot              # or demo: synthetic, for a trial in minutes
 classes: [book, coin]       # assignments 3 and 4
@@ -76,32 +78,32 @@ class Step(NamedTuple):
     variables: Mapping[str, str]
 
 
-Execute = Callable[[Step], int]
+Execute = Callable[[Step, float | None], int]
 
 
 def run(args: argparse.Namespace, execute: Execute | None = None) -> int:
     """Take every step of an assignment, and write the zip.
 
     Args:
-        execute: how a step's command is run; returns its exit code.
+        execute: how a step's command is run, for some seconds at most; returns its exit code.
     """
     if args.example:
         print(EXAMPLE, end="")
         return 0
-    course, output = read_course(args.file), read_environment(os.environ).output_dir
-    steps, began = assignment_steps(args.assignment, course, output, args.file), time.monotonic()
-    limit = read_environment(os.environ).stop_after_s
+    course, environment = read_course(args.file), read_environment(os.environ)
+    output, limit, began = environment.output_dir, environment.stop_after_s, time.monotonic()
+    steps = assignment_steps(args.assignment, course, output, args.file)
     for number, step in enumerate(steps, start=1):
         spent = time.monotonic() - began
         logger.info("[%d/%d] %s; %s so far", number, len(steps), step.what, clock(spent))
-        if limit is not None:
-            if spent >= limit:
-                logger.info("stopped after STOP_AFTER_S; the same command continues")
-                return STOPPED_EXIT_CODE
-            step = step._replace(variables={**step.variables, "STOP_AFTER_S": f"{limit - spent:.0f}"})
-        if code := (execute or execute_step)(step):
-            command = shlex.join(["seqtrack", *step.words])
-            logger.error("%s ended with exit code %d; the same course command continues there", command, code)
+        left = None if limit is None else limit - spent
+        code = STOPPED_EXIT_CODE if left is not None and left < 1 else (execute or execute_step)(step, left)
+        if code:
+            if code == STOPPED_EXIT_CODE:
+                logger.info("stopped; the same command continues")
+            else:
+                command = shlex.join(["seqtrack", *step.words])
+                logger.error("%s ended with exit code %d; the same course command continues there", command, code)
             return code
     if args.assignment == "a5":
         folders = {"": output, **{name: output / name for name in course.groups}}
@@ -116,14 +118,11 @@ def read_course(path: Path) -> Course:
     Raises:
         UserError: unreadable, not YAML, unknown keys, wrong types.
     """
+    if not path.is_file():
+        text = f"{path}: no such file; `seqtrack course a3 --example > course.yaml` writes one to fill in"
+        raise UserError(text, "course.no_file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Course.model_validate(values)
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"{path}: cannot be read ({error}); `seqtrack course a3 --example > course.yaml` writes one to fill in"
-        raise UserError(text, "course.no_file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}", "course.yaml") from error
+        return Course.model_validate(read_document(path, "course.yaml"))
     except ValidationError as error:
         raise UserError(problems_of(path, error, "course.yaml")) from error
 
@@ -143,7 +142,7 @@ def assignment_steps(assignment: str, course: Course, output: Path, file: Path) 
             for step in _model_steps(course, output / name, classes, name, file)
         ]
         runs = [str(output / name) for name in course.groups]
-        return [*steps, Step("compare the models", ["compare", *runs, "-o", str(output / COMPARE)], {})]
+        return [*steps, Step("compare the models", ["compare", "--docx", *runs, "-o", str(output / COMPARE)], {})]
     if not course.classes and course.dataset != "demo":
         raise UserError(f"{file}: assignments 3 and 4 need `classes`", "course.no_classes")
     variables = _variables(course, output, course.classes, "", "coin_kite_256")
@@ -193,15 +192,22 @@ def _variables(course: Course, output: Path, classes: list[str], prefix: str, co
     }  # fmt: skip
 
 
-def execute_step(step: Step) -> int:
-    """Run the command as a process of its own, which gets the stop signals that this one gets; its exit code."""
-    process = subprocess.Popen([sys.executable, "-m", "seqtrack", *step.words], env={**os.environ, **step.variables})
+def execute_step(step: Step, seconds: float | None) -> int:
+    """Run the command as a process of its own, and stop it after that time or as this process is; its exit code."""
+    is_training = step.words == ["run"]  # which stops by itself, and uploads what it saved
+    limit = {"STOP_AFTER_S": str(seconds)} if seconds is not None and is_training else {}
+    process, stopped = start([*SEQTRACK, *step.words], {**os.environ, **step.variables, **limit}), list[int]()
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stopped.append(number)
         process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in stop_signals()}
-    code = process.wait()
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
+    try:
+        process.wait(None if is_training else seconds)
+    except subprocess.TimeoutExpired:
+        stop(signal.SIGTERM, None)
+    code = exit_code(process)
     for number, handler in before.items():
         signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+    return STOPPED_EXIT_CODE if stopped else code

@@ -22,7 +22,7 @@ from seqtrack.data.sources import SOURCES, Source, data_set_key, describe, open_
 from seqtrack.data.test_sets import TEST_SETS, read_test_set
 from seqtrack.errors import UserError
 from seqtrack.evaluation.benchmarks import default_convention, naming_of, protocol_of
-from seqtrack.evaluation.plots import best_epoch, draw_plots, draw_tracking
+from seqtrack.evaluation.plots import draw_plots, draw_tracking
 from seqtrack.evaluation.results import (
     TrackerResult,
     choose,
@@ -31,6 +31,7 @@ from seqtrack.evaluation.results import (
     static_box_result,
 )
 from seqtrack.evaluation.tables import (
+    best_epoch,
     evaluation_record,
     official_table,
     static_epochs,

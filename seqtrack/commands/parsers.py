@@ -162,6 +162,7 @@ def _course(parser: Parser) -> None:
 def _compare(parser: Parser) -> None:
     text = "a phase's folder, or an output folder, of which phase 1 is taken; evaluated before"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
+    parser.add_argument("--docx", action="store_true", help="also write compare.docx, a Word document")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: OUTPUT_DIR/compare")
 
 

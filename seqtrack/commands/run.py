@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 from seqtrack.checkpoints.resume_point import read_run
@@ -58,7 +58,7 @@ def resolve_latest_epoch() -> bool:
     return complete
 
 
-def start(command: list[str]) -> subprocess.Popen[bytes]:
+def start(command: list[str], variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a child in its own session, so that Ctrl-C reaches it only through us and not also through the terminal. If
     we are killed, the kernel sends it SIGTERM."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -67,7 +67,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=in_child)
+    return subprocess.Popen(command, env=variables, start_new_session=True, preexec_fn=in_child)
 
 
 def exit_code(process: subprocess.Popen[bytes]) -> int:
@@ -136,9 +136,8 @@ class TrainerWithUploader:
             if ended_at is None and self.uploader.poll() is not None:
                 ended_at = time.monotonic()
                 if self.uploader.poll() != 0:
-                    logger.warning(
-                        f"the uploader ended with exit code {self.uploader.poll()}; training continues, retrying"
-                    )
+                    text = "the uploader ended with exit code %d; training continues, retrying"
+                    logger.warning(text, self.uploader.poll())
             if ended_at is not None and time.monotonic() - ended_at > _RETRY_S and not self.stop_asked:
                 self.uploader, ended_at = start(self.upload_command), None
             time.sleep(0.2)
@@ -150,9 +149,7 @@ class TrainerWithUploader:
         if not self._wait(lambda: self.uploader.poll() is not None, self.drain_s):
             self._end_uploader()
         if self.uploader.poll() != 0:
-            logger.warning(
-                "not everything is uploaded; all files are in the output folder: `upload --once` uploads the rest"
-            )
+            logger.warning("not everything is uploaded: `upload --once` uploads the rest of the output folder")
 
     def _end_uploader(self) -> None:
         """Ask the uploader to finish, and kill it if it does not."""

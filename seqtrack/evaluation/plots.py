@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
 from seqtrack.evaluation.metrics import METRICS
 from seqtrack.evaluation.results import TrackerResult
-from seqtrack.evaluation.tables import main_tracker
+from seqtrack.evaluation.tables import HEADINGS, best_epoch, checkpoints, main_tracker
 from seqtrack.plotting import NEUTRAL, PHASE_COLOURS, new_axes, save_figure
 
 if TYPE_CHECKING:
@@ -47,14 +47,19 @@ def draw_plots(record: EvaluationRecord, folder: Path, *, formats: Sequence[str]
     place = f"{place}, {len(record.sequences)} sequences"
     colours = _colours(record)
     figures = {}
-    epochs = _checkpoints(record)
+    epochs = checkpoints(record)
     if len(epochs) > 1:
         lines = {METRICS[name].heading: [_value(one.mean, name) for one in epochs] for name in METRICS}
         others = [one for one in trackers if one.kind != "checkpoint"]
         figures["epochs"] = _epochs(f"Tracking by epoch: {place}", record, lines, others)
-        for level, groups in (("class", main.classes), ("sequence", main.sequences)):
-            if len(groups) > 1:
-                figures[f"epochs_by_{level}"] = _by_group(f"By {level} and epoch: {place}", epochs, level, [*groups])
+        for level, attribute in (("class", "classes"), ("sequence", "sequences")):
+            series = {
+                name: [(one.epoch or 0, getattr(one, attribute)[name]) for one in epochs]
+                for name in getattr(main, attribute)
+            }
+            if len(series) > 1:
+                title = f"By {level} and epoch: {place}"
+                figures[f"epochs_by_{level}"] = draw_overlaid(title, series, ("mean_iou", "p20", "auc"))
     figures |= {name: _curve(record, name, place, colours) for name in _CURVES}
     if len(main.classes) > 1:
         # Of the epochs only the last, and of very many classes those with its lowest AUC: more could not be read.
@@ -97,15 +102,6 @@ def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
     return metrics[name] or 0.0
 
 
-def best_epoch(record: EvaluationRecord) -> EvaluatedTracker | None:
-    """The checkpoint with the highest AUC; None without one."""
-    return max(_checkpoints(record), key=lambda one: _value(one.mean), default=None)
-
-
-def _checkpoints(record: EvaluationRecord) -> list[EvaluatedTracker]:
-    return [one for one in record.trackers if one.kind == "checkpoint"]
-
-
 def _colours(record: EvaluationRecord) -> dict[str, str]:
     """Colour by tracker name."""
     run = PHASE_COLOURS.get(str(record.conditions.get("run")), PHASE_COLOURS["phase_1"])
@@ -142,7 +138,7 @@ def _epochs(
     """Percent over epochs, one line per name, the best AUC marked, and that of other trackers as horizontal lines."""
     figure, (axes,) = new_axes(title, "Epoch")
     colours, best = _colours(record), best_epoch(record)
-    at, colour = [one.epoch or 0 for one in _checkpoints(record)], colours[best.name] if best else NEUTRAL
+    at, colour = [one.epoch or 0 for one in checkpoints(record)], colours[best.name] if best else NEUTRAL
     for place, ((name, values), marker) in enumerate(zip(lines.items(), _MARKERS, strict=False)):
         first = name == METRICS["auc"].heading
         axes.plot(
@@ -159,18 +155,25 @@ def _epochs(
     return figure
 
 
-def _by_group(title: str, epochs: Sequence[EvaluatedTracker], level: str, names: Sequence[str]) -> Figure:
-    """Mean IoU, P20 and AUC over epochs, below one another, with a line per class or sequence: of very many, the
-    first ones."""
-    shown, few = names[:_MAX_LINES], f", the first {_MAX_LINES} of {len(names)}" * (len(names) > _MAX_LINES)
-    figure, rows = new_axes(title + few, "Epoch", rows=3, size=(6.4, 8.4 + 0.06 * len(shown)))
-    for axes, metric in zip(rows, ("mean_iou", "p20", "auc"), strict=True):
-        for place, name in enumerate(shown):
-            values = [_value((one.classes if level == "class" else one.sequences)[name], metric) for one in epochs]
+def draw_overlaid(
+    title: str, series: Mapping[str, Sequence[tuple[int, Mapping[str, float | None]]]], metrics: Sequence[str]
+) -> Figure:
+    """Metrics over epochs, one below another, with a line per class, sequence or run: of very many, the first ones.
+
+    Args:
+        series: by name, (epoch, metrics) of each checkpoint.
+    """
+    names = [*series][:_MAX_LINES]
+    title += f", the first {_MAX_LINES} of {len(series)}" * (len(names) < len(series))
+    figure, rows = new_axes(title, "Epoch", rows=len(metrics), size=(6.4, 0.6 + 2.6 * len(metrics) + 0.06 * len(names)))
+    for axes, metric in zip(rows, metrics, strict=True):
+        for place, name in enumerate(names):
+            points = [(epoch, one[metric] or 0.0) for epoch, one in series[name] if one[metric] is not None]
             line, colour = ("-", "--")[place // 10 % 2], f"C{place % 10}"
-            label = name if metric == "auc" else None
-            axes.plot([one.epoch or 0 for one in epochs], values, line, marker=".", color=colour, label=label)
-        axes.set_ylabel(f"{METRICS[metric].heading} (percent)")
+            label = name if metric == metrics[0] else None
+            at, values = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(at, values, line, marker=_MARKERS[place % 7], ms=4, color=colour, label=label)
+        axes.set_ylabel(f"{HEADINGS[metric]}{'' if metric == 'fps' else ' (percent)'}")
         axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=4)
     return figure

@@ -19,7 +19,7 @@ from seqtrack.data.decode import read_image
 from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import METRICS, Array
-from seqtrack.evaluation.results import Tracks, make_tracks, score_tracker
+from seqtrack.evaluation.results import Tracks, score_tracker
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings, TrackState
 
@@ -87,7 +87,7 @@ def track_sequences(
                 _step(tracker, active, pool)
             on_frames(len(active))
             ended = [one for one in batch if not one.next]
-            done |= {one.sequence.name: make_tracks(np.stack(one.boxes), one.times_s) for one in ended}
+            done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.times_s) for one in ended}
             batch = [one for one in batch if one.next]
     return {sequence.name: done[sequence.name] for sequence in sequences}
 

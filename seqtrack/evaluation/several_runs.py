@@ -8,10 +8,10 @@ from pathlib import Path
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord, read_side_file
 from seqtrack.errors import Problem, UserError
-from seqtrack.evaluation.plots import best_epoch
-from seqtrack.evaluation.tables import COURSE_COLUMNS, HEADINGS, checkpoints, static_sentence
+from seqtrack.evaluation.plots import draw_overlaid
+from seqtrack.evaluation.tables import COURSE_COLUMNS, HEADINGS, best_epoch, checkpoints, static_sentence
 from seqtrack.markdown import escape, image, number, table
-from seqtrack.plotting import new_axes, save_figure
+from seqtrack.plotting import save_figure
 from seqtrack.run_dir import EVALUATION, EVALUATION_FILE, PHASES
 
 _CURVES = ("mean_iou", "p20", "auc", "fps")
@@ -76,7 +76,8 @@ def write_comparison(records: Mapping[str, EvaluationRecord], folder: Path) -> l
             values = (one.mean[key] for key in COURSE_COLUMNS)
             writer.writerow([name, one.epoch, *("" if value is None else f"{value:.4f}" for value in values)])
     write_atomic(paths[1], stream.getvalue().encode())
-    _draw(records, paths[2])
+    series = {name: [(one.epoch or 0, one.mean) for one in checkpoints(record)] for name, record in records.items()}
+    save_figure(draw_overlaid("Runs by epoch", series, _CURVES), paths[2])
     write_atomic(paths[0], _markdown(records, paths[2].name).encode())
     return paths
 
@@ -98,17 +99,3 @@ def _markdown(records: Mapping[str, EvaluationRecord], plot: str) -> str:
         image(plot, "compare"),
     ]
     return "\n".join(parts) + "\n"
-
-
-def _draw(records: Mapping[str, EvaluationRecord], path: Path) -> None:
-    figure, rows = new_axes("Runs by epoch", "Epoch", rows=len(_CURVES), size=(6.4, 10.4))
-    for axes, metric in zip(rows, _CURVES, strict=True):
-        for place, (name, record) in enumerate(records.items()):
-            shown = [one for one in checkpoints(record) if one.mean[metric] is not None]
-            points = [one.epoch or 0 for one in shown], [one.mean[metric] or 0.0 for one in shown]
-            axes.plot(*points, marker="os^Dv*P"[place % 7], markersize=4, color=f"C{place % 10}",
-                      label=name if metric == _CURVES[0] else None)  # fmt: skip
-        axes.set_ylabel(HEADINGS[metric] if metric == "fps" else f"{HEADINGS[metric]} (percent)")
-        axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
-    save_figure(figure, path)

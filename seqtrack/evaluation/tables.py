@@ -12,7 +12,7 @@ from seqtrack.checkpoints.side_files import EvaluatedSequence, EvaluatedTracker,
 from seqtrack.data.annotations import Annotation, read_boxes, write_boxes
 from seqtrack.errors import UserError
 from seqtrack.evaluation.metrics import METRICS, NORM_PRECISION_THRESHOLDS, PRECISION_THRESHOLDS
-from seqtrack.evaluation.results import Protocol, TrackerResult, Tracks, make_tracks
+from seqtrack.evaluation.results import Protocol, TrackerResult, Tracks
 from seqtrack.markdown import Markdown, escape, image, number, table
 from seqtrack.run_dir import EVALUATION_FILE
 
@@ -70,6 +70,11 @@ _STILL_PERCENT = 0.05  # a smaller difference from the static box's does not sho
 def checkpoints(record: EvaluationRecord) -> list[EvaluatedTracker]:
     """The evaluated checkpoints, by epoch."""
     return [one for one in record.trackers if one.kind == "checkpoint"]
+
+
+def best_epoch(record: EvaluationRecord) -> EvaluatedTracker | None:
+    """The checkpoint with the highest AUC; None without one."""
+    return max(checkpoints(record), key=lambda one: one.mean["auc"] or 0.0, default=None)
 
 
 def epochs_by_group(record: EvaluationRecord) -> list[tuple[str, str, str, Mapping[str, float | None]]]:
@@ -219,7 +224,7 @@ def read_tracks(
     with contextlib.suppress(OSError, ValueError, UserError):
         if json.loads((place / _MADE_FROM).read_bytes()) == dict(made_from):
             return {
-                one: make_tracks(
+                one: Tracks(
                     read_boxes(place / f"{one}.txt"),
                     [float(line) for line in (place / f"{one}_time.txt").read_text("utf-8").split()],
                 )

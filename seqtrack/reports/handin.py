@@ -3,12 +3,10 @@
 import csv
 import hashlib
 import io
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from seqtrack.checkpoints.safetensors_io import write_zip
 from seqtrack.reports.report import Team
 from seqtrack.reports.requirements import REQUIREMENTS, find
 from seqtrack.run_dir import HAND_IN_FILES
@@ -31,15 +29,7 @@ def write_hand_in(path: Path, folders: Mapping[str, Path], team: Team) -> list[s
             contents[f"{name}/{found.relative_to(folder).as_posix()}".lstrip("/")] = found.read_bytes()
     lines = [f"{len(data):>10}  {hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
     contents = {CONTENTS_FILE: "".join(lines).encode(), **contents}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
-            for name, data in contents.items():
-                made.writestr(name, data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_zip(path, contents)
     return [*contents]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atomic
 from seqtrack.checkpoints.side_files import EnvironmentRecord, EvaluatedTracker, problems_of
@@ -56,21 +56,21 @@ class Team(BaseModel):
     repository: str = ""
     hub: str = ""
     notes: str = ""
-    reflections: dict[str, str] = {}
+    reflections: dict[str, str] = {}  # by member
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_reflections(cls, values: Any) -> Any:
-        """A member given as a mapping may have its `reflection` there."""
-        members = values.get("members") if isinstance(values, dict) else None
-        if not isinstance(members, list | tuple):
-            return values
-        own = {str(one.get("name", f"Member {at}")): one["reflection"] for at, one in enumerate(members, 1)
-               if isinstance(one, dict) and one.get("reflection")}  # fmt: skip
-        rest = [{key: value for key, value in one.items() if key != "reflection"} if isinstance(one, dict) else one
-                for one in members]  # fmt: skip
-        given = values.get("reflections") or {}
-        return {**values, "members": rest, "reflections": {**given, **own} if isinstance(given, dict) else given}
+
+def read_document(path: Path, code: str) -> Any:
+    """The content of a YAML file; `code` is that of an error in it.
+
+    Raises:
+        UserError: unreadable, not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}", code=code) from error
 
 
 def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
@@ -79,17 +79,13 @@ def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
     Raises:
         UserError: unreadable, not a mapping, unknown keys, wrong types.
     """
+    values = read_document(path, "report.team") if path is not None else {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
         if isinstance(values, dict):
             values = values["team"] if isinstance(values.get("team"), dict) else values  # as in the file of a course
             values = {**values, **{key: value for key, value in given.items() if value}}
             values = {key: value for key, value in values.items() if value is not None}
         return Team.model_validate(values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}", code="report.team") from error
     except ValidationError as error:
         known = f"{path}, of `key: value` lines with {', '.join(Team.model_fields)}"
         raise UserError(problems_of(known, error, "report.team")) from error

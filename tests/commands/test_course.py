@@ -12,12 +12,12 @@ from runs import TINY, command, environment, start
 
 from seqtrack.cli import main
 from seqtrack.commands import course
-from seqtrack.commands.course import EXAMPLE, Step, assignment_steps, read_course
+from seqtrack.commands.course import EXAMPLE, Step, assignment_steps, execute_step, read_course
 from seqtrack.commands.parsers import command_parsers
 from seqtrack.config.environment import configure
 from seqtrack.data.demo import Plan, draw_demo
 
-TEAM = {"title": "Trial", "members": [{"name": "Ada", "reflection": "Learned."}]}
+TEAM = {"title": "Trial", "members": ["Ada"], "reflections": {"Ada": "Learned."}}
 
 
 class Executed:
@@ -26,7 +26,7 @@ class Executed:
     def __init__(self, data: Path, fails: dict[str, int]) -> None:
         self.data, self.fails, self.done = data, fails, list[str]()
 
-    def __call__(self, step: Step) -> int:
+    def __call__(self, step: Step, seconds: float | None) -> int:
         if step.what in self.fails:
             return self.fails[step.what]
         # `run` without a target becomes `train`, in an interpreter of its own, which takes seconds to start.
@@ -82,6 +82,14 @@ def test_assignment_4_continues_what_assignment_3_began(
     assert "# Trial" in report and "Learned." in report
 
 
+def test_a_course_stops_before_its_time_is_over(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = {"OUTPUT_DIR": str(tmp_path), "UPLOAD_TARGET": f"folder:{tmp_path / 'target'}"}
+    assert execute_step(Step("watch", ["upload"], endless), 0.5) == 75
+    monkeypatch.setenv("STOP_AFTER_S", "0.9")
+    executed = Executed(few, {})
+    assert _run("a4", _course(tmp_path), tmp_path / "output", executed, monkeypatch) == 75 and executed.done == []
+
+
 @pytest.mark.long
 def test_assignment_5_trains_a_model_per_group_and_compares_them(
     few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,7 +101,12 @@ def test_assignment_5_trains_a_model_per_group_and_compares_them(
     assert [(row["run"], row["epoch"]) for row in rows] == [(n, e) for n in ("Member_1", "two") for e in "123"]
     with zipfile.ZipFile(output / "hand-in.zip") as made:
         names = made.namelist()
-    assert {"compare/compare.png", "two/report.docx", "Member_1/phase_1/evaluation/evaluation.csv"} <= {*names}
+    assert {
+        "compare/compare.png",
+        "compare/compare.docx",
+        "two/report.docx",
+        "Member_1/phase_1/evaluation/evaluation.csv",
+    } <= {*names}
 
 
 @pytest.mark.long

@@ -22,6 +22,7 @@ from seqtrack.evaluation import plots
 from seqtrack.evaluation.metrics import METRICS
 from seqtrack.evaluation.tables import (
     COURSE_COLUMNS,
+    best_epoch,
     compare_evaluations,
     read_tracks,
     static_epochs,
@@ -364,7 +365,7 @@ def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
         }
         assert PHASE_COLOURS["phase_2"] in colours and PHASE_COLOURS["phase_1"] not in colours
     best = max(record.trackers[:3], key=lambda one: one.mean["auc"] or 0)
-    assert plots.best_epoch(record) is best
+    assert best_epoch(record) is best
     widths = {line.get_label(): line.get_linewidth() for line in drawn[names.index("success.png")].axes[0].lines}
     assert str(max(widths, key=lambda label: widths[label])).startswith(best.name)
     tracking = cv2.imread(str(evaluated / "phase_1" / "evaluation" / "plots" / "tracking.png"))

@@ -4,11 +4,12 @@ Cells run in one namespace, as in Jupyter; what only Jupyter knows (`!`, `%pip`,
 and the modules that only Colab and Kaggle have are small substitutes.
 """
 
-import io
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import ROOT, TINY, assert_same_run
+from docker.containers import wait_until
+from runs import ROOT, TINY, assert_same_run, children
 
 from seqtrack.commands.course import Course
 
@@ -34,8 +36,10 @@ def Image(**options): return options
 def Markdown(text): return text
 def display(one): print("shown", one)
 """,
-    "seqtrack_command/seqtrack": f'#!/bin/sh\nexec {sys.executable} -m seqtrack "$@"\n',
 }
+# Six epochs of two seconds; sessions are killed once these exist.
+KAGGLE_SETTINGS = {**TINY, "TRAIN.EPOCH": 6, "DATA.TRAIN.SAMPLE_PER_EPOCH": "2000"}
+KILLED_AT = tuple(f"phase_{phase}/checkpoints/SEQTRACK_ep{epoch:04}.json" for phase, epoch in ((1, 2), (2, 4)))
 
 
 def cells(name: str) -> list[tuple[str, str]]:
@@ -54,30 +58,53 @@ def as_python(cell: str, codes: str) -> str:
     return re.sub(r"^!(.*)$", lambda found: f"{codes}.append({call.format(found[1])})", cell, flags=re.MULTILINE)
 
 
-def session(
-    name: str, folder: Path, settings: Mapping[str, object], **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """All cells of a notebook in a process of its own, whose `/content` and `/kaggle` are folders in `folder`."""
+def program(name: str, settings: Mapping[str, object], *, root: str = "") -> str:
+    """All code cells as one Python program that prints the exit codes of the commands at its end.
+
+    Args:
+        settings: the course file's.
+        root: the folder that `/content` and `/kaggle` are in.
+    """
     lines = ["codes = []"]
     for kind, text in cells(name):
         if kind == "code":
             text = text.replace("settings: {}", f"settings: {json.dumps(dict(settings))}")
-            text = re.sub(r"/(content|kaggle)\b", lambda found: f"{folder}/{found[1]}", text)
-            if stop := variables.get("STOP_AFTER_S"):
-                text = text.replace('"41000"', repr(stop))
-            lines.append(as_python(text, "codes"))
-    lines.append("print('codes', codes)")
-    for path, text in SUBSTITUTES.items():
-        place = folder / "site" / path
+            lines.append(as_python(re.sub(r"/(content|kaggle)\b", rf"{root}/\1", text), "codes"))
+    return "\n".join([*lines, "print('codes', codes)"])
+
+
+def write_substitutes(folder: Path, python: str = sys.executable) -> None:
+    """The modules that only a notebook has, and in `bin` the command `seqtrack`."""
+    for path, text in {**SUBSTITUTES, "bin/seqtrack": f'#!/bin/sh\nexec {python} -m seqtrack "$@"\n'}.items():
+        place = folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
         place.chmod(0o755)
+
+
+def start_session(name: str, folder: Path, settings: Mapping[str, object]) -> subprocess.Popen[str]:
+    """A notebook in a process of its own, whose `/content` and `/kaggle` are folders in `folder`."""
+    write_substitutes(folder / "site")
     kept = {key: os.environ[key] for key in ("HOME", "OMP_NUM_THREADS") if key in os.environ}
-    env = {**kept, "PATH": f"{folder / 'site/seqtrack_command'}:{os.environ['PATH']}", "DEVICE": "cpu",
+    env = {**kept, "PATH": f"{folder / 'site/bin'}:{os.environ['PATH']}", "DEVICE": "cpu",
            "PYTHONPATH": f"{ROOT}:{folder / 'site'}"}  # fmt: skip
     (folder / "work").mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, "-c", "\n".join(lines)], env=env, cwd=folder / "work", capture_output=True,
-                          text=True, check=False, timeout=290)  # fmt: skip
+    words = [sys.executable, "-c", program(name, settings, root=str(folder))]
+    return subprocess.Popen(words, env=env, cwd=folder / "work", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)  # fmt: skip
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for a process and all that it started, none of which sees another end: the machine is gone."""
+    every = [process.pid]
+    for pid in every:  # grows while it is read
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        every += children(pid)
+    for pid in every:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(60)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -92,31 +119,38 @@ def test_a_notebook_is_short_and_its_file_is_a_course(name: str) -> None:
 
 @pytest.mark.long
 def test_colab_ends_with_the_zip(tmp_path: Path) -> None:
-    ended = session("colab", tmp_path, {**TINY, "TRAIN.EPOCH": 4})
-    assert "codes [0, 0]" in ended.stdout, ended.stdout + ended.stderr
-    assert "download b'PK'" in ended.stdout and ended.stdout.count("shown") == 6
+    said, _ = start_session("colab", tmp_path, {**TINY, "TRAIN.EPOCH": 4}).communicate(timeout=290)
+    assert "codes [0, 0]" in said, said
+    assert "download b'PK'" in said and said.count("shown") == 6
 
 
 @pytest.mark.long
-def test_kaggles_sessions_end_as_one_that_was_never_stopped(tmp_path: Path) -> None:
-    settings = {**TINY, "TRAIN.EPOCH": 6, "DATA.TRAIN.SAMPLE_PER_EPOCH": "2000"}
+def test_kaggles_killed_sessions_end_as_one_that_was_never_stopped(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         (folder / "kaggle" / "input").mkdir(parents=True)
-    assert "codes [0, 0]" in session("kaggle", whole, settings).stdout
-    stopped = 0
-    for _ in range(20):
-        ended = session("kaggle", parts, settings, STOP_AFTER_S="12")
-        assert re.search(r"codes \[0, (0|75)\]", ended.stdout), ended.stdout + ended.stderr
-        if "codes [0, 0]" in ended.stdout:
-            break
-        stopped += 1
+    assert "codes [0, 0]" in start_session("kaggle", whole, KAGGLE_SETTINGS).communicate(timeout=290)[0]
+    output = parts / "kaggle" / "working" / "output"
+    for seen in KILLED_AT:
+        with start_session("kaggle", parts, KAGGLE_SETTINGS) as process:
+            wait_until(seen, lambda seen=seen: (output / seen).exists() or process.poll() is not None, seconds=200)
+            assert process.poll() is None, process.communicate()[0]
+            kill_all(process)
         # The next session begins with an empty disk, and with this one's output as its input.
         earlier = parts / "kaggle" / "input" / "earlier"
         shutil.rmtree(earlier, ignore_errors=True)
         shutil.move(parts / "kaggle" / "working", earlier)
-    assert stopped >= 2
+    assert "codes [0, 0]" in start_session("kaggle", parts, KAGGLE_SETTINGS).communicate(timeout=290)[0]
+    assert_sessions_equal(output, whole / "kaggle" / "working" / "output")
+
+
+def assert_sessions_equal(parts: Path, whole: Path) -> None:
+    """The outputs of killed sessions and of one that was never stopped: both phases, and what was evaluated."""
     for phase in ("phase_1", "phase_2"):
-        assert_same_run(*(folder / "kaggle" / "working" / "output" / phase for folder in (parts, whole)))
-    data = (parts / "kaggle" / "working" / "output" / "hand-in.zip").read_bytes()
-    assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+        assert_same_run(parts / phase, whole / phase)
+        boxes = sorted(path.relative_to(whole) for path in (whole / phase / "evaluation/boxes").glob("*/*-*.txt"))
+        boxes = [path for path in boxes if not path.name.endswith("_time.txt")]
+        assert len(boxes) >= 8 and all((parts / path).read_bytes() == (whole / path).read_bytes() for path in boxes)
+        starts = json.loads((parts / phase / "run.json").read_text())["starts"]
+        assert len(starts) == 2, "each phase was killed once"
+    assert zipfile.ZipFile(parts / "hand-in.zip").testzip() is None
