@@ -1,9 +1,20 @@
 """Copies of real runs for all tests of this folder."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from seqtrack import plotting
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _coarse_plots() -> Iterator[None]:
+    """Plots of a quarter of the pixels: half of the time of these tests is the writing of images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plotting, "_DPI", plotting._DPI // 2)
+        yield
 
 
 @pytest.fixture
