@@ -63,7 +63,7 @@ class Environment(Settings):
     phase: Literal[1, 2] = setting(1, "1 trains from the start, 2 resumes phase 1", f"{_RUNS}, hub")
     resume_epoch: int | None = setting(
         None,
-        "epoch after which the run continues; unset, the beginning, or 3 in phase 2; the entrypoint takes `latest` as "
+        "epoch after which the run continues; unset, the beginning, or 3 in phase 2; `run` takes `latest` as "
         "well: the last one on the Hub",
         "train",
         ge=1,
@@ -111,7 +111,7 @@ class Environment(Settings):
     upload_lag_limit_s: float = setting(
         3600.0, "seconds that a file may wait before the uploader is unhealthy", "upload", ge=0, le=1e9
     )
-    upload_drain_s: float = setting(3600.0, "seconds for the last uploads after training", "entrypoint", ge=0, le=1e7)
+    upload_drain_s: float = setting(3600.0, "seconds for the last uploads after training", "run", ge=0, le=1e7)
     health_stale_s: float = setting(1800.0, "seconds without a log line until unhealthy", "healthcheck", ge=1, le=1e7)
     seqtrack_command: str = setting(
         "seqtrack", "how you start commands, for advice; set by scripts/local.sh and compose", "train"
