@@ -1,23 +1,18 @@
-"""The report as a Word document, made from the same Markdown as the page: headings, tables, plots, lists and links.
-
-Needs python-docx, which only this module uses.
-"""
+"""The report as a Word document, made from the same Markdown as the page: headings, tables, plots, lists and links."""
 
 import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+import docx
+from docx.document import Document
+from docx.shared import Inches, Pt
+from docx.text.paragraph import Paragraph
 from markdown_it.tree import SyntaxTreeNode
 
-from seqtrack.errors import UserError
 from seqtrack.reports.rendering import markdown_reader
-
-if TYPE_CHECKING:
-    from docx.document import Document
-    from docx.text.paragraph import Paragraph
 
 _WIDTH_INCHES = 6.3  # between the margins
 _SMALL_PT = 8  # of tables, so that a digest fits
@@ -31,15 +26,8 @@ def report_document(markdown: str, folder: Path, *, author: str = "") -> bytes:
         folder: what its links are relative to; images are read there.
 
     Raises:
-        UserError: python-docx is not installed.
         OSError: an image cannot be read.
     """
-    try:
-        import docx  # an optional dependency of the package
-        from docx.shared import Inches, Pt
-    except ImportError as error:
-        text = "a Word document needs python-docx: pip install python-docx, or pip install 'seqtrack[docx]'"
-        raise UserError(text, "report.no_docx") from error
     document = docx.Document()
     for section in document.sections:
         section.left_margin = section.right_margin = Inches((8.5 - _WIDTH_INCHES) / 2)
@@ -53,9 +41,7 @@ def report_document(markdown: str, folder: Path, *, author: str = "") -> bytes:
     return stream.getvalue()
 
 
-def _add_block(document: "Document", node: SyntaxTreeNode, folder: Path) -> None:
-    from docx.shared import Inches  # as in `report_document`
-
+def _add_block(document: Document, node: SyntaxTreeNode, folder: Path) -> None:
     if node.type == "heading":
         _add_text(document.add_heading(level=min(int(node.tag[1]), 4)), node.children)
     elif node.type == "table":
@@ -74,9 +60,7 @@ def _add_block(document: "Document", node: SyntaxTreeNode, folder: Path) -> None
             _add_text(document.add_paragraph(), node.children)
 
 
-def _add_table(document: "Document", rows: list[SyntaxTreeNode]) -> None:
-    from docx.shared import Pt  # as in `report_document`
-
+def _add_table(document: Document, rows: list[SyntaxTreeNode]) -> None:
     table = document.add_table(rows=len(rows), cols=len(rows[0].children), style="Table Grid")
     for number, (row, made) in enumerate(zip(rows, table.rows, strict=True)):
         for cell, goal in zip(row.children, made.cells, strict=True):
@@ -88,7 +72,7 @@ def _add_table(document: "Document", rows: list[SyntaxTreeNode]) -> None:
                 run.bold = run.bold or number == 0
 
 
-def _add_text(paragraph: "Paragraph", nodes: Iterable[SyntaxTreeNode], **style: bool) -> None:
+def _add_text(paragraph: Paragraph, nodes: Iterable[SyntaxTreeNode], **style: bool) -> None:
     """Append inline nodes as runs; a link is followed by its address where that is not its text."""
     for node in nodes:
         if node.type in ("softbreak", "hardbreak"):
