@@ -25,7 +25,6 @@ from seqtrack.commands.course import Course
 
 NOTEBOOKS = ("colab", "kaggle")
 SUBSTITUTES = {
-    "google/__init__.py": "",
     "google/colab/__init__.py": "",
     "google/colab/drive.py": "def mount(place): pass\n",
     "google/colab/userdata.py": "def get(name): raise LookupError(name)\n",
