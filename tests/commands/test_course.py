@@ -77,9 +77,8 @@ def test_assignment_4_continues_what_assignment_3_began(
         assert {"report.docx", "team.json", "comparison/certificate.json"} <= set(made.namelist())
     both = report.partition("### Both phases")[2].partition("\n## ")[0]
     assert both.count("| yes |") == 2, "epochs 2 and 3 of both phases"
-    assert [t["sequences"] for t in one["trackers"]][1][name := "disk-21"]["auc"] == two["trackers"][0]["sequences"][
-        name
-    ]["auc"]
+    ours, theirs = one["trackers"][1]["sequences"], two["trackers"][0]["sequences"]
+    assert len(ours) == 2 and [each["auc"] for each in ours.values()] == [each["auc"] for each in theirs.values()]
     assert "# Trial" in report and "Learned." in report
 
 
