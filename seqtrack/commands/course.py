@@ -160,7 +160,9 @@ def assignment_steps(assignment: str, course: Course, output: Path, file: Path) 
 
 
 def _variables(course: Course, output: Path, classes: list[str], prefix: str, config: str) -> dict[str, str]:
-    pairs = [word for key, value in course.settings.items() for word in (key, str(value))]
+    # Without a copy elsewhere every checkpoint stays, to be evaluated.
+    settings = ({} if course.repo or course.target else {"TRAIN.KEEP_CHECKPOINTS": 0}) | course.settings
+    pairs = [word for key, value in settings.items() for word in (key, str(value))]
     # An empty variable is not set: whatever the environment has of these, the file decides.
     return {
         "OUTPUT_DIR": str(output), "DATASET": course.dataset, "CLASSES": ",".join(classes), "PHASE": "1",
