@@ -81,14 +81,14 @@ def report(work: Path) -> None:
 
 def tensorboard(work: Path) -> None:
     """Its curves and samples of both phases."""
-    logs = Path(tempfile.mkdtemp(dir=work))
+    logs = Path(tempfile.mkdtemp(prefix="tensorboard-", dir=work))
     for phase in ("phase_1", "phase_2"):
         (logs / phase).symlink_to(demo_run(work) / phase / "logs" / "tensorboard")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", str(port)]
-    server = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "DEVICE": "cpu"})
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", logs.name, "--port", str(port)]
+    server = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "DEVICE": "cpu"}, cwd=work)
     try:
         address = f"http://127.0.0.1:{port}/"
         while server.poll() is None:
@@ -96,7 +96,7 @@ def tensorboard(work: Path) -> None:
                 urllib.request.urlopen(address + "data/runs", timeout=5).close()
                 break
             time.sleep(0.2)
-        for tab in ("timeseries", "images"):
+        for tab in ("scalars", "images"):  # "timeseries" draws its curves too late for a screenshot
             shown = screenshot(f"{address}?darkMode=false#{tab}", 1280, 900, "--virtual-time-budget=30000")
             _save(shown, f"tensorboard_{tab}", width=1000)
     finally:

@@ -52,7 +52,7 @@ def test_compose_shows_what_is_wrong_and_leaves_nothing_running(make_project: Ca
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
 def test_the_table_in_a_container_of_compose(every: int, make_project: Callable[..., Project]) -> None:
     """One container: starting one takes longer than most of these mistakes."""
-    known = [row for row in MISTAKES if row[2] != "cli.command"][::every]  # a misspelt job is the entrypoint's own error
+    known = [row for row in MISTAKES if row[2] != "cli.command"][::every]  # that is the entrypoint's own error
     rows = json.dumps([(words, variables) for words, variables, _, _ in known])
     words = ["run", "--rm", "--no-TTY", "--entrypoint", "/opt/venv/bin/python", "seqtrack", "-c", DRIVER, rows]
     answer = make_project().compose(*words, timeout=580)
