@@ -10,9 +10,9 @@ from seqtrack.config.environment import read_environment
 from seqtrack.data import Image
 from seqtrack.device import choose_device
 from seqtrack.errors import UserError
+from seqtrack.places import find_checkpoint
 from seqtrack.tracking.load import check_precision, load_model, select_checkpoints, tracker_settings
 from seqtrack.tracking.tracker import BatchTracker, TrackState
-from seqtrack.uploads.fetch import HUB, fetch_address
 
 Box = tuple[float, float, float, float]
 
@@ -42,7 +42,7 @@ class Tracker:
         Raises:
             UserError: no such checkpoint, a damaged one, no such device, or a precision that it lacks.
         """
-        path = fetch_address(str(checkpoint)) if str(checkpoint).startswith(HUB) else Path(checkpoint).absolute()
+        path = find_checkpoint(str(checkpoint))
         (manifest,) = select_checkpoints(path.parent, [str(path)])
         chosen = choose_device(device or read_environment(os.environ).device)
         check_precision(precision, chosen)

@@ -10,10 +10,11 @@ import time
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.client import Clock, TargetClient
-from seqtrack.uploads.state import health_problems, read_state
-from seqtrack.uploads.target import choose_target, read_settings
+from seqtrack.uploads.state import UploadState, read_state
+from seqtrack.uploads.target import UploadSettings, choose_target, read_settings
 from seqtrack.uploads.uploader import EXIT_INCOMPLETE, Uploader
 
+HEARTBEAT_S = 60.0  # a status older than this has no living writer
 _NICE, _CHILD_NICE = 10, 19  # hashing and copying give way to training; the sending process gives way still more
 
 logger = logging.getLogger(__name__)
@@ -60,3 +61,20 @@ def run(args: argparse.Namespace) -> int:
             warned = True
             stop.wait(settings.poll_s)
     return EXIT_INCOMPLETE
+
+
+def health_problems(state: UploadState | None, settings: UploadSettings, now: float) -> list[str]:
+    """Why the uploader is unhealthy at `now` (wall clock); empty if it is healthy, or ended with all verified."""
+    if state is None:
+        return ["there is no status file: the uploader has not started"]
+    if state.state == "done":
+        return []
+    age, waited_s = abs(now - state.time), state.oldest_age_s
+    found = [f"the last heartbeat is {age:.0f} s old (limit {HEARTBEAT_S:.0f} s)"] if age > HEARTBEAT_S else []
+    if waited_s > settings.lag_limit_s:
+        found.append(f"a file has waited for {waited_s:.0f} s (limit {settings.lag_limit_s:.0f} s)")
+    if state.fault is not None and state.fault.action == "person":
+        found.append(state.fault.line)
+    for name, line in list(state.problems.items())[:1]:
+        found.append(f"{len(state.problems)} files cannot be uploaded, such as {name}: {line}")
+    return found

@@ -37,13 +37,13 @@ from seqtrack.model.build import build_empty, build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states, load_pretrained
+from seqtrack.places import find_checkpoint
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import fingerprint
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.training.optimizer import NamedOptimizer, Schedule
 from seqtrack.training.state import RandomStates, TrainState
 from seqtrack.training.trainer import Validation
-from seqtrack.uploads.fetch import HUB, fetch_address
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def load_initial(model: SeqTrack, place: str) -> None:
     Raises:
         UserError: no such file, a damaged one, or one of another model (every name and shape that differs).
     """
-    path = fetch_address(place) if place.startswith(HUB) else Path(place).expanduser()
+    path = find_checkpoint(place)
     try:
         is_ours = recognize(path).code != "file.torch"
     except OSError as error:

@@ -24,8 +24,7 @@ _TICK_S = 0.2
 _TRIES = 4
 _LEAST_RATE = 50_000.0  # bytes per second
 _MAX_TIMEOUT_FACTOR = 64.0
-_LONGEST_S = 600.0
-_XET_PAUSE_S = 3600.0
+_LONGEST_S, _XET_PAUSE_S = 600.0, 3600.0  # of back-off; after trouble of Xet
 _XET_BOUNDS = {
     "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
     "HF_XET_CLIENT_RETRY_MAX_DURATION": "10s",
@@ -48,8 +47,7 @@ class Clock:
 
 
 def run_child(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
-    """Carry out one call in a process of its own, which keeps the lock of the output folder while it lives, so that no
-    second uploader begins while an orphan may still commit."""
+    """Carry out one call in a process that keeps the folder's lock: no second uploader begins next to an orphan."""
     end = time.monotonic() + deadline_s
     with subprocess.Popen(
         [sys.executable, "-m", "seqtrack.uploads.child"],

@@ -17,7 +17,7 @@ from typing import Literal
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_checkpoint_file, sync_folder
 from seqtrack.checkpoints.side_files import read_manifest
-from seqtrack.config.environment import Environment, read_environment
+from seqtrack.config.environment import Environment
 from seqtrack.config.loader import SCHEDULE, config_from_text, training_differences
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
@@ -28,7 +28,6 @@ from seqtrack.uploads.target import Digests, Order, Staged, choose_target, read_
 
 logger = logging.getLogger(__name__)
 
-HUB = "hf://"  # in front of a place there
 _MANIFEST_NAME = re.compile(r"phase_(\d+)/checkpoints/SEQTRACK_ep(\d+)\.json")
 
 
@@ -159,23 +158,6 @@ def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str
                 path.unlink()
         reader.bring({path: root / safe_path(path) for path in sorted(filter(wanted.fullmatch, reader.listed))})
     return root / name
-
-
-def fetch_address(address: str) -> Path:
-    """The checkpoint at `hf://[datasets/]owner/name/PATH.safetensors`, with its manifest next to it, in the cache
-    folder; downloaded if it is not there. A UserError if it is no such address, or there is no such file."""
-    words = address.removeprefix(HUB).split("/")
-    count = 3 if words[0] == "datasets" else 2
-    repo, path = "/".join(words[:count]), "/".join(words[count:])
-    if not path.endswith(".safetensors"):
-        text = f"{address}: expected hf://owner/name/phase_1/checkpoints/SEQTRACK_ep0010.safetensors"
-        raise UserError(text, "fetch.address")
-    environment = read_environment({**os.environ, "HF_REPO": repo, "HF_PREFIX": "", "UPLOAD_TARGET": ""})
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seqtrack" / repo
-    names = (path, path.removesuffix(".safetensors") + ".json")
-    if absent := [name for name in names if not (root / name).exists()]:
-        fetch_files(environment, absent, root)
-    return root / path
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:

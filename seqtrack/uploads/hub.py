@@ -78,8 +78,7 @@ def retry(call: Callable[[], T], tries: int) -> T:
 
 
 def classify(error: BaseException, *, token: str | None = None, prefix: str = "") -> Fault:
-    """The fault behind an exception, looking through the wrappers the client puts round it. `prefix` is that of every
-    path in the repo; a fault's path is without it."""
+    """The fault behind an exception and the client's wrappers; its path is without `prefix`, that of the repo."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None:
@@ -186,8 +185,7 @@ class BoundedClient(httpx2.Client):
         self._read_s, self._tries = read_s, tries
 
     def send(self, request: httpx2.Request, **kwargs: object) -> httpx2.Response:
-        """Send, and repeat what is safe to repeat. After the last try a HubRefusal: no answer, or a status that another
-        try may cure."""
+        """Send, and repeat what is safe to repeat; then a HubRefusal: no answer, or a status that may pass."""
         # The library passes timeout=None here and there, which would undo the bound.
         request.extensions["timeout"] = self.timeout.as_dict()
         if is_xet := bool(_XET_TOKEN.search(request.url.path)):  # without Xet there is plain HTTP

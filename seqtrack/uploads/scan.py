@@ -41,42 +41,33 @@ class UploadUnit:
         self.path = next(iter(self.files))  # of the first file, which names the unit
         self.size = sum(stamp[0] for stamp in self.files.values())
         self.is_checkpoint = self.expected is not None
-        # Whether a part of it is worth uploading: a log, to which lines are only added.
-        name = PurePosixPath(self.path).name
+        name = PurePosixPath(self.path).name  # a log, of which a part is worth uploading:
         self.grows = name.endswith(_LOG_SUFFIXES) or name.startswith("events.out.tfevents")
 
 
 def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
-    """What can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. A
-    checkpoint without a manifest is left out, and so is a manifest without its checkpoint unless it is thin."""
+    """What can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. Half a
+    pair of checkpoint and manifest is left out, unless it is a thin manifest."""
     problems: dict[str, str] = {}
     found = dict(_walk(root, "", problems))
     units: list[UploadUnit] = []
     for path, stamp in found.items():
-        suffix = PurePosixPath(path).suffix
-        is_half = PurePosixPath(path).parent.name == CHECKPOINTS and suffix in (".safetensors", ".json")
-        stem = path.removesuffix(suffix)
-        manifest, checkpoint = f"{stem}.json", f"{stem}.safetensors"
-        if suffix == ".safetensors" and manifest in found:
-            try:
-                described = read_manifest(root / manifest)
-                expected = described.bytes, described.sha256
-                units.append(UploadUnit({path: stamp, manifest: found[manifest]}, expected))
-            except (DamagedFileError, FileNotFoundError) as error:
-                problems[manifest] = str(error)
-        elif suffix == ".json" and checkpoint in found:
-            continue  # goes with its checkpoint
-        elif not is_half or (suffix == ".json" and _is_thin(root / path)):
+        suffix, is_half = PurePosixPath(path).suffix, PurePosixPath(path).parent.name == CHECKPOINTS
+        checkpoint = path.removesuffix(suffix) + ".safetensors"
+        if not is_half or suffix not in (".safetensors", ".json"):
             units.append(UploadUnit({path: stamp}))
+        elif suffix == ".json":  # a checkpoint goes with its manifest
+            try:
+                manifest = read_manifest(root / path)
+            except (DamagedFileError, FileNotFoundError) as error:
+                problems[path] = str(error)
+                continue
+            if checkpoint in found:
+                both = {checkpoint: found[checkpoint], path: stamp}
+                units.append(UploadUnit(both, (manifest.bytes, manifest.sha256)))
+            elif manifest.kind == "thin":
+                units.append(UploadUnit({path: stamp}))
     return units, problems
-
-
-def _is_thin(manifest: Path) -> bool:
-    """Whether a manifest has no checkpoint to wait for."""
-    try:
-        return read_manifest(manifest).kind == "thin"
-    except (DamagedFileError, FileNotFoundError):
-        return False
 
 
 def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[str, Stamp]]:
@@ -90,9 +81,8 @@ def _walk(root: Path, prefix: str, problems: dict[str, str]) -> Iterator[tuple[s
         path = f"{prefix}/{entry.name}" if prefix else entry.name
         # A run's folder may be on another disk; any other link that leaves could publish what nobody meant to.
         is_ours = path in PHASES or (prefix in PHASES and entry.name == CHECKPOINTS)
-        if entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY):
-            continue
-        if entry.is_symlink() and not is_ours and not _stays_inside(root, entry.path):
+        is_skipped = entry.name.startswith(_SKIPPED_NAMES) or entry.name.endswith(_TEMPORARY)
+        if is_skipped or (entry.is_symlink() and not is_ours and not _stays_inside(root, entry.path)):
             continue
         try:
             is_folder, stamp = entry.is_dir(), stamp_of(Path(entry.path))

@@ -9,9 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seqtrack.run_dir import STATUS_FILE, UPLOADS
-from seqtrack.uploads.target import Digests, Fault, Stamp, UploadSettings
-
-HEARTBEAT_S = 60.0  # a status older than this has no living writer
+from seqtrack.uploads.target import Digests, Fault, Stamp
 
 
 class VerifiedFile(Digests):
@@ -51,25 +49,7 @@ def read_state(output_dir: Path) -> UploadState | None:
 
 
 def is_verified(output_dir: Path, relative_path: str, sha256: str) -> bool:
-    """Whether the target was seen to hold this file with these bytes; False whenever that is not certain. For retention
-    in the trainer: never raises for a missing or damaged file."""
+    """Whether the target was seen to hold this file with these bytes, for retention; False if that is not certain."""
     state = read_state(output_dir)
     found = state.files.get(relative_path) if state is not None else None
     return found is not None and found.sha256 == sha256
-
-
-def health_problems(state: UploadState | None, settings: UploadSettings, now: float) -> list[str]:
-    """Why the uploader is unhealthy at `now` (wall clock); empty if it is healthy, or ended with all verified."""
-    if state is None:
-        return ["there is no status file: the uploader has not started"]
-    if state.state == "done":
-        return []
-    age, waited_s = abs(now - state.time), state.oldest_age_s
-    found = [f"the last heartbeat is {age:.0f} s old (limit {HEARTBEAT_S:.0f} s)"] if age > HEARTBEAT_S else []
-    if waited_s > settings.lag_limit_s:
-        found.append(f"a file has waited for {waited_s:.0f} s (limit {settings.lag_limit_s:.0f} s)")
-    if state.fault is not None and state.fault.action == "person":
-        found.append(state.fault.line)
-    for name, line in list(state.problems.items())[:1]:
-        found.append(f"{len(state.problems)} files cannot be uploaded, such as {name}: {line}")
-    return found

@@ -197,8 +197,7 @@ def scrub(text: str, token: str | None = None) -> str:
 
 
 def safe_path(path: str) -> str:
-    """The path itself; a UserError if it is absolute or empty, or has `..`, a backslash, a NUL or an empty part: a
-    foreign name must never choose where we write."""
+    """The path itself; a UserError if it is absolute or empty, or has `..`, a backslash, a NUL or an empty part."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or path != "/".join(parts):
         raise UserError(f"the name {path!r:.200} does not stay inside its folder; refused", code="upload.unsafe_path")
@@ -228,8 +227,7 @@ def stage(path: str, source: Path) -> Staged:
 
 
 def require_unchanged(files: Iterable[Staged]) -> None:
-    """A ChangedError for the first file whose bytes are no longer those that were hashed; only a changed stamp costs a
-    second reading."""
+    """A ChangedError for the first file whose bytes are no longer those hashed; reads again what has a new stamp."""
     for staged in files:
         place = Path(staged.source)
         with contextlib.suppress(FileNotFoundError):

@@ -108,8 +108,7 @@ class Uploader:
         return None if self._must_list else EXIT_ALL_UPLOADED
 
     def _is_over(self, now: float) -> bool:
-        """Whether all runs are complete and nothing has happened for a while: phase 2 may just be starting, or two
-        finished runs be compared."""
+        """Whether all runs are complete, and nothing has happened for a while: phase 2 or `verify` may follow."""
         try:
             runs = [read_run(folder) for folder in self._root.glob("phase_*")]
         except UserError:
@@ -152,11 +151,9 @@ class Uploader:
         settings, now = self._settings, self._clock.monotonic()
         if (wait := self.client.wait_s()) > 0.0:
             return wait
-        # One pass gives existing files the time to settle, so that all of it can go in one commit.
         is_early = self._began is not None and now - self._began < 2.0 * settings.settle_s
         if self._mode == "once" and is_early and self._in("settling"):
-            return settings.poll_s
-        # After a stop request the grace is too short to pace commits.
+            return settings.poll_s  # so that all of it can go in one commit
         paced = 0.0 if self._mode == "drain" else self._last_commit + settings.min_commit_interval_s - now
         staged = [unit for unit in self._choose_batch() if self._stage(unit)] if paced <= 0.0 else []
         if staged or self._must_list:
@@ -207,15 +204,13 @@ class Uploader:
         return choose_batch(untroubled or ready, logs, max_bytes=max_bytes, unit_limit=self._unit_limit)
 
     def _stage(self, unit: UploadUnit) -> bool:
-        """Hash a unit's files, and copy one that may change; whether it can be sent now. A checkpoint has its final
-        name for good and is sent from where it is."""
+        """Hash a unit's files, and copy one that may change (a checkpoint does not); whether it can be sent now."""
         try:
             if unit.grows or (not unit.is_checkpoint and unit.size <= _COPY_LIMIT):
                 source, copy = self._root / unit.path, self._copies / unit.path
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                # What is added to a log meanwhile belongs to the next copy.
                 with source.open("rb") as reader, copy.open("wb") as writer:
-                    left = unit.size
+                    left = unit.size  # what is added meanwhile belongs to the next copy
                     while left > 0 and (piece := reader.read(min(left, 1 << 20))):
                         left -= writer.write(piece)
                 unit.staged = [stage(unit.path, copy)]
@@ -282,16 +277,14 @@ class Uploader:
             self._must_list = self._must_list and not must_list
             self._unit_limit = min(_MAX_FILES, 2 * self._unit_limit)
         else:
-            # Trouble with the account or the listing is no file's.
-            self._react(reply.fault, units if self._prepared and (reply.remotes is not None or not known) else [])
+            is_about_files = self._prepared and (reply.remotes is not None or not known)
+            self._react(reply.fault, units if is_about_files else [])
         if self._mode == "once" and (reply.verified or self.client.failures == 1):
-            # One failure after an hour of uploading is no reason to give up.
             self._deadline = self._clock.monotonic() + self._settings.patience_s
 
     def _react(self, fault: Fault, units: list[UploadUnit]) -> None:
         """A unit that is named in a failure again and again is quarantined."""
-        if fault.kind == "repository":
-            # What was verified may be gone with the repo.
+        if fault.kind == "repository":  # what was verified may be gone with it
             self._prepared, self.state.files = False, {}
         guilty = [unit for unit in units if fault.path in unit.files]
         if not guilty and fault.kind == "refused":

@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("model", "data", "plotting", "gpu_peaks"),
     ("runtime",),
     ("tracking", "evaluation", "uploads"),
-    ("reports",),
+    ("reports", "places"),
     ("training",),
     ("proof",),
     ("train", "api", "commands", "cli", "__main__"),

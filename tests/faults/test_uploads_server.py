@@ -11,7 +11,8 @@ from uploads import harness as up
 from uploads.hub_server import COMMIT_LIMIT_TEXT, Hub, make_entry
 from uploads.xet_server import XetHub
 
-from seqtrack.uploads.state import health_problems, read_state
+from seqtrack.commands.upload import health_problems
+from seqtrack.uploads.state import read_state
 from seqtrack.uploads.target import UploadSettings
 
 FOR_EVER = 600.0

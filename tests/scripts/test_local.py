@@ -106,6 +106,7 @@ def test_the_demo_learns_to_track(clone: Path, tmp_path: Path) -> None:
     assert max(auc["untrained"], auc["static box"]) < 10, auc
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.timeout(900)
 def test_the_loss_on_real_frames_falls(clone: Path, test_data: Path, tmp_path: Path) -> None:

@@ -221,8 +221,10 @@ def test_a_run_that_went_on_is_fetched_as_it_is_now(
 
 def test_an_epoch_without_a_file_is_uploaded_by_its_manifest_and_later_with_its_file(hub: Hub, output: Path) -> None:
     path, manifest = checkpoint(output, 3, kind="thin")
-    (output / "phase_1" / "checkpoints" / "SEQTRACK_ep0004.json").write_bytes(b"{}")
-    assert once(hub, output) == 0
+    damaged = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0004.json"
+    damaged.write_bytes(b"{}")
+    assert once(hub, output) == 3 and str(damaged.relative_to(output)) not in hub.tree(REPO)
+    damaged.unlink()
     names = [str(one.relative_to(output)) for one in (path, manifest)]
     assert [name in hub.tree(REPO) for name in names] == [False, True]
     checkpoint(output, 3)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from uploads.harness import FakeTime, put
 
+from seqtrack.commands.upload import health_problems
 from seqtrack.config.environment import Environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.client import TargetClient, child_environment
 from seqtrack.uploads.scan import UploadUnit
-from seqtrack.uploads.state import UploadState, health_problems
+from seqtrack.uploads.state import UploadState
 from seqtrack.uploads.target import (
     Fault,
     Order,

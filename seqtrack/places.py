@@ -1,0 +1,29 @@
+"""Where a checkpoint is: a path, or an address on the Hub."""
+
+import os
+from pathlib import Path
+
+from seqtrack.config.environment import read_environment
+from seqtrack.errors import UserError
+from seqtrack.uploads.fetch import fetch_files
+
+HUB = "hf://"  # in front of a place there
+
+
+def find_checkpoint(place: str) -> Path:
+    """The file of a path, or of `hf://[datasets/]owner/name/PATH.safetensors`, which is downloaded into the cache
+    folder once, with its manifest. A UserError if it is no such address, or there is no such file."""
+    if not place.startswith(HUB):
+        return Path(place).expanduser().absolute()
+    words = place.removeprefix(HUB).split("/")
+    count = 3 if words[0] == "datasets" else 2
+    repo, path = "/".join(words[:count]), "/".join(words[count:])
+    if not path.endswith(".safetensors"):
+        text = f"{place}: expected hf://owner/name/phase_1/checkpoints/SEQTRACK_ep0010.safetensors"
+        raise UserError(text, "fetch.address")
+    environment = read_environment({**os.environ, "HF_REPO": repo, "HF_PREFIX": "", "UPLOAD_TARGET": ""})
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seqtrack" / repo
+    names = (path, path.removesuffix(".safetensors") + ".json")
+    if absent := [name for name in names if not (root / name).exists()]:
+        fetch_files(environment, absent, root)
+    return root / path
