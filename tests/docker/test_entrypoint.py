@@ -114,10 +114,11 @@ OPTION = {"JOB": "--no-sidecar train-phase2", "SHOWN_VARIABLE": "EPOCHS", "TRAIN
         (["sh", "-c", "exit 7"], {}, 7, [], False),
         (["--checkpoint", "last"], {"JOB": "evaluate"}, 0, ["evaluate ended 0"], False),
         (["--epochs", "5"], UPLOADING | OPTION, 0, ["start train", "5", "train ended 0"], False),
+        (["TRAIN.EPOCH=5"], {**OPTION, "SHOWN_VARIABLE": "OVERRIDES"}, 0, ["TRAIN.EPOCH 5", "train ended 0"], False),
     ],
     ids=[
         "trainer alone", "no sidecar", "uploader is waited for", "failing uploader", "drain time", "refused settings",
-        "job names the phase", "any other program", "options alone", "options of a job of two words",
+        "job names the phase", "any other program", "options alone", "options of a job of two words", "a key alone",
     ],
 )  # fmt: skip
 def test_what_runs_and_how_it_ends(
