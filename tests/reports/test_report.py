@@ -156,7 +156,7 @@ def test_uploads_digests_verdict_and_starts_are_those_of_their_files(output: Pat
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         row = listed[f"phase_1/checkpoints/{path.name}"]
         assert row[1:4] == [str(path.stat().st_size), f"`{digest}`", "verified"]
-    boxes = list((output / "phase_1" / "evaluation" / "boxes").rglob("*.txt"))
+    boxes = list((output / "phase_1" / "evaluation" / "boxes").rglob("*.*"))
     grouped = listed[f"phase_1/evaluation/boxes/`: {len(boxes)} files"]
     assert grouped[1] == str(sum(path.stat().st_size for path in boxes))
     for path in output.glob("phase_*/checkpoints/*.json"):
