@@ -286,8 +286,9 @@ def _export(parser: Parser) -> None:
 
 def _import(parser: Parser) -> None:
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
-    add("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
+    add("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code, or of `export`")
+    text = "experiment it was trained with: seqtrack_b256 or a YAML file (default: as `export` recorded it in the file)"
+    add("--config", help=text)
     add("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
     add("--skip-objects", action="store_true", help="read only the weights from a file with Python objects")
     add("--force", action="store_true", help="replace the file if it exists")

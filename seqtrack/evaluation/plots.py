@@ -128,7 +128,12 @@ def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2, title=METRICS[metric].heading)
+    handles, labels = axes.get_legend_handles_labels()
+    shown = sorted(zip(handles, labels, strict=True), key=lambda one: one[1] == "other epochs")  # these last
+    figure.legend(
+        *zip(*shown, strict=True), loc="outside lower center", frameon=False, fontsize=8, ncols=2,
+        title=METRICS[metric].heading,
+    )  # fmt: skip
     return figure
 
 
@@ -188,7 +193,7 @@ def _speed(title: str, epochs: Sequence[EvaluatedTracker], colour: str) -> Figur
     low, high = min(speeds), max(speeds)
     axes.axhspan(low, high, color=colour, alpha=0.12, label=f"spread of the measurement: {low:.0f} to {high:.0f}")
     axes.set_ylabel("frames per second, without reading images")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * high)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     return figure
 
