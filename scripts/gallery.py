@@ -81,14 +81,16 @@ def report(work: Path) -> None:
 
 def tensorboard(work: Path) -> None:
     """Its curves and samples of both phases."""
-    logs = Path(tempfile.mkdtemp(dir=work))
+    logs = work / "tensorboard"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir()
     for phase in ("phase_1", "phase_2"):
         (logs / phase).symlink_to(demo_run(work) / phase / "logs" / "tensorboard")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", str(port)]
-    server = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "DEVICE": "cpu"})
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", logs.name, "--port", str(port)]
+    server = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "DEVICE": "cpu"}, cwd=work)
     try:
         address = f"http://127.0.0.1:{port}/"
         while server.poll() is None:
@@ -96,9 +98,10 @@ def tensorboard(work: Path) -> None:
                 urllib.request.urlopen(address + "data/runs", timeout=5).close()
                 break
             time.sleep(0.2)
-        for tab in ("timeseries", "images"):
+        # "timeseries" draws its curves too late for a screenshot; smoothing would start again where phase 2 does.
+        for name, tab in {"scalars": "scalars&_smoothingWeight=0", "images": "images"}.items():
             shown = screenshot(f"{address}?darkMode=false#{tab}", 1280, 900, "--virtual-time-budget=30000")
-            _save(shown, f"tensorboard_{tab}", width=1000)
+            _save(shown, f"tensorboard_{name}", width=1000)
     finally:
         server.terminate()
         server.wait()

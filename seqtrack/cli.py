@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
     except KeyboardInterrupt:
-        print("stopped on request", file=sys.stderr)
+        print("stopped on request; the same command starts again", file=sys.stderr)
         return STOPPED_EXIT_CODE
     except Exception as error:
         problem = limit_problem(error)

@@ -54,10 +54,15 @@ def image(path: Path | str, alt: object) -> Markdown:
 
 
 def table(heading: Sequence[object], rows: Iterable[Sequence[object]], *, texts: int = 1) -> Markdown:
-    """A table; the first `texts` columns are aligned left, the others right."""
-    lines = ["| " + " | ".join(map(escape, row)) + " |" for row in (heading, *rows)]
-    ruler = "|" + "---|" * texts + "---:|" * (len(heading) - texts)
-    return Markdown("\n".join([lines[0], ruler, *lines[1:]]) + "\n")
+    """A table whose columns are as wide on a terminal; the first `texts` are aligned left, the others right."""
+    cells: list[list[str]] = [[escape(cell) for cell in row] for row in (heading, *rows)]
+    widths = [max(4, *map(len, column)) for column in zip(*cells, strict=True)]
+    ruler = ["-" * width if place < texts else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    lines = [
+        " | ".join(f"{cell:{'<' if place < texts else '>'}{widths[place]}}" for place, cell in enumerate(row))
+        for row in (cells[0], ruler, *cells[1:])
+    ]
+    return Markdown("".join(f"| {line} |\n" for line in lines))
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -36,7 +36,11 @@ SAMPLES_FILE = "samples.png"
 # In `evaluation`.
 EVALUATION_FILE = "evaluation.json"
 TRACKING_FILE = "tracking.png"  # in its `plots`
+BOXES = "boxes"
+INFERENCE_LOG = "inference.log"
 # In the output folder.
+HAND_IN_FILE = "hand-in.zip"
+COMPARE = "compare"  # of evaluations; `comparison` is that of two phases
 COMPARISON = "comparison"
 CERTIFICATE_FILE = "certificate.json"
 UPLOADS = ".uploads"
@@ -44,6 +48,14 @@ UPLOADS = ".uploads"
 STATUS_FILE = "status.json"
 # Checkpoints brought from the Hub to resume from; hidden, so that the sidecar does not send them back.
 FETCHED = ".fetched"
+
+# What is handed in, as patterns below the output folder: everything but checkpoint files.
+HAND_IN_FILES = (
+    "report.*", f"{COMPARE}/*", "comparison/*", "phase_[12]/*.json", f"phase_[12]/{CONFIG_FILE}",
+    f"phase_[12]/{CHECKPOINTS}/*.json", f"phase_[12]/{LOGS}/*.log", f"phase_[12]/{LOGS}/{METRICS_FILE}",
+    f"phase_[12]/{PLOTS}/*.png", f"phase_[12]/{EVALUATION}/*", f"phase_[12]/{EVALUATION}/{PLOTS}/*.png",
+    f"phase_[12]/{EVALUATION}/{BOXES}/*/*",
+)  # fmt: skip
 
 _CHECKPOINT = re.compile(r"SEQTRACK_(ep|step)([0-9]+)\.(?:safetensors|json)")
 

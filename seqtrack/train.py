@@ -35,7 +35,7 @@ def train(environment: Environment, config: Config) -> int:
         UserError: data or checkpoints are invalid; nothing was written.
         RunError: the run could not continue.
     """
-    with run_logging() as open_log, StopRequest() as stop, contextlib.ExitStack() as open_:
+    with run_logging() as open_log, StopRequest(environment.stop_after_s) as stop, contextlib.ExitStack() as open_:
         folder = environment.phase_folder()
         distributed = join(environment.device)
         build.set_kernels(config, distributed)

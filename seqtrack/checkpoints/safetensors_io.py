@@ -6,11 +6,13 @@ its own after a kill, reports a full disk without its error number, and gives no
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import secrets
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +109,17 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 def write_json(path: Path, value: object) -> None:
     """`write_atomic` of a readable JSON document."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_zip(path: Path, members: Mapping[str, bytes]) -> None:
+    """Write a zip whose bytes depend on names and contents only; `path` is whole or absent."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)  # dated 1980
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            file.writestr(info, data)
+    write_atomic(path, buffer.getvalue())
 
 
 def sha256_file(path: Path) -> str:

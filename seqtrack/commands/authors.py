@@ -1,14 +1,15 @@
 """`seqtrack export` and `import`: a checkpoint as the authors' `.pth.tar` or as ONNX, and theirs as a checkpoint."""
 
 import argparse
+import json
 
 import yaml
 
 from seqtrack.checkpoints.safetensors_io import utc_now, write_atomic
 from seqtrack.checkpoints.store import load_weights, manifest_of, write_weights
-from seqtrack.config.loader import config_digest, dump_config, load_config
+from seqtrack.config.loader import config_digest, config_from_text, dump_config, load_config
 from seqtrack.errors import Problem, UserError
-from seqtrack.model.authors import read_authors_file, write_authors_file
+from seqtrack.model.authors import read_authors_file, recorded_config, write_authors_file
 from seqtrack.model.build import build_empty
 from seqtrack.model.spec import model_spec
 from seqtrack.places import find_checkpoint
@@ -43,20 +44,28 @@ def _export(args: argparse.Namespace) -> str:
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in record.checked.items())
         return f"epoch {manifest.epoch}, compared with torch: {shown}"
     weights = load_weights(manifest)
-    data = write_authors_file(weights, epoch=manifest.epoch)
+    config = json.dumps(manifest.config) if manifest.config else None
+    data = write_authors_file(weights, epoch=manifest.epoch, config=config)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.output, data)
     return f"epoch {manifest.epoch}, {len(weights)} tensors, {len(data)} bytes"
 
 
 def _import(args: argparse.Namespace) -> str:
-    config = load_config(args.config)
+    if args.config is not None:
+        config = load_config(args.config)
+    elif (recorded := recorded_config(args.file)) is not None:
+        config = config_from_text(recorded, str(args.file))
+    else:
+        text = f"{args.file} does not name its experiment: add --config seqtrack_b256, or whichever it was trained with"
+        raise UserError(text, code="import.config")
     expected = build_empty(model_spec(config)).state_dict()
     try:
         weights, epoch = read_authors_file(args.file, expected, skip_objects=args.skip_objects)
     except UserError as error:
         if any(problem.code in _OTHER_MODEL for problem in error.problems):
-            last = Problem(f"the weights are not those of the model of {args.config}", "weights.other_model")
+            model = args.config or "the configuration in it"
+            last = Problem(f"the weights are not those of the model of {model}", "weights.other_model")
             raise UserError([*error.problems, last]) from error
         raise
     describe: dict[str, object] = {

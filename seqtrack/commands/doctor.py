@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ from seqtrack.config.environment import Environment, configure, read_token
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import DRAWN
 from seqtrack.errors import Problem, RunError, UserError, as_typed
-from seqtrack.process import end_with_parent
+from seqtrack.process import end_with_parent, terminal_columns
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
 from seqtrack.uploads.hub import bound_client, classify
 
@@ -45,7 +46,10 @@ def run(_args: argparse.Namespace) -> int:
     """Print every finding; 1 if any is BAD."""
     bad = 0
     for about, level, found, advice in _findings(os.environ):
-        print(as_typed(f"{level:4}  {about}: {found}" + (f". {advice}" if advice else "")), flush=True)
+        line = as_typed(f"{level:4}  {about}: {found}" + (f". {advice}" if advice else ""))
+        width = terminal_columns() - 1 if sys.stdout.isatty() else len(line)
+        wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
+        print(wrap.fill(line), flush=True)
         bad += level == BAD
     print(f"{bad} to fix (marked BAD)" if bad else "everything is in order")
     return min(bad, 1)
@@ -161,7 +165,8 @@ def check_device(environment: Environment, config: Config, *, limit_s: float = 1
     work = [plan.device, machine.processes, plan.precision, plan.encoder_tokens, limit_s]
     try:
         if launch([sys.executable, "-m", __name__, json.dumps(work)], machine.processes, Environment()) == 0:
-            yield "trial", OK, f"attention in {plan.precision}, a sum over {machine.processes} processes", ""
+            plural = "es" if machine.processes > 1 else ""
+            yield "trial", OK, f"attention in {plan.precision}, a sum over {machine.processes} process{plural}", ""
     except (RunError, UserError) as error:
         found = f"no answer within {limit_s:.0f} s" if "SIGALRM" in str(error) else str(error)
         advice = "Without code for this GPU: CUDA=cu128 docker compose build (newer ones), DEVICE=cpu (older ones)"

@@ -4,47 +4,46 @@ import argparse
 import dataclasses
 import logging
 import os
-import platform
 import time
 from collections.abc import Sequence as ListOf
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from seqtrack.checkpoints.side_files import DatasetRecord, EvaluationRecord, Scalar, read_side_file
-from seqtrack.checkpoints.store import Manifest
-from seqtrack.commands.track import tracking_conditions
+from seqtrack.checkpoints.side_files import DatasetRecord, EvaluationRecord, read_side_file
+from seqtrack.commands.checkpoint_tracks import track_checkpoints
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
 from seqtrack.data.annotations import Annotation, read_annotations
-from seqtrack.data.decode import check_frames
 from seqtrack.data.lasot import draw_classes
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import SOURCES, Source, data_set_key, describe, open_source
 from seqtrack.data.test_sets import TEST_SETS, read_test_set
-from seqtrack.device import choose_device
 from seqtrack.errors import UserError
 from seqtrack.evaluation.benchmarks import default_convention, naming_of, protocol_of
-from seqtrack.evaluation.plots import best_epoch, draw_plots, draw_tracking
+from seqtrack.evaluation.plots import draw_plots, draw_tracking
 from seqtrack.evaluation.results import (
-    Protocol,
     TrackerResult,
     choose,
     oracle_crop_result,
     read_results,
-    score_tracker,
     static_box_result,
 )
-from seqtrack.evaluation.run import track_sequences
-from seqtrack.evaluation.tables import evaluation_record, official_table, summary_table, write_tables, write_tracks
-from seqtrack.model.build import build_model
+from seqtrack.evaluation.tables import (
+    best_epoch,
+    evaluation_record,
+    official_table,
+    static_epochs,
+    static_sentence,
+    summary_table,
+    write_tables,
+)
 from seqtrack.parsing import split_commas
-from seqtrack.run_dir import CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS, TRACKING_FILE
+from seqtrack.run_dir import BOXES, CONFIG_FILE, DATASET_FILE, EVALUATION, FETCHED, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
-from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, load_onnx, onnxruntime_version
-from seqtrack.tracking.tracker import TrackedModel, TrackerSettings
+from seqtrack.tracking.onnx_model import load_onnx
+from seqtrack.uploads.fetch import fetch_run
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
         annotations = [*choose(read_test_set(key, environment.data_dir, frames=False), names=names)]
         conditions = {"dataset": key, "split": "test"}
     else:
-        manifests = load.select_checkpoints(folder, wanted) if wanted else []
+        fetched = environment.output_dir / FETCHED / EVALUATION  # the target's records and manifests
+        records = fetch_run(environment, args.phase or environment.phase, fetched) if args.hub else folder
+        manifests = load.select_checkpoints(records, wanted) if wanted else []
         exported = load_onnx(args.onnx) if args.onnx else None
         configs = [*map(load.checkpoint_config, manifests), *([exported[1]] if exported else [])]
         source = _open(args, environment, configs)
@@ -84,9 +85,11 @@ def run(args: argparse.Namespace) -> int:
     texts = environment.data_dir if args.annotations is None else None
     protocol = protocol_of(key, annotations, chosen=args.convention, data_dir=texts, attributes=args.attributes)
     if tracks:
-        _refuse_trained(folder, source, sequences)
+        _refuse_trained(records, source, sequences)
         args.untrained = "all" in wanted if args.untrained is None else args.untrained
-        results, more = _track(args, environment.device, manifests, exported, sequences, source.name, protocol)
+        some = dataclasses.replace(source, sequences=sequences)
+        boxes = (args.output or (folder if wanted else environment.output_dir) / EVALUATION) / BOXES
+        results, more = track_checkpoints(args, environment, manifests, exported, some, protocol, boxes)
         conditions |= {"run": folder.name, **more}
     conditions |= {"repair": args.repair} if args.results else {}
     conditions |= {"convention": args.convention or default_convention(key)}
@@ -103,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     _write(target, record, results, sequences if tracks else (), args.plot_format or ())
     print(summary_table(record), end="")
     print(official_table(record), end="")
+    if static_epochs(record):
+        logger.warning("%s", static_sentence(record))
     logger.info("tables, plots and boxes are in %s", target)
     return 0
 
@@ -114,7 +119,7 @@ def _write(
     sequences: ListOf[Sequence],
     formats: ListOf[str],
 ) -> None:
-    """Tables, plots, also in these formats, and boxes; of the best epoch a picture of the sequences too."""
+    """Tables and plots, also in these formats; of the best epoch a picture of the sequences too."""
     try:
         (target / PLOTS).mkdir(parents=True, exist_ok=True)
         plots = draw_plots(record, target / PLOTS, formats=["png", *dict.fromkeys(formats)])
@@ -122,9 +127,6 @@ def _write(
             plots.append(TRACKING_FILE)
             drawn = next(one for one in results if one.record.name == best.name)
             draw_tracking(drawn, sequences, target / PLOTS / TRACKING_FILE)
-        for result in results:
-            if result.record.kind in ("checkpoint", "untrained", "onnx"):
-                write_tracks(result, target / "boxes")
         write_tables(record, target, plots=[f"plots/{name}" for name in plots])
     except OSError as error:
         raise UserError(f"{target}: the evaluation cannot be written there ({error})", "evaluation.output") from error
@@ -160,52 +162,3 @@ def _open(args: argparse.Namespace, environment: Environment, configs: list[Conf
     # The classes that are trained on exist in no test set.
     classes = classes or (() if data_set_key(name) in TEST_SETS else environment.classes)
     return open_source(name, environment.data_dir, classes=classes, split=args.split)
-
-
-def _track(
-    args: argparse.Namespace,
-    default: str,
-    manifests: list[Manifest],
-    exported: tuple[OnnxModel, Config, OnnxRecord] | None,
-    sequences: list[Sequence],
-    dataset: str,
-    protocol: Protocol,
-) -> tuple[list[TrackerResult], dict[str, object]]:
-    """Track with each checkpoint in turn, the untrained model and the exported one; returns the conditions as well."""
-    # Missing and unusable frame files are found before hours of tracking.
-    if problems := check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames)):
-        raise UserError(problems)
-    if exported:
-        device = check_onnx_options(args.precision, args.device)
-    else:
-        device = choose_device(args.device or default)
-    load.check_precision(args.precision, device)
-    results: list[TrackerResult] = []
-
-    def track(
-        model: TrackedModel, config: Config, name: str, kind: str, epoch: int | None, origin: dict[str, Scalar]
-    ) -> TrackerSettings:
-        settings = load.tracker_settings(config, dataset=dataset, precision=args.precision)
-        frames = sum(sequence.num_frames - 1 for sequence in sequences)
-        with tqdm(total=frames, desc=name, unit="frame", leave=False, disable=None) as bar:
-            tracks = track_sequences(model, sequences, settings, concurrent=args.concurrent, on_frames=bar.update)
-        results.append(score_tracker(name, kind, tracks, sequences, protocol=protocol, epoch=epoch, source=origin))
-        mean = results[-1].record.mean
-        logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s", name, mean["auc"], mean["p20"], mean["fps"] or 0.0)
-        return settings
-
-    for manifest in manifests:
-        model, config = load.load_model(manifest, device)
-        origin: dict[str, Scalar] = {**load.checkpoint_source(manifest), "step": manifest.step}
-        name = load.checkpoint_name(manifest, manifests)
-        settings = track(model, config, name, "checkpoint", manifest.epoch, origin)
-    if args.untrained and manifests:  # the untrained model is that of the last checkpoint
-        model = build_model(model.spec, seed=config.TRAIN.SEED).to(device).eval()
-        settings = track(model, config, "untrained", "untrained", None, {"seed": config.TRAIN.SEED})
-    more: dict[str, object] = {"concurrent": args.concurrent, "python": platform.python_version()}
-    if exported:
-        record, more["onnxruntime"] = exported[2], onnxruntime_version()
-        origin = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
-        settings = track(*exported[:2], f"ONNX, epoch {record.checkpoint['epoch']}", "onnx", None, origin)
-    more["search_factor"] = settings.search_factor
-    return results, {**tracking_conditions(device, settings), **more}

@@ -106,6 +106,8 @@ def _report(parser: Parser) -> None:
     add("--hub", help="address of the checkpoints")
     add("--notes", help="a further line")
     add("--html", action="store_true", help="also write a self-contained report.html")
+    add("--docx", action="store_true", help="also write report.docx, a Word document")
+    add("--zip", action="store_true", help="also write hand-in.zip: the report in every form, tables, plots and logs")
 
 
 def _evaluate(parser: Parser) -> None:
@@ -116,6 +118,8 @@ def _evaluate(parser: Parser) -> None:
         "or --onnx)"
     )
     add("--checkpoint", action="append", metavar="WHICH", help=text)
+    text = "checkpoints of HF_REPO or UPLOAD_TARGET, each on the disk only while it is loaded"
+    add("--hub", action="store_true", help=text)
     add("--onnx", type=Path, metavar="FOLDER", help="evaluate a model of `export --onnx` as well, on the CPU")
     add("--split", choices=("test", "train"), default="test", help="default: test")
     add("--dataset", help="data set (default: DATASET if set, else the run's own)")
@@ -145,6 +149,21 @@ def _evaluate(parser: Parser) -> None:
     _precision_and_device(parser)
     add("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
     add("-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)")
+
+
+def _course(parser: Parser) -> None:
+    text = "a3: two phases; a4: and every epoch evaluated; a5: a model per group of classes, compared"
+    parser.add_argument("assignment", choices=("a3", "a4", "a5"), help=text)
+    text = "team, classes, repository (default: course.yaml)"
+    parser.add_argument("file", nargs="?", type=Path, default=Path("course.yaml"), metavar="COURSE.yaml", help=text)
+    parser.add_argument("--example", action="store_true", help="print such a file to fill in, and do nothing")
+
+
+def _compare(parser: Parser) -> None:
+    text = "a phase's folder, or an output folder, of which phase 1 is taken; evaluated before"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
+    parser.add_argument("--docx", action="store_true", help="also write compare.docx, a Word document")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: OUTPUT_DIR/compare")
 
 
 def _submit(parser: Parser) -> None:
@@ -269,8 +288,9 @@ def _export(parser: Parser) -> None:
 
 def _import(parser: Parser) -> None:
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code")
-    add("--config", required=True, help="experiment it was trained with: seqtrack_b256 or a YAML file")
+    add("file", type=Path, metavar="FILE.pth.tar", help="checkpoint of the authors' code, or of `export`")
+    text = "experiment it was trained with: seqtrack_b256 or a YAML file (default: as `export` recorded it in the file)"
+    add("--config", help=text)
     add("-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write")
     add("--skip-objects", action="store_true", help="read only the weights from a file with Python objects")
     add("--force", action="store_true", help="replace the file if it exists")
@@ -279,6 +299,7 @@ def _import(parser: Parser) -> None:
 # Each command's summary and arguments; `run` of the module `seqtrack.commands.<name>` executes it.
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "train": ("train one phase; settings are environment variables or options", _settings),
+    "run": ("train with the uploader next to it, as the image does; settings as for train", _settings),
     "verify": ("compare two runs, or check one by itself", _verify),
     "audit": ("recompute parts of a run and compare them with what it recorded", _audit),
     "reproduce": ("train a published run again and find where this machine leaves it", _reproduce),
@@ -286,10 +307,12 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "report": ("write the report of a run from its files", _report),
     "evaluate": ("evaluate checkpoints or result files by one-pass evaluation", _evaluate),
     "submit": ("write or check the file for the server of GOT-10k or TrackingNet", _submit),
+    "compare": ("compare the evaluations of several runs: one table, curves over the epochs", _compare),
     "track": ("track one object in a video, a folder of frames or a camera stream", _track),
     "data": ("download, check, preview and import training data", _data),
     "upload": ("upload new files of the output folder, and keep watching it", _upload),
     "hub": ("helper commands for the Hugging Face Hub: create, check, upload, download, card", _hub),
+    "course": ("do a whole assignment, from one small file to the zip to hand in", _course),
     "plan": ("estimate parameters, tokens, memory and disk of a configuration", _plan),
     "doctor": ("check this machine: GPU, memory, disk, data, token", _settings),
     "export": ("write a checkpoint as the authors' .pth.tar, or as ONNX", _export),

@@ -161,8 +161,8 @@ def _duration(plan: Plan, config: Config, *, elsewhere: bool) -> dict[str, Any]:
         peak = peak_tflops(machine.gpu, plan.precision) if machine.gpu else None
         speed = peak and peak * 1e12 * _SHARE_OF_PEAK / plan.cost.training_flops * machine.processes
         said = f"{_SHARE_OF_PEAK:.0%} of the card's peak of {peak:.0f} TFLOP/s" if peak else "unknown for this device"
-    elif plan.problems:
-        speed, said = None, "not measured: the run does not fit"
+    elif "plan.memory" in [problem.code for problem in plan.problems]:
+        speed, said = None, "not measured: a step does not fit into memory"
     else:
         speed, said = measure_speed(plan, config)
     found: dict[str, Any] = {"samples_per_s": speed, "samples_per_s_from": said}

@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from seqtrack.checkpoints.safetensors_io import write_zip
 from seqtrack.config.environment import read_environment
 from seqtrack.data.sources import data_set_key
 from seqtrack.errors import UserError
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check is None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            submission.write_zip(place, members)
+            write_zip(place, members)
         except OSError as error:
             raise UserError(f"{place}: cannot be written ({error.strerror or error})", "submission.output") from error
     print(f"{place}: {len(members)} files of {len(expected.names)} sequences, every rule checked ({known})")
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tracked(args: argparse.Namespace, key: str, folder: Path, data_dir: Path, default: str) -> dict[str, bytes]:
-    """The zip's files as a checkpoint tracks; the time of a frame is the mean of its sequence."""
+    """The zip's files as a checkpoint tracks."""
     # torch, which nothing else here needs
     from seqtrack.data.test_sets import read_test_set
     from seqtrack.device import choose_device
@@ -59,10 +60,9 @@ def _tracked(args: argparse.Namespace, key: str, folder: Path, data_dir: Path, d
     settings = load.tracker_settings(config, dataset=key)
     members: dict[str, bytes] = {}
     for name, tracks in track_sequences(model, read_test_set(key, data_dir), settings).items():
-        frames = len(tracks.boxes_xywh)
-        boxes, seconds = submission.box_lines(tracks.boxes_xywh), [tracks.seconds / max(1, frames - 1)] * frames
+        boxes, times = submission.box_lines(tracks.boxes_xywh), submission.time_lines([tracks.times_s])
         if key == "GOT10K_TEST":
-            members |= {f"{name}/{name}_001.txt": boxes, f"{name}/{name}_time.txt": submission.time_lines([seconds])}
+            members |= {f"{name}/{name}_001.txt": boxes, f"{name}/{name}_time.txt": times}
         else:
             members[f"{name}.txt"] = boxes
     return members

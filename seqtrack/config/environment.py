@@ -64,8 +64,7 @@ class Environment(Settings):
     phase: Literal[1, 2] = setting(1, "1 trains from the start, 2 resumes phase 1", f"{_RUNS}, hub")
     resume_epoch: int | None = setting(
         None,
-        "epoch after which the run continues; unset, the beginning, or 3 in phase 2; the entrypoint takes `latest` as "
-        "well: the last one on the Hub",
+        "epoch to continue after; unset, the beginning, or 3 in phase 2; `latest`: the Hub's, with `run`",
         "train",
         ge=1,
     )
@@ -89,6 +88,9 @@ class Environment(Settings):
     nnodes: int = setting(1, "machines of a run", "train", ge=1, le=1024)
     node_rank: int = setting(0, "number of this machine, from 0", "train", ge=0, le=1023)
     rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", "train")
+    stop_after_s: float | None = setting(
+        None, "seconds after which a run saves and ends with exit code 75, before a session does", "train", gt=0, le=1e9
+    )
     max_restarts: int = setting(0, "restarts of several processes when one dies", "train", ge=0, le=1000)
     hf_repo: Repository | None = setting(None, "owner/name or datasets/owner/name; unset, no uploads", _UP)
     hf_prefix: Prefix | None = setting(None, "folder in HF_REPO for this output folder; unset, its root", _UP)
@@ -109,7 +111,7 @@ class Environment(Settings):
     upload_lag_limit_s: float = setting(
         3600.0, "seconds that a file may wait before the uploader is unhealthy", "upload", ge=0, le=1e9
     )
-    upload_drain_s: float = setting(3600.0, "seconds for the last uploads after training", "entrypoint", ge=0, le=1e7)
+    upload_drain_s: float = setting(3600.0, "seconds for the last uploads after training", "run", ge=0, le=1e7)
     health_stale_s: float = setting(1800.0, "seconds without a log line until unhealthy", "healthcheck", ge=1, le=1e7)
     seqtrack_command: str = setting(
         "seqtrack", "how you start commands, for advice; set by scripts/local.sh and compose", "train"

@@ -24,6 +24,13 @@ from seqtrack.parsing import decode_text, did_you_mean, short_repr
 
 # Keys that decide nothing but the learning rate of each step, and how many steps there are.
 SCHEDULE = ("TRAIN.EPOCH", "TRAIN.LR_DROP_EPOCH", "TRAIN.SCHEDULER.")
+# Last parts of keys that course files have and the authors' do not, and what they are here.
+_NAMED_HERE = {
+    "CHECKPOINT_INTERVAL": "TRAIN.CHECKPOINT_EPOCHS",
+    "WARMUP_EPOCHS": "TRAIN.SCHEDULER.WARMUP_STEPS, in optimizer steps",
+    "LOSS_WEIGHTS": "TRAIN.CE_WEIGHT: the cross-entropy is the only loss",
+    "LASOT": "DATA.CLASSES and the environment variable DATA_DIR",
+}
 EXPERIMENTS = Path(__file__).parent / "experiments"
 Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
@@ -192,7 +199,8 @@ def _known(entries: Iterable[_Given], problems: list[Problem]) -> list[_Given]:
         elif one.key in KEYS:
             given.append(one)
         elif one.key not in SECTIONS | IGNORED_KEYS:
-            hint = did_you_mean(one.key, [*KEYS, *SECTIONS])
+            named = _NAMED_HERE.get(one.key.rsplit(".", 1)[-1])
+            hint = f"; here it is {named}" if named else did_you_mean(one.key, [*KEYS, *SECTIONS])
             problems.append(_problem(one, "unknown_key", f"no such key{hint}"))
         first.setdefault(one.key, one.where)
     return given

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from seqtrack.checkpoints.side_files import EvaluatedTracker, EvaluationRecord
 from seqtrack.evaluation.metrics import METRICS
 from seqtrack.evaluation.results import TrackerResult
-from seqtrack.evaluation.tables import main_tracker
+from seqtrack.evaluation.tables import HEADINGS, best_epoch, checkpoints, main_tracker
 from seqtrack.plotting import NEUTRAL, PHASE_COLOURS, new_axes, save_figure
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
 _LINES = {"checkpoint": "-", "onnx": "-.", "results": "-.", "untrained": "--", "still": ":", "oracle": ":"}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
-_MAX_BARS = 24  # further classes are only in the tables
+_MAX_BARS, _MAX_LINES = 24, 20  # further classes and sequences are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown
 # Curve: title, axis, key of its thresholds, and the metric that is read from it and sorts the legend.
 _CURVES = {
@@ -47,14 +47,19 @@ def draw_plots(record: EvaluationRecord, folder: Path, *, formats: Sequence[str]
     place = f"{place}, {len(record.sequences)} sequences"
     colours = _colours(record)
     figures = {}
-    epochs = _checkpoints(record)
+    epochs = checkpoints(record)
     if len(epochs) > 1:
         lines = {METRICS[name].heading: [_value(one.mean, name) for one in epochs] for name in METRICS}
         others = [one for one in trackers if one.kind != "checkpoint"]
         figures["epochs"] = _epochs(f"Tracking by epoch: {place}", record, lines, others)
-        if 1 < len(main.classes) <= len(_MARKERS):
-            lines = {name: [_value(one.classes[name]) for one in epochs] for name in main.classes}
-            figures["epochs_by_class"] = _epochs(f"AUC by class and epoch: {place}", record, lines, [])
+        for level, attribute in (("class", "classes"), ("sequence", "sequences")):
+            series = {
+                name: [(one.epoch or 0, getattr(one, attribute)[name]) for one in epochs]
+                for name in getattr(main, attribute)
+            }
+            if len(series) > 1:
+                title = f"By {level} and epoch: {place}"
+                figures[f"epochs_by_{level}"] = draw_overlaid(title, series, ("mean_iou", "p20", "auc"))
     figures |= {name: _curve(record, name, place, colours) for name in _CURVES}
     if len(main.classes) > 1:
         # Of the epochs only the last, and of very many classes those with its lowest AUC: more could not be read.
@@ -97,15 +102,6 @@ def _value(metrics: Mapping[str, float | None], name: str = "auc") -> float:
     return metrics[name] or 0.0
 
 
-def best_epoch(record: EvaluationRecord) -> EvaluatedTracker | None:
-    """The checkpoint with the highest AUC; None without one."""
-    return max(_checkpoints(record), key=lambda one: _value(one.mean), default=None)
-
-
-def _checkpoints(record: EvaluationRecord) -> list[EvaluatedTracker]:
-    return [one for one in record.trackers if one.kind == "checkpoint"]
-
-
 def _colours(record: EvaluationRecord) -> dict[str, str]:
     """Colour by tracker name."""
     run = PHASE_COLOURS.get(str(record.conditions.get("run")), PHASE_COLOURS["phase_1"])
@@ -132,7 +128,12 @@ def _curve(record: EvaluationRecord, name: str, place: str, colours: Mapping[str
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fraction of frames")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2, title=METRICS[metric].heading)
+    handles, labels = axes.get_legend_handles_labels()
+    shown = sorted(zip(handles, labels, strict=True), key=lambda one: one[1] == "other epochs")  # these last
+    figure.legend(
+        *zip(*shown, strict=True), loc="outside lower center", frameon=False, fontsize=8, ncols=2,
+        title=METRICS[metric].heading,
+    )  # fmt: skip
     return figure
 
 
@@ -142,7 +143,7 @@ def _epochs(
     """Percent over epochs, one line per name, the best AUC marked, and that of other trackers as horizontal lines."""
     figure, (axes,) = new_axes(title, "Epoch")
     colours, best = _colours(record), best_epoch(record)
-    at, colour = [one.epoch or 0 for one in _checkpoints(record)], colours[best.name] if best else NEUTRAL
+    at, colour = [one.epoch or 0 for one in checkpoints(record)], colours[best.name] if best else NEUTRAL
     for place, ((name, values), marker) in enumerate(zip(lines.items(), _MARKERS, strict=False)):
         first = name == METRICS["auc"].heading
         axes.plot(
@@ -159,6 +160,30 @@ def _epochs(
     return figure
 
 
+def draw_overlaid(
+    title: str, series: Mapping[str, Sequence[tuple[int, Mapping[str, float | None]]]], metrics: Sequence[str]
+) -> Figure:
+    """Metrics over epochs, one below another, with a line per class, sequence or run: of very many, the first ones.
+
+    Args:
+        series: by name, (epoch, metrics) of each checkpoint.
+    """
+    names = [*series][:_MAX_LINES]
+    title += f", the first {_MAX_LINES} of {len(series)}" * (len(names) < len(series))
+    figure, rows = new_axes(title, "Epoch", rows=len(metrics), size=(6.4, 0.6 + 2.6 * len(metrics) + 0.06 * len(names)))
+    for axes, metric in zip(rows, metrics, strict=True):
+        for place, name in enumerate(names):
+            points = [(epoch, one[metric] or 0.0) for epoch, one in series[name] if one[metric] is not None]
+            line, colour = ("-", "--")[place // 10 % 2], f"C{place % 10}"
+            label = name if metric == metrics[0] else None
+            at, values = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(at, values, line, marker=_MARKERS[place % 7], ms=4, color=colour, label=label)
+        axes.set_ylabel(f"{HEADINGS[metric]}{'' if metric == 'fps' else ' (percent)'}")
+        axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=7, ncols=4)
+    return figure
+
+
 def _speed(title: str, epochs: Sequence[EvaluatedTracker], colour: str) -> Figure:
     """Frames per second by epoch. All epochs are one network, so that the spread is the measurement's, and shown so."""
     figure, (axes,) = new_axes(title, "Epoch")
@@ -168,7 +193,7 @@ def _speed(title: str, epochs: Sequence[EvaluatedTracker], colour: str) -> Figur
     low, high = min(speeds), max(speeds)
     axes.axhspan(low, high, color=colour, alpha=0.12, label=f"spread of the measurement: {low:.0f} to {high:.0f}")
     axes.set_ylabel("frames per second, without reading images")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * high)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     return figure
 

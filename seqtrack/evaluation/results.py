@@ -34,12 +34,17 @@ class Tracks:
 
     Attributes:
         boxes_xywh: (N, 4) pixels; the first is the annotation that the tracker was given.
-        seconds: for the N - 1 frames after the first, without reading them; 0 if not measured. Of a step that tracked
-            several sequences at once, each frame has an equal share.
+        times_s: N seconds, one for each frame, without reading it, the first that of its start; empty if not
+            measured. Of a step that tracked several sequences at once, each frame has an equal share.
     """
 
     boxes_xywh: Boxes
-    seconds: float = 0.0
+    times_s: Sequence[float] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Of the N - 1 frames after the first; 0 if not measured."""
+        return sum(self.times_s[1:])
 
 
 @dataclass(frozen=True)

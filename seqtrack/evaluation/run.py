@@ -37,8 +37,8 @@ class _Running:
     sequence: VideoSequence
     state: TrackState
     boxes: list[Array]
+    times_s: list[float]
     next: "Future[Image] | None" = None
-    seconds: float = 0.0
 
     def read_ahead(self, index: int, pool: ThreadPoolExecutor) -> None:
         there = index < self.sequence.num_frames
@@ -76,16 +76,18 @@ def track_sequences(
                 sequence = waiting.popleft()
                 first = np.array(sequence.boxes_xywh[0], dtype=np.float64)
                 try:
-                    state = tracker.start(read_frame(sequence.frame_path(0)), first.tolist())
+                    image, begun = read_frame(sequence.frame_path(0)), time.perf_counter()
+                    state = tracker.start(image, first.tolist())
                 except UserError as error:
                     problems = [Problem(f"sequence {sequence.name}: {one}", one.code) for one in error.problems]
                     raise UserError(problems) from error
-                batch.append(_Running(sequence, state, [first]))
+                batch.append(_Running(sequence, state, [first], [time.perf_counter() - begun]))
                 batch[-1].read_ahead(1, pool)
             if active := [one for one in batch if one.next]:
                 _step(tracker, active, pool)
             on_frames(len(active))
-            done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.seconds) for one in batch if not one.next}
+            ended = [one for one in batch if not one.next]
+            done |= {one.sequence.name: Tracks(np.stack(one.boxes), one.times_s) for one in ended}
             batch = [one for one in batch if one.next]
     return {sequence.name: done[sequence.name] for sequence in sequences}
 
@@ -100,7 +102,7 @@ def _step(tracker: BatchTracker, batch: Sequence[_Running], pool: ThreadPoolExec
     seconds = (time.perf_counter() - begun) / len(batch)
     for one, found in zip(batch, tracked, strict=True):
         one.boxes.append(found.box_xywh)
-        one.seconds += seconds
+        one.times_s.append(seconds)
 
 
 def refuse_leak(held_out: Iterable[VideoSequence], trained_on: Iterable[VideoSequence]) -> None:

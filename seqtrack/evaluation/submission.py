@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.data.annotations import Boxes, attempt, first_problems, read_boxes, read_names, read_text_file
 from seqtrack.data.test_sets import read_test_set
 from seqtrack.errors import Problem, UserError
@@ -26,7 +25,6 @@ from seqtrack.parsing import NUMBER, ParseError, decode_text, short_repr
 COUNTS = {"GOT10K_TEST": 180, "TRACKINGNET": 511}  # sequences that the servers expect
 _MOST_RUNS = 3
 _LARGEST_BYTES = 512 * 1024 * 1024  # of a zip's contents: a real one has 10 MB
-_WRITTEN = (1980, 1, 1, 0, 0, 0)  # so that equal boxes give equal bytes
 _ROW, _TIMES = re.compile(rf"{NUMBER}(?:,{NUMBER}){{3}}"), re.compile(rf"{NUMBER}(?:,{NUMBER})*")
 
 
@@ -116,17 +114,6 @@ def box_lines(boxes_xywh: Boxes) -> bytes:
 def time_lines(columns: Sequence[Sequence[float]]) -> bytes:
     """Seconds per frame, a column per run."""
     return "".join(",".join(f"{value:.8f}" for value in row) + "\n" for row in zip(*columns, strict=True)).encode()
-
-
-def write_zip(path: Path, members: Mapping[str, bytes]) -> None:
-    """Write a zip; `path` is whole or absent."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name, _WRITTEN)
-            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            file.writestr(info, data)
-    write_atomic(path, buffer.getvalue())
 
 
 def read_zip(path: Path) -> dict[str, bytes]:

@@ -1,20 +1,24 @@
 """An evaluation as files: JSON with everything, CSV with every row, Markdown to read, boxes in the official format."""
 
+import contextlib
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.checkpoints.safetensors_io import write_atomic, write_json
 from seqtrack.checkpoints.side_files import EvaluatedSequence, EvaluatedTracker, EvaluationRecord
-from seqtrack.data.annotations import Annotation, write_boxes
+from seqtrack.data.annotations import Annotation, read_boxes, write_boxes
+from seqtrack.errors import UserError
 from seqtrack.evaluation.metrics import METRICS, NORM_PRECISION_THRESHOLDS, PRECISION_THRESHOLDS
-from seqtrack.evaluation.results import Protocol, TrackerResult
+from seqtrack.evaluation.results import Protocol, TrackerResult, Tracks
 from seqtrack.markdown import Markdown, escape, image, number, table
 from seqtrack.run_dir import EVALUATION_FILE
 
 HEADINGS = {name: metric.heading for name, metric in METRICS.items()} | {"fps": "FPS", "ms_a_frame": "ms per frame"}
 COLUMNS = tuple(HEADINGS)
+_MADE_FROM = "made_from.json"
 PROTOCOL = (
     "One-pass evaluation: success is IoU above 21 thresholds from 0 to 1, AUC their mean; P20 is a centre error up to "
     "20 px, P_norm up to 0.2 of the annotation's width and height; absent frames count as failures, every sequence has "
@@ -56,6 +60,66 @@ def evaluation_record(
 def main_tracker(record: EvaluationRecord) -> EvaluatedTracker:
     """The last checkpoint; without one, the first tracker."""
     return next((one for one in reversed(record.trackers) if one.kind == "checkpoint"), record.trackers[0])
+
+
+# What a course asks for by epoch, overall, by class and by sequence.
+COURSE_COLUMNS = ("mean_iou", "p20", "auc", "fps", "ms_a_frame")
+_STILL_PERCENT = 0.05  # a smaller difference from the static box's does not show in one decimal
+
+
+def checkpoints(record: EvaluationRecord) -> list[EvaluatedTracker]:
+    """The evaluated checkpoints, by epoch."""
+    return [one for one in record.trackers if one.kind == "checkpoint"]
+
+
+def best_epoch(record: EvaluationRecord) -> EvaluatedTracker | None:
+    """The checkpoint with the highest AUC; None without one."""
+    return max(checkpoints(record), key=lambda one: one.mean["auc"] or 0.0, default=None)
+
+
+def epochs_by_group(record: EvaluationRecord) -> list[tuple[str, str, str, Mapping[str, float | None]]]:
+    """("class" or "sequence", its name, the checkpoint's name, its metrics), the epochs of a group together."""
+    return [
+        (level, name, one.name, getattr(one, attribute)[name])
+        for level, attribute in (("class", "classes"), ("sequence", "sequences"))
+        for name in (getattr(record.trackers[0], attribute) if record.trackers else ())
+        for one in checkpoints(record)
+    ]
+
+
+def static_epochs(record: EvaluationRecord) -> list[str]:
+    """Names of the checkpoints whose mean IoU, P20 and AUC are those of a box that never moves."""
+    still = next((one.mean for one in record.trackers if one.kind == "still"), None)
+    if still is None:
+        return []
+    differences = {
+        one.name: max(abs((one.mean[name] or 0.0) - (still[name] or 0.0)) for name in ("mean_iou", "p20", "auc"))
+        for one in checkpoints(record)
+    }
+    return [name for name, percent in differences.items() if percent < _STILL_PERCENT]
+
+
+def static_sentence(record: EvaluationRecord) -> str:
+    """A sentence that names these checkpoints, or states that there are none."""
+    names = static_epochs(record)
+    if not names:
+        return "No checkpoint scores like a box that never moves."
+    score = "scores" if len(names) == 1 else "score"
+    return f"{', '.join(names)} {score} like a box that never moves (static box): such a checkpoint does not track."
+
+
+def compare_evaluations(records: Sequence[EvaluationRecord]) -> list[tuple[EvaluatedTracker, EvaluatedTracker, bool]]:
+    """Of two evaluations on the same sequences, the epochs of both, and whether every metric of every sequence is
+    equal; empty unless there are two."""
+    if len(records) != 2 or records[0].sequences != records[1].sequences:
+        return []
+    others = {one.epoch: one for one in checkpoints(records[1])}
+    pairs = [(one, others[one.epoch]) for one in checkpoints(records[0]) if one.epoch in others]
+    return [(one, two, _scores(one) == _scores(two)) for one, two in pairs]
+
+
+def _scores(one: EvaluatedTracker) -> dict[str, dict[str, float | None]]:
+    return {name: {key: metrics[key] for key in METRICS} for name, metrics in one.sequences.items()}
 
 
 def _to_csv(record: EvaluationRecord) -> str:
@@ -103,6 +167,7 @@ def _to_markdown(record: EvaluationRecord, plots: Sequence[str]) -> str:
     shown = {key: value for key, value in conditions.items() if value not in (None, "", [], False)}
     parts.append("".join(f"- {escape(key.replace('_', ' '))}: {escape(value)}\n" for key, value in shown.items()))
     parts += ["## All sequences\n", summary_table(record)]
+    parts += [static_sentence(record) + "\n"] * bool(checkpoints(record))
     if official := official_table(record):
         parts += ["## The measure of the data set's own toolkit\n", official]
     main = main_tracker(record)
@@ -133,10 +198,37 @@ def write_tables(record: EvaluationRecord, folder: Path, *, plots: Sequence[str]
     write_atomic(folder / "evaluation.md", _to_markdown(record, plots).encode())
 
 
-def write_tracks(result: TrackerResult, folder: Path) -> None:
-    """Write the boxes of every sequence as `<sequence>.txt` into a folder with the tracker's name."""
-    name = "".join(letter if letter.isalnum() or letter in "+-._" else "_" for letter in result.record.name)
-    place = folder / (name.lstrip(".") or "_")
+def tracks_folder(name: str, folder: Path) -> Path:
+    """Where a tracker's boxes are in the folder of all trackers."""
+    name = "".join(letter if letter.isalnum() or letter in "+-._" else "_" for letter in name)
+    return folder / (name.lstrip(".") or "_")
+
+
+def write_tracks(result: TrackerResult, folder: Path, made_from: Mapping[str, object]) -> None:
+    """Write boxes and times of every sequence as `<sequence>.txt` and `<sequence>_time.txt`, and last, as the sign that
+    all exist, what they were made from."""
+    place = tracks_folder(result.record.name, folder)
     place.mkdir(parents=True, exist_ok=True)
+    (place / _MADE_FROM).unlink(missing_ok=True)
     for sequence, tracks in result.tracks.items():
         write_boxes(place / f"{sequence}.txt", tracks.boxes_xywh)
+        lines = "".join(f"{seconds!r}\n" for seconds in tracks.times_s)
+        write_atomic(place / f"{sequence}_time.txt", lines.encode())
+    write_json(place / _MADE_FROM, dict(made_from))
+
+
+def read_tracks(
+    name: str, folder: Path, sequences: Sequence[str], made_from: Mapping[str, object]
+) -> dict[str, Tracks] | None:
+    """What an earlier evaluation wrote with `write_tracks`, if it was made from exactly the same; else None."""
+    place = tracks_folder(name, folder)
+    with contextlib.suppress(OSError, ValueError, UserError):
+        if json.loads((place / _MADE_FROM).read_bytes()) == dict(made_from):
+            return {
+                one: Tracks(
+                    read_boxes(place / f"{one}.txt"),
+                    [float(line) for line in (place / f"{one}_time.txt").read_text("utf-8").split()],
+                )
+                for one in sequences
+            }
+    return None

@@ -21,17 +21,30 @@ from seqtrack.model.weights import compare_states
 log = logging.getLogger(__name__)
 
 NET_KEY = "net"
+_INFO_KEY = "net_info"  # the authors' trainer writes None here and ignores it when it loads
 LAST_EPOCH = 10**6
 # Prefixes of DistributedDataParallel, torch.compile, FullyShardedDataParallel and activation checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-def write_authors_file(state: Mapping[str, Tensor], *, epoch: int) -> memoryview:
-    """The bytes of a `.pth.tar` that the authors' tracker reads with `torch.load(...)["net"]`; plain data only."""
+def write_authors_file(state: Mapping[str, Tensor], *, epoch: int, config: str | None = None) -> memoryview:
+    """The bytes of a `.pth.tar` that the authors' tracker reads with `torch.load(...)["net"]`; plain data only.
+
+    Args:
+        config: the configuration as text, for `recorded_config`.
+    """
     buffer = io.BytesIO()
     net = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    torch.save({"epoch": epoch, "net_type": "SEQTRACK", NET_KEY: net}, buffer)
+    torch.save({"epoch": epoch, "net_type": "SEQTRACK", _INFO_KEY: {"config": config}, NET_KEY: net}, buffer)
     return buffer.getbuffer()  # without another copy of the weights
+
+
+def recorded_config(path: Path) -> str | None:
+    """The configuration in a file that `write_authors_file` wrote; None in any other."""
+    content = ForeignFile(path).content
+    info = content.get(_INFO_KEY) if isinstance(content, dict) else None
+    config = info.get("config") if isinstance(info, dict) else None
+    return config if isinstance(config, str) else None
 
 
 def read_authors_file(

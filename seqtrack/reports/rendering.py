@@ -64,6 +64,13 @@ def _is_safe(address: str) -> bool:
     return bool(parts.netloc) if parts.scheme == "https" else not (parts.scheme or parts.netloc or address[:1] == "/")
 
 
+def markdown_reader() -> MarkdownIt:
+    """The reader of reports: tables, no HTML, only safe links."""
+    reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    reader.validateLink = _is_safe  # type: ignore[method-assign, assignment]
+    return reader
+
+
 def report_page(markdown: str, folder: Path) -> str:
     """A whole HTML document.
 
@@ -74,9 +81,8 @@ def report_page(markdown: str, folder: Path) -> str:
     Raises:
         OSError: an image cannot be read.
     """
-    reader = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    reader = markdown_reader()
     reader.add_render_rule("code_inline", _code)
-    reader.validateLink = _is_safe  # type: ignore[method-assign, assignment]
     tokens = reader.parse(markdown)
     title, contents = "Report", []
     for token, inline in itertools.pairwise(tokens):

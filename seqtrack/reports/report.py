@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -17,7 +17,14 @@ from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atom
 from seqtrack.checkpoints.side_files import EnvironmentRecord, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.errors import UserError, as_typed
-from seqtrack.evaluation.tables import COLUMNS, HEADINGS
+from seqtrack.evaluation.tables import (
+    COLUMNS,
+    COURSE_COLUMNS,
+    HEADINGS,
+    compare_evaluations,
+    epochs_by_group,
+    static_sentence,
+)
 from seqtrack.markdown import Markdown, code, image
 from seqtrack.reports.rendering import render_markdown
 from seqtrack.reports.requirements import REQUIREMENTS, find
@@ -49,6 +56,21 @@ class Team(BaseModel):
     repository: str = ""
     hub: str = ""
     notes: str = ""
+    reflections: dict[str, str] = {}  # by member
+
+
+def read_document(path: Path, code: str) -> Any:
+    """The content of a YAML file; `code` is that of an error in it.
+
+    Raises:
+        UserError: unreadable, not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}", code=code) from error
 
 
 def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
@@ -57,16 +79,13 @@ def read_team(path: Path | None, given: Mapping[str, object]) -> Team:
     Raises:
         UserError: unreadable, not a mapping, unknown keys, wrong types.
     """
+    values = read_document(path, "report.team") if path is not None else {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path is not None else {}
         if isinstance(values, dict):
+            values = values["team"] if isinstance(values.get("team"), dict) else values  # as in the file of a course
             values = {**values, **{key: value for key, value in given.items() if value}}
             values = {key: value for key, value in values.items() if value is not None}
         return Team.model_validate(values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}", code="report.team") from error
     except ValidationError as error:
         known = f"{path}, of `key: value` lines with {', '.join(Team.model_fields)}"
         raise UserError(problems_of(known, error, "report.team")) from error
@@ -111,6 +130,10 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         certificate_sha256=sha256_file(certificate) if files.certificate else None,
         upload_rows=_upload_rows(files.uploads.files) if files.uploads else [],
         headings={key: HEADINGS[key] for key in COLUMNS},
+        course_columns=COURSE_COLUMNS,
+        epochs_by_group=epochs_by_group,
+        static_sentence=static_sentence,
+        evaluated_pairs=compare_evaluations([phase.evaluation for phase in files.phases if phase.evaluation]),
         authors="seqtrack_b256",
         rate_names=RATE_NAMES,
         load_config=load_config,

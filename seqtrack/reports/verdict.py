@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from seqtrack import markdown
 from seqtrack.checkpoints.safetensors_io import write_atomic, write_json
 from seqtrack.checkpoints.side_files import Certificate, RunRecord
 from seqtrack.errors import UserError
-from seqtrack.markdown import Markdown, escape, number
+from seqtrack.markdown import Markdown, number
 from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.plots import plot_comparison
 from seqtrack.reports.rendering import render_markdown
@@ -17,18 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def table(certificate: Certificate) -> Markdown:
-    """The comparison epoch by epoch, as Markdown whose columns are aligned for a terminal."""
+    """The comparison epoch by epoch."""
     names = [run.folder for run in certificate.runs]
-    rows = [["epoch", *(f"{what} {name}" for what in ("loss", "IoU") for name in names), "sha256", "verdict"]]
+    heading = ["epoch", *(f"{what} {name}" for what in ("loss", "IoU") for name in names), "sha256", "verdict"]
+    rows = []
     for one in certificate.epochs:
         numbers = [number(value, 6) for value in (*one.loss, *one.iou)]
         digests = " / ".join(digest[:12] for digest in dict.fromkeys(one.sha256))
         rows.append([str(one.epoch), *numbers, digests, ", ".join(one.differences) or "same"])
-    cells = [[escape(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, [Markdown("-" * width) for width in widths])
-    lines = (" | ".join(map(str.ljust, row, widths)) for row in cells)
-    return Markdown("\n".join(f"| {line} |" for line in lines))
+    return markdown.table(heading, rows)
 
 
 def write_comparison(certificate: Certificate, runs: Sequence[Path], folder: Path) -> None:

@@ -103,7 +103,7 @@ def checkpoint_config(manifest: Manifest) -> Config:
 def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Config]:
     """A model in eval mode on `device` with a checkpoint's weights, and the configuration it was trained with.
 
-    Sets as many compute threads as in training: a model that trains fastest on one thread tracks fastest on one.
+    Sets as many compute threads as in training, see `set_threads`.
 
     Raises:
         UserError: a damaged file, or weights that do not fit the configuration.
@@ -115,9 +115,14 @@ def load_model(manifest: Manifest, device: torch.device) -> tuple[SeqTrack, Conf
         last = Problem(f"{manifest.path}: its weights do not fit its configuration", "weights.other_model")
         raise UserError([*problems, last])
     model.load_state_dict(weights, assign=True)
+    set_threads(config)
+    return model.to(device).eval(), config
+
+
+def set_threads(config: Config) -> None:
+    """As many compute threads as in training: a model that trains fastest on one thread tracks fastest on one."""
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
-    return model.to(device).eval(), config
 
 
 def check_precision(precision: str, device: torch.device) -> None:

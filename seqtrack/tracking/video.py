@@ -51,7 +51,10 @@ class FrameSource:
     @property
     def name(self) -> str:
         """Base name of the output."""
-        return f"camera_{self.place}" if self.kind == "camera" else Path(self.place).resolve().stem
+        if self.kind == "camera":
+            return f"camera_{self.place}"
+        path = Path(self.place).resolve()
+        return path.parent.name if path.name == "img" else path.stem  # LaSOT's person-1/img is person-1
 
     def frames(self) -> Iterator[Image]:
         """(H, W, 3) RGB frames, all of one size.

@@ -54,9 +54,10 @@ def log_run_header(
 ) -> None:
     """Log code, lock, machine, configuration, data, sizes, and where output goes."""
     device, size, interval = describe_device(distributed.device), config.TRAIN.BATCH_SIZE, config.TRAIN.PRINT_INTERVAL
+    processes = "1 process" if distributed.world_size == 1 else f"{distributed.world_size} processes"
     lines = [
         f"commit {source_commit()} , lock sha256 {lock_digest()[:16]}",
-        f"torch {versions()['torch']} , {device} , {distributed.world_size} processes",
+        f"torch {versions()['torch']} , {device} , {processes}",
         f"configuration {environment.config} , digest {config_digest(config)[:16]} , seed {config.TRAIN.SEED}",
     ]
     for source in sources:

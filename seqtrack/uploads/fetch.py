@@ -152,8 +152,10 @@ def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str
         reader.look()
         if f"{name}/{RUN_FILE}" not in reader.listed:
             raise UserError(f"{reader.label} has no {name}/{RUN_FILE}", code="upload.no_such_file")
-        here = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.*") if path.is_file()]
-        for one, path in here:
+        here = {path.relative_to(root).as_posix(): path for path in root.rglob("*.*") if path.is_file()}
+        if not all(one.sha256 or one.git_sha1 for one in reader.listed.values()):  # a folder's, of files not named
+            reader.look(*(path for path in reader.listed if wanted.fullmatch(path) or path in here))
+        for one, path in here.items():
             if fetched.fullmatch(one) and not stage(one, path).equals(reader.listed.get(one)):
                 path.unlink()
         reader.bring({path: root / safe_path(path) for path in sorted(filter(wanted.fullmatch, reader.listed))})

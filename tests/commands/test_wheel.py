@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from runs import TINY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = """
@@ -50,6 +57,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not entry.name.startswith(("seqtrack", "pip", "__pycache__")) and not (site / entry.name).exists():
             (site / entry.name).symlink_to(entry)
     return repository / "env" / "bin"
+
+
+def test_the_ranges_of_the_package_allow_what_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    every = [Requirement(text) for text in project["dependencies"]]
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^ \\]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    lines = [line for line in (ROOT / "requirements.in").read_text().splitlines() if not line.startswith("#")]
+    assert {one.name for one in every} == {line.split("==")[0] for line in lines}
+    assert [str(one) for one in every if not one.specifier.contains(locked[one.name])] == []
 
 
 @pytest.fixture

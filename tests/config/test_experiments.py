@@ -70,6 +70,7 @@ DIGESTS = {
     "seqtrack_l256_got": "316578c95d855026f7ef0646ddf229685bc4b5a643617fedb682b8bc091df333",
     "seqtrack_l384": "a0623fb18c6192a8db373e628da62894260ee13d1202ff01239e6a7e6c6cc39a",
     "seqtrack_l384_got": "3ec32425897b0270d3b18b23dc562b04c6febef51db37dbce51331df88c9c8d1",
+    "ten_classes_t4": "e5c850d6d4364d655f9f037a94395a0f9a01a969d6d6fd7610ee4c183ca86801",
 }
 
 

@@ -50,6 +50,15 @@ MODLE:
         assert problem.endswith(f"{meant}?"), "the most similar name"
 
 
+def test_a_key_of_a_course_file_is_refused_with_its_name_here() -> None:
+    text = "TRAIN: {CHECKPOINT_INTERVAL: 5, WARMUP_EPOCHS: 1, LOSS_WEIGHTS: [1, 5]}\nLASOT: {ROOT: x}"
+    with pytest.raises(UserError) as caught:
+        config_from_text(f"{text}\nDATA: {{LASOT: {{TRAIN_SEQUENCES: 16}}}}", "my.yaml")
+    meant = ("TRAIN.CHECKPOINT_EPOCHS", "TRAIN.SCHEDULER.WARMUP_STEPS", "TRAIN.CE_WEIGHT", "DATA.CLASSES", "DATA_DIR")
+    for problem, name in zip(caught.value.problems, meant, strict=True):
+        assert problem.code == "config.unknown_key" and name in problem.split("no such key")[1]
+
+
 NAMES = ("../up", "a/b", "a b", "", ".hidden", "line\\nbreak", "x" * 101)
 
 

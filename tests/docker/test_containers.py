@@ -106,7 +106,6 @@ def test_the_other_services_work(interrupted: tuple[Project, dict[str, Any]]) ->
     for words, expected in {
         ("verify",): "identical",
         ("evaluate", "--checkpoint", "last", "--sequences", "disk-21"): "AUC",
-        ("report",): "report.md",
     }.items():
         answer = project.compose("run", "--rm", "--no-deps", *words, timeout=200)
         assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -7,6 +7,7 @@ processes and the validation of variables are real. test_containers.py runs ever
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,10 +114,11 @@ OPTION = {"JOB": "--no-sidecar train-phase2", "SHOWN_VARIABLE": "EPOCHS", "TRAIN
         (["sh", "-c", "exit 7"], {}, 7, [], False),
         (["--checkpoint", "last"], {"JOB": "evaluate"}, 0, ["evaluate ended 0"], False),
         (["--epochs", "5"], UPLOADING | OPTION, 0, ["start train", "5", "train ended 0"], False),
+        (["TRAIN.EPOCH=5"], {**OPTION, "SHOWN_VARIABLE": "OVERRIDES"}, 0, ["TRAIN.EPOCH 5", "train ended 0"], False),
     ],
     ids=[
         "trainer alone", "no sidecar", "uploader is waited for", "failing uploader", "drain time", "refused settings",
-        "job names the phase", "any other program", "options alone", "options of a job of two words",
+        "job names the phase", "any other program", "options alone", "options of a job of two words", "a key alone",
     ],
 )  # fmt: skip
 def test_what_runs_and_how_it_ends(
@@ -153,6 +155,16 @@ def test_a_stop_signal_reaches_the_trainer_first_and_the_uploader_after_the_save
     (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
     assert run.finish()[0] == 75
     assert run.notes()[2:] == [f"train got {number.name}", "train stopped", "upload got SIGTERM", "upload stopped"]
+
+
+def test_a_stop_before_anything_starts_ends_without_a_traceback(start: StartEntrypoint) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        run = start("train", RESUME_EPOCH="latest", HF_REPO="me/x", HF_TOKEN="hf_x", HF_ENDPOINT=address)
+        silent.accept()
+        os.killpg(run.pid, signal.SIGINT)
+        code, stderr = run.finish()
+    assert (code, run.notes(), "Traceback" in stderr) == (75, [], False), stderr
 
 
 def test_under_nohup_closing_the_terminal_stops_neither(start: StartEntrypoint) -> None:

@@ -16,10 +16,20 @@ from matplotlib.figure import Figure
 
 from seqtrack.checkpoints.side_files import EvaluationRecord, read_side_file
 from seqtrack.cli import main
+from seqtrack.commands import checkpoint_tracks as command
 from seqtrack.data.annotations import read_boxes, write_boxes
 from seqtrack.evaluation import plots
 from seqtrack.evaluation.metrics import METRICS
+from seqtrack.evaluation.tables import (
+    COURSE_COLUMNS,
+    best_epoch,
+    compare_evaluations,
+    read_tracks,
+    static_epochs,
+    static_sentence,
+)
 from seqtrack.plotting import PHASE_COLOURS
+from seqtrack.tracking import load
 
 Evaluate = Callable[..., int]
 
@@ -84,7 +94,16 @@ def test_tables_and_plots_agree_with_the_json(evaluated: Path) -> None:
     markdown = (folder / "evaluation.md").read_text()
     for one in found.values():
         assert f"| {one['name']} | {one['mean']['auc']:.3f} |" in markdown
-    for name in ("epochs", "epochs_by_class", "success", "precision", "norm_precision", "classes", "fps"):
+    for name in (
+        "epochs",
+        "epochs_by_class",
+        "epochs_by_sequence",
+        "success",
+        "precision",
+        "norm_precision",
+        "classes",
+        "fps",
+    ):
         image = cv2.imread(str(folder / "plots" / f"{name}.png"))
         assert image is not None and image.std() > 5, f"{name}.png is empty"
         assert f"plots/{name}.png" in markdown
@@ -116,6 +135,95 @@ def test_checkpoints_and_conditions_may_be_chosen(evaluated: Path, evaluate: Eva
         "dataset": "LASOT", "split": "test", "precision": "bf16", "concurrent": 2, "run": "phase_1", "synthetic": False,
     }  # fmt: skip
     assert record["conditions"].items() >= expected.items()
+
+
+def test_it_continues_where_it_stopped_and_repeats_nothing(
+    evaluated: Path, evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(evaluated, tmp_path / "output"))
+    folder = output / "phase_1" / "evaluation"
+    before, tracked = trackers(folder), list[int]()
+    track = command.track_sequences
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        tracked.append(1)
+        return track(*arguments, **options)
+
+    monkeypatch.setattr(command, "track_sequences", counted)
+    (folder / "evaluation.json").unlink()
+    assert (evaluate(output), len(tracked)) == (0, 0)
+    assert trackers(folder) == before, "every number, speeds included, is that of the first time"
+    (folder / "boxes" / "epoch_2" / "tile-3_time.txt").unlink()  # as a kill between two files leaves it
+    (folder / "boxes" / "epoch_3" / "made_from.json").unlink()
+    assert (evaluate(output), len(tracked)) == (0, 2)
+    times = [float(line) for line in (folder / "boxes" / "epoch_1" / "disk-3_time.txt").read_text().split()]
+    after = trackers(folder)["epoch 1"]["sequences"]["disk-3"]
+    assert len(times) == 14 and after["fps"] == pytest.approx(13 / sum(times[1:]))
+    assert len((folder / "inference.log").read_text().splitlines()) == 4 * (4 + 2)
+    made_from = json.loads((folder / "boxes" / "epoch_1" / "made_from.json").read_text())
+    assert read_tracks("epoch 1", folder / "boxes", ["disk-3"], made_from) is not None
+    assert read_tracks("epoch 1", folder / "boxes", ["disk-3"], {**made_from, "precision": "bf16"}) is None
+
+
+def test_checkpoints_come_from_the_target_one_at_a_time(
+    evaluated: Path, evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target" / "phase_1"
+    shutil.copytree(evaluated / "phase_1" / "checkpoints", target / "checkpoints")
+    (target / "run.json").write_text("{}")
+    shutil.copy(evaluated / "phase_1" / "config.yaml", target)
+    monkeypatch.setenv("UPLOAD_TARGET", f"folder:{target.parent}")
+    most, load_model = [0], load.load_model
+
+    def watched(*arguments: Any) -> Any:
+        most.append(len(list((tmp_path / "output").rglob("*.safetensors"))))
+        return load_model(*arguments)
+
+    monkeypatch.setattr(load, "load_model", watched)
+    assert evaluate(tmp_path / "output", "--hub", "--checkpoint", "2-3", "--sequences", "tile-4") == 0
+    found, expected = (trackers(one / "phase_1" / "evaluation") for one in (tmp_path / "output", evaluated))
+    for name in ("epoch 2", "epoch 3"):
+        one, other = (trackers_of[name]["sequences"]["tile-4"] for trackers_of in (found, expected))
+        assert {key: one[key] for key in METRICS} == pytest.approx({key: other[key] for key in METRICS})
+    assert (max(most), list((tmp_path / "output").rglob("*.safetensors"))) == (1, [])
+    assert evaluate(tmp_path / "output", "--hub", "--checkpoint", "7") == 2
+
+
+def test_runs_are_compared_in_one_table_and_one_plot(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("left", "right"):
+        shutil.copytree(evaluated / "phase_1" / "evaluation", tmp_path / name / "phase_1" / "evaluation")
+    file = tmp_path / "right" / "phase_1" / "evaluation" / "evaluation.json"
+    record = json.loads(file.read_text())
+    record["trackers"][1]["mean"]["auc"] = 99.5
+    file.write_text(json.dumps(record))
+    runs = [str(tmp_path / name) for name in ("left", "right")]
+    assert main(["compare", *runs, "-o", str(tmp_path / "out")]) == 0
+    assert "| right | best, epoch 2 |" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert [(one["run"], one["epoch"]) for one in rows] == [(run, e) for run in ("left", "right") for e in "123"]
+    mean = trackers(evaluated / "phase_1" / "evaluation")["epoch 3"]["mean"]
+    assert rows[2] == {"run": "left", "epoch": "3", **{key: f"{mean[key]:.4f}" for key in COURSE_COLUMNS}}
+    assert rows[4]["auc"] == "99.5000"
+    assert cv2.imread(str(tmp_path / "out" / "compare.png")).std() > 5
+    for words, code in (([*runs, runs[0]], "compare.twice"), ([str(tmp_path)], "compare.not_evaluated")):
+        assert main(["compare", *words, "-o", str(tmp_path / "none")]) == 2
+        assert f"[{code}]" in capsys.readouterr().err
+
+
+def test_an_epoch_that_scores_like_a_box_that_never_moves_is_named(evaluated: Path) -> None:
+    record = read_side_file(evaluated / "phase_1" / "evaluation" / "evaluation.json", EvaluationRecord)
+    assert record is not None and static_epochs(record) == []
+    still = next(one for one in record.trackers if one.kind == "still")
+    record.trackers[1] = record.trackers[1].model_copy(
+        update={"mean": {**still.mean, "auc": (still.mean["auc"] or 0) + 0.01}}
+    )
+    assert static_epochs(record) == ["epoch 2"] and static_sentence(record).startswith("epoch 2 scores")
+    assert [one[2] for one in compare_evaluations([record, record])] == [True, True, True]
+    other = record.model_copy(deep=True)
+    other.trackers[0].sequences["tile-3"]["p20"] = 0.123
+    assert [one[2] for one in compare_evaluations([record, other])] == [False, True, True]
 
 
 def test_an_exported_model_scores_as_its_checkpoint(three_epochs: Path, evaluate: Evaluate, tmp_path: Path) -> None:
@@ -245,8 +353,10 @@ def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
     assert {"epochs.png", "success.png", "classes.png", "fps.png"} <= set(names) and len(drawn) == len(names)
     for figure in drawn:
         FigureCanvasAgg(figure).draw()
-        (axes,) = figure.axes
-        shown = [figure._suptitle, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels()]  # type: ignore[attr-defined]
+        axes = figure.axes[0]
+        shown = [figure._suptitle]  # type: ignore[attr-defined]
+        for each in figure.axes:
+            shown += [each.xaxis.label, each.yaxis.label, *each.get_yticklabels()]
         shown += [text for legend in figure.legends for text in legend.get_texts()]
         boxes = [text.get_window_extent() for text in shown if text is not None and text.get_text()]
         assert len(boxes) > 4
@@ -255,9 +365,10 @@ def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
         colours = {to_hex(line.get_color()) for line in axes.lines} | {
             to_hex(bar.get_facecolor()) for bar in axes.patches
         }
-        assert PHASE_COLOURS["phase_2"] in colours and PHASE_COLOURS["phase_1"] not in colours
+        assert PHASE_COLOURS["phase_1"] not in colours
+        assert (PHASE_COLOURS["phase_2"] in colours) == (len(figure.axes) == 1), "overlaid curves have other colours"
     best = max(record.trackers[:3], key=lambda one: one.mean["auc"] or 0)
-    assert plots.best_epoch(record) is best
+    assert best_epoch(record) is best
     widths = {line.get_label(): line.get_linewidth() for line in drawn[names.index("success.png")].axes[0].lines}
     assert str(max(widths, key=lambda label: widths[label])).startswith(best.name)
     tracking = cv2.imread(str(evaluated / "phase_1" / "evaluation" / "plots" / "tracking.png"))

@@ -1,8 +1,12 @@
 """Files for the servers: written ones have the servers' form, and every broken one is refused with a reason."""
 
 import io
+import json
+import os
 import random
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,3 +220,58 @@ def test_trackingnets_names_become_a_flat_file(
         capsys.readouterr()
         assert submit(monkeypatch, tmp_path, *wrong) == 2
         assert f"error [{code}" in capsys.readouterr().err
+
+
+# The toolkits' own readers, of their published packages: GOT-10k's experiment reads a file of ours, laid out as a
+# result folder, against a ground truth that is made here; TrackingNet's package lists the sequences of the test set.
+GOT10K_READER = """
+import json, sys
+from got10k.experiments.got10k import ExperimentGOT10k
+folder, names = sys.argv[1], sys.argv[2:]
+experiment = ExperimentGOT10k(folder, subset="val", result_dir=f"{folder}/results", report_dir=f"{folder}/reports")
+print(json.dumps(experiment.report(["ours"])["ours"]))
+"""
+TOOLKITS = ["got10k==0.1.3", "TrackingNet==0.0.9", "shapely", "wget", "six"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_published_toolkits_read_our_files(
+    tmp_path: Path, test_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = Path(sys.base_prefix) / "bin" / "python3"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "packages", *TOOLKITS]
+    subprocess.run(install, check=True)
+    place = test_data / "benchmarks" / "got10k_test.npz"
+    wanted = expected_sequences("GOT10K_TEST", place, tmp_path)
+    (tmp_path / "T").mkdir()
+    for number, name in enumerate(wanted.names):
+        rows = np.tile([5.0 + number, 20, 30, 40], (wanted.lengths[name], 1))
+        np.savetxt(tmp_path / "T" / f"{name}.txt", rows, delimiter=",", fmt="%.3f")
+        np.savetxt(tmp_path / "T" / f"{name}_time.txt", np.full(len(rows), 0.05))
+        truth = tmp_path / "val" / name
+        truth.mkdir(parents=True)
+        # A box of twice the width: the overlap is a half, and the second is hidden.
+        np.savetxt(truth / "groundtruth.txt", rows * [1, 1, 2, 1], delimiter=",", fmt="%.3f")
+        (truth / "meta_info.ini").write_text("[METAINFO]\nresolution: (4000, 4000)\n")
+        for label in ("cover", "absence", "cut_by_image"):
+            np.savetxt(truth / f"{label}.label", [8, 0, *[8] * (len(rows) - 2)], fmt="%d")
+        for frame in range(len(rows)):
+            (truth / f"{frame + 1:08d}.jpg").touch()
+    (tmp_path / "val" / "list.txt").write_text("\n".join(wanted.names) + "\n")
+    arguments = ["--dataset", "got10k_test", "--expected", place, "--results", tmp_path / "T"]
+    assert submit(monkeypatch, tmp_path, *arguments, "-o", tmp_path / "ours.zip") == 0
+    with zipfile.ZipFile(tmp_path / "ours.zip") as file:
+        file.extractall(tmp_path / "results" / "GOT-10k" / "ours")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "MPLBACKEND": "agg"}
+    words = [sys.executable, "-c", GOT10K_READER, str(tmp_path), *wanted.names]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["overall"]["ao"] == pytest.approx(0.5) and found["overall"]["speed_fps"] == pytest.approx(20)
+    lengths = {name: one["length"] for name, one in found["seq_wise"].items()}
+    assert lengths == {name: wanted.lengths[name] - 1 for name in wanted.names}
+    listing = "import TrackingNet.utils as t; print(*(one.removeprefix('TEST/') for one in t.getListSequence('TEST')))"
+    listed = subprocess.run([sys.executable, "-c", listing], env=env, capture_output=True, text=True, check=True)
+    names = (test_data / "benchmarks" / "trackingnet_test_names.txt").read_text().split()
+    assert sorted(listed.stdout.split()) == sorted(names)

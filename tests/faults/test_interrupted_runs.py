@@ -14,7 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, assert_same_run, children, command, completed, environment, numbers, start, train, tree
+from runs import (
+    PATIENCE_S,
+    assert_same_run,
+    children,
+    command,
+    completed,
+    environment,
+    epochs,
+    numbers,
+    start,
+    train,
+    tree,
+)
 
 from faults.process_pairs import ranks_of, together
 from seqtrack.checkpoints.store import list_checkpoints
@@ -138,3 +150,12 @@ def test_a_stop_while_torch_is_being_imported_ends_with_75_too(demo_data: Path, 
         process.stderr.read()
         assert process.wait(PATIENCE_S) == 75
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_a_time_limit_saves_stops_and_ends_as_an_uninterrupted_one(
+    demo_data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    ended = train(environment(tmp_path, demo_data, STOP_AFTER_S="0.05"))
+    assert ended.code == 75 and len(epochs(tmp_path / "phase_1")) < 3, ended.said
+    completed(environment(tmp_path, demo_data, STOP_AFTER_S="1e6"))
+    assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")

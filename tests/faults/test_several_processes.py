@@ -155,6 +155,7 @@ def test_a_launched_run_survives_a_dead_rank_and_a_dead_launcher(
     assert_same_run(tmp_path / "phase_1", uninterrupted_pair)
 
 
+@pytest.mark.long
 def test_two_launchers_meet_as_two_machines_and_train_the_same_run(
     demo_data: Path, uninterrupted_pair: Path, tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ def start_again(output: Path) -> int:
     return 0
 
 
-@counts(24, 1200)
+@counts(12, 1200)
 @pytest.mark.parametrize("name", [*FILES, "comparison/certificate.json"])
 def test_a_damaged_file_ends_with_a_designed_exit_code(name: str, count: int, output: Path) -> None:
     path = output / name

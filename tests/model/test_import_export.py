@@ -99,6 +99,27 @@ def test_export_and_import_are_bitwise_equal(whole: dict[str, Tensor], tmp_path:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", back.created)
 
 
+def test_an_exported_file_names_its_experiment_and_any_other_needs_an_option(
+    whole: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, exported = _write(tmp_path / "SEQTRACK_ep0007.safetensors", whole), tmp_path / "e.pth.tar"
+    assert main(["export", str(checkpoint.path), "-o", str(exported)]) == 0
+    assert main(["import", str(exported), "-o", str(tmp_path / "back.safetensors")]) == 0
+    assert manifest_of(tmp_path / "back.safetensors").config_digest == checkpoint.config_digest
+    content = torch.load(exported, weights_only=True)
+    for info, code in (
+        (None, "import.config"),
+        ({"config": 7}, "import.config"),
+        ({"config": "DATA: {}"}, "weights.other_model"),
+        ({"config": "[1"}, "config.not_yaml"),
+        ({"config": '{"TRAIN": {"LRR": 1}}'}, "config.unknown_key"),
+    ):
+        theirs = _save({**content, "net_info": info}, tmp_path / "theirs.pth.tar")
+        capsys.readouterr()
+        assert main(["import", str(theirs), "-o", str(tmp_path / "x.safetensors")]) == 2
+        assert f"error [{code}]" in capsys.readouterr().err
+
+
 def test_weights_that_do_not_fit_are_refused_with_all_names(state: dict[str, Tensor], tmp_path: Path) -> None:
     net = {NAME: torch.ones(1, 2, 3), "extra.weight": torch.ones(2)}
     with pytest.raises(UserError) as caught:

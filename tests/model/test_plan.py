@@ -131,6 +131,8 @@ def test_another_gpu_gets_its_own_precision_attention_and_memory(plan: Callable[
 def test_this_machine_is_planned_with_its_free_memory_and_speed(
     plan: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    code, found, said = plan("demo", disk_gib=0.001)
+    assert (code, found["hours_at_least"] > 0) == (2, True) and "[plan.disk]" in said
     monkeypatch.setattr("seqtrack.commands.plan.free_memory", lambda: (GIB // 4, "free now of a small machine"))
     code, found, said = plan("demo")
     assert (code, found["memory"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")

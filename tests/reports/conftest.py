@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from seqtrack import plotting
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _coarse_plots() -> Iterator[None]:
-    """Plots of a quarter of the pixels: half of the time of these tests is the writing of images."""
+@pytest.fixture(autouse=True, scope="module")
+def _quick_plots() -> Iterator[None]:
+    """Plots with half the resolution and without a layout, which would take most of the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plotting, "_DPI", plotting._DPI // 2)
+        patch.setattr(Figure, "get_layout_engine", lambda self: None)
         yield
 
 

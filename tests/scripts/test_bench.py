@@ -22,9 +22,8 @@ def bench(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "options", ["--dtype fp32", pytest.param("--dtype bf16 --checkpointing --plain-malloc", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("options", ["--dtype fp32", "--dtype bf16 --checkpointing --plain-malloc"])
 def test_a_step_is_measured_with_the_entrypoints_allocator(options: str) -> None:
     printed = bench(*f"step --size demo --steps 1 --batch 3 {options}".split())
     assert {"seconds", "gflops", "matmul_gflops", "ratio", "peak_gib", "threads"} <= set(printed)
