@@ -66,6 +66,8 @@ def tracking_conditions(device: torch.device, settings: TrackerSettings) -> dict
         "window": settings.window,
         "update_interval": settings.update_interval,
         "update_threshold": settings.update_threshold,
+        "center_rate": settings.center_rate,
+        "size_rate": settings.size_rate,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

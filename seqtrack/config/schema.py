@@ -199,6 +199,12 @@ class Testing(Settings):
     SEARCH_SIZE: int = setting(256, "must equal DATA.SEARCH.SIZE", ge=1, le=4096, must_match=False)
     WINDOW: bool = setting(False, "Hann window that favours boxes near the centre", must_match=False)
     NUM_TEMPLATES: int = setting(1, "must equal DATA.TEMPLATE.NUMBER", ge=1, le=64, must_match=False)
+    CENTER_RATE: float = setting(
+        1.0, "part of the way from the last box's centre to the found one that a box goes", gt=0, le=1, must_match=False
+    )
+    SIZE_RATE: float = setting(
+        1.0, "the same for the logarithms of width and height; 1: the found box", ge=0, le=1, must_match=False
+    )
     UPDATE_INTERVALS: UpdateIntervals = UpdateIntervals()
     UPDATE_THRESHOLD: UpdateThreshold = UpdateThreshold()
 

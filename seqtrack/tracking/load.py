@@ -161,4 +161,6 @@ def tracker_settings(config: Config, *, dataset: str | None, precision: str = "f
         mean=data.MEAN,
         std=data.STD,
         precision=precision,
+        center_rate=test.CENTER_RATE,
+        size_rate=test.SIZE_RATE,
     )

@@ -41,6 +41,8 @@ class TrackerSettings:
         update_interval: frames between two possible template updates.
         update_threshold: score, from 0 to 40, above which the template is updated.
         mean, std: of red, green and blue in [0, 1], as in training.
+        center_rate, size_rate: the part of the way from the last box to the found one that a box goes, in (0, 1], for
+            its centre, and in [0, 1], for the logarithms of its sides: a small model's boxes are noisy.
         precision: of the encoder's matrix products, fp32, tf32, bf16 or fp16; everything else is float32 always.
     """
 
@@ -52,6 +54,8 @@ class TrackerSettings:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     precision: str = "fp32"
+    center_rate: float = 1.0
+    size_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class BatchTracker:
         results = []
         for index, (state, image) in enumerate(zip(states, images, strict=True)):
             height, width = image.shape[:2]
-            box = clip_to_image(boxes[index], height_px=height, width_px=width, margin_px=MARGIN_PX).numpy()
+            followed = self._follow(torch.from_numpy(state.box_xywh), boxes[index])
+            box = clip_to_image(followed, height_px=height, width_px=width, margin_px=MARGIN_PX).numpy()
             state.box_xywh, state.frame = box, state.frame + 1
             found = tuple(confidences[index].tolist())
             score = SCORE_SCALE * sum(found)
@@ -179,6 +184,15 @@ class BatchTracker:
                 self.update_template(state, image)
             results.append(TrackResult(box.copy(), score, tuple(tokens[index].tolist()), found, updated))
         return results
+
+    def _follow(self, last_xywh: Tensor, found_xywh: Tensor) -> Tensor:
+        """The box, (4,), between the last one and the found one that the rates tell."""
+        center_rate, size_rate = self.settings.center_rate, self.settings.size_rate
+        if center_rate == size_rate == 1:
+            return found_xywh
+        size = last_xywh[2:] * (found_xywh[2:] / last_xywh[2:]) ** size_rate
+        last, found = (box[:2] + box[2:] / 2 for box in (last_xywh, found_xywh))
+        return torch.cat((last + center_rate * (found - last) - size / 2, size))
 
     def update_template(self, state: TrackState, image: Image) -> None:
         """Add a template from `image`; the first frame's template stays, the oldest other one is dropped."""

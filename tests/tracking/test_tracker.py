@@ -65,6 +65,16 @@ def test_boxes_stay_in_the_image_and_keep_ten_pixels(model: SeqTrack, frames: li
     assert box[2:].tolist() == [10, 10] and box[0] <= 118 and box[1] <= 86
 
 
+def test_rates_take_a_box_a_part_of_the_way_to_the_found_one(model: SeqTrack, frames: list[np.ndarray]) -> None:
+    found = follow(model, NEVER, frames[:2])[0].box_xywh
+    first = follow(model, TrackerSettings(center_rate=1e-9, size_rate=0), frames[:2])[0].box_xywh
+    half = follow(model, TrackerSettings(center_rate=0.5, size_rate=0.5), frames[:2])[0].box_xywh
+    assert not np.allclose(found, first, atol=1)
+    np.testing.assert_allclose(half[2:], np.sqrt(found[2:] * first[2:]))
+    centres = [box[:2] + box[2:] / 2 for box in (found, first, half)]
+    np.testing.assert_allclose(centres[2], (centres[0] + centres[1]) / 2, atol=1e-6)
+
+
 @pytest.mark.parametrize(("precision", "close"), [("bf16", 0.2), ("fp16", 0.02)])
 def test_16_bits_use_a_copy_and_leave_the_model_alone(
     model: SeqTrack, frames: list[np.ndarray], precision: str, close: float
