@@ -22,7 +22,7 @@ JOBS = ("train-phase1", "train-phase2", "prepare-data", "tensorboard")
 FOREIGN_VARIABLES = {
     "PYTHON", "CI", "CUDA", "IMAGE", "GPUS", "MEMLOCK", "SHM_SIZE", "TENSORBOARD_PORT", "COMMIT", "LOCK_DIGEST",
     "BASE_CU121", "BASE_CU128", "HF_HOME", "PWD", "UID", "GID", "PUID", "PGID", "DOCKER_ENGINE_TOOL",
-    "PYTORCH_CUDA_ALLOC_CONF", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES", "SEQTRACK_TEST_HUB",
+    "PYTORCH_CUDA_ALLOC_CONF", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES", "SEQTRACK_TEST_HUB", "COMPOSE_FILE",
 }  # fmt: skip
 OPTIONS = {name: {text for a in parser._actions for text in a.option_strings} for name, _, parser in parsers()}
 
