@@ -20,9 +20,9 @@ export APPTAINERENV_PHASE=${PHASE:-1} APPTAINERENV_OUTPUT_DIR=/output APPTAINERE
 # Apptainer only warns where there is no GPU; so training is refused (exit code 2) instead of using the CPU.
 export APPTAINERENV_DEVICE=cuda
 for variable in RESUME_EPOCH SEED CONFIG DATASET CLASSES EPOCHS BATCH_SIZE OVERRIDES DEVICE NPROC NNODES NODE_RANK \
-  RENDEZVOUS MAX_RESTARTS HEALTH_STALE_S HF_REPO HF_PREFIX HF_TOKEN HF_ENDPOINT HF_PRIVATE HF_HUB_DISABLE_XET \
-  HF_HUB_OFFLINE HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_CERT_FILE \
-  REQUESTS_CA_BUNDLE CUDA_VISIBLE_DEVICES $(compgen -e UPLOAD_); do
+  RENDEZVOUS MAX_RESTARTS STOP_AFTER_S HEALTH_STALE_S HF_REPO HF_PREFIX HF_TOKEN HF_ENDPOINT HF_PRIVATE \
+  HF_HUB_DISABLE_XET HF_HUB_OFFLINE HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy \
+  SSL_CERT_FILE REQUESTS_CA_BUNDLE CUDA_VISIBLE_DEVICES $(compgen -e UPLOAD_); do
   if [ -n "${!variable:-}" ]; then export "APPTAINERENV_$variable=${!variable}"; fi
 done
 binds="$folder/output:/output,$folder/data:/data,$folder/cache:/cache"

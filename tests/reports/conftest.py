@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from seqtrack import plotting
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _quick_plots() -> Iterator[None]:
     """Plots with half the resolution and without a layout, which would take most of the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:

@@ -24,6 +24,11 @@ EPOCH = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_plots() -> None:
+    """Not here: a child process would not see it, and draw other pictures."""
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A folder with the records of one epoch."""

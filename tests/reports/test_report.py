@@ -257,7 +257,7 @@ def test_the_page_is_self_contained_and_has_everything(output: Path, team_file: 
     assert not re.search(r"<(script|link|iframe|object)\b|url\(|@import", page)
     sources = re.findall(r'src="([^"]{0,40})', page)
     assert len(sources) > 8 and all(source.startswith("data:image/png;base64,") for source in sources)
-    for tag, mark in {"h2": "## ", "table": r"\|[-:|]+\|$", "img": r"!\["}.items():
+    for tag, mark in {"h2": "## ", "table": r"\| ?-[-:| ]+\|$", "img": r"!\["}.items():
         assert page.count(f"<{tag}") == len(re.findall(f"^{mark}", markdown, flags=re.MULTILINE))
         assert tag == "img" or page.count(f"<{tag}") == page.count(f"</{tag}>")
     anchors = re.findall(r'href="#([^"]+)"', page)
