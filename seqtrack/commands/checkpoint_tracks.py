@@ -32,12 +32,12 @@ from seqtrack.evaluation.tables import read_tracks, write_tracks
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
-from seqtrack.run_dir import CHECKPOINTS, EVALUATION, FETCHED, INFERENCE_LOG
+from seqtrack.run_dir import CHECKPOINTS, FETCHED, INFERENCE_LOG
 from seqtrack.runtime.metrics_log import clock
 from seqtrack.tracking import load
 from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, onnxruntime_version
 from seqtrack.tracking.tracker import TrackedModel
-from seqtrack.uploads.fetch import fetch_checkpoint, fetch_run
+from seqtrack.uploads.fetch import fetch_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -132,11 +132,6 @@ def _subjects(
         origin: dict[str, Scalar] = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
         found.append(_Subject(f"ONNX, epoch {record.checkpoint['epoch']}", "onnx", None, origin, config, lambda: model))
     return found
-
-
-def records_from_target(environment: Environment, phase: int | None) -> Path:
-    """The run's records and manifests as the target has them now, below OUTPUT_DIR/.fetched, without checkpoints."""
-    return fetch_run(environment, phase or environment.phase, environment.output_dir / FETCHED / EVALUATION)
 
 
 def _load(args: argparse.Namespace, environment: Environment, manifest: Manifest, device: torch.device) -> SeqTrack:

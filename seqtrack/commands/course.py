@@ -133,56 +133,36 @@ def assignment_steps(assignment: str, course: Course, output: Path, file: Path) 
     Raises:
         UserError: the file names no classes, or no groups, for it.
     """
-    if assignment == "a5":
-        if not course.groups:
-            raise UserError(f"{file}: assignment 5 needs `groups`, each with its classes", "course.no_groups")
-        steps = [
-            step
-            for name, classes in course.groups.items()
-            for step in _model_steps(course, output / name, classes, name, file)
-        ]
-        runs = [str(output / name) for name in course.groups]
-        return [*steps, Step("compare the models", ["compare", "--docx", *runs, "-o", str(output / COMPARE)], {})]
-    if not course.classes and course.dataset != "demo":
+    groups = course.groups if assignment == "a5" else {"": course.classes}
+    if not groups:
+        raise UserError(f"{file}: assignment 5 needs `groups`, each with its classes", "course.no_groups")
+    if assignment != "a5" and not course.classes and course.dataset != "demo":
         raise UserError(f"{file}: assignments 3 and 4 need `classes`", "course.no_classes")
-    variables = _variables(course, output, course.classes, "", "coin_kite_256")
-    two = {**variables, "PHASE": "2", "RESUME_EPOCH": str(course.resume_epoch)}
-    steps = [Step("train phase 1", ["run"], variables)]
-    steps += [Step(f"train phase 2 from epoch {course.resume_epoch}", ["run"], two)]
-    variables = {**variables, "RESUME_EPOCH": ""}
-    steps += [Step("compare the phases", ["verify"], variables), *_upload(course, variables)]
-    if assignment == "a4":
-        steps += [
-            Step(f"evaluate phase {n}", ["evaluate", "--phase", str(n), *_hub(course)], variables) for n in (1, 2)
-        ]
-    return [*steps, *_report(course, variables, file)]
-
-
-def _model_steps(course: Course, output: Path, classes: list[str], name: str, file: Path) -> list[Step]:
-    """Train and evaluate the model of one group."""
-    variables = _variables(course, output, classes, name, "ten_classes_t4")
-    steps = [Step("train", ["run"], variables)]
-    variables = {**variables, "RESUME_EPOCH": ""}  # only `run` knows the word latest
-    steps += _upload(course, variables)
-    steps += [Step("evaluate every checkpoint", ["evaluate", *_hub(course)], variables)]
-    return [one._replace(what=f"{name}: {one.what}") for one in (*steps, *_report(course, variables, file))]
-
-
-def _upload(course: Course, variables: Mapping[str, str]) -> list[Step]:
-    return [Step("upload what is left", ["upload", "--once"], variables)] if _hub(course) else []
-
-
-def _report(course: Course, variables: Mapping[str, str], file: Path) -> list[Step]:
-    report = Step("write the report", ["report", "--zip", "--team", str(file.resolve())], variables)
-    return [report, *_upload(course, variables)]
-
-
-def _hub(course: Course) -> list[str]:
-    return ["--hub"] if course.repo or course.target else []
+    hub, steps = ["--hub"] if course.repo or course.target else [], list[Step]()
+    for name, classes in groups.items():
+        variables = _variables(course, output / name, classes, name, "ten_classes_t4" if name else "coin_kite_256")
+        later = {**variables, "RESUME_EPOCH": ""}  # only `run` knows the word latest
+        upload = [Step("upload what is left", ["upload", "--once"], later)] if hub else []
+        own, phases = [Step("train phase 1", ["run"], variables)], [1]
+        if assignment != "a5":
+            two, phases = {**variables, "PHASE": "2", "RESUME_EPOCH": str(course.resume_epoch)}, [1, 2]
+            own.append(Step(f"train phase 2 from epoch {course.resume_epoch}", ["run"], two))
+            own.append(Step("compare the phases", ["verify"], later))
+        own += upload
+        if assignment != "a3":
+            own += [Step(f"evaluate phase {n}", ["evaluate", "--phase", str(n), *hub], later) for n in phases]
+        own += [Step("write the report", ["report", "--zip", "--team", str(file.resolve())], later), *upload]
+        steps += [one._replace(what=f"{name}: {one.what}" if name else one.what) for one in own]
+    if assignment == "a5":
+        runs = [str(output / name) for name in groups]
+        steps.append(Step("compare the models", ["compare", "--docx", *runs, "-o", str(output / COMPARE)], {}))
+    return steps
 
 
 def _variables(course: Course, output: Path, classes: list[str], prefix: str, config: str) -> dict[str, str]:
-    pairs = [word for key, value in course.settings.items() for word in (key, str(value))]
+    # Without a copy elsewhere every checkpoint stays, to be evaluated.
+    settings = ({} if course.repo or course.target else {"TRAIN.KEEP_CHECKPOINTS": 0}) | course.settings
+    pairs = [word for key, value in settings.items() for word in (key, str(value))]
     # An empty variable is not set: whatever the environment has of these, the file decides.
     return {
         "OUTPUT_DIR": str(output), "DATASET": course.dataset, "CLASSES": ",".join(classes), "PHASE": "1",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.checkpoints.side_files import DatasetRecord, EvaluationRecord, read_side_file
-from seqtrack.commands.checkpoint_tracks import records_from_target, track_checkpoints
+from seqtrack.commands.checkpoint_tracks import track_checkpoints
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.config.loader import load_config
 from seqtrack.config.schema import Config
@@ -40,9 +40,10 @@ from seqtrack.evaluation.tables import (
     write_tables,
 )
 from seqtrack.parsing import split_commas
-from seqtrack.run_dir import BOXES, CONFIG_FILE, DATASET_FILE, EVALUATION, PLOTS, TRACKING_FILE
+from seqtrack.run_dir import BOXES, CONFIG_FILE, DATASET_FILE, EVALUATION, FETCHED, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
 from seqtrack.tracking.onnx_model import load_onnx
+from seqtrack.uploads.fetch import fetch_run
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         annotations = [*choose(read_test_set(key, environment.data_dir, frames=False), names=names)]
         conditions = {"dataset": key, "split": "test"}
     else:
-        records = records_from_target(environment, args.phase) if args.hub else folder
+        fetched = environment.output_dir / FETCHED / EVALUATION  # the target's records and manifests
+        records = fetch_run(environment, args.phase or environment.phase, fetched) if args.hub else folder
         manifests = load.select_checkpoints(records, wanted) if wanted else []
         exported = load_onnx(args.onnx) if args.onnx else None
         configs = [*map(load.checkpoint_config, manifests), *([exported[1]] if exported else [])]

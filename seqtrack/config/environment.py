@@ -63,8 +63,7 @@ class Environment(Settings):
     phase: Literal[1, 2] = setting(1, "1 trains from the start, 2 resumes phase 1", f"{_RUNS}, hub")
     resume_epoch: int | None = setting(
         None,
-        "epoch after which the run continues; unset, the beginning, or 3 in phase 2; `run` takes `latest` as "
-        "well: the last one on the Hub",
+        "epoch to continue after; unset, the beginning, or 3 in phase 2; `latest`: the Hub's, with `run`",
         "train",
         ge=1,
     )
@@ -85,11 +84,7 @@ class Environment(Settings):
     node_rank: int = setting(0, "number of this machine, from 0", "train", ge=0, le=1023)
     rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", "train")
     stop_after_s: float | None = setting(
-        None,
-        "seconds after which training stops and saves with exit code 75, before a session ends",
-        "train",
-        gt=0,
-        le=1e9,
+        None, "seconds after which a run saves and ends with exit code 75, before a session does", "train", gt=0, le=1e9
     )
     max_restarts: int = setting(0, "restarts of several processes when one dies", "train", ge=0, le=1000)
     hf_repo: Repository | None = setting(None, "owner/name or datasets/owner/name; unset, no uploads", _UP)

@@ -108,13 +108,14 @@ def static_sentence(record: EvaluationRecord) -> str:
     return f"{', '.join(names)} {score} like a box that never moves (static box): such a checkpoint does not track."
 
 
-def compare_evaluations(
-    a: EvaluationRecord, b: EvaluationRecord
-) -> list[tuple[str, EvaluatedTracker, EvaluatedTracker, bool]]:
-    """The epochs that both have: name, the two records, and whether every metric of every sequence is equal."""
-    others = {one.epoch: one for one in checkpoints(b)}
-    pairs = [(one, others[one.epoch]) for one in checkpoints(a) if one.epoch in others]
-    return [(one.name, one, two, _scores(one) == _scores(two)) for one, two in pairs]
+def compare_evaluations(records: Sequence[EvaluationRecord]) -> list[tuple[EvaluatedTracker, EvaluatedTracker, bool]]:
+    """Of two evaluations on the same sequences, the epochs of both, and whether every metric of every sequence is
+    equal; empty unless there are two."""
+    if len(records) != 2 or records[0].sequences != records[1].sequences:
+        return []
+    others = {one.epoch: one for one in checkpoints(records[1])}
+    pairs = [(one, others[one.epoch]) for one in checkpoints(records[0]) if one.epoch in others]
+    return [(one, two, _scores(one) == _scores(two)) for one, two in pairs]
 
 
 def _scores(one: EvaluatedTracker) -> dict[str, dict[str, float | None]]:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atomic
-from seqtrack.checkpoints.side_files import EnvironmentRecord, EvaluatedTracker, problems_of
+from seqtrack.checkpoints.side_files import EnvironmentRecord, problems_of
 from seqtrack.config.loader import compare_configs, config_digest, load_config
 from seqtrack.errors import UserError, as_typed
 from seqtrack.evaluation.tables import (
@@ -133,7 +133,7 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         course_columns=COURSE_COLUMNS,
         epochs_by_group=epochs_by_group,
         static_sentence=static_sentence,
-        evaluated_pairs=_evaluated_pairs(files),
+        evaluated_pairs=compare_evaluations([phase.evaluation for phase in files.phases if phase.evaluation]),
         authors="seqtrack_b256",
         rate_names=RATE_NAMES,
         load_config=load_config,
@@ -142,13 +142,6 @@ def _report_text(files: OutputFiles, team: Team, *, place: Path) -> str:
         images=lambda paths: Markdown("\n".join(image(link(path), path.stem) for path in paths)),
         not_run=Markdown("**Not run.**"),
     )
-
-
-def _evaluated_pairs(files: OutputFiles) -> list[tuple[str, EvaluatedTracker, EvaluatedTracker, bool]]:
-    """As `compare_evaluations`; empty unless both phases were evaluated on the same data."""
-    records = [phase.evaluation for phase in files.phases if phase.evaluation]
-    same = len(records) == 2 and records[0].sequences == records[1].sequences
-    return compare_evaluations(records[0], records[1]) if same else []
 
 
 def _team_rows(team: Team) -> list[tuple[str, str]]:

@@ -220,10 +220,10 @@ def test_an_epoch_that_scores_like_a_box_that_never_moves_is_named(evaluated: Pa
         update={"mean": {**still.mean, "auc": (still.mean["auc"] or 0) + 0.01}}
     )
     assert static_epochs(record) == ["epoch 2"] and static_sentence(record).startswith("epoch 2 scores")
-    assert [one[3] for one in compare_evaluations(record, record)] == [True, True, True]
+    assert [one[2] for one in compare_evaluations([record, record])] == [True, True, True]
     other = record.model_copy(deep=True)
     other.trackers[0].sequences["tile-3"]["p20"] = 0.123
-    assert [one[3] for one in compare_evaluations(record, other)] == [False, True, True]
+    assert [one[2] for one in compare_evaluations([record, other])] == [False, True, True]
 
 
 def test_an_exported_model_scores_as_its_checkpoint(three_epochs: Path, evaluate: Evaluate, tmp_path: Path) -> None:
