@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,11 @@ def test_every_epoch_is_evaluated_with_its_baselines(evaluated: Path) -> None:
     assert found["epoch 1"]["source"]["sha256"] == manifest["sha256"]
 
 
+def squeezed(table: str) -> str:
+    """A table without the spaces that align its columns."""
+    return re.sub(" +", " ", table)
+
+
 def test_tables_and_plots_agree_with_the_json(evaluated: Path) -> None:
     folder = evaluated / "phase_1" / "evaluation"
     found = trackers(folder)
@@ -93,7 +99,7 @@ def test_tables_and_plots_agree_with_the_json(evaluated: Path) -> None:
             assert row[column] == ("" if value is None else f"{value:.4f}")
     markdown = (folder / "evaluation.md").read_text()
     for one in found.values():
-        assert f"| {one['name']} | {one['mean']['auc']:.3f} |" in markdown
+        assert f"| {one['name']} | {one['mean']['auc']:.3f} |" in squeezed(markdown)
     for name in (
         "epochs",
         "epochs_by_class",
@@ -321,7 +327,7 @@ def test_published_trackers_have_the_toolkits_numbers_to_the_last_digit(
     arguments = ["--annotations", str(lasot_eval / "lasot_test_gt.npz"), "--results"]
     flags = str(lasot_eval.parent / "benchmarks" / "lasot_attributes.npz")
     assert evaluate(tmp_path, *arguments, str(lasot_eval), "--attributes", flags, "--plot-format", "svg") == 0
-    assert "| siamrpnpp | 49.559 | 58.554 |" in capsys.readouterr().out
+    assert "| siamrpnpp | 49.559 | 58.554 |" in squeezed(capsys.readouterr().out)
     found = trackers(tmp_path / "evaluation")
     for name, numbers in TOOLKIT.items():
         assert {metric: round(found[name]["mean"][metric], 4) for metric in numbers} == numbers
