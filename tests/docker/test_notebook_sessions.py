@@ -29,14 +29,13 @@ class Machine:
         docker("volume", "create", "--driver", "local", *options, self.name)
         docker("run", "-d", "--name", f"{self.name}-disk", *self.mounts, "--entrypoint", "sleep", image, "1500")
 
-    def start(self) -> "subprocess.Popen[str]":
+    def start(self, log: Path) -> "subprocess.Popen[bytes]":
         variables = {"PYTHONPATH": "/app:/notebook", "PATH": "/notebook/bin:/opt/venv/bin:/usr/bin:/bin"}
         words = [word for pair in variables.items() for word in ("-e", "=".join(pair))]
         words += ["-e", "DEVICE=cpu", "--network", "none", "--shm-size", "1g", "-w", "/tmp", "--entrypoint", "python"]
-        return subprocess.Popen(
-            ["docker", "run", "--name", self.name, *self.mounts, *words, self.image, "/notebook/program.py"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        words = ["docker", "run", "--name", self.name, *self.mounts, *words, self.image, "/notebook/program.py"]
+        with log.open("w") as file:  # a pipe that nobody reads would fill up and stop the session
+            return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
 
     def has(self, path: str) -> bool:
         return command(["docker", "exec", f"{self.name}-disk", "test", "-e", f"/kaggle/working/{path}"]).returncode == 0
@@ -68,14 +67,15 @@ def test_three_sessions_killed_without_a_signal_end_as_one(image: str, machines:
         machines.append(Machine(image, tmp_path / "program", inputs))
         return machines[-1]
 
+    log = tmp_path / "log"
     whole = new_machine()
-    said, _ = whole.start().communicate(timeout=600)
-    print(said)
+    whole.start(log).wait(600)
+    said = log.read_text()
     assert re.search(r"codes \[[01], 0\]", said), said[-5000:]  # `doctor` calls the disk small, which it is
     whole.copy_to(tmp_path / "whole")
     for number, seen in enumerate(KILLED_AT):
         machine = new_machine()
-        with machine.start() as process:
+        with machine.start(log) as process:
             wait_until(
                 seen, lambda m=machine, s=seen, p=process: m.has(f"output/{s}") or p.poll() is not None, seconds=300
             )
@@ -85,7 +85,8 @@ def test_three_sessions_killed_without_a_signal_end_as_one(image: str, machines:
         machine.copy_to(inputs / "earlier")
         machine.remove()
     last = new_machine()
-    said, _ = last.start().communicate(timeout=600)
+    last.start(log).wait(600)
+    said = log.read_text()
     assert re.search(r"codes \[[01], 0\]", said), said[-5000:]  # `doctor` calls the disk small, which it is
     last.copy_to(tmp_path / "parts")
     assert_sessions_equal(tmp_path / "parts" / "output", tmp_path / "whole" / "output")

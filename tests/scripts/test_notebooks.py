@@ -81,19 +81,25 @@ def write_substitutes(folder: Path, python: str = sys.executable) -> None:
         place.chmod(0o755)
 
 
-def start_session(name: str, folder: Path, settings: Mapping[str, object]) -> subprocess.Popen[str]:
-    """A notebook in a process of its own, whose `/content` and `/kaggle` are folders in `folder`."""
+def start_session(name: str, folder: Path, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
+    """A notebook in a process of its own, with `/content`, `/kaggle` and its output `log` in `folder`."""
     write_substitutes(folder / "site")
     kept = {key: os.environ[key] for key in ("HOME", "OMP_NUM_THREADS") if key in os.environ}
     env = {**kept, "PATH": f"{folder / 'site/bin'}:{os.environ['PATH']}", "DEVICE": "cpu",
            "PYTHONPATH": f"{ROOT}:{folder / 'site'}"}  # fmt: skip
     (folder / "work").mkdir(exist_ok=True)
     words = [sys.executable, "-c", program(name, settings, root=str(folder))]
-    return subprocess.Popen(words, env=env, cwd=folder / "work", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)  # fmt: skip
+    with (folder / "log").open("w") as log:  # a pipe that nobody reads would fill up and stop the session
+        return subprocess.Popen(words, env=env, cwd=folder / "work", stdout=log, stderr=subprocess.STDOUT)
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def said_by_session(name: str, folder: Path, settings: Mapping[str, object]) -> str:
+    """The output of a session that ends by itself."""
+    start_session(name, folder, settings).wait(290)
+    return (folder / "log").read_text()
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL for a process and all that it started, none of which sees another end: the machine is gone."""
     every = [process.pid]
     for pid in every:  # grows while it is read
@@ -118,7 +124,7 @@ def test_a_notebook_is_short_and_its_file_is_a_course(name: str) -> None:
 
 @pytest.mark.long
 def test_colab_ends_with_the_zip(tmp_path: Path) -> None:
-    said, _ = start_session("colab", tmp_path, {**TINY, "TRAIN.EPOCH": 4}).communicate(timeout=290)
+    said = said_by_session("colab", tmp_path, {**TINY, "TRAIN.EPOCH": 4})
     assert "codes [0, 0]" in said, said
     assert "download b'PK'" in said and said.count("shown") == 6
 
@@ -128,18 +134,18 @@ def test_kaggles_killed_sessions_end_as_one_that_was_never_stopped(tmp_path: Pat
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         (folder / "kaggle" / "input").mkdir(parents=True)
-    assert "codes [0, 0]" in start_session("kaggle", whole, KAGGLE_SETTINGS).communicate(timeout=290)[0]
+    assert "codes [0, 0]" in said_by_session("kaggle", whole, KAGGLE_SETTINGS)
     output = parts / "kaggle" / "working" / "output"
     for seen in KILLED_AT:
         with start_session("kaggle", parts, KAGGLE_SETTINGS) as process:
             wait_until(seen, lambda seen=seen: (output / seen).exists() or process.poll() is not None, seconds=200)
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, (parts / "log").read_text()
             kill_all(process)
         # The next session begins with an empty disk, and with this one's output as its input.
         earlier = parts / "kaggle" / "input" / "earlier"
         shutil.rmtree(earlier, ignore_errors=True)
         shutil.move(parts / "kaggle" / "working", earlier)
-    assert "codes [0, 0]" in start_session("kaggle", parts, KAGGLE_SETTINGS).communicate(timeout=290)[0]
+    assert "codes [0, 0]" in said_by_session("kaggle", parts, KAGGLE_SETTINGS)
     assert_sessions_equal(output, whole / "kaggle" / "working" / "output")
 
 
