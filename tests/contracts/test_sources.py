@@ -49,7 +49,7 @@ def train(name: str, folder: Path, classes: tuple[str, ...] = ()) -> Source:
 def test_sequences_have_the_documented_types_are_the_same_again_and_of_the_chosen_split_and_class(
     name: str, demo_data: Path, tmp_path: Path
 ) -> None:
-    assert {"DEMO", *MAKERS, *TEST_SETS} == set(SOURCES)
+    assert {"DEMO", "NANO", *MAKERS, *TEST_SETS} == set(SOURCES)
     if name == "DEMO":
         tmp_path = demo_data
     else:
