@@ -30,13 +30,19 @@ check() { # check NAME COMMAND...: continue after a failure, so that one run sho
   if "$@"; then log "$name: passed ($((SECONDS - began)) s)"; else log "$name: FAILED"; failed="$failed $name"; fi
 }
 
-if [ $# -eq 0 ]; then
+static_checks() {
   check ruff ruff check --quiet .
   check format ruff format --quiet --check .
   check mypy mypy --no-error-summary
   check vocabulary python scripts/vocabulary.py
   check shellcheck shellcheck --external-sources scripts/*.sh docker/read-commit .ci/run docker/cloud/*.sh
   check hadolint hadolint Dockerfile
+  [ -z "$failed" ]
+}
+static=""
+if [ $# -eq 0 ]; then # next to the tests, which begin with a while on one core
+  static_checks &
+  static=$!
 fi
 
 markers="not long"
@@ -53,6 +59,7 @@ fi
 processes=$(($(nproc) > 1 ? 3 : 0))
 check tests python -m pytest -m "$markers" -n "${PROCESSES:-$processes}" --dist loadgroup --no-loadscope-reorder \
   --durations=15 "$@"
+[ -z "$static" ] || wait "$static" || failed="$failed static-checks"
 
 # Each Python has its own environment, .venv-3.10 and so on; arguments select the tests there too.
 if [ "$form" = long ]; then

@@ -189,8 +189,7 @@ def thin_hint(manifests: Iterable[Manifest]) -> str:
 
 def published_checkpoint(name: str) -> Path | None:
     """The checkpoint that comes with the program under this name; None if there is none."""
-    path = _PUBLISHED / f"{name}{SUFFIX}"
-    return path if "/" not in name and path.is_file() else None
+    return {path.stem: path for path in _PUBLISHED.glob(f"*{SUFFIX}")}.get(name)
 
 
 def manifest_of(path: Path) -> Manifest:

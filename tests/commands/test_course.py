@@ -15,7 +15,7 @@ from seqtrack.commands import course
 from seqtrack.commands.course import EXAMPLE, Step, assignment_steps, execute_step, read_course
 from seqtrack.commands.parsers import command_parsers
 from seqtrack.config.environment import configure
-from seqtrack.data.demo import Plan, draw_demo
+from seqtrack.data.demo import Plan, demo_set
 
 TEAM = {"title": "Trial", "members": ["Ada"], "reflections": {"Ada": "Learned."}}
 
@@ -43,7 +43,8 @@ class Executed:
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with a few short drawn videos in LaSOT's layout."""
     folder = tmp_path_factory.mktemp("data")
-    draw_demo(folder / "lasot", plan=Plan(train_sequences=2, train_frames=25, test_sequences=1, test_frames=14))
+    plan = Plan(train_sequences=2, train_frames=25, test_sequences=1, test_frames=14)
+    demo_set(plan).draw_into(folder / "lasot")
     return folder
 
 

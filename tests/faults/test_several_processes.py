@@ -51,7 +51,8 @@ def _assert_close(ours: Path, theirs: Path) -> None:
     assert expected and numbers(ours) == expected
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_a_resume_on_several_processes_has_the_same_samples_and_losses_as_one(
     world_size: int, uneven_alone: Path, demo_data: Path, tmp_path: Path
 ) -> None:

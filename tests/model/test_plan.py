@@ -28,7 +28,13 @@ LARGE = "vit_large_patch16"
         (ModelSpec(), 90_596_002, 768, 153.1),
         (ModelSpec(search_size=384, template_size=384), 91_169_442, 1728, 405.6),
         (ModelSpec(encoder_type=LARGE), 308_244_898, 768, 523.0),
-        (ModelSpec(encoder_type=LARGE, search_size=384, template_size=384), 308_982_178, 1728, 1339.9),
+        pytest.param(
+            ModelSpec(encoder_type=LARGE, search_size=384, template_size=384),
+            308_982_178,
+            1728,
+            1339.9,
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["b256", "b384", "l256", "l384"],
 )

@@ -85,9 +85,8 @@ def test_both_phases_on_a_fresh_clone_end_identical(clone: Path, tmp_path: Path)
     assert list((phase / "logs/tensorboard").iterdir())
     assert {path.name for path in (phase / "plots").iterdir()} >= {"phase_1_loss.png", "phase_1_iou.png"}
     assert (clone / "output/comparison/certificate.json").is_file()
-    for words in (("verify",), ("report",), ("upload", "--once")):
-        code, said = local(clone, *words, **variables)
-        assert code == 0, said
+    code, said = local(clone, "report", **variables)
+    assert code == 0, said
 
 
 @pytest.mark.long
