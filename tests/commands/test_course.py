@@ -84,7 +84,7 @@ def test_assignment_4_continues_what_assignment_3_began(
 
 
 def test_a_course_stops_before_its_time_is_over(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    endless = {"OUTPUT_DIR": str(tmp_path), "UPLOAD_TARGET": f"folder:{tmp_path / 'target'}"}
+    endless = {"OUTPUT_DIR": str(tmp_path / "watched"), "UPLOAD_TARGET": f"folder:{tmp_path / 'target'}"}
     assert execute_step(Step("watch", ["upload"], endless), 0.5) == 75
     monkeypatch.setenv("STOP_AFTER_S", "0.9")
     executed = Executed(few, {})
