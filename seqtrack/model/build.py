@@ -23,9 +23,8 @@ from seqtrack.tokens import SEQUENCE_LENGTH, vocabulary_size
 
 _Norm = functools.partial(LayerNorm, eps=1e-6)  # the epsilon of MAE and the authors
 
-TEMPLATE_OFFSET = (
-    64  # patches between the search region's rows and columns and the templates', for POS_INIT sincos2d_offset
-)
+# Patches between the search region's rows and columns and the templates', for POS_INIT sincos2d_offset.
+TEMPLATE_OFFSET = 64
 
 # The authors' encoder types: width, blocks, heads.
 ENCODERS: dict[str, tuple[int, int, int]] = {

@@ -1,6 +1,6 @@
 """Collectives of the processes of one run, and their rendezvous."""
 
-import time
+import ctypes
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -32,10 +32,10 @@ TWO = DistributedContext(0, 2, torch.device("cpu"))
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)  # type: ignore[attr-defined]
+    # Never freed: freeing waits for gloo's thread while it holds the interpreter, and that thread may need the
+    # interpreter to drop the last tensor. Training never ends its group.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     yield
-    # Ending a group waits for gloo's thread while it holds the interpreter, and that thread may need the interpreter to
-    # drop the last tensor: let it do so first. Training never ends its group.
-    time.sleep(0.2)
     dist.destroy_process_group()
 
 
