@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from seqtrack import Tracker
-from seqtrack.checkpoints.store import manifest_of, published_checkpoint, verify_checkpoint
+from seqtrack.checkpoints.store import manifest_of, verify_checkpoint
 from seqtrack.config.loader import config_digest, load_config
 from seqtrack.data.annotations import read_boxes
 from seqtrack.evaluation.metrics import iou_xywh
-from seqtrack.places import find_checkpoint
+from seqtrack.places import PUBLISHED, find_checkpoint
 from seqtrack.tracking.load import checkpoint_config, select_checkpoints
 
 CLIP = Path(__file__).parent / "assets" / "cc0_clip" / "person" / "person-1"
@@ -26,7 +26,7 @@ def test_it_is_undamaged_and_that_of_its_experiment(name: str, tmp_path: Path) -
 
 
 def test_other_names_are_paths() -> None:
-    assert published_checkpoint("nan") is None and published_checkpoint("../published/nano") is None
+    assert "nan" not in PUBLISHED and find_checkpoint("../published/nano") not in PUBLISHED.values()
     assert find_checkpoint("nan") == Path("nan").absolute()
 
 

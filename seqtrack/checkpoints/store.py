@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL_PART = "model"
-SUFFIX = ".safetensors"
-_PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 # Fields of a manifest that follow from the bytes of the file.
 DERIVED_FIELDS = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
 RESUMABLE = ("epoch", "step")
@@ -185,11 +183,6 @@ def thin_hint(manifests: Iterable[Manifest]) -> str:
         return ""
     known, advice = ", ".join(map(str, thin)), f"`seqtrack restore --epoch {thin[0]}` recomputes it"
     return f"; TRAIN.CHECKPOINT_EPOCHS kept only the digests of {known}: {advice}"
-
-
-def published_checkpoint(name: str) -> Path | None:
-    """The checkpoint that comes with the program under this name; None if there is none."""
-    return {path.stem: path for path in _PUBLISHED.glob(f"*{SUFFIX}")}.get(name)
 
 
 def manifest_of(path: Path) -> Manifest:

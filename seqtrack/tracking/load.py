@@ -10,14 +10,7 @@ import torch
 
 from seqtrack.checkpoints.resume_point import unusable_checkpoints
 from seqtrack.checkpoints.side_files import Scalar
-from seqtrack.checkpoints.store import (
-    Manifest,
-    list_checkpoints,
-    load_weights,
-    manifest_of,
-    published_checkpoint,
-    thin_hint,
-)
+from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of, thin_hint
 from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
 from seqtrack.device import capability_of, has_tf32, is_emulated
@@ -27,6 +20,7 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.model.weights import compare_states
 from seqtrack.parsing import short_repr
+from seqtrack.places import PUBLISHED, find_checkpoint
 from seqtrack.run_dir import CHECKPOINTS
 from seqtrack.tracking.tracker import TrackerSettings
 
@@ -38,8 +32,7 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
 
     Args:
         run: a folder `phase_N`.
-        wanted: each "all", "last", an epoch "3", a range "2-5", or a path of a checkpoint from anywhere, or
-            the name of a published one.
+        wanted: each "all", "last", an epoch "3", a range "2-5", or whatever `find_checkpoint` takes.
 
     Raises:
         UserError: a value that is none of these, or an epoch that does not exist (with those that do).
@@ -61,9 +54,9 @@ def select_checkpoints(run: Path, wanted: Sequence[str]) -> list[Manifest]:
                 text += thin_hint(one for one in recorded if first <= one.epoch <= last)
                 problems.append(Problem(text, "checkpoint.no_epoch" if epochs else "checkpoint.none"))
                 problems += [] if epochs else unusable_checkpoints(folder)
-        elif "/" in word or "." in word or published_checkpoint(word):
+        elif "/" in word or "." in word or word in PUBLISHED:
             try:
-                found = [manifest_of(published_checkpoint(word) or Path(word))]
+                found = [manifest_of(find_checkpoint(word))]
             except UserError as error:
                 problems += error.problems
         else:

@@ -16,6 +16,7 @@ from seqtrack.config.schema import Config
 from seqtrack.data.annotations import read_boxes
 from seqtrack.errors import UserError
 from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.tracking.load import select_checkpoints
 from seqtrack.tracking.video import open_frames
 
 from .conftest import FIRST_BOX
@@ -61,6 +62,8 @@ def test_a_checkpoint_of_the_hub_is_downloaded_once(
     hub.stop()
     again = Tracker.load(f"hf://{REPO}/{CHECKPOINT}", device="cpu")
     assert boxes_of(again, frames) == boxes_of(tracker, frames)
+    (named,) = select_checkpoints(output / "phase_1", [f"hf://{REPO}/{CHECKPOINT}"])  # as every --checkpoint does
+    assert named.path.is_relative_to(tmp_path / "cache")
 
 
 def test_what_is_wrong_is_refused_with_a_code(output: Path, frames: list[np.ndarray]) -> None:
