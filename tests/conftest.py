@@ -124,8 +124,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def hub_client_of_its_own() -> Iterator[None]:
-    """The Hub library keeps one client factory per process; a test that sets another must not reach the next test."""
+def environment_and_hub_client_of_its_own() -> Iterator[None]:
+    """Undo what a test leaves in its process: variables set by a command, the Hub library's client factory."""
+    variables = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(variables)
     if http := sys.modules.get("huggingface_hub.utils._http"):
         http.set_client_factory(http.default_client_factory)
