@@ -42,9 +42,14 @@ def render_commands(document: str) -> str:
         ValueError: a marker is missing.
     """
     parts: list[str] = []
+    training = list(_arguments_of(command_parsers()[1]["train"]))
     for words, summary, parser in parsers():
         parts += [f"{'####' if ' ' in words else '###'} `seqtrack {words}`", f"{summary[:1].upper()}{summary[1:]}."]
-        if rows := list(_arguments_of(parser)):
+        rows = list(_arguments_of(parser))
+        if words != "train" and rows[: len(training)] == training:
+            parts.append(f"All arguments and variables of `seqtrack train`{', and:' if rows[len(training) :] else '.'}")
+            rows = rows[len(training) :]
+        if rows:
             parts.append(_table(("argument", "meaning"), rows))
         # The uploader's settings are listed in docs/configuration.md only.
         read = [name for name, field in VARIABLES.items() if words in fact(field, "reader").split(", ")]
@@ -69,6 +74,7 @@ def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
 
 def _arguments_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     """Each argument except --help as (syntax, meaning)."""
+    parser.format_help()  # fills in the meanings of variables
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue

@@ -24,20 +24,32 @@ class Parser(argparse.ArgumentParser):
             error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
 
+    def format_help(self) -> str:
+        """The help, with the meaning of each variable that is an option."""
+        options = [action for action in self._actions if action.dest in SETTINGS]
+        if options:
+            from seqtrack.config.environment import VARIABLES  # start-up time: only this text needs pydantic
+
+            for action in options:
+                action.help = (VARIABLES[action.dest].description or "").replace("%", "%%")
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR_EXIT_CODE, f"{Problem(f'{self.prog}: {message}', 'cli.argument').line}\n")
 
 
-# Variables that `train`, `plan` and `doctor` also take as options: BATCH_SIZE as --batch-size.
+# Variables that `train`, `run`, `plan` and `doctor` also take as options: BATCH_SIZE as --batch-size.
 SETTINGS = ("PHASE", "RESUME_EPOCH", "CONFIG", "DATASET", "CLASSES", "SEED", "EPOCHS", "BATCH_SIZE", "DEVICE", "NPROC",
             "NNODES", "NODE_RANK", "RENDEZVOUS", "MAX_RESTARTS", "OUTPUT_DIR", "DATA_DIR", "HF_REPO")  # fmt: skip
 
 
 def _settings(parser: Parser) -> None:
     for name in SETTINGS:
-        parser.add_argument(f"--{name.lower().replace('_', '-')}", dest=name, metavar="VALUE", help=f"sets {name}")
+        parser.add_argument(f"--{name.lower().replace('_', '-')}", dest=name, metavar="VALUE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any key, such as TRAIN.LR=2e-4")
-    parser.epilog = "Every variable and key is described in docs/configuration.md. An option takes precedence."
+    parser.epilog = (
+        "--batch-size sets the variable BATCH_SIZE, and so on; docs/configuration.md has every variable and key."
+    )
 
 
 def variables_of(args: argparse.Namespace) -> dict[str, str]:
@@ -224,7 +236,7 @@ def _data(parser: Parser) -> None:
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
     download.add_argument("--repo", default="l-lt/LaSOT", help="data set on the Hub (default: l-lt/LaSOT)")
-    check.add_argument("--dataset", help="lasot, demo or nano (default: DATASET)")
+    check.add_argument("--dataset", help="lasot, demo, nano or another of docs/data.md (default: DATASET)")
     check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     show.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")

@@ -127,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; exit 2 if it does not fit."""
     environment, config = configure(os.environ)
     plan = Plan(config, find_machine(environment, args.gpu, args.memory_gib, args.disk_gib))
-    numbers = {**asdict(plan.cost), "training_flops": plan.cost.training_flops, **asdict(plan.machine)}
+    numbers: dict[str, Any] = {"experiment": environment.config, "data_sets": list(config.DATA.TRAIN.DATASETS_NAME)}
+    numbers |= {**asdict(plan.cost), "training_flops": plan.cost.training_flops, **asdict(plan.machine)}
     numbers |= {name: value for name, value in vars(plan).items() if name not in ("spec", "cost", "machine")}
     numbers |= _duration(plan, config, elsewhere=args.gpu is not None or args.memory_gib is not None)
     if args.json:
@@ -143,13 +144,15 @@ def _print(numbers: dict[str, Any]) -> None:
     for name, value in numbers.items():
         if isinstance(value, dict):
             value = ", ".join(f"{part} {size / GIB:.2f}" for part, size in value.items()) + " GiB"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
         elif isinstance(value, bool):
             value = "yes" if value else "no"
         elif isinstance(value, int):
             value = f"{value / GIB:.2f} GiB" if re.search("memory|disk|bytes", name) else f"{value:,}"
         elif isinstance(value, float):
             hours = f" ({timedelta(seconds=round(3600 * value))})" if name.startswith("hours") else ""
-            value = f"{value:,.3g}{hours}"
+            value = f"{value:{',.0f' if value >= 1000 else '.3g'}}{hours}"
         if value not in (None, "", []) and name != "problems":
             print(f"{name.replace('_', ' '):24}{value}")
 

@@ -26,8 +26,8 @@ from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import short_repr
 from seqtrack.run_dir import phase_name
 
-# Commands that read a variable.
 _DRAWN = ("demo", "nano")  # data sets with an experiment of the same name
+# Commands that read a variable.
 _RUNS, _DATA = "train, track, evaluate", "train, data, evaluate"
 _UP, _HUB = "train, upload, hub", "train, data, upload, hub"
 _TOKEN = r"^[!-~]+\Z"
@@ -73,15 +73,15 @@ class Environment(Settings):
     )
     dataset: tuple[Name, ...] = setting(
         ("demo",),
-        "data sets, separated by commas; unset, demo, or those of CONFIG if that is nano or a file of your own",
+        "data sets, separated by commas; unset, demo, also with seqtrack_b256; nano and files of your own name theirs",
         _DATA,
     )
     classes: tuple[Name, ...] = setting((), "classes, separated by commas; unset, those of CONFIG", _DATA)
     data_dir: Path = setting(Path("./data"), "folder of the data sets", _DATA)
     output_dir: Path = setting(Path("./output"), "folder of phase_1, phase_2 and comparison", "every command")
-    seed: int | None = setting(None, "TRAIN.SEED", "train", ge=0, le=2**32 - 1)
-    epochs: int | None = setting(None, "TRAIN.EPOCH", "train", ge=1)
-    batch_size: int | None = setting(None, "TRAIN.BATCH_SIZE: samples per step of all processes", "train", ge=1)
+    seed: int | None = setting(None, "seed of all random numbers: TRAIN.SEED", "train", ge=0, le=2**32 - 1)
+    epochs: int | None = setting(None, "number of epochs: TRAIN.EPOCH", "train", ge=1)
+    batch_size: int | None = setting(None, "samples per step of all processes: TRAIN.BATCH_SIZE", "train", ge=1)
     overrides: Overrides = setting((), "`KEY VALUE KEY VALUE` for any key, quoted as in a shell", "train")
     device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto, cuda or cpu", _RUNS)
     nproc: Processes = setting(1, "processes of a run; auto starts one per GPU", "train")

@@ -19,6 +19,8 @@ def test_options_and_keys_of_training_set_its_variables(monkeypatch: pytest.Monk
         "OVERRIDES": "TRAIN.AMP off TRAIN.LR 2e-4 DATA.CLASSES 'a b'",
     }
     assert {name.lower() for name in SETTINGS} <= set(Environment.model_fields)
+    assert parser.format_help()
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 def test_every_command_reads_dotenv_and_the_environment_takes_precedence(

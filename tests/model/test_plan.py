@@ -144,6 +144,7 @@ def test_this_machine_is_planned_with_its_free_memory_and_speed(
     assert (code, found["memory"], found["memory_from"]) == (2, GIB // 4, "free now of a small machine")
     assert "[plan.memory]" in said
     assert (found["samples_per_epoch"], found["steps_per_epoch"]) == (4000, 250)
+    assert (found["experiment"], found["data_sets"]) == ("demo", ["DEMO"])
     assert found["samples_per_s"] is None and "hours_per_epoch" not in found
 
 
