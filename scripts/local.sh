@@ -5,7 +5,7 @@
 #   RESUME_EPOCH=3 ... train-phase2   continue from phase 1's epoch 3 into ./output/phase_2, and compare the two
 #   upload [--once]               upload ./output to HF_REPO
 #   tensorboard                   live curves at http://127.0.0.1:6006
-#   evaluate, verify, audit, reproduce, restore, report, data, hub, plan, doctor, track, export, import:
+#   prepare-data, evaluate, verify, audit, report, course, track, plan, doctor, ...: see docs/commands.md;
 #                                 `scripts/local.sh JOB --help` explains each
 #
 # The first call creates .venv from requirements.lock. Settings come from the environment, then from .env if it exists.

@@ -44,6 +44,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             if sys.stderr.isatty():
                 logging.getLogger().handlers[0].setFormatter(TerminalFormatter())
             logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+            logging.getLogger("matplotlib").setLevel(logging.WARNING)
         # In the current folder, for every command, so that training and reading its output agree on the place.
         if Path(".env").is_file():
             from seqtrack.config.environment import load_dotenv_file  # start-up time of --help

@@ -24,6 +24,7 @@ from seqtrack.uploads.fetch import fetch_files, fetch_run
 
 if TYPE_CHECKING:
     from seqtrack.proof.audit import RunEvidence
+    from seqtrack.proof.replay import Replayed
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 EXIT_CODES = {"confirmed": 0, "refuted": 1, "undecided": 3}
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     )
     expected = timedelta(seconds=round(estimate_s(evidence, segments)))
     say(f"{evidence.folder}: epochs {evidence.first_epoch} to {evidence.last_epoch}; nonce {nonce}")
-    say(f"{len(segments)} parts to recompute; they took {expected} when the run was trained")
+    say(f"parts to recompute: {len(segments)}, {expected} of the training")
 
     def recompute() -> int:
         record = audit(
@@ -54,11 +55,7 @@ def run(args: argparse.Namespace) -> int:
             data_dir=environment.data_dir,
             device=environment.device,
             nonce=nonce,
-            on_segment=lambda one: say(
-                f"epoch {one.segment.epoch}: {one.steps} steps, {one.records} records"
-                + (f", state after epoch {', '.join(map(str, one.states))}" if one.states else "")
-                + (": equal" if one.mismatch is None else f": {one.mismatch.quantity} differs")
-            ),
+            on_segment=lambda one: say(_outcome(one)),
         )
         if record is None:
             return STOPPED_EXIT_CODE if IS_MAIN else 0
@@ -73,6 +70,13 @@ def run(args: argparse.Namespace) -> int:
     options = {"--segments": args.segments, "--steps": args.steps, "--epochs": args.epochs, "--output": args.output}
     words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return in_processes(evidence, ["audit", args.run, "--nonce", nonce, *words, *["--json"] * args.json], recompute)
+
+
+def _outcome(one: "Replayed") -> str:
+    states = f", state after epoch {', '.join(map(str, one.states))}" if one.states else ""
+    found = "equal" if one.records or one.states else "nothing recorded to compare, take more --steps"
+    found = f"{one.mismatch.quantity} differs" if one.mismatch else found
+    return f"epoch {one.segment.epoch}: {one.steps} steps, {one.records} records{states}: {found}"
 
 
 def in_processes(evidence: "RunEvidence", words: list[str], recompute: Callable[[], int]) -> int:

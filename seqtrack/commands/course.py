@@ -48,6 +48,7 @@ groups:                     # assignment 5: one model per group
   group_1: [electricfan, elephant, flag, fox, frog]
   group_2: [gametarget, gecko, giraffe, goldfish, gorilla]
 repo: null                  # owner/name or datasets/owner/name on the Hub; the token: HF_TOKEN or HF_TOKEN_PATH
+# target: folder:/mnt/backup  # instead of repo
 # config: coin_kite_256     # experiment; default: coin_kite_256, ten_classes_t4 in assignment 5, demo for the demo data
 # resume_epoch: 3           # where phase 2 continues
 # settings: {TRAIN.EPOCH: 10, TRAIN.SEED: 42}
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace, execute: Execute | None = None) -> int:
             if code == STOPPED_EXIT_CODE:
                 logger.info("stopped; the same command continues")
             else:
-                command = shlex.join(["seqtrack", *step.words])
+                command = f"{environment.seqtrack_command} {shlex.join(step.words)}"
                 logger.error("%s ended with exit code %d; the same course command continues there", command, code)
             return code
     if args.assignment == "a5":

@@ -73,7 +73,7 @@ class Train(Settings):
     SEED: int = setting(42, "seed of all random numbers", ge=0, le=2**32 - 1)
     INIT_FROM: str = setting(
         "",
-        "fine-tuning: a checkpoint, a .pth.tar or hf://owner/name/PATH with the first weights",
+        "fine-tuning: a checkpoint, a .pth.tar, hf://owner/name/PATH or nano with the first weights",
         must_match=False,
     )
     LR: float = setting(1e-4, "learning rate of decoder and head", gt=0, le=10)

@@ -78,9 +78,11 @@ def _check_experiment(manifest: Manifest, config: Config, data_digest: str, step
     if manifest.data_digest != data_digest:
         text = "the sequences, annotations or frame files differ (digest in dataset.json)"
         problems.append(Problem(text, "data.changed"))
+    step = first_changed_step(theirs.TRAIN, config.TRAIN, steps_per_epoch, steps=manifest.step) if was else None
     if problems:
-        _refuse(manifest.path, problems)
-    if was and (step := first_changed_step(theirs.TRAIN, config.TRAIN, steps_per_epoch, steps=manifest.step)):
+        schedule = [text for key, text in was.items() if step and key.startswith(SCHEDULE)]
+        _refuse(manifest.path, [*problems, *(Problem(text, "run.other_experiment") for text in schedule)])
+    if step:
         reason = f"of {manifest.step} steps taken, step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would differ"
         _refuse(manifest.path, [Problem(text, "resume.step_would_differ") for text in (reason, *was.values())])
     return tuple(str(one) for one in compare_configs(theirs, config) if one.must_match)

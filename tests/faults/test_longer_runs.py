@@ -50,6 +50,7 @@ def test_a_finished_run_that_trains_longer_ends_as_the_run_planned_longer(
         ({"TRAIN.SCHEDULER.TYPE": "mstep", "TRAIN.SCHEDULER.MILESTONES": "[1]"}, 2, "step 4 (epoch 2)"),
         ({}, 1, "step 4 (epoch 2)"),
         ({"TRAIN.BATCH_SIZE": "1"}, 4, "TRAIN.BATCH_SIZE"),
+        ({"TRAIN.BATCH_SIZE": "1"}, 1, "TRAIN.EPOCH"),
         ({"TRAIN.LR_DROP_EPOCH": "2"}, 2, ""),
         ({"TRAIN.SCHEDULER.DECAY_RATE": "0.5", "TRAIN.SCHEDULER.FINAL_RATIO": "0.5"}, 2, ""),
         ({"TRAIN.SCHEDULER.TYPE": "mstep", "TRAIN.SCHEDULER.MILESTONES": "[2]"}, 2, ""),
