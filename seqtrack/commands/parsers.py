@@ -236,7 +236,7 @@ def _data(parser: Parser) -> None:
     download.add_argument("--split", choices=("train", "test", "all"), default="all", help="default: all")
     download.add_argument("--sequences", default="", help="only these sequences, separated by commas")
     download.add_argument("--repo", default="l-lt/LaSOT", help="data set on the Hub (default: l-lt/LaSOT)")
-    check.add_argument("--dataset", help="lasot, demo, nano or another of docs/data.md (default: DATASET)")
+    check.add_argument("--dataset", help="lasot, demo or nano (default: DATASET)")
     check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     show.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")
