@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError
 from seqtrack.errors import Problem
@@ -31,7 +40,18 @@ Measured = Annotated[
     float | None, BeforeValidator(lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
 ]
 Scalar = str | int | float | bool | None
-Fingerprint = dict[str, Scalar]
+
+
+def _counted(fingerprint: dict[str, Scalar]) -> dict[str, Scalar]:
+    """An audit starts as many processes, with as many threads: of none it would confirm whatever they did not find."""
+    for name in ("world_size", "threads"):
+        found = fingerprint.get(name, 1)
+        if type(found) is not int or not 1 <= found <= 4096:
+            raise ValueError(f"{name} is {short_repr(found)}, expected a whole number from 1 to 4096")
+    return fingerprint
+
+
+Fingerprint = Annotated[dict[str, Scalar], AfterValidator(_counted)]
 Figures = dict[str, float | None]
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
