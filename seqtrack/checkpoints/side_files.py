@@ -52,7 +52,24 @@ def _counted(fingerprint: dict[str, Scalar]) -> dict[str, Scalar]:
 
 
 Fingerprint = Annotated[dict[str, Scalar], AfterValidator(_counted)]
-Figures = dict[str, float | None]
+
+
+_FIGURES = frozenset({"auc", "op50", "op75", "p20", "p_norm", "mean_iou", "fps", "ms_a_frame"})
+_CURVES = frozenset({"success", "precision", "norm_precision"})
+
+
+def _with(names: frozenset[str]) -> AfterValidator:
+    """A mapping that has these keys."""
+
+    def check(found: dict[str, Any]) -> dict[str, Any]:
+        if lacking := names - {*found}:
+            raise ValueError(f"lacks {', '.join(sorted(lacking))}")
+        return found
+
+    return AfterValidator(check)
+
+
+Figures = Annotated[dict[str, float | None], _with(_FIGURES)]
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 Pair = Annotated[list[T], Field(min_length=2, max_length=2)]
@@ -228,7 +245,7 @@ class EvaluatedTracker(Strict):
     classes: dict[str, Figures]
     attributes: dict[str, Figures] = {}
     sequences: dict[str, Figures]
-    curves: dict[str, list[float]]
+    curves: Annotated[dict[str, list[float]], _with(_CURVES)]
 
 
 class EvaluationRecord(Strict):
