@@ -223,7 +223,7 @@ def read_annotations(place: Path) -> list[Annotation]:
         raise UserError(f"{place}: no annotations found; expected {expected}", "annotations.none")
     counts = Counter(name for name, _, _ in files)
     problems = [
-        Problem(f"{place}: {short_repr(name)} is there twice", "file.duplicate") for name in counts if counts[name] > 1
+        Problem(f"{place}: {short_repr(name)} is listed twice", "file.duplicate") for name in counts if counts[name] > 1
     ]
     annotations = []
     for name, boxes_file, flag_files in sorted(files, key=lambda one: (sequence_order(one[0]), one[1])):

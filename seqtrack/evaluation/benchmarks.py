@@ -111,7 +111,7 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         pairs = [(name, attributes) for name, *attributes in lines if name]
         given = dict(pairs)
         if len(given) < len(pairs):
-            raise UserError(f"{place}: a sequence is there twice", "file.duplicate")
+            raise UserError(f"{place}: a sequence is listed twice", "file.duplicate")
         known = set(names) or {one for attributes in given.values() for one in attributes}
         if unknown := sorted({one for attributes in given.values() for one in attributes} - known):
             expected = f"expected some of {', '.join(sorted(known))}"
