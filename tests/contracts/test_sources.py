@@ -151,7 +151,7 @@ def test_an_lmdb_holds_the_same_data_set(name: str, tmp_path: Path) -> None:
     assert describe([after]) == describe([before])
     assert [TrackingDataset([after], [1], spec, seed=3).sample(1, index).checksum for index in range(8)] == samples
     for number, damage in enumerate((lambda data: data[:99], lambda data: data[: len(data) // 2], _overwritten)):
-        copy = Path(shutil.copytree(tmp_path, tmp_path / "copies" / str(number)))
+        copy = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{number}")))
         path = next(copy.rglob("data.mdb"))
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(UserError) as caught:
