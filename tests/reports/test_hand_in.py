@@ -16,6 +16,8 @@ from seqtrack.cli import main
 from seqtrack.errors import UserError
 from seqtrack.evaluation.tables import HEADINGS
 from seqtrack.reports.document import report_document
+from seqtrack.reports.handin import write_hand_in
+from seqtrack.reports.report import Team
 from seqtrack.reports.requirements import REQUIREMENTS, find
 from seqtrack.run_dir import HAND_IN_FILE
 
@@ -119,3 +121,12 @@ def test_a_document_holds_any_text_and_a_file_that_is_no_image_is_an_error(tmp_p
         with pytest.raises(UserError) as refused:
             report_document("![x](x.png)\n", tmp_path)
         assert refused.value.code == "report.image"
+
+
+def test_links_out_of_the_folder_are_not_handed_in(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "report.md").write_text("x")
+    (tmp_path / "output" / "report.txt").symlink_to(tmp_path / "secret")
+    names = write_hand_in(tmp_path / "hand-in.zip", {"": tmp_path / "output"}, Team())
+    assert names == ["CONTENTS.txt", "team.json", "code_references.csv", "report.md"]
