@@ -52,8 +52,10 @@ def device_plan(device: str, processes: int | str) -> DevicePlan:
 
     Raises:
         UserError: `device.no_gpu`, a GPU was requested and none is usable; `device.too_many_processes`, every process
-            needs its own GPU and there are fewer.
+            needs its own GPU and there are fewer; `device.unknown`, another device.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device {device!r}: expected auto, cpu or cuda", "device.unknown")
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
     if device == "cuda" and gpus == 0:
         raise UserError(

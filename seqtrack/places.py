@@ -18,7 +18,13 @@ def find_checkpoint(place: str) -> Path:
     if place in PUBLISHED:  # comes with the program
         return PUBLISHED[place]
     if not place.startswith(HUB):
-        return Path(place).expanduser().absolute()
+        try:
+            file = Path(place).expanduser().absolute()
+        except RuntimeError:  # no such user
+            file = Path(place).absolute()
+        if not file.name or "\0" in place:
+            raise UserError(f"{place!r}: is no checkpoint's file", "checkpoint.missing")
+        return file
     words = place.removeprefix(HUB).split("/")
     count = 3 if words[0] == "datasets" else 2
     repo, path = "/".join(words[:count]), "/".join(words[count:])

@@ -202,6 +202,10 @@ def _read_head(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
         raise DamagedFileError(f"{path}: the state cannot be read ({error})", "checkpoint.state") from error
     if not isinstance(values, dict):
         raise DamagedFileError(f"{path} holds no training state", "checkpoint.state")
+    lineage, history = values.get("lineage", {}), values.get("history", [])
+    if not isinstance(lineage, dict) or not isinstance(history, list) or any(type(one) is not dict for one in history):
+        text = f"{path}: expected an object as the state's lineage, and a list of objects as its history"
+        raise DamagedFileError(text, "checkpoint.state")
     return head, described, values
 
 

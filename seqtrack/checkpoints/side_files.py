@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from seqtrack.checkpoints.safetensors_io import DamagedFileError
 from seqtrack.errors import Problem
@@ -31,8 +40,36 @@ Measured = Annotated[
     float | None, BeforeValidator(lambda one: None if isinstance(one, float) and not math.isfinite(one) else one)
 ]
 Scalar = str | int | float | bool | None
-Fingerprint = dict[str, Scalar]
-Figures = dict[str, float | None]
+
+
+def _counted(fingerprint: dict[str, Scalar]) -> dict[str, Scalar]:
+    """An audit starts as many processes, with as many threads: of none it would confirm whatever they did not find."""
+    for name in ("world_size", "threads"):
+        found = fingerprint.get(name, 1)
+        if type(found) is not int or not 1 <= found <= 4096:
+            raise ValueError(f"{name} is {short_repr(found)}, expected a whole number from 1 to 4096")
+    return fingerprint
+
+
+Fingerprint = Annotated[dict[str, Scalar], AfterValidator(_counted)]
+
+
+_FIGURES = frozenset({"auc", "op50", "op75", "p20", "p_norm", "mean_iou", "fps", "ms_a_frame"})
+_CURVES = frozenset({"success", "precision", "norm_precision"})
+
+
+def _with(names: frozenset[str]) -> AfterValidator:
+    """A mapping that has these keys."""
+
+    def check(found: dict[str, Any]) -> dict[str, Any]:
+        if lacking := names - {*found}:
+            raise ValueError(f"lacks {', '.join(sorted(lacking))}")
+        return found
+
+    return AfterValidator(check)
+
+
+Figures = Annotated[dict[str, float | None], _with(_FIGURES)]
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 Pair = Annotated[list[T], Field(min_length=2, max_length=2)]
@@ -208,7 +245,7 @@ class EvaluatedTracker(Strict):
     classes: dict[str, Figures]
     attributes: dict[str, Figures] = {}
     sequences: dict[str, Figures]
-    curves: dict[str, list[float]]
+    curves: Annotated[dict[str, list[float]], _with(_CURVES)]
 
 
 class EvaluationRecord(Strict):

@@ -17,6 +17,7 @@ from seqtrack.checkpoints.store import manifest_of
 from seqtrack.commands.train import one_of_several
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
+from seqtrack.parsing import ParseError, parse_int
 from seqtrack.reports.consistency import inconsistencies
 from seqtrack.run_dir import AUDIT_FILE, CHECKPOINTS, FETCHED, epoch_name, manifest_path, phase_name
 from seqtrack.runtime.launcher import launch
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_CODES[record.verdict]
 
     options = {"--segments": args.segments, "--steps": args.steps, "--epochs": args.epochs, "--output": args.output}
-    words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return in_processes(evidence, ["audit", args.run, "--nonce", nonce, *words, *["--json"] * args.json], recompute)
+    words = [f"{name}={value}" for name, value in options.items() if value is not None]
+    return in_processes(evidence, ["audit", args.run, f"--nonce={nonce}", *words, *["--json"] * args.json], recompute)
 
 
 def _outcome(one: "Replayed") -> str:
@@ -167,8 +168,8 @@ def _epochs(text: str | None, first: int, last: int) -> list[int] | None:
     if text == "all":
         return list(range(first, last + 1))
     try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
+        return sorted({parse_int(part) for part in text.split(",")})
+    except ParseError:
         raise UserError(f"--epochs: found {text!r}, expected all or numbers such as 3,7", "audit.epochs") from None
 
 

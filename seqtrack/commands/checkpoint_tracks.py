@@ -130,7 +130,9 @@ def _subjects(
     if exported:
         model, config, record = exported
         origin: dict[str, Scalar] = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
-        found.append(_Subject(f"ONNX, epoch {record.checkpoint['epoch']}", "onnx", None, origin, config, lambda: model))
+        found.append(
+            _Subject(f"ONNX, epoch {record.checkpoint.get('epoch')}", "onnx", None, origin, config, lambda: model)
+        )
     return found
 
 

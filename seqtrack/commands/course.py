@@ -7,6 +7,7 @@ was stopped. Knows which steps an assignment has, and nothing of how they work.
 import argparse
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from seqtrack.errors import STOPPED_EXIT_CODE, UserError
 from seqtrack.process import stop_signals
 from seqtrack.reports.handin import write_hand_in
 from seqtrack.reports.report import Team, read_document
-from seqtrack.run_dir import COMPARE, HAND_IN_FILE
+from seqtrack.run_dir import COMPARE, COMPARISON, FETCHED, HAND_IN_FILE, PHASES
 from seqtrack.runtime.metrics_log import clock
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,10 @@ def run(args: argparse.Namespace, execute: Execute | None = None) -> int:
             return code
     if args.assignment == "a5":
         folders = {"": output, **{name: output / name for name in course.groups}}
-        print(output / HAND_IN_FILE, *write_hand_in(output / HAND_IN_FILE, folders, course.team), sep="\n  ")
+        try:
+            print(output / HAND_IN_FILE, *write_hand_in(output / HAND_IN_FILE, folders, course.team), sep="\n  ")
+        except OSError as error:
+            raise UserError(f"{output / HAND_IN_FILE}: cannot be written ({error})", "file.unwritable") from error
     logger.info("%s is complete: %s", args.assignment, output / HAND_IN_FILE)
     return 0
 
@@ -132,13 +136,20 @@ def assignment_steps(assignment: str, course: Course, output: Path, file: Path) 
     """The steps of "a3", "a4" or "a5".
 
     Raises:
-        UserError: the file names no classes, or no groups, for it.
+        UserError: the file names no classes, or no groups, for it, or a group that cannot have a folder.
     """
     groups = course.groups if assignment == "a5" else {"": course.classes}
     if not groups:
         raise UserError(f"{file}: assignment 5 needs `groups`, each with its classes", "course.no_groups")
     if assignment != "a5" and not course.classes and course.dataset != "demo":
         raise UserError(f"{file}: assignments 3 and 4 need `classes`", "course.no_classes")
+    taken = (*PHASES, COMPARE, COMPARISON, FETCHED)
+    for name, classes in groups.items() if assignment == "a5" else ():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name in taken:
+            text = f"{file}: group {name!r}: expected a name of letters, digits, _ . and -, for a folder of its own"
+            raise UserError(text, "course.group")
+        if not classes and course.dataset != "demo":
+            raise UserError(f"{file}: group {name!r} has no classes", "course.no_classes")
     hub, steps = ["--hub"] if course.repo or course.target else [], list[Step]()
     for name, classes in groups.items():
         variables = _variables(course, output / name, classes, name, "ten_classes_t4" if name else "coin_kite_256")

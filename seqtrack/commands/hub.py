@@ -33,7 +33,11 @@ def run(args: argparse.Namespace) -> int:
         _download(args, environment)
     else:
         place = environment.output_dir / "README.md"
-        write_atomic(place, model_card(environment.output_dir, repo=environment.hf_repo).encode())
+        card = model_card(environment.output_dir, repo=environment.hf_repo)
+        try:
+            write_atomic(place, card.encode())
+        except OSError as error:
+            raise UserError(f"{place}: cannot be written ({error.strerror})", "file.unwritable") from error
         print(place)
         if environment.target is not None and not args.no_upload:
             _send(environment, {"README.md": place})

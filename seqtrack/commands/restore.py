@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
 
     def recompute() -> int:
         with open_replay(evidence, environment.data_dir, environment.device) as (replay, differences):
-            result = replay.run(segment_of(evidence, args.epoch), keep_in=folder / CHECKPOINTS)
+            try:
+                result = replay.run(segment_of(evidence, args.epoch), keep_in=folder / CHECKPOINTS)
+            except OSError as error:
+                raise UserError(f"{error.filename}: cannot be written ({error.strerror})", "file.unwritable") from error
         if result.stopped or not IS_MAIN:
             return STOPPED_EXIT_CODE if result.stopped else 0
         if (found := result.mismatch) is not None:

@@ -43,11 +43,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="track.output")
     with StopRequest() as stop:
         boxes, seconds, conditions = _track(args, environment, source, target, stop)
-        write_boxes(target.with_suffix(".txt"), boxes)
         speed = (len(boxes) - 1) / seconds if seconds else None
         record = {"format": "seqtrack-track/1", "source": args.source, "box_xywh": boxes[0].tolist(), "fps": source.fps}
         record |= {"frames": len(boxes), "tracker_fps": speed, **conditions}
-        write_json(target.with_suffix(".json"), record)
+        try:
+            write_boxes(target.with_suffix(".txt"), boxes)
+            write_json(target.with_suffix(".json"), record)
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be written ({error.strerror})", code="track.output") from error
     if not args.no_video:
         print(target)
     print(target.with_suffix(".txt"))

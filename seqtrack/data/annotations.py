@@ -209,18 +209,22 @@ def read_annotations(place: Path) -> list[Annotation]:
     if place.is_file():
         return [*read_archive(place, of_annotations=True).values()]
     annos = place / "annos" if (place / "annos").is_dir() else place
-    if texts := [*annos.glob("*.txt")]:
-        absent = (annos / "absent").is_dir()
-        files = [(path.stem, path, {annos / "absent" / path.name: (1, 1)} if absent else {}) for path in texts]
-    else:
-        found = [*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt")]
+    found = [*place.glob("*/groundtruth.txt"), *place.glob("*/*/groundtruth.txt")]
+    if found and annos == place:  # texts next to the folders are lists of the split
         files = [
             (path.parent.name, path, {path.with_name(name): how for name, how in FLAG_FILES.items()}) for path in found
         ]
+    else:
+        absent = (annos / "absent").is_dir()
+        texts = annos.glob("[!.]*.txt")
+        files = [(path.stem, path, {annos / "absent" / path.name: (1, 1)} if absent else {}) for path in texts]
     if not files:
         expected = "an .npz file, a folder of <sequence>.txt, or folders with groundtruth.txt"
         raise UserError(f"{place}: no annotations found; expected {expected}", "annotations.none")
-    problems: list[Problem] = []
+    counts = Counter(name for name, _, _ in files)
+    problems = [
+        Problem(f"{place}: {short_repr(name)} is listed twice", "file.duplicate") for name in counts if counts[name] > 1
+    ]
     annotations = []
     for name, boxes_file, flag_files in sorted(files, key=lambda one: (sequence_order(one[0]), one[1])):
         if parts := attempt(problems, read_boxes_and_absence, boxes_file, flag_files):
@@ -235,7 +239,7 @@ def read_archive(path: Path, *, of_annotations: bool = False) -> dict[str, Annot
 
     Args:
         of_annotations: read `absent` as well, a bit per frame, if it exists; the lowest number of int16 is NaN, and
-            infinite boxes are refused.
+            infinite boxes and sequences without frames are refused.
 
     Raises:
         UserError: unreadable, or of another format.
@@ -253,8 +257,8 @@ def read_archive(path: Path, *, of_annotations: bool = False) -> dict[str, Annot
         ):
             raise ValueError(f"{kinds} {names.shape}, {offsets.shape}, {boxes.shape}")
         ends = offsets.astype(np.int64)
-        if ends[0] != 0 or (np.diff(ends) < 0).any() or len({*names.tolist()}) < len(names):
-            raise ValueError("offsets that do not rise from 0, or a name twice")
+        if ends[0] != 0 or (np.diff(ends) < of_annotations).any() or len({*names.tolist()}) < len(names):
+            raise ValueError("offsets that do not rise from 0, a sequence without frames, or a name twice")
         if bits.shape != (-(-len(boxes) // 8) * 8,) or (of_annotations and np.isinf(boxes).any()):
             raise ValueError("absent of another number of frames, or infinite boxes")
         rows = np.where(boxes == -32768, np.nan, boxes) if boxes.dtype == np.int16 else boxes.astype(np.float64)

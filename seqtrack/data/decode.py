@@ -271,7 +271,10 @@ def _read(path: Path) -> bytes:
 
 
 def _imdecode(data: bytes) -> Image | None:
-    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # a header that claims more pixels than OpenCV allows
+        return None
     return None if image is None else np.asarray(image, dtype=np.uint8)
 
 

@@ -2,6 +2,7 @@
 the key and the file's bytes are the value. Both have the same paths, so that no reader knows the difference.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -26,10 +27,6 @@ def _parts(path: Path) -> tuple[Path, str] | None:
     return (inside, path.relative_to(inside).as_posix()) if inside else None
 
 
-def _environment(folder: Path) -> "lmdb.Environment":
-    return _opened(folder, os.getpid())  # an environment must not be used after a fork
-
-
 @functools.lru_cache(maxsize=64)
 def _opened(folder: Path, process: int) -> "lmdb.Environment":
     try:
@@ -38,9 +35,25 @@ def _opened(folder: Path, process: int) -> "lmdb.Environment":
         text = f"{folder}: is an LMDB environment; `pip install lmdb` is needed to read it"
         raise UserError(text, "data.lmdb") from error
     try:
-        return lmdb.open(os.fspath(folder), readonly=True, lock=False, readahead=False, max_readers=1)
+        opened = lmdb.open(os.fspath(folder), readonly=True, lock=False, readahead=False, max_readers=1)
     except lmdb.Error as error:
         raise UserError(f"{folder}: cannot be opened as an LMDB environment ({error})", "data.lmdb") from error
+    size, needed = (folder / "data.mdb").stat().st_size, (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+    if size < needed:  # reading a page beyond the end would kill the process
+        raise UserError(f"{folder}: data.mdb has {size} bytes of {needed}; download it again", "data.lmdb")
+    return opened
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> "Iterator[lmdb.Transaction]":
+    environment = _opened(folder, os.getpid())  # an environment must not be used after a fork
+    import lmdb  # as above
+
+    try:
+        with environment.begin(buffers=True) as transaction:
+            yield transaction
+    except (lmdb.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}: is a damaged LMDB environment ({error})", "data.lmdb") from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -48,15 +61,15 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read, or does not exist.
-        UserError: the environment cannot be opened.
+        UserError: the environment cannot be opened, or is damaged.
     """
     if (parts := _parts(path)) is None:
         return path.read_bytes()
-    with _environment(parts[0]).begin() as transaction:
+    with _reading(parts[0]) as transaction:
         data = transaction.get(parts[1].encode())
-    if data is None:
-        raise FileNotFoundError(2, "no such key", os.fspath(path))
-    return bytes(data)
+        if data is None:
+            raise FileNotFoundError(2, "no such key", os.fspath(path))
+        return bytes(data)
 
 
 def exists(path: Path) -> bool:
@@ -67,9 +80,9 @@ def exists(path: Path) -> bool:
 
 
 def _size(folder: Path, key: str) -> int | None:
-    with _environment(folder).begin(buffers=True) as transaction:
+    with _reading(folder) as transaction:
         data = transaction.get(key.encode())
-    return None if data is None else len(data)
+        return None if data is None else len(data)
 
 
 def list_folder(folder: Path) -> dict[str, int | None]:
@@ -90,7 +103,7 @@ def _children(folder: Path, key: str) -> list[tuple[str, int | None]]:
 
 
 def _walk(folder: Path, prefix: bytes) -> Iterator[tuple[str, int | None]]:
-    with _environment(folder).begin(buffers=True) as transaction, transaction.cursor() as cursor:
+    with _reading(folder) as transaction, transaction.cursor() as cursor:
         found = cursor.set_range(prefix) if prefix else cursor.first()
         while found and bytes(cursor.key()[: len(prefix)]) == prefix:
             name, slash, _ = bytes(cursor.key())[len(prefix) :].partition(b"/")

@@ -9,7 +9,7 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -69,7 +69,9 @@ class Frames:
                 return self._by_name[name]
         # Of a folder, only a plain number counts: frame_7 may not be the seventh file.
         number = re.search(r"([0-9]{1,15})$", given if self.names else path.stem)
-        index = int(number[1]) - self.first if number and (given.isdecimal() or not self.names) else -1
+        is_other_number = re.fullmatch(r"[+-][0-9.]+|[0-9]*\.[0-9]*", given)  # -1 is not frame 1, 2.5 not frame 2
+        is_frame = number and not is_other_number and (given.isdecimal() or not self.names)
+        index = int(number[1]) - self.first if number and is_frame else -1
         if index < 0 or (self.count is not None and index >= self.count):
             last = "" if self.count is None else f" to {self.first + self.count - 1}"
             names = f"one of its {len(self.names)} file names, or " if self.names else ""
@@ -169,6 +171,8 @@ def read_coco(path: Path, frames: Frames) -> list[Track]:
         raise UserError(first_problems(problems_of(path, error, "import.coco"), 5)) from error
     images = {one.id: one.file_name for one in document.images}
     categories = {one.id: one.name for one in document.categories}
+    if len(images) < len(document.images) or len(categories) < len(document.categories):
+        raise UserError(f"{path}: two images or two categories have the same id", "import.coco")
     found, own = _Tracks(frames), frames.own_files(images.values())
     for number, one in enumerate(document.annotations):
         place = f"{path}, annotations[{number}]"
@@ -194,11 +198,14 @@ def read_cvat(path: Path, frames: Frames) -> list[Track]:
         raise UserError(f"{path}: not XML: {error}", "import.cvat") from error
     if root.tag != "annotations":
         raise UserError(f"{path}: found <{root.tag[:40]}>, expected <annotations> of CVAT's XML 1.1", "import.cvat")
-    found = _Tracks(frames)
+    # A track has numbers only, whatever the files are called: its frame 1 is the second file, 1.jpg or not.
+    found = _Tracks(replace(frames, names=(), count=len(frames.names) or frames.count))
 
     def add(box: ElementTree.Element, class_name: str, object_id: object, frame: str, place: str) -> None:
         try:
             x0, y0, x1, y1 = (parse_float(box.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
+            if (rotation := parse_float(box.get("rotation", "0"))) != 0:
+                raise ParseError(f"found a box rotated by {rotation:g} degrees")
         except (KeyError, ParseError) as error:
             found.problems.append(Problem(f"{place}: {error}, expected xtl, ytl, xbr, ybr", "import.cvat"))
             return
@@ -209,6 +216,7 @@ def read_cvat(path: Path, frames: Frames) -> list[Track]:
         for box in track.iter("box"):
             frame = box.get("frame", "")
             add(box, name, object_id, frame, f"{path}, track {object_id}, frame {frame}")
+    found.frames = frames
     own = frames.own_files(image.get("name", "") for image in root.iter("image"))
     for image in (one for one in root.iter("image") if one.get("name", "") in own):
         for box in image.iter("box"):
@@ -221,7 +229,7 @@ def read_cvat(path: Path, frames: Frames) -> list[Track]:
 def read_yolo(path: Path, frames: Frames) -> list[Track]:
     """A folder with a text file per frame, named as the frame or by its number: lines `class cx cy w h`, in fractions,
     and perhaps a whole number, the object. Names of classes are in `classes.txt`, `obj.names` or `data.yaml`."""
-    files = sorted(one for one in path.glob("*.txt") if one.name != "classes.txt") if path.is_dir() else []
+    files = sorted(one for one in path.glob("[!.]*.txt") if one.name != "classes.txt") if path.is_dir() else []
     if not files:
         raise UserError(f"{path}: expected a folder with a .txt file per frame", "import.yolo")
     classes, found = _class_names(path), _Tracks(frames, is_relative=True)
@@ -259,12 +267,16 @@ def _class_names(folder: Path) -> dict[int, str]:
         return dict(enumerate(text.splitlines()))
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-01
         raise UserError(f"{file}: not YAML: {error}", "import.yolo") from error
     names = document.get("names") if isinstance(document, dict) else None
     if not isinstance(names, dict | list):
         raise UserError(f"{file}: expected `names:` with a list or numbers and names", "import.yolo")
-    return {int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    try:
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        return {parse_int(str(key)): str(name) for key, name in pairs}
+    except ParseError as error:
+        raise UserError(f"{file}: a number of `names:`: {error}", "import.yolo") from error
 
 
 # Columns of a CSV, and the names that they may have.
@@ -284,7 +296,10 @@ _COLUMNS = {
 def read_csv(path: Path, frames: Frames) -> list[Track]:
     """CSV with a header: frame (file name or number), x, y and w, h or xmin, ymin, xmax, ymax in pixels, and perhaps
     class and object."""
-    rows = list(csv.reader(io.StringIO(read_text_file(path)), skipinitialspace=True))
+    try:
+        rows = list(csv.reader(io.StringIO(read_text_file(path)), skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV: {error}; is a quotation mark missing?", "import.csv") from error
     header = [name.strip().lower() for name in rows[0]] if rows else []
     at = {key: header.index(name) for key, names in _COLUMNS.items() for name in names if name in header}
     if "x1" in at:  # then width and height are those of the image
@@ -295,6 +310,9 @@ def read_csv(path: Path, frames: Frames) -> list[Track]:
         expected = "expected a header with frame and x,y,w,h or xmin,ymin,xmax,ymax"
         raise UserError(f"{path}, line 1: no column {', '.join(missing)} in {short_repr(','.join(header))}; {expected}",
                         "import.csv")  # fmt: skip
+    if twice := [name for name in needed[1:] if sum(map(header.count, _COLUMNS[name])) > 1]:
+        columns = ", ".join(one for one in header if one in _COLUMNS[twice[0]])
+        raise UserError(f"{path}, line 1: {columns}: which column is {twice[0]}?", "import.ambiguous")
     found = _Tracks(frames)
     for number, row in enumerate(rows[1:], start=2):
         place = f"{path}, line {number}"

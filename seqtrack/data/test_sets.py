@@ -21,6 +21,7 @@ from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
 
+_LAST_FRAME = 99_999  # of any sequence
 _LASOT_ATTRIBUTES = "IV POC DEF MB CM ROT BC VC SV FOC FM OV LR ARC"
 _OTB_ATTRIBUTES = "IV SV OCC DEF MB FM IPR OPR OV BC LR"
 
@@ -187,6 +188,8 @@ def _matches(root: Path, pattern: str, end: str) -> Iterator[Place]:
     expression = re.escape(pattern).replace(r"\*", "[^/]+").replace(r"\{name\}", "([^/]+)", 1)
     expression = expression.replace(r"\{name\}", r"\1")
     for path in root.glob(pattern.replace("{name}", "*")):
+        if is_hidden(path.name):
+            continue
         if match := re.fullmatch(expression, path.relative_to(root).as_posix()):
             yield Place(match.group(1) + end, path, match.group(1), root)
 
@@ -255,7 +258,7 @@ def _read(key: str, place: Place, frames: bool) -> Sequence:
 
 
 def _range(path: Path) -> tuple[int, int]:
-    numbers = read_labels(path, 99_999).tolist()
+    numbers = read_labels(path, _LAST_FRAME).tolist()
     if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1]:
         raise UserError(f"{path}: found {numbers}, expected the first and the last frame", "file.row")
     return numbers[0], numbers[1]
@@ -271,7 +274,13 @@ def _images(folder: Path, numbered: bool) -> dict[int, tuple[str, int]]:
     found = {name: size for name, size in kept if size is not None}
     if not numbered:
         return dict(enumerate(sorted(found.items()), start=1))
-    return {int(stem): (name, size) for name, size in found.items() if (stem := Path(name).stem).isdecimal()}
+    frames = dict[int, tuple[str, int]]()
+    for name, number in sorted((name, int(stem)) for name in found if (stem := Path(name).stem).isdecimal()):
+        if number in frames or number > _LAST_FRAME:
+            expected = f"expected one image for each number up to {_LAST_FRAME}"
+            raise UserError(f"{folder / name}: is no frame, or its second image; {expected}", "data.frame")
+        frames[number] = name, found[name]
+    return frames
 
 
 def _boxes(key: str, place: Place, count: int) -> Boxes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from seqtrack.data import files
 from seqtrack.data.annotations import attempt, read_text_file
-from seqtrack.data.decode import Numbered
+from seqtrack.data.decode import Numbered, is_hidden
 from seqtrack.data.sequence import Sequence, read_video
 from seqtrack.data.test_sets import open_test_set
 from seqtrack.errors import Problem, UserError
@@ -64,6 +64,6 @@ def open_trackingnet(data_dir: Path, *, classes: tuple[str, ...], split: str) ->
 
 def _names(folder: Path) -> list[str]:
     try:
-        return [name[:-4] for name in files.list_folder(folder) if name.endswith(".txt")]
+        return [name[:-4] for name in files.list_folder(folder) if name.endswith(".txt") and not is_hidden(name)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.folder") from error

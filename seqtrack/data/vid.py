@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from seqtrack.data import files
 from seqtrack.data.annotations import attempt, first_problems
-from seqtrack.data.decode import Numbered
+from seqtrack.data.decode import Numbered, is_hidden
 from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import ParseError, parse_int
@@ -83,7 +83,7 @@ def open_vid(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Se
 
 def _list(folder: Path) -> dict[str, int | None]:
     try:
-        return files.list_folder(folder)
+        return {name: size for name, size in files.list_folder(folder).items() if not is_hidden(name)}
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})", "data.no_frames") from error
 
@@ -120,8 +120,12 @@ def _read_texts(root: Path, problems: list[Problem]) -> Iterator[Track]:
             frames = [attempt(problems, _read_objects, root / set_name / video / name) for name in names]
             good = [one for one in frames if one is not None]
             numbers = [one.rpartition("_")[2] for one in (set_name, video)]
-            if not all(one.isdecimal() for one in numbers):
+            gap = next((index for index, name in enumerate(names) if name != f"{index:06d}.xml"), None)
+            if not all(one.isdecimal() and len(one) == digits for one, digits in zip(numbers, (4, 8), strict=True)):
                 problems.append(Problem(f"{root / set_name / video}: expected a number at the end", "file.name"))
+            elif gap is not None:  # which boxes belong to the frames after it?
+                text = f"{root / set_name / video}: found {names[gap]}, expected {gap:06d}.xml"
+                problems.append(Problem(text, "data.frame_count"))
             elif good and len(good) == len(frames):
                 yield from _tracks(int(numbers[0]), int(numbers[1]), good[0][1], [objects for objects, _ in good])
 
@@ -154,15 +158,20 @@ def _read_objects(path: Path) -> tuple[dict[str, _Object], tuple[int, int]]:
                 raise ParseError(f"has no {name}")
             return found
 
+        def size(name: str) -> int:
+            if (found := parse_int(text(tree, f"size/{name}"), 6)) < 1:
+                raise ParseError(f"found {name} {found}")
+            return found
+
         objects: dict[str, _Object] = {}
         for one in tree.findall("object"):
             left, top, right, bottom = (
-                parse_int(text(one, f"bndbox/{side}"), 6) for side in ("xmin", "ymin", "xmax", "ymax")
+                parse_int(text(one, f"bndbox/{side}"), 5) for side in ("xmin", "ymin", "xmax", "ymax")
             )
             box = left, top, right - left, bottom - top
             objects.setdefault(text(one, "trackid"), (text(one, "name"), box, text(one, "occluded").strip() == "0"))
-        return objects, (parse_int(text(tree, "size/width"), 6), parse_int(text(tree, "size/height"), 6))
+        return objects, (size("width"), size("height"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "file.unreadable") from error
-    except (ElementTree.ParseError, ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ParseError, ValueError, LookupError) as error:  # an unknown encoding
         raise UserError(f"{path}: is no annotation of a frame ({error})", "file.xml") from error

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seqtrack.data import files
 from seqtrack.data.annotations import Annotation, Boxes, Flags, attempt, read_labels, read_text_file
+from seqtrack.data.sequence import Sequence as VideoSequence
 from seqtrack.data.test_sets import ATTRIBUTE_NAMES, TEST_SETS, Place, find_places
 from seqtrack.errors import Problem, UserError
 from seqtrack.evaluation.metrics import CONVENTIONS, MATLAB, TOOLKIT, Convention, iou_xywh
@@ -65,15 +67,18 @@ def protocol_of(
     here = {one.name for one in annotations}
     row = TEST_SETS.get(key or "")
     places = [one for one in find_places(key, data_dir) if one.name in here] if key and row and data_dir else []
+    if key == "GOT10K_TRAIN_FULL":  # whose texts are next to its frames
+        videos = (one for one in annotations if isinstance(one, VideoSequence))
+        places = [Place(one.name, one.folder / "groundtruth.txt", one.name, one.folder.parent) for one in videos]
     of_names: Mapping[str, Sequence[str]] = {}
     if attributes is not None:
         of_names = read_attributes(attributes, ATTRIBUTE_NAMES.get(key or "", ()), here)
     elif row and row.attributes:
-        files = {one.name: found[0] for one in places if (found := one.find(row.attributes))}
-        of_names = _flags(files, ATTRIBUTE_NAMES[key or ""])
+        flags = {one.name: found[0] for one in places if (found := one.find(row.attributes))}
+        of_names = _flags(flags, ATTRIBUTE_NAMES[key or ""])
     official: Callable[[Runs], dict[str, float]] = Protocol().official
     if key in ("GOT10K_VAL", "GOT10K_LTRVAL", "GOT10K_TRAIN_FULL"):
-        official = partial(got10k_measure, annotations=annotations, limits=_got10k_limits(places))
+        official = partial(got10k_measure, annotations=annotations, limits=_got10k_limits(places, annotations))
     elif key == "TRACKINGNET":
         official = partial(trackingnet_measure, annotations=annotations)
     return Protocol(convention_of(key, chosen), of_names, official)
@@ -103,26 +108,29 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         return _grouped(given, sequences, names)
     if place.is_file():
         lines = (re.split(r"[:,;\s]+", line.strip(" ,;\t")) for line in read_text_file(place).split("\n"))
-        given = {name: attributes for name, *attributes in lines}
+        pairs = [(name, attributes) for name, *attributes in lines if name]
+        given = dict(pairs)
+        if len(given) < len(pairs):
+            raise UserError(f"{place}: a sequence is listed twice", "file.duplicate")
         known = set(names) or {one for attributes in given.values() for one in attributes}
         if unknown := sorted({one for attributes in given.values() for one in attributes} - known):
             expected = f"expected some of {', '.join(sorted(known))}"
             raise UserError(f"{place}: found {', '.join(unknown[:5])}, {expected}", "file.row")
         return _grouped(given, sequences, names)
-    files = {}
+    texts = {}
     for name in sequences:
         for path in (place / f"{name}.txt", place / f"{name}_attribute.txt"):
             if path.is_file():
-                files[name] = path
-    if not files or not names:
+                texts[name] = path
+    if not texts or not names:
         text = f"{place}: no flags of these sequences; expected <sequence>.txt, and a data set with named attributes"
         raise UserError(text, "file.missing")
-    return _flags(files, names)
+    return _flags(texts, names)
 
 
-def _flags(files: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[str]]:
+def _flags(texts: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[str]]:
     problems, given = list[Problem](), {}
-    for name, path in files.items():
+    for name, path in texts.items():
         flags = attempt(problems, read_labels, path, 1)
         if flags is not None and len(flags) not in (1, len(names)):
             text = f"{path}: found {len(flags)} flags, expected {len(names)}: {', '.join(names)}"
@@ -131,7 +139,7 @@ def _flags(files: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[st
             given[name] = [one for one, flag in zip(names, flags, strict=False) if flag]
     if problems:
         raise UserError(problems)
-    return _grouped(given, list(files), names)
+    return _grouped(given, list(texts), names)
 
 
 def _grouped(
@@ -139,19 +147,25 @@ def _grouped(
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in order}
     for name in sequences:
-        for attribute in given.get(name, ()):
+        for attribute in dict.fromkeys(given.get(name, ())):
             found.setdefault(attribute, []).append(name)
     return {attribute: members for attribute, members in found.items() if len(members) > 1}
 
 
-def _got10k_limits(places: Iterable[Place]) -> dict[str, tuple[Flags | None, tuple[float, float] | None]]:
+def _got10k_limits(
+    places: Iterable[Place], annotations: Sequence[Annotation]
+) -> dict[str, tuple[Flags | None, tuple[float, float] | None]]:
     """By sequence: frames of which something is visible, and the width and height of the image, as far as known."""
     limits: dict[str, tuple[Flags | None, tuple[float, float] | None]] = {}
+    frames = {one.name: one.num_frames for one in annotations}
     for one in places:
         cover, meta = one.boxes.with_name("cover.label"), one.boxes.with_name("meta_info.ini")
-        size = _RESOLUTION.search(read_text_file(meta)) if meta.exists() else None
+        size = _RESOLUTION.search(read_text_file(meta)) if files.exists(meta) else None
+        visible = read_labels(cover, 8) > 0 if files.exists(cover) else None
+        if visible is not None and len(visible) < frames[one.name]:
+            raise UserError(f"{cover}: found {len(visible)} entries, expected {frames[one.name]}", "file.count")
         limits[one.name] = (
-            read_labels(cover, 8) > 0 if cover.exists() else None,
+            visible,
             (float(size.group(1)), float(size.group(2))) if size else None,
         )
     return limits

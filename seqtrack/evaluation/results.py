@@ -264,14 +264,14 @@ def result_files(folder: Path, names: Sequence[str], naming: Naming) -> dict[str
     for name, path in entries.items():
         if name.endswith(".txt"):
             similar.setdefault(loose(path.stem), []).append(path)
-    found: dict[str, list[Path]] = {}
+    found, exact = dict[str, list[Path]](), set(names)  # another sequence's own file is no other spelling
     for name in names:
         spellings = [one for one in dict.fromkeys((name, naming.prefix + name, naming.aliases.get(name))) if one]
         for one in spellings:
             runs = sorted(entries[one].glob(f"{one}_[0-9][0-9][0-9].txt")) if one in entries else []
             if runs := [entries[f"{one}.txt"]] if f"{one}.txt" in entries else runs:
                 found.setdefault(name, runs)
-        close = [path for one in spellings for path in similar.get(loose(one), ())]
+        close = [path for one in spellings for path in similar.get(loose(one), ()) if path.stem not in exact]
         if name not in found and len(close) == 1:
             found[name] = close
     return found

@@ -30,8 +30,9 @@ def read_evaluations(runs: list[Path]) -> dict[str, EvaluationRecord]:
     found, problems = dict[str, EvaluationRecord](), list[Problem]()
     paths = [one.resolve() for one in folders]
     names = [path.parent.name if path.name in PHASES else path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = ["/".join(path.parts[-2:]) for path in paths]
+    for depth in range(2, max(len(path.parts) for path in paths)):
+        if len(set(names)) < len(set(paths)):
+            names = ["/".join(path.parts[-depth:]) for path in paths]
     for name, folder in zip(names, folders, strict=True):
         record = read_side_file(folder / EVALUATION / EVALUATION_FILE, EvaluationRecord)
         if record is None or not checkpoints(record):

@@ -105,7 +105,7 @@ def read_evidence(folder: Path, fetch: Callable[[int], Manifest | None] | None =
         if manifest is not None and (manifest.path.is_file() or manifest.kind == "thin"):
             return manifest if manifest.kind == "epoch" else None
         if manifest is None and run.starts[0].source and epoch == run.starts[0].epoch:
-            other, name = run.starts[0].source.split("/")  # the run that it resumed from
+            other, _, name = run.starts[0].source.partition("/")  # the run that it resumed from
             if (source := folder.parent / other / CHECKPOINTS / name).is_file():
                 return manifest_of(source)
         return fetch(epoch) if fetch is not None else None
@@ -131,6 +131,8 @@ def choose_segments(
         UserError: an epoch that the run did not train, or one that no checkpoint precedes.
     """
     first, last = evidence.first_epoch, evidence.last_epoch
+    if first > last:
+        raise UserError(f"{evidence.folder} resumed from epoch {first - 1} and trained none", "audit.no_epoch")
     whole = list(epochs) if epochs is not None else [] if segments is not None else sorted({first, last})
     if wrong := [epoch for epoch in whole if not first <= epoch <= last]:
         raise UserError(f"{evidence.folder} trained epochs {first} to {last}, not {wrong}", "audit.no_such_epoch")
@@ -256,7 +258,7 @@ def audit(
             return None
         verdicts = {one.verdict for one in audited}
         verdict: AuditVerdict = (
-            "refuted" if "refuted" in verdicts else "undecided" if "undecided" in verdicts else "confirmed"
+            "refuted" if "refuted" in verdicts else "confirmed" if verdicts == {"confirmed"} else "undecided"
         )
         return AuditRecord(
             verdict=verdict,

@@ -56,6 +56,7 @@ def inconsistencies(folder: Path) -> list[str]:
             *_run_files(folder, run, config),
             *(text for one in manifests.values() for text in _manifest(folder, one, run)),
             *_chain(folder, run, config, manifests),
+            *_places(folder, run, config, manifests),
             *_records(folder, run, manifests),
         ]
     except UserError as error:  # a file that cannot be read contradicts all others
@@ -164,6 +165,23 @@ def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int,
             there = before.manifest_path.name
             yield from _differs(manifest.manifest_path, "parent_sha256", manifest.parent_sha256, there, before.sha256)
             yield from _differs(manifest.manifest_path, "init_sha256", manifest.init_sha256, there, before.init_sha256)
+
+
+def _places(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+    """Each record belongs to this run and one of its epochs; of an epoch and of its validation there is one."""
+    path, last = metrics_path(folder), max(manifests) + (run.state != "complete")  # one more may have begun
+    first, seen = run.starts[0].epoch + 1, set[tuple[str, int]]()
+    validates = config.TRAIN.VALIDATION_INTERVAL or any(start.config_changes for start in run.starts)
+    for one in read_metrics(path).records:
+        where = f"{path}: the record {one.type} at step {one.step}"
+        yield from _differs(where, "phase", one.phase, RUN_FILE, run.phase)
+        if not first <= one.epoch <= last:
+            yield f"{where} is of epoch {one.epoch}, but the run trained {first} to {last}"
+        if one.type == "validation" and not validates:
+            yield f"{where} is of a run whose TRAIN.VALIDATION_INTERVAL is 0"
+        if one.type != "interval" and (one.type, one.epoch) in seen:
+            yield f"{where} is the second of epoch {one.epoch}"
+        seen.add((one.type, one.epoch))
 
 
 def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) -> Iterator[str]:

@@ -8,13 +8,16 @@ from urllib.parse import unquote
 
 import docx
 from docx.document import Document
+from docx.image.exceptions import InvalidImageStreamError, UnexpectedEndOfFileError, UnrecognizedImageError
 from docx.shared import Inches, Pt
 from docx.text.paragraph import Paragraph
 from markdown_it.tree import SyntaxTreeNode
 
+from seqtrack.errors import UserError
 from seqtrack.reports.rendering import markdown_reader
 
 _WIDTH_INCHES = 6.3  # between the margins
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML cannot hold
 _SMALL_PT = 8  # of tables, so that a digest fits
 
 
@@ -27,7 +30,9 @@ def report_document(markdown: str, folder: Path, *, author: str = "") -> bytes:
 
     Raises:
         OSError: an image cannot be read.
+        UserError: it is no image.
     """
+    markdown, author = (_NO_XML.sub("\ufffd", text) for text in (markdown, author))
     document = docx.Document()
     for section in document.sections:
         section.left_margin = section.right_margin = Inches((8.5 - _WIDTH_INCHES) / 2)
@@ -55,7 +60,12 @@ def _add_block(document: Document, node: SyntaxTreeNode, folder: Path) -> None:
     elif node.type == "paragraph":
         images = [one for one in node.walk() if one.type == "image"]
         for one in images:
-            document.add_picture(str(folder / unquote(str(one.attrs["src"]))), width=Inches(_WIDTH_INCHES))
+            path = folder / unquote(str(one.attrs["src"]))
+            try:
+                document.add_picture(str(path), width=Inches(_WIDTH_INCHES))
+            except (UnrecognizedImageError, UnexpectedEndOfFileError, InvalidImageStreamError) as error:
+                text = f"{path}: cannot be read as an image; delete it, and the report leaves it out"
+                raise UserError(text, "report.image") from error
         if not images:
             _add_text(document.add_paragraph(), node.children)
 

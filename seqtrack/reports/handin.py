@@ -25,7 +25,10 @@ def write_hand_in(path: Path, folders: Mapping[str, Path], team: Team) -> list[s
     """
     contents = {"team.json": team.model_dump_json(indent=2).encode() + b"\n", "code_references.csv": _references()}
     for name, folder in folders.items():
+        root = folder.resolve()
         for found in sorted({one for pattern in HAND_IN_FILES for one in folder.glob(pattern) if one.is_file()}):
+            if not found.resolve().is_relative_to(root):  # a link to a file of somebody else
+                continue
             contents[f"{name}/{found.relative_to(folder).as_posix()}".lstrip("/")] = found.read_bytes()
     lines = [f"{len(data):>10}  {hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
     contents = {CONTENTS_FILE: "".join(lines).encode(), **contents}

@@ -69,7 +69,7 @@ def read_document(path: Path, code: str) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-01
         raise UserError(f"{path}: not YAML: {error}", code=code) from error
 
 

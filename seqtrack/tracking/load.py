@@ -13,7 +13,7 @@ from seqtrack.checkpoints.side_files import Scalar
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, load_weights, manifest_of, thin_hint
 from seqtrack.config.loader import config_from_text
 from seqtrack.config.schema import Config
-from seqtrack.device import capability_of, has_tf32, is_emulated
+from seqtrack.device import DTYPES, capability_of, has_tf32, is_emulated
 from seqtrack.errors import Problem, UserError
 from seqtrack.model.build import build_empty
 from seqtrack.model.seqtrack import SeqTrack
@@ -122,8 +122,11 @@ def check_precision(precision: str, device: torch.device) -> None:
     """Refuse a precision without hardware support: it would have no effect, or be slower than float32.
 
     Raises:
-        UserError: tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
+        UserError: an unknown one, tf32 or fp16 on a CPU, or any but fp32 on a GPU that is too old for it.
     """
+    if precision not in (*DTYPES, "tf32"):
+        known = ", ".join((*DTYPES, "tf32"))
+        raise UserError(f"precision {precision!r}: expected one of {known}", "tracking.precision")
     capability = capability_of(device)
     if capability is None and precision in ("tf32", "fp16"):
         text = f"precision {precision} needs a GPU; a CPU tracks in fp32 or bf16"

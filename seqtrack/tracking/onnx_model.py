@@ -21,7 +21,7 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.model.seqtrack import Generated
 from seqtrack.model.spec import ModelSpec, model_spec
-from seqtrack.tokens import COORDINATES, centre_positions, start_token
+from seqtrack.tokens import COORDINATES, centre_positions, start_token, vocabulary_size
 
 Array = NDArray[Any]
 ENCODER, DECODER, RECORD = "encoder.onnx", "decoder.onnx", "model.json"
@@ -113,14 +113,21 @@ def load_onnx(place: Path) -> tuple[OnnxModel, Config, OnnxRecord]:
     config = config_from_text(json.dumps(record.config), str(path))
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
-    encoder, decoder = (
-        _open_checked(path.with_name(name), graph)
-        for name, graph in ((ENCODER, record.encoder), (DECODER, record.decoder))
-    )
-    return OnnxModel(encoder, decoder, model_spec(config)), config, record
+    spec, graphs = model_spec(config), list[Any]()
+    template, search = [3, *[spec.template_size] * 2], [3, *[spec.search_size] * 2]
+    shapes = {"templates": [spec.num_templates, *template], "search": search}, {"logits": [vocabulary_size(spec.bins)]}
+    for name, graph, wanted in zip((ENCODER, DECODER), (record.encoder, record.decoder), shapes, strict=True):
+        opened = _open_checked(path.with_name(name), graph)
+        found = {one.name: one.shape[1:] for one in (*opened.get_inputs(), *opened.get_outputs())}
+        if wrong := {key: found.get(key) for key in wanted if found.get(key) != wanted[key]}:
+            text = f"{path.with_name(name)}: found {wrong}, expected {wanted}, as the configuration in {RECORD} has it"
+            raise UserError(f"{text}; export the model again", "onnx.graph")
+        graphs.append(opened)
+    encoder, decoder = graphs
+    return OnnxModel(encoder, decoder, spec), config, record
 
 
-def _open_checked(path: Path, expected: GraphFile) -> Session:
+def _open_checked(path: Path, expected: GraphFile) -> Any:
     try:
         size = path.stat().st_size
         found = size, sha256_file(path) if size == expected.bytes else None
@@ -168,7 +175,7 @@ def onnxruntime_version() -> str:
     return str(optional_library("onnxruntime").__version__)
 
 
-def open_graph(path: Path) -> Session:
+def open_graph(path: Path) -> Any:
     """A graph in onnxruntime, with torch's number of threads.
 
     Raises:
@@ -180,8 +187,7 @@ def open_graph(path: Path) -> Session:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session: Session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return session
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except (Fail, InvalidGraph, InvalidProtobuf) as error:
         text = f"{path}: onnxruntime {runtime.__version__} cannot run this graph: {error}"
         raise UserError(text, "onnx.graph") from error

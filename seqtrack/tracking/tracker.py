@@ -25,9 +25,11 @@ from seqtrack.errors import RunError, UserError
 from seqtrack.model.images import normalise
 from seqtrack.model.seqtrack import Generated, SeqTrack
 from seqtrack.model.spec import ModelSpec
+from seqtrack.parsing import short_repr
 from seqtrack.tokens import hann_window, tokens_to_boxes
 
 MARGIN_PX = 10  # at least this much of every box lies inside the image, and no side is shorter
+_LARGEST_BOX = 4  # sides of the image
 SCORE_SCALE = 10.0  # the score is 10 times the sum of four probabilities: 0 to 40
 
 
@@ -133,14 +135,23 @@ class BatchTracker:
         """The initial state from the first frame, (H, W, 3) RGB, and the object's box in it, pixels.
 
         Raises:
-            UserError: the box is not four finite numbers, has no area, or has its centre outside the image.
+            UserError: the box is not four finite numbers, has no area, is several times as large as the image, or has
+                its centre outside the image.
         """
-        box, size = np.array(box_xywh, dtype=np.float64), np.array([image.shape[1], image.shape[0]])
+        size = np.array([image.shape[1], image.shape[0]])
+        try:
+            box = np.array(box_xywh, dtype=np.float64)
+        except (TypeError, ValueError):  # no numbers
+            box = np.zeros(0)
         good = box.shape == (4,) and np.isfinite(box).all() and (box[2:] > 0).all()
+        # Of a larger box the search region would fill the memory, and the area of a smaller one is 0.
+        good = good and (box[2:] <= _LARGEST_BOX * size.max()).all() and box[2:].prod() > 0
         if not good or (abs(box[:2] + box[2:] / 2 - size / 2) > size / 2).any():
-            shown = ",".join(f"{value:g}" for value in box.tolist())
-            text = f"the first box is {shown}; expected x,y,w,h with width and height above 0 and the centre inside"
-            raise UserError(f"{text} the image of {size[0]}x{size[1]} pixels", "track.box")
+            shown = ",".join(f"{value:g}" for value in box.tolist()) if box.shape == (4,) else short_repr(box_xywh)
+            text = f"the first box is {shown}; expected x,y,w,h with width and height above 0 and the centre inside the"
+            raise UserError(
+                f"{text} image of {size[0]}x{size[1]} pixels, at most {_LARGEST_BOX} times as large", "track.box"
+            )
         return TrackState(box, self._template(image, box).repeat(self.spec.num_templates, 1, 1, 1))
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ def open_frames(place: str, *, fps: float | None = None) -> FrameSource:
     capture = _capture(kind, place)
     if not capture.read()[0]:
         # OpenCV and FFmpeg only print their reasons, and FFmpeg reads its log level once per process.
-        call = f"int({place!r})" if kind == "camera" else f"{place!r}, cv2.CAP_FFMPEG"
+        call = f"int({place!r})" if kind == "camera" else f"{str(Path(place).absolute())!r}, cv2.CAP_FFMPEG"
         command = [sys.executable, "-c", f"import cv2; cv2.VideoCapture({call}).read()"]
         loud = {**os.environ, "OPENCV_FFMPEG_LOGLEVEL": "16", "OPENCV_LOG_LEVEL": "WARNING"}  # 16: errors
         done = subprocess.run(command, env=loud, capture_output=True, text=True, errors="replace")
@@ -127,7 +127,8 @@ def _capture(kind: str, place: str) -> cv2.VideoCapture:
     if kind == "camera":
         return cv2.VideoCapture(int(place))
     software = [cv2.CAP_PROP_HW_ACCELERATION, cv2.VIDEO_ACCELERATION_NONE]
-    capture = cv2.VideoCapture(place, cv2.CAP_FFMPEG, software)
+    # Without a folder in front, FFmpeg takes what precedes a colon for a protocol.
+    capture = cv2.VideoCapture(str(Path(place).absolute()), cv2.CAP_FFMPEG, software)
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # off in some versions of OpenCV, on in others
     return capture
 

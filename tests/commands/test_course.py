@@ -159,6 +159,10 @@ def test_the_example_is_a_course_and_every_step_a_command_with_valid_variables(
         ("team: [1\n", "course.yaml", "course.yaml"),
         ("dataset: lasot\n", "course.no_classes", "course.yaml"),
         ("team: {titel: x}\nclasses: [a]\n", "course.yaml", "titel"),
+        ("groups: {../evil: [book]}\n", "course.group", "evil"),
+        ("groups: {'': [book]}\n", "course.group", "''"),
+        ("groups: {compare: [book]}\n", "course.group", "compare"),
+        ("groups: {g: []}\n", "course.no_classes", "'g'"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_error(
@@ -166,6 +170,6 @@ def test_a_mistake_in_the_file_is_one_error(
 ) -> None:
     if text is not None:
         (tmp_path / "course.yaml").write_text(text)
-    assert main(["course", "a3", str(tmp_path / "course.yaml")]) == 2
+    assert main(["course", "a5" if text and "groups" in text else "a3", str(tmp_path / "course.yaml")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error [")]
     assert line.startswith(f"error [{code}]") and place in line

@@ -113,6 +113,9 @@ DAMAGES: list[tuple[str, str, str, str]] = [
     ("VID", "<width>96", "<width>wide", "file.xml"),
     ("VID", "</annotation>", "", "file.xml"),
     ("VID", "<trackid>1</trackid>", "", "file.xml"),
+    ("VID", "<width>96", "<width>0", "file.xml"),
+    ("VID", "<xmax>", "<xmax>9999", "file.xml"),
+    ("VID", "<annotation>", '<?xml version="1.0" encoding="unknown"?><annotation>', "file.xml"),
     ("TRACKINGNET", "0.0,0.0,0.0,0.0\n", "", "data.frame_count"),
     ("TRACKINGNET", "0.0,0.0,0.0,0.0", "0.0,0.0,-4,1", "data.box"),
 ]
@@ -130,6 +133,11 @@ def test_each_kind_of_damage_has_its_code(name: str, old: str, new: str, code: s
     assert {one.code for one in caught.value.problems} == {code}
 
 
+def _overwritten(data: bytes) -> bytes:
+    """All pages but the first two, which are the heads, by others."""
+    return data[:8192] + b"\xa5" * (len(data) - 8192)
+
+
 @pytest.mark.parametrize("name", [name for name in MAKERS if MAKERS[name][2]])
 def test_an_lmdb_holds_the_same_data_set(name: str, tmp_path: Path) -> None:
     make, _, folders = MAKERS[name]
@@ -142,11 +150,34 @@ def test_an_lmdb_holds_the_same_data_set(name: str, tmp_path: Path) -> None:
     after = train(name, tmp_path)
     assert describe([after]) == describe([before])
     assert [TrackingDataset([after], [1], spec, seed=3).sample(1, index).checksum for index in range(8)] == samples
-    copy = Path(shutil.copytree(tmp_path, tmp_path / "copy"))
-    next(copy.rglob("data.mdb")).write_bytes(b"not an environment")
+    for number, damage in enumerate((lambda data: data[:99], lambda data: data[: len(data) // 2], _overwritten)):
+        copy = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{number}")))
+        path = next(copy.rglob("data.mdb"))
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(UserError) as caught:
+            train(name, copy)
+        assert {one.code for one in caught.value.problems} == {"data.lmdb"}
+
+
+def test_files_of_an_operating_system_are_no_annotations_and_a_gap_in_them_is_refused(tmp_path: Path) -> None:
+    make_trackingnet(tmp_path)
+    make_vid(tmp_path)
+    video = (tmp_path / MAKERS["VID"][1]).parent
+    texts = tmp_path / "trackingnet"
+    before = {name: describe([train(name, tmp_path)]).digest for name in ("TRACKINGNET", "VID")}
+    for path in (texts / "TRAIN_0/anno/._a_1.txt", texts / "TEST/anno/._t_0.txt", video / "._000004.xml",
+                 video.parent / ".DS_Store"):  # fmt: skip
+        path.write_bytes(b"\0\5\x16\7")
+    assert {name: describe([train(name, tmp_path)]).digest for name in before} == before
+    assert len(open_source("TRACKINGNET", tmp_path, classes=(), split="test").sequences) == 1
+    (video / "000004.xml").unlink()
     with pytest.raises(UserError) as caught:
-        train(name, copy)
-    assert caught.value.code == "data.lmdb"
+        train("VID", tmp_path)
+    assert caught.value.code == "data.frame_count" and "000005.xml" in str(caught.value)
+    video.rename(video.with_name("ILSVRC2015_train_123456789"))
+    with pytest.raises(UserError) as caught:
+        train("VID", tmp_path)
+    assert caught.value.code == "file.name"
 
 
 def test_vids_cache_and_its_lmdb_give_what_its_texts_give(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Annotation files, result files and lists: what can be read in one way is read, all else is refused with its place."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,12 +173,25 @@ def test_missing_annotations_and_every_wrong_file_are_reported(tmp_path: Path) -
     assert all(place in problem for place, problem in zip(places, problems, strict=True))
 
 
+def test_lists_and_files_of_an_operating_system_are_no_annotations_and_none_is_there_twice(tmp_path: Path) -> None:
+    root = as_lasot_layout(tmp_path)
+    before = [one.name for one in read_annotations(root)]
+    (root / "testing_set.txt").write_text("cat-1\n")
+    assert [one.name for one in read_annotations(root)] == before
+    shutil.copytree(root / "cat" / "cat-1", root / "cat-1")
+    assert [one.code for one in refused(read_annotations, root)] == ["file.duplicate"]
+    (tmp_path / "texts").mkdir()
+    for name, text in (("cat-1.txt", "1,2,3,4\n"), ("._cat-1.txt", "\0\5")):
+        (tmp_path / "texts" / name).write_text(text)
+    assert [one.name for one in read_annotations(tmp_path / "texts")] == ["cat-1"]
+
+
 CHANGES: list[dict[str, np.ndarray]] = [
     {"boxes": np.zeros((6, 5))}, {"boxes": np.zeros((6, 4), dtype=complex)}, {"boxes": np.full((6, 4), "1_0")},
     {"offsets": np.array([0, 2, 6])}, {"offsets": np.array([0, 2, 3, 9])}, {"offsets": np.array([0, 7, 3, 6])},
     {"offsets": np.array([0, np.nan, 3, 6])}, {"offsets": np.array([1, 2, 3, 6])}, {"names": np.array([1, 2, 3])},
     {"names": np.array(["a-1", "a-1", "b-1"])}, {"names": np.array([{"a": 1}, None, 1], dtype=object)},
-    {"absent": np.zeros(2, dtype=np.uint8)}, {"boxes": np.full((6, 4), np.inf)},
+    {"absent": np.zeros(2, dtype=np.uint8)}, {"boxes": np.full((6, 4), np.inf)}, {"offsets": np.array([0, 2, 2, 6])},
 ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """One reader of frames: the same files, the same order and the same pixels for every command, whole or a region."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +97,18 @@ def test_a_damaged_frame_is_refused_by_every_reader(root: Path, kind: str) -> No
     (problem,) = check_layout(find_layout(root), decode=True).problems
     assert str(path) in problem
     assert [problem.code for problem in check_frames([path])] == ["data.frame"] * ("inside" not in kind)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp"])
+def test_an_image_that_claims_more_pixels_than_can_be_is_refused(name: str, tmp_path: Path) -> None:
+    data = bytearray(cv2.imencode(Path(name).suffix, picture(1))[1].tobytes())
+    if name == "a.png":
+        data[16:24] = struct.pack(">II", 100_000, 100_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        data[18:26] = struct.pack("<II", 2**31 - 1, 2**31 - 1)
+    (tmp_path / name).write_bytes(data)
+    assert refused(read_image, tmp_path / name)[0].code == "data.frame"
 
 
 def test_headers_are_found_behind_large_metadata_and_padding_is_allowed(tmp_path: Path) -> None:

@@ -146,6 +146,9 @@ COCO = '{"images": [{"id": 1, "file_name": "shot_40.jpg"}], "categories": [{"id"
 BOX = '{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}'
 
 
+CVAT = '<annotations><track id="5" label="a"><box frame="1" xtl="1" ytl="1" xbr="5" ybr="5" {}/></track></annotations>'
+
+
 @pytest.mark.parametrize(
     ("form", "text", "code", "place"),
     [
@@ -172,6 +175,17 @@ BOX = '{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}'
         ("yolo", "0 0.5 0.5 0.1 0.1\n0 50 50 10 10", "import.yolo", "line 2"),
         ("yolo", "0 0.5 0.5 0.1 0.1 0.93", "import.yolo", "line 1"),
         ("csv", "\xff\xfe", "file.unreadable", "boxes"),
+        ("csv", 'frame,x,y,w,h\n"' + "1,2,3,4,5\n" * 20_000, "import.csv", "boxes"),
+        ("csv", "frame,x,y,w,h\n-1,2,3,4,5", "import.frame", "line 2"),
+        ("csv", "frame,x,y,w,h\n1.5,2,3,4,5", "import.frame", "line 2"),
+        ("csv", "frame,x,y,w,h,width,height\n1,2,3,4,5,96,72", "import.ambiguous", "line 1"),
+        (
+            "coco",
+            COCO.replace("}]", '}, {"id": 1, "file_name": "shot_41.jpg"}]', 1) + f"[{BOX}]}}",
+            "import.coco",
+            "id",
+        ),
+        ("cvat", CVAT.format('rotation="30"'), "import.cvat", "track 5"),
     ],
 )
 def test_damage_is_one_error_with_its_place_and_leaves_nothing(
@@ -196,3 +210,24 @@ def test_other_videos_of_one_file_are_left_out_and_published_classes_are_not_mix
     words = ["data", "import", "coco", str(boxes), str(clip), "--data-dir", str(tmp_path)]
     assert main(words) == 2
     assert refused(READERS["yolo"], tmp_path / "none", frames)[0].code == "import.yolo"
+
+
+def test_frames_of_a_track_are_counted_whatever_their_files_are_called(tmp_path: Path) -> None:
+    (tmp_path / "boxes.xml").write_text(CVAT.format(""))
+    for names in ((), ("1.jpg", "2.jpg", "3.jpg"), ("0.jpg", "1.jpg", "2.jpg")):
+        (track,) = READERS["cvat"](tmp_path / "boxes.xml", Frames("clip", names, len(names) or None, 0))
+        assert [*track.boxes] == [1]
+    for given in ("-1", "+1", "2.0", ".5", "x"):
+        assert refused(Frames("", (), None, 0).find, given, "line 2")[0].code == "import.frame"
+
+
+@pytest.mark.parametrize(
+    "names", ["{cat: 0}", "{null: cat}", "{1.5: cat}", "2024-13-01", "[" * 5000, "{2024-01-01: a}"]
+)
+def test_names_of_classes_that_cannot_be_read_are_refused(names: str, tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("0 .5 .5 .1 .1")
+    (tmp_path / "._1.txt").write_bytes(b"\0\5\x16\7")
+    frames = Frames("", (), 9, 1)
+    assert len(READERS["yolo"](tmp_path, frames)) == 1
+    (tmp_path / "data.yaml").write_text(f"names: {names}\n")
+    assert [one.code for one in refused(READERS["yolo"], tmp_path, frames)] == ["import.yolo"]

@@ -181,3 +181,7 @@ def test_missing_folders_and_first_frames_are_refused(root: Path, tmp_path: Path
     assert refused(read_test_set, "OTB", tmp_path)[0].code == "data.no_frames"
     images(tmp_path / "Car1/img", 2, 3, "{:04d}.jpg")
     assert refused(read_test_set, "OTB", tmp_path)[0].code == "data.frame_count"
+    for second in ("2.png", "1700000000.jpg"):
+        write(tmp_path / "Car1/img" / second, "")
+        assert refused(read_test_set, "OTB", tmp_path)[0].code == "data.frame"
+        (tmp_path / "Car1/img" / second).unlink()

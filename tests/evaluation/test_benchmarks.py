@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.makers import make_got10k
 
 from seqtrack.data.annotations import read_annotations, read_archive, read_boxes
-from seqtrack.evaluation.benchmarks import naming_of, protocol_of, trackingnet_measure
+from seqtrack.data.sources import open_source
+from seqtrack.errors import UserError
+from seqtrack.evaluation.benchmarks import naming_of, protocol_of, read_attributes, trackingnet_measure
 from seqtrack.evaluation.results import read_results, static_box_result
 
 # AUC as the authors, pytracking and the toolkits count, P20 likewise; the authors' OP50, OP75, P_norm. Percent.
@@ -112,3 +115,32 @@ def test_the_measure_of_trackingnets_server_has_the_numbers_of_its_example(bench
     assert {name: round(value, 5) for name, value in found.items()} == {
         "coverage": 88.95556, "success": 88.07963, "precision": 87.80247, "normalised precision": 87.80247,
     }  # fmt: skip
+
+
+def test_the_measure_of_got10k_leaves_out_what_its_texts_hide_and_needs_all_of_them(tmp_path: Path) -> None:
+    make_got10k(tmp_path)
+    found = []
+    for key in ("GOT10K_VAL", "GOT10K_TRAIN_FULL"):
+        annotations = list(open_source(key, tmp_path, classes=(), split="test").sequences)
+        protocol = protocol_of(key, annotations, data_dir=tmp_path)
+        boxes = {one.name: one.boxes_xywh.copy() for one in annotations}
+        for rows in boxes.values():
+            rows[22:] = 1, 1, 1, 1  # of the last two frames the first is hidden by its cover
+        found.append(protocol.official([boxes]))
+    assert found[0] == found[1] and round(found[0]["SR50"], 6) == round(100 * 21 / 22, 6)
+    for name in ("GOT-10k_Val_000009", "GOT-10k_Val_000010"):
+        (tmp_path / "got10k" / "val" / name / "cover.label").write_text("8\n" * 9)
+    annotations = list(open_source("GOT10K_VAL", tmp_path, classes=(), split="test").sequences)
+    with pytest.raises(UserError) as caught:
+        protocol_of("GOT10K_VAL", annotations, data_dir=tmp_path)
+    assert caught.value.code == "file.count"
+
+
+def test_attributes_that_are_given_twice_count_once_or_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "attributes.txt"
+    path.write_text("a: IV IV\n\nb: IV\n")
+    assert read_attributes(path, ["IV", "SV"], ["a", "b"]) == {"IV": ["a", "b"]}
+    path.write_text("a: IV\na: SV\nb: SV\n")
+    with pytest.raises(UserError) as caught:
+        read_attributes(path, ["IV", "SV"], ["a", "b"])
+    assert caught.value.code == "file.duplicate"

@@ -21,6 +21,7 @@ from seqtrack.commands import checkpoint_tracks as command
 from seqtrack.data.annotations import read_boxes, write_boxes
 from seqtrack.evaluation import plots
 from seqtrack.evaluation.metrics import METRICS
+from seqtrack.evaluation.several_runs import read_evaluations
 from seqtrack.evaluation.tables import (
     COURSE_COLUMNS,
     best_epoch,
@@ -213,6 +214,15 @@ def test_runs_are_compared_in_one_table_and_one_plot(
     assert rows[2] == {"run": "left", "epoch": "3", **{key: f"{mean[key]:.4f}" for key in COURSE_COLUMNS}}
     assert rows[4]["auc"] == "99.5000"
     assert cv2.imread(str(tmp_path / "out" / "compare.png")).std() > 5
+    same = [shutil.copytree(run, tmp_path / name / "output") for run, name in zip(runs, ("ann", "bob"), strict=True)]
+    assert {*read_evaluations([Path(run) for run in same])} == {"ann/output/phase_1", "bob/output/phase_1"}
+    damaged = Path(shutil.copytree(runs[0], tmp_path / "damaged"))
+    for number, damage in enumerate((lambda one: one["mean"].pop("auc"), lambda one: one["curves"].pop("success"))):
+        copied = json.loads(file.read_text())
+        damage(copied["trackers"][number])
+        (damaged / "phase_1" / "evaluation" / "evaluation.json").write_text(json.dumps(copied))
+        assert main(["compare", str(damaged), "-o", str(tmp_path / "none")]) == 2
+        assert "[side_file.invalid]" in capsys.readouterr().err
     for words, code in (([*runs, runs[0]], "compare.twice"), ([str(tmp_path)], "compare.not_evaluated")):
         assert main(["compare", *words, "-o", str(tmp_path / "none")]) == 2
         assert f"[{code}]" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from seqtrack.evaluation.results import (
     choose,
     oracle_crop_result,
     read_results,
+    result_files,
     static_box_result,
 )
 
@@ -123,6 +124,9 @@ def test_result_files_are_found_under_the_names_in_use(tmp_path: Path) -> None:
         assert (one.record.name, one.record.mean["op75"]) == ("b256" if tracker == "A" else tracker, 100)
     (tmp_path / "B" / "cat.1.txt").write_text("1,2,3,4\n")  # now two files may be meant
     assert refusal(tmp_path / "B")[0].code == "file.missing"
+    (tmp_path / "B" / "cat.1.txt").unlink()
+    files = result_files(tmp_path / "B", ["cat-1", "CAT_1", "dog-2"], naming)
+    assert "cat-1" not in files, "the file of a sequence is no other spelling of another one's"
     (tmp_path / "C" / "cat-1.txt").write_text(boxes_text(2, ","))
     assert refusal(tmp_path / "C")[0].code == "results.count"
     (one,) = read_results([tmp_path / "C"], ANNOTATIONS, naming=naming)

@@ -131,9 +131,9 @@ def test_five_hundred_broken_files_were_made() -> None:
     assert sum(1 for key in COUNTS for _ in broken(key)) + len(ZIPS) >= 500
 
 
-def as_zip(members: Members) -> bytes:
+def as_zip(members: Members, packing: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
+    with zipfile.ZipFile(buffer, "w", packing) as file:
         for name, data in members.items():
             file.writestr(name, data)
     return buffer.getvalue()
@@ -145,6 +145,18 @@ for start in (match.start() for match in re.finditer(rb"PK\x03\x04|PK\x01\x02", 
     ENCRYPTED[start + (6 if SMALL[start + 2] == 3 else 8)] |= 1
 ZIPS = [b"", b"PK", b"x" * 99, SMALL[:50], SMALL[:-9], SMALL[9:], SMALL.replace(b"5,6,7", b"5,6,9")]
 ZIPS += [SMALL.replace(b"b.txt", b"a.txt"), bytes(ENCRYPTED)]
+for packing in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+    packed = as_zip({"a.txt": b"1,2,3,4\n" * 40}, packing)
+    ZIPS.append(packed[:40] + b"\xa5" * 8 + packed[48:])
+
+
+def test_a_last_line_without_an_end_counts_and_a_name_with_one_is_no_name() -> None:
+    names = [f"{number:03d}" for number in range(3)]
+    members = {f"{one}/{one}_{end}.txt": b"1,2,3,4\n1,2,3,4" for one in names for end in ("001", "time")}
+    members |= {f"{one}/{one}_time.txt": b"0.1\n0.1" for one in names}
+    assert check_members("GOT10K_TEST", members, Expected(names)) == []
+    found = check_members("GOT10K_TEST", {**members, "000/000_001.txt\n": b""}, Expected(names))
+    assert [one.code for one in found] == ["submission.name"]
 
 
 def test_what_is_no_whole_zip_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from seqtrack.checkpoints.safetensors_io import read_checkpoint_file
 from seqtrack.checkpoints.side_files import Certificate, RunRecord
 from seqtrack.checkpoints.store import Manifest, write_checkpoint
 from seqtrack.cli import main
+from seqtrack.errors import UserError
+from seqtrack.proof.audit import choose_segments, read_evidence
 from seqtrack.reports.compare import check_run, compare_runs
 from seqtrack.reports.run_files import OutputFiles
 from seqtrack.reports.verdict import conclude
@@ -214,6 +216,76 @@ def test_a_copy_and_an_edited_fact_are_differences(pair: Path, verify: Verify) -
     shutil.copytree(pair / "phase_1", pair / "phase_2")
     assert verify(pair)[1] == "differs"
     assert verify(pair, "phase_1", "phase_1")[0] == 2
+
+
+def _copied(kind: str, at: int | None = None, **claims: object) -> Callable[[list[dict[str, Any]]], None]:
+    """Put a copy of the last record of this kind, with some fields changed, at this place."""
+
+    def change(records: list[dict[str, Any]]) -> None:
+        last = [one for one in records if one["type"] == kind][-1]
+        records.insert(len(records) if at is None else at, last | claims)
+
+    return change
+
+
+_SCORES = dict.fromkeys(("auc", "op50", "op75", "p20", "p_norm", "mean_iou", "sequences", "frames", "fps"), 99.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _copied("epoch", 0, iou=0.99),
+        _copied("epoch", epoch=4, step=24, iou=0.99),
+        lambda records: records[-1].update(phase=2),
+        lambda records: records.append({"type": "validation", "phase": 1, "epoch": 3, "step": 18, **_SCORES}),
+    ],
+)
+def test_a_record_that_no_training_wrote_is_a_contradiction(
+    change: Callable[[list[dict[str, Any]]], None], pair: Path
+) -> None:
+    log = pair / "phase_1" / "logs" / "metrics.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    change(records)
+    log.write_text("".join(json.dumps(one) + "\n" for one in records))
+    assert check_run(pair / "phase_1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("world_size", -1), ("world_size", 0), ("world_size", "1"), ("threads", 0), ("threads", True)]
+)
+def test_a_number_of_processes_or_threads_that_no_run_can_have_is_refused(name: str, value: object, pair: Path) -> None:
+    run = pair / "phase_1"
+    for path in (run / "run.json", run / "environment.json", *(run / "checkpoints").glob("*.json")):
+        content = json.loads(path.read_text())
+        for one in content.get("starts", [content]):
+            one["fingerprint"][name] = value
+        path.write_text(json.dumps(content))
+    assert check_run(run)
+    with pytest.raises(UserError):
+        read_evidence(run)
+
+
+@pytest.mark.parametrize("first", [3, 99])
+def test_a_run_that_claims_to_have_trained_no_epoch_is_not_audited(first: int, pair: Path) -> None:
+    path = pair / "phase_1" / "run.json"
+    run = json.loads(path.read_text())
+    run["starts"][0] |= {"epoch": first, "source": "phase_0"}
+    path.write_text(json.dumps(run))
+    evidence = read_evidence(pair / "phase_1")
+    for choice in ({"segments": 1, "epochs": None}, {"segments": None, "epochs": []}):
+        with pytest.raises(UserError) as caught:
+            choose_segments(evidence, nonce="n", steps=1, **choice)
+        assert caught.value.code == "audit.no_epoch"
+
+
+@pytest.mark.parametrize(
+    "values", [{"history": "abc"}, {"history": [1]}, {"history": {"a": 1}}, {"history": None}, {"lineage": []}]
+)
+def test_a_state_of_another_form_is_damage(values: dict[str, Any], pair: Path) -> None:
+    last = Forger(pair / "phase_1").epochs[3]
+    describe = {key: value for key, value in last.manifest.items() if key not in DERIVED}
+    write_checkpoint(epochs(pair / "phase_1")[3].path, last.tensors, last.values | values, describe=describe)
+    assert any("SEQTRACK_ep0003.safetensors" in problem for problem in check_run(pair / "phase_1"))
 
 
 def record(output: Path, guarantee: str) -> RunRecord:

@@ -13,7 +13,11 @@ import pytest
 import yaml
 
 from seqtrack.cli import main
+from seqtrack.errors import UserError
 from seqtrack.evaluation.tables import HEADINGS
+from seqtrack.reports.document import report_document
+from seqtrack.reports.handin import write_hand_in
+from seqtrack.reports.report import Team
 from seqtrack.reports.requirements import REQUIREMENTS, find
 from seqtrack.run_dir import HAND_IN_FILE
 
@@ -107,3 +111,22 @@ def test_a_reflection_of_another_form_is_refused(tmp_path: Path, capsys: pytest.
     (tmp_path / "team.yaml").write_text(yaml.safe_dump({"members": ["A"], "reflections": ["x"]}))
     assert main(["report", "--team", str(tmp_path / "team.yaml")]) == 2
     assert "[report.team]" in capsys.readouterr().err
+
+
+def test_a_document_holds_any_text_and_a_file_that_is_no_image_is_an_error(tmp_path: Path) -> None:
+    made = docx.Document(io.BytesIO(report_document("# a\x01b\n\nc\x0bd \ufffe\n", tmp_path, author="e\x02")))
+    assert [one.text for one in made.paragraphs] == ["a\ufffdb", "c\ufffdd \ufffd"]
+    for content in (b"", b"junk", b"\x89PNG\r\n\x1a\n"):
+        (tmp_path / "x.png").write_bytes(content)
+        with pytest.raises(UserError) as refused:
+            report_document("![x](x.png)\n", tmp_path)
+        assert refused.value.code == "report.image"
+
+
+def test_links_out_of_the_folder_are_not_handed_in(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "report.md").write_text("x")
+    (tmp_path / "output" / "report.txt").symlink_to(tmp_path / "secret")
+    names = write_hand_in(tmp_path / "hand-in.zip", {"": tmp_path / "output"}, Team())
+    assert names == ["CONTENTS.txt", "team.json", "code_references.csv", "report.md"]

@@ -243,6 +243,8 @@ def test_options_take_precedence_over_the_teams_file_and_an_invalid_one_is_refus
         ("teem: x\nnmber: 2\n", "report.team", "nmber"),
         ("- a\n- b\n", "report.team", "title"),
         ("title: [1\n", "report.team", "line 2"),
+        ("title: 2024-13-01\n", "report.team", "other.yaml"),
+        ("title: " + "[" * 5000, "report.team", "other.yaml"),
     ):
         if text is not None:
             other.write_text(text)

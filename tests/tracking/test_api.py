@@ -77,6 +77,11 @@ def test_what_is_wrong_is_refused_with_a_code(output: Path, frames: list[np.ndar
         "fetch.address": lambda: Tracker.load("hf://owner/name"),
         "variable.invalid_value": lambda: Tracker.load("hf://owner/na me/x.safetensors"),
         "checkpoint.missing": lambda: Tracker.load("none.safetensors"),
+        "checkpoint.missing ": lambda: Tracker.load("/"),
+        "checkpoint.missing  ": lambda: Tracker.load("a\0b"),
+        "checkpoint.missing   ": lambda: Tracker.load("~nobody-has-this-name/x.safetensors"),
+        "device.unknown": lambda: Tracker.load("nano", device="gpu"),
+        "tracking.precision": lambda: Tracker.load("nano", device="cpu", precision="fp64"),
     }.items():
         with pytest.raises(UserError) as refused:
             call()

@@ -186,6 +186,22 @@ def _rewrite(folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(record))
 
 
+def _exchange(folder: Path) -> None:
+    path = folder / "model.json"
+    record = json.loads(path.read_text())
+    (folder / "encoder.onnx").rename(folder / "other")
+    (folder / "decoder.onnx").rename(folder / "encoder.onnx")
+    (folder / "other").rename(folder / "decoder.onnx")
+    path.write_text(json.dumps(record | {"encoder": record["decoder"], "decoder": record["encoder"]}))
+
+
+def _claim_bins(folder: Path) -> None:
+    path = folder / "model.json"
+    record = json.loads(path.read_text())
+    record["config"]["MODEL"]["BINS"] *= 2
+    path.write_text(json.dumps(record))
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "truncated": ("onnx.damaged", _truncate),
     "another model's graph": ("onnx.damaged", _mix),
@@ -194,6 +210,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "half a record": ("onnx.record", lambda folder: (folder / "model.json").write_text('{"format": ')),
     "another record": ("onnx.record", lambda folder: (folder / "model.json").write_text('{"format": "x"}')),
     "not a graph": ("onnx.graph", _rewrite),
+    "each other's graphs": ("onnx.graph", _exchange),
+    "another configuration": ("onnx.graph", _claim_bins),
 }
 
 

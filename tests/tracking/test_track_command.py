@@ -99,6 +99,10 @@ def test_wrong_use_ends_with_exit_code_2(
         assert track(video_folder, *arguments.split()) == 2
         assert f"error [{code}]" in capsys.readouterr().err, arguments
         assert not list(output.glob("tracks/*"))
+    for name in ("a.txt", "b.json"):
+        (output / name).mkdir(parents=True)
+        assert track(video_folder, "--box", BOX, "--no-video", "-o", str(output / name[0]) + ".mp4") == 2
+        assert "error [track.output]" in capsys.readouterr().err
 
 
 def test_a_stop_on_request_keeps_the_frames_tracked_so_far(

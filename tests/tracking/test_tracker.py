@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,11 @@ def test_a_first_box_that_cannot_be_tracked_is_refused(model: SeqTrack, frames: 
     for box in ("300,10,20,20", "-50,10,20,20", "10,10,0,20", "10,10,20,-4", "10,nan,20,20", "10,10,20"):
         with pytest.raises(UserError) as error:
             BatchTracker(model, NEVER).start(frames[0], [float(value) for value in box.split(",")])
+        assert error.value.code == "track.box"
+    boxes: list[Any] = [None, "box", [[1, 2], [3]], [[1, 2], [3, 4]], [1, 2, 3, "x"], [1, 2, 1e-200, 1e-200]]
+    for wrong in (*boxes, [-4e9, -4e9, 8e9, 8e9], [-5e199, -5e199, 1e200, 1e200], [1, 2, 1e308, 1e308]):
+        with pytest.raises(UserError) as error:
+            BatchTracker(model, NEVER).start(frames[0], wrong)
         assert error.value.code == "track.box"
 
 

@@ -73,6 +73,10 @@ def test_a_file_or_folder_whose_name_is_a_number_is_no_camera(
     source = open_frames("007")
     assert (source.kind, source.count, source.fps, len(list(source.frames()))) == ("video", 10, 12.0, 10)
     assert open_frames("007", fps=5).fps == 5
+    for name in ("2024-01-01T10:00:00.mp4", "http:.mp4", "-x %03d ü.mp4"):
+        Path("007").rename(name)
+        assert (open_frames(name).kind, len(list(open_frames(name).frames()))) == ("video", 10)
+        Path(name).rename("007")
     Path("12").mkdir()
     cv2.imwrite("12/1.png", frames[0])
     assert open_frames("12").kind == "folder"
