@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from runs import demo_data, finished, resumed, uninterrupted
+
+from seqtrack import plotting
 
 __all__ = ["demo_data", "finished", "resumed", "uninterrupted"]
 
@@ -121,6 +124,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_layout_engine, _dpi = Figure.get_layout_engine, plotting._DPI
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_plots() -> Iterator[None]:
+    """Plots with half the resolution and without a layout, which would take most of the time of the tests that draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plotting, "_DPI", _dpi // 2)
+        patch.setattr(Figure, "get_layout_engine", lambda self: None)
+        yield
+
+
+@pytest.fixture
+def real_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots as users see them after all."""
+    monkeypatch.setattr(plotting, "_DPI", _dpi)
+    monkeypatch.setattr(Figure, "get_layout_engine", _layout_engine)
 
 
 @pytest.fixture(autouse=True)

@@ -378,6 +378,7 @@ def test_published_trackers_have_the_toolkits_numbers_to_the_last_digit(
     assert read(tmp_path / "python")["conditions"]["convention"] == "pytracking"
 
 
+@pytest.mark.usefixtures("real_plots")
 def test_no_text_of_a_plot_is_cut_and_a_run_has_the_colour_of_its_phase(
     evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

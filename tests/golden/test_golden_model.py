@@ -2,7 +2,7 @@
 
 Outputs must be within ten times the noise floor (the authors' float32 against their float64), gradient norms within
 1e-4. Each set model_SIZE_RULE.npz of SEQTRACK_GOLDENS is one model, whose passes the tests of a part share. Under rule
-A the output hardly depends on the input: where the folder has rule B too, A's backward pass and generations are long.
+A the output hardly depends on the input: where the folder has rule B of that size too, A's tests are long.
 """
 
 import re
@@ -129,14 +129,13 @@ class Run:
 
 EVERY = sets.find("model_*.npz")
 _IDS = {one.id for one in EVERY}
-DEPENDS_ON_INPUT = [
+MARKED = [
     pytest.param(*one.values, id=one.id, marks=[*one.marks, pytest.mark.long])
     if str(one.id).endswith("_A") and f"{str(one.id)[:-1]}B" in _IDS
     else one
     for one in EVERY
 ]
-every_set = pytest.mark.parametrize("run", EVERY, indirect=True)
-sets_that_depend_on_their_input = pytest.mark.parametrize("run", DEPENDS_ON_INPUT, indirect=True)
+every_set = pytest.mark.parametrize("run", MARKED, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +196,7 @@ def test_golden_logits_loss_and_iou(run: Run) -> None:
     assert iou == pytest.approx(float(run.theirs["iou_status"]), abs=1e-6)
 
 
-@sets_that_depend_on_their_input
+@every_set
 def test_golden_gradient_of_every_parameter(run: Run) -> None:
     """Norm within 1e-4, the direction by a fixed random projection and the first entries; the norm of all."""
     norms, dots, heads = (run.numbers(key) for key in ("grad_norm", "grad_dot", "grad_head4"))
@@ -215,7 +214,7 @@ def test_golden_gradient_of_every_parameter(run: Run) -> None:
     assert np.sqrt(total) == pytest.approx(float(run.theirs["grad_total_norm"]), rel=1e-4)
 
 
-@sets_that_depend_on_their_input
+@every_set
 def test_golden_generated_tokens(run: Run) -> None:
     """Tokens and confidences, with and without the window, and the scores of all tokens at each step."""
     for key, (generated, logits) in run.generated.items():

@@ -24,11 +24,6 @@ EPOCH = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_plots() -> None:
-    """Not here: a child process would not see it, and draw other pictures."""
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A folder with the records of one epoch."""
@@ -54,6 +49,7 @@ def test_thinned_curves_keep_every_extreme(count: int) -> None:
     assert (shown.min(), shown.max(), positions[0]) == (values.min(), 99.0, 0.0)
 
 
+@pytest.mark.usefixtures("real_plots")  # a child process draws real ones
 def test_the_child_draws_the_same_plots_but_not_after_every_epoch(run: Path) -> None:
     rare = PhasePlots(run, interval_s=3600.0)
     rare.redraw()
