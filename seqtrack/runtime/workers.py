@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator
@@ -20,6 +21,7 @@ from seqtrack.process import end_with_parent, limit_problem
 
 T = TypeVar("T")
 Work = Callable[[int, int, Callable[[int], object]], T]
+_GRACE_S = 5.0  # to remove temporary files, as of a download
 
 
 def run_tasks(
@@ -76,8 +78,10 @@ def run_tasks(
                     yield task, value
     finally:
         for worker in workers:
-            worker.kill()
+            worker.terminate()
         for worker in workers:
+            worker.join(_GRACE_S)
+            worker.kill()
             worker.join()
 
 
@@ -85,6 +89,7 @@ def _serve(pipe: Any, work: Work[object], number: int, parent: int) -> None:
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it died before the call above took effect
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with contextlib.suppress(EOFError):  # no task is left
         while True:
             task, answer = pipe.recv(), None
