@@ -43,17 +43,16 @@ def run_tasks(
     spawn, waiting = multiprocessing.get_context("spawn"), deque(range(tasks))
     workers, busy = list[BaseProcess](), dict[Any, BaseProcess]()  # by this process's end of the pipe
     try:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches all, and this one ends them
-        try:
-            for number in range(min(processes, tasks)):
-                ours, theirs = spawn.Pipe()
-                workers.append(spawn.Process(target=_serve, args=(theirs, work, number, os.getpid()), daemon=True))
-                workers[-1].start()
-                theirs.close()
+        for number in range(min(processes, tasks)):
+            ours, theirs = spawn.Pipe()
+            worker: BaseProcess = spawn.Process(target=_serve, args=(theirs, number, os.getpid()), daemon=True)
+            worker.start()
+            workers.append(worker)
+            theirs.close()
+            busy[ours] = worker
+            with contextlib.suppress(OSError):  # one that died is noticed below
                 ours.send(waiting.popleft())
-                busy[ours] = workers[-1]
-        finally:
-            signal.signal(signal.SIGINT, handler)
+                ours.send(work)
         while busy:
             ready: list[Any] = connection.wait([*busy])
             for pipe in ready:
@@ -85,15 +84,18 @@ def run_tasks(
             worker.join()
 
 
-def _serve(pipe: Any, work: Work[object], number: int, parent: int) -> None:
+def _serve(pipe: Any, number: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and the parent ends the others
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it died before the call above took effect
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    work = None
     with contextlib.suppress(EOFError):  # no task is left
         while True:
             task, answer = pipe.recv(), None
             try:
+                work = work or pipe.recv()  # imports what it needs, such as torch
                 answer = work(task, number, lambda count: pipe.send((None, count)))
             except Exception as error:  # noqa: BLE001 - raised again by the parent
                 problem = None if isinstance(error, RunError) else limit_problem(error)
