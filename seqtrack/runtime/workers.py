@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator
@@ -78,15 +79,15 @@ def run_tasks(
     finally:
         for worker in workers:
             worker.terminate()
+        end = time.monotonic() + _GRACE_S
         for worker in workers:
-            worker.join(_GRACE_S)
+            worker.join(max(0.0, end - time.monotonic()))
             worker.kill()
             worker.join()
 
 
 def _serve(pipe: Any, number: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and the parent ends the others
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it died before the call above took effect
@@ -96,6 +97,7 @@ def _serve(pipe: Any, number: int, parent: int) -> None:
             task, answer = pipe.recv(), None
             try:
                 work = work or pipe.recv()  # imports what it needs, such as torch
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not before: an import may suppress it
                 answer = work(task, number, lambda count: pipe.send((None, count)))
             except Exception as error:  # noqa: BLE001 - raised again by the parent
                 problem = None if isinstance(error, RunError) else limit_problem(error)
