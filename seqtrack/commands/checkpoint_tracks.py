@@ -1,7 +1,7 @@
 """What `seqtrack evaluate` tracks: checkpoints of a folder or of the target, each once, and the untrained model.
 
 Boxes and times are written after each, so that a call that was stopped is continued by the next one. A checkpoint is
-tracked by one process: its sequences share batches, and other batches would change the last digits of boxes.
+tracked by one process: its sequences share batches, and a batch of another size may change a token.
 """
 
 import argparse
