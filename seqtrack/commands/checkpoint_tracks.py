@@ -1,14 +1,20 @@
 """What `seqtrack evaluate` tracks: checkpoints of a folder or of the target, each once, and the untrained model.
 
-Boxes and times are written after each, so that a call that was stopped is continued by the next one.
+Boxes and times are written after each, so that a call that was stopped is continued by the next one. A checkpoint is
+tracked by one process: its sequences share batches, and a batch of another size may change a token.
 """
 
 import argparse
 import functools
 import logging
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from collections.abc import Sequence as ListOf
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,20 +29,23 @@ from seqtrack.config.environment import Environment
 from seqtrack.config.loader import config_digest
 from seqtrack.config.schema import Config
 from seqtrack.data.decode import check_frames
+from seqtrack.data.sequence import Sequence
 from seqtrack.data.sources import Source, describe
-from seqtrack.device import choose_device
+from seqtrack.device import choose_device, device_plan, explain_out_of_memory
 from seqtrack.errors import UserError
-from seqtrack.evaluation.results import Protocol, TrackerResult, score_tracker
+from seqtrack.evaluation.results import Protocol, TrackerResult, Tracks, score_tracker
 from seqtrack.evaluation.run import track_sequences
 from seqtrack.evaluation.tables import read_tracks, write_tracks
 from seqtrack.model.build import build_model
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.spec import model_spec
 from seqtrack.run_dir import CHECKPOINTS, FETCHED, INFERENCE_LOG
+from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.metrics_log import clock
+from seqtrack.runtime.workers import run_tasks
 from seqtrack.tracking import load
 from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, onnxruntime_version
-from seqtrack.tracking.tracker import TrackedModel
+from seqtrack.tracking.tracker import TrackedModel, TrackerSettings
 from seqtrack.uploads.fetch import fetch_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -50,7 +59,35 @@ class _Subject(NamedTuple):
     epoch: int | None
     origin: dict[str, Scalar]
     config: Config
-    load: Callable[[], TrackedModel]
+    load: Callable[[torch.device], TrackedModel]
+
+
+class _Job(NamedTuple):
+    """A subject to track, and what its boxes depend on."""
+
+    subject: _Subject
+    settings: TrackerSettings
+    threads: int
+    made_from: dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every process is given: call it with the number of a job."""
+
+    jobs: ListOf[_Job]
+    devices: ListOf[torch.device]
+    sequences: ListOf[Sequence]
+    concurrent: int
+
+    def __call__(self, number: int, process: int, on_frames: Callable[[int], object]) -> dict[str, Tracks]:
+        (subject, settings, threads, _), device = self.jobs[number], self.devices[process]
+        torch.set_num_threads(threads)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        with explain_out_of_memory("while tracking", "lower --concurrent, or on a CPU NPROC"):
+            model = subject.load(device)
+            return track_sequences(model, self.sequences, settings, concurrent=self.concurrent, on_frames=on_frames)
 
 
 def track_checkpoints(
@@ -70,39 +107,65 @@ def track_checkpoints(
     # Missing and unusable frame files are found before hours of tracking.
     if problems := check_frames(one.frame_path(index) for one in sequences for index in range(one.num_frames)):
         raise UserError(problems)
-    if exported:
-        device = check_onnx_options(args.precision, args.device)
-    else:
-        device = choose_device(args.device or environment.device)
-    load.check_precision(args.precision, device)
-    results, digest, spent = list[TrackerResult](), describe([source]).digest, list[float]()
+    subjects = _subjects(args, environment, manifests, exported)
+    onnx = exported is not None
+    devices = [check_onnx_options(args.precision, args.device)] if onnx else _devices(args, environment, len(subjects))
+    load.check_precision(args.precision, devices[0])
+    if len(devices) > 1 and devices[0].type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))  # as in training
     more: dict[str, object] = {"concurrent": args.concurrent, "python": platform.python_version()}
     more |= {"onnxruntime": onnxruntime_version()} if exported else {}
-    conditions = dict[str, object]()
-    subjects = _subjects(args, environment, manifests, exported, device)
-    for number, one in enumerate(subjects, start=1):
-        begun = time.monotonic()
+    digest, jobs, results = describe([source]).digest, list[_Job](), dict[str, TrackerResult]()
+    known = list[tuple[_Job, dict[str, Tracks], str | None]]()
+    for one in subjects:
         load.set_threads(one.config)
         settings = load.tracker_settings(one.config, dataset=source.name, precision=args.precision)
-        conditions = {**tracking_conditions(device, settings), **more, "search_factor": settings.search_factor}
+        conditions = {**tracking_conditions(devices[0], settings), **more, "search_factor": settings.search_factor}
         made_from = {"data_digest": digest, "config_digest": config_digest(one.config), **one.origin, **conditions}
-        tracks = known = read_tracks(one.name, boxes, [each.name for each in sequences], made_from)
-        if tracks is None:
-            frames = sum(each.num_frames - 1 for each in sequences)
-            with tqdm(total=frames, desc=one.name, unit="frame", leave=False, disable=None) as bar:
-                options = {"concurrent": args.concurrent, "on_frames": bar.update}
-                tracks = track_sequences(one.load(), sequences, settings, **options)
-            spent.append(time.monotonic() - begun)
-        results.append(
-            score_tracker(one.name, one.kind, tracks, sequences, protocol=protocol, epoch=one.epoch, source=one.origin)
-        )
-        if known is None:
-            _write(results[-1], boxes, made_from)
-        mean, left = results[-1].record.mean, (len(subjects) - number) * (sum(spent) / len(spent) if spent else 0.0)
-        text = "evaluated before" if known else f"{number} of {len(subjects)}, about {clock(left)} to go"
-        speed = mean["fps"] or 0.0
-        logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s (%s)", one.name, mean["auc"], mean["p20"], speed, text)
-    return results, conditions
+        job = _Job(one, settings, torch.get_num_threads(), made_from)
+        if before := read_tracks(one.name, boxes, [each.name for each in sequences], made_from):
+            known.append((job, before, None))
+        else:
+            jobs.append(job)
+    with closing(_tracked(_Work(jobs, devices, sequences, args.concurrent))) as tracked:
+        for job, tracks, left in chain(known, tracked):
+            one = job.subject
+            results[one.name] = score_tracker(
+                one.name, one.kind, tracks, sequences, protocol=protocol, epoch=one.epoch, source=one.origin
+            )
+            if left is not None:
+                _write(results[one.name], boxes, job.made_from)
+            mean, text = results[one.name].record.mean, f"{len(results)} of {len(subjects)}, {left or 'done before'}"
+            speed = mean["fps"] or 0.0
+            logger.info("%s: AUC %.3f, P20 %.3f, %.1f frames/s (%s)", one.name, mean["auc"], mean["p20"], speed, text)
+    return [results[one.name] for one in subjects], conditions
+
+
+def _tracked(work: _Work) -> Generator[tuple[_Job, dict[str, Tracks], str | None]]:
+    """Each job's tracks as they end, and how long the others take; one progress bar for all."""
+    total, done, begun = len(work.jobs) * sum(one.num_frames - 1 for one in work.sequences), 0, time.monotonic()
+    with tqdm(total=total, unit="frame", leave=False, disable=None) as bar:
+
+        def count(frames: int) -> None:
+            nonlocal done
+            done += frames
+            bar.update(frames)
+
+        with closing(run_tasks(work, len(work.jobs), len(work.devices), count)) as ended:
+            for number, tracks in ended:
+                bar.clear()
+                left = (time.monotonic() - begun) * (total / max(done, 1) - 1)
+                yield work.jobs[number], tracks, f"about {clock(left)} to go"
+
+
+def _devices(args: argparse.Namespace, environment: Environment, most: int) -> list[torch.device]:
+    """The devices of NPROC processes, at most `most`. GPUs of one kind only: a table must not mix them."""
+    plan = device_plan(args.device or environment.device, environment.nproc)
+    every = [choose_device(plan.device, local_rank=number) for number in range(min(plan.processes, most))]
+    alike = [one for one in every if describe_device(one) == describe_device(every[0])]
+    if len(alike) < len(every):
+        logger.warning("of %d GPUs the %d that are %s are used", len(every), len(alike), describe_device(every[0]))
+    return alike
 
 
 def _subjects(
@@ -110,34 +173,35 @@ def _subjects(
     environment: Environment,
     manifests: list[Manifest],
     exported: tuple[OnnxModel, Config, OnnxRecord] | None,
-    device: torch.device,
 ) -> list[_Subject]:
     """The checkpoints, the untrained model of the last one, and the exported model."""
     found = [
         _Subject(
             load.checkpoint_name(one, manifests), "checkpoint", one.epoch,
             {**load.checkpoint_source(one), "step": one.step}, load.checkpoint_config(one),
-            functools.partial(_load, args, environment, one, device),
+            functools.partial(_load, args, environment, one),
         )
         for one in manifests
     ]  # fmt: skip
     if args.untrained and manifests:
         config = found[-1].config
-        seed = config.TRAIN.SEED
-        untrained = _Subject("untrained", "untrained", None, {"seed": seed}, config,
-                             lambda: build_model(model_spec(config), seed=seed).to(device).eval())  # fmt: skip
-        found.append(untrained)
+        build = functools.partial(_build, config)
+        found.append(_Subject("untrained", "untrained", None, {"seed": config.TRAIN.SEED}, config, build))
     if exported:
         model, config, record = exported
         origin: dict[str, Scalar] = {**record.checkpoint, "encoder_sha256": record.encoder.sha256}
-        found.append(
-            _Subject(f"ONNX, epoch {record.checkpoint.get('epoch')}", "onnx", None, origin, config, lambda: model)
-        )
+        name = f"ONNX, epoch {record.checkpoint.get('epoch')}"
+        found.append(_Subject(name, "onnx", None, origin, config, lambda _device: model))
     return found
 
 
+def _build(config: Config, device: torch.device) -> SeqTrack:
+    return build_model(model_spec(config), seed=config.TRAIN.SEED).to(device).eval()
+
+
 def _load(args: argparse.Namespace, environment: Environment, manifest: Manifest, device: torch.device) -> SeqTrack:
-    """A checkpoint's model; with --hub the file is on the disk only while it is read, unless the run has it."""
+    """A checkpoint's model; with --hub the file is on the disk only while it is read, unless the run has it, so that
+    there are at most as many as processes."""
     if not args.hub or FETCHED not in manifest.path.parts:
         return load.load_model(manifest, device)[0]
     phase = args.phase or environment.phase

@@ -84,7 +84,7 @@ class Environment(Settings):
     batch_size: int | None = setting(None, "samples per step of all processes: TRAIN.BATCH_SIZE", "train", ge=1)
     overrides: Overrides = setting((), "`KEY VALUE KEY VALUE` for any key, quoted as in a shell", "train")
     device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto, cuda or cpu", _RUNS)
-    nproc: Processes = setting(1, "processes of a run; auto starts one per GPU", "train")
+    nproc: Processes = setting(1, "processes of a run or evaluation; auto starts one per GPU", "train, evaluate")
     nnodes: int = setting(1, "machines of a run", "train", ge=1, le=1024)
     node_rank: int = setting(0, "number of this machine, from 0", "train", ge=0, le=1023)
     rendezvous: HostPort | None = setting(None, "host:port of machine 0, where machines meet", "train")

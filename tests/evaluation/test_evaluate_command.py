@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -194,6 +195,36 @@ def test_checkpoints_come_from_the_target_one_at_a_time(
         assert {key: one[key] for key in METRICS} == pytest.approx({key: other[key] for key in METRICS})
     assert (max(most), list((tmp_path / "output").rglob("*.safetensors"))) == (1, [])
     assert evaluate(tmp_path / "output", "--hub", "--checkpoint", "7") == 2
+
+
+def without_clock(value: Any) -> Any:
+    if isinstance(value, list):
+        return [*map(without_clock, value)]
+    if not isinstance(value, dict):
+        return value
+    return {k: without_clock(one) for k, one in value.items() if k not in ("fps", "ms_a_frame", "seconds")}
+
+
+def test_two_processes_write_the_files_of_one(
+    evaluated: Path, evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoints of the target, which each process fetches for itself."""
+    (tmp_path / "target").mkdir()
+    shutil.copytree(evaluated / "phase_1", tmp_path / "target" / "phase_1")
+    (tmp_path / "target" / "phase_1" / "run.json").write_text("{}")
+    monkeypatch.setenv("UPLOAD_TARGET", f"folder:{tmp_path / 'target'}")
+    monkeypatch.setenv("NPROC", "auto" if torch.cuda.is_available() else "2")
+    monkeypatch.setattr(command, "track_sequences", None)  # this process only distributes the work
+    assert evaluate(tmp_path / "output", "--hub") == 0
+    assert not list((tmp_path / "output").rglob("*.safetensors"))
+    ours, theirs = (one / "phase_1" / "evaluation" for one in (tmp_path / "output", evaluated))
+    files = [sorted(path.relative_to(one) for path in one.rglob("*.*")) for one in (ours, theirs)]
+    assert files[0] == files[1]
+    for path in files[0]:
+        if path.parts[0] == "boxes" and not path.name.endswith("_time.txt"):
+            assert (ours / path).read_bytes() == (theirs / path).read_bytes(), path
+    assert without_clock(read(ours)) == without_clock(read(theirs))
+    assert len((ours / "inference.log").read_text().splitlines()) == 4 * 4
 
 
 def test_runs_are_compared_in_one_table_and_one_plot(

@@ -87,3 +87,25 @@ def test_a_dead_loader_worker_ends_the_run_with_1_and_the_next_start_continues(
     assert "Traceback" in log_of(tmp_path), "which is in the log file"
     completed(env)
     assert_same_run(tmp_path / "phase_1", uninterrupted / "phase_1")
+
+
+def test_a_dead_process_ends_an_evaluation_and_the_next_call_continues(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted / "phase_1", tmp_path / "phase_1")
+    env = environment(tmp_path, demo_data, NPROC=2, DEVICE="cpu")
+    boxes = tmp_path / "phase_1" / "evaluation" / "boxes"
+    with start(env, "evaluate") as running:
+        assert running.until(lambda: any(boxes.glob("*/made_from.json")))
+        workers = [one for one in children(running.pid) if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        os.kill(workers[0], signal.SIGKILL)
+        ended = running.end()
+    assert len(workers) == 2 and not any(Path(f"/proc/{one}").exists() for one in workers)
+    assert (ended.code, ended.codes) == (1, ["run.process_died"])
+    assert "SIGKILL" in ended.said and "Traceback" not in ended.said
+    kept = {path: path.stat().st_mtime_ns for path in boxes.glob("*/made_from.json")}
+    assert 1 <= len(kept) < 4
+    with start(env | {"NPROC": "1"}, "evaluate") as running:
+        assert running.end().code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(boxes.glob("*/made_from.json"))) == 4
