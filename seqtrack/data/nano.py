@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 class Plan:
     """Size of the data set: scenes and frames per scene, by split."""
 
-    train_scenes: int = 600
+    train_scenes: int = 1000
     train_frames: int = 20
     test_scenes: int = 8
     test_frames: int = 80
@@ -37,7 +37,7 @@ class Plan:
 def nano_set(plan: Plan = Plan()) -> DrawnSet:
     """The nano data set of this size."""
     return DrawnSet(
-        "nano", version=1, seed=SEED, plan=vars(plan), draw=functools.partial(_draw_split, plan), megabytes=165
+        "nano", version=1, seed=SEED, plan=vars(plan), draw=functools.partial(_draw_split, plan), megabytes=275
     )
 
 
