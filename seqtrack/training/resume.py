@@ -81,7 +81,8 @@ def _check_experiment(manifest: Manifest, config: Config, data_digest: str, step
     step = first_changed_step(theirs.TRAIN, config.TRAIN, steps_per_epoch, steps=manifest.step) if was else None
     if problems:
         schedule = [text for key, text in was.items() if step and key.startswith(SCHEDULE)]
-        _refuse(manifest.path, [*problems, *(Problem(text, "run.other_experiment") for text in schedule)])
+        problems += [Problem(text, "run.other_experiment") for text in schedule]
+        _refuse(manifest.path, problems)
     if step:
         reason = f"of {manifest.step} steps taken, step {step} (epoch {(step - 1) // steps_per_epoch + 1}) would differ"
         _refuse(manifest.path, [Problem(text, "resume.step_would_differ") for text in (reason, *was.values())])
