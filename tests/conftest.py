@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from runs import demo_data, finished, resumed, uninterrupted
+from runs import demo_data, finished, quicken_plots, resumed, uninterrupted
 
 from seqtrack import plotting
 
@@ -131,10 +131,9 @@ _layout_engine, _dpi = Figure.get_layout_engine, plotting._DPI
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_plots() -> Iterator[None]:
-    """Plots with half the resolution and without a layout, which would take most of the time of the tests that draw."""
+    """In this process too, as in the forked ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plotting, "_DPI", _dpi // 2)
-        patch.setattr(Figure, "get_layout_engine", lambda self: None)
+        quicken_plots(patch)
         yield
 
 

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+from seqtrack import plotting
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import Manifest, list_checkpoints, write_checkpoint
 from seqtrack.config.environment import VARIABLES
@@ -118,6 +120,12 @@ _FORKS.set_forkserver_preload(
 )
 
 
+def quicken_plots(patch: pytest.MonkeyPatch) -> None:
+    """Half the resolution and no layout, which would take most of the time of the tests that draw."""
+    patch.setattr(plotting, "_DPI", plotting._DPI // 2)
+    patch.setattr(Figure, "get_layout_engine", lambda self: None)
+
+
 def _become(words: list[str], env: dict[str, str], log: str, prepare: Callable[[], None] | None) -> None:
     from seqtrack.cli import main
 
@@ -127,6 +135,7 @@ def _become(words: list[str], env: dict[str, str], log: str, prepare: Callable[[
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    quicken_plots(pytest.MonkeyPatch())
     if prepare is not None:
         prepare()
     sys.exit(main(words))
