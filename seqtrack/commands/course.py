@@ -175,14 +175,11 @@ def _variables(course: Course, output: Path, classes: list[str], prefix: str, co
     # Without a copy elsewhere every checkpoint stays, to be evaluated.
     settings = ({} if course.repo or course.target else {"TRAIN.KEEP_CHECKPOINTS": 0}) | course.settings
     pairs = [word for key, value in settings.items() for word in (key, str(value))]
-    target = course.target or ""
-    if prefix and target.startswith("folder:"):  # HF_PREFIX is of the Hub only
-        target = f"{target}/{prefix}"
     # An empty variable is not set: whatever the environment has of these, the file decides.
     return {
         "OUTPUT_DIR": str(output), "DATASET": course.dataset, "CLASSES": ",".join(classes), "PHASE": "1",
         "CONFIG": course.config or ("demo" if course.dataset == "demo" else config), "OVERRIDES": shlex.join(pairs),
-        "HF_REPO": course.repo or "", "UPLOAD_TARGET": target, "HF_PREFIX": prefix,
+        "HF_REPO": course.repo or "", "UPLOAD_TARGET": course.target or "", "HF_PREFIX": prefix,
         "RESUME_EPOCH": "latest" if course.repo or course.target else "",  # a session may begin with an empty disk
     }  # fmt: skip
 

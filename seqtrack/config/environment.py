@@ -93,7 +93,7 @@ class Environment(Settings):
     )
     max_restarts: int = setting(0, "restarts of several processes when one dies", "train", ge=0, le=1000)
     hf_repo: Repository | None = setting(None, "owner/name or datasets/owner/name; unset, no uploads", _UP)
-    hf_prefix: Prefix | None = setting(None, "folder in HF_REPO for this output folder; unset, its root", _UP)
+    hf_prefix: Prefix | None = setting(None, "folder in HF_REPO or UPLOAD_TARGET; unset, its root", _UP)
     hf_token: Token | None = setting(None, "access token; a file is safer, see HF_TOKEN_PATH", _HUB)
     hf_token_path: Path | None = setting(None, "file with the token, read at each use; wins over HF_TOKEN", _HUB)
     hf_endpoint: Address | None = setting(None, "address of the Hub; unset, huggingface.co", _HUB)

@@ -14,16 +14,17 @@ from seqtrack.uploads.target import ChangedError, Digests, Staged, require_uncha
 
 
 class FolderTarget:
-    """Files below `root`, which is made if its parent exists: a missing one is taken for a disk that is not mounted."""
+    """Files below `place` and the folder `prefix` in it, which are made if the parent of `place` exists: a missing one
+    is taken for a disk that is not mounted."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, place: Path, prefix: str = "") -> None:
+        self._parent, self.root = place.parent, place / prefix
 
     def prepare(self, *, make: bool) -> str:
-        if not self.root.parent.is_dir():
-            raise FileNotFoundError(2, "no such folder; is the disk mounted?", str(self.root.parent))
+        if not self._parent.is_dir():
+            raise FileNotFoundError(2, "no such folder; is the disk mounted?", str(self._parent))
         if make:
-            self.root.mkdir(exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
         if not os.access(self.root, os.W_OK):
             raise PermissionError(13, "the folder is missing or cannot be written to", str(self.root))
         return str(self.root)

@@ -76,7 +76,7 @@ class UploadSettings(_Message):
 
 
 class TargetSettings(_Message):
-    """Which kind of target, and where; `prefix` of every path in a repo, "" or with a slash at its end."""
+    """Which kind of target, and where; `prefix` of every path in it, "" or with a slash at its end."""
 
     kind: str
     place: str
@@ -252,16 +252,16 @@ def choose_target(environment: Environment) -> TargetSettings:
     folder that overlaps with the output folder."""
     if environment.target is None:
         raise UserError("set HF_REPO to owner/name, or UPLOAD_TARGET to folder:/place", code="upload.no_target")
+    prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
     kind, _, place = (environment.upload_target or f"huggingface:{environment.hf_repo}").partition(":")
     if kind == "folder":
         here, there = (Path(os.path.realpath(folder)) for folder in (environment.output_dir, place))
         if here == there or here in there.parents or there in here.parents:  # each upload would be a new file to upload
             text = f"UPLOAD_TARGET: {place} overlaps with OUTPUT_DIR {environment.output_dir}; name a folder outside"
             raise UserError(text, code="upload.overlap")
-        return TargetSettings(kind=kind, place=place)
+        return TargetSettings(kind=kind, place=place, prefix=prefix)
     if kind != "huggingface":
         text = f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: folder, huggingface"
         raise UserError(text, code="upload.unknown_target")
-    prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
     where = TargetSettings(kind=kind, place=place, prefix=prefix, private=environment.hf_private)
     return where.model_copy(update={"endpoint": environment.hf_endpoint})

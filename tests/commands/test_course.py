@@ -147,10 +147,6 @@ def test_the_example_is_a_course_and_every_step_a_command_with_valid_variables(
     given, config = configure({**first, "RESUME_EPOCH": ""})
     assert (given.hf_repo, given.hf_prefix, given.output_dir.name) == ("datasets/me/runs", "group_1", "group_1")
     assert (config.DATA.CLASSES[0], config.TRAIN.EPOCH, config.TRAIN.CHECKPOINT_EPOCHS) == ("electricfan", 100, 5)
-    copied = example.model_copy(update={"target": "folder:/backup"})
-    steps = assignment_steps("a5", copied, tmp_path, tmp_path / "course.yaml")
-    targets = {step.variables["UPLOAD_TARGET"] for step in steps if step.variables}
-    assert targets == {f"folder:/backup/{name}" for name in copied.groups}, "a place holds one experiment"
     alone = assignment_steps("a5", example, tmp_path, tmp_path / "course.yaml")[0].variables
     assert (config.TRAIN.KEEP_CHECKPOINTS, configure(alone)[1].TRAIN.KEEP_CHECKPOINTS) == (2, 0), "the only copies stay"
 

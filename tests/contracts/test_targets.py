@@ -18,7 +18,7 @@ from seqtrack.uploads.target import Call, Order, Reply, Staged, TargetSettings, 
 Perform = Callable[..., Reply]
 
 
-@pytest.fixture(params=["folder", "huggingface"])
+@pytest.fixture(params=["folder", "folder/runs/first/", "huggingface"])
 def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Perform]:
     """Carries out one order on a target that was prepared."""
     hub = Hub().start()
@@ -29,8 +29,9 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     state = tmp_path / "state"
     state.mkdir()
-    place = {"folder": str(tmp_path / "backup"), "huggingface": REPO}[request.param]
-    target = TargetSettings(kind=request.param, place=place, endpoint=hub.endpoint)
+    kind, _, prefix = request.param.partition("/")
+    place = {"folder": str(tmp_path / "backup"), "huggingface": REPO}[kind]
+    target = TargetSettings(kind=kind, place=place, prefix=prefix, endpoint=hub.endpoint)
 
     def carry_out(**values: object) -> Reply:
         order, settings = Order(message="test", **values), UploadSettings(read_timeout_s=10, request_tries=1)  # type: ignore[arg-type]

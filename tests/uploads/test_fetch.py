@@ -278,13 +278,13 @@ def test_the_helper_commands(
 def test_other_targets_take_files_and_give_them_back(
     hub: Hub, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    folder = {"UPLOAD_TARGET": f"folder:{tmp_path / 'backup'}"}
+    folder = {"UPLOAD_TARGET": f"folder:{tmp_path / 'backup'}", "HF_PREFIX": "runs/first"}
     variables = {"HF_REPO": "datasets/me/run"} if target == "datasets" else folder
     assert once(hub, output, variables=variables) == 0
     if target == "datasets":
         assert hub.repos.keys() == {"datasets/me/run"}
     else:
-        assert files_of(tmp_path / "backup") == files_of(output)
+        assert files_of(tmp_path / "backup" / "runs" / "first") == files_of(output)
     for name, value in environ(hub, output, variables=variables).items():
         monkeypatch.setenv(name, value)
     place = fetch_checkpoint(read_environment(os.environ), 2, tmp_path / "new")
