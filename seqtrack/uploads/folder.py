@@ -14,8 +14,7 @@ from seqtrack.uploads.target import ChangedError, Digests, Staged, require_uncha
 
 
 class FolderTarget:
-    """Files below `place` and the folder `prefix` in it, which are made if the parent of `place` exists: a missing one
-    is taken for a disk that is not mounted."""
+    """Files in `prefix` of `place`, made if the parent of `place` exists: a missing one is a disk not mounted."""
 
     def __init__(self, place: Path, prefix: str = "") -> None:
         self._parent, self.root = place.parent, place / prefix

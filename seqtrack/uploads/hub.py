@@ -218,8 +218,7 @@ def bound_client(read_s: float, tries: int) -> None:
 
 
 class HubTarget:
-    """A folder of a repo, "owner/name" of a model or "datasets/owner/name". Without a token the client looks where
-    `hf auth login` puts it."""
+    """A folder of a repo, "owner/name" or "datasets/owner/name". Without a token that of `hf auth login` is used."""
 
     def __init__(self, target: TargetSettings, token: str | None) -> None:
         kind = "dataset" if target.place.startswith("datasets/") else "model"

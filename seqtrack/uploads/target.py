@@ -248,8 +248,7 @@ def read_settings(environ: Mapping[str, str]) -> UploadSettings:
 
 
 def choose_target(environment: Environment) -> TargetSettings:
-    """Where files go: UPLOAD_TARGET if set, else HF_REPO. A UserError if neither is set, for an unknown kind, and for a
-    folder that overlaps with the output folder."""
+    """UPLOAD_TARGET if set, else HF_REPO. A UserError if neither is, for an unknown kind or an output folder in it."""
     if environment.target is None:
         raise UserError("set HF_REPO to owner/name, or UPLOAD_TARGET to folder:/place", code="upload.no_target")
     prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
