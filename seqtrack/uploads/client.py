@@ -3,6 +3,7 @@
 The process inherits nothing but the environment and the lock. Times are monotonic, since the wall clock may jump.
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -49,27 +50,26 @@ class Clock:
 def run_child(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
     """Carry out one call in a process that keeps the folder's lock: no second uploader begins next to an orphan."""
     end = time.monotonic() + deadline_s
-    with subprocess.Popen(
-        [sys.executable, "-m", "seqtrack.uploads.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        close_fds=False,  # only the lock's can be inherited
-        env=child_environment(os.environ, use_xet=call.use_xet),
-        start_new_session=True,  # a terminal's Ctrl-C is for the parent, which decides what becomes of a batch
-    ) as child:
-        payload: bytes | None = call.model_dump_json().encode()
-        try:
-            while True:
-                try:
-                    out, err = child.communicate(payload, timeout=_TICK_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    payload = None  # given already
-                if tick() or time.monotonic() > end:
-                    return Reply(fault=Fault(kind="timeout", line=f"not done within {deadline_s:.0f} s"))
-        finally:
-            child.kill()
+    # Not a pipe: after its first timeout `communicate` forgets what the pipe has not taken of a large call.
+    with os.fdopen(os.memfd_create("call"), "w+b") as given:
+        given.write(call.model_dump_json().encode())
+        given.seek(0)
+        with subprocess.Popen(
+            [sys.executable, "-m", "seqtrack.uploads.child"],
+            stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            close_fds=False,  # only the lock's can be inherited
+            env=child_environment(os.environ, use_xet=call.use_xet),
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which decides what becomes of a batch
+        ) as child:  # fmt: skip
+            try:
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        out, err = child.communicate(timeout=_TICK_S)
+                        break
+                    if tick() or time.monotonic() > end:
+                        return Reply(fault=Fault(kind="timeout", line=f"not done within {deadline_s:.0f} s"))
+            finally:
+                child.kill()
     if out:
         return Reply.model_validate_json(out)
     last = err.decode(errors="replace").strip().splitlines()[-1:] or ["without a message; out of memory?"]

@@ -78,6 +78,12 @@ def test_what_was_put_is_listed_with_its_own_digest_not_put_again_and_fetched(
         assert hashlib.sha256(Path(reply.places[item.path]).read_bytes()).hexdigest() == item.sha256
 
 
+def test_an_order_of_many_files_reaches_the_process_whole(perform: Perform) -> None:
+    """It is larger than a pipe, and comes before the process reads."""
+    reply = perform(look=[f"phase_1/evaluation/boxes/epoch_1/{number:080}.txt" for number in range(1500)])
+    assert (reply.fault, reply.remotes) == (None, {})
+
+
 def test_a_file_that_changed_after_it_was_hashed_makes_nothing_visible(
     perform: Perform, files: tuple[Staged, ...]
 ) -> None:
