@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils._xet import XET_CONNECTION_INFO_CACHE
 from uploads.hub_server import Hub
 from uploads.xet_server import XetHub
 
@@ -175,7 +176,8 @@ class FakeTime:
 
 
 def run_inline(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
-    """Carries out a call in this process."""
+    """Carries out a call in this process, with what a new one has of earlier calls: nothing."""
+    XET_CONNECTION_INFO_CACHE.clear()  # by the server's address, and two tests can get the same port
     constants.HF_HUB_DISABLE_XET = not call.use_xet
     reply = perform(Call.model_validate_json(call.model_dump_json()))
     tick()
