@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     source = open_frames(args.source, fps=fps)
     target = args.output or environment.output_dir / "tracks" / f"{source.name}.mp4"
     if target.suffix.lower() not in CODECS:
-        raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="track.output")
+        raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="video.output")
     with StopRequest() as stop:
         boxes, seconds, conditions = _track(args, environment, source, target, stop)
         speed = (len(boxes) - 1) / seconds if seconds else None
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             write_boxes(target.with_suffix(".txt"), boxes)
             write_json(target.with_suffix(".json"), record)
         except OSError as error:
-            raise UserError(f"{error.filename}: cannot be written ({error.strerror})", code="track.output") from error
+            raise UserError(f"{error.filename}: cannot be written ({error.strerror})", code="video.output") from error
     if not args.no_video:
         print(target)
     print(target.with_suffix(".txt"))
@@ -102,7 +102,7 @@ def _track(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{target.parent}: cannot be created ({error.strerror})", code="track.output") from error
+        raise UserError(f"{target.parent}: cannot be created ({error.strerror})", code="video.output") from error
     boxes, seconds = [np.asarray(box, dtype=np.float64)], 0.0
     total = min(source.count or args.frames or 0, args.frames or source.count or 0) or None
     with (

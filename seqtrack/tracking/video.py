@@ -67,7 +67,7 @@ class FrameSource:
             first = first or frame.shape
             if frame.shape != first:
                 text = f"{name}: {frame.shape[1]}x{frame.shape[0]} pixels, expected the first frame's"
-                raise UserError(f"{text} {first[1]}x{first[0]}", "track.frame_size")
+                raise UserError(f"{text} {first[1]}x{first[0]}", "video.frame_size")
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
     def _read(self) -> Iterator[tuple[str, Image]]:
@@ -79,7 +79,7 @@ class FrameSource:
             number += 1
             yield self.place, np.asarray(read[1], dtype=np.uint8)
         if self.kind == "camera":
-            raise UserError(f"camera {self.place}: no more frames after {number}", "track.camera_ended")
+            raise UserError(f"camera {self.place}: no more frames after {number}", "video.camera_ended")
         if number < (self.count or 0):
             logger.warning("%s: %d frames could be decoded, its header states %d", self.place, number, self.count)
 
@@ -100,11 +100,11 @@ def open_frames(place: str, *, fps: float | None = None) -> FrameSource:
         paths = tuple(list_video_frames(path / "img" if (path / "img").is_dir() else path))
         return FrameSource("folder", place, paths, len(paths), fps or DEFAULT_FPS)
     if path.is_file():
-        kind, code = "video", "track.not_a_video"
+        kind, code = "video", "video.not_a_video"
     elif camera:
-        kind, code, place = "camera", "track.camera", camera[1]
+        kind, code, place = "camera", "video.camera", camera[1]
     else:
-        raise UserError(f"{place}: no such file or folder, and no camera's number, such as 0", "track.no_source")
+        raise UserError(f"{place}: no such file or folder, and no camera's number, such as 0", "video.no_source")
     capture = _capture(kind, place)
     if not capture.read()[0]:
         # OpenCV and FFmpeg only print their reasons, and FFmpeg reads its log level once per process.
@@ -160,16 +160,16 @@ def video_writer(path: Path, *, fps: float, size: tuple[int, int]) -> Iterator[C
             writer = cv2.VideoWriter(temporary, cv2.CAP_FFMPEG, codec, fps, (width, height))
             if not writer.isOpened():
                 text = f"{path}: OpenCV cannot encode a video of {width}x{height} pixels, {fps:g} frames per second"
-                raise UserError(text, "track.codec")
+                raise UserError(text, "video.codec")
             yield write
             writer.release()
             found = sum(1 for _ in iter(_capture("video", temporary).grab, False))  # its header may count missing ones
             if found != written:
                 text = f"{path}: {written} frames were encoded, {found} can be read back; bytes free on its disk:"
-                raise UserError(f"{text} {shutil.disk_usage(path.parent).free}", "track.incomplete_video")
+                raise UserError(f"{text} {shutil.disk_usage(path.parent).free}", "video.incomplete_video")
             Path(temporary).replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})", "track.output") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror})", "video.output") from error
 
 
 def draw_box(image: Image, box_xywh: Sequence[float], caption: str) -> Image:

@@ -69,7 +69,7 @@ MISTAKES: list[tuple[str, dict[str, str], str, str]] = [
     ("evaluate --checkpoint lats", {}, "checkpoint.option", "last"),
     ("audit nowhere", {}, "audit.no_run", "nowhere"),
     ("reproduce hf://x", {}, "audit.address", "hf://owner/name"),
-    ("track none.mp4 --box 1,2,3,4", {}, "track.no_source", "none.mp4"),
+    ("track none.mp4 --box 1,2,3,4", {}, "video.no_source", "none.mp4"),
     ("track . --box 1,2,3", {}, "data.no_frames", "."),
     ("export none.safetensors -o x.pth.tar", {}, "checkpoint.missing", "none.safetensors"),
 ]

@@ -84,7 +84,7 @@ WRONG = {
     "--box 500,10,20,20": "track.box", "--box 1,2,3": "track.option", "--box 1,2,1_0,nan": "track.option",
     f"--box {BOX} --checkpoint 9": "checkpoint.no_epoch", f"--box {BOX} --phase 2": "checkpoint.none",
     f"--box {BOX} --checkpoint 2": "checkpoint.no_config", f"--box {BOX} --checkpoint 3": "weights.other_model",
-    "": "track.option", f"--box {BOX} -o out.mkv": "track.output", f"--box {BOX} -o /proc/none/out.mp4": "track.output",
+    "": "track.option", f"--box {BOX} -o out.mkv": "video.output", f"--box {BOX} -o /proc/none/out.mp4": "video.output",
     f"--box {BOX} --frames -3": "track.option", f"--box {BOX} --fps nan": "track.option",
     f"--box {BOX} --precision fp16 --device cpu": "tracking.precision_on_cpu",
 }  # fmt: skip
@@ -102,7 +102,7 @@ def test_wrong_use_ends_with_exit_code_2(
     for name in ("a.txt", "b.json"):
         (output / name).mkdir(parents=True)
         assert track(video_folder, "--box", BOX, "--no-video", "-o", str(output / name[0]) + ".mp4") == 2
-        assert "error [track.output]" in capsys.readouterr().err
+        assert "error [video.output]" in capsys.readouterr().err
 
 
 def test_a_stop_on_request_keeps_the_frames_tracked_so_far(

@@ -94,15 +94,15 @@ def test_a_folder_gives_its_images_in_rgb_in_the_order_of_their_numbers(tmp_path
     cv2.imwrite(str(images / "frame11.png"), np.zeros((50, 60, 3), dtype=np.uint8))
     with pytest.raises(UserError, match=r"frame11\.png.*60x50.*30x20") as error:
         list(open_frames(str(images)).frames())
-    assert error.value.code == "track.frame_size"
+    assert error.value.code == "video.frame_size"
 
 
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("none.mp4", "track.no_source"), ("text.mp4", "track.not_a_video"), ("empty.mp4", "track.not_a_video"),
-        ("cut.mp4", "moov atom not"), ("97", "track.camera"), ("/dev/video97", "track.camera"),
-        ("²", "track.no_source"), ("-1", "track.no_source"), ("99999", "track.no_source"),
+        ("none.mp4", "video.no_source"), ("text.mp4", "video.not_a_video"), ("empty.mp4", "video.not_a_video"),
+        ("cut.mp4", "moov atom not"), ("97", "video.camera"), ("/dev/video97", "video.camera"),
+        ("²", "video.no_source"), ("-1", "video.no_source"), ("99999", "video.no_source"),
     ],
 )  # fmt: skip
 def test_an_unreadable_source_is_refused_with_what_opencv_prints(
@@ -145,7 +145,7 @@ def test_an_error_leaves_no_file(tmp_path: Path, frames: list[np.ndarray]) -> No
     with pytest.raises(RuntimeError), video_writer(tmp_path / "out.mp4", fps=10, size=(128, 96)) as write:
         write(frames[0])
         raise RuntimeError
-    for name, fps, code in (("missing/out.mp4", 10.0, "track.output"), ("out.mp4", 0.0, "track.codec")):
+    for name, fps, code in (("missing/out.mp4", 10.0, "video.output"), ("out.mp4", 0.0, "video.codec")):
         with pytest.raises(UserError) as error:
             write_video(tmp_path / name, frames, fps)
         assert error.value.code == code
@@ -163,5 +163,5 @@ def test_a_failed_write_is_reported_and_leaves_no_file(tmp_path: Path, name: str
             write_video(tmp_path / name, list(noise))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert error.value.code == "track.incomplete_video"
+    assert error.value.code == "video.incomplete_video"
     assert list(tmp_path.iterdir()) == []
