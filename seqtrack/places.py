@@ -1,11 +1,14 @@
 """Where a checkpoint is: a path, the name of one that comes with the program, or an address on the Hub."""
 
+import logging
 import os
 from pathlib import Path
 
 from seqtrack.config.environment import read_environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.fetch import fetch_files
+
+logger = logging.getLogger(__name__)
 
 HUB = "hf://"  # in front of a place there
 PUBLISHED = {path.stem: path for path in (Path(__file__).resolve().parent / "published").glob("*.safetensors")}
@@ -36,4 +39,6 @@ def find_checkpoint(place: str) -> Path:
     names = (path, path.removesuffix(".safetensors") + ".json")
     if absent := [name for name in names if not (root / name).exists()]:
         fetch_files(environment, absent, root)
+    else:
+        logger.info("%s was downloaded before: %s; remove it to download it again", place, root / path)
     return root / path
