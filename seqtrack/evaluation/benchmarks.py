@@ -105,7 +105,7 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
             expected = "an .npz with names (S,), attributes (S, K), attribute_names (K,)"
             raise UserError(f"{place}: found {error!s:.200}, expected {expected}", "file.archive") from error
         given = {name: [a for a, has in zip(names, rows[name], strict=True) if has] for name in rows}
-        return _grouped(given, sequences, names)
+        return _grouped(place, given, sequences, names)
     if place.is_file():
         lines = (re.split(r"[:,;\s]+", line.strip(" ,;\t")) for line in read_text_file(place).split("\n"))
         pairs = [(name, attributes) for name, *attributes in lines if name]
@@ -116,7 +116,7 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
         if unknown := sorted({one for attributes in given.values() for one in attributes} - known):
             expected = f"expected some of {', '.join(sorted(known))}"
             raise UserError(f"{place}: found {', '.join(unknown[:5])}, {expected}", "file.row")
-        return _grouped(given, sequences, names)
+        return _grouped(place, given, sequences, names)
     texts = {}
     for name in sequences:
         for path in (place / f"{name}.txt", place / f"{name}_attribute.txt"):
@@ -125,10 +125,11 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
     if not texts or not names:
         text = f"{place}: no flags of these sequences; expected <sequence>.txt, and a data set with named attributes"
         raise UserError(text, "file.missing")
-    return _flags(texts, names)
+    return _grouped(place, _flags(texts, names), list(texts), names)
 
 
 def _flags(texts: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[str]]:
+    """The attributes of each sequence."""
     problems, given = list[Problem](), {}
     for name, path in texts.items():
         flags = attempt(problems, read_labels, path, 1)
@@ -139,12 +140,15 @@ def _flags(texts: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[st
             given[name] = [one for one, flag in zip(names, flags, strict=False) if flag]
     if problems:
         raise UserError(problems)
-    return _grouped(given, list(texts), names)
+    return given
 
 
 def _grouped(
-    given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str]
+    place: Path, given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str]
 ) -> dict[str, list[str]]:
+    if given.keys().isdisjoint(sequences):
+        listed, expected = ", ".join(list(given)[:3]), ", ".join(sequences[:3])
+        raise UserError(f"{place}: found attributes of {listed or 'nothing'}, expected of {expected}", "file.missing")
     found: dict[str, list[str]] = {name: [] for name in order}
     for name in sequences:
         for attribute in dict.fromkeys(given.get(name, ())):

@@ -144,3 +144,12 @@ def test_attributes_that_are_given_twice_count_once_or_are_refused(tmp_path: Pat
     with pytest.raises(UserError) as caught:
         read_attributes(path, ["IV", "SV"], ["a", "b"])
     assert caught.value.code == "file.duplicate"
+
+
+def test_attributes_of_no_evaluated_sequence_are_refused(tmp_path: Path) -> None:
+    (text := tmp_path / "attributes.txt").write_text("a: IV\nb: IV\n")
+    np.savez(packed := tmp_path / "attributes.npz", names=["a"], attributes=[[1]], attribute_names=["IV"])
+    for path in (text, packed):
+        with pytest.raises(UserError) as caught:
+            read_attributes(path, ["IV", "SV"], ["c", "d"])
+        assert caught.value.code == "file.missing"
