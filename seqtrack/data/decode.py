@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import struct
-import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,7 +51,6 @@ _TJINIT_DECOMPRESS, _TJPF_BGR = 1, 1
 # A region must begin at a block of the chroma planes; 32 px is a multiple of every block's width. The margin is more
 # than the interpolation of subsampled chroma reaches, which is 2 px.
 _BLOCK_PX, _MARGIN_PX = 32, 16
-_of_thread = threading.local()  # a decompressor serves one thread at a time
 
 
 @dataclass(frozen=True)
@@ -149,6 +147,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(next(file.locate() for file in files if file.name.startswith("libturbojpeg"))))
     handle, data, size, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
     library.tj3Init.restype = handle
+    library.tj3Destroy.argtypes = [handle]
     library.tj3GetErrorStr.restype, library.tj3GetErrorStr.argtypes = data, [handle]
     library.tj3DecompressHeader.argtypes = [handle, data, size]
     library.tj3SetCroppingRegion.argtypes = [handle, _Region]
@@ -192,20 +191,24 @@ class FrameFile:
         if self._rotated is not None:
             return self._rotated, 0, 0
         library, data = _library(), self._data
-        handle = _of_thread.handle = getattr(_of_thread, "handle", None) or library.tj3Init(_TJINIT_DECOMPRESS)
         x, y = max(0, left - _MARGIN_PX) // _BLOCK_PX * _BLOCK_PX, max(0, top - _MARGIN_PX)
         w = min(self.width, -(-(right + _MARGIN_PX) // _BLOCK_PX) * _BLOCK_PX) - x
         h = min(self.height, bottom + _MARGIN_PX) - y
         pixels = np.empty((h, w, 3), dtype=np.uint8)
-        done = (
-            library.tj3DecompressHeader(handle, data, len(data)) == 0
-            and library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)) == 0
-            and library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _TJPF_BGR) == 0
-        )
-        # A warning counts as failure: it means that data is missing or damaged and was replaced by grey.
-        if not done:
-            reason = library.tj3GetErrorStr(handle).decode("ascii", errors="replace")
-            raise self._error(f"is a damaged JPEG ({reason})")
+        # Of each frame a new one: a decoder keeps the tables of the last, which the next frame may lack or fail on.
+        handle = library.tj3Init(_TJINIT_DECOMPRESS)
+        try:
+            done = (
+                library.tj3DecompressHeader(handle, data, len(data)) == 0
+                and library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)) == 0
+                and library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _TJPF_BGR) == 0
+            )
+            # A warning counts as failure: it means that data is missing or damaged and was replaced by grey.
+            if not done:
+                reason = library.tj3GetErrorStr(handle).decode("ascii", errors="replace")
+                raise self._error(f"is a damaged JPEG ({reason})")
+        finally:
+            library.tj3Destroy(handle)
         return pixels, x, y
 
     def whole(self) -> Image:

@@ -99,6 +99,27 @@ def test_a_damaged_frame_is_refused_by_every_reader(root: Path, kind: str) -> No
     assert [problem.code for problem in check_frames([path])] == ["data.frame"] * ("inside" not in kind)
 
 
+def test_no_frame_changes_how_the_next_one_is_read(tmp_path: Path) -> None:
+    good, other, damaged, bare = (tmp_path / f"{name}.jpg" for name in ("good", "other", "damaged", "bare"))
+    data = jpeg(picture(1))
+    good.write_bytes(data)
+    other.write_bytes(_noise(2, cv2.IMWRITE_JPEG_OPTIMIZE, 1))
+    pixels = read_image(good)
+    tables = data.index(b"\xff\xc4")
+    for place in range(tables + 4, tables + 24):  # a table's number, and how many codes of each length it has
+        damaged.write_bytes(data[:place] + b"\xfe" + data[place + 1 :])
+        assert refused(read_image, damaged) and (read_image(good) == pixels).all()
+    # A frame without tables of its own must not be read by those of another.
+    starts = [tables]
+    while data[starts[-1] : starts[-1] + 2] == b"\xff\xc4":
+        starts.append(starts[-1] + 2 + int.from_bytes(data[starts[-1] + 2 : starts[-1] + 4], "big"))
+    bare.write_bytes(data[:tables] + data[starts[-1] :])
+    read_image(good)
+    first = read_image(bare).tobytes()
+    read_image(other)
+    assert read_image(bare).tobytes() == first
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.bmp"])
 def test_an_image_that_claims_more_pixels_than_can_be_is_refused(name: str, tmp_path: Path) -> None:
     data = bytearray(cv2.imencode(Path(name).suffix, picture(1))[1].tobytes())
