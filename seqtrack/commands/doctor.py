@@ -16,7 +16,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -26,6 +25,7 @@ from seqtrack.config.environment import Environment, configure, read_token
 from seqtrack.config.schema import Config
 from seqtrack.data.sources import DRAWN
 from seqtrack.errors import Problem, RunError, UserError, as_typed
+from seqtrack.packages import installed_packages
 from seqtrack.process import end_with_parent, terminal_columns
 from seqtrack.runtime.launcher import Ending, launch, leave_ending
 from seqtrack.uploads.hub import bound_client, classify
@@ -89,7 +89,7 @@ def no_gpu_advice(root: Path = Path("/")) -> str:
 
 def check_packages(lock: Path = LOCK) -> Finding:
     """Compare what is installed with the lock next to this code; an installed package has none."""
-    there = {re.sub("[-_.]+", "-", one.name).lower(): one.version.partition("+")[0] for one in metadata.distributions()}
+    there = {name: version.partition("+")[0] for name, version in installed_packages().items()}
     lines = re.findall(r"^([a-z0-9][^\\\n]*)", lock.read_text(), re.MULTILINE) if lock.is_file() else []
     wanted = [one for one in map(Requirement, lines) if one.marker is None or one.marker.evaluate()]
     wrong = [f"{one} ({there.get(one.name)})" for one in wanted if there.get(one.name, "0") not in one.specifier]

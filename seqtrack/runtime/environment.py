@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from seqtrack.checkpoints.side_files import EnvironmentRecord, Fingerprint
+from seqtrack.packages import installed_packages
 from seqtrack.runtime.distributed import DistributedContext
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +105,7 @@ def lock_digest() -> str:
     """sha256 of requirements.lock next to this code; without that file, of the installed packages' versions."""
     if (lock := _ROOT / "requirements.lock").is_file():
         return hashlib.sha256(lock.read_bytes()).hexdigest()
-    installed = {f"{one.name.lower()}=={one.version}" for one in metadata.distributions()}
+    installed = [f"{name}=={version}" for name, version in installed_packages().items()]
     return "installed:" + hashlib.sha256("\n".join(sorted(installed)).encode()).hexdigest()
 
 

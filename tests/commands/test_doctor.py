@@ -1,6 +1,7 @@
 """`seqtrack doctor` on valid and on invalid machines and settings: each finding with its negative control."""
 
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from uploads.hub_server import Hub
 from seqtrack.commands.doctor import BAD, LOCK, NOTE, OK, check_device, check_packages, check_token, no_gpu_advice
 from seqtrack.commands.plan import GIB, Plan, find_machine, free_memory
 from seqtrack.config.environment import configure
+from seqtrack.packages import installed_packages
 
 TOKEN = "hf_doctorMustNeverPrintThis"
 
@@ -181,3 +183,13 @@ def test_packages_are_compared_with_the_lock(tmp_path: Path) -> None:
     lock.write_text("torch==1.0.0 \\\n    --hash=sha256:00\nother==1 ; python_version < '3'\n")
     _, level, found, _ = check_packages(lock)
     assert level == BAD and "==1.0.0" in found and "other" not in found
+
+
+def test_the_copies_in_setuptools_are_not_the_installed_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = installed_packages()
+    (tmp_path / "_vendor" / "numpy-0.1.dist-info").mkdir(parents=True)
+    (tmp_path / "_vendor" / "numpy-0.1.dist-info" / "METADATA").write_text("Name: numpy\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(tmp_path / "_vendor")
+    assert metadata.version("numpy") == "0.1" and installed_packages() == before
