@@ -32,6 +32,7 @@ _SHOWN_PROBLEMS = 5  # further damaged lines of a metrics.jsonl are only counted
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, lt=1e10)]  # three centuries, which can be printed as hours
 Phase = Annotated[int, Field(ge=1, le=2)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -159,10 +160,10 @@ class _TrainingRecord(_Record):
     grad_norm: Measured
     skipped_steps: Count
     checksum: Checksum
-    time_s: float
-    elapsed_s: float
+    time_s: Seconds
+    elapsed_s: Seconds
     samples_per_s: float
-    data_wait_s: float
+    data_wait_s: Seconds
     data_wait_share: float
 
 
@@ -174,7 +175,7 @@ class IntervalRecord(_TrainingRecord):
     interval_samples: Count
     interval_loss: float
     interval_iou: float
-    eta_s: float
+    eta_s: Seconds
 
 
 class EpochRecord(_TrainingRecord):
