@@ -42,7 +42,8 @@ def interrupted(context: Context, check: Check) -> str:
         output = context.work / name
         env = context.environment(output, keys)
         with started(context, env, "seqtrack", "train") as child:
-            child.until(lambda folder=output / "phase_1": epoch_reached(folder, 2))
+            manifest = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json"  # written in the background
+            child.until(lambda file=manifest: file.is_file() and epoch_reached(file.parents[1], 2))
             child.signal(number)
             ended = child.end()
         check.values[f"{name} exit code"] = ended.code
