@@ -109,7 +109,10 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes: keep groups together, and start the longest first."""
+    """Long tests have an hour. With several processes: keep groups together, and start the longest first."""
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     groups = {item: _group(item) for item in items}

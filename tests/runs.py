@@ -33,7 +33,7 @@ from seqtrack.run_dir import epoch_name
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 # What training and models of the tests run on; "cuda" on a machine with a GPU.
 TEST_DEVICE = os.environ.get("SEQTRACK_TEST_DEVICE", "cpu")
 

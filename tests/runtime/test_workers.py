@@ -94,6 +94,7 @@ def test_no_process_outlives_a_signal(number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     try:
         list(run_tasks(wait, 3, 2, partial(print, flush=True)))
     except KeyboardInterrupt:
