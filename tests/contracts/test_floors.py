@@ -14,7 +14,7 @@ PACKAGE = ROOT / "seqtrack"
 # Modules and folders by layer; a module may import from its own folder and from layers below it.
 LAYERS: list[tuple[str, ...]] = [
     ("__init__", "errors", "boxes", "device", "tokens", "seeding", "shards", "process", "parsing", "markdown",
-     "run_dir"),
+     "packages", "run_dir"),
     ("config", "checkpoints"),
     ("model", "data", "plotting", "gpu_peaks"),
     ("runtime",),
