@@ -26,6 +26,7 @@ def line(**fields: Any) -> bytes:
 
 DAMAGED = [
     *(line(**{name: value}) for name, value in (("step", "x"), ("step", True), ("step", -1), ("loss", float("nan")))),
+    line(elapsed_s=9.2e18),  # cannot be shown as hours
     *(line(**{name: value}) for name, value in (("loss", None), ("lr", [1, "x"]), ("type", []), ("unknown", 1))),
     *(text + b"\n" for text in (b"[]", b"not JSON", b"[" * 50_000, b'{"step": 1, "step": 2}', b"\xff\xfe\x00")),
 ]
