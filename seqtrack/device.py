@@ -19,6 +19,7 @@ from seqtrack.errors import RunError, UserError
 
 logger = logging.getLogger(__name__)
 
+_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
 T = TypeVar("T")
 DeviceType = Literal["cpu", "cuda"]
 Capability = tuple[int, int]
@@ -108,6 +109,21 @@ def is_emulated(precision: str, capability: Capability | None) -> bool:
 def has_tf32(capability: Capability | None) -> bool:
     """Whether float32 products can run on the matrix units."""
     return capability is not None and capability >= _AMPERE
+
+
+def allow_products(device: torch.device) -> None:
+    """Make PyTorch take cuBLAS's products as deterministic, before the first product of the process.
+
+    They are, because PyTorch gives cuBLAS a workspace of its own for each stream; but it looks for a variable at the
+    first one. While that is set, PyTorch up to 2.11 parses it once or twice in each product, which takes the host 25 us
+    and more. So it is set for one product, unless the caller has set it.
+    """
+    if device.type == "cuda" and _WORKSPACES not in os.environ:
+        os.environ[_WORKSPACES] = ":4096:8"  # 32 MiB, no less than PyTorch takes without the variable
+        with explain_out_of_memory("when cuBLAS was started", "free some of the GPU's memory, or use DEVICE=cpu"):
+            ones = torch.ones(16, 16, device=device)
+            ones @ ones
+        del os.environ[_WORKSPACES]
 
 
 def compiler_problem(device: torch.device) -> str | None:

@@ -24,6 +24,7 @@ from seqtrack.data.lasot import draw_classes
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import WITHOUT_TEST, Source, open_source
 from seqtrack.device import (
+    allow_products,
     capability_of,
     choose_precision,
     compiler_problem,
@@ -132,9 +133,8 @@ def set_kernels(config: Config, distributed: DistributedContext) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.TF32
     if train.NUM_THREADS:
         torch.set_num_threads(train.NUM_THREADS)
-    if distributed.device.type == "cuda" and train.DETERMINISTIC:
-        # cuBLAS takes its workspace from this variable; it must be set before the first product.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if train.DETERMINISTIC:
+        allow_products(distributed.device)
     torch.backends.cudnn.benchmark = not train.DETERMINISTIC
     torch.use_deterministic_algorithms(train.DETERMINISTIC)
     # Filling fresh memory would reveal reads of uninitialised memory; no kernel here does that, and it costs time.
