@@ -22,7 +22,7 @@ fetch() {
   "$python" -m pip --quiet --disable-pip-version-check download --dest "$folder/wheels" \
     --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 --platform any "$@"
 }
-fetch pydantic jinja2 markdown-it-py pytest
+fetch pydantic jinja2 markdown-it-py pytest httpx2
 fetch --no-deps yacs turbojpeg python-dotenv tqdm pyyaml \
   tensorboard absl-py protobuf matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six
 

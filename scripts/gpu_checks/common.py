@@ -8,7 +8,7 @@ import signal
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -34,6 +34,8 @@ TINY = {
     "MODEL.DECODER.DIM_FEEDFORWARD": "64", "TRAIN.NUM_WORKER": "0", "TRAIN.PRINT_INTERVAL": "16",
     "DATA.TRAIN.SAMPLE_PER_EPOCH": "72",
 }  # fmt: skip
+
+SHORT = {"TRAIN.PRINT_INTERVAL": "64", "DATA.TRAIN.SAMPLE_PER_EPOCH": "800"}
 
 
 class Skipped(Exception):
@@ -80,7 +82,7 @@ class Context:
     def environment(self, output: Path, keys: dict[str, object] | None = None, **variables: object) -> dict[str, str]:
         """Variables of a whole demo run on this device, nothing of the caller's own settings."""
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        overrides = {**(TINY if self.small else {"TRAIN.PRINT_INTERVAL": "64"}), "MODEL.DECODER.DROPOUT": "0.1"}
+        overrides = {**(TINY if self.small else SHORT), "MODEL.DECODER.DROPOUT": "0.1"}
         overrides |= {key: str(value) for key, value in (keys or {}).items()}
         return {
             **kept,
@@ -262,12 +264,6 @@ class Child:
     def signal(self, number: int) -> None:
         if self.process.is_alive() and self.process.pid:
             os.kill(self.process.pid, number)
-
-    def until(self, happened: Callable[[], bool], *, limit_s: float = 120) -> None:
-        """Wait for something, or for the end of the process."""
-        end = time.monotonic() + limit_s
-        while not happened() and self.process.is_alive() and time.monotonic() < end:
-            time.sleep(0.002)
 
     def end(self, *, limit_s: float = 180) -> Ended:
         """Wait for the end; one that does not come is a failure."""

@@ -1,20 +1,28 @@
 """Items of whole runs as processes: interrupted and resumed, out of memory, several ranks, NCCL."""
 
-import shutil
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
-from gpu_checks.common import Check, Context, Ended, completed, epoch_reached, started
+from gpu_checks.common import Check, Child, Context, completed, epoch_reached, started
 from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
+
+STAGGER_S = 1.1  # runs that began in the same second are taken for copies of one another
+
+
+def _in_second_epoch(output: Path) -> bool:
+    """Whether a run has saved its first epoch, which happens in the background, and logs the second."""
+    phase = output / "phase_1"
+    return (phase / "checkpoints" / "SEQTRACK_ep0001.json").is_file() and epoch_reached(phase, 2)
 
 
 def _demo(context: Context) -> None:
@@ -35,23 +43,30 @@ def interrupted(context: Context, check: Check) -> str:
     """A run that is killed, and one that is stopped, each resumed, against one that nobody disturbed."""
     _demo(context)
     keys = {"TRAIN.AMP": "bf16"}
-    whole = context.work / "whole"
-    first = completed(context, context.environment(whole, keys), "seqtrack", "train")
-    check.that(first.code == 0, f"the uninterrupted run ended with {first.code}: {first.last_line}")
-    for name, number, expected in (("killed", signal.SIGKILL, -9), ("stopped", signal.SIGTERM, STOPPED_EXIT_CODE)):
-        output = context.work / name
-        env = context.environment(output, keys)
-        with started(context, env, "seqtrack", "train") as child:
-            manifest = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0001.json"  # written in the background
-            child.until(lambda file=manifest: file.is_file() and epoch_reached(file.parents[1], 2))
-            child.signal(number)
-            ended = child.end()
-        check.values[f"{name} exit code"] = ended.code
-        check.that(ended.code == expected, f"{name}: exit code {ended.code}, expected {expected}: {ended.last_line}")
-        resumed = completed(context, env, "seqtrack", "train")
-        check.that(resumed.code == 0, f"{name}, resumed: exit code {resumed.code}: {resumed.last_line}")
-        check.that("guarantee with that checkpoint: bitwise" in resumed.said, f"{name}: the log does not say bitwise")
-        _same(context, check, name, whole / "phase_1", output / "phase_1")
+    whole, killed, stopped = (context.work / name for name in ("whole", "killed", "stopped"))
+    envs = {output: context.environment(output, keys) for output in (whole, killed, stopped)}
+    with ExitStack() as stack:
+        runs = {}
+        for output, env in envs.items():
+            runs[output] = stack.enter_context(started(context, env, "seqtrack", "train"))
+            time.sleep(STAGGER_S)
+        disturbed = {killed: signal.SIGKILL, stopped: signal.SIGTERM}
+        while disturbed:
+            for output in [one for one in disturbed if _in_second_epoch(one) or not runs[one].process.is_alive()]:
+                runs[output].signal(disturbed.pop(output))
+            time.sleep(0.002)
+        for output, expected in ((whole, 0), (killed, -9), (stopped, STOPPED_EXIT_CODE)):
+            ended = runs[output].end()
+            check.values[f"{output.name} exit code"] = ended.code
+            check.that(ended.code == expected, f"{output.name}: {ended.code}, expected {expected}: {ended.last_line}")
+    with ExitStack() as stack:
+        runs = {one: stack.enter_context(started(context, envs[one], "seqtrack", "train")) for one in (killed, stopped)}
+        for output, run in runs.items():
+            resumed = run.end()
+            check.that(resumed.code == 0, f"{output.name}, resumed: {resumed.code}: {resumed.last_line}")
+            bitwise = "guarantee with that checkpoint: bitwise" in resumed.said
+            check.that(bitwise, f"{output.name}: the log does not say bitwise")
+            _same(context, check, output.name, whole / "phase_1", output / "phase_1")
     last = read_metrics(whole / "phase_1/logs/metrics.jsonl").records[-1].model_dump()
     check.values["last record"] = {name: value for name, value in last.items() if name not in WALL_CLOCK_FIELDS}
     return f"killed: {check.values['killed']}, stopped: {check.values['stopped']}"
@@ -84,31 +99,55 @@ def out_of_memory(context: Context, check: Check) -> str:
 def several_ranks(context: Context, check: Check) -> str:
     """Ranks that share the GPU through gloo, stopped and resumed, against the uninterrupted run."""
     _demo(context)
-    found = []
-    for count in context.pick((2, 3), (2,)):
-        whole, cut = context.work / f"whole-{count}", context.work / f"cut-{count}"
-        keys = {"TRAIN.AMP": "bf16", "TRAIN.NUM_WORKER": 0}
-        codes = [one.code for one in _ranks(context, whole, keys, count, stop=False)]
-        check.that(codes == [0] * count, f"{count} ranks ended with {codes}")
-        stopped = _ranks(context, cut, keys, count, stop=True)
-        codes = [one.code for one in stopped]
-        check.that(set(codes) == {STOPPED_EXIT_CODE}, f"{count} ranks, stopped: {codes}: {stopped[0].last_line}")
-        codes = [one.code for one in _ranks(context, cut, keys, count, stop=False)]
-        check.that(codes == [0] * count, f"{count} ranks, resumed: {codes}")
-        _same(context, check, f"{count} ranks", whole / "phase_1", cut / "phase_1")
-        found.append(f"{count} ranks: {check.values[f'{count} ranks']}")
-        shutil.rmtree(cut)
-    keys = {"TRAIN.AMP": "bf16", "TRAIN.NUM_WORKER": 0, "TRAIN.SHARDS": 4, "MODEL.DECODER.DROPOUT": 0.1}
-    one, *others = (context.work / f"shards-{count}" for count in (1, *context.pick((2, 3), (2,))))
-    for count, output in enumerate((one, *others), start=1):
-        codes = [each.code for each in _ranks(context, output, keys, count, stop=False)]
-        check.that(codes == [0] * count, f"{count} ranks with shards ended with {codes}")
-    for output in others:
-        _same(context, check, output.name, one / "phase_1", output / "phase_1")
-    return ", ".join([*found, "with shards: the same on one rank"])
+    keys = {"TRAIN.AMP": "bf16", "TRAIN.NUM_WORKER": 0}
+    counts = context.pick((2, 3), (2,))
+    whole = {count: context.work / f"whole-{count}" for count in counts}
+    cut = {count: context.work / f"cut-{count}" for count in counts}
+    with ExitStack() as stack:
+        groups = {}
+        for count in counts:
+            groups[whole[count]] = stack.enter_context(_ranks(context, whole[count], keys, count))
+            time.sleep(STAGGER_S)
+            groups[cut[count]] = stack.enter_context(_ranks(context, cut[count], keys, count))
+        running = set(cut.values())
+        while running:
+            for output in [one for one in running if _in_second_epoch(one) or not groups[one][0].process.is_alive()]:
+                running.remove(output)
+                groups[output][-1].signal(signal.SIGTERM)
+            time.sleep(0.002)
+        for output, group in groups.items():
+            _ended(check, output, group, 0 if output in whole.values() else STOPPED_EXIT_CODE)
+    with ExitStack() as stack:
+        groups = {cut[count]: stack.enter_context(_ranks(context, cut[count], keys, count)) for count in counts}
+        for output, group in groups.items():
+            _ended(check, output, group, 0)
+    for count in counts:
+        _same(context, check, f"{count} ranks", whole[count] / "phase_1", cut[count] / "phase_1")
+    keys |= {"TRAIN.SHARDS": 4, "MODEL.DECODER.DROPOUT": 0.1}
+    shards = {count: context.work / f"shards-{count}" for count in (1, *counts)}
+    with ExitStack() as stack:
+        groups = {}
+        for count, output in shards.items():
+            groups[output] = stack.enter_context(_ranks(context, output, keys, count))
+            time.sleep(STAGGER_S)
+        for output, group in groups.items():
+            _ended(check, output, group, 0)
+    for count in counts:
+        _same(context, check, shards[count].name, shards[1] / "phase_1", shards[count] / "phase_1")
+    found = ", ".join(f"{count} ranks: {check.values[f'{count} ranks']}" for count in counts)
+    return f"{found}; with shards: {', '.join(check.values[shards[count].name] for count in counts)} to 1 rank"
 
 
-def _ranks(context: Context, output: Path, keys: dict[str, object], count: int, *, stop: bool) -> list[Ended]:
+def _ended(check: Check, output: Path, group: list[Child], expected: int) -> None:
+    """Wait for all ranks of a run."""
+    ended = [child.end() for child in group]
+    codes = [one.code for one in ended]
+    check.that(set(codes) == {expected}, f"{output.name}: {codes}, expected {expected}: {ended[0].last_line}")
+
+
+@contextmanager
+def _ranks(context: Context, output: Path, keys: dict[str, object], count: int) -> Iterator[list[Child]]:
+    """The ranks of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,13 +155,9 @@ def _ranks(context: Context, output: Path, keys: dict[str, object], count: int, 
     meeting |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     env = {**context.environment(output, keys), **meeting}
     with ExitStack() as stack:
-        children = [
+        yield [
             stack.enter_context(started(context, {**env, "RANK": str(rank)}, "rank", "train")) for rank in range(count)
         ]
-        if stop:
-            children[0].until(lambda: epoch_reached(output / "phase_1", 2))
-            children[-1].signal(signal.SIGTERM)
-        return [child.end() for child in children]
 
 
 def nccl_alone(context: Context, check: Check) -> str:

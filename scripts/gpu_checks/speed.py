@@ -13,7 +13,6 @@ import torch
 from gpu_checks.common import (
     Check,
     Context,
-    Skipped,
     Trainer,
     completed,
     host_syncs,
@@ -22,13 +21,12 @@ from gpu_checks.common import (
     timed,
     wait,
 )
-from gpu_checks.exactness import model_sets, switches
+from gpu_checks.exactness import switches
 from seqtrack.commands.plan import Machine, Plan
-from seqtrack.config.loader import load_config
 from seqtrack.data.loader import Batch
 from seqtrack.data.sources import open_source
 from seqtrack.gpu_peaks import peak_tflops
-from seqtrack.model.build import build_empty, build_model
+from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
 from seqtrack.tracking.tracker import BatchTracker, TrackerSettings
@@ -56,9 +54,8 @@ def memory(context: Context, check: Check) -> str:
                 if context.is_cuda:
                     row["allocated"] = torch.cuda.max_memory_allocated()
                     row["reserved"] = torch.cuda.max_memory_reserved()
-                    # Everything on the device next to what was there before this item, the context included.
-                    row["device_total"] = _used(context)
-                    ratio = row["reserved"] / row["plan_tensors"]
+                    row["device_total"] = _used(context)  # the context included
+                    ratio = row["device_total"] / row["plan"]
                     worst = [min(worst[0], ratio), max(worst[1], ratio)]
                 table.append(row)
                 del trainer
@@ -67,8 +64,8 @@ def memory(context: Context, check: Check) -> str:
         # The context and the libraries' workspaces: what is used beyond torch's own.
         outside = [row["device_total"] - row["reserved"] for row in table]
         check.values["process_bytes_median"] = sorted(outside)[len(outside) // 2]
-        check.that(worst[0] >= 0.85 and worst[1] <= 1.05, f"reserved / planned is {worst[0]:.2f} to {worst[1]:.2f}")
-    return f"reserved / planned {worst[0]:.2f} to {worst[1]:.2f} over {len(table)} settings"
+        check.that(worst[0] >= 0.85 and worst[1] <= 1.05, f"used / planned is {worst[0]:.2f} to {worst[1]:.2f}")
+    return f"used / planned {worst[0]:.2f} to {worst[1]:.2f} over {len(table)} settings"
 
 
 def _used(context: Context) -> int:
@@ -127,8 +124,8 @@ def not_deterministic(context: Context, check: Check) -> str:
 
 
 def tracker(context: Context, check: Check) -> str:
-    """Frames per second of the tracker, alone and sixteen at once; and the reference tokens in fp32."""
-    frames, warm = context.pick((200, 20), (3, 1))
+    """Frames per second of the tracker, alone and sixteen at once."""
+    frames, warm = context.pick((60, 10), (3, 1))
     config = context.config()
     model = build_model(model_spec(config), seed=1).to(context.device).eval()
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
@@ -147,28 +144,7 @@ def tracker(context: Context, check: Check) -> str:
             fps = objects * frames / (time.perf_counter() - began)
             check.values[f"{name}/{objects}"] = round(fps, 1)
             found.append(f"{name}/{objects} {fps:.0f}")
-    with contextlib.suppress(Skipped):
-        if not context.small:
-            _golden_tracker(context, check)
     return ", ".join(found) + " fps"
-
-
-def _golden_tracker(context: Context, check: Check) -> None:
-    sets = model_sets()
-    facts = sets.read_json("tracker_b256.json")
-    theirs = sets.read(sets.folder() / "tracker_b256.npz")
-    frames, box = sets.video(facts["T"])
-    model = sets.fill(build_empty(model_spec(load_config(facts["config"]))), facts["rule"]).to(context.device)
-    settings = TrackerSettings(update_interval=facts["update_interval"], update_threshold=facts["update_threshold"])
-    follower = BatchTracker(model, settings)
-    state = follower.start(frames[0], box)
-    wrong = 0
-    for index, frame in enumerate(frames[1:]):
-        tokens = follower.track([state], [frame])[0].tokens
-        wrong += list(tokens) != theirs["tokens_win"][index].tolist()
-        state.box_xywh = theirs["states_win"][index].astype(np.float64)
-    check.values["frames with other tokens"] = wrong
-    check.that(wrong <= 1, f"{wrong} of {len(frames) - 1} frames give other tokens than the reference")
 
 
 def data_fed(context: Context, check: Check) -> str:
@@ -196,8 +172,9 @@ def data_fed(context: Context, check: Check) -> str:
             seconds = time.perf_counter() - ends[7]
         row = {"samples_per_s": steps * batch / seconds, "data_wait_share": sum(waits[9:]) / seconds}
         check.values[f"{workers} workers"] = row
-        if context.is_cuda and workers >= 8:
-            check.that(row["data_wait_share"] < 0.05, f"{workers} workers: waits for {row['data_wait_share']:.1%}")
+        alone = context.speeds.get(f"bf16/{batch}")
+        if alone and workers >= 8:
+            check.that(row["samples_per_s"] > 0.95 * alone, f"{workers} workers: slower than the {alone:.0f} samples/s")
         found.append(f"{workers}: {row['samples_per_s']:.0f} samples/s, waits {row['data_wait_share']:.1%}")
         del trainer
         context.forget()

@@ -50,3 +50,17 @@ def test_an_item_without_time_is_not_begun_and_an_unknown_one_is_refused(
     with pytest.raises(SystemExit) as refused:
         gpu_check.main()
     assert refused.value.code == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1600)
+def test_the_reference_outputs_at_their_real_size(tmp_path: Path) -> None:
+    if not os.environ.get("SEQTRACK_GOLDENS"):
+        pytest.skip("SEQTRACK_GOLDENS is not set")
+    command = [sys.executable, gpu_check.__file__, "--out", str(tmp_path), "--device", "cpu", "--only", "golden"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    (item,) = json.loads((tmp_path / "gpu_check.json").read_text())["items"]
+    assert (done.returncode, item["state"]) == (0, "ok"), done.stdout + done.stderr
+    values = item["values"]
+    assert values["frames with other tokens"] == 0
+    assert 1e-4 < values["A bf16"]["logits"] < 0.02  # rounding to bf16
