@@ -2,8 +2,7 @@
 
 Each engine is a process of its own and tracks one object through the same noise, one frame at a time as in `seqtrack
 track`; only one of them works at any moment, and they take turns, so that a change of the machine's speed meets all.
-Weights are random: the time does not depend on them. OpenVINO, which this project does not install, is included where
-it can be imported.
+Weights are random: the time does not depend on them. OpenVINO is included where it can be imported.
 """
 
 import argparse
@@ -12,7 +11,6 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from seqtrack.model.spec import model_spec
 from seqtrack.runtime.environment import describe_device
 from seqtrack.tracking.load import load_model, tracker_settings
 from seqtrack.tracking.onnx_export import export_onnx
-from seqtrack.tracking.onnx_model import DECODER, ENCODER, OnnxModel, load_onnx
+from seqtrack.tracking.onnx_model import load_onnx
 from seqtrack.tracking.tracker import BatchTracker, TrackedModel
 
 ENGINES = ("torch fp32", "torch bf16", "onnxruntime", "openvino")
@@ -43,20 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip", action="append", default=[], choices=ENGINES[1:], help=text)
 
 
-class _OpenVino:
-    """A graph in OpenVINO, in float32."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        import openvino  # not installed by this project
-
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        self._graph = openvino.Core().compile_model(str(path), "CPU", options)
-
-    def run(self, output_names: None, inputs: Mapping[str, Any], /) -> list[Any]:
-        found = self._graph(dict(inputs))
-        return [found[index] for index in range(len(self._graph.outputs))]
-
-
 def _serve(engine: str, place: Path, threads: int, pipe: Connection) -> None:
     """Track as many frames as a message asks for; answer with seconds and tokens, and last with the peak memory."""
     torch.set_num_threads(threads)
@@ -66,11 +50,8 @@ def _serve(engine: str, place: Path, threads: int, pipe: Connection) -> None:
     if engine.startswith("torch"):
         model, _ = load_model(manifest_of(checkpoint), torch.device("cpu"))
         precision = engine.split()[1]
-    elif engine == "onnxruntime":
-        model = load_onnx(exported)[0]
     else:
-        encoder, decoder = (_OpenVino(exported / name, threads) for name in (ENCODER, DECODER))
-        model = OnnxModel(encoder, decoder, model_spec(config))
+        model = load_onnx(exported, engine)[0]
     tracker = BatchTracker(model, tracker_settings(config, dataset=None, precision=precision))
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     state = tracker.start(noise, (290.0, 150.0, 60.0, 60.0))

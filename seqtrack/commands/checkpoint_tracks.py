@@ -44,7 +44,7 @@ from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.metrics_log import clock
 from seqtrack.runtime.workers import run_tasks
 from seqtrack.tracking import load
-from seqtrack.tracking.onnx_model import OnnxModel, OnnxRecord, check_onnx_options, onnxruntime_version
+from seqtrack.tracking.onnx_model import DEFAULT_RUNTIME, OnnxModel, OnnxRecord, check_onnx_options, runtime_version
 from seqtrack.tracking.tracker import TrackedModel, TrackerSettings
 from seqtrack.uploads.fetch import fetch_checkpoint
 
@@ -114,7 +114,7 @@ def track_checkpoints(
     if len(devices) > 1 and devices[0].type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))  # as in training
     more: dict[str, object] = {"concurrent": args.concurrent, "python": platform.python_version()}
-    more |= {"onnxruntime": onnxruntime_version()} if exported else {}
+    more |= {"runtime": runtime_version(args.runtime or DEFAULT_RUNTIME)} if exported else {}
     digest, jobs, results = describe([source]).digest, list[_Job](), dict[str, TrackerResult]()
     known = list[tuple[_Job, dict[str, Tracks], str | None]]()
     for one in subjects:

@@ -42,7 +42,7 @@ from seqtrack.evaluation.tables import (
 from seqtrack.parsing import split_commas
 from seqtrack.run_dir import BOXES, CONFIG_FILE, DATASET_FILE, EVALUATION, FETCHED, PLOTS, TRACKING_FILE
 from seqtrack.tracking import load
-from seqtrack.tracking.onnx_model import load_onnx
+from seqtrack.tracking.onnx_model import DEFAULT_RUNTIME, load_onnx
 from seqtrack.uploads.fetch import fetch_run
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.annotations is not None and (tracks or not args.results):
         text = "--annotations has no frames: use it with --results, without --checkpoint and --onnx"
         raise UserError(text, "evaluation.option")
+    if args.runtime is not None and not args.onnx:
+        raise UserError("--runtime is for a model of --onnx", "evaluation.option")
     if args.concurrent < 1:
         raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         fetched = environment.output_dir / FETCHED / EVALUATION  # the target's records and manifests
         records = fetch_run(environment, args.phase or environment.phase, fetched) if args.hub else folder
         manifests = load.select_checkpoints(records, wanted) if wanted else []
-        exported = load_onnx(args.onnx) if args.onnx else None
+        exported = load_onnx(args.onnx, args.runtime or DEFAULT_RUNTIME) if args.onnx else None
         configs = [*map(load.checkpoint_config, manifests), *([exported[1]] if exported else [])]
         source = _open(args, environment, configs)
         annotations = [*(sequences := choose(source.sequences, names=names))]

@@ -122,6 +122,11 @@ def _report(parser: Parser) -> None:
     add("--zip", action="store_true", help="also write hand-in.zip: the report in every form, tables, plots and logs")
 
 
+def _runtime(parser: Parser) -> None:
+    text = "what runs a model of --onnx (default: onnxruntime)"
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help=text)
+
+
 def _evaluate(parser: Parser) -> None:
     add = parser.add_argument
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
@@ -133,6 +138,7 @@ def _evaluate(parser: Parser) -> None:
     text = "checkpoints of HF_REPO or UPLOAD_TARGET, each on the disk only while it is loaded"
     add("--hub", action="store_true", help=text)
     add("--onnx", type=Path, metavar="FOLDER", help="evaluate a model of `export --onnx` as well, on the CPU")
+    _runtime(parser)
     add("--split", choices=("test", "train"), default="test", help="default: test")
     add("--dataset", help="data set (default: DATASET if set, else the run's own)")
     add("--classes", help="classes, separated by commas (default: CLASSES if set, else the run's own)")
@@ -214,6 +220,7 @@ def _track(parser: Parser) -> None:
     )
     add("--checkpoint", metavar="WHICH", help=text)
     add("--onnx", type=Path, metavar="FOLDER", help="a model of `export --onnx` instead of a checkpoint, on the CPU")
+    _runtime(parser)
     add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     add("--frames", type=int, metavar="N", help="stop after N frames")
     text = "frames per second of the output (default: as the source states; 30 for a folder)"

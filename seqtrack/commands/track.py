@@ -21,7 +21,7 @@ from seqtrack.parsing import ParseError, parse_float
 from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.tracking import load
-from seqtrack.tracking.onnx_model import check_onnx_options, load_onnx, onnxruntime_version
+from seqtrack.tracking.onnx_model import DEFAULT_RUNTIME, check_onnx_options, load_onnx, runtime_version
 from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings
 from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, draw_box, open_frames, video_writer
 
@@ -129,11 +129,13 @@ def _tracker(args: argparse.Namespace, environment: Environment) -> tuple[BatchT
     if args.onnx is not None:
         if args.checkpoint is not None or args.phase is not None:
             raise UserError("--onnx names the model: use it without --checkpoint and --phase", code="track.option")
-        device = check_onnx_options(args.precision, args.device)
-        model, config, record = load_onnx(args.onnx)
-        origin: dict[str, object] = {"checkpoint": record.checkpoint, "onnxruntime": onnxruntime_version()}
+        device, runtime = check_onnx_options(args.precision, args.device), args.runtime or DEFAULT_RUNTIME
+        model, config, record = load_onnx(args.onnx, runtime)
+        origin: dict[str, object] = {"checkpoint": record.checkpoint, "runtime": runtime_version(runtime)}
         where, sha256 = args.onnx, record.encoder.sha256
     else:
+        if args.runtime is not None:
+            raise UserError("--runtime is for a model of --onnx", code="track.option")
         wanted = args.checkpoint or "last"
         manifests = load.select_checkpoints(environment.phase_folder(args.phase), [wanted])
         if len(manifests) != 1:

@@ -109,10 +109,10 @@ def _compare(model: SeqTrack, exported: OnnxModel, *, mean: Sequence[float], std
         expected, found_memory = model.generate(memory, window), exported.encode(templates, search)
         same += int((exported.generate(found_memory, window).tokens == expected.tokens).all(dim=1).sum())
         start = torch.full((batch, 1), start_token(spec.bins))
-        words = torch.cat((start, expected.tokens[:, :-1]), dim=1)
+        input_tokens = torch.cat((start, expected.tokens[:, :-1]), dim=1)
         pairs = {
             "memory": (found_memory, EncoderGraph(model)(templates, search)),
-            "logits": (exported.decode(found_memory, words), model.decode(memory, words)),
+            "logits": (exported.decode(found_memory, input_tokens), model.decode(memory, input_tokens)),
         }
         for name, (found, wanted) in pairs.items():
             worst = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1))

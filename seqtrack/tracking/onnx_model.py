@@ -1,4 +1,4 @@
-"""An exported model: a folder with two ONNX graphs and their record, run by onnxruntime in place of a `SeqTrack`.
+"""An exported model: a folder with two ONNX graphs and their record, run in place of a `SeqTrack`.
 
 The graphs are those of `seqtrack/model/graphs.py`. Windows, choice of tokens and boxes are not in them.
 """
@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from seqtrack.tokens import COORDINATES, centre_positions, start_token, vocabula
 
 Array = NDArray[Any]
 ENCODER, DECODER, RECORD = "encoder.onnx", "decoder.onnx", "model.json"
+DEFAULT_RUNTIME = "onnxruntime"
 
 
 class GraphFile(Strict):
@@ -46,10 +47,21 @@ class OnnxRecord(Strict):
     config: dict[str, Any]
 
 
+class Port(Protocol):
+    """An input or output of a graph; a size that is not fixed is no integer."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[object]: ...
+
+
 class Session(Protocol):
-    """A graph in a runtime, such as `onnxruntime.InferenceSession`: all outputs for the inputs by name."""
+    """A graph in a runtime, as `onnxruntime.InferenceSession` has it: all outputs for the inputs by name."""
 
     def run(self, output_names: None, inputs: Mapping[str, Array], /) -> Sequence[Array]: ...
+    def get_inputs(self) -> Sequence[Port]: ...
+    def get_outputs(self) -> Sequence[Port]: ...
 
 
 class OnnxModel:
@@ -95,12 +107,13 @@ class OnnxModel:
         return Generated(tokens=torch.from_numpy(tokens[:, 1:]), confidences=torch.cat(confidences, dim=1))
 
 
-def load_onnx(place: Path) -> tuple[OnnxModel, Config, OnnxRecord]:
+def load_onnx(place: Path, runtime: str = DEFAULT_RUNTIME) -> tuple[OnnxModel, Config, OnnxRecord]:
     """The model of a folder, or of its model.json, the configuration of its checkpoint, and the record. Each graph's
-    digest is compared. Sets as many compute threads as in training.
+    digest is compared. Sets as many compute threads as in training. `runtime` is
+    onnxruntime or openvino.
 
     Raises:
-        UserError: no such record, a graph that is missing, incomplete or another model's, or no onnxruntime.
+        UserError: no such record, a graph that is missing, incomplete or another model's, or no such runtime.
     """
     path = place / RECORD if place.is_dir() else place
     expected = f"expected a folder that `seqtrack export --onnx` wrote, or its {RECORD}"
@@ -113,12 +126,12 @@ def load_onnx(place: Path) -> tuple[OnnxModel, Config, OnnxRecord]:
     config = config_from_text(json.dumps(record.config), str(path))
     if config.TRAIN.NUM_THREADS:
         torch.set_num_threads(config.TRAIN.NUM_THREADS)
-    spec, graphs = model_spec(config), list[Any]()
+    spec, graphs = model_spec(config), list[Session]()
     template, search = [3, *[spec.template_size] * 2], [3, *[spec.search_size] * 2]
     shapes = {"templates": [spec.num_templates, *template], "search": search}, {"logits": [vocabulary_size(spec.bins)]}
     for name, graph, wanted in zip((ENCODER, DECODER), (record.encoder, record.decoder), shapes, strict=True):
-        opened = _open_checked(path.with_name(name), graph)
-        found = {one.name: one.shape[1:] for one in (*opened.get_inputs(), *opened.get_outputs())}
+        opened = _open_checked(path.with_name(name), graph, runtime)
+        found = {one.name: [*one.shape[1:]] for one in (*opened.get_inputs(), *opened.get_outputs())}
         if wrong := {key: found.get(key) for key in wanted if found.get(key) != wanted[key]}:
             text = f"{path.with_name(name)}: found {wrong}, expected {wanted}, as the configuration in {RECORD} has it"
             raise UserError(f"{text}; export the model again", "onnx.graph")
@@ -127,7 +140,7 @@ def load_onnx(place: Path) -> tuple[OnnxModel, Config, OnnxRecord]:
     return OnnxModel(encoder, decoder, spec), config, record
 
 
-def _open_checked(path: Path, expected: GraphFile) -> Any:
+def _open_checked(path: Path, expected: GraphFile, runtime: str) -> Session:
     try:
         size = path.stat().st_size
         found = size, sha256_file(path) if size == expected.bytes else None
@@ -143,7 +156,7 @@ def _open_checked(path: Path, expected: GraphFile) -> Any:
             f"{text} {expected.sha256}: incomplete, damaged or of another model; copy all three files or export again",
             "onnx.damaged",
         )
-    return open_graph(path)
+    return open_graph(path, runtime)
 
 
 def check_onnx_options(precision: str, device: str | None) -> torch.device:
@@ -159,7 +172,7 @@ def check_onnx_options(precision: str, device: str | None) -> torch.device:
 
 
 def optional_library(name: str) -> Any:
-    """onnx or onnxruntime, which only exported models need.
+    """onnx, onnxruntime or openvino, which only exported models need.
 
     Raises:
         UserError: it is not installed.
@@ -167,27 +180,62 @@ def optional_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        text = f"ONNX models need {name}, which cannot be imported ({error}): pip install onnx onnxruntime"
+        text = f"this needs {name}, which cannot be imported ({error}): pip install onnx {name}"
         raise UserError(text, "onnx.not_installed") from error
 
 
-def onnxruntime_version() -> str:
-    return str(optional_library("onnxruntime").__version__)
+def runtime_version(name: str) -> str:
+    return f"{name} {optional_library(name).__version__}"
 
 
-def open_graph(path: Path) -> Any:
-    """A graph in onnxruntime, with torch's number of threads.
+def open_graph(path: Path, runtime: str = DEFAULT_RUNTIME) -> Session:
+    """A graph in a runtime, with torch's number of threads.
 
     Raises:
-        UserError: onnxruntime is not installed, or cannot run the graph.
+        UserError: the runtime is not installed, or cannot run the graph.
     """
-    runtime = optional_library("onnxruntime")
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf  # optional, as above
+    library = optional_library(runtime)
+    refusals: tuple[type[Exception], ...] = (RuntimeError,)  # of OpenVINO
+    if runtime == "onnxruntime":
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf  # optional
 
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+        refusals = (Fail, InvalidGraph, InvalidProtobuf)
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidGraph, InvalidProtobuf) as error:
-        text = f"{path}: onnxruntime {runtime.__version__} cannot run this graph: {error}"
+        if runtime == "openvino":
+            return _OpenVinoSession(path)
+        options = library.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session: Session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return session
+    except refusals as error:
+        text = f"{path}: {runtime} {library.__version__} cannot run this graph: {error}"
         raise UserError(text, "onnx.graph") from error
+
+
+class _Port(NamedTuple):
+    name: str
+    shape: list[object]
+
+
+class _OpenVinoSession:
+    """A graph in OpenVINO, in float32: left to itself, it computes in bf16 where the processor can."""
+
+    def __init__(self, path: Path) -> None:
+        import openvino  # optional, as in `open_graph`
+
+        threads = torch.get_num_threads()
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        self._graph = openvino.Core().compile_model(str(path), "CPU", options)
+
+    def run(self, output_names: None, inputs: Mapping[str, Array], /) -> Sequence[Array]:
+        return [*self._graph(dict(inputs)).values()]
+
+    def get_inputs(self) -> list[Port]:
+        return [self._port(one) for one in self._graph.inputs]
+
+    def get_outputs(self) -> list[Port]:
+        return [self._port(one) for one in self._graph.outputs]
+
+    def _port(self, port: Any) -> _Port:
+        sizes = [one.get_length() if one.is_static else None for one in port.get_partial_shape()]
+        return _Port(port.get_any_name(), sizes)

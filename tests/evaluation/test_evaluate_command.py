@@ -283,7 +283,8 @@ def test_an_exported_model_scores_as_its_checkpoint(three_epochs: Path, evaluate
     for metric in METRICS:
         assert found["ONNX, epoch 2"]["mean"][metric] == pytest.approx(found["epoch 2"]["mean"][metric], abs=1e-6)
     assert found["ONNX, epoch 2"]["source"]["sha256"] == found["epoch 2"]["source"]["sha256"]
-    assert "onnxruntime" in read(tmp_path / "both")["conditions"]
+    assert read(tmp_path / "both")["conditions"]["runtime"].startswith("onnxruntime ")
+    assert evaluate(three_epochs, "--runtime", "openvino") == 2
     assert evaluate(tmp_path / "no run", *few) == 0
     assert list(trackers(tmp_path / "both")) == ["ONNX, epoch 2", "static box", "oracle crop"]
     assert evaluate(tmp_path / "no run", *few, "--precision", "bf16") == 2

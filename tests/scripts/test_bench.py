@@ -40,7 +40,10 @@ def test_a_step_is_measured_with_the_entrypoints_allocator(options: str) -> None
         ("data --samples 3 --repeats 1", {"samples_per_s_per_core", "stages_ms", "225_kb", "65_kb"}),
         ("shards --pairs 2 --batch 4", {"ratio", "quartiles", "shards_s", "parts_s", "peak_gib", "gradient_gib"}),
         ("track --config demo --frames 2", {"fps", "ms_a_frame", "encoder_share", "threads"}),
-        ("onnx --config demo --rounds 1 --frames 2", {"torch_fp32", "torch_bf16", "onnxruntime", "checked"}),
+        (
+            "onnx --config demo --rounds 1 --frames 2",
+            {"torch_fp32", "torch_bf16", "onnxruntime", "openvino"},
+        ),
         ("checkpoint --config demo --saves 1", {"stall_s", "durable_s", "reserve_s", "torch_save_s", "resume_s"}),
         ("upload --pairs 0 --megabytes 2", {"pairs", "cores", "send"}),
     ],

@@ -108,10 +108,11 @@ def test_the_record_names_the_checkpoint_and_what_was_compared(output: Path) -> 
     assert 0 < checked["memory_difference"] < 1e-4 and 0 < checked["logits_difference"] < 1e-4
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_any_number_of_objects_gives_torchs_tokens_and_boxes(
-    torch_model: SeqTrack, output: Path, frames: list[np.ndarray]
+    runtime: str, torch_model: SeqTrack, output: Path, frames: list[np.ndarray]
 ) -> None:
-    exported, config, _ = load_onnx(output / "model")
+    exported, config, _ = load_onnx(output / "model", runtime)
     settings = TrackerSettings(update_interval=2, update_threshold=0.0, mean=config.DATA.MEAN, std=config.DATA.STD)
     videos = [(frames, FIRST_BOX), (frames[::-1], (50.0, 40.0, 30.0, 24.0)), (frames, (10.0, 10.0, 60.0, 50.0))]
     for count in (1, 3):
@@ -128,17 +129,20 @@ def test_track_and_the_example_give_the_checkpoints_boxes(
     common = ("track", video_folder, "--box", BOX, "--no-video", "-o")
     assert run(*common, tmp_path / "a.mp4") == (0, [])
     assert run(*common, tmp_path / "b.mp4", "--onnx", output / "model") == (0, [])
-    plain, exported = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
-    assert plain["checkpoint"] == exported["checkpoint"] and "onnxruntime" in exported
+    assert run(*common, tmp_path / "o.mp4", "--onnx", output / "model", "--runtime", "openvino") == (0, [])
+    plain, exported, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "abo")
+    assert plain["checkpoint"] == exported["checkpoint"] == other["checkpoint"]
+    assert [one["runtime"].split()[0] for one in (exported, other)] == ["onnxruntime", "openvino"]
     # The example alone: no torch, nothing of this project.
     shutil.copy(ROOT / "examples" / "onnx_tracker.py", tmp_path)
     block = "import sys; sys.modules['torch'] = sys.modules['seqtrack'] = None; sys.argv[0] = 'x'; "
     script = block + "import runpy; runpy.run_path('onnx_tracker.py', run_name='__main__')"
     words = [sys.executable, "-I", "-c", script, str(output / "model"), str(video_folder), BOX, "c.txt"]
     subprocess.run(words, cwd=tmp_path, check=True, timeout=100)
-    a, b, c = (read_boxes(tmp_path / f"{name}.txt") for name in "abc")
+    a, b, c, o = (read_boxes(tmp_path / f"{name}.txt") for name in "abco")
     assert len(np.unique(a, axis=0)) > 3
     np.testing.assert_allclose(b, a, atol=1e-6)
+    np.testing.assert_allclose(o, a, atol=1e-6)
     np.testing.assert_allclose(c, a, atol=1e-3)
 
 
@@ -222,13 +226,16 @@ def test_a_model_that_cannot_be_used_is_refused(
     for name, (expected, damage) in DAMAGE.items():
         folder = Path(shutil.copytree(output / "model", tmp_path / name))
         damage(folder)
-        assert run(*track, folder) == (2, [expected]), name
+        for runtime in ("onnxruntime", "openvino"):
+            assert run(*track, folder, "--runtime", runtime) == (2, [expected]), (name, runtime)
     assert run(*track, checkpoint_of(output)) == (2, ["onnx.record"])
     assert run(*track, output / "model", "--checkpoint", "4") == (2, ["track.option"])
     for option in (("--precision", "bf16"), ("--device", "cuda")):
         assert run(*track, output / "model", *option) == (2, ["onnx.option"])
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert run(*track, output / "model") == (2, ["onnx.not_installed"])
+    assert run(*track[:-1], "--checkpoint", "4", "--runtime", "openvino") == (2, ["track.option"])
+    for runtime in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, runtime, None)
+        assert run(*track, output / "model", "--runtime", runtime) == (2, ["onnx.not_installed"])
     assert not (tmp_path / "out.txt").exists()
 
 
@@ -282,5 +289,8 @@ def test_tokens_and_boxes_of_whole_sequences_are_torchs(
         same += int((ours == tokens).all(axis=2).sum())
         moved += float(np.abs(theirs - boxes).mean(axis=2).sum())
         frames += tokens.shape[0] * tokens.shape[1]
+        if start == 0:
+            other = load_onnx(tmp_path / "model", "openvino")[0]
+            assert (follow(other, settings, [(one[:3], box) for one, box in videos])[0] == tokens[:2]).all()
     print(f"{name}: the same tokens in {same} of {frames} frames, boxes {moved / frames:.2g} px; {record.checked}")
     assert frames >= least and same >= 0.999 * frames and moved / frames < 0.1
