@@ -16,8 +16,6 @@ from seqtrack.model.cost import cost_of
 from seqtrack.model.spec import model_spec
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
-STAGGER_S = 1.1  # runs that began in the same second are taken for copies of one another
-
 
 def _in_second_epoch(output: Path) -> bool:
     """Whether a run has saved its first epoch, which happens in the background, and logs the second."""
@@ -49,7 +47,6 @@ def interrupted(context: Context, check: Check) -> str:
         runs = {}
         for output, env in envs.items():
             runs[output] = stack.enter_context(started(context, env, "seqtrack", "train"))
-            time.sleep(STAGGER_S)
         disturbed = {killed: signal.SIGKILL, stopped: signal.SIGTERM}
         while disturbed:
             for output in [one for one in disturbed if _in_second_epoch(one) or not runs[one].process.is_alive()]:
@@ -107,7 +104,6 @@ def several_ranks(context: Context, check: Check) -> str:
         groups = {}
         for count in counts:
             groups[whole[count]] = stack.enter_context(_ranks(context, whole[count], keys, count))
-            time.sleep(STAGGER_S)
             groups[cut[count]] = stack.enter_context(_ranks(context, cut[count], keys, count))
         running = set(cut.values())
         while running:
@@ -129,7 +125,6 @@ def several_ranks(context: Context, check: Check) -> str:
         groups = {}
         for count, output in shards.items():
             groups[output] = stack.enter_context(_ranks(context, output, keys, count))
-            time.sleep(STAGGER_S)
         for output, group in groups.items():
             _ended(check, output, group, 0)
     for count in counts:

@@ -11,10 +11,10 @@ import json
 import math
 import os
 import secrets
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -50,9 +50,9 @@ class Contents(NamedTuple):
     kept: dict[str, TensorBytes]  # the tensors that the reader asked for
 
 
-def utc_now() -> str:
-    """The time as every file of a run has it: UTC, ISO 8601, whole seconds, `2026-01-31T12:00:00Z`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def utc_now(timespec: str = "seconds") -> str:
+    """The time as every file of a run has it: UTC, ISO 8601, `2026-01-31T12:00:00Z`."""
+    return datetime.now(timezone.utc).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def canonical_json(value: object) -> str:

@@ -31,6 +31,7 @@ from runs import (
 from faults.process_pairs import ranks_of, together
 from seqtrack.checkpoints.store import list_checkpoints
 from seqtrack.process import STOP_SIGNALS
+from seqtrack.reports.compare import compare_runs
 
 OFTEN = {"TRAIN.SAVE_INTERVAL_S": "0.02"}
 
@@ -45,6 +46,13 @@ def test_two_uninterrupted_runs_are_the_same_run_and_a_finished_one_changes_noth
     before = tree(tmp_path)
     completed(env)
     assert tree(tmp_path) == before
+
+
+def test_two_runs_that_start_at_the_same_time_are_no_copies_of_one_another(demo_data: Path, tmp_path: Path) -> None:
+    a, b = (environment(tmp_path / name, demo_data) for name in "ab")
+    with start(a) as one, start(b) as other:
+        assert (one.end().code, other.end().code) == (0, 0)
+    assert compare_runs(tmp_path / "a" / "phase_1", tmp_path / "b" / "phase_1").verdict == "identical"
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
