@@ -110,7 +110,7 @@ def open_run(
         config_digest=config_digest(config),
         data_digest=data.digest,
         starts=[*(before.starts if before else []), began],
-        started=before.started if before else utc_now("microseconds"),  # tells runs apart
+        started=before.started if before else utc_now("microseconds"),  # distinguishes runs
         updated=now,
     )
     write_atomic(folder / CONFIG_FILE, dump_config(config).encode())

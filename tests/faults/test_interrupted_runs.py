@@ -99,9 +99,9 @@ def test_a_run_or_one_of_its_processes_killed_at_random_moments_ends_as_an_unint
         while any(ended) and kills > 0:
             with ranks_of(env, world_size) as ranks:
                 ranks[0].process.join(moments.uniform(0, 2.0))
-                struck = moments.choice(ranks)
-                struck.signal(number)
-                struck.end()
+                chosen = moments.choice(ranks)
+                chosen.signal(number)
+                chosen.end()
                 for rank in ranks:  # one that waits to meet the other is ended by the launcher, which this test has not
                     rank.process.join(20)
                     rank.signal(signal.SIGKILL)
