@@ -180,6 +180,11 @@ def test_a_request_to_stop_ends_the_wait_for_a_hanging_worker(
     assert _wait_gone([worker], 5)
 
 
+def _ignores(pid: int, number: int) -> bool:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigIgn"], 16) >> (number - 1) & 1)
+
+
 def test_workers_leave_signals_to_the_parent_and_die_with_it(make: MakeLoader) -> None:
     """`docker stop` may signal the whole group: the workers must continue while the trainer saves."""
     ours, theirs = os.pipe()
@@ -192,6 +197,8 @@ def test_workers_leave_signals_to_the_parent_and_die_with_it(make: MakeLoader) -
         assert os.read(ours, 1) == b"."
         workers = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         assert len(workers) == 2
+        while not all(_ignores(worker, signal.SIGTERM) for worker in workers):  # one may not have begun yet
+            time.sleep(0.01)
         for worker in workers:
             os.kill(worker, signal.SIGTERM)
             os.kill(worker, signal.SIGINT)
