@@ -11,7 +11,6 @@ outputs, small wheels) on a machine with a network. `--device cpu --small` tests
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -47,8 +46,8 @@ def main() -> int:
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
-        missing = _use_extras(args.extras, Path(folder))
         sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+        missing = _use_extras(args.extras, Path(folder))
         if args.small:  # a tiny model is slower on several threads
             os.environ["OMP_NUM_THREADS"] = "1"
         from gpu_checks.common import Context
@@ -119,9 +118,11 @@ def _write(folder: Path, report: dict[str, Any]) -> None:
 def _use_extras(folder: Path | None, work: Path) -> list[str]:
     """Unpack the small wheels that are not installed, for this process and its children; names what is missing."""
     if folder is not None:
-        installed = {one.name.lower().replace("-", "_") for one in importlib.metadata.distributions() if one.name}
+        from seqtrack.packages import installed_packages
+
+        installed = installed_packages()
         for wheel in sorted((folder / "wheels").glob("*.whl")):
-            if wheel.name.split("-")[0].lower() not in installed:
+            if wheel.name.split("-")[0].lower().replace("_", "-") not in installed:
                 shutil.unpack_archive(wheel, work / "packages", format="zip")
         sys.path.append(str(work / "packages"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[-1], os.environ.get("PYTHONPATH")]))
@@ -147,7 +148,7 @@ def _nvidia_smi(query: str) -> str:
 def _head(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from seqtrack.device import allow_products
+    from seqtrack.device import allow_deterministic_matmul
     from seqtrack.runtime.environment import source_commit, versions
 
     head = {
@@ -161,7 +162,7 @@ def _head(args: argparse.Namespace) -> dict[str, Any]:
         "driver": _nvidia_smi("name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current"),
     }
     if args.device == "cuda":
-        allow_products(torch.device(args.device))
+        allow_deterministic_matmul(torch.device(args.device))
         head |= {
             "gpu": torch.cuda.get_device_name(0),
             "capability": torch.cuda.get_device_capability(0),

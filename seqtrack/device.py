@@ -111,8 +111,8 @@ def has_tf32(capability: Capability | None) -> bool:
     return capability is not None and capability >= _AMPERE
 
 
-def allow_products(device: torch.device) -> None:
-    """Make PyTorch take cuBLAS's products as deterministic, before the first product of the process.
+def allow_deterministic_matmul(device: torch.device) -> None:
+    """Make PyTorch accept cuBLAS's matrix products as deterministic, before the first one of the process.
 
     They are, because PyTorch gives cuBLAS a workspace of its own for each stream; but it looks for a variable at the
     first one. While that is set, PyTorch up to 2.11 parses it once or twice in each product, which takes the host 25 us

@@ -20,7 +20,7 @@ import torch
 
 from seqtrack.boxes import xywh_to_cxcywh
 from seqtrack.config.loader import load_config
-from seqtrack.device import allow_products
+from seqtrack.device import allow_deterministic_matmul
 from seqtrack.gpu_peaks import peak_tflops
 from seqtrack.model.build import build_model
 from seqtrack.model.cost import cost_of
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     if args.deterministic:
-        allow_products(torch.device(args.device))
+        allow_deterministic_matmul(torch.device(args.device))
         torch.use_deterministic_algorithms(True)
     experiment = load_config("demo" if args.size == "demo" else f"seqtrack_{args.size}")
     spec = dataclasses.replace(model_spec(experiment), use_checkpoint=args.checkpointing)

@@ -109,8 +109,7 @@ class OnnxModel:
 
 def load_onnx(place: Path, runtime: str = DEFAULT_RUNTIME) -> tuple[OnnxModel, Config, OnnxRecord]:
     """The model of a folder, or of its model.json, the configuration of its checkpoint, and the record. Each graph's
-    digest is compared. Sets as many compute threads as in training. `runtime` is
-    onnxruntime or openvino.
+    digest is compared. Sets as many compute threads as in training. `runtime` is onnxruntime or openvino.
 
     Raises:
         UserError: no such record, a graph that is missing, incomplete or another model's, or no such runtime.
@@ -180,7 +179,7 @@ def optional_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        text = f"this needs {name}, which cannot be imported ({error}): pip install onnx {name}"
+        text = f"an ONNX model needs {name}, which cannot be imported ({error}): pip install {name}"
         raise UserError(text, "onnx.not_installed") from error
 
 

@@ -24,7 +24,7 @@ from seqtrack.data.lasot import draw_classes
 from seqtrack.data.loader import BatchLoader
 from seqtrack.data.sources import WITHOUT_TEST, Source, open_source
 from seqtrack.device import (
-    allow_products,
+    allow_deterministic_matmul,
     capability_of,
     choose_precision,
     compiler_problem,
@@ -134,7 +134,7 @@ def set_kernels(config: Config, distributed: DistributedContext) -> None:
     if train.NUM_THREADS:
         torch.set_num_threads(train.NUM_THREADS)
     if train.DETERMINISTIC:
-        allow_products(distributed.device)
+        allow_deterministic_matmul(distributed.device)
     torch.backends.cudnn.benchmark = not train.DETERMINISTIC
     torch.use_deterministic_algorithms(train.DETERMINISTIC)
     # Filling fresh memory would reveal reads of uninitialised memory; no kernel here does that, and it costs time.
