@@ -1,4 +1,4 @@
-"""Benchmarks, `bench.py data|step|shards|track|onnx|checkpoint|upload --json`; the last line is one JSON object."""
+"""Benchmarks, `bench.py NAME --json`; the last line is one JSON object."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ ALLOCATOR = {
 def main() -> int:
     """Run the chosen benchmark and print its result."""
     chooser = argparse.ArgumentParser(description=__doc__)
-    chooser.add_argument("name", choices=("data", "step", "shards", "track", "onnx", "checkpoint", "upload"))
+    chooser.add_argument("name", choices=("data", "step", "shards", "track", "onnx", "parity", "checkpoint", "upload"))
     name = chooser.parse_args(sys.argv[1:2]).name
     on_its_own_settings = "LD_PRELOAD" in os.environ or {"--plain-malloc", "cuda"} & set(sys.argv)
     if name in ("step", "shards", "checkpoint") and not on_its_own_settings and not set(ALLOCATOR) <= set(os.environ):

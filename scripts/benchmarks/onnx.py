@@ -19,8 +19,9 @@ import numpy as np
 import torch
 import yaml
 
-from seqtrack.checkpoints.store import manifest_of, write_weights
+from seqtrack.checkpoints.store import Manifest, manifest_of, write_weights
 from seqtrack.config.loader import config_digest, dump_config, load_config
+from seqtrack.config.schema import Config
 from seqtrack.model.build import build_model
 from seqtrack.model.spec import model_spec
 from seqtrack.runtime.environment import describe_device
@@ -39,6 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="compute threads (default: 2)")
     text = "leave an engine out, may be repeated; bf16 is emulated where the processor lacks it"
     parser.add_argument("--skip", action="append", default=[], choices=ENGINES[1:], help=text)
+
+
+@torch.no_grad()
+def random_checkpoint(path: Path, config: Config) -> Manifest:
+    """A checkpoint with random weights so large that the tokens depend on the image."""
+    model, draw = build_model(model_spec(config), seed=1), torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 2 / parameter[0].numel() ** 0.5)
+    described = {
+        "epoch": 1, "step": 0, "sample": 0, "loss": None, "iou": None, "parent_sha256": None, "data_digest": None,
+        "created": "2026-01-01T00:00:00Z", "config_digest": config_digest(config),
+        "config": yaml.safe_load(dump_config(config)),
+    }  # fmt: skip
+    return write_weights(path, model.state_dict(), describe=described)
 
 
 def _serve(engine: str, place: Path, threads: int, pipe: Connection) -> None:
@@ -74,12 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "config.yaml").write_text(dump_config(config))
-        facts = {"epoch": 1, "step": 0, "sample": 0, "loss": None, "iou": None, "parent_sha256": None}
-        facts |= {"config_digest": config_digest(config), "config": yaml.safe_load(dump_config(config))}
-        weights = build_model(model_spec(config), seed=1).state_dict()
-        describe = {**facts, "data_digest": None, "created": "2026-01-01T00:00:00Z"}
-        manifest = write_weights(place / "model.safetensors", weights, describe=describe)
-        record = export_onnx(manifest, place / "onnx")
+        record = export_onnx(random_checkpoint(place / "model.safetensors", config), place / "onnx")
         pipes = {}
         for engine in engines:
             pipes[engine], other = processes.Pipe()
