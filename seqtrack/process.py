@@ -39,6 +39,11 @@ def end_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
+def exit_reason(code: int) -> str:
+    """How a process ended, by its exit code as `subprocess` has it: the name of a signal, or the code."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
 class _Screen(io.FileIO):
     """A standard stream whose reader may go away: output after that is dropped, and `lost` is why."""
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from seqtrack.data.dataset import TrackingDataset
 from seqtrack.device import pin_or_none
 from seqtrack.errors import RunError, UserError
-from seqtrack.process import STOP_SIGNALS, end_with_parent, limit_problem
+from seqtrack.process import STOP_SIGNALS, end_with_parent, exit_reason, limit_problem
 from seqtrack.shards import shard_range
 
 _PREFETCH = 2  # batches per worker that are made in advance
@@ -173,8 +173,7 @@ class BatchLoader:
                     self._pending.append(self._pool.submit(_fill, step % ahead, epoch, step + ahead))
                 yield batch
         except BrokenProcessPool as error:
-            codes = self.close()
-            how = f"killed by {signal.Signals(-codes[0]).name}" if codes[0] < 0 else f"exit code {codes[0]}"
+            how = exit_reason(self.close()[0])
             advice = (
                 "Most often memory ran out: lower TRAIN.NUM_WORKER or the batch size, or raise the container's limit"
             )

@@ -7,7 +7,6 @@ machine also has its rendezvous in that folder, so that no port is opened. Needs
 import json
 import logging
 import os
-import signal
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from seqtrack.config.environment import Environment
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
+from seqtrack.process import exit_reason
 from seqtrack.runtime.stop import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,8 @@ def _run_once(
     folder, endings, failed_at, stopped = Path(shared[LAUNCH_FOLDER]), list[Ending](), 0.0, False
     try:
         for local in range(processes):
-            own = {**os.environ, **shared, "RANK": str(first_rank + local), "LOCAL_RANK": str(local)}
+            place = {"RANK": first_rank + local, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": processes}
+            own = {**os.environ, **shared, **{name: str(value) for name, value in place.items()}}
             running[first_rank + local] = subprocess.Popen(command, env=own)
         while running:
             ended = [rank for rank, process in running.items() if process.poll() is not None]
@@ -115,9 +116,9 @@ def _run_once(
                 if left.exists():
                     code, problems = json.loads(left.read_text())
                 elif code not in (0, STOPPED_EXIT_CODE):  # 75: stopped before it had a signal handler
-                    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                    text = f"process {rank} of the run died ({how}). The checkpoints are not affected: start again to"
-                    problems = [(f"{text} continue from the latest, or set MAX_RESTARTS", "run.process_died")]
+                    text = f"process {rank} of the run died ({exit_reason(code)}). The checkpoints are not affected:"
+                    advice = "start again to continue from the latest, or set MAX_RESTARTS"
+                    problems = [(f"{text} {advice}", "run.process_died")]
                 endings.append(Ending(code, [Problem(*problem) for problem in problems]))
             if not failed_at and any(ending.code not in (0, STOPPED_EXIT_CODE) for ending in endings):
                 failed_at = time.monotonic()

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from seqtrack.errors import Problem, RunError, UserError
-from seqtrack.process import end_with_parent, limit_problem
+from seqtrack.process import end_with_parent, exit_reason, limit_problem
 
 T = TypeVar("T")
 Work = Callable[[int, int, Callable[[int], object]], T]
@@ -66,8 +66,7 @@ def run_tasks(
                         del busy[pipe]
                 except (EOFError, OSError) as error:
                     worker.join()
-                    code = worker.exitcode or 0
-                    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    how = exit_reason(worker.exitcode or 0)
                     text = f"process {workers.index(worker)} of {len(workers)} died ({how}). Most often memory ran out:"
                     raise RunError(f"{text} lower NPROC; the same command continues", "run.process_died") from error
                 if isinstance(value, Exception):

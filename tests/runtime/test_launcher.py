@@ -71,6 +71,13 @@ def test_one_failure_ends_processes_that_no_signal_reaches_and_is_the_reason_giv
     assert run(tmp_path, script) == (code, 1)
 
 
+def test_each_process_knows_its_place_and_how_many_share_the_machine(tmp_path: Path) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    script = f"(folder / f'place {{rank}}').write_text(' '.join(os.environ[name] for name in {names})); met(); end(0)"
+    assert run(tmp_path, script) == (0, 1)
+    assert [path.read_text() for path in sorted(tmp_path.glob("place *"))] == ["0 0 3 3", "1 1 3 3", "2 2 3 3"]
+
+
 # The reason comes last; both others have ended before.
 REASON_LAST = f"""
 met()
