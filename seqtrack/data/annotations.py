@@ -7,7 +7,7 @@ what was found and what was expected. Knows no data set, frame or tracker.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.data import files
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import NUMBER, ParseError, decode_text, short_repr
+from seqtrack.parsing import NUMBER, ParseError, decode_text, did_you_mean, short_repr
 
 Boxes = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -270,3 +270,13 @@ def read_archive(path: Path, *, of_annotations: bool = False) -> dict[str, Annot
         expected = "names (S,), offsets (S + 1,) and boxes (N, 4), for annotations also absent"
         text = f"{path}: found {short_repr(str(error), 200)}, expected an .npz archive with {expected}"
         raise UserError(text, "file.archive") from error
+
+
+def unknown_classes(data_set: str, wanted: Iterable[str], known: Iterable[str]) -> list[Problem]:
+    """A problem for each wanted class that the data set on this disk does not have."""
+    names = sorted({*known})
+    here = f"which has {', '.join(names)}"
+    return [
+        Problem(f"CLASSES: {name!r} is not in {data_set} here, {here}{did_you_mean(name, names)}", "data.unknown_class")
+        for name in sorted({*wanted} - {*names})
+    ]

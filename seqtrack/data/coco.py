@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.data import files
-from seqtrack.data.annotations import Boxes, first_problems
+from seqtrack.data.annotations import Boxes, first_problems, unknown_classes
 from seqtrack.data.decode import Numbered
 from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
@@ -54,7 +54,7 @@ def open_coco(data_dir: Path, *, classes: tuple[str, ...], split: str) -> ListOf
 
     Args:
         classes: names of categories; empty for all.
-        split: "train"; images are nothing that is tracked.
+        split: "train"; still images cannot be tracked.
 
     Raises:
         UserError: no such split or class, or every problem with the annotations.
@@ -68,9 +68,8 @@ def open_coco(data_dir: Path, *, classes: tuple[str, ...], split: str) -> ListOf
     content = _read(root / _TEXT)
     categories = {one["id"]: one["name"] for one in content["categories"]}
     images = {one["id"]: one["file_name"] for one in content["images"]}
-    if unknown := sorted({*classes} - {*categories.values()}):
-        text = f"CLASSES: COCO17 has no class {', '.join(unknown)}, but {', '.join(sorted(categories.values()))}"
-        raise UserError(text, "data.unknown_class")
+    if problems := unknown_classes("COCO17", classes, categories.values()):
+        raise UserError(problems)
     try:
         sizes = files.list_folder(root / _IMAGES)
     except OSError as error:

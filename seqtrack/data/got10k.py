@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from seqtrack.data import files
-from seqtrack.data.annotations import attempt, read_labels, read_names, read_text_file
+from seqtrack.data.annotations import attempt, read_labels, read_names, read_text_file, unknown_classes
 from seqtrack.data.sequence import Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
 
@@ -48,10 +48,7 @@ def open_got10k(data_dir: Path, *, classes: tuple[str, ...], split: str, listed:
         names = [names[index] for index in dict.fromkeys(indices.tolist())]
     problems: list[Problem] = []
     found = [one for one in (attempt(problems, _read, folder / name) for name in names) if one is not None]
-    known = sorted({sequence.class_name for sequence in found})
-    there = f"GOT-10k here, which has {', '.join(known)}"
-    unknown = sorted({*classes} - {*known})
-    problems += [Problem(f"CLASSES: class {name!r} is not in {there}", "data.unknown_class") for name in unknown]
+    problems += unknown_classes("GOT-10k", classes, (sequence.class_name for sequence in found))
     if not found and not problems:
         problems.append(Problem(f"{folder / 'list.txt'} names no sequence", "data.no_sequence"))
     if problems:

@@ -14,6 +14,7 @@ from seqtrack.data.sequence import Sequence
 from seqtrack.errors import UserError
 
 _HEIGHT, _GAP, _TEXT_HEIGHT = 192, 6, 16  # pixels
+_COLUMNS = 4  # of a box preview
 _BOX_BGR = (80, 255, 80)
 
 
@@ -28,14 +29,14 @@ def write_preview(path: Path, samples: ListOf[Sample], *, columns: int = 1) -> N
     _write(path, np.vstack([np.hstack(rows[first : first + columns]) for first in range(0, len(rows), columns)]))
 
 
-def write_box_preview(path: Path, sequence: Sequence, *, count: int = 12, columns: int = 4) -> None:
-    """Write a PNG with frames at equal distances, from the first to the last, each with its annotated box.
+def write_box_preview(path: Path, sequence: Sequence) -> None:
+    """Write a PNG with 12 frames at equal distances, from the first to the last, each with its annotated box.
 
     Raises:
         UserError: a frame cannot be read, or the file cannot be written.
     """
     tiles = []
-    for index in np.unique(np.linspace(0, sequence.num_frames - 1, count).round().astype(int)).tolist():
+    for index in np.unique(np.linspace(0, sequence.num_frames - 1, 12).round().astype(int)).tolist():
         frame, (x, y, w, h) = read_image(sequence.frame_path(index)), sequence.boxes_xywh[index]
         scale = _HEIGHT / frame.shape[0]
         tile = cv2.resize(frame, (max(1, round(frame.shape[1] * scale)), _HEIGHT), interpolation=cv2.INTER_AREA)
@@ -48,8 +49,8 @@ def write_box_preview(path: Path, sequence: Sequence, *, count: int = 12, column
         tiles.append(np.asarray(tile, dtype=np.uint8))
     width = max(tile.shape[1] for tile in tiles)  # frames of a folder may differ in size
     tiles = [np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), constant_values=255) for tile in tiles]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    _write(path, np.vstack([np.hstack(tiles[first : first + columns]) for first in range(0, len(tiles), columns)]))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
+    _write(path, np.vstack([np.hstack(tiles[first : first + _COLUMNS]) for first in range(0, len(tiles), _COLUMNS)]))
 
 
 def _write(path: Path, canvas: Image) -> None:

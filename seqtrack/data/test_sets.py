@@ -14,7 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.data import files
-from seqtrack.data.annotations import Boxes, Flags, attempt, class_of, read_boxes, read_corners, read_labels, read_names
+from seqtrack.data.annotations import (
+    Boxes,
+    Flags,
+    attempt,
+    class_of,
+    read_boxes,
+    read_corners,
+    read_labels,
+    read_names,
+    unknown_classes,
+)  # fmt: skip
 from seqtrack.data.decode import IMAGE_SUFFIXES, is_hidden
 from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
@@ -215,11 +225,8 @@ def open_test_set(key: str, data_dir: Path, *, classes: tuple[str, ...], split: 
     if split != "test":
         raise UserError(f"{key} is a test set: nothing of it may be trained on", "data.no_split")
     found = read_test_set(key, data_dir)
-    known = sorted({one.class_name for one in found})
-    if unknown := sorted({*classes} - {*known}):
-        raise UserError(
-            f"CLASSES: {key} has no class {', '.join(unknown)}, but {', '.join(known)}", "data.unknown_class"
-        )
+    if problems := unknown_classes(key, classes, (one.class_name for one in found)):
+        raise UserError(problems)
     return [one for one in found if not classes or one.class_name in classes]
 
 

@@ -1,11 +1,12 @@
 """TrackingNet's training set: `TRAIN_0` to `TRAIN_11`, each `anno/<name>.txt` and `frames/<name>/0.jpg`, 1.jpg, ..., or
-environments `TRAIN_0_lmdb`, ... with these as keys. Some or all of the twelve may exist. The test set is a test set.
+environments `TRAIN_0_lmdb`, ... with these as keys. Some or all of the twelve may exist. Its test set is a row of
+`TEST_SETS`.
 """
 
 from pathlib import Path
 
 from seqtrack.data import files
-from seqtrack.data.annotations import attempt, read_text_file
+from seqtrack.data.annotations import attempt, read_text_file, unknown_classes
 from seqtrack.data.decode import Numbered, is_hidden
 from seqtrack.data.sequence import Sequence, read_video
 from seqtrack.data.test_sets import open_test_set
@@ -43,10 +44,7 @@ def open_trackingnet(data_dir: Path, *, classes: tuple[str, ...], split: str) ->
         if wrong := [number for number, pair in enumerate(pairs, 1) if len(pair) != 2]:
             problems.append(Problem(f"{classes_file}, line {wrong[0]}: expected a name and a class", "file.row"))
         of_name = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
-    known = sorted({*of_name.values()} or {_NO_CLASS})
-    if unknown := sorted({*classes} - {*known}):
-        text = f"CLASSES: {', '.join(unknown)} not in TrackingNet here, which has {', '.join(known)}"
-        problems.append(Problem(text, "data.unknown_class"))
+    problems += unknown_classes("TrackingNet", classes, of_name.values() or [_NO_CLASS])
     found: list[Sequence] = []
     for part in parts:
         for name in sorted(attempt(problems, _names, part / "anno") or []):

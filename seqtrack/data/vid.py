@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from seqtrack.data import files
-from seqtrack.data.annotations import attempt, first_problems
+from seqtrack.data.annotations import attempt, first_problems, unknown_classes
 from seqtrack.data.decode import Numbered, is_hidden
 from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence
 from seqtrack.errors import Problem, UserError
@@ -62,10 +62,7 @@ def open_vid(data_dir: Path, *, classes: tuple[str, ...], split: str) -> list[Se
     tracks = _read_cache(root / "cache.json") if cached else [*_read_texts(root / _TEXTS, problems)]
     # As the authors do: an object that fills the first image is no target.
     tracks = [one for one in tracks if one.anno[0][2] * one.anno[0][3] < math.prod(one.image_size)]
-    known = sorted({one.class_name for one in tracks})
-    if unknown := sorted({*classes} - {*known}):
-        text = f"CLASSES: VID here has no class {', '.join(unknown)}, but {', '.join(known)}"
-        problems.append(Problem(text, "data.unknown_class"))
+    problems += unknown_classes("VID", classes, (one.class_name for one in tracks))
     found, sizes, counts = list[Sequence](), dict[Path, dict[str, int | None]](), dict[Path, int]()
     for one in tracks:
         folder = root / _IMAGES / f"ILSVRC2015_VID_train_{one.set_id:04d}" / f"ILSVRC2015_train_{one.vid_id:08d}"
