@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seqtrack.data.sequence import Sequence as Video
 
 _OTHERS = ("#2a8f5d", "#8e4fb0", "#b0334f", "#7a6a1f", "#3aa0b8")  # of other trackers
-_LINES = {"checkpoint": "-", "onnx": "-.", "results": "-.", "untrained": "--", "still": ":", "oracle": ":"}
+_LINES = {"checkpoint": "-", "onnx": "-.", "results": "-.", "untrained": "--", "static_box": ":", "oracle": ":"}
 _MARKERS = "os^Dv*P"  # of the quantities or classes of one run, which share its colour
 _MAX_BARS, _MAX_LINES = 24, 20  # further classes and sequences are only in the tables
 _PICTURES = 5  # frames of a sequence that are shown
@@ -107,7 +107,7 @@ def _colours(record: EvaluationRecord) -> dict[str, str]:
     run = PHASE_COLOURS.get(str(record.conditions.get("run")), PHASE_COLOURS["phase_1"])
     colours = {one.name: run if one.kind == "checkpoint" else NEUTRAL for one in record.trackers}
     others = [one.name for one in record.trackers if one.kind == "results"]
-    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind == "still"}
+    colours |= {one.name: "#b9b9b9" for one in record.trackers if one.kind == "static_box"}
     return colours | {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
 
 

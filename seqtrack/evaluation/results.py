@@ -99,7 +99,7 @@ def score_tracker(
 
     Args:
         name: as tables show it, such as "epoch 3" or "SiamRPN++".
-        kind: "checkpoint", "onnx" (an exported one), "untrained", "still" (static-box baseline), "oracle" (ceiling) or
+        kind: "checkpoint", "onnx" (an exported one), "untrained", "static_box" (the baseline), "oracle" (ceiling) or
             "results" (another tracker's files).
         more_runs: of a tracker with random numbers; a sequence's scores are their means.
         source, notes: where it comes from, and remarks made while reading result files.
@@ -139,7 +139,7 @@ def score_tracker(
 def static_box_result(annotations: Sequence[Annotation], protocol: Protocol = Protocol()) -> TrackerResult:
     """The baseline that repeats the first box in every frame."""
     tracks = {one.name: Tracks(np.repeat(one.boxes_xywh[:1], one.num_frames, axis=0)) for one in annotations}
-    return score_tracker("static box", "still", tracks, annotations, protocol=protocol)
+    return score_tracker("static box", "static_box", tracks, annotations, protocol=protocol)
 
 
 def oracle_crop_result(

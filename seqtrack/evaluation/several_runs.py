@@ -55,9 +55,9 @@ def comparison_table(records: Mapping[str, EvaluationRecord]) -> str:
     """The best (by AUC) and the last checkpoint of each run, and a box that never moves on its sequences."""
     rows = []
     for name, record in records.items():
-        best, still = best_epoch(record), [one for one in record.trackers if one.kind == "still"]
+        best, static = best_epoch(record), [one for one in record.trackers if one.kind == "static_box"]
         rows += [_row(name, "best, ", best)] if best else []
-        rows += [_row(name, "last, ", checkpoints(record)[-1]), *(_row(name, "", one) for one in still)]
+        rows += [_row(name, "last, ", checkpoints(record)[-1]), *(_row(name, "", one) for one in static)]
     return table(["run", "checkpoint", *(HEADINGS[key] for key in COURSE_COLUMNS)], rows, texts=2)
 
 

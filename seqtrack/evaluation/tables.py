@@ -64,7 +64,7 @@ def main_tracker(record: EvaluationRecord) -> EvaluatedTracker:
 
 # What a course asks for by epoch, overall, by class and by sequence.
 COURSE_COLUMNS = ("mean_iou", "p20", "auc", "fps", "ms_a_frame")
-_STILL_PERCENT = 0.05  # a smaller difference from the static box's does not show in one decimal
+_STATIC_PERCENT = 0.05  # a smaller difference from the static box's does not show in one decimal
 
 
 def checkpoints(record: EvaluationRecord) -> list[EvaluatedTracker]:
@@ -89,14 +89,14 @@ def epochs_by_group(record: EvaluationRecord) -> list[tuple[str, str, str, Mappi
 
 def static_epochs(record: EvaluationRecord) -> list[str]:
     """Names of the checkpoints whose mean IoU, P20 and AUC are those of a box that never moves."""
-    still = next((one.mean for one in record.trackers if one.kind == "still"), None)
-    if still is None:
+    static = next((one.mean for one in record.trackers if one.kind == "static_box"), None)
+    if static is None:
         return []
     differences = {
-        one.name: max(abs((one.mean[name] or 0.0) - (still[name] or 0.0)) for name in ("mean_iou", "p20", "auc"))
+        one.name: max(abs((one.mean[name] or 0.0) - (static[name] or 0.0)) for name in ("mean_iou", "p20", "auc"))
         for one in checkpoints(record)
     }
-    return [name for name, percent in differences.items() if percent < _STILL_PERCENT]
+    return [name for name, percent in differences.items() if percent < _STATIC_PERCENT]
 
 
 def static_sentence(record: EvaluationRecord) -> str:

@@ -44,11 +44,6 @@ def sequences(data_dir: Path) -> list[Sequence]:
     return open_lasot(data_dir, classes=(), split="test")
 
 
-@pytest.fixture(scope="session")
-def training_sequences(data_dir: Path) -> list[Sequence]:
-    return open_lasot(data_dir, classes=(), split="train")
-
-
 @pytest.fixture
 def model(config: Config) -> SeqTrack:
     return build_model(model_spec(config), seed=11)
