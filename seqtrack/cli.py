@@ -1,7 +1,8 @@
 """The command line: commands, error messages and exit codes.
 
 A command's module is imported only when the command runs, so that `--help` is fast and the sidecar never imports
-torch. Exit codes: 0 done, 2 user error (all problems listed), 75 stopped on request, 1 anything else.
+torch. Exit codes: 0 done, 2 user error (all problems listed), 3 uploads incomplete, or an audit or reproduction
+undecided, 75 stopped on request, 1 anything else.
 """
 
 import importlib

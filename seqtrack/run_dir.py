@@ -1,4 +1,4 @@
-"""The names of all files and folders of an output folder, defined here and nowhere else.
+"""The names of an output folder's files and folders that several modules use, each defined once.
 
     output/
       phase_1/  phase_2/

@@ -16,7 +16,7 @@ from seqtrack.uploads.target import Order, Reply, choose_target, missing, read_s
 
 
 def run(args: argparse.Namespace) -> int:
-    """Dispatch to one tool."""
+    """Run the chosen sub-command."""
     environment = read_environment(os.environ)
     if args.action == "create":
         print(_request(environment, Order(prepare="make")).account)

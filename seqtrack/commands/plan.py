@@ -48,8 +48,8 @@ GPUS: dict[Capability, dict[str, int]] = {
     | {"RTX 4060 Laptop": 8, "RTX 4070 Laptop": 8, "RTX 4080 Laptop": 12, "RTX 4090 Laptop": 16},
     (9, 0): {"H100 80GB HBM3": 80, "H100 PCIe": 80, "H200": 141},
 }
-# Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _SHARE_OF_PEAK = 0.3  # that ViT training reaches: published figures for an H100 are 23 and 29 %
+# Besides tensors: the interpreter with its libraries on the CPU; context and workspaces on a GPU.
 _PROCESS_BYTES = {"cpu": int(0.45 * GIB), "cuda": int(0.8 * GIB)}
 
 
