@@ -21,7 +21,7 @@ SKIPPED = re.compile(
 
 
 COUNTED = (
-    r"samples|frames|steps|bytes|bits|rows?|lines?|objects?|numbers?|records?|threads?|files?|commits?|[KMG]i?B|one"
+    r"samples|frames|steps|bytes|bits|rows?|lines?|objects?|numbers?|records?|threads?|files?|commits?|[KMG]i?B|onc?e"
 )
 PER = r"process|rank|step|sample|sequence|tracker|epoch|batch|GPU|second|hour|core|frame|worker|line|class|run|phase"
 # What not to write, what to write, and the paths where it is wrong (everywhere if empty).

@@ -77,6 +77,5 @@ def _checked(image: Image) -> Image:
     array = np.asarray(image)
     if array is not image or array.dtype != np.uint8 or array.shape[2:] != (3,) or not array.size:
         found = f"{type(image).__name__} of shape {array.shape} and type {array.dtype}"
-        text = f"the image is a {found}; expected a NumPy array (H, W, 3) of uint8, RGB"
-        raise UserError(text, "track.image")
+        raise UserError(f"image: found {found}; expected a NumPy array (H, W, 3) of uint8, RGB", "track.image")
     return image

@@ -96,7 +96,7 @@ _LONGEST = [
 def _group(item: pytest.Item) -> str:
     """Tests of one group run in one process.
 
-    A file's fixtures are made once a process. Everything that needs Docker shares an image. Uploads mostly wait: they
+    A file's fixtures are made once per process. Everything that needs Docker shares an image. Uploads mostly wait: they
     fill the pauses of the others. The reports' tests share a long run.
     """
     if item.get_closest_marker("docker"):

@@ -220,9 +220,9 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def log_of(output: Path, phase: int = 1) -> str:
-    """The human-readable log of a phase."""
-    (path,) = (output / f"phase_{phase}" / "logs").glob("*.log")
+def log_of(output: Path) -> str:
+    """The human-readable log of phase 1."""
+    (path,) = (output / "phase_1" / "logs").glob("*.log")
     return path.read_text()
 
 

@@ -265,12 +265,12 @@ class Child:
         if self.process.is_alive() and self.process.pid:
             os.kill(self.process.pid, number)
 
-    def end(self, *, limit_s: float = 180) -> Ended:
+    def end(self) -> Ended:
         """Wait for the end; one that does not come is a failure."""
-        self.process.join(limit_s)
+        self.process.join(180)
         said = self.log.read_text(errors="replace")
         if self.process.exitcode is None:
-            raise RuntimeError(f"a process did not end within {limit_s:.0f} s:\n{said[-2000:]}")
+            raise RuntimeError(f"a process did not end within 180 s:\n{said[-2000:]}")
         return Ended(self.process.exitcode, said)
 
 

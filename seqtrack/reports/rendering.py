@@ -31,7 +31,7 @@ def _environment(**options: object) -> jinja2.Environment:
 _HTML, _MARKDOWN = _environment(autoescape=True), _environment(finalize=escape)
 _MARKDOWN.globals |= {"table": table, "code_block": code_block}
 _MARKDOWN.filters |= {"clock": clock, "code": code, "number": number, "percent": lambda share: f"{100 * share:.1f} %"}
-# The folders of another machine, or of this one, say nothing to a reader; a path ends in what it names.
+# The folders of another machine, or of this one, mean nothing to a reader; a path ends in what it names.
 _FOLDERS = re.compile(r"(?<![\w./])/(?:(?:[^\s/:,;]+/)*?(?=phase_[12]\b)|(?:[^\s/:,;]+/)*(?=[^\s/:,;]))")
 _MARKDOWN.filters["local"] = lambda text: _FOLDERS.sub("", text)
 _MARKDOWN.filters["listed"] = lambda value: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

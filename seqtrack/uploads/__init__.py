@@ -1,1 +1,1 @@
-"""The sidecar that keeps a copy of every file on a target. Imports no torch, no numpy and nothing of the engine."""
+"""The sidecar that keeps a copy of every file on a target. Imports no torch, no numpy and no training code."""

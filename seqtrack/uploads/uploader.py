@@ -77,7 +77,7 @@ class Uploader:
             self._mode, self._deadline = "once", self._clock.monotonic() + self._settings.patience_s
         self._report("sending" if once else "watching")
         while True:
-            self._heed_stop()
+            self._handle_stop_request()
             wait = self.step()
             self._report()
             if (code := self._exit_code(wait)) is not None:
@@ -116,7 +116,7 @@ class Uploader:
         is_quiet = self._changed_at is not None and now - self._changed_at >= self._settings.start_grace_s
         return is_quiet and bool(runs) and all(run is not None and run.state == "complete" for run in runs)
 
-    def _heed_stop(self) -> None:
+    def _handle_stop_request(self) -> None:
         if not self._stop.is_set():
             return
         self._stop.clear()
@@ -146,8 +146,8 @@ class Uploader:
 
     # ---- one round
     def step(self) -> float:
-        """One round; returns the seconds until the next is worth while."""
-        self.look_around()
+        """One round; returns the seconds until the next one is worthwhile."""
+        self.rescan()
         settings, now = self._settings, self._clock.monotonic()
         if (wait := self.client.wait_s()) > 0.0:
             return wait
@@ -158,11 +158,11 @@ class Uploader:
         staged = [unit for unit in self._choose_batch() if self._stage(unit)] if paced <= 0.0 else []
         if staged or self._must_list:
             self._exchange(staged)
-            self.look_around()
+            self.rescan()
             return self.client.wait_s()
         return max(paced, settings.poll_s) if self._in("ready") else settings.poll_s
 
-    def look_around(self) -> None:
+    def rescan(self) -> None:
         """Walk the folder, and decide for each unit what is to be done with it."""
         found, problems = scan(self._root)
         now, before, self.units = self._clock.monotonic(), self.units, {}
@@ -286,11 +286,11 @@ class Uploader:
         """A unit that is named in a failure again and again is quarantined."""
         if fault.kind == "repository":  # what was verified may be gone with it
             self._prepared, self.state.files = False, {}
-        guilty = [unit for unit in units if fault.path in unit.files]
-        if not guilty and fault.kind == "refused":
+        suspects = [unit for unit in units if fault.path in unit.files]
+        if not suspects and fault.kind == "refused":
             self._unit_limit = max(1, len(units) // 2)
-            guilty = units if len(units) == 1 else []
-        for unit in guilty:
+            suspects = units if len(units) == 1 else []
+        for unit in suspects:
             unit.attempts += 1
             if fault.action == "quarantine" and unit.attempts >= self._settings.tries_per_file:
                 self._quarantine(unit, fault.line, _QUARANTINE_S)
@@ -299,7 +299,7 @@ class Uploader:
     # ---- the status file
     def _tick(self) -> bool:
         """Called while an order is carried out: keep the heartbeat, and end the order when the grace is over."""
-        self._heed_stop()
+        self._handle_stop_request()
         self._report()
         # Most of the grace is for LFS, if what is under way over Xet does not end soon.
         kept_s = _LFS_SHARE * self._settings.grace_s if self._sent_over_xet else 0.0

@@ -38,10 +38,12 @@ def perform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         call = Call(target=target, settings=settings, order=order, parent=os.getpid())
         return run_child(call, 30, lambda: False)
 
-    assert carry_out(prepare="make").fault is None
-    yield carry_out
+    try:
+        assert carry_out(prepare="make").fault is None
+        yield carry_out
+    finally:
+        hub.stop()
     assert hub.violations == []
-    hub.stop()
 
 
 @pytest.fixture

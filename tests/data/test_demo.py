@@ -15,7 +15,7 @@ from seqtrack.data.sources import describe, open_source
 SMALL = demo_set(Plan(train_sequences=1, train_frames=30, test_sequences=1, test_frames=40))
 
 # Another version of OpenCV or NumPy that draws other bytes must be noticed, because results on the demo would no longer
-# be comparable. Then VERSION is increased and this digest replaced.
+# be comparable. Then `version` of `demo_set` is increased and this digest replaced.
 DIGEST = "dc1632ecad3ec7435653193bbe327a91b7313fa26629cebe6f16c5d170ce620d"
 
 

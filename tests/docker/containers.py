@@ -68,9 +68,9 @@ class Project:
     def checkpoints(self, phase: int = 1, kind: str = "ep") -> list[str]:
         return sorted(path.stem for path in (self.output / f"phase_{phase}/checkpoints").glob(f"SEQTRACK_{kind}*.json"))
 
-    def records(self, phase: int = 1) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl so far."""
-        path = self.output / f"phase_{phase}/logs/metrics.jsonl"
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of phase 1's metrics.jsonl so far."""
+        path = self.output / "phase_1/logs/metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def down(self) -> None:

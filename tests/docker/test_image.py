@@ -14,9 +14,9 @@ from docker.containers import CANARY, ROOT, command, docker
 pytestmark = pytest.mark.docker
 
 
-def in_image(image: str, *words: str, options: tuple[str, ...] = ()) -> str:
+def in_image(image: str, *words: str) -> str:
     """What a program in the image prints, without the entrypoint."""
-    return docker("run", "--rm", *options, "--entrypoint", words[0], image, *words[1:])
+    return docker("run", "--rm", "--entrypoint", words[0], image, *words[1:])
 
 
 def test_labels_entrypoint_stop_signal_and_healthcheck_are_declared(image: str) -> None:

@@ -25,7 +25,7 @@ OVERFLOWS = (2, 9)  # one in each of the first two epochs of 6 steps
 def test_a_step_whose_gradient_overflows_is_skipped_counted_and_left_out_of_the_mean(
     demo_data: Path, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "2", "TEST.EPOCH": "2"}, overflows=OVERFLOWS)
+    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "2"}, overflows=OVERFLOWS)
     assert run.until(None)
     records = numbers(run.folder)
     intervals = {record["step"]: record for record in records if record["type"] == "interval"}

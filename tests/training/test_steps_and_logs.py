@@ -35,7 +35,7 @@ def test_the_interval_line_has_the_form_that_scripts_parse() -> None:
 def test_intervals_count_samples_not_batches_and_the_epoch_is_the_mean_of_its_samples(
     demo_data: Path, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "1", "TEST.EPOCH": "1"})
+    run = Run(tmp_path / "run", demo_data, {"TRAIN.EPOCH": "1"})
     assert run.until(None)
     *intervals, epoch = [record for record in numbers(run.folder) if record["type"] in ("interval", "epoch")]
     assert [record["sample"] for record in intervals] == [16, 32, 48, 64, 80, 88]

@@ -59,7 +59,7 @@ def test_a_file_settles_by_our_clock_and_never_by_its_own(tmp_path: Path, fake: 
             fake.now += pause
             if data:
                 put(path, data)
-            uploader.look_around()
+            uploader.rescan()
             unit = uploader.units["a.txt"]
             ages.append((unit.state, fake.now - unit.waiting_since))
     assert ages == [("settling", 0.0), ("settling", 4.0), ("settling", 8.0), ("ready", 9.5)]
