@@ -91,9 +91,10 @@ def _import(args: argparse.Namespace, data_dir: Path) -> int:
         raise UserError(f"{args.frames}: no such video or folder; a camera has no annotation", "import.frames")
     source = open_frames(args.frames)
     first = FIRST_FRAME[args.format] if args.first is None else args.first
-    names, folder = tuple(path.name for path in source.paths), Path(args.frames).resolve()
+    names = tuple(path.name for path in source.paths)
+    folder = source.paths[0].parent.resolve() if names else Path(args.frames).resolve().with_suffix("")
     # The header of a video may state a wrong count: only the frames themselves can be counted.
-    frames = Frames(folder.parent.name if folder.name == "img" else folder.name, names, len(names) or None, first)
+    frames = Frames(folder, names, len(names) or None, first, is_first_given=args.first is not None)
     tracks = READERS[args.format](args.boxes, frames)
     tracks = choose_tracks(tracks, object_ids=split_commas(args.object_ids), class_name=args.class_name)
     images = frames_of(source.paths, () if names else source.frames())
@@ -101,7 +102,8 @@ def _import(args: argparse.Namespace, data_dir: Path) -> int:
     for one, track in zip(found, tracks, strict=True):
         preview = one.folder.parent.parent / f"{one.name}.png"
         write_box_preview(preview, one)
-        start = first + min(index for index, box in track.boxes.items() if not box.is_absent)
-        counts = f"{one.num_frames} frames from frame {start} on, {int(one.absent.sum())} out of view"
+        index = min(index for index, box in track.boxes.items() if not box.is_absent)
+        start = names[index] if names else f"frame {first + index}"
+        counts = f"{one.num_frames} frames from {start} on, {int(one.absent.sum())} out of view"
         print(f"{one.name}: {counts}; {args.split}; look at {preview}")
     return 0

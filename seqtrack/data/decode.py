@@ -132,8 +132,10 @@ def list_video_frames(folder: Path) -> list[Path]:
     if found.left_out:
         _log.warning("%s: %d files are not frames: %s", folder, len(found.left_out), ", ".join(found.left_out))
     numbers = {int(path.stem) for path in found.paths if Numbered().matches(path.name)}
-    if gone := sorted({*range(min(numbers, default=0), max(numbers, default=0))} - numbers):
-        _log.warning("%s: %d frame files are missing: %s", folder, len(gone), ", ".join(map(str, gone)))
+    if 0 < max(numbers, default=-1) - min(numbers, default=0) + 1 - len(numbers) < len(numbers):  # else times
+        gone = sorted({*range(min(numbers), max(numbers))} - numbers)
+        shown = ", ".join(map(str, gone[:20])) + (", ..." if len(gone) > 20 else "")
+        _log.warning("%s: %d frame files are missing: %s", folder, len(gone), shown)
     return found.paths
 
 

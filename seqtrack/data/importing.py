@@ -20,7 +20,7 @@ from seqtrack.data.annotations import Boxes, class_of, read_names, sequence_orde
 from seqtrack.data.decode import JPEG_SUFFIXES, FrameFile, read_image
 from seqtrack.data.foreign_boxes import Track
 from seqtrack.data.lasot import LIST_FILES, find_layout
-from seqtrack.data.sequence import Sequence, read_sequence
+from seqtrack.data.sequence import LARGEST_COORDINATE, Sequence, read_sequence
 from seqtrack.errors import Problem, UserError
 
 _log = logging.getLogger(__name__)
@@ -71,8 +71,15 @@ def import_tracks(
     if root.is_dir() and any(root.iterdir()) and not any((root / name).exists() for name in LIST_FILES.values()):
         text = f"{root}: holds LaSOT's own classes, split as published; import into another --data-dir"
         raise UserError(text, "import.mixed")
-    names = _new_names(root, tracks)
-    temporary = root / ".import.tmp"
+    try:
+        layout = find_layout(data_dir)
+    except UserError:
+        layout = None
+    if layout is not None and layout.root != root:
+        text = f"{layout.root}: holds sequences, which {root} would hide; import into another --data-dir"
+        raise UserError(text, "import.mixed")
+    names = _new_names([*layout.folders] if layout else [], tracks)
+    temporary, moved = root / ".import.tmp", list[Path]()
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # left by a process that died
         sizes = _write_frames(temporary, dict(zip(names, tracks, strict=True)), frames)
@@ -86,25 +93,24 @@ def import_tracks(
             raise UserError(problems[:20])
         for name in names:
             read_sequence(temporary / name, class_of(name))
+        for name in names:
             (root / class_of(name)).mkdir(exist_ok=True)
-            (temporary / name).rename(root / class_of(name) / name)
+            moved.append((temporary / name).rename(root / class_of(name) / name))
         for which, file in LIST_FILES.items():
             listed = read_names(root / file) if (root / file).exists() else []
             every = sorted({*listed, *(names if which == split else ())}, key=sequence_order)
             write_atomic(root / file, "".join(f"{name}\n" for name in every).encode())
     except OSError as error:
+        for place in moved:
+            shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"{root}: cannot be written ({error.strerror or error})", "import.output") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [read_sequence(root / class_of(name) / name, class_of(name)) for name in names]
 
 
-def _new_names(root: Path, tracks: list[Track]) -> list[str]:
+def _new_names(existing: list[str], tracks: list[Track]) -> list[str]:
     """The next free numbers of each object's class."""
-    try:
-        existing = list(find_layout(root).folders)
-    except UserError:
-        existing = []
     names: list[str] = []
     for track in tracks:
         taken = [sequence_order(name) for name in (*existing, *names)]
@@ -161,6 +167,13 @@ def _rows(
         if not box.is_absent and (x >= width or y >= height or x + w <= 0 or y + h <= 0):
             text = f"{box.place}: the box {x:g},{y:g},{w:g},{h:g} is outside of its frame of {width}x{height} pixels"
             problems.append(Problem(text, "import.box"))
+        elif not box.is_absent and max(map(abs, (x, y, w, h))) > LARGEST_COORDINATE:
+            text = f"{box.place}: found {max(map(abs, (x, y, w, h))):g}, expected at most {LARGEST_COORDINATE:g} pixels"
+            problems.append(Problem(text, "import.box"))
+        if box.frame_size is not None and box.frame_size != (width, height):
+            stated = "x".join(map(str, box.frame_size))
+            text = f"{box.place}: the annotation is of a frame of {stated} pixels, the frame has {width}x{height}"
+            problems.append(Problem(f"{text} (also if it was rotated by its EXIF orientation)", "import.size"))
         if not box.is_absent:
             boxes[row], absent[row] = (x, y, w, h), False
             before, was_seen = known[-1]

@@ -74,6 +74,15 @@ def test_only_numbered_frames_are_the_video_if_there_are_any(root: Path, caplog:
     assert (images, 2, "1.png, cover.jpg") in logged and (images, 1, "5") in logged
 
 
+def test_frames_named_by_nanoseconds_are_not_a_numbering_with_gaps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{1403636579763555584 + 50_000_000 * index}.jpg" for index in range(3)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.name for path in list_video_frames(tmp_path)] == names and caplog.records == []
+
+
 def test_other_names_come_in_natural_order_and_a_place_without_frames_is_refused(tmp_path: Path) -> None:
     for name in ("f10.png", "f9.PNG", "f2.jpeg", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")

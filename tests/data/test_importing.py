@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ from data.makers import jpeg, picture, refused
 from seqtrack.cli import main
 from seqtrack.data.foreign_boxes import READERS, Frames
 from seqtrack.data.lasot import open_lasot
+from seqtrack.errors import UserError
 from seqtrack.tracking.video import video_writer
 
 WIDTH, HEIGHT, COUNT = 100, 80, 8
@@ -149,6 +150,14 @@ BOX = '{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}'
 CVAT = '<annotations><track id="5" label="a"><box frame="1" xtl="1" ytl="1" xbr="5" ybr="5" {}/></track></annotations>'
 
 
+AMBIGUOUS = "import.ambiguous"
+SIZE = "<original_size><width>80</width><height>100</height></original_size>"
+IMAGES = (
+    '<annotations><image name="shot_40.jpg"/><image name="shot_41.jpg" {}>'
+    '<box label="a" xtl="1" ytl="1" xbr="5" ybr="5"/></image></annotations>'
+)
+
+
 @pytest.mark.parametrize(
     ("form", "text", "code", "place"),
     [
@@ -159,7 +168,7 @@ CVAT = '<annotations><track id="5" label="a"><box frame="1" xtl="1" ytl="1" xbr=
         ("coco", COCO + f"[{BOX}, {BOX}]}}", "import.ambiguous", "annotations[1]"),
         ("coco", COCO + "[]}", "import.no_boxes", "boxes"),
         ("coco", COCO + f"[{BOX}]}}".replace("3, 4", "0, 4"), "import.box", "annotations[0]"),
-        ("coco", COCO.replace("_40", "_7") + f"[{BOX}]}}", "import.frame", "annotations[0]"),
+        ("coco", COCO.replace("_40", "_7") + "[]}", "import.frame", "images[0]"),
         ("cvat", "<annotations>", "import.cvat", "boxes"),
         ("cvat", "<kml/>", "import.cvat", "kml"),
         ("cvat", '<annotations><track id="5"><box frame="0" xtl="1"/></track></annotations>', "import.cvat", "track 5"),
@@ -186,6 +195,24 @@ CVAT = '<annotations><track id="5" label="a"><box frame="1" xtl="1" ytl="1" xbr=
             "id",
         ),
         ("cvat", CVAT.format('rotation="30"'), "import.cvat", "track 5"),
+        ("cvat", CVAT.format("").replace("<track", '<track task_id="1" id="4"/><track task_id="2"'), AMBIGUOUS, "1, 2"),
+        ("coco", COCO.replace('g"}', 'g", "width": 200, "height": 160}') + f"[{BOX}]}}", "import.size", "200x160"),
+        ("cvat", CVAT.format("").replace("<track", f"<meta><task>{SIZE}</task></meta><track"), "import.size", "80x100"),
+        ("cvat", IMAGES.format('width="80" height="100"'), "import.size", "80x100"),
+        ("csv", "filename,width,height,xmin,ymin,xmax,ymax\nshot_40.jpg,80,100,1,2,9,9", "import.size", "80x100"),
+        ("cvat", IMAGES.format("").replace("_40", "_39", 1), "import.frame", "shot_39"),
+        (
+            "csv",
+            "frame,x,y,w,h\na/shot_40.jpg,1,2,3,4\nb/clip/shot_41.jpg,1,2,3,4\nc/clip/shot_42.jpg,1,2,3,4",
+            AMBIGUOUS,
+            "b/clip",
+        ),
+        ("csv", "frame,x,y,w,h\nshot_40.jpg,1,2,3,4\nclip/shot_41.jpg,1,2,3,4", AMBIGUOUS, "clip"),
+        ("csv", "frame,filename,x,y,w,h\n1,shot_41.jpg,1,2,3,4", AMBIGUOUS, "frame"),
+        ("csv", "frame,id,track_id,x,y,w,h\n1,1,2,1,2,3,4", AMBIGUOUS, "track_id"),
+        ("csv", "frame,x,y,w,h\n1,0.1,0.2,0.3,0.4\n2,0.1,0.2,0.3,0.4", "import.box", "line 2"),
+        ("csv", "frame,id,x,y,w,h\n1,a,1,2,3,4\n1,b,1,2,300000,4", "import.box", "line 3"),
+        ("yolo", "", "import.no_boxes", "boxes"),
     ],
 )
 def test_damage_is_one_error_with_its_place_and_leaves_nothing(
@@ -203,7 +230,7 @@ def test_damage_is_one_error_with_its_place_and_leaves_nothing(
 
 def test_other_videos_of_one_file_are_left_out_and_published_classes_are_not_mixed(clip: Path, tmp_path: Path) -> None:
     boxes = _coco(tmp_path, lambda index: f"{'clip' if index > 2 else 'other'}/shot_{index + 40}.jpg")
-    frames = Frames("clip", tuple(f"shot_{index + 40}.jpg" for index in range(COUNT)), COUNT, 1)
+    frames = Frames(PurePath("clip"), tuple(f"shot_{index + 40}.jpg" for index in range(COUNT)), COUNT, 1)
     (track,) = READERS["coco"](boxes, frames)
     assert sorted(track.boxes) == [3, 5, 6]
     (tmp_path / "lasot" / "coin").mkdir(parents=True)
@@ -212,13 +239,73 @@ def test_other_videos_of_one_file_are_left_out_and_published_classes_are_not_mix
     assert refused(READERS["yolo"], tmp_path / "none", frames)[0].code == "import.yolo"
 
 
+def test_only_the_files_of_the_folder_with_this_path_are_of_this_video(tmp_path: Path) -> None:
+    def track(video: str, folder: str) -> list[int]:
+        frames = Frames(PurePath(folder), ("000001.jpg", "000002.jpg"), 2, 1)
+        (tmp_path / "boxes.csv").write_text(
+            f"frame,x,y,w,h\nA/{video}000001.jpg,1,2,3,4\nB/{video}000002.jpg,1,2,3,4\n"
+        )
+        return [*READERS["csv"](tmp_path / "boxes.csv", frames)[0].boxes]
+
+    assert [track("img1/", f"/x/{name}/img1") for name in "AB"] == [[0], [1]]
+    assert [track("", "/x/A/img"), track("img/", "/x/B"), track("", "/x/B")] == [[0], [1], [1]]
+
+
+@pytest.mark.parametrize("form", ["yolo", "coco", "csv"])
+def test_frames_of_a_video_are_called_alike_and_counted_from_its_first(form: str, tmp_path: Path) -> None:
+    def read(frame: Callable[[int], str]) -> list[str]:
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        folder.mkdir()
+        boxes = MAKERS[form](folder, frame)
+        if form == "yolo" and frame(0).startswith("f_"):
+            (boxes / f"{Path(frame(0)).stem}.txt").touch()
+        return [one.code for one in refused(READERS[form], boxes, Frames(PurePath("a"), (), None, 1))]
+
+    assert read(lambda index: f"{'a' if index < 4 else 'b'}_{index + 1}.jpg") == ["import.ambiguous"]
+    if form != "csv":  # which lists no frame without a box
+        assert read(lambda index: f"f_{index:06d}.PNG") == ["import.frame"]
+    named = Frames(PurePath("my.video"), (), None, 1)
+    assert [named.find(one, "") for one in ("my.video_1", "my.video_2.jpg")] == [0, 1]
+
+
+def test_a_number_that_is_a_place_and_the_name_of_another_file_is_refused() -> None:
+    def find(names: str, given: str, first: int = 1, *, stated: bool = False) -> int | str:
+        files = tuple(f"{name}.jpg" for name in names.split())
+        try:
+            return Frames(PurePath("a"), files, len(files), first, is_first_given=stated).find(given, "line 2")
+        except UserError as error:
+            return error.code
+
+    assert [find("0000 0001 0002", "2"), find("0000 0001 0002", "2", 0)] == ["import.ambiguous", 2]
+    assert [find("0001 0003 0004", "3"), find("0001 0003 0004", "3", stated=True)] == ["import.ambiguous", 2]
+    assert [find("0005 0006 0007", "7"), find("0005 0006 0007", "2"), find("0005 0006 0007", "7", 5)] == [2, 1, 2]
+    assert [find("0 1 2", "2"), find("shot_7 shot_8", "2"), find("0001 0002", "2")] == [2, 1, 1]
+
+
+def test_cvat_counts_the_files_of_a_task_by_their_characters(tmp_path: Path) -> None:
+    (tmp_path / "boxes.xml").write_text(CVAT.format(""))
+    names = tuple(f"{number}.jpg" for number in range(1, 13))
+    (error,) = refused(READERS["cvat"], tmp_path / "boxes.xml", Frames(PurePath("clip"), names, 12, 0))
+    assert error.code == "import.ambiguous"
+
+
+def test_nothing_of_another_data_set_is_hidden_by_an_import(clip: Path, tmp_path: Path) -> None:
+    words = ["data", "import", "csv", str(tmp_path / "boxes.csv"), str(clip), "--data-dir"]
+    (tmp_path / "boxes.csv").write_text("frame,x,y,w,h\n1,1,2,3,4\n")
+    for place in ("a/LaSOT/cup/cup-1", "b/cup/cup-1", "c/cup-1"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "groundtruth.txt").write_text("1,2,3,4\n")
+        assert main([*words, str(tmp_path / place[0])]) == 2
+        assert not (tmp_path / place[0] / "lasot").exists() or place[0] == "a"
+
+
 def test_frames_of_a_track_are_counted_whatever_their_files_are_called(tmp_path: Path) -> None:
     (tmp_path / "boxes.xml").write_text(CVAT.format(""))
     for names in ((), ("1.jpg", "2.jpg", "3.jpg"), ("0.jpg", "1.jpg", "2.jpg")):
-        (track,) = READERS["cvat"](tmp_path / "boxes.xml", Frames("clip", names, len(names) or None, 0))
+        (track,) = READERS["cvat"](tmp_path / "boxes.xml", Frames(PurePath("clip"), names, len(names) or None, 0))
         assert [*track.boxes] == [1]
     for given in ("-1", "+1", "2.0", ".5", "x"):
-        assert refused(Frames("", (), None, 0).find, given, "line 2")[0].code == "import.frame"
+        assert refused(Frames(PurePath(), (), None, 0).find, given, "line 2")[0].code == "import.frame"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +314,7 @@ def test_frames_of_a_track_are_counted_whatever_their_files_are_called(tmp_path:
 def test_names_of_classes_that_cannot_be_read_are_refused(names: str, tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text("0 .5 .5 .1 .1")
     (tmp_path / "._1.txt").write_bytes(b"\0\5\x16\7")
-    frames = Frames("", (), 9, 1)
+    frames = Frames(PurePath(), (), 9, 1)
     assert len(READERS["yolo"](tmp_path, frames)) == 1
     (tmp_path / "data.yaml").write_text(f"names: {names}\n")
     assert [one.code for one in refused(READERS["yolo"], tmp_path, frames)] == ["import.yolo"]
