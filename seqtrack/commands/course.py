@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seqtrack.checkpoints.side_files import problems_of
 from seqtrack.commands.run import SEQTRACK, exit_code, start
-from seqtrack.config.environment import read_environment
-from seqtrack.errors import STOPPED_EXIT_CODE, UserError
+from seqtrack.config.environment import configure, read_environment
+from seqtrack.data.sources import check_classes
+from seqtrack.errors import STOPPED_EXIT_CODE, Problem, UserError
 from seqtrack.process import stop_signals
 from seqtrack.reports.handin import write_hand_in
 from seqtrack.reports.report import Team, read_document
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace, execute: Execute | None = None) -> int:
     course, environment = read_course(args.file), read_environment(os.environ)
     output, limit, began = environment.output_dir, environment.stop_after_s, time.monotonic()
     steps = assignment_steps(args.assignment, course, output, args.file)
+    _check_runs(steps)
     for number, step in enumerate(steps, start=1):
         spent = time.monotonic() - began
         logger.info("[%d/%d] %s; %s so far", number, len(steps), step.what, clock(spent))
@@ -163,12 +165,34 @@ def assignment_steps(assignment: str, course: Course, output: Path, file: Path) 
         own += upload
         if assignment != "a3":
             own += [Step(f"evaluate phase {n}", ["evaluate", "--phase", str(n), *hub], later) for n in phases]
-        own += [Step("write the report", ["report", "--zip", "--team", str(file.resolve())], later), *upload]
+        team = ["--team", str(file.resolve())] if course.team != Team() else []
+        own += [Step("write the report", ["report", "--zip", *team], later), *upload]
         steps += [one._replace(what=f"{name}: {one.what}" if name else one.what) for one in own]
     if assignment == "a5":
         runs = [str(output / name) for name in groups]
         steps.append(Step("compare the models", ["compare", "--docx", *runs, "-o", str(output / COMPARE)], {}))
     return steps
+
+
+def _check_runs(steps: list[Step]) -> None:
+    """Refuse what a later training step would refuse, before the first one trains for hours.
+
+    Raises:
+        UserError: every problem with the settings and the classes of every run.
+    """
+    problems: list[Problem] = []
+    for step in steps:
+        if step.words == ["run"]:
+            given = {**os.environ, **step.variables}
+            given["RESUME_EPOCH"] = given["RESUME_EPOCH"].replace("latest", "")
+            try:
+                environment, config = configure(given)
+                if environment.phase == 1:
+                    check_classes(environment, config)
+            except UserError as error:
+                problems += [Problem(f"{step.what}: {one}", one.code) for one in error.problems]
+    if problems:
+        raise UserError(problems)
 
 
 def _variables(course: Course, output: Path, classes: list[str], prefix: str, config: str) -> dict[str, str]:

@@ -23,10 +23,10 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from seqtrack.checkpoints.safetensors_io import sha256_file
 from seqtrack.config.environment import read_environment, read_token
 from seqtrack.data.annotations import attempt, class_of
-from seqtrack.data.lasot import find_layout, official_split
+from seqtrack.data.lasot import find_layout, official_split, unpublished_classes
 from seqtrack.data.sequence import read_sequence
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import did_you_mean, short_repr
+from seqtrack.parsing import short_repr
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +65,8 @@ def download_classes(
         UserError: an unknown class or sequence, no network, no space, or a zip that is damaged or hostile.
     """
     every = {name: split for split, names in official_split().items() for name in names}
-    known = {class_of(name) for name in every}
-    if unknown := [name for name in classes if name not in known]:
-        texts = [f"CLASSES: LaSOT has no class {name!r}{did_you_mean(name, known)}" for name in unknown]
-        raise UserError(texts, "data.unknown_class")
+    if problems := unpublished_classes(classes):
+        raise UserError(problems)
     if unknown := [name for name in sequences if name not in every or class_of(name) not in classes]:
         text = f"--sequences: {', '.join(unknown)}: not among the sequences of {', '.join(classes)}"
         raise UserError(text, "data.unknown_sequence")

@@ -5,6 +5,7 @@ and writes nothing.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -60,6 +61,16 @@ def official_split() -> dict[str, tuple[str, ...]]:
     """The published split: 1,120 training and 280 test sequences of 70 classes."""
     folder = resources.files("seqtrack.data") / "splits"
     return {split: tuple((folder / f"lasot_{name}").read_text("utf-8").split()) for split, name in LIST_FILES.items()}
+
+
+def unpublished_classes(wanted: Iterable[str]) -> list[Problem]:
+    """A problem for each wanted class that LaSOT does not have."""
+    known = {class_of(name) for names in official_split().values() for name in names}
+    return [
+        Problem(f"CLASSES: LaSOT has no class {name!r}{did_you_mean(name, known)}", "data.unknown_class")
+        for name in wanted
+        if name not in known
+    ]
 
 
 def draw_classes(chosen: tuple[str, ...], *, count: int, seed: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Knows the registry and the digest of the data. A new data set is one module and one line here.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -19,7 +20,7 @@ from seqtrack.data.coco import StillImages, open_coco
 from seqtrack.data.demo import demo_set
 from seqtrack.data.drawn import DrawnSet
 from seqtrack.data.got10k import open_got10k
-from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot
+from seqtrack.data.lasot import SPLITS, draw_classes, find_layout, open_lasot, unpublished_classes
 from seqtrack.data.nano import nano_set
 from seqtrack.data.sequence import Sequence
 from seqtrack.data.test_sets import ALIASES, TEST_SETS, open_test_set
@@ -125,6 +126,23 @@ def describe(sources: ListOf[Source]) -> DatasetRecord:
         records.append(record)
     whole = hashlib.sha256("".join(record.digest for record in records).encode()).hexdigest()
     return DatasetRecord(frames_covered_by=FRAMES_COVERED_BY, sources=records, digest=whole)
+
+
+def check_classes(environment: Environment, config: Config) -> None:
+    """Refuse a class that a run could not find, without a download; what is drawn by code is drawn.
+
+    Raises:
+        UserError: every class of LaSOT or of a drawn set that does not exist.
+    """
+    for name in (one.upper() for one in config.DATA.TRAIN.DATASETS_NAME):
+        if name in DRAWN:
+            open_source(name, environment.data_dir, classes=config.DATA.CLASSES, split="train")
+        elif name == "LASOT":
+            existing: list[str] = []
+            with contextlib.suppress(UserError):  # nothing there yet
+                existing = find_layout(environment.data_dir).classes
+            if problems := unpublished_classes(one for one in config.DATA.CLASSES if one not in existing):
+                raise UserError(problems)
 
 
 def prepare_data(environment: Environment, config: Config, environ: Mapping[str, str]) -> list[str]:

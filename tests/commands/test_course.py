@@ -16,6 +16,7 @@ from seqtrack.commands.course import EXAMPLE, Step, assignment_steps, execute_st
 from seqtrack.commands.parsers import command_parsers
 from seqtrack.config.environment import configure
 from seqtrack.data.demo import Plan, demo_set
+from seqtrack.errors import UserError
 
 TEAM = {"title": "Trial", "members": ["Ada"], "reflections": {"Ada": "Learned."}}
 
@@ -57,6 +58,7 @@ def _course(folder: Path, **values: object) -> Path:
 
 def _run(assignment: str, file: Path, output: Path, executed: Executed, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setenv("OUTPUT_DIR", str(output))
+    monkeypatch.setenv("DATA_DIR", str(executed.data))
     output.mkdir(exist_ok=True)
     return course.run(command_parsers()[0].parse_args(["course", assignment, str(file)]), executed)
 
@@ -89,6 +91,35 @@ def test_a_course_stops_before_its_time_is_over(few: Path, tmp_path: Path, monke
     monkeypatch.setenv("STOP_AFTER_S", "0.9")
     executed = Executed(few, {})
     assert _run("a4", _course(tmp_path), tmp_path / "output", executed, monkeypatch) == 75 and executed.done == []
+
+
+@pytest.mark.parametrize(
+    ("assignment", "values", "codes"),
+    [
+        ("a5", {"groups": {"one": ["disk"], "two": ["tyle"], "three": ["disc"]}}, ["data.unknown_class"] * 2),
+        ("a3", {"resume_epoch": 3}, ["config.resume_epoch"]),
+        ("a5", {"groups": {"one": ["disk"]}, "settings": {"TRAIN.EPOHC": 1}}, ["config.unknown_key"]),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_before_the_first(
+    assignment: str, values: dict[str, object], codes: list[str], few: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    executed = Executed(few, {})
+    with pytest.raises(UserError) as refused:
+        _run(assignment, _course(tmp_path, **values), tmp_path / "output", executed, monkeypatch)
+    assert [one.code for one in refused.value.problems] == codes and executed.done == []
+
+
+def test_a_course_without_a_team_has_reports_without_one(tmp_path: Path) -> None:
+    (tmp_path / "course.yaml").write_text("dataset: demo\n")
+    without = assignment_steps("a3", read_course(tmp_path / "course.yaml"), tmp_path, tmp_path / "course.yaml")
+    (tmp_path / "course.yaml").write_text("team: {title: x}\ndataset: demo\n")
+    named = assignment_steps("a3", read_course(tmp_path / "course.yaml"), tmp_path, tmp_path / "course.yaml")
+    assert ["--team" in step.words for steps in (without, named) for step in steps if "report" in step.words] == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.long
