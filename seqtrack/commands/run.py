@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from seqtrack.checkpoints.resume_point import read_run
-from seqtrack.config.environment import Environment, configure
+from seqtrack.config.environment import Environment, asks_for_latest_epoch, configure
 from seqtrack.errors import USER_ERROR_EXIT_CODE
 from seqtrack.process import STOP_SIGNALS, stop_signals
 from seqtrack.uploads.fetch import latest_epoch
@@ -43,7 +43,7 @@ def resolve_latest_epoch() -> bool:
     A run in the output folder keeps the value that it started with; otherwise it is the newest checkpoint of this phase
     on the target, and without one the run starts from the beginning. Returns True if the target has the finished run.
     """
-    if os.environ.get("RESUME_EPOCH") != "latest":
+    if not asks_for_latest_epoch(os.environ):
         return False
     del os.environ["RESUME_EPOCH"]
     environment, config = configure(os.environ)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from seqtrack.config.environment import configure, read_token
+from seqtrack.config.environment import asks_for_latest_epoch, configure, read_token
 from seqtrack.data.sources import prepare_data
 from seqtrack.errors import STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.process import end_with_parent, limit_problem, stop_signals
@@ -23,6 +23,9 @@ def run(_args: argparse.Namespace) -> int:
     # Importing torch takes seconds; until training handles signals, a stop request ends the process here.
     for number in stop_signals():
         signal.signal(number, _stop_early)
+    if asks_for_latest_epoch(os.environ):
+        text = "RESUME_EPOCH: found latest, expected a number; `seqtrack run` finds the newest epoch on the target"
+        raise UserError(text, "variable.invalid_value")
     if "RANK" in os.environ:
         one_of_several(_train)
     given, config = configure(os.environ)

@@ -53,6 +53,7 @@ _OTHERS = (
     r"THP|TORCH|UV|WANDB|XDG)_?\w*"
 )
 Processes = Annotated[int, Ge(1), Le(4096)] | Literal["auto"]
+Epoch = Annotated[int, Ge(1), Expected("a whole number, at least 1, or latest")]
 
 
 class Environment(Settings):
@@ -62,11 +63,8 @@ class Environment(Settings):
     model_config = ConfigDict(extra="ignore", validate_default=False, regex_engine="python-re")
 
     phase: Literal[1, 2] = setting(1, "1 trains from the start, 2 resumes phase 1", f"{_RUNS}, hub")
-    resume_epoch: int | None = setting(
-        None,
-        "epoch to continue after; unset, the beginning, or 3 in phase 2; `latest`: the Hub's, with `run`",
-        "train",
-        ge=1,
+    resume_epoch: Epoch | None = setting(
+        None, "epoch to continue after; unset, the beginning, or 3 in phase 2; `latest`: the Hub's, with `run`", "train"
     )
     config: str = setting(
         "", "experiment or .yaml path; unset, demo or nano for such a DATASET, else seqtrack_b256", "train"
@@ -150,6 +148,11 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
     return environment
 
 
+def asks_for_latest_epoch(environ: Mapping[str, str]) -> bool:
+    """Whether RESUME_EPOCH is `latest`: `run` replaces it by a number, and who does not train reads it as not set."""
+    return environ.get("RESUME_EPOCH", "").strip().lower() == "latest"
+
+
 def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
     """Every variable, and the configuration of CONFIG, then the variables, then OVERRIDES.
 
@@ -229,6 +232,8 @@ def _similar(names: Iterable[str]) -> dict[str, str]:
 def _read(environ: Mapping[str, str]) -> tuple[Environment, list[Problem]]:
     """The valid variables, and the problems of the others."""
     given = {name.lower(): environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
+    if asks_for_latest_epoch(environ):
+        del given["resume_epoch"]
     wrong = {}
     try:
         Environment.model_validate(given)

@@ -48,6 +48,7 @@ MISTAKES: list[tuple[str, dict[str, str], str, str]] = [
     ("train --phase 2 --resume-epoch 99", {}, "config.resume_epoch", "99"),
     ("train", {"SEED": "abc"}, "variable.invalid_value", "4294967295"),
     ("train", {"DEVICE": "gpu"}, "variable.invalid_value", "cuda"),
+    ("train", {"RESUME_EPOCH": "latest"}, "variable.invalid_value", "RESUME_EPOCH"),
     ("train", {"RESUME_EPOCH": "latestt"}, "variable.invalid_value", "RESUME_EPOCH"),
     ("train", {"DATASET": "lasott", "CLASSES": "book"}, "data.unknown_data_set", "did you mean LASOT?"),
     ("train", {"DATASET": "lasot", "CLASSES": "Book"}, "data.unknown_class", "did you mean book?"),
@@ -101,6 +102,24 @@ def test_a_mistake_ends_with_code_2_and_states_what_was_meant(
     assert re.findall(r"error \[(.+?)\]", error)[-1] == code, error
     assert named in error
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["data prepare", "upload --once", "upload status", "hub check", "verify", "report", "evaluate",
+     "restore --epoch 1", "reproduce a", "audit a", "plan --gpu T4", "submit --dataset got10k_test"],
+)  # fmt: skip
+def test_a_command_that_does_not_train_ignores_the_latest_epoch(
+    words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ended = []
+    for epoch in ("", " latest "):
+        (tmp_path / repr(epoch)).mkdir()
+        os.chdir(tmp_path / repr(epoch))
+        os.environ.update(RESUME_EPOCH=epoch, UPLOAD_TARGET=f"folder:{tmp_path}/target", DATASET="demo")
+        ended.append((code_of(words), re.findall(r"error \[(.+?)\]", capsys.readouterr().err)))
+    assert ended[0] == ended[1]
+    assert "variable.invalid_value" not in ended[0][1]
 
 
 @pytest.mark.parametrize("name", DOTENV)

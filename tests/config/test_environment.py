@@ -61,7 +61,7 @@ def test_all_problems_of_environment_and_configuration_are_reported_at_once() ->
     ("name", "bad", "good"),
     [
         ("PHASE", ["0", "one", "1.0", "12"], ["1", " 2 "]),
-        ("RESUME_EPOCH", ["0", "-1", "3.0", "last", "１", "03"], ["1", " 3"]),
+        ("RESUME_EPOCH", ["0", "-1", "3.0", "last", "１", "03"], ["1", " 3", "latest", " latest "]),
         ("EPOCHS", ["0", "ten"], ["1"]),
         ("BATCH_SIZE", ["0", "1e1", "9" * 50], ["1"]),
         ("SEED", ["4294967296", "0x1"], ["0", "4294967295"]),
@@ -96,6 +96,7 @@ def test_malformed_values_are_refused_and_valid_ones_are_not(name: str, bad: lis
 
 def test_phase_2_resumes_after_epoch_3_unless_nothing_is_left_to_train() -> None:
     assert [configure({"PHASE": "2", **more})[0].resume_epoch for more in ({}, {"RESUME_EPOCH": "5"})] == [3, 5]
+    assert configure({"PHASE": "2", "RESUME_EPOCH": "latest"})[0].resume_epoch == 3, "only `run` knows the latest"
     assert [configure(environ)[0].resume_epoch for environ in ({}, {"RESUME_EPOCH": "9"})] == [None, 9]
     for environ in ({"RESUME_EPOCH": "10"}, {"PHASE": "2", "EPOCHS": "2"}, {"EPOCHS": "1", "RESUME_EPOCH": "1"}):
         assert [problem.code for problem in problems_of(environ)] == ["config.resume_epoch"]

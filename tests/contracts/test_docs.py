@@ -74,7 +74,7 @@ def is_setting(name: str, value: str) -> bool:
     try:
         read_environment({name: value})
     except UserError:
-        return (name, value) == ("RESUME_EPOCH", "latest")  # the entrypoint resolves it
+        return False
     return True
 
 

@@ -244,7 +244,7 @@ def test_the_environment_takes_precedence_over_the_env_file_and_the_allocators_d
 
 def test_latest_is_the_targets_newest_checkpoint_or_the_beginning(start: StartEntrypoint, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    variables = {"RESUME_EPOCH": "latest", "UPLOAD_TARGET": f"folder:{target}", "SHOWN_VARIABLE": "RESUME_EPOCH"}
+    variables = {"RESUME_EPOCH": " latest ", "UPLOAD_TARGET": f"folder:{target}", "SHOWN_VARIABLE": "RESUME_EPOCH"}
     run = start("--no-sidecar", "train", **variables, EPOCHS="9")
     assert (run.finish()[0], run.notes()[1]) == (0, "unset")
     _, manifest = checkpoint(target, 3)

@@ -102,6 +102,24 @@ def test_the_number_of_gpus_is_written_alike_for_compose_and_the_script(
     assert said.exists() == is_valid, "refused before Docker sees it"
 
 
+def test_the_skypilot_setup_prepares_the_data_with_its_own_variables(tmp_path: Path) -> None:
+    task = yaml.safe_load((CLOUD / "skypilot.yaml").read_text())
+    places = {"/opt/venv/bin/python": sys.executable, "/app": str(ROOT), "--root /": f"--root {tmp_path}"}
+    setup = task["setup"]
+    for place, here in places.items():
+        setup = setup.replace(place, here)
+    doctor, prepare = setup.splitlines()
+    folders = {name: str(tmp_path / name) for name in ("OUTPUT_DIR", "DATA_DIR", "HOME")}
+    others = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment = {**task["envs"], **folders, **others, "DATASET": "demo", "CLASSES": ""}
+    assert environment["RESUME_EPOCH"] == "latest"
+    found = subprocess.run(["bash", "-c", doctor], env=environment, capture_output=True, text=True)
+    assert "RESUME_EPOCH" not in found.stdout + found.stderr
+    done = subprocess.run(["bash", "-c", prepare], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "DATA_DIR").iterdir())
+
+
 @pytest.mark.parametrize("has_driver", [True, False])
 def test_cloud_init_installs_a_driver_and_restarts_only_where_there_is_none(tmp_path: Path, has_driver: bool) -> None:
     said = tmp_path / "said"
