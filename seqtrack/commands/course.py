@@ -155,18 +155,17 @@ def assignment_steps(assignment: str, course: Course, output: Path, file: Path) 
     hub, steps = ["--hub"] if course.repo or course.target else [], list[Step]()
     for name, classes in groups.items():
         variables = _variables(course, output / name, classes, name, "ten_classes_t4" if name else "coin_kite_256")
-        later = {**variables, "RESUME_EPOCH": ""}  # only `run` knows the word latest
-        upload = [Step("upload what is left", ["upload", "--once"], later)] if hub else []
+        upload = [Step("upload what is left", ["upload", "--once"], variables)] if hub else []
         own, phases = [Step("train phase 1", ["run"], variables)], [1]
         if assignment != "a5":
             two, phases = {**variables, "PHASE": "2", "RESUME_EPOCH": str(course.resume_epoch)}, [1, 2]
             own.append(Step(f"train phase 2 from epoch {course.resume_epoch}", ["run"], two))
-            own.append(Step("compare the phases", ["verify"], later))
+            own.append(Step("compare the phases", ["verify"], variables))
         own += upload
         if assignment != "a3":
-            own += [Step(f"evaluate phase {n}", ["evaluate", "--phase", str(n), *hub], later) for n in phases]
+            own += [Step(f"evaluate phase {n}", ["evaluate", "--phase", str(n), *hub], variables) for n in phases]
         team = ["--team", str(file.resolve())] if course.team != Team() else []
-        own += [Step("write the report", ["report", "--zip", *team], later), *upload]
+        own += [Step("write the report", ["report", "--zip", *team], variables), *upload]
         steps += [one._replace(what=f"{name}: {one.what}" if name else one.what) for one in own]
     if assignment == "a5":
         runs = [str(output / name) for name in groups]
@@ -183,10 +182,8 @@ def _check_runs(steps: list[Step]) -> None:
     problems: list[Problem] = []
     for step in steps:
         if step.words == ["run"]:
-            given = {**os.environ, **step.variables}
-            given["RESUME_EPOCH"] = given["RESUME_EPOCH"].replace("latest", "")
             try:
-                environment, config = configure(given)
+                environment, config = configure({**os.environ, **step.variables})
                 if environment.phase == 1:
                     check_classes(environment, config)
             except UserError as error:
