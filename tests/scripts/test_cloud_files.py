@@ -52,6 +52,25 @@ OURS = {name for name in VARIABLES if not name.startswith("SEQTRACK_")} | NETWOR
 needs_compose = pytest.mark.skipif(shutil.which("docker") is None, reason="needs docker compose, but no engine")
 
 
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("compose*.yaml"), *ROOT.glob("docker/compose*.yaml")], ids=lambda p: p.name
+)
+def test_no_compose_file_splits_a_variable_folder_at_its_colon(path: Path) -> None:
+    text = re.sub(r"!reset null", "null", path.read_text())
+    mounts = [mount for service in yaml.safe_load(text)["services"].values() for mount in service.get("volumes", ())]
+    assert [mount for mount in mounts if isinstance(mount, str) and "$" in mount] == []
+
+
+@needs_compose
+@pytest.mark.parametrize("folder", ["output", "a:b"])
+def test_two_nodes_take_any_folder(tmp_path: Path, folder: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OUTPUT_DIR": folder}
+    done = compose_config(environment, "docker/compose.multi.yaml")
+    assert done.returncode == 0, done.stderr
+    (output,) = [m for m in yaml.safe_load(done.stdout)["services"]["node1"]["volumes"] if m["target"] == "/output"]
+    assert (output["type"], Path(output["source"])) == ("bind", tmp_path / folder)
+
+
 @needs_compose
 @pytest.mark.parametrize("folder", ["output", " blank", "./output"])
 def test_compose_takes_any_folder_and_passes_on_every_variable(tmp_path: Path, folder: str) -> None:
@@ -82,8 +101,8 @@ def fake(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def compose_config(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    files = ["--file", ROOT / "compose.yaml", "--project-directory", environment["HOME"]]
+def compose_config(environment: dict[str, str], file: str = "compose.yaml") -> subprocess.CompletedProcess[str]:
+    files = ["--file", ROOT / file, "--project-directory", environment["HOME"]]
     command = ["docker", "compose", *files, "config"]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
