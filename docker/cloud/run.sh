@@ -13,12 +13,20 @@ phase=${PHASE:-1}
 name=${NAME:-seqtrack-phase$phase}
 output=$(realpath -m "${OUTPUT_DIR:-output}")
 data=$(realpath -m "${DATA_DIR:-data}")
+if [ -n "${HF_TOKEN_PATH:-}" ] && ! [ -f "$HF_TOKEN_PATH" ]; then
+  echo "HF_TOKEN_PATH=$HF_TOKEN_PATH: no such file; expected one that holds the token" >&2
+  exit 2
+fi
 mkdir -p "$output" "$data"
 
+add_mount() { # add_mount SOURCE TARGET[,OPTION]: a path may have a colon, and quoted also a comma
+  options+=(--mount "type=bind,\"source=${1//\"/\"\"}\",target=$2")
+}
 # --stop-timeout: time for the trainer to save and the uploader to finish; Docker's default is 10 s.
 options=(--detach --name "$name" --stop-timeout 150 --shm-size "${SHM_SIZE:-2g}" --restart on-failure:5
-  --read-only --tmpfs /tmp --volume "$output:/output" --volume "$data:/data" --volume seqtrack-cache:/cache
-  --env "PHASE=$phase")
+  --read-only --tmpfs /tmp --volume seqtrack-cache:/cache --env "PHASE=$phase")
+add_mount "$output" /output
+add_mount "$data" /data
 case ${GPUS-all} in
 '') ;;
 all | [1-9] | [1-9][0-9]) options+=(--gpus "${GPUS-all}" --ulimit "memlock=${MEMLOCK:--1}") ;;
@@ -29,7 +37,8 @@ all | [1-9] | [1-9][0-9]) options+=(--gpus "${GPUS-all}" --ulimit "memlock=${MEM
 esac
 if [ -n "${HF_TOKEN_PATH:-}" ]; then
   # A mounted file: everybody could read a value given with --env in `docker inspect`.
-  options+=(--volume "$(realpath "$HF_TOKEN_PATH"):/run/secrets/hf_token:ro" --env HF_TOKEN_PATH=/run/secrets/hf_token)
+  add_mount "$(realpath "$HF_TOKEN_PATH")" /run/secrets/hf_token,readonly
+  options+=(--env HF_TOKEN_PATH=/run/secrets/hf_token)
 fi
 if [ -n "${HF_TOKEN:-}" ]; then
   echo "write the token into a file and name it in HF_TOKEN_PATH: HF_TOKEN would be visible in docker inspect" >&2

@@ -15,6 +15,16 @@
 set -uo pipefail
 
 folder=${SLURM_SUBMIT_DIR:-$PWD}
+case "$folder${HF_TOKEN_PATH:-}" in
+*[,:\\]*)
+  echo "Apptainer cannot mount a path with a comma, a colon or a backslash: $folder ${HF_TOKEN_PATH:-}" >&2
+  exit 2
+  ;;
+esac
+if [ -n "${HF_TOKEN_PATH:-}" ] && ! [ -f "$HF_TOKEN_PATH" ]; then
+  echo "HF_TOKEN_PATH=$HF_TOKEN_PATH: no such file; expected one that holds the token" >&2
+  exit 2
+fi
 mkdir -p "$folder/output" "$folder/data" "$folder/cache"
 export APPTAINERENV_PHASE=${PHASE:-1} APPTAINERENV_OUTPUT_DIR=/output APPTAINERENV_DATA_DIR=/data
 # Apptainer only warns where there is no GPU; so training is refused (exit code 2) instead of using the CPU.

@@ -1,5 +1,6 @@
 """The files for rented machines, as far as they can be checked without one."""
 
+import csv
 import os
 import re
 import shutil
@@ -174,6 +175,50 @@ def test_a_script_passes_on_every_variable_and_shows_no_token(tmp_path: Path, sc
         assert (done.returncode, said.read_text()) == (2, "")
     else:
         assert "APPTAINERENV_HF_TOKEN=" in said.read_text()
+
+
+def start_script(folder: Path, script: str, place: Path, token: Path) -> tuple[int, list[str] | None]:
+    """The exit code, and the words that the script gives to Docker or Apptainer, if it starts them."""
+    said = folder / "said"
+    said.unlink(missing_ok=True)
+    fake(folder, "docker", f'[ "$1" = run ] && printf "%s\\n" "$@" >"{said}"')
+    fake(folder, "apptainer", f'printf "%s\\n" "$@" >"{said}"')
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(place), "GPUS": ""}
+    folders = {"OUTPUT_DIR": str(place / "output"), "DATA_DIR": str(place / "data"), "HF_TOKEN_PATH": str(token)}
+    done = subprocess.run([CLOUD / script], env={**environment, **folders}, capture_output=True)
+    return done.returncode, said.read_text().splitlines() if said.exists() else None
+
+
+def test_the_docker_script_mounts_folders_of_any_name(tmp_path: Path) -> None:
+    place = tmp_path / 'a:b, "c"'
+    place.mkdir()
+    (place / "token").write_text("hf_secret")
+    code, words = start_script(tmp_path, "run.sh", place, place / "token")
+    assert code == 0 and words is not None
+    options = [words[at + 1] for at, word in enumerate(words) if word == "--mount"]
+    mounts = [dict(field.partition("=")[::2] for field in row) for row in csv.reader(options)]  # as Docker reads it
+    assert {mount["target"]: mount["source"] for mount in mounts} == {
+        "/output": str(place / "output"), "/data": str(place / "data"), "/run/secrets/hf_token": str(place / "token"),
+    }  # fmt: skip
+    assert all((place / name).is_dir() for name in ("output", "data")), "--mount creates no folder"
+    assert [mount["target"] for mount in mounts if "readonly" in mount] == ["/run/secrets/hf_token"]
+
+
+@pytest.mark.parametrize("script", ["run.sh", "slurm.sh"])
+def test_a_script_refuses_a_token_file_that_does_not_exist(tmp_path: Path, script: str) -> None:
+    assert start_script(tmp_path, script, tmp_path, tmp_path / "token") == (2, None)
+    (tmp_path / "token").write_text("hf_secret")
+    assert start_script(tmp_path, script, tmp_path, tmp_path / "token")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b", "a\\b"])
+def test_the_slurm_script_refuses_paths_that_apptainer_would_split(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "token").write_text("hf_secret")
+    (tmp_path / "token").write_text("hf_secret")
+    assert start_script(tmp_path, "slurm.sh", tmp_path / name, tmp_path / "token") == (2, None)
+    assert start_script(tmp_path, "slurm.sh", tmp_path, tmp_path / name / "token") == (2, None)
+    assert start_script(tmp_path, "slurm.sh", tmp_path, tmp_path / "token")[0] == 0
 
 
 @pytest.mark.parametrize("code", [0, 75, 1])
