@@ -242,6 +242,26 @@ def test_the_environment_takes_precedence_over_the_env_file_and_the_allocators_d
     assert int(threshold) >= 1 << 30
 
 
+def test_relative_paths_of_the_env_file_are_relative_to_its_folder(
+    start: StartEntrypoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+
+    def seen(lines: dict[str, str], **variables: str) -> dict[str, str]:
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+        show = f"import json, os; print(json.dumps({{name: os.environ[name] for name in {list(lines)}}}))"
+        return dict(json.loads(start(sys.executable, "-c", show, **variables).communicate(timeout=30)[0]))
+
+    relative = dict.fromkeys(("HF_TOKEN_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), "./a/file")
+    relative |= {"CONFIG": "mine.yaml", "UPLOAD_TARGET": "folder:copy"}
+    found = seen(relative)
+    assert {found[name] for name in list(relative)[:3]} == {str(tmp_path / "a/file")}
+    assert (found["CONFIG"], found["UPLOAD_TARGET"]) == (f"{tmp_path}/mine.yaml", f"folder:{tmp_path}/copy")
+    for others in (found, {"CONFIG": "demo", "UPLOAD_TARGET": "huggingface:me/x"}):
+        assert seen(others) == others
+    assert seen(dict.fromkeys(relative, "other"), **relative) == relative, "the environment's are the caller's"
+
+
 def test_latest_is_the_targets_newest_checkpoint_or_the_beginning(start: StartEntrypoint, tmp_path: Path) -> None:
     target = tmp_path / "target"
     variables = {"RESUME_EPOCH": " latest ", "UPLOAD_TARGET": f"folder:{target}", "SHOWN_VARIABLE": "RESUME_EPOCH"}
