@@ -190,6 +190,28 @@ def test_a_silent_trainer_is_unhealthy_and_stopped_when_the_entrypoint_is_killed
     run.wait_for("train stopped")
 
 
+@pytest.mark.parametrize(
+    ("limit", "is_valid"),
+    [
+        ("", True),
+        (" ", True),
+        ("60", True),
+        (" 60.5", True),
+        ("30m", False),
+        ("nan", False),
+        ("inf", False),
+        ("0", False),
+        ("-1", False),
+    ],
+)
+def test_a_malformed_limit_is_unhealthy_and_one_line(limit: str, is_valid: bool, tmp_path: Path) -> None:
+    variables = {"PATH": os.environ["PATH"], "OUTPUT_DIR": str(tmp_path), "HEALTH_STALE_S": limit}
+    answer = command([ROOT / "docker/healthcheck"], env=variables)
+    assert ("HEALTH_STALE_S" in answer.stdout, answer.stderr) == (not is_valid, "")
+    if not is_valid:
+        assert (answer.returncode, len(answer.stdout.splitlines())) == (1, 1)
+
+
 def test_invalid_variables_and_an_unknown_job_are_reported_before_anything_starts(start: StartEntrypoint) -> None:
     run = start("train", PHASE="3", EPOCHS="many", HF_REPO="no-owner")
     code, stderr = run.finish()
