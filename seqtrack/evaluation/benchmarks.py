@@ -125,11 +125,11 @@ def read_attributes(place: Path, names: Sequence[str], sequences: Iterable[str])
     if not texts or not names:
         text = f"{place}: no flags of these sequences; expected <sequence>.txt, and a data set with named attributes"
         raise UserError(text, "file.missing")
-    return _grouped(place, _flags(texts, names), list(texts), names)
+    return _flags(texts, names)
 
 
 def _flags(texts: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[str]]:
-    """The attributes of each sequence."""
+    """Sequences by attribute, from a file of flags for each sequence."""
     problems, given = list[Problem](), {}
     for name, path in texts.items():
         flags = attempt(problems, read_labels, path, 1)
@@ -140,7 +140,7 @@ def _flags(texts: Mapping[str, Path], names: Sequence[str]) -> dict[str, list[st
             given[name] = [one for one, flag in zip(names, flags, strict=False) if flag]
     if problems:
         raise UserError(problems)
-    return given
+    return _by_attribute(given, list(texts), names)
 
 
 def _grouped(
@@ -149,6 +149,12 @@ def _grouped(
     if given.keys().isdisjoint(sequences):
         listed, expected = ", ".join(list(given)[:3]), ", ".join(sequences[:3])
         raise UserError(f"{place}: found attributes of {listed or 'nothing'}, expected of {expected}", "file.missing")
+    return _by_attribute(given, sequences, order)
+
+
+def _by_attribute(
+    given: Mapping[str, Iterable[str]], sequences: Sequence[str], order: Sequence[str]
+) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in order}
     for name in sequences:
         for attribute in dict.fromkeys(given.get(name, ())):

@@ -9,6 +9,7 @@ from data.makers import make_got10k
 
 from seqtrack.data.annotations import read_annotations, read_archive, read_boxes
 from seqtrack.data.sources import open_source
+from seqtrack.data.test_sets import ATTRIBUTE_NAMES, read_test_set
 from seqtrack.errors import UserError
 from seqtrack.evaluation.benchmarks import naming_of, protocol_of, read_attributes, trackingnet_measure
 from seqtrack.evaluation.results import read_results, static_box_result
@@ -100,6 +101,38 @@ def test_single_sequences_and_attributes_have_their_numbers(tracker: str, benchm
         words = numbers.get(tracker, "").split()
         for key, value in zip(words[::2], words[1::2], strict=True):
             assert f"{found[key]['auc']:.{digits}f}/{found[key]['p20']:.{digits}f}" == value, key
+
+
+FLAGS = [
+    ("UAV", "anno/UAV123/{0}.txt", "anno/att/{0}.txt"),
+    ("UAV", "anno/UAV123/{0}.txt", "anno/UAV123/att/{0}.txt"),
+    ("LASOT_EXTENSION_SUBSET", "atv/{0}/groundtruth.txt", "att/{0}.txt"),
+    ("TNL2K", "{0}/groundtruth.txt", "annos/att/{0}_attribute.txt"),
+    ("TNL2K", "{0}/groundtruth.txt", "{0}/attribute.txt"),
+    ("TC128", "{0}/{0}_gt.txt", "att/{0}.txt"),
+    ("TC128CE", "{0}/{0}_gt.txt", "att/{0}.txt"),
+]
+
+
+@pytest.mark.parametrize(("key", "boxes", "attributes"), FLAGS)
+def test_attributes_next_to_the_annotation_have_scores(key: str, boxes: str, attributes: str, tmp_path: Path) -> None:
+    names, first = ("a_ce-1", "a_ce-2"), {"a_ce-1": "0", "a_ce-2": "1"}
+    kinds = ATTRIBUTE_NAMES[key]
+
+    def write(pattern: str, text: str, name: str) -> None:
+        (path := tmp_path / pattern.format(name)).parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    for name in names:
+        write(boxes, "1,2,30,40\n" * 2, name)
+    annotations = read_test_set(key, tmp_path, frames=False)
+    assert protocol_of(key, annotations, data_dir=tmp_path).attributes == {}
+    for name in names:  # the first attribute has one sequence, the second none, all others have both
+        write(attributes, ",".join([first[name], "0", *["1"] * (len(kinds) - 2)]), name)
+    protocol = protocol_of(key, annotations, data_dir=tmp_path)
+    assert protocol.attributes == {kind: list(names) for kind in kinds[2:]}
+    found = static_box_result(annotations, protocol).record
+    assert {kind: one["auc"] for kind, one in found.attributes.items()} == dict.fromkeys(kinds[2:], found.mean["auc"])
 
 
 def test_the_measure_of_trackingnets_server_has_the_numbers_of_its_example(benchmarks: Path, tmp_path: Path) -> None:
