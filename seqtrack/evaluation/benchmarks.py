@@ -187,13 +187,14 @@ def got10k_measure(
     limits: Mapping[str, tuple[Flags | None, tuple[float, float] | None]],
 ) -> dict[str, float]:
     """GOT-10k's AO, SR50 and SR75, percent, of all frames of all sequences and runs together, as its toolkit computes
-    them: frame 1 and hidden frames are left out, boxes are cut to the image."""
+    them: frame 1 and hidden frames are left out, boxes are cut to the image, frames without a row have a zero box."""
     overlaps = []
     for one in annotations:
         cover, size = limits.get(one.name, (None, None))
         counted = np.ones(one.num_frames, dtype=bool) if cover is None else cover[: one.num_frames]
         for run in runs:
-            boxes = np.array(run[one.name][: one.num_frames])
+            rows, boxes = run[one.name][: one.num_frames], np.zeros((one.num_frames, 4))
+            boxes[: len(rows)] = rows
             overlaps.append(iou_xywh(_inside(boxes, size), _inside(one.boxes_xywh, size))[1:][counted[1:]])
     every = np.concatenate(overlaps)
     if not every.size:

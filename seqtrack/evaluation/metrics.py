@@ -134,21 +134,24 @@ def frame_errors(
     """Compare a tracker's boxes with the annotation, frame by frame.
 
     Args:
-        predicted_xywh: (M, 4) pixels, M >= N; frames beyond the annotation are cut (some trackers have monkey-17's).
+        predicted_xywh: (M, 4) pixels. Rows beyond the annotation are cut (some trackers have monkey-17's); frames
+            without a row have a zero box, as in pytracking, which does not repeat the last one.
         annotated_xywh: (N, 4) pixels.
         visible: (N,) False where the target is fully occluded or out of view.
         convention: how frames count that have no box.
 
     Raises:
-        ValueError: fewer boxes than annotated frames, arrays of another shape, or no frame at all.
+        ValueError: arrays of another shape, or no frame at all.
     """
     num_frames = len(annotated_xywh)
     shapes = predicted_xywh.shape, annotated_xywh.shape, visible.shape
-    if shapes[1:] != ((num_frames, 4), (num_frames,)) or shapes[0][1:] != (4,) or not 0 < num_frames <= shapes[0][0]:
-        raise ValueError(f"expected boxes (M, 4), annotations (N, 4), visible (N,), M >= N > 0; found {shapes}")
+    if shapes[1:] != ((num_frames, 4), (num_frames,)) or shapes[0][1:] != (4,) or not num_frames:
+        raise ValueError(f"expected boxes (M, 4), annotations (N, 4), visible (N,), N > 0; found {shapes}")
     annotated = np.asarray(annotated_xywh, dtype=np.float64)
-    keep = None if convention.repairs_unannotated else np.asarray(np.isnan(annotated).any(axis=1))
-    predicted = repair(predicted_xywh[:num_frames], annotated[0], keep)
+    rows = np.vstack((annotated[:1], predicted_xywh[1:num_frames]))  # frame 1 is given, even if there is no row
+    keep = None if convention.repairs_unannotated else np.asarray(np.isnan(annotated[: len(rows)]).any(axis=1))
+    predicted = np.zeros((num_frames, 4))
+    predicted[: len(rows)] = repair(rows, annotated[0], keep)
 
     iou = iou_xywh(predicted, annotated)
     # The toolkit's boxes consist of whole pixels, first to last: their centre is x + (w - 1) / 2.

@@ -33,7 +33,8 @@ class Tracks:
     """Output of a tracker for one sequence.
 
     Attributes:
-        boxes_xywh: (N, 4) pixels; the first is the annotation that the tracker was given.
+        boxes_xywh: (N, 4) pixels, or fewer rows of a result file that is too short; the first is the annotation that
+            the tracker was given.
         times_s: N seconds, one for each frame, without reading it, the first that of its start; empty if not
             measured. Of a step that tracked several sequences at once, each frame has an equal share.
     """
@@ -74,7 +75,7 @@ class Naming:
 
     Attributes:
         prefix: before a sequence's name; `aliases`: other names of sequences; `folders`: names of the data set.
-        fills: a result that is too short is filled with boxes of size 0, as in the Python evaluators.
+        fills: a result that is too short is scored with zero boxes at its end, as in the Python evaluators.
     """
 
     prefix: str = ""
@@ -319,9 +320,8 @@ def _check_rows(
     if extra < 0 and not naming.fills:
         raise UserError(f"{place}: {len(rows)} boxes, but the sequence has {one.num_frames} frames", "results.count")
     if extra:
-        what = f"the last {extra} are cut" if extra > 0 else "boxes of size 0 are added"
+        what = f"the last {extra} are cut" if extra > 0 else f"the last {-extra} frames have zero boxes"
         notes.append(f"{place}: {len(rows)} boxes for {one.num_frames} frames; {what}")
-        used = np.vstack((used, np.zeros((max(0, -extra), 4))))
     broken = np.flatnonzero(~np.isfinite(used).all(axis=1) | (used[:, 2:] < 0).any(axis=1)) + 1
     if len(broken) and repair != "official":
         raise UserError(

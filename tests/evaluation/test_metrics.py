@@ -33,7 +33,7 @@ def test_a_row_that_is_no_box_repeats_the_last_one_that_is(row: list[float]) -> 
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
-    for boxes, annotated, visible in (((2, 4), 3, 3), ((0, 4), 0, 0), ((3, 5), 3, 3), ((3, 4), 3, 2)):
+    for boxes, annotated, visible in (((0, 4), 0, 0), ((3, 5), 3, 3), ((3, 4), 3, 2)):
         with pytest.raises(ValueError, match=r"\(N, 4\)"):
             metrics.score(np.zeros(boxes), np.zeros((annotated, 4)), np.ones(visible, dtype=bool))
 

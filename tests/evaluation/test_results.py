@@ -130,7 +130,23 @@ def test_result_files_are_found_under_the_names_in_use(tmp_path: Path) -> None:
     (tmp_path / "C" / "cat-1.txt").write_text(boxes_text(2, ","))
     assert refusal(tmp_path / "C")[0].code == "results.count"
     (one,) = read_results([tmp_path / "C"], ANNOTATIONS, naming=naming)
-    assert one.record.mean["op75"] == 100, "boxes of size 0 are added, and repeat the last one"
+    assert one.record.mean["op75"] == (50 + 100) / 2, "frames without a row do not repeat the last one"
+
+
+@pytest.mark.parametrize("rows", [[[10, 10, 20, 20]] * 2, [[10, 10, 20, 20], [0, 0, 0, 0]], [[99, 99, 0, 0]] * 2])
+def test_frames_after_the_end_of_a_file_have_zero_boxes(tmp_path: Path, rows: list[list[float]]) -> None:
+    """Two good frames of four; the centre of a zero box, (-0.5, -0.5), is 20 * sqrt(2) px from the annotation's."""
+    (found,) = read_results([tracker_folder(tmp_path, cat_1=rows)], ANNOTATIONS, naming=Naming(fills=True))
+    one = found.record.sequences["cat-1"]
+    assert [one[name] for name in ("op75", "p20", "p_norm", "mean_iou")] == [50] * 4
+    assert one["auc"] == pytest.approx(50 * 20 / 21)
+
+
+def test_a_sequence_without_any_row_has_its_first_box(tmp_path: Path) -> None:
+    archive = {"names": np.array(["cat-1", "dog-2"]), "offsets": np.array([0, 0, 3]), "boxes": np.ones((3, 4))}
+    np.savez(tmp_path / "results_x.npz", **archive)
+    (found,) = read_results([tmp_path], ANNOTATIONS, naming=Naming(fills=True))
+    assert [one["op75"] for one in found.record.sequences.values()] == [25, pytest.approx(100 / 3)]
 
 
 def test_runs_are_merged_by_sequence(tmp_path: Path) -> None:
