@@ -1,8 +1,8 @@
-"""Strict parsing of text files, JSON and numbers.
+"""Strict parsing of text files, JSON, YAML and numbers.
 
-Python's `int()`, `float()` and `json.loads` accept more than a data file may contain (`1_000`, `inf`, duplicate keys,
-NaN) and raise unexpected errors (RecursionError). Every reader of the package uses these functions instead and adds
-file and line to the message.
+Python's `int()`, `float()`, `json.loads` and `yaml.safe_load` accept more than a data file may contain (`1_000`, `inf`,
+duplicate keys, NaN) and raise unexpected errors (RecursionError). Every reader of the package uses these functions
+instead and adds file and line to the message.
 """
 
 import difflib
@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterable
 from typing import Any
+
+import yaml
 
 NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
@@ -92,6 +94,34 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(set(names)) < len(names):
         raise ParseError(f"the key {short_repr(next(key for key in names if names.count(key) > 1))} is duplicated")
     return dict(pairs)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        ParseError: not YAML, a duplicate key, or nested too deeply.
+    """
+    try:
+        return yaml.load(text, Loader=_LoaderWithoutDuplicates)
+    except ParseError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-01
+        raise ParseError(f"not YAML: {error}") from error
+
+
+class _LoaderWithoutDuplicates(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As read, before `<<` adds the keys of another mapping."""
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in first:
+                text = f"the key {short_repr(key.value)} is duplicated, first in line {first[name]}"
+                raise ParseError(f"line {line}: {text}")
+            first[name] = line
+        return node
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,13 +15,12 @@ from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from seqtrack.checkpoints.side_files import problems_of
 from seqtrack.data.annotations import first_problems, read_text_file
 from seqtrack.errors import Problem, UserError
-from seqtrack.parsing import ParseError, did_you_mean, parse_float, parse_int, parse_json, short_repr
+from seqtrack.parsing import ParseError, did_you_mean, parse_float, parse_int, parse_json, parse_yaml, short_repr
 
 Size = tuple[int, int]
 
@@ -384,9 +383,9 @@ def _class_names(folder: Path) -> dict[int, str]:
     if file.suffix != ".yaml":
         return dict(enumerate(text.splitlines()))
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-01
-        raise UserError(f"{file}: not YAML: {error}", "import.yolo") from error
+        document = parse_yaml(text)
+    except ParseError as error:
+        raise UserError(f"{file}: {error}", "import.yolo") from error
     names = document.get("names") if isinstance(document, dict) else None
     if not isinstance(names, dict | list):
         raise UserError(f"{file}: expected `names:` with a list or numbers and names", "import.yolo")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from seqtrack.checkpoints.safetensors_io import sha256_file, utc_now, write_atomic
@@ -26,6 +25,7 @@ from seqtrack.evaluation.tables import (
     static_sentence,
 )
 from seqtrack.markdown import Markdown, code, image
+from seqtrack.parsing import ParseError, parse_yaml
 from seqtrack.reports.rendering import render_markdown
 from seqtrack.reports.requirements import REQUIREMENTS, find
 from seqtrack.reports.run_files import OutputFiles
@@ -63,14 +63,14 @@ def read_document(path: Path, code: str) -> Any:
     """The content of a YAML file; `code` is that of an error in it.
 
     Raises:
-        UserError: unreadable, not YAML.
+        UserError: unreadable, not YAML, a key given twice.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})", code="file.unreadable") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # a date such as 2024-13-01
-        raise UserError(f"{path}: not YAML: {error}", code=code) from error
+    except ParseError as error:
+        raise UserError(f"{path}: {error}", code=code) from error
 
 
 def read_team(path: Path | None, given: Mapping[str, object]) -> Team:

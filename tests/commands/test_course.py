@@ -190,6 +190,8 @@ def test_the_example_is_a_course_and_every_step_a_command_with_valid_variables(
         ("team: [1\n", "course.yaml", "course.yaml"),
         ("dataset: lasot\n", "course.no_classes", "course.yaml"),
         ("team: {titel: x}\nclasses: [a]\n", "course.yaml", "titel"),
+        ("dataset: lasot\ndataset: lasot\n", "course.yaml", "'dataset'"),
+        ("settings: {TRAIN.EPOCH: 1, TRAIN.EPOCH: 2}\n", "course.yaml", "'TRAIN.EPOCH'"),
         ("groups: {../evil: [book]}\n", "course.group", "evil"),
         ("groups: {'': [book]}\n", "course.group", "''"),
         ("groups: {compare: [book]}\n", "course.group", "compare"),

@@ -309,7 +309,7 @@ def test_frames_of_a_track_are_counted_whatever_their_files_are_called(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "names", ["{cat: 0}", "{null: cat}", "{1.5: cat}", "2024-13-01", "[" * 5000, "{2024-01-01: a}"]
+    "names", ["{cat: 0}", "{null: cat}", "{1.5: cat}", "2024-13-01", "[" * 5000, "{2024-01-01: a}", "{0: a, 0: b}"]
 )
 def test_names_of_classes_that_cannot_be_read_are_refused(names: str, tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text("0 .5 .5 .1 .1")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import docx
 import pytest
-import yaml
 
 from seqtrack.cli import main
 from seqtrack.errors import UserError
@@ -107,8 +106,11 @@ def test_the_zip_holds_what_it_lists_and_no_checkpoint(handed_in: Path) -> None:
     assert [(one["file"], int(one["line"])) for one in references] == [(one.file, one.line) for one in places]
 
 
-def test_a_reflection_of_another_form_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "team.yaml").write_text(yaml.safe_dump({"members": ["A"], "reflections": ["x"]}))
+@pytest.mark.parametrize("text", ["{members: [A], reflections: [x]}", "{members: [A], members: [B]}"])
+def test_a_reflection_of_another_form_and_a_key_given_twice_are_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "team.yaml").write_text(text)
     assert main(["report", "--team", str(tmp_path / "team.yaml")]) == 2
     assert "[report.team]" in capsys.readouterr().err
 

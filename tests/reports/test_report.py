@@ -242,6 +242,8 @@ def test_options_take_precedence_over_the_teams_file_and_an_invalid_one_is_refus
         ("members: Ada\n", "report.team", "members"),
         ("teem: x\nnmber: 2\n", "report.team", "nmber"),
         ("- a\n- b\n", "report.team", "title"),
+        ("title: x\ntitle: x\n", "report.team", "'title'"),
+        ("team: {reflections: {Ada: x, Ada: y}}\n", "report.team", "'Ada'"),
         ("title: [1\n", "report.team", "line 2"),
         ("title: 2024-13-01\n", "report.team", "other.yaml"),
         ("title: " + "[" * 5000, "report.team", "other.yaml"),
