@@ -136,12 +136,17 @@ class _ComparingCheckpointer(Checkpointer):
         self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, describe: Mapping[str, object]
     ) -> None:
         epoch, step = int(str(describe["epoch"])), int(str(describe["step"]))
-        theirs = self._manifests.get(epoch)
-        if describe["kind"] == "step" or theirs is None:
+        if describe["kind"] == "step":
             return
+        theirs = self._manifests.get(epoch)
+        of_run = theirs or self._manifests[max(self._manifests)]  # its data and first weights are those of every epoch
         raw = {name: tensor_bytes(one) for name, one in tensors.items()}
-        values = {**values, LINEAGE: lineage(theirs.model_dump(), self.parent_sha256)}
-        ours = write_checkpoint_file(None, raw, values)[0].parts
+        values = {**values, LINEAGE: lineage(of_run.model_dump(), self.parent_sha256)}
+        written = write_checkpoint_file(None, raw, values)[0]
+        if theirs is None:  # deleted, for TRAIN.KEEP_CHECKPOINTS
+            self.parent_sha256 = written.sha256
+            return
+        ours = written.parts
         for part in (*COMPONENT_ORDER, *sorted({*ours, *theirs.parts} - {*COMPONENT_ORDER})):
             if ours.get(part) != theirs.parts.get(part):
                 recorded, recomputed = ((one.get(part) or "none")[:16] for one in (theirs.parts, ours))

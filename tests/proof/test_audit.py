@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import Ended, completed, environment, start
+from runs import Ended, completed, environment, epochs, start
 from uploads.hub_server import Hub
 
 from proof.forger import Forger, replace_frames
@@ -49,6 +49,19 @@ def test_a_resumed_run_is_confirmed_from_its_own_start(resumed: Path, demo_data:
     assert inconsistencies(output / "phase_2") == []
     assert verdict(audit(output, demo_data, "--epochs", "all", run="phase_2")) == (0, "confirmed")
     assert [one.epoch for one in certificate(output, "phase_2").segments] == [2, 3]
+
+
+def assert_confirmed_in_every_form(output: Path, data: Path, run: str = "phase_1") -> None:
+    assert verdict(audit(output, data, "--epochs", "all", run=run)) == (0, "confirmed")
+    assert verdict(audit(output, data, "--nonce", "n", run=run)) == (0, "confirmed")
+    with start(environment(output, data), "reproduce", run) as running:
+        assert verdict(running.end()) == (0, "identical")
+
+
+def test_a_run_that_deleted_old_checkpoints_is_confirmed(demo_data: Path, tmp_path: Path) -> None:
+    completed(environment(tmp_path, demo_data, {"TRAIN.KEEP_CHECKPOINTS": 1}, EPOCHS=4))
+    assert len(epochs(tmp_path / "phase_1")) < 4
+    assert_confirmed_in_every_form(tmp_path, demo_data)
 
 
 def test_a_thin_run_has_every_digest_and_every_epoch_comes_back(
