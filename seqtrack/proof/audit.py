@@ -142,12 +142,18 @@ def choose_segments(
         seed = hashlib.sha256(f"{nonce}\n{evidence.manifests[last].sha256}".encode()).digest()
         wanted = SEGMENTS if segments is None else segments
         parts = random.Random(seed).sample(others, min(wanted, len(others)))
-    train = evidence.config.TRAIN
-    per_epoch = max((one.steps for one in evidence.recorded if isinstance(one, EpochRecord)), default=0)
-    two_records = 2 * -(-train.PRINT_INTERVAL // train.BATCH_SIZE)  # the second one tells what the first step did
-    steps = steps or max(two_records, min(STEPS, int(SHARE_OF_EPOCH * per_epoch)))
-    chosen = [(epoch, None) for epoch in whole] + [(epoch, steps) for epoch in parts]
+    chosen: list[tuple[int, int | None]] = [(epoch, None) for epoch in whole]
+    chosen += [(epoch, steps or _steps_of_part(evidence.recorded, epoch)) for epoch in parts]
     return [Segment(epoch, _start(evidence, epoch), part) for epoch, part in sorted(chosen, key=lambda one: one[0])]
+
+
+def _steps_of_part(recorded: Sequence[TrainingRecord], epoch: int) -> int:
+    """How many steps of an epoch to recompute by default."""
+    per_epoch = max((one.steps for one in recorded if isinstance(one, EpochRecord)), default=0)
+    intervals = sorted(one.step for one in recorded if isinstance(one, IntervalRecord) and one.epoch == epoch)
+    # The second record tells what the first step did.
+    two_records = (intervals[:2] or [epoch * per_epoch])[-1] - (epoch - 1) * per_epoch
+    return max(two_records, min(STEPS, int(SHARE_OF_EPOCH * per_epoch)))
 
 
 def segment_of(evidence: RunEvidence, epoch: int, *, from_start: bool = False) -> Segment:

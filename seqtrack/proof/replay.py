@@ -4,7 +4,7 @@ The part goes through the same `Trainer` as the run did; its log and its checkpo
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from seqtrack.training import build
 from seqtrack.training.checkpointer import Checkpointer, lineage
 from seqtrack.training.resume import load_state
 from seqtrack.training.state import LINEAGE, TrainState
-from seqtrack.training.train_step import NotFiniteError, TrainStep
+from seqtrack.training.train_step import LaunchedStep, NotFiniteError, TrainStep
 from seqtrack.training.trainer import Trainer
 
 TrainingRecord = IntervalRecord | EpochRecord
@@ -158,6 +158,16 @@ class _ComparingCheckpointer(Checkpointer):
             write_checkpoint(self._keep_in / theirs.file, raw, values, describe=kept)
 
 
+@dataclass(eq=False)
+class _ReplayingTrainer(Trainer):
+    """Ends a log interval at each of these steps: TRAIN.PRINT_INTERVAL may differ from start to start of a run."""
+
+    interval_steps: Collection[int] = ()
+
+    def _ends_interval(self, launched: LaunchedStep, sample: int) -> bool:
+        return launched.step in self.interval_steps
+
+
 class _Until(StopRequest):
     """Stops after a step, at the first difference, or by a signal."""
 
@@ -211,7 +221,7 @@ class Replay:
         give_up = (lambda: result.mismatch is not None) if self.stops_at_difference else (lambda: False)
         with _Until(state, math.inf if steps == per_epoch else last, result, give_up) as stop:  # type: ignore[arg-type]
             train_to = self.config.TRAIN.model_copy(update={"EPOCH": segment.epoch, "SAVE_INTERVAL_S": 0})
-            trainer = Trainer(
+            trainer = _ReplayingTrainer(
                 state,
                 self.config.model_copy(update={"TRAIN": train_to}),
                 loader=self.loader,
@@ -221,6 +231,7 @@ class Replay:
                 distributed=distributed,
                 stop=stop,
                 manifest_fields={},
+                interval_steps={one.step for one in self.recorded if isinstance(one, IntervalRecord)},
             )
             try:
                 trainer.run()

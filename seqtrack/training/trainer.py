@@ -136,10 +136,14 @@ class Trainer:
             result = self.train_step.read(launched)
             results.append(result)
             self.state.meters.add(result.loss_sum, result.iou_sum, result.count, result.grad_norm, result.checksum)
-            interval = self.config.TRAIN.PRINT_INTERVAL
-            if sample >= self.loader.samples_per_epoch or sample // interval > (sample - result.count) // interval:
+            if sample >= self.loader.samples_per_epoch or self._ends_interval(launched, sample):
                 self._log_interval(launched, sample, result)
         return any(result.stop for result in results), any(result.save for result in results)
+
+    def _ends_interval(self, launched: LaunchedStep, sample: int) -> bool:
+        """Whether the log interval ends with this step, which trained up to `sample` of the epoch."""
+        interval = self.config.TRAIN.PRINT_INTERVAL
+        return sample // interval > (sample - launched.count) // interval
 
     def _votes(self) -> tuple[bool, bool]:
         """Whether this process wants to stop, and whether a save is due."""

@@ -1,5 +1,6 @@
 """`audit` recomputes: honest runs are confirmed, and no forgery passes, however consistent it is."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from runs import Ended, completed, environment, epochs, start
 from uploads.hub_server import Hub
 
 from proof.forger import Forger, replace_frames
-from seqtrack.checkpoints.side_files import AuditRecord
+from seqtrack.checkpoints.side_files import AuditRecord, IntervalRecord
+from seqtrack.errors import STOPPED_EXIT_CODE
 from seqtrack.reports.compare import compare_runs
 from seqtrack.reports.consistency import copies, inconsistencies
+from seqtrack.runtime.metrics_log import RunLog
 
 
 def audit(output: Path, data: Path, *words: str, run: str = "phase_1", **variables: object) -> Ended:
@@ -62,6 +65,35 @@ def test_a_run_that_deleted_old_checkpoints_is_confirmed(demo_data: Path, tmp_pa
     completed(environment(tmp_path, demo_data, {"TRAIN.KEEP_CHECKPOINTS": 1}, EPOCHS=4))
     assert len(epochs(tmp_path / "phase_1")) < 4
     assert_confirmed_in_every_form(tmp_path, demo_data)
+
+
+def test_a_run_that_continued_with_another_log_interval_is_confirmed(demo_data: Path, tmp_path: Path) -> None:
+    completed(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": 88}))
+    completed(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": 16}, RESUME_EPOCH=2))
+    assert_confirmed_in_every_form(tmp_path, demo_data)
+
+
+def stop_after_two_records() -> None:
+    """As a signal in the middle of an epoch would."""
+    interval = RunLog.interval
+
+    def record_and_stop(log: RunLog, record: IntervalRecord) -> None:
+        interval(log, record)
+        if record.sample == 32:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    RunLog.interval = record_and_stop  # type: ignore[method-assign]
+
+
+def test_a_run_that_was_stopped_and_continued_with_another_log_interval_is_confirmed(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(uninterrupted, tmp_path / "output"))
+    second = {"PHASE": 2, "RESUME_EPOCH": 1}
+    with start(environment(output, demo_data, **second), prepare=stop_after_two_records) as running:
+        assert running.end().code == STOPPED_EXIT_CODE
+    completed(environment(output, demo_data, {"TRAIN.PRINT_INTERVAL": 48}, **second))
+    assert_confirmed_in_every_form(output, demo_data, "phase_2")
 
 
 def test_a_thin_run_has_every_digest_and_every_epoch_comes_back(
@@ -161,8 +193,8 @@ def test_what_compares_nothing_confirms_nothing(demo_data: Path, tmp_path: Path)
     completed(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": 88}, EPOCHS=1))
     assert verdict(audit(tmp_path, demo_data, "--segments", "1", "--steps", "2")) == (3, "undecided")
     assert certificate(tmp_path).segments[0].records == 0
-    for words in (["--segments", "0"], ["--steps", "-1"], ["--epochs", "7"], ["--epochs", "x"]):
-        assert audit(tmp_path, demo_data, *words).code == 2
+    for option in ("--segments=0", "--steps=-1", "--epochs=7", "--epochs=x"):
+        assert audit(tmp_path, demo_data, option).code == 2
 
 
 def test_a_thin_run_that_was_killed_and_stopped_ends_as_one_that_was_not(
