@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seqtrack.checkpoints.resume_point import ResumePoint
-from seqtrack.checkpoints.safetensors_io import write_checkpoint_file
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, sha256_file, write_checkpoint_file
 from seqtrack.checkpoints.side_files import AuditedDifference, EpochRecord, IntervalRecord, Manifest
-from seqtrack.checkpoints.store import DERIVED_FIELDS, write_checkpoint
+from seqtrack.checkpoints.store import DERIVED_FIELDS, MODEL_PART, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
 from seqtrack.config.schema import Config
 from seqtrack.data.loader import BatchLoader
@@ -142,7 +142,7 @@ class _ComparingCheckpointer(Checkpointer):
         of_run = theirs or self._manifests[max(self._manifests)]  # its data and first weights are those of every epoch
         raw = {name: tensor_bytes(one) for name, one in tensors.items()}
         values = {**values, LINEAGE: lineage(of_run.model_dump(), self.parent_sha256)}
-        written = write_checkpoint_file(None, raw, values)[0]
+        written, size = write_checkpoint_file(None, raw, values)
         if theirs is None:  # deleted, for TRAIN.KEEP_CHECKPOINTS
             self.parent_sha256 = written.sha256
             return
@@ -151,11 +151,27 @@ class _ComparingCheckpointer(Checkpointer):
             if ours.get(part) != theirs.parts.get(part):
                 recorded, recomputed = ((one.get(part) or "none")[:16] for one in (theirs.parts, ours))
                 self._result.found(epoch, step, f"state ({part})", recorded, recomputed)
+        facts: dict[str, object] = {name: describe[name] for name in ("step", "sample", "loss", "iou")}
+        facts |= {"parent_sha256": self.parent_sha256, "weights_sha256": ours[MODEL_PART]}
+        facts |= {"bytes": size, "sha256": written.sha256}
+        for name, fact in facts.items():
+            if (claimed := getattr(theirs, name)) != fact:
+                recorded, recomputed = (one[:16] if isinstance(one, str) else str(one) for one in (claimed, fact))
+                self._result.found(epoch, step, f"state ({name})", recorded, recomputed)
+        if theirs.kind == "epoch" and theirs.path.is_file() and (digest := _digest_of(theirs.path)) != written.sha256:
+            self._result.found(epoch, step, "state (file)", digest[:16], written.sha256[:16])
         self._result.states.append(epoch)
         self.parent_sha256 = theirs.sha256
         if self._keep_in is not None and epoch == self._result.segment.epoch and self._result.mismatch is None:
             kept = theirs.model_copy(update={"kind": "epoch"}).model_dump(exclude={*DERIVED_FIELDS})
             write_checkpoint(self._keep_in / theirs.file, raw, values, describe=kept)
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
 @dataclass(eq=False)
