@@ -3,14 +3,17 @@
 import argparse
 import os
 
+from seqtrack.checkpoints.safetensors_io import DamagedFileError
+from seqtrack.checkpoints.store import verify_checkpoint
 from seqtrack.commands.audit import IS_MAIN, in_processes
 from seqtrack.config.environment import read_environment
-from seqtrack.errors import STOPPED_EXIT_CODE, RunError, UserError
+from seqtrack.errors import STOPPED_EXIT_CODE, Problem, RunError, UserError
 from seqtrack.run_dir import CHECKPOINTS
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint, with the digest that the run recorded for it; exit 1 if this machine computes another."""
+    """Write the checkpoint, with the digest that the run recorded for it; exit 1 if this machine computes another. An
+    existing one is verified."""
     from seqtrack.proof.audit import open_replay, read_evidence, segment_of  # torch
 
     environment = read_environment(os.environ)
@@ -20,7 +23,12 @@ def run(args: argparse.Namespace) -> int:
         known = ", ".join(map(str, sorted(evidence.manifests)))
         raise UserError(f"{folder} recorded no epoch {args.epoch}; it has {known}", "restore.no_such_epoch")
     manifest = evidence.manifests[args.epoch]
-    if manifest.path.is_file():
+    if manifest.path.is_file() and manifest.kind == "epoch":  # a thin one's was left by a kill before the manifest
+        try:
+            verify_checkpoint(manifest)
+        except DamagedFileError as error:
+            advice = f"move {manifest.path} aside, and the same command recomputes it"
+            raise UserError([*error.problems, Problem(advice, error.code)]) from error
         print(manifest.path)
         return 0
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file or its manifest claims is recomputed, and `audit` refutes it."""
+"""What a checkpoint file or its manifest claims is recomputed: `audit` refutes it, `restore` writes nothing else."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import completed, environment, start
+from runs import Ended, completed, environment, start, tree
 
 from proof.test_audit import audit, certificate, verdict
 from seqtrack.run_dir import epoch_name, manifest_path
@@ -69,3 +69,45 @@ def test_a_checkpoint_that_is_not_the_recomputed_one_is_refuted(name: str, check
     assert (found[0].epoch, found[0].quantity) == (epoch, quantity)
     with start(environment(output, demo_data), "reproduce", "phase_1") as running:
         assert verdict(running.end()) == (1, "differs")
+
+
+def restore(checkpoints: Path, data: Path, epoch: int) -> Ended:
+    with start(environment(checkpoints.parents[1], data), "restore", "--epoch", str(epoch)) as running:
+        return running.end()
+
+
+def truncate(checkpoints: Path) -> None:
+    path = checkpoints / epoch_name(3)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("forge", "epoch", "code", "error"),
+    [
+        (lambda one: other_digests(one, 1), 1, 1, "restore.differs"),
+        (lambda one: claim(one, 2, bytes=1), 2, 1, "restore.differs"),
+        (lambda one: claim(one, 2, loss=0.5), 2, 1, "restore.differs"),
+        (truncate, 3, 2, "checkpoint.damaged"),
+        (random_tensors, 3, 2, "checkpoint.damaged"),
+    ],
+)
+def test_restore_writes_the_recorded_checkpoint_or_nothing(
+    forge: Callable[[Path], None], epoch: int, code: int, error: str, checkpoints: Path, demo_data: Path
+) -> None:
+    forge(checkpoints)
+    before = tree(checkpoints.parent)
+    ended = restore(checkpoints, demo_data, epoch)
+    assert (ended.code, ended.codes[:1]) == (code, [error])
+    assert tree(checkpoints.parent) == before
+
+
+def test_restore_replaces_what_a_kill_before_the_manifest_left(checkpoints: Path, demo_data: Path) -> None:
+    assert restore(checkpoints, demo_data, 2).code == 0
+    path = checkpoints / epoch_name(2)
+    whole = path.read_bytes()
+    claim(checkpoints, 2, kind="thin")
+    path.write_bytes(whole[:-1])
+    assert restore(checkpoints, demo_data, 2).code == 0
+    assert path.read_bytes() == whole
+    assert json.loads(manifest_path(path).read_text())["kind"] == "epoch"
+    assert restore(checkpoints, demo_data, 2).code == 0  # which verifies it
