@@ -35,9 +35,13 @@ def run(args: argparse.Namespace) -> int:
     """Print what was recomputed and, in the last line, confirmed, refuted or undecided; exit 0, 1 or 3."""
     from seqtrack.proof.audit import audit, choose_segments, estimate_s  # torch
 
+    nonce = args.nonce or secrets.token_hex(8)
+    try:
+        nonce.encode()
+    except UnicodeEncodeError as error:  # of bytes that are no text Python makes surrogates
+        raise UserError(f"--nonce: found {nonce!r}, expected text in UTF-8", "audit.nonce") from error
     environment = read_environment(os.environ)
     evidence = evidence_of(args.run, environment)
-    nonce = args.nonce or secrets.token_hex(8)
     segments = choose_segments(
         evidence,
         nonce=nonce,

@@ -193,7 +193,7 @@ def test_what_compares_nothing_confirms_nothing(demo_data: Path, tmp_path: Path)
     completed(environment(tmp_path, demo_data, {"TRAIN.PRINT_INTERVAL": 88}, EPOCHS=1))
     assert verdict(audit(tmp_path, demo_data, "--segments", "1", "--steps", "2")) == (3, "undecided")
     assert certificate(tmp_path).segments[0].records == 0
-    for option in ("--segments=0", "--steps=-1", "--epochs=7", "--epochs=x"):
+    for option in ("--segments=0", "--steps=-1", "--epochs=7", "--epochs=x", "--nonce=a\udcff"):
         assert audit(tmp_path, demo_data, option).code == 2
 
 
