@@ -21,7 +21,7 @@ from seqtrack.parsing import ParseError, parse_float
 from seqtrack.runtime.environment import describe_device
 from seqtrack.runtime.stop import StopRequest
 from seqtrack.tracking import load
-from seqtrack.tracking.onnx_model import DEFAULT_RUNTIME, check_onnx_options, load_onnx, runtime_version
+from seqtrack.tracking.onnx_model import DEFAULT_RUNTIME, RECORD, check_onnx_options, load_onnx, runtime_version
 from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings
 from seqtrack.tracking.video import CODECS, FPS_RANGE, FrameSource, draw_box, open_frames, video_writer
 
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     target = args.output or environment.output_dir / "tracks" / f"{source.name}.mp4"
     if target.suffix.lower() not in CODECS:
         raise UserError(f"-o {target}: expected a name that ends in {' or '.join(CODECS)}", code="video.output")
+    if source.kind == "video":
+        _refuse_to_replace(Path(source.place), args, target)
     with StopRequest() as stop:
         boxes, seconds, conditions = _track(args, environment, source, target, stop)
         speed = (len(boxes) - 1) / seconds if seconds else None
@@ -76,6 +78,14 @@ def tracking_conditions(device: torch.device, settings: TrackerSettings) -> dict
     }
 
 
+def _refuse_to_replace(used: Path, args: argparse.Namespace, target: Path) -> None:
+    """A UserError if this file, which the command reads, is one of those that it would write, also through links."""
+    for path in (*[target] * (not args.no_video), target.with_suffix(".txt"), target.with_suffix(".json")):
+        with contextlib.suppress(OSError):  # there is no such file yet
+            if path.samefile(used):
+                raise UserError(f"{path} would replace {used}, which is read; choose another -o", code="video.output")
+
+
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     try:
         values = tuple(map(parse_float, text.replace(",", " ").split()))
@@ -97,7 +107,7 @@ def _track(
         text = f"--box x,y,w,h of the object in the first frame of {source.place} ({size[0]}x{size[1]} pixels)"
         raise UserError(f"{text} is missing; for example --box 261,48,39,65", code="track.option")
     box = _numbers("--box", args.box, 4)
-    tracker, origin = _tracker(args, environment)
+    tracker, origin = _tracker(args, environment, target)
     state = tracker.start(first, box)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,12 +133,15 @@ def _track(
     return np.stack(boxes), seconds, {**origin, **tracking_conditions(tracker.device, tracker.settings)}
 
 
-def _tracker(args: argparse.Namespace, environment: Environment) -> tuple[BatchTracker, dict[str, object]]:
+def _tracker(
+    args: argparse.Namespace, environment: Environment, target: Path
+) -> tuple[BatchTracker, dict[str, object]]:
     """The tracker of the chosen checkpoint or exported model, and where its weights come from."""
     model: TrackedModel
     if args.onnx is not None:
         if args.checkpoint is not None or args.phase is not None:
             raise UserError("--onnx names the model: use it without --checkpoint and --phase", code="track.option")
+        _refuse_to_replace(args.onnx / RECORD if args.onnx.is_dir() else args.onnx, args, target)
         device, runtime = check_onnx_options(args.precision, args.device), args.runtime or DEFAULT_RUNTIME
         model, config, record = load_onnx(args.onnx, runtime)
         origin: dict[str, object] = {"checkpoint": record.checkpoint, "runtime": runtime_version(runtime)}
@@ -140,6 +153,7 @@ def _tracker(args: argparse.Namespace, environment: Environment) -> tuple[BatchT
         manifests = load.select_checkpoints(environment.phase_folder(args.phase), [wanted])
         if len(manifests) != 1:
             raise UserError(f"--checkpoint {wanted} names {len(manifests)}, expected one", code="track.option")
+        _refuse_to_replace(manifests[0].manifest_path, args, target)
         manifest, device = manifests[0], choose_device(args.device or environment.device)
         load.check_precision(args.precision, device)
         model, config = load.load_model(manifest, device)

@@ -215,6 +215,10 @@ def test_a_model_that_cannot_be_used_is_refused(
         for runtime in ("onnxruntime", "openvino"):
             assert run(*track, folder, "--runtime", runtime) == (2, [expected]), (name, runtime)
     assert run(*track, checkpoint_of(output)) == (2, ["onnx.record"])
+    record = (output / "model" / "model.json").read_bytes()
+    for place in (output / "model", output / "model" / "model.json"):
+        assert run(*track[:-2], output / "model" / "model.mp4", "--onnx", place) == (2, ["video.output"])
+    assert (output / "model" / "model.json").read_bytes() == record
     assert run(*track, output / "model", "--checkpoint", "4") == (2, ["track.option"])
     for option in (("--precision", "bf16"), ("--device", "cuda")):
         assert run(*track, output / "model", *option) == (2, ["onnx.option"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +104,33 @@ def test_wrong_use_ends_with_exit_code_2(
         (output / name).mkdir(parents=True)
         assert track(video_folder, "--box", BOX, "--no-video", "-o", str(output / name[0]) + ".mp4") == 2
         assert "error [video.output]" in capsys.readouterr().err
+
+
+def test_a_file_that_is_read_is_never_replaced(
+    track: Track, output: Path, video_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "same.mp4"
+    assert track(video_folder, "--box", BOX, "-o", video) == 0
+    default = output / "tracks" / "same.mp4"
+    for folder in (default.parent, tmp_path / "x"):
+        folder.mkdir()
+    default.symlink_to(video)
+    (tmp_path / "hard.mp4").hardlink_to(video)
+    text, record = (Path(shutil.copy(video, tmp_path / f"side{suffix}")) for suffix in (".txt", ".json"))
+    manifest = output / "phase_1" / "checkpoints" / "SEQTRACK_ep0004.json"
+    used = {path: path.read_bytes() for path in (video, default, text, record, manifest)}
+    for source, target in (
+        (video, ["-o", video]), (video, ["-o", tmp_path / "x" / ".." / "same.mp4"]), (video, ["-o", default]),
+        (video, ["-o", tmp_path / "hard.mp4"]), (video, []), (default, []), (default, ["-o", video]),
+        (text, ["-o", tmp_path / "side.mp4"]), (record, ["-o", tmp_path / "side.avi"]),
+        (record, ["-o", tmp_path / "side.avi", "--no-video"]), (video_folder, ["-o", manifest.with_suffix(".mp4")]),
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert track(source, "--box", BOX, *target) == 2, (source, target)
+        assert "error [video.output]" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in used} == used and default.is_symlink()
+    assert track(video, "--box", BOX, "-o", video, "--no-video") == 0, "which does not write the video"
+    assert video.read_bytes() == used[video]
 
 
 def test_a_stop_on_request_keeps_the_frames_tracked_so_far(
