@@ -38,12 +38,14 @@ RESUMABLE = ("epoch", "step")
 
 
 def list_checkpoints(folder: Path, *, kinds: Sequence[str] = (*RESUMABLE, "imported")) -> list[Manifest]:
-    """The checkpoints with a readable manifest, oldest first by step; others are skipped with a warning.
+    """The checkpoints of a run with a readable manifest, oldest first by step; others are skipped with a warning.
 
-    Their bytes are not verified: see `verify_checkpoint`.
+    Their bytes are not verified: see `verify_checkpoint`. Files of other names are not read: warnings show values.
     """
     found: list[Manifest] = []
-    for path in sorted(folder.glob("[!.]*.json")):
+    for path in sorted(folder.glob("*.json")):
+        if parse_checkpoint_name(path.name) is None:
+            continue
         try:
             found.append(read_manifest(path))
         except FileNotFoundError:
@@ -198,7 +200,8 @@ def manifest_of(path: Path) -> Manifest:
         return manifest
     except FileNotFoundError as error:
         text = f"{error.filename} does not exist: a checkpoint is a .safetensors file with its .json next to it"
-        text += thin_hint(one for one in list_checkpoints(path.parent, kinds=("thin",)) if one.manifest_path == place)
+        with contextlib.suppress(FileNotFoundError, DamagedFileError):
+            text += thin_hint([read_manifest(place)])
         raise UserError(text, code="checkpoint.missing") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}", code="file.unreadable") from error

@@ -129,6 +129,21 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_what_it_is(tmp_path: Path) -
         assert refusal.value.code == code
 
 
+def test_what_other_files_of_a_folder_hold_is_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    secret = json.dumps({"format": "hidden-value", "password": "hidden-value"})
+    manifest = write_small(tmp_path, 1)
+    for name in ("client_secrets.json", "SEQTRACK_ep1.json.json", ".SEQTRACK_ep0002.json"):
+        (tmp_path / name).write_text(secret)
+    assert list_checkpoints(tmp_path) == [manifest] and caplog.records == []
+    (tmp_path / "SEQTRACK_ep0003.json").write_text(secret)
+    for name in ("none.json", *(f"{stem}.safetensors" for stem in ("none", "client_secrets", "SEQTRACK_ep0003"))):
+        with pytest.raises(UserError) as refusal:
+            manifest_of(tmp_path / name)
+        assert [problem.code for problem in refusal.value.problems] == ["checkpoint.missing"]
+        assert "hidden-value" not in str(refusal.value) and caplog.records == []
+    assert list_checkpoints(tmp_path) == [manifest] and len(caplog.records) == 1, "a checkpoint's own is reported"
+
+
 ODD_HEADS: dict[str, Callable[[bytes], bytes]] = {
     "metadata twice": lambda head: head.rstrip()[:-1] + b',"__metadata__":{"state":"{}"}}',
     "state's key twice": lambda head: head.replace(rb"{\"epoch\":2", rb"{\"epoch\":1,\"epoch\":2"),
