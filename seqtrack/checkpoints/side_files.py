@@ -418,11 +418,16 @@ def metrics_records(path: Path) -> Iterator[Record | Problem]:
 
 
 def problems_of(place: object, error: OSError | ParseError | ValidationError, code: str = INVALID) -> list[Problem]:
-    """What is wrong with a document: where, what was expected, what was found."""
+    """What is wrong with a document: where, what was expected, what was found in a field that it should have.
+
+    What else it holds is not shown: it may be another file, with secrets in it.
+    """
     if not isinstance(error, ValidationError):
         return [Problem(f"{place}: cannot be read ({error})", code)]
     found = []
     for one in error.errors(include_url=False):
         name = short_repr(".".join(map(str, one["loc"])) or "the document", 120)[1:-1]
-        found.append(Problem(f"{place}: {name}: {one['msg']}, found {short_repr(one['input'])}", code))
+        known = one["loc"] and one["type"] not in ("missing", "extra_forbidden")
+        text = f", found {short_repr(one['input'])}" if known else ""
+        found.append(Problem(f"{place}: {name}: {one['msg']}{text}", code))
     return found

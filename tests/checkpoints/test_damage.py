@@ -142,6 +142,11 @@ def test_what_other_files_of_a_folder_hold_is_never_shown(tmp_path: Path, caplog
         assert [problem.code for problem in refusal.value.problems] == ["checkpoint.missing"]
         assert "hidden-value" not in str(refusal.value) and caplog.records == []
     assert list_checkpoints(tmp_path) == [manifest] and len(caplog.records) == 1, "a checkpoint's own is reported"
+    for document in ({"password": "hidden-value"}, ["hidden-value"], "hidden-value"):
+        (tmp_path / "client_secrets.json").write_text(json.dumps(document))
+        with pytest.raises(DamagedFileError) as damaged:
+            manifest_of(tmp_path / "client_secrets.json")
+        assert "hidden-value" not in str(damaged.value)
 
 
 ODD_HEADS: dict[str, Callable[[bytes], bytes]] = {
