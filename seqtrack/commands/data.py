@@ -75,8 +75,6 @@ def _check(args: argparse.Namespace, data_dir: Path, classes: tuple[str, ...], e
 def _show(args: argparse.Namespace) -> int:
     from seqtrack.training.build import make_dataset, open_sources  # torch, which the other actions do not need
 
-    if args.count < 1 or args.first < 0 or args.epoch < 0:
-        raise UserError("--count must be at least 1, --first and --epoch at least 0", "data.option")
     environment, config = configure(os.environ)
     dataset = make_dataset(config, open_sources(config, environment.data_dir))
     write_preview(args.output, [dataset.sample(args.epoch, args.first + number) for number in range(args.count)])
@@ -85,8 +83,6 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace, data_dir: Path) -> int:
-    if args.fill_gaps < 0 or (args.first or 0) < 0:
-        raise UserError("--fill-gaps and --first must be at least 0", "data.option")
     if args.frames.isdecimal() and not Path(args.frames).exists():
         raise UserError(f"{args.frames}: no such video or folder; a camera has no annotation", "import.frames")
     source = open_frames(args.frames)

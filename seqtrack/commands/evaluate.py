@@ -59,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(text, "evaluation.option")
     if args.runtime is not None and not args.onnx:
         raise UserError("--runtime is for a model of --onnx", "evaluation.option")
-    if args.concurrent < 1:
-        raise UserError(f"--concurrent is {args.concurrent}; expected at least 1", "evaluation.option")
     results, names = list[TrackerResult](), split_commas(args.sequences)
     key = data_set_key(args.dataset) if args.dataset else None
     if args.annotations is not None:

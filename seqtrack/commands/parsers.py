@@ -2,16 +2,19 @@
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from seqtrack import __version__
 from seqtrack.errors import USER_ERROR_EXIT_CODE, Problem, UserError
-from seqtrack.parsing import did_you_mean
+from seqtrack.parsing import ParseError, did_you_mean, parse_float, parse_int
+
+_N = TypeVar("_N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,10 +73,27 @@ def variables_of(args: argparse.Namespace) -> dict[str, str]:
     return given
 
 
+def _in_range(parse: Callable[[str], _N], text: str, least: float, most: float = math.inf) -> _N:
+    try:
+        value = parse(text)
+    except ParseError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not least <= value <= most:
+        limit = f"at least {least}" if value < least else f"at most {most}"
+        raise argparse.ArgumentTypeError(f"found {text}, expected {limit}")
+    return value
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
-    return int(text)
+    return _in_range(parse_int, text, 1)
+
+
+def _natural(text: str) -> int:
+    return _in_range(parse_int, text, 0)
+
+
+def _gib(text: str) -> float:
+    return _in_range(parse_float, text, 0, 2**30)  # in bytes still finite
 
 
 def _verify(parser: Parser) -> None:
@@ -102,8 +122,8 @@ def _reproduce(parser: Parser) -> None:
 
 
 def _restore(parser: Parser) -> None:
-    parser.add_argument("--epoch", type=int, required=True, help="the epoch whose checkpoint is wanted")
-    parser.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, else 1)")
+    parser.add_argument("--epoch", type=_positive, required=True, help="the epoch whose checkpoint is wanted")
+    parser.add_argument("--phase", type=_positive, choices=(1, 2), help="whose checkpoint (default: PHASE, else 1)")
 
 
 def _report(parser: Parser) -> None:
@@ -129,7 +149,7 @@ def _runtime(parser: Parser) -> None:
 
 def _evaluate(parser: Parser) -> None:
     add = parser.add_argument
-    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    add("--phase", type=_positive, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     text = (
         "all, last, an epoch (3), a range (2-5), a file or nano; may be repeated (default: all, or none with --results "
         "or --onnx)"
@@ -165,7 +185,7 @@ def _evaluate(parser: Parser) -> None:
     text = "track with the untrained model as well (default: with all checkpoints)"
     add("--untrained", action=argparse.BooleanOptionalAction, help=text)
     _precision_and_device(parser)
-    add("--concurrent", type=int, default=16, help="sequences tracked in one batch (default: 16)")
+    add("--concurrent", type=_positive, default=16, help="sequences tracked in one batch (default: 16)")
     add("-o", "--output", type=Path, help="folder for tables and plots (default: the run's evaluation/)")
 
 
@@ -191,7 +211,7 @@ def _submit(parser: Parser) -> None:
     add("--results", type=Path, metavar="DIR", help=text)
     add("--checkpoint", metavar="WHICH", help="track with this one: last, an epoch, a file or nano")
     add("--check", type=Path, metavar="ZIP", help="only check a zip")
-    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    add("--phase", type=_positive, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
     text = "names (a text) or names, lengths and first boxes (.npz) of the set (default: its frames in DATA_DIR)"
     add("--expected", type=Path, metavar="FILE", help=text)
     add("--device", choices=("auto", "cuda", "cpu"), help="default: DEVICE, else auto")
@@ -221,8 +241,8 @@ def _track(parser: Parser) -> None:
     add("--checkpoint", metavar="WHICH", help=text)
     add("--onnx", type=Path, metavar="FOLDER", help="a model of `export --onnx` instead of a checkpoint, on the CPU")
     _runtime(parser)
-    add("--phase", type=int, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
-    add("--frames", type=int, metavar="N", help="stop after N frames")
+    add("--phase", type=_positive, choices=(1, 2), help="whose checkpoints (default: PHASE, else 1)")
+    add("--frames", type=_positive, metavar="N", help="stop after N frames")
     text = "frames per second of the output (default: as the source states; 30 for a folder)"
     add("--fps", metavar="RATE", help=text)
     _precision_and_device(parser)
@@ -247,9 +267,9 @@ def _data(parser: Parser) -> None:
     check.add_argument("--decode", action="store_true", help="read every pixel of every frame")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     show.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")
-    show.add_argument("--count", type=int, default=12, help="samples (default: 12)")
-    show.add_argument("--epoch", type=int, default=1, help="epoch whose samples are shown (default: 1)")
-    show.add_argument("--first", type=int, default=0, help="index of the first sample in the epoch (default: 0)")
+    show.add_argument("--count", type=_positive, default=12, help="samples (default: 12)")
+    show.add_argument("--epoch", type=_natural, default=1, help="epoch whose samples are shown (default: 1)")
+    show.add_argument("--first", type=_natural, default=0, help="index of the first sample in the epoch (default: 0)")
     add = add_own.add_argument
     add("format", choices=("coco", "cvat", "yolo", "csv"), help="format of the boxes")
     add("boxes", type=Path, metavar="BOXES", help="the annotation file; with yolo, the folder of .txt files")
@@ -257,9 +277,9 @@ def _data(parser: Parser) -> None:
     add("--split", choices=("train", "test"), default="train", help="default: train")
     add("--class", dest="class_name", metavar="NAME", help="class of every object (default: as annotated)")
     add("--object", dest="object_ids", default="", metavar="ID", help="only these objects, separated by commas")
-    add("--first", type=int, metavar="N", help="number of the first frame in BOXES (default: 0 with cvat, else 1)")
+    add("--first", type=_natural, metavar="N", help="number of the first frame in BOXES (default: 0 with cvat, else 1)")
     text = "boxes in between for up to N frames without one (default: 0, the object is out of view there)"
-    add("--fill-gaps", type=int, default=0, metavar="N", help=text)
+    add("--fill-gaps", type=_natural, default=0, metavar="N", help=text)
 
 
 def _upload(parser: Parser) -> None:
@@ -280,8 +300,8 @@ def _hub(parser: Parser) -> None:
     upload.add_argument("--to", metavar="PATH", help=text)
     download = actions.add_parser("download", help="download a checkpoint, or one file, checked against its digest")
     download.add_argument("path", nargs="?", help="a file of the repo; or use --epoch")
-    download.add_argument("--epoch", type=int, help="the checkpoint after this epoch, with its manifest")
-    download.add_argument("--phase", type=int, choices=(1, 2), help="whose checkpoint (default: PHASE, then 1)")
+    download.add_argument("--epoch", type=_positive, help="the checkpoint after this epoch, with its manifest")
+    download.add_argument("--phase", type=_positive, choices=(1, 2), help="whose checkpoint (default: PHASE, then 1)")
     download.add_argument("--into", type=Path, metavar="DIR", help="default: where it would lie in OUTPUT_DIR")
     card = actions.add_parser("card", help="write OUTPUT_DIR/README.md from measured files, and send it")
     card.add_argument("--no-upload", action="store_true", help="only write it")
@@ -291,8 +311,8 @@ def _plan(parser: Parser) -> None:
     _settings(parser)
     text = 'another GPU: its name ("T4", "RTX 3050 Laptop") or compute capability ("7.5")'
     parser.add_argument("--gpu", help=text)
-    parser.add_argument("--memory-gib", type=float, help="memory of the device, in GiB")
-    parser.add_argument("--disk-gib", type=float, help="free disk space, in GiB")
+    parser.add_argument("--memory-gib", type=_gib, help="memory of the device, in GiB")
+    parser.add_argument("--disk-gib", type=_gib, help="free disk space, in GiB")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 

@@ -33,8 +33,6 @@ def run(args: argparse.Namespace) -> int:
     frames tracked so far."""
     environment = read_environment(os.environ)
     fps = _numbers("--fps", args.fps, 1)[0] if args.fps else None
-    if args.frames is not None and args.frames < 1:
-        raise UserError(f"--frames is {args.frames}; expected at least 1", code="track.option")
     if fps is not None and not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
         raise UserError(f"--fps is {fps:g}; expected {FPS_RANGE[0]:g} to {FPS_RANGE[1]:g}", code="track.option")
     source = open_frames(args.source, fps=fps)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from reference import parsers
 
 from seqtrack.cli import main
 from seqtrack.commands.parsers import SETTINGS, command_parsers, variables_of
@@ -21,6 +22,13 @@ def test_options_and_keys_of_training_set_its_variables(monkeypatch: pytest.Monk
     assert {name.lower() for name in SETTINGS} <= set(Environment.model_fields)
     assert parser.format_help()
     assert [action.dest for action in parser._actions if not action.help] == []
+
+
+def test_no_option_has_a_number_grammar_of_its_own() -> None:
+    """`int` and `float` take `1_0`, other alphabets and `nan`."""
+    types = [(name, action.dest, action.type) for name, _, parser in parsers() for action in parser._actions]
+    assert [(name, dest) for name, dest, kind in types if kind in (int, float)] == []
+    assert len([kind for *_, kind in types if kind is not None and kind is not Path]) > 15
 
 
 def test_every_command_reads_dotenv_and_the_environment_takes_precedence(

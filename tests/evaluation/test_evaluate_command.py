@@ -305,7 +305,7 @@ OPTIONS = [
     *(("checkpoint.option", f"--checkpoint={word}") for word in ("9" * 5000, "best", "-1")),
     ("checkpoint.missing", "--checkpoint=some/file.safetensors"), ("data.unknown_class", "--classes=unicorn"),
     ("data.unknown_data_set", "--dataset=nosuchset"), ("annotations.sequence", "--sequences=horse-99"),
-    ("evaluation.option", "--annotations=. --checkpoint=1"), ("evaluation.option", "--concurrent=0"),
+    ("evaluation.option", "--annotations=. --checkpoint=1"),
 ]  # fmt: skip
 
 

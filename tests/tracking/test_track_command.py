@@ -86,7 +86,7 @@ WRONG = {
     f"--box {BOX} --checkpoint 9": "checkpoint.no_epoch", f"--box {BOX} --phase 2": "checkpoint.none",
     f"--box {BOX} --checkpoint 2": "checkpoint.no_config", f"--box {BOX} --checkpoint 3": "weights.other_model",
     "": "track.option", f"--box {BOX} -o out.mkv": "video.output", f"--box {BOX} -o /proc/none/out.mp4": "video.output",
-    f"--box {BOX} --frames -3": "track.option", f"--box {BOX} --fps nan": "track.option",
+    f"--box {BOX} --fps nan": "track.option",
     f"--box {BOX} --precision fp16 --device cpu": "tracking.precision_on_cpu",
 }  # fmt: skip
 
