@@ -7,6 +7,7 @@ arithmetic is that of `seqtrack track`: the same crops, tokens and boxes.
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -15,13 +16,12 @@ import numpy as np
 import onnxruntime
 
 MARGIN_PX = 10  # at least this much of a box lies inside the image, and no side is shorter
+IMAGE = re.compile(r"[^.].*\.(jpe?g|png|bmp|tiff?|webp)", re.IGNORECASE)  # no hidden file
 
 
 def crop(image, box, factor, size):
-    """A square around a box (x, y, w, h), `factor` times as large, black outside of the image, resized to `size`.
-
-    Returns the crop (size, size, 3) and its pixels per pixel of the image.
-    """
+    """A square around a box (x, y, w, h), `factor` times as large, black outside of the image, resized to `size`:
+    (size, size, 3), and its pixels per pixel of the image."""
     x, y, w, h = (float(value) for value in box)
     side = math.ceil(math.sqrt(w * h) * factor)
     left, top = round(x + 0.5 * w - side * 0.5), round(y + 0.5 * h - side * 0.5)
@@ -41,15 +41,14 @@ class Tracker:
     """One object in one video: `start` with its box in the first frame, `track` for each later one."""
 
     def __init__(self, folder, threads=0):
-        folder = Path(folder)
-        config = json.loads((folder / "model.json").read_text())["config"]
+        config = json.loads(Path(folder, "model.json").read_text())["config"]
         self.data, self.test = config["DATA"], config["TEST"]
         self.bins, self.order = config["MODEL"]["BINS"], self.data["SEQ_FORMAT"]
         self.num_templates = self.data["TEMPLATE"]["NUMBER"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one per core
         self.encoder, self.decoder = (
-            onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(str(Path(folder, name)), options, providers=["CPUExecutionProvider"])
             for name in ("encoder.onnx", "decoder.onnx")
         )
         # The window favours small motion. It multiplies the probabilities of the box's centre.
@@ -80,8 +79,7 @@ class Tracker:
             logits, cache = self.decoder.run(None, feed)
             scores = np.exp(logits[0] - logits[0].max())
             scores = (scores / scores.sum())[: self.bins]  # without the last two: END and START
-            if position in self.centre:
-                scores = scores * self.window
+            scores = scores * self.window if position in self.centre else scores
             token = int(scores.argmax())
             tokens.append(token)
             total += float(scores[token])
@@ -103,6 +101,12 @@ class Tracker:
         previous = self.box[:2] + 0.5 * self.box[2:]
         extent = values[2:] * side
         corner = values[:2] * side + previous - 0.5 * side - 0.5 * extent
+        center_rate, size_rate = self.test["CENTER_RATE"], self.test["SIZE_RATE"]
+        if (center_rate, size_rate) != (1, 1):  # go a part of the way only: a small model's boxes are noisy
+            center = previous + center_rate * (corner + extent / 2 - previous)
+            ratios = (extent / self.box[2:]).tolist()  # floats, because NumPy's power has another last bit than torch's
+            extent = self.box[2:] * [ratio**size_rate for ratio in ratios]
+            corner = center - extent / 2
         limit = np.array([image.shape[1], image.shape[0]], np.float64)
         low = np.minimum(np.maximum(corner, 0), limit - MARGIN_PX)
         high = np.minimum(np.maximum(corner + extent, MARGIN_PX), limit)
@@ -115,13 +119,17 @@ class Tracker:
 
 
 def frames(place):
-    """(H, W, 3) RGB frames of a video file or of a folder of images."""
-    if Path(place).is_dir():
-        paths = sorted(path for path in Path(place).iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        images = (cv2.imread(str(path)) for path in paths)
+    """(H, W, 3) RGB frames of a video file, or of a folder's images, frame2.jpg before frame10.jpg."""
+    folder = Path(place, "img") if Path(place, "img").is_dir() else Path(place)
+    if folder.is_dir():
+        names = [path.name for path in folder.iterdir() if IMAGE.fullmatch(path.name)]
+        names = [name for name in names if re.fullmatch(r"[0-9]{8}\.jpg", name)] or names
+        names.sort(key=lambda name: [(int(n or -1), text) for text, n in re.findall("([^0-9]+)|([0-9]+)", name)])
+        images = (cv2.imread(str(folder / name)) for name in names)
     else:
-        capture = cv2.VideoCapture(place)
-        images = iter(lambda: capture.read()[1], None)
+        capture = cv2.VideoCapture(str(folder.absolute()), cv2.CAP_FFMPEG)
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # off in some versions of OpenCV, on in others
+        images = (image for _, image in iter(capture.read, (False, None)))
     yield from (cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in images)
 
 
@@ -133,11 +141,7 @@ def main(folder, place, box, output=None):
         else:
             tracker.track(image)
         lines.append(",".join(f"{value:.4f}" for value in tracker.box))
-    text = "\n".join(lines) + "\n"
-    if output is None:
-        print(text, end="")
-    else:
-        Path(output).write_text(text)
+    Path(output).write_text("\n".join([*lines, ""])) if output else print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

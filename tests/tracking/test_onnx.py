@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from contracts.test_formats import differences, table
@@ -25,8 +27,10 @@ from seqtrack.tracking import onnx_export
 from seqtrack.tracking.load import select_checkpoints
 from seqtrack.tracking.onnx_model import load_onnx
 from seqtrack.tracking.tracker import BatchTracker, TrackedModel, TrackerSettings
+from seqtrack.tracking.video import open_frames
 
 from .conftest import FIRST_BOX
+from .test_video import patch, write_video
 
 __all__ = ["demo_data"]
 
@@ -35,6 +39,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = ["decoder.onnx", "encoder.onnx", "model.json"]
 Codes = Callable[..., tuple[int, list[str]]]
 Video = tuple[Sequence[np.ndarray], tuple[float, ...]]
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    """With rates that are not 1, as nano has."""
+    keys = {"TEST.NUM_TEMPLATES": 2, "DATA.TEMPLATE.NUMBER": 2, "TEST.CENTER_RATE": 0.5, "TEST.SIZE_RATE": 0.3}
+    return load_config("demo", overrides=[(key, str(value)) for key, value in keys.items()])
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +123,9 @@ def test_any_number_of_objects_gives_torchs_tokens_and_boxes(
 def test_track_and_the_example_give_the_checkpoints_boxes(
     run: Codes, output: Path, video_folder: Path, tmp_path: Path
 ) -> None:
+    for path in [*video_folder.iterdir()]:
+        path.rename(video_folder / f"{int(path.stem)}.jpg")  # 10 after 9
+    (video_folder / "._1.jpg").write_bytes(b"of a file manager")
     common = ("track", video_folder, "--box", BOX, "--no-video", "-o")
     assert run(*common, tmp_path / "a.mp4") == (0, [])
     assert run(*common, tmp_path / "b.mp4", "--onnx", output / "model") == (0, [])
@@ -130,6 +144,22 @@ def test_track_and_the_example_give_the_checkpoints_boxes(
     np.testing.assert_allclose(b, a, atol=1e-6)
     np.testing.assert_allclose(o, a, atol=1e-6)
     np.testing.assert_allclose(c, a, atol=1e-3)
+
+
+def test_the_example_reads_the_frames_that_track_reads(
+    frames: list[np.ndarray], video_folder: Path, tmp_path: Path
+) -> None:
+    read = runpy.run_path(str(ROOT / "examples" / "onnx_tracker.py"))["frames"]
+    lasot, mixed, turned = tmp_path / "person-1", tmp_path / "mixed", tmp_path / "turned.mp4"
+    shutil.copytree(video_folder, lasot / "img")
+    mixed.mkdir()
+    for name, frame in zip(("b2.bmp", "b10.png", "a.jpg", "3.TIF", "b1_2.webp", "b1_10.jpeg"), frames, strict=False):
+        cv2.imwrite(str(mixed / name), frame)
+    shutil.copy(mixed / "b10.png", lasot / "img" / "1.png")  # is no frame where others are named as in LaSOT
+    patch(write_video(turned, [frame[:64] for frame in frames]), b"tkhd", 40, 0, 1 << 16, 0, -1 << 16, 0, 0)
+    for place in (lasot, mixed, turned):
+        ours, theirs = ([*one] for one in (open_frames(str(place)).frames(), read(str(place))))
+        assert len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs)), place
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
