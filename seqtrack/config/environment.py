@@ -24,7 +24,7 @@ from seqtrack.config.loader import is_file_name, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import Problem, UserError
 from seqtrack.parsing import short_repr
-from seqtrack.run_dir import phase_name
+from seqtrack.run_dir import RUN_FILE, phase_name
 
 _DRAWN = ("demo", "nano")  # data sets with an experiment of the same name
 # Commands that read a variable.
@@ -167,10 +167,9 @@ def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
     layer += [(name, key, environ[name]) for name, key in KEYS.items() if environment.given(name)]
     try:
         config = load_config(environment.config, variables=layer, overrides=environment.overrides)
-        epoch, last = environment.resume_epoch or 0, config.TRAIN.EPOCH
-        if epoch >= last:
-            text = f"RESUME_EPOCH {epoch} (of phase 2 unless set): no epoch of {last} is left; train more epochs"
-            problems.append(Problem(text, "config.resume_epoch"))
+        # A run that exists keeps the value that it began with, which is checked where it is read.
+        if environment.given("RESUME_EPOCH") or not os.access(environment.phase_folder() / RUN_FILE, os.F_OK):
+            check_resume_epoch(environment.resume_epoch, config.TRAIN.EPOCH)
     except UserError as error:
         problems += error.problems
     near = {name: close for name, close in _similar(environ).items() if close}
@@ -178,6 +177,13 @@ def configure(environ: Mapping[str, str]) -> tuple[Environment, Config]:
     if problems:
         raise UserError(problems)
     return environment, config
+
+
+def check_resume_epoch(epoch: int | None, last: int) -> None:
+    """Raise a UserError if no epoch is left to train after `epoch`."""
+    if epoch is not None and epoch >= last:
+        text = f"RESUME_EPOCH {epoch} (of phase 2 unless set): no epoch of {last} is left; train more epochs"
+        raise UserError(text, "config.resume_epoch")
 
 
 def read_token(environ: Mapping[str, str]) -> str | None:

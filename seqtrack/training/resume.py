@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from seqtrack.checkpoints.resume_point import ResumePoint, find_resume_point, hold_run_dir, read_run
-from seqtrack.checkpoints.side_files import Fingerprint, Manifest, StartRecord
+from seqtrack.checkpoints.side_files import Fingerprint, Manifest, RunRecord, StartRecord
 from seqtrack.checkpoints.store import load_checkpoint, manifest_of
-from seqtrack.config.environment import KEYS, Environment
+from seqtrack.config.environment import KEYS, Environment, check_resume_epoch
 from seqtrack.config.loader import (
     SCHEDULE,
     Difference,
@@ -50,9 +50,12 @@ def find_run(environment: Environment, config: Config, data_digest: str, steps_p
         logger.info("epoch %d is not on this disk: fetching it from %s", epoch, environment.target)
         return manifest_of(fetch_checkpoint(environment, epoch, fetched / CHECKPOINTS))
 
+    run = read_run(folder)
+    resume_epoch = requested_epoch(environment, run)
+    check_resume_epoch(resume_epoch, config.TRAIN.EPOCH)
     start = find_resume_point(
         folder,
-        resume_epoch=environment.resume_epoch,
+        resume_epoch=resume_epoch,
         epochs=config.TRAIN.EPOCH,
         elsewhere=[*others, fetched],
         fetch=fetch if environment.target else None,
@@ -60,10 +63,16 @@ def find_run(environment: Environment, config: Config, data_digest: str, steps_p
     if (manifest := start.manifest) is not None:
         changes = _check_experiment(manifest, config, data_digest, steps_per_epoch)
         return replace(start, config_changes=changes)
-    run = read_run(folder) if start.finished else None  # its checkpoints were moved away
-    if run is not None and (run.config_digest, run.data_digest) != (config_digest(config), data_digest):
+    digests = (config_digest(config), data_digest)
+    # It is finished, and its checkpoints were moved away.
+    if start.finished and run is not None and (run.config_digest, run.data_digest) != digests:
         _refuse(folder, [Problem("it is complete, with another configuration or data", "run.other_experiment")])
     return start
+
+
+def requested_epoch(environment: Environment, run: RunRecord | None) -> int | None:
+    """RESUME_EPOCH; if it is not set, the value with which the run in the output folder began, if there is one."""
+    return environment.resume_epoch if run is None or environment.given("RESUME_EPOCH") else run.resume_epoch
 
 
 def _check_experiment(manifest: Manifest, config: Config, data_digest: str, steps_per_epoch: int) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from seqtrack.errors import RunError, UserError
 from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, DATASET_FILE, ENVIRONMENT_FILE, PLOTS, SAMPLES_FILE
 from seqtrack.runtime.distributed import DistributedContext
 from seqtrack.runtime.environment import describe_device, environment_record, lock_digest, source_commit, versions
+from seqtrack.training.resume import requested_epoch
 from seqtrack.uploads.state import is_verified
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def open_run(
         state="running",
         phase=environment.phase,
         config=environment.config,
-        resume_epoch=environment.resume_epoch or (before.resume_epoch if before else None),
+        resume_epoch=requested_epoch(environment, before),
         epochs=config.TRAIN.EPOCH,
         config_digest=config_digest(config),
         data_digest=data.digest,

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import assert_same_run, children, completed, environment, epochs, log_of, start, train
+from runs import assert_same_run, children, completed, environment, epochs, log_of, start, train, tree
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_its_cause_and_older_checkpoints_stay(
@@ -64,6 +64,19 @@ def test_a_restart_from_an_earlier_epoch_or_before_a_damaged_one_moves_the_later
     assert_same_run(folder, uninterrupted / "phase_1")
     aside = sorted(path.name for path in folder.glob("checkpoints/superseded/*/*.safetensors"))
     assert aside == ["SEQTRACK_ep0002.safetensors"] * bool(resume) + ["SEQTRACK_ep0003.safetensors"]
+
+
+def test_without_an_epoch_named_that_of_the_run_must_leave_some_to_train(
+    uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(uninterrupted, tmp_path / "output"))
+    env = environment(output, demo_data, PHASE=2)
+    ended = train(env)
+    assert (ended.code, ended.codes) == (2, ["config.resume_epoch"])
+    assert train(env | {"RESUME_EPOCH": "2", "STOP_AFTER_S": "0.000001"}).code == 75
+    before = tree(output)
+    ended = train(env | {"EPOCHS": "2"})
+    assert (ended.code, ended.codes, tree(output)) == (2, ["config.resume_epoch"], before)
 
 
 def test_only_as_many_checkpoints_stay_as_configured(demo_data: Path, tmp_path: Path) -> None:
