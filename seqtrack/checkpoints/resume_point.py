@@ -168,22 +168,30 @@ def hold_run_dir(folder: Path, start: ResumePoint) -> Iterator[None]:
 
 
 def _move_aside(folder: Path, start: ResumePoint) -> None:
-    """Every file with the name of a checkpoint after the start, valid or damaged: the run would overwrite it."""
-    last = {"ep": -1, "step": -1}  # the last epoch and step that stay
-    if start.manifest is not None:
-        last = {"ep": start.manifest.epoch - (start.manifest.sample > 0), "step": start.step}
+    """Every file with the name of a checkpoint after the start, valid or damaged: the run would overwrite it. Of a run
+    with another beginning its logs as well, and `starts` is emptied."""
     checkpoints, metrics = folder / run_dir.CHECKPOINTS, run_dir.metrics_path(folder)
+    last = {"ep": -1, "step": -1}  # the last epoch and step that stay
+    manifest, run = start.manifest, read_run(folder)
+    if is_own := manifest is not None and manifest.path.parent == checkpoints:
+        last = {"ep": manifest.epoch - (manifest.sample > 0), "step": start.step}
     named = [(path, run_dir.parse_checkpoint_name(path.name)) for path in sorted(checkpoints.iterdir())]
     later = [path for path, parsed in named if parsed is not None and parsed[1] > last[parsed[0]]]
-    if not later:
-        return
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = checkpoints / run_dir.SUPERSEDED / f"{stamp}-{secrets.token_hex(2)}"
-    aside.mkdir(parents=True)
-    if metrics.exists():
-        write_atomic(aside / metrics.name, metrics.read_bytes())
-    for path in later:
-        logger.warning("moved aside, superseded by this start: %s -> %s", path, aside)
-        path.rename(aside / path.name)
-    sync_folder(aside)
-    sync_folder(checkpoints)
+    epoch, begins_elsewhere = manifest.epoch if manifest is not None else 0, False
+    if run is not None and run.starts:
+        begins_elsewhere = epoch < run.starts[0].epoch or (epoch > run.starts[0].epoch and not is_own)
+    if begins_elsewhere:
+        later += sorted((folder / run_dir.LOGS).iterdir())
+    if later:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = checkpoints / run_dir.SUPERSEDED / f"{stamp}-{secrets.token_hex(2)}"
+        aside.mkdir(parents=True)
+        if metrics.exists():
+            write_atomic(aside / metrics.name, metrics.read_bytes())
+        for path in later:
+            logger.warning("moved aside, superseded by this start: %s -> %s", path, aside)
+            path.rename(aside / path.name)
+        sync_folder(aside)
+        sync_folder(checkpoints)
+    if begins_elsewhere and run is not None:
+        write_run(folder, run.model_copy(update={"starts": []}), "running")

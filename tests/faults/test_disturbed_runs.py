@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from runs import assert_same_run, children, completed, environment, epochs, log_of, start, train, tree
 
+from seqtrack.checkpoints.resume_point import read_run
+from seqtrack.reports.consistency import inconsistencies
+
 
 def test_a_disk_that_fills_up_ends_the_run_with_its_cause_and_older_checkpoints_stay(
     disk: Path, demo_data: Path
@@ -64,6 +67,34 @@ def test_a_restart_from_an_earlier_epoch_or_before_a_damaged_one_moves_the_later
     assert_same_run(folder, uninterrupted / "phase_1")
     aside = sorted(path.name for path in folder.glob("checkpoints/superseded/*/*.safetensors"))
     assert aside == ["SEQTRACK_ep0002.safetensors"] * bool(resume) + ["SEQTRACK_ep0003.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("began", "interrupted", "resume", "first"),
+    [("2", False, "1", 1), ("1", True, "2", 2), ("1", True, "1", 1), ("1", True, "", 1)],
+)
+def test_phase_2_that_begins_after_another_epoch_or_continues_without_one_named_is_identical(
+    began: str, interrupted: bool, resume: str, first: int, uninterrupted: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(uninterrupted, tmp_path / "output"))
+    folder, env = output / "phase_2", environment(output, demo_data, PHASE=2)
+    stop = {"STOP_AFTER_S": "0.000001"} if interrupted else {}
+    assert train(env | stop | {"RESUME_EPOCH": began}).code == (75 if interrupted else 0)
+    started = read_run(folder)
+    assert started is not None
+    ended = completed(env | {"RESUME_EPOCH": resume})
+    assert ended.said.splitlines()[-1] == "identical"
+    assert inconsistencies(folder) == []
+    run = read_run(folder)
+    assert run is not None and (run.resume_epoch, run.starts[0].epoch) == (first, first)
+    assert len(run.starts) == (1 if str(first) != began else 2)
+    assert run.started == started.started, "the uploader knows its files by it"
+    assert sorted(epochs(folder)) == list(range(first + 1, 4))
+    aside = {path.name for path in folder.glob("checkpoints/superseded/*/*")}
+    assert ({"metrics.jsonl", "seqtrack-demo.log"} <= aside) is (str(first) != began)
+    completed(env)
+    again = read_run(folder)
+    assert again is not None and again.starts == run.starts, "complete, with nothing to do"
 
 
 def test_without_an_epoch_named_that_of_the_run_must_leave_some_to_train(
