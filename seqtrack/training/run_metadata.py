@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or folder.parent not in Path(error.filename).parents:
+        # `logging` names its file by an absolute path without `..`.
+        root = Path(os.path.normpath(folder.parent.absolute()))
+        if error.filename is None or root not in Path(os.path.normpath(Path(error.filename).absolute())).parents:
             raise
         raise RunError(
             f"{error.filename} could not be written ({error.strerror}); older checkpoints in {folder} are untouched: "

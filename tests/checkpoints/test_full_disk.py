@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,17 @@ def test_a_file_that_cannot_be_written_is_named_and_a_plot_does_not_end_the_run(
     place.mkdir(parents=True)  # a rename onto a folder fails for root as well
     ended = runs.train(env)
     assert (ended.code, str(place) in ended.said) == (code, True), ended.said
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_disk_that_is_full_under_the_log_ends_the_run_with_its_cause(
+    is_relative: bool, demo_data: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "phase_1" / "logs" / "seqtrack-demo.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    base = Path(tempfile.gettempdir())  # where the run is started
+    output = Path("..", base.name, os.path.relpath(tmp_path, base)) if is_relative else tmp_path
+    ended = runs.train(environment(output, demo_data, EPOCHS=1))
+    assert (ended.code, ended.codes, str(log) in ended.said) == (1, ["run.disk"], True), ended.said
+    assert "Traceback" not in ended.said
