@@ -72,7 +72,8 @@ def metrics_path(run: Path) -> Path:
 
 def log_path(run: Path, config: str) -> Path:
     """The human-readable log of the run in a phase's folder, named after its experiment."""
-    return run / LOGS / f"seqtrack-{Path(config).stem}.log"
+    stem = Path(config).stem.encode()[:200].decode(errors="ignore")  # a file name has 255 bytes at most
+    return run / LOGS / f"seqtrack-{stem}.log"
 
 
 def epoch_name(epoch: int) -> str:

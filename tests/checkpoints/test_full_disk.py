@@ -19,6 +19,7 @@ from checkpoints.test_damage import FACTS, write_small
 from seqtrack.checkpoints.safetensors_io import write_atomic
 from seqtrack.checkpoints.store import list_checkpoints, manifest_of, verify_checkpoint, write_checkpoint
 from seqtrack.checkpoints.tensors import tensor_bytes
+from seqtrack.config.loader import EXPERIMENTS
 from seqtrack.errors import RunError
 from seqtrack.training.checkpointer import Checkpointer
 
@@ -117,3 +118,11 @@ def test_a_disk_that_is_full_under_the_log_ends_the_run_with_its_cause(
     ended = runs.train(environment(output, demo_data, EPOCHS=1))
     assert (ended.code, ended.codes, str(log) in ended.said) == (1, ["run.disk"], True), ended.said
     assert "Traceback" not in ended.said
+
+
+def test_the_log_of_a_configuration_with_a_long_name_has_a_shorter_one(demo_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{'c' * 100}{'ü' * 72}.yaml"  # 249 bytes, of 255 at most
+    path.write_bytes((EXPERIMENTS / "demo.yaml").read_bytes())
+    env = environment(tmp_path, demo_data, {"DATA.TRAIN.SAMPLE_PER_EPOCH": "32"}, CONFIG=path, EPOCHS=1)
+    runs.completed(env)
+    assert len(runs.log_of(tmp_path).splitlines()) > 10
