@@ -81,7 +81,9 @@ class Train(Settings):
     WEIGHT_DECAY: float = setting(1e-4, "AdamW's weight decay, on every parameter", ge=0, le=10)
     EPOCH: int = setting(500, "number of epochs", ge=1, le=100_000)
     LR_DROP_EPOCH: int = setting(400, "epochs between two drops of the rate (step)", ge=1)
-    BATCH_SIZE: int = setting(8, "samples per optimizer step over all processes (the authors' is per GPU)", ge=1)
+    BATCH_SIZE: int = setting(
+        8, "samples per optimizer step over all processes (the authors' is per GPU)", ge=1, le=1_000_000
+    )
     ACCUMULATION_STEPS: int = setting(1, "gradient accumulation: parts in which a batch is computed", ge=1, le=4096)
     SHARDS: int = setting(
         0,
@@ -118,7 +120,9 @@ class DataTrain(Settings):
 
     DATASETS_NAME: tuple[Name, ...] = setting(("LASOT", "GOT10K_vottrain"), "data sets")
     DATASETS_RATIO: tuple[Annotated[float, Ge(0)], ...] = setting((1.0, 1.0), "sampling weight of each data set")
-    SAMPLE_PER_EPOCH: Positive | Literal["auto"] = setting(60000, "samples per epoch; auto: frames / frames per sample")
+    SAMPLE_PER_EPOCH: Annotated[int, Ge(1), Le(1_000_000_000)] | Literal["auto"] = setting(
+        60000, "samples per epoch; auto: frames / frames per sample"
+    )
 
 
 class Template(Settings):

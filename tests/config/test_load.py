@@ -72,6 +72,7 @@ NAMES = ("../up", "a/b", "a b", "", ".hidden", "line\\nbreak", "x" * 101)
         ),
         ("TRAIN.CE_WEIGHT", {"1": 1.0, "1e300": 1e300}, "1e999|-1"),
         ("TRAIN.BATCH_SIZE", {"16": 16}, f"010|1.0|1e3|0x10|1:30|0b1|true|{'9' * 5000}|1_6|0|null"),
+        ("TRAIN.BATCH_SIZE", {"1000000": 10**6}, f"1000001|{'9' * 18}"),
         ("TRAIN.DETERMINISTIC", {"No": False, "off": False, "1": True, "'yes'": True}, "2|null|maybe"),
         ("TRAIN.AMP", {"off": "off", "BF16": "bf16"}, "false|fp8"),
         ("TRAIN.NUM_WORKER", {"Auto": "auto", "0": 0}, "-1|all"),

@@ -28,6 +28,13 @@ BAD: dict[str, tuple[list[str], list[str], dict[str, str], dict[str, str]]] = {
     ),
     "precision that the device lacks": (["device.fp16_on_cpu"], ["TRAIN.AMP"], {"TRAIN.AMP": "fp16"}, {}),
     "no machine to meet at": (["launch.no_rendezvous"], [], {}, {"NNODES": "2"}),
+    "a number of samples per epoch above the limit": (
+        ["config.invalid_value"], ["DATA.TRAIN.SAMPLE_PER_EPOCH", "1000000000"],
+        {"DATA.TRAIN.SAMPLE_PER_EPOCH": "9" * 18}, {},
+    ),
+    "a batch above the limit": (
+        ["config.invalid_value"], ["TRAIN.BATCH_SIZE", "BATCH_SIZE", "1000000"], {}, {"BATCH_SIZE": "9" * 18},
+    ),
     "a path that the locale cannot express": (
         ["variable.invalid_value"], ["OUTPUT_DIR", "LC_ALL=C.UTF-8", "ascii"], {},
         {"OUTPUT_DIR": "/nowhere/dü", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
