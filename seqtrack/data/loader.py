@@ -30,6 +30,7 @@ from seqtrack.process import STOP_SIGNALS, end_with_parent, exit_reason, limit_p
 from seqtrack.shards import shard_range
 
 _PREFETCH = 2  # batches per worker that are made in advance
+_MAX_BATCH_BYTES = 2**31 - 64  # NumPy counts them in a C int, with those that align the fields
 _POLL_S = 0.2  # interval at which a wait checks for a request to stop
 _JOIN_S = 5.0  # how long a killed worker is waited for
 # A single process can stop between two batches at once; of several, the others wait for this one's batch, and only a
@@ -92,6 +93,9 @@ class BatchLoader:
         shards: a batch is cut into so many, and a rank has consecutive ones; 0: one per rank.
         num_workers: processes that make batches; 0 makes them in this process.
         pin: put batches into page-locked memory, for a GPU to copy from.
+
+    Raises:
+        UserError: a batch has more bytes than a buffer can have.
     """
 
     def __init__(
@@ -118,6 +122,10 @@ class BatchLoader:
         shapes = (templates, search, (size, spec.num_templates), (size,), (size, 4))
         kinds = (np.uint8, np.uint8, np.float32, np.float32, np.float32)
         fields = [*zip(_FIELDS, kinds, shapes, strict=True), ("checksums", np.uint64, (size,))]
+        per_sample = sum(np.dtype(kind).itemsize * math.prod(shape) for _, kind, shape in fields) // size
+        if size > (most := _MAX_BATCH_BYTES // per_sample):
+            text = f"TRAIN.BATCH_SIZE is {batch_size_global}: {size} samples per process of {per_sample} bytes each"
+            raise UserError(f"{text}; at most {most} fit into a buffer", code="loader.batch_too_large")
         layout = np.dtype(fields, align=True)
         count = max(1, num_workers * _PREFETCH)  # of whole batches, in anonymous memory that a fork shares
         self._buffers = [np.frombuffer(mmap.mmap(-1, layout.itemsize), layout) for _ in range(count)]

@@ -28,6 +28,9 @@ BAD: dict[str, tuple[list[str], list[str], dict[str, str], dict[str, str]]] = {
     ),
     "precision that the device lacks": (["device.fp16_on_cpu"], ["TRAIN.AMP"], {"TRAIN.AMP": "fp16"}, {}),
     "no machine to meet at": (["launch.no_rendezvous"], [], {}, {"NNODES": "2"}),
+    "a batch too large for its buffer": (
+        ["loader.batch_too_large"], ["TRAIN.BATCH_SIZE is 1000000", "62080"], {"TRAIN.BATCH_SIZE": "1000000"}, {},
+    ),
     "a number of samples per epoch above the limit": (
         ["config.invalid_value"], ["DATA.TRAIN.SAMPLE_PER_EPOCH", "1000000000"],
         {"DATA.TRAIN.SAMPLE_PER_EPOCH": "9" * 18}, {},
