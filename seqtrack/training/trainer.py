@@ -29,6 +29,7 @@ from seqtrack.training.train_step import LaunchedStep, StepResult, TrainStep
 
 logger = logging.getLogger(__name__)
 
+_MAX_ETA_S = 9.99e9  # a record's seconds are below 1e10
 # Scores a model on held-out sequences; None when it was stopped before it had them.
 Validation = Callable[[nn.Module, StopRequest], dict[str, float] | None]
 
@@ -187,7 +188,7 @@ class Trainer:
             skipped_steps=meters.interval_skipped,
             checksum=f"{meters.interval_checksum:016x}",
             elapsed_s=self._elapsed(),
-            eta_s=(samples - sample) / measured["samples_per_s"],
+            eta_s=min((samples - sample) / measured["samples_per_s"], _MAX_ETA_S),
             **measured,
         )
         self.log.interval(record)

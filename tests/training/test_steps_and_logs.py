@@ -1,6 +1,8 @@
 """Steps, log lines, saves, sanity checks and schedules, each alone."""
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +12,12 @@ from reports.test_plots import INTERVAL
 from runs import numbers
 from torch import nn
 
-from seqtrack.checkpoints.side_files import IntervalRecord
+from seqtrack.checkpoints.side_files import IntervalRecord, read_metrics
 from seqtrack.checkpoints.store import load_weights, manifest_of
 from seqtrack.config.schema import Scheduler, Train
 from seqtrack.data.loader import Batch
 from seqtrack.runtime.metrics_log import interval_line
-from seqtrack.training import sanity_checks
+from seqtrack.training import sanity_checks, trainer
 from seqtrack.training.checkpointer import Checkpointer
 from seqtrack.training.optimizer import learning_rate_factor
 from seqtrack.training.train_step import StepResult, TrainStep
@@ -44,6 +46,16 @@ def test_intervals_count_samples_not_batches_and_the_epoch_is_the_mean_of_its_sa
     mean = sum(weight * record["interval_loss"] for weight, record in zip(weights, intervals, strict=True)) / 88
     assert epoch["loss"] == intervals[-1]["loss"] == pytest.approx(mean, rel=1e-12)
     assert epoch["loss"] != intervals[-1]["interval_loss"], "not that of its last batch"
+
+
+def test_an_epoch_of_three_centuries_ends_no_run(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", demo_data, {"DATA.TRAIN.SAMPLE_PER_EPOCH": str(10**9)})
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=itertools.count(step=1e4).__next__))
+    assert not run.until(1)
+    (record,) = read_metrics(run.folder / "logs" / "metrics.jsonl").of(IntervalRecord)
+    assert record.samples == 10**9 and record.eta_s > 9e9
 
 
 DROPOUT = {"MODEL.DECODER.DROPOUT": "0.5"}
