@@ -11,6 +11,7 @@ from seqtrack.reports.card import model_card
 from seqtrack.run_dir import CHECKPOINTS
 from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_files
+from seqtrack.uploads.identity import markers_of
 from seqtrack.uploads.scan import scan
 from seqtrack.uploads.target import Order, Reply, choose_target, missing, read_settings, safe_path, stage
 
@@ -69,7 +70,8 @@ def _send(environment: Environment, files: dict[str, Path]) -> None:
     if absent := [f"{file} is not a file" for file in files.values() if not file.is_file()]:
         raise UserError(absent, code="hub.no_file")
     staged = tuple(stage(safe_path(name), file) for name, file in files.items())
-    _request(environment, Order(prepare="make", files=staged, message=f"Add {next(iter(files))}"))
+    markers = markers_of(environment.output_dir)
+    _request(environment, Order(prepare="make", files=staged, markers=markers, message=f"Add {next(iter(files))}"))
     for name in files:
         print(f"{name} is on the target and verified")
 

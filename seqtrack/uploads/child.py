@@ -55,8 +55,8 @@ def _carry_out(target: Target, order: Order, tries: int, reply: Reply) -> None:
             # The head first: what is committed after it was read makes our commit fail rather than come twice.
             head = target.head()
             with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
-                markers = markers_to_put(target, order.markers, Path(folder))
                 lacking = missing(order.files, target.look(paths))
+                markers = markers_to_put(target, order.markers, lacking, Path(folder))
                 return target.put([*markers, *lacking], order.message, head) if lacking else None
 
         reply.commit = retry(put_missing, tries)

@@ -8,13 +8,13 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.config.loader import load_config
 from seqtrack.errors import UserError
-from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, FETCHED
+from seqtrack.run_dir import CHECKPOINTS, CONFIG_FILE, FETCHED, RUN_FILE
 from seqtrack.uploads.target import Staged, Target, stage
 
 MARKER = "identity.json"
@@ -43,20 +43,24 @@ def markers_of(root: Path) -> dict[str, str]:
     return found
 
 
-def markers_to_put(target: Target, markers: Mapping[str, str], place: Path) -> list[Staged]:
-    """The markers that the target does not have yet, in the folder `place`; a UserError if it has another run's."""
-    held, staged = target.look(list(markers)) if markers else {}, []
-    for path, text in markers.items():
+def markers_to_put(target: Target, markers: Mapping[str, str], files: Sequence[Staged], place: Path) -> list[Staged]:
+    """The markers that the target does not have yet, in the folder `place`; a UserError if it has another run's, or one
+    for a phase of `files` that has none here."""
+    phases = {file.path.split("/")[0] for file in files if file.path.startswith("phase_")}
+    texts = {f"{phase}/{MARKER}": "" for phase in phases} | {**markers}
+    held, staged = target.look(list(texts)) if texts else {}, []
+    for path, text in texts.items():
         file = place / path.replace("/", "-")
         file.write_text(text)
         ours = stage(path, file)
         if path not in held:
-            staged.append(ours)
+            staged += [ours] if text else []
         elif not ours.equals(held[path]):
             with tempfile.TemporaryDirectory() as folder:
                 theirs = target.fetch(path, None, Path(folder)).read_text(errors="replace")
-            if _RUN_ID.findall(text) != _RUN_ID.findall(theirs):
-                found = f"{path} is {text} here and of another run there, {theirs:.300}: nothing was overwritten"
+            if not _RUN_ID.search(text) or _RUN_ID.findall(text) != _RUN_ID.findall(theirs):
+                here = text or f"not known (no valid {RUN_FILE} and {CONFIG_FILE})"
+                found = f"{path} is {here} here and of another run there, {theirs:.300}: nothing was overwritten"
                 advice = "choose another HF_REPO or HF_PREFIX, or continue that run by RESUME_EPOCH=latest elsewhere"
                 raise UserError(f"{found}; {advice}", code="upload.other_run")
     return staged

@@ -20,6 +20,7 @@ from uploads.harness import (
 )
 from uploads.hub_server import Hub, make_entry
 
+from seqtrack.cli import main
 from seqtrack.config.environment import configure, read_environment
 from seqtrack.config.loader import config_digest, dump_config
 from seqtrack.errors import UserError
@@ -104,6 +105,40 @@ def test_a_damaged_marker_and_one_that_comes_between_are_refused(hub: Hub, tmp_p
         once(hub, output)
     assert error.value.code == "upload.other_run"
     assert on_hub(hub) == {}
+
+
+@pytest.mark.parametrize(("name", "data"), [("run.json", None), ("run.json", b"{}"), ("config.yaml", b"\0")])
+def test_a_run_without_a_marker_of_its_own_overwrites_no_other(
+    hub: Hub, tmp_path: Path, name: str, data: bytes | None
+) -> None:
+    other = run(tmp_path / "other", 7)
+    path = other / "phase_1" / name
+    path.unlink() if data is None else put(path, data)
+    assert once(hub, other) == 0, "nobody's place"
+    hub.repos.clear()
+    assert once(hub, run(tmp_path / "mine")) == 0
+    refused(hub, other)
+    put(other / "phase_1" / "notes.txt", b"new")
+    refused(hub, other)
+
+
+def test_the_helper_commands_overwrite_no_other_run(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, other = run(tmp_path / "mine"), run(tmp_path / "other", 7)
+    assert once(hub, mine) == 0
+    before = on_hub(hub)
+    stray = put(tmp_path / "config.yaml", b"another")
+    for output, arguments in (
+        (other, ["upload", str(other / "phase_1" / "config.yaml")]),
+        (other, ["upload", str(stray), "--to", "notes/config.yaml"]),
+        (other, ["card"]),
+        (tmp_path / "none", ["upload", str(stray), "--to", "phase_1/config.yaml"]),
+    ):
+        for name, value in environ(hub, output).items():
+            monkeypatch.setenv(name, value)
+        assert main(["hub", *arguments]) == 2
+        assert ("[upload.other_run]" in capsys.readouterr().err, on_hub(hub)) == (True, before)
 
 
 def test_a_machine_that_replaces_a_lost_one_goes_on_with_its_run(
