@@ -34,7 +34,8 @@ def perform(call: Call) -> Reply:
     try:
         bound_client(call.settings.read_timeout_s, call.settings.request_tries)
         token = None if is_folder else read_token(os.environ)
-        target = FolderTarget(Path(where.place), where.prefix) if is_folder else HubTarget(where, token)
+        folder = (Path(where.place), where.prefix, where.output_dir)
+        target = FolderTarget(*folder) if is_folder else HubTarget(where, token)
         _carry_out(target, call.order, call.settings.request_tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
         reply.fault = classify(error, token=token, prefix=where.prefix)

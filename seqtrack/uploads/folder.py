@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqtrack.checkpoints.safetensors_io import sync_folder
+from seqtrack.errors import UserError
 from seqtrack.uploads.target import ChangedError, Digests, Staged, require_unchanged, safe_path, stage
 
 
 class FolderTarget:
-    """Files in `prefix` of `place`, made if the parent of `place` exists: a missing one is a disk not mounted."""
+    """Files in `prefix` of `place`, made if the parent of `place` exists: a missing one is a disk not mounted. A file
+    of `output_dir` is no copy of itself, whichever links or mounts lead to it."""
 
-    def __init__(self, place: Path, prefix: str = "") -> None:
-        self._parent, self.root = place.parent, place / prefix
+    def __init__(self, place: Path, prefix: str = "", output_dir: Path | None = None) -> None:
+        self._parent, self.root, self._output_dir = place.parent, place / prefix, output_dir
 
     def prepare(self, *, make: bool) -> str:
         if not self._parent.is_dir():
@@ -36,7 +38,11 @@ class FolderTarget:
             names = [str(place.relative_to(self.root)) for place in sorted(self.root.rglob("*")) if place.is_file()]
             shown = [name for name in names if not name.startswith(".") and "/." not in name]
             return {name: Digests(size=(self.root / name).stat().st_size) for name in shown}
-        return {path: stage(path, self.root / path) for path in paths if (self.root / safe_path(path)).is_file()}
+        held = {path: self.root / path for path in paths if (self.root / safe_path(path)).is_file()}
+        for path, place in held.items():
+            if self._output_dir and (here := self._output_dir / path).exists() and place.samefile(here):
+                raise UserError(f"{place} is {here} itself; name a folder outside", code="upload.overlap")
+        return {path: stage(path, place) for path, place in held.items()}
 
     def put(self, files: Sequence[Staged], message: str, parent: str | None) -> str:
         written: list[tuple[Path, Path]] = []

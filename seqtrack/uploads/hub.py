@@ -43,7 +43,7 @@ _GARBLED = re.compile(r"malformed|improperly formatted|invalid server response|i
 _XET = re.compile(r"task error|\bcas\b|\bxet\b", re.IGNORECASE)
 _XET_TOKEN = re.compile(r"/xet-(read|write)-token/[^/]+$")
 _OWN_KINDS: dict[str, Kind] = {"upload.setup": "setup", "upload.other_run": "other_run", "upload.changed": "changed"}
-_OWN_KINDS |= {"token.unreadable": "account", "token.malformed": "account"}
+_OWN_KINDS |= {"token.unreadable": "account", "token.malformed": "account", "upload.overlap": "overlap"}
 _FILE = re.compile(r"(?:Error while uploading '|Invalid metadata in )(.+?)(?:' to the Hub|\.$|\.\n)", re.MULTILINE)
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
 _PATHS_PER_CALL = 200  # the form that carries them has a limit
@@ -267,18 +267,17 @@ class HubTarget:
         operations = [self._operation(staged) for staged in files]
         # Asked for two files of the same bytes at once, the library would send them twice.
         additions = list({operation.upload_info.sha256: operation for operation in operations}.values())
-        self._api.preupload_lfs_files(
-            **self._repo, additions=additions, revision=_BRANCH, gitignore_content=_IGNORE_NOTHING
-        )
+        at: Any = {**self._repo, "revision": _BRANCH}
+        self._api.preupload_lfs_files(**at, additions=additions, gitignore_content=_IGNORE_NOTHING)
         for staged, operation in zip(files, operations, strict=True):
             # A commit of nothing but ignored files would hold nothing, and the library would not say so.
             if getattr(operation, "_should_ignore", False):
                 raise FileError(staged.path, "ignored by the target; look at the .gitignore of the repo")
         # Over Xet a file that was written to while it was sent arrives without an error; nothing is visible yet.
         require_unchanged(files)
-        at: Any = {**self._repo, "revision": _BRANCH, "parent_commit": parent}
+        at |= {"parent_commit": parent, "commit_message": message}
         with contextlib.suppress(errors.HfUriError):  # of the answer, as above; the commit was made
-            return str(self._api.create_commit(**at, operations=operations, commit_message=message).oid)
+            return str(self._api.create_commit(**at, operations=operations).oid)
         return str(self.head())
 
     def _operation(self, staged: Staged) -> CommitOperationAdd:

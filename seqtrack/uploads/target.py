@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
+from seqtrack.run_dir import CHECKPOINTS, PHASES
 
-Kind = Literal["network", "timeout", "xet", "changed", "rate", "account", "repository", "setup", "other_run", "refused"]
+Kind = Literal[
+    "network", "timeout", "xet", "changed", "rate", "refused", "account", "repository", "setup", "other_run", "overlap"
+]
 # retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
 # it is one file's, the others go without it.
 Action = Literal["retry", "wait", "person", "quarantine"]
-_ACTIONS: dict[str, Action] = {
-    **dict.fromkeys(("account", "repository", "setup", "other_run"), "person"),
-    "rate": "wait",
-    "refused": "quarantine",
-}
+_ACTIONS: dict[str, Action] = {**dict.fromkeys(("account", "repository", "setup", "other_run", "overlap"), "person")}
+_ACTIONS |= {"rate": "wait", "refused": "quarantine"}
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 # Above this a target lists no git digest of the bytes themselves, and none is computed.
 _GIT_SHA1_LIMIT = 32 * 1024 * 1024
@@ -76,13 +76,15 @@ class UploadSettings(_Message):
 
 
 class TargetSettings(_Message):
-    """Which kind of target, and where; `prefix` of every path in it, "" or with a slash at its end."""
+    """Which kind of target, and where; `prefix` of every path in it, "" or with a slash at its end. A folder must not
+    overlap with `output_dir`."""
 
     kind: str
     place: str
     prefix: str = ""
     endpoint: str | None = None
     private: bool = True
+    output_dir: Path | None = None
 
     @property
     def label(self) -> str:
@@ -254,11 +256,13 @@ def choose_target(environment: Environment) -> TargetSettings:
     prefix = f"{environment.hf_prefix}/" if environment.hf_prefix else ""
     kind, _, place = (environment.upload_target or f"huggingface:{environment.hf_repo}").partition(":")
     if kind == "folder":
-        here, there = (Path(os.path.realpath(folder)) for folder in (environment.output_dir, place))
-        if here == there or here in there.parents or there in here.parents:  # each upload would be a new file to upload
-            text = f"UPLOAD_TARGET: {place} overlaps with OUTPUT_DIR {environment.output_dir}; name a folder outside"
-            raise UserError(text, code="upload.overlap")
-        return TargetSettings(kind=kind, place=place, prefix=prefix)
+        there, root = Path(os.path.realpath(Path(place, prefix))), environment.output_dir
+        for source in (root, *(root / phase / name for phase in PHASES for name in ("", CHECKPOINTS))):
+            here = Path(os.path.realpath(source))  # a run's folder may be a link to another disk
+            if here == there or here in there.parents or there in here.parents:  # each upload would be a new file
+                text = f"UPLOAD_TARGET: {there} overlaps with {source} of OUTPUT_DIR; name a folder outside"
+                raise UserError(text, code="upload.overlap")
+        return TargetSettings(kind=kind, place=place, prefix=prefix, output_dir=root.absolute())
     if kind != "huggingface":
         text = f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: folder, huggingface"
         raise UserError(text, code="upload.unknown_target")

@@ -28,6 +28,7 @@ from seqtrack.uploads.target import ChangedError, Digests, Fault, Order, stage, 
 logger = logging.getLogger(__name__)
 
 EXIT_ALL_UPLOADED, EXIT_INCOMPLETE = 0, 3
+_FATAL = ("other_run", "overlap")  # kinds of fault that end a watching uploader
 _UNVERIFIED = ("ready", "growing", "settling", "quarantined")
 _ALWAYS = float("inf")
 _COPY_LIMIT = 64 << 20  # a larger file is sent from where it is: a copy could fill the disk
@@ -90,7 +91,7 @@ class Uploader:
     def _exit_code(self, wait: float) -> int | None:
         """None while there is something to do or to expect; `wait` seconds are until the next try."""
         now, left, fault = self._clock.monotonic(), self._in(), self.client.fault
-        if fault is not None and fault.kind == "other_run":
+        if fault is not None and fault.kind in _FATAL:
             return EXIT_INCOMPLETE
         if self._mode == "once":  # a log that grows is complete up to this call
             left = [unit for unit in left if unit.state != "growing" or unit.sent_at == NEVER]
@@ -140,7 +141,7 @@ class Uploader:
             for path, line in sorted(problems.items(), key=lambda item: (not item[1], item))[:20]:
                 logger.error("%s %s", path, line)
         self._report("done" if code == EXIT_ALL_UPLOADED else "stopped")
-        if fault is not None and (fault.kind == "other_run" or (self._mode == "once" and fault.kind == "setup")):
+        if fault is not None and (fault.kind in _FATAL or (self._mode == "once" and fault.kind == "setup")):
             raise UserError(fault.line, code=f"upload.{fault.kind}")
         return code
 

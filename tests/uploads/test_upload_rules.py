@@ -1,10 +1,12 @@
 """The uploader's decisions: what is found, what goes first, how long to wait, who is healthy."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from uploads.harness import FakeTime, put
+from uploads.harness import FakeTime, files_of, once, put, watch
+from uploads.hub_server import Hub
 
 from seqtrack.commands.upload import health_problems
 from seqtrack.config.environment import Environment
@@ -146,6 +148,38 @@ def test_the_target_is_chosen_and_an_overlapping_folder_refused(tmp_path: Path) 
         with pytest.raises(UserError) as refused:
             choose_target(Environment(upload_target=target, output_dir=output))
         assert refused.value.code == ("upload.overlap" if isinstance(place, Path) else "upload.unknown_target")
+
+
+@pytest.mark.parametrize("source", ["phase_1", "phase_2", "phase_1/checkpoints", "phase_2/checkpoints"])
+def test_a_folder_that_overlaps_through_a_link_is_refused(tmp_path: Path, source: str) -> None:
+    output, disk = tmp_path / "output", tmp_path / "disk"
+    (disk / "run").mkdir(parents=True)
+    (output / source).parent.mkdir(parents=True)
+    (output / source).symlink_to(disk / "run")
+    backup = tmp_path / "backup"
+    backup.mkdir()
+    (backup / "back").symlink_to(output)
+    for place, prefix in ((disk, None), (disk / "run", None), (disk, "run/x"), (backup, "back"), (backup, "back/x")):
+        with pytest.raises(UserError) as refused:
+            choose_target(Environment(upload_target=f"folder:{place}", hf_prefix=prefix, output_dir=output))
+        assert refused.value.code == "upload.overlap"
+    for place, prefix in ((disk / "backup", None), (disk, "backup"), (backup, None), (tmp_path, "x")):
+        target = Environment(upload_target=f"folder:{place}", hf_prefix=prefix, output_dir=output)
+        assert choose_target(target).output_dir == output
+
+
+@pytest.mark.parametrize("rule", [once, watch])
+@pytest.mark.parametrize("linked", ["phase_1", "phase_1/checkpoints", "phase_1/config.yaml"])
+def test_a_folder_that_holds_the_files_themselves_is_refused(
+    hub: Hub, output: Path, tmp_path: Path, fake: FakeTime, rule: Callable[..., int], linked: str
+) -> None:
+    backup, before = tmp_path / "backup", files_of(output)
+    (backup / linked).parent.mkdir(parents=True)
+    (backup / linked).symlink_to(output / linked)
+    fake.after(1000, fake.stop.set)
+    with pytest.raises(UserError) as refused:
+        rule(hub, output, time=fake, variables={"UPLOAD_TARGET": f"folder:{backup}"})
+    assert (refused.value.code, files_of(output)) == ("upload.overlap", before)
 
 
 def test_users_variables_win_over_the_tuning_of_tests() -> None:
