@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -45,6 +46,8 @@ _XET_TOKEN = re.compile(r"/xet-(read|write)-token/[^/]+$")
 _OWN_KINDS: dict[str, Kind] = {"upload.setup": "setup", "upload.other_run": "other_run", "upload.changed": "changed"}
 _OWN_KINDS |= {"token.unreadable": "account", "token.malformed": "account", "upload.overlap": "overlap"}
 _FILE = re.compile(r"(?:Error while uploading '|Invalid metadata in )(.+?)(?:' to the Hub|\.$|\.\n)", re.MULTILINE)
+_PROXY_AUTH = "the proxy wants a user and a password in HTTP_PROXY or HTTPS_PROXY, as in http://USER:PASSWORD@host:port"
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 _RETRYABLE = (408, 425, 429, 500, 502, 503, 504)
 _PATHS_PER_CALL = 200  # the form that carries them has a limit
 _BRANCH = "main"
@@ -88,6 +91,10 @@ def classify(error: BaseException, *, token: str | None = None, prefix: str = ""
     path = next((str(name).removeprefix(prefix) for name in names if name), None)
     kind: Kind
     kind, line, wait_s = "network", f"not understood: {type(error).__name__}: {error}", 0.0
+    is_untrusted = [isinstance(one, ssl.SSLCertVerificationError) or _UNTRUSTED in str(one) for one in chain]
+    if any(is_untrusted):
+        text = "a certificate is not trusted: name a file with those of your proxy or Hub in SSL_CERT_FILE"
+        return Fault(kind="setup", line=scrub(f"{text} ({chain[is_untrusted.index(True)]})", token), path=path)
     for one in chain:
         if (found := _kind_of(one, path)) is not None:
             kind, line, wait_s = found
@@ -102,6 +109,8 @@ def _kind_of(error: BaseException, path: str | None) -> tuple[Kind, str, float] 
         return _of_status(error.response, path)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return "account", "there is no token: name a file with one in HF_TOKEN_PATH, or set HF_TOKEN", 0.0
+    if isinstance(error, httpx2.ProxyError) and text.startswith("407"):  # its answer to CONNECT
+        return "setup", f"{_PROXY_AUTH} ({text})", 0.0
     if isinstance(error, httpx2.TransportError):  # whatever the operating system's error below it is
         return "timeout" if isinstance(error, httpx2.TimeoutException) else "network", f"{name}: {text}", 0.0
     if type(error) is ConnectionError or (type(error) is RuntimeError and _XET.search(text)):
@@ -127,6 +136,8 @@ def _of_status(response: httpx2.Response, path: str | None) -> tuple[Kind, str, 
     wait_s = _asked_wait(headers)
     if _XET_TOKEN.search(response.request.url.path):
         return "xet", f"no access to Xet storage ({said})", 0.0
+    if status == 407:
+        return "setup", f"{_PROXY_AUTH} ({said})", 0.0
     if status == 429:
         is_hourly = "rate limit for repository commits" in said
         return "rate", f"asked to slow down ({said})", max(wait_s, _COMMIT_LIMIT_WAIT_S * is_hourly)

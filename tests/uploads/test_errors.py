@@ -1,6 +1,7 @@
 """What each failure is taken for: the words and statuses of the Hub, through the wrappers of its client."""
 
 import json
+import ssl
 
 import httpx2
 import pytest
@@ -95,6 +96,25 @@ def test_a_name_that_cannot_be_resolved_is_no_fault_of_this_machine() -> None:
     error = httpx2.ConnectError("name or service not known")
     error.__cause__ = OSError(-2, "Name or service not known")
     assert classify(wrapped(error)).kind == "network"
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+@pytest.mark.parametrize(
+    "cause", [ssl.SSLCertVerificationError(1, "self-signed"), Exception("[SSL: CERTIFICATE_VERIFY_FAILED]")]
+)
+def test_a_certificate_that_is_not_trusted_is_a_matter_of_set_up(cause: Exception, link: str) -> None:
+    error = httpx2.ConnectError("no connection")
+    setattr(error, link, cause)
+    fault = classify(wrapped(error))
+    assert (fault.kind, fault.action, "SSL_CERT_FILE" in fault.line) == ("setup", "person", True)
+
+
+@pytest.mark.parametrize(
+    "error", [HubRefusal(answer(407)), HubRefusal(answer(407, method="PUT")), httpx2.ProxyError("407 no")]
+)
+def test_a_proxy_that_wants_a_password_is_a_matter_of_set_up(error: Exception) -> None:
+    assert classify(wrapped(error)).kind == "setup"
+    assert classify(wrapped(httpx2.ProxyError("502 Bad Gateway"))).kind == "network"
 
 
 def test_a_refusal_by_the_storage_host_is_no_fault_of_the_token() -> None:
