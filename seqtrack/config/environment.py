@@ -33,7 +33,8 @@ _UP, _HUB = "train, upload, hub", "train, data, upload, hub"
 _TOKEN = r"^[!-~]+\Z"
 _PORT = r":([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
 _URL = rf"(?a)^https?://[^/?#@:\s]+({_PORT})?(/[^?#@\s]*)?\Z"
-_REPO = r"(?a)^(?!.*(--|\.\.|[.-]/))(datasets/)?[A-Za-z0-9][\w.-]{0,95}/\w[\w.-]{0,95}(?<![.-])(?<!\.git)\Z"
+_OWNER = r"(?!(datasets|models|spaces)/[^/]*\Z)(datasets/)?[A-Za-z0-9][\w.-]{0,95}"
+_REPO = rf"(?a)^(?!.*(--|\.\.|[.-]/)){_OWNER}/\w[\w.-]{{0,95}}(?<![.-])(?<!\.git)\Z"
 _PREFIX = r"(?a)^\w[\w.-]{0,95}(/\w[\w.-]{0,95}){0,9}\Z"
 _NO_SLASH = AfterValidator(lambda url: url.rstrip("/"))
 Token = Annotated[str, Field(pattern=_TOKEN), Expected("one word of ASCII letters")]
@@ -45,6 +46,8 @@ Address = Annotated[
 Repository = Annotated[str, Field(pattern=_REPO), Expected("owner/name or datasets/owner/name, as on the Hub")]
 Prefix = Annotated[str, Field(pattern=_PREFIX), Expected("a/path of ASCII letters, digits, _, - and .")]
 Overrides = Annotated[Pairs, Expected("KEY VALUE KEY VALUE with a blank between, and every quotation mark closed")]
+# What UPLOAD_TARGET names after `huggingface:`, as HF_REPO does.
+is_repository = re.compile(_REPO).match
 # What .env may set besides: compose's names, and those of libraries, the network and the shell.
 _OTHERS = (
     r"(?i)IMAGE|CUDA|GPUS|SHM_SIZE|MEMLOCK|TENSORBOARD_PORT|COMMIT|LOCK_DIGEST|UPLOAD_TUNING|JOB|PYTHON|VENV|PROCESSES|"

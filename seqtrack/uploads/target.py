@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from seqtrack.config.environment import Environment, read_environment
+from seqtrack.config.environment import Environment, is_repository, read_environment
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, PHASES
 
@@ -266,5 +266,8 @@ def choose_target(environment: Environment) -> TargetSettings:
     if kind != "huggingface":
         text = f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: folder, huggingface"
         raise UserError(text, code="upload.unknown_target")
+    if not is_repository(place):  # not shown: an address may have a password
+        text = f"UPLOAD_TARGET: what follows {kind}: is no repo, expected owner/name or datasets/owner/name"
+        raise UserError(text, code="variable.invalid_value")
     where = TargetSettings(kind=kind, place=place, prefix=prefix, private=environment.hf_private)
     return where.model_copy(update={"endpoint": environment.hf_endpoint})

@@ -182,6 +182,17 @@ def test_a_folder_that_holds_the_files_themselves_is_refused(
     assert (refused.value.code, files_of(output)) == ("upload.overlap", before)
 
 
+@pytest.mark.parametrize(
+    "name", ["me/run/", "me", " me/run", "https://user:pass@hub/me/run", "datasets/run", "spaces/a/b"]
+)
+def test_the_repo_of_a_target_is_read_as_hf_repo_is(name: str) -> None:
+    with pytest.raises(UserError) as refused:
+        choose_target(Environment(upload_target=f"huggingface:{name}"))
+    assert (refused.value.code, "pass" in str(refused.value)) == ("variable.invalid_value", False)
+    chosen = choose_target(Environment(upload_target="huggingface:datasets/me/run"))
+    assert chosen == choose_target(Environment(hf_repo="datasets/me/run"))
+
+
 def test_users_variables_win_over_the_tuning_of_tests() -> None:
     environ = {"UPLOAD_TUNING": '{"grace_s": 1, "settle_s": 2}', "UPLOAD_GRACE_S": "3"}
     settings = read_settings(environ)
