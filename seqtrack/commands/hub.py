@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from seqtrack.checkpoints.safetensors_io import write_atomic
+from seqtrack.commands.upload import require_output
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 from seqtrack.reports.card import model_card
@@ -13,7 +14,17 @@ from seqtrack.uploads.client import TargetClient
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_files
 from seqtrack.uploads.identity import markers_of
 from seqtrack.uploads.scan import scan
-from seqtrack.uploads.target import Order, Reply, choose_target, missing, read_settings, safe_path, stage
+from seqtrack.uploads.target import (
+    ChangedError,
+    Order,
+    Reply,
+    Staged,
+    choose_target,
+    missing,
+    read_settings,
+    safe_path,
+    stage,
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,23 +64,42 @@ def _request(environment: Environment, order: Order) -> Reply:
 
 def _check(environment: Environment) -> int:
     """Exit code 0 if everything in OUTPUT_DIR is listed with the same bytes, 1 if not."""
-    paths = [path for unit in scan(environment.output_dir)[0] for path in unit.files]
+    require_output(environment)
+    units, problems = scan(environment.output_dir)
+    paths = [path for unit in units for path in unit.files]
     reply = _request(environment, Order(prepare="check", look=tuple(paths)))
     print(reply.account)
     remotes = reply.remotes or {}
     wrong = 0
     for path in paths:
-        is_wrong = path not in remotes or bool(missing([stage(path, environment.output_dir / path)], remotes))
+        try:
+            is_wrong = path not in remotes or bool(missing([_stage(path, environment.output_dir / path)], remotes))
+        except UserError as error:
+            is_wrong, problems[path] = True, str(error)
         wrong += is_wrong
         print(f"{'missing' if path not in remotes else 'differs' if is_wrong else 'same':8} {path}")
+    for path, line in problems.items():
+        print(f"{'problem':8} {path}: {line}")
     print(f"{len(paths) - wrong} of {len(paths)} files are on the target with the same bytes")
-    return 1 if wrong else 0
+    return 1 if wrong or problems else 0
+
+
+def _stage(path: str, file: Path) -> Staged:
+    """`stage`, with a UserError for a file that cannot be read, or that grows meanwhile."""
+    try:
+        return stage(path, file)
+    except ChangedError as error:
+        raise UserError(f"{error}; try again when nothing writes to it", code=error.code) from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})", code="file.unreadable") from error
 
 
 def _send(environment: Environment, files: dict[str, Path]) -> None:
-    if absent := [f"{file} is not a file" for file in files.values() if not file.is_file()]:
+    if absent := [
+        f"{file} is not a file" for file in files.values() if not os.path.isfile(file)
+    ]:  # also where a folder above cannot be entered
         raise UserError(absent, code="hub.no_file")
-    staged = tuple(stage(safe_path(name), file) for name, file in files.items())
+    staged = tuple(_stage(safe_path(name), file) for name, file in files.items())
     markers = markers_of(environment.output_dir)
     _request(environment, Order(prepare="make", files=staged, markers=markers, message=f"Add {next(iter(files))}"))
     for name in files:

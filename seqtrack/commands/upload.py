@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from seqtrack.config.environment import read_environment
+from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.client import Clock, TargetClient
 from seqtrack.uploads.state import UploadState, read_state
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     target = choose_target(environment)
+    if args.once:
+        require_output(environment)
     logger.info("uploading %s to %s", environment.output_dir, target.label)
     end, warned = time.monotonic() + settings.patience_s, False
     while not stop.is_set():
@@ -61,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
             warned = True
             stop.wait(settings.poll_s)
     return EXIT_INCOMPLETE
+
+
+def require_output(environment: Environment) -> None:
+    """A UserError if there is no output folder: that nothing is missing on the target would be true of any name."""
+    if not environment.output_dir.is_dir():
+        raise UserError(f"OUTPUT_DIR: {environment.output_dir} is not a folder", code="upload.no_output")
 
 
 def health_problems(state: UploadState | None, settings: UploadSettings, now: float) -> list[str]:

@@ -16,7 +16,7 @@ from seqtrack.cli import main
 from seqtrack.config.environment import Environment, read_environment
 from seqtrack.errors import UserError
 from seqtrack.uploads.fetch import fetch_checkpoint, fetch_files, fetch_run
-from seqtrack.uploads.target import Call, Order, Reply
+from seqtrack.uploads.target import Call, Order, Reply, Stamp, stamp_of
 
 CHECKPOINT = "phase_1/checkpoints/SEQTRACK_ep0002.safetensors"
 MANIFEST = "phase_1/checkpoints/SEQTRACK_ep0002.json"
@@ -272,6 +272,63 @@ def test_the_helper_commands(
         assert run("download", *arguments, OUTPUT_DIR=str(tmp_path / "elsewhere")) == 0
     for path in (CHECKPOINT, "phase_1/config.yaml"):
         assert (tmp_path / "elsewhere" / path).read_bytes() == (output / path).read_bytes()
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "grows", "vanishes"])
+def test_a_check_finds_what_cannot_be_compared(
+    uploaded: Environment, output: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    assert main(["hub", "check"]) == 0
+    log = output / "phase_1" / "logs" / "metrics.jsonl"
+    if trouble == "damaged":
+        put(output / MANIFEST, b"{ not json")
+    else:
+        during_stage(
+            monkeypatch, lambda: log.write_bytes(b"more") if trouble == "grows" else log.unlink(missing_ok=True)
+        )
+    assert main(["hub", "check"]) == 1
+
+
+def during_stage(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Another process changes a file after its first stamp was taken."""
+
+    def stamp(path: Path) -> Stamp:
+        found = stamp_of(path)
+        change()
+        return found
+
+    monkeypatch.setattr("seqtrack.uploads.target.stamp_of", stamp)
+
+
+@pytest.mark.parametrize("trouble", ["grows", "vanishes"])
+def test_a_file_that_changes_while_it_is_read_is_a_users_error(
+    hub: Hub,
+    uploaded: Environment,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trouble: str,
+) -> None:
+    log, before = output / "phase_1" / "logs" / "metrics.jsonl", len(hub.repos[REPO].commits)
+    during_stage(monkeypatch, lambda: log.write_bytes(b"more") if trouble == "grows" else log.unlink(missing_ok=True))
+    assert main(["hub", "upload", str(log)]) == 2
+    code = {"grows": "[upload.changed]", "vanishes": "[file.unreadable]"}[trouble]
+    assert (code in capsys.readouterr().err, len(hub.repos[REPO].commits)) == (True, before)
+
+
+@pytest.mark.parametrize("command", [["upload", "--once"], ["hub", "check"]])
+def test_an_output_folder_that_does_not_exist_is_a_users_error(
+    uploaded: Environment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    for name in ("none", "token"):  # the second is a file
+        monkeypatch.setenv("OUTPUT_DIR", str(tmp_path / name))
+        assert main(command) == 2
+        assert "[upload.no_output]" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("target", ["datasets", "folder"])
