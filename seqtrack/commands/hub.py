@@ -95,10 +95,9 @@ def _stage(path: str, file: Path) -> Staged:
 
 
 def _send(environment: Environment, files: dict[str, Path]) -> None:
-    if absent := [
-        f"{file} is not a file" for file in files.values() if not os.path.isfile(file)
-    ]:  # also where a folder above cannot be entered
-        raise UserError(absent, code="hub.no_file")
+    absent = [one for one in files.values() if not (os.access(one, os.R_OK) and one.is_file())]
+    if absent:
+        raise UserError([f"{one} is not a readable file" for one in absent], code="hub.no_file")
     staged = tuple(_stage(safe_path(name), file) for name, file in files.items())
     markers = markers_of(environment.output_dir)
     _request(environment, Order(prepare="make", files=staged, markers=markers, message=f"Add {next(iter(files))}"))

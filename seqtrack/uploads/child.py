@@ -29,16 +29,15 @@ _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk may b
 
 def perform(call: Call) -> Reply:
     """Carry out one order; every failure becomes a fault."""
-    reply, where, is_folder = Reply(), call.target, call.target.kind == "folder"
+    reply, at, is_folder = Reply(), call.target, call.target.kind == "folder"
     token: str | None = None
     try:
         bound_client(call.settings.read_timeout_s, call.settings.request_tries)
         token = None if is_folder else read_token(os.environ)
-        folder = (Path(where.place), where.prefix, where.output_dir)
-        target = FolderTarget(*folder) if is_folder else HubTarget(where, token)
+        target = FolderTarget(Path(at.place), at.prefix, at.output_dir) if is_folder else HubTarget(at, token)
         _carry_out(target, call.order, call.settings.request_tries, reply)
     except Exception as error:  # noqa: BLE001  whatever a client raises must reach the parent as one classified line
-        reply.fault = classify(error, token=token, prefix=where.prefix)
+        reply.fault = classify(error, token=token, prefix=at.prefix)
     reply.num_stored = BoundedClient.num_stored
     return reply
 

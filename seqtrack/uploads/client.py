@@ -77,8 +77,7 @@ def run_child(call: Call, deadline_s: float, tick: Callable[[], bool]) -> Reply:
 
 
 def child_environment(environ: Mapping[str, str], *, use_xet: bool) -> dict[str, str]:
-    """Environment of a process that loads the Hub's client: quiet, and with bounds of Xet that the user may change.
-    Compose passes on empty variables, and the client takes an empty HF_ENDPOINT for an address."""
+    """Environment of a process that loads the Hub's client: quiet, with bounds of Xet, without compose's empty ones."""
     chosen = {name: value for name, value in environ.items() if value}
     if "REQUESTS_CA_BUNDLE" in chosen:  # the name that other clients read
         chosen.setdefault("SSL_CERT_FILE", chosen["REQUESTS_CA_BUNDLE"])

@@ -39,8 +39,7 @@ def checkpoint_paths(phase: int, epoch: int) -> tuple[str, str]:
 
 @dataclass
 class _Reader:
-    """What the target holds at one revision, and a folder for downloads: next to where files end, so that the last step
-    is a rename; hidden, so that nothing takes them for a checkpoint."""
+    """What the target holds at one revision, and a hidden folder for downloads on the disk where they are to be."""
 
     client: TargetClient
     label: str
@@ -97,9 +96,8 @@ def _reader(environment: Environment, destination: Path, revision: str | None = 
 def fetch_checkpoint(
     environment: Environment, epoch: int, destination: Path, *, phases: Sequence[int] | None = None
 ) -> Path:
-    """Download the checkpoint after `epoch` and its manifest into `destination`, where no file is replaced. `phases`
-    are whose, in order of preference; this phase's and then phase 1's by default. A UserError if there is no target, no
-    such checkpoint (the epochs that exist are named), or one that is refused."""
+    """Download the checkpoint after `epoch` and its manifest into `destination`, which replaces no file. `phases`, in
+    order of preference, are this one and 1 by default. A UserError if there is none (naming those that exist)."""
     wanted = list(dict.fromkeys(phases if phases is not None else (environment.phase, 1)))
     with _reader(environment, destination) as reader:
         triples = [(*checkpoint_paths(phase, epoch), f"{phase_name(phase)}/{MARKER}") for phase in wanted]
@@ -108,8 +106,7 @@ def fetch_checkpoint(
         if triple is None:
             reader.look()
             found = [f"phase_{phase}: {', '.join(map(str, reader.epochs(phase))) or 'none'}" for phase in wanted]
-            text = f"{reader.label} has no checkpoint of epoch {epoch}; it has {'; '.join(found)}"
-            raise UserError(text, code="fetch.no_such_epoch")
+            raise UserError(f"{reader.label} has no epoch {epoch}; it has {'; '.join(found)}", "fetch.no_such_epoch")
         path = triple[0]
         logger.info("fetching %s (%.1f MB), revision %s", path, reader.listed[path].size / 1e6, reader.revision)
         try:
@@ -129,8 +126,7 @@ def fetch_checkpoint(
 
 
 def fetch_files(environment: Environment, paths: Sequence[str], root: Path, revision: str | None = None) -> list[Path]:
-    """Download files, checked against the listing, to the same paths below `root`; an existing one is not replaced. A
-    UserError if there is no target or no such file, or it would leave the folder."""
+    """Download files, checked, to the same paths below `root`; a UserError if one is absent, unsafe or here already."""
     goals = {path: root / safe_path(path) for path in paths}
     with _reader(environment, goals[paths[0]].parent, revision) as reader:
         reader.look(*paths)
@@ -141,9 +137,8 @@ def fetch_files(environment: Environment, paths: Sequence[str], root: Path, revi
 
 
 def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str | None = None) -> Path:
-    """Download a phase's records, manifests and logs, of one revision; returns its folder below `root`. Checkpoints are
-    not in it, see `fetch_files`. What `root` holds of another revision is removed. A UserError if there is no target,
-    no such run or no such revision."""
+    """Download a phase's records, manifests and logs, but no checkpoints, of one revision, and return its folder below
+    `root`, where those of another revision are removed. A UserError if there is no such run or revision."""
     name = phase_name(phase)
     own = rf"(run|environment|dataset)\.json|config\.yaml|{CHECKPOINTS}/SEQTRACK_ep\d+\.json|{LOGS}/[^/]+\.(jsonl|log)"
     wanted = re.compile(f"{name}/({own})")
@@ -163,8 +158,7 @@ def fetch_run(environment: Environment, phase: int, root: Path, *, revision: str
 
 
 def latest_epoch(environment: Environment, config: Config) -> int | None:
-    """The last epoch of this phase whose checkpoint and manifest the target lists; None if there is none yet. A
-    UserError if it cannot be asked, which is not the same as having nothing, or has another experiment's."""
+    """The last epoch of this phase on the target, None without one; a UserError if that is unknown or another run's."""
     with tempfile.TemporaryDirectory() as name, _reader(environment, Path(name)) as reader:
         reader.look(prepare="make")  # a repo that does not exist yet holds nothing
         if not (epochs := reader.epochs(environment.phase)):

@@ -15,8 +15,7 @@ from seqtrack.uploads.target import ChangedError, Digests, Staged, require_uncha
 
 
 class FolderTarget:
-    """Files in `prefix` of `place`, made if the parent of `place` exists: a missing one is a disk not mounted. A file
-    of `output_dir` is no copy of itself, whichever links or mounts lead to it."""
+    """Files in `prefix` of `place`, if its parent exists (else no disk is mounted); none of `output_dir` itself."""
 
     def __init__(self, place: Path, prefix: str = "", output_dir: Path | None = None) -> None:
         self._parent, self.root, self._output_dir = place.parent, place / prefix, output_dir

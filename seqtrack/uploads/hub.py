@@ -67,8 +67,7 @@ class HubRefusal(Exception):
 
 
 def retry(call: Callable[[], T], tries: int) -> T:
-    """Repeat a call that is safe to repeat while it meets trouble that passes by itself. To wait as long as asked is
-    for the parent, and after a timeout the next try must have more time."""
+    """Repeat a call that is safe to repeat after trouble of the network; to wait as long as asked is for the parent."""
     for attempt in range(1, tries):
         try:
             return call()
@@ -91,11 +90,10 @@ def classify(error: BaseException, *, token: str | None = None, prefix: str = ""
     path = next((str(name).removeprefix(prefix) for name in names if name), None)
     kind: Kind
     kind, line, wait_s = "network", f"not understood: {type(error).__name__}: {error}", 0.0
-    is_untrusted = [isinstance(one, ssl.SSLCertVerificationError) or _UNTRUSTED in str(one) for one in chain]
-    if any(is_untrusted):
-        text = "a certificate is not trusted: name a file with those of your proxy or Hub in SSL_CERT_FILE"
-        return Fault(kind="setup", line=scrub(f"{text} ({chain[is_untrusted.index(True)]})", token), path=path)
-    for one in chain:
+    untrusted = [str(one) for one in chain if isinstance(one, ssl.SSLCertVerificationError) or _UNTRUSTED in str(one)]
+    if untrusted:
+        kind, line = "setup", f"a certificate is not trusted; name the authority's in SSL_CERT_FILE ({untrusted[0]})"
+    for one in () if untrusted else chain:
         if (found := _kind_of(one, path)) is not None:
             kind, line, wait_s = found
             break
@@ -181,18 +179,13 @@ class BoundedClient(httpx2.Client):
     def __init__(self, read_s: float, tries: int) -> None:
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             if os.environ.get(name) and not Path(os.environ[name]).exists():
-                text = f"{name} (or REQUESTS_CA_BUNDLE) is {os.environ[name]}, which does not exist"
-                raise UserError(text, code="upload.setup")
+                raise UserError(f"{name} (or REQUESTS_CA_BUNDLE): no file {os.environ[name]}", code="upload.setup")
         try:
-            super().__init__(
-                verify=_ssl_context(),
-                timeout=httpx2.Timeout(read_s, connect=_CONNECT_S),
-                follow_redirects=True,
-                event_hooks={"request": [hf_request_event_hook]},  # the library's: it obeys HF_HUB_OFFLINE
-            )
+            timeout = httpx2.Timeout(read_s, connect=_CONNECT_S)
+            hooks = {"request": [hf_request_event_hook]}  # the library's: it obeys HF_HUB_OFFLINE
+            super().__init__(verify=_ssl_context(), timeout=timeout, follow_redirects=True, event_hooks=hooks)
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
-            text = f"a proxy or certificate variable (HTTPS_PROXY, SSL_CERT_FILE) cannot be followed: {error}"
-            raise UserError(text, code="upload.setup") from error
+            raise UserError(f"HTTPS_PROXY, SSL_CERT_FILE or similar: {error}", code="upload.setup") from error
         self._read_s, self._tries = read_s, tries
 
     def send(self, request: httpx2.Request, **kwargs: object) -> httpx2.Response:

@@ -44,8 +44,7 @@ def markers_of(root: Path) -> dict[str, str]:
 
 
 def markers_to_put(target: Target, markers: Mapping[str, str], files: Sequence[Staged], place: Path) -> list[Staged]:
-    """The markers that the target does not have yet, in the folder `place`; a UserError if it has another run's, or one
-    for a phase of `files` that has none here."""
+    """The markers that the target lacks, as files in `place`; a UserError if a run or phase of `files` is another's."""
     phases = {file.path.split("/")[0] for file in files if file.path.startswith("phase_")}
     texts = {f"{phase}/{MARKER}": "" for phase in phases} | {**markers}
     held, staged = target.look(list(texts)) if texts else {}, []

@@ -46,8 +46,7 @@ class UploadUnit:
 
 
 def scan(root: Path) -> tuple[list[UploadUnit], dict[str, str]]:
-    """What can be uploaded, and by path what cannot (a damaged manifest, an unreadable file), in one line each. Half a
-    pair of checkpoint and manifest is left out, unless it is a thin manifest."""
+    """What can be uploaded, and by path why others cannot. Half a pair is left out, unless it is a thin manifest."""
     problems: dict[str, str] = {}
     found = dict(_walk(root, "", problems))
     units: list[UploadUnit] = []

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,14 +18,11 @@ from seqtrack.config.environment import Environment, is_repository, read_environ
 from seqtrack.errors import UserError
 from seqtrack.run_dir import CHECKPOINTS, PHASES
 
-Kind = Literal[
-    "network", "timeout", "xet", "changed", "rate", "refused", "account", "repository", "setup", "other_run", "overlap"
-]
-# retry: soon, with back-off. wait: as long as the server asks. person: seldom, until somebody fixes it. quarantine: if
-# it is one file's, the others go without it.
+ForPerson = Literal["account", "repository", "setup", "other_run", "overlap"]
+Kind = Literal[ForPerson, "network", "timeout", "xet", "changed", "rate", "refused"]
+# retry: soon. wait: as long as the server asks. person: seldom, until it is fixed. quarantine: go without the file.
 Action = Literal["retry", "wait", "person", "quarantine"]
-_ACTIONS: dict[str, Action] = {**dict.fromkeys(("account", "repository", "setup", "other_run", "overlap"), "person")}
-_ACTIONS |= {"rate": "wait", "refused": "quarantine"}
+_ACTIONS: dict[str, Action] = {**dict.fromkeys(get_args(ForPerson), "person"), "rate": "wait", "refused": "quarantine"}
 _SECRET = re.compile(r"(hf_|Bearer )[A-Za-z0-9_\-]{6,}|([?&](X-Amz-)?[Ss]ignature=)[^&\s'\"]+")
 # Above this a target lists no git digest of the bytes themselves, and none is computed.
 _GIT_SHA1_LIMIT = 32 * 1024 * 1024
@@ -76,8 +73,7 @@ class UploadSettings(_Message):
 
 
 class TargetSettings(_Message):
-    """Which kind of target, and where; `prefix` of every path in it, "" or with a slash at its end. A folder must not
-    overlap with `output_dir`."""
+    """Kind of target, and where; `prefix` of each path is "" or ends with a slash. None may be in `output_dir`."""
 
     kind: str
     place: str
@@ -264,8 +260,7 @@ def choose_target(environment: Environment) -> TargetSettings:
                 raise UserError(text, code="upload.overlap")
         return TargetSettings(kind=kind, place=place, prefix=prefix, output_dir=root.absolute())
     if kind != "huggingface":
-        text = f"UPLOAD_TARGET: unknown target {kind!r:.80}; known: folder, huggingface"
-        raise UserError(text, code="upload.unknown_target")
+        raise UserError(f"UPLOAD_TARGET: {kind!r:.80} is neither folder nor huggingface", code="upload.unknown_target")
     if not is_repository(place):  # not shown: an address may have a password
         text = f"UPLOAD_TARGET: what follows {kind}: is no repo, expected owner/name or datasets/owner/name"
         raise UserError(text, code="variable.invalid_value")

@@ -39,8 +39,7 @@ _LOG_INTERVAL_S = _QUARANTINE_S = 600.0  # the first: longest wait of a growing 
 
 
 class Uploader:
-    """One uploader on one output folder, which need not exist yet; a context manager that holds the folder's lock, with
-    a BlockingIOError if another one does. `stop` is set to end early; the client's clock sleeps by it."""
+    """One uploader on one output folder, whose lock it holds, else a BlockingIOError. `stop` is set to end it early."""
 
     def __init__(self, root: Path, client: TargetClient, stop: threading.Event) -> None:
         self._root, self.client, self._stop = root, client, stop
@@ -72,8 +71,7 @@ class Uploader:
 
     # ---- the loop and its three stop rules
     def run(self, *, once: bool = False) -> int:
-        """Upload until a stop rule ends it; returns the exit code. A UserError if the target has another run's files,
-        or one pass cannot reach it because of this machine's set-up."""
+        """Upload until a stop rule ends it; returns the exit code. A UserError for a fault that ends it at once."""
         if once:
             self._mode, self._deadline = "once", self._clock.monotonic() + self._settings.patience_s
         self._report("sending" if once else "watching")
@@ -246,13 +244,10 @@ class Uploader:
         here = {path for unit in self.units.values() for path in unit.files}
         known = sorted(self.state.files.keys() & here)  # retention relies on them
         must_list, self._sent_over_xet = self._must_list, self.client.use_xet()
-        order = Order(
-            prepare=None if self._prepared else "make",
-            look=tuple(known),
-            files=tuple(files),
-            markers=markers_of(self._root) if files else {},
-            message=f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else "",
-        )
+        make: Literal["make"] | None = None if self._prepared else "make"
+        message = f"Add {files[0].path}" + f" and {len(files) - 1} more" * (len(files) > 1) if files else ""
+        markers = markers_of(self._root) if files else {}
+        order = Order(prepare=make, look=tuple(known), files=tuple(files), markers=markers, message=message)
         reply = self.client.send(order, sum(item.size for item in files), self._tick)
         shutil.rmtree(self._copies, ignore_errors=True)
         if reply.account and not self._prepared:
@@ -343,8 +338,7 @@ def choose_batch(
 
 
 def _own_folder(root: Path) -> tuple[Path, int]:
-    """The uploader's own folder and its lock; a temporary one where nothing can be written to the output folder. A
-    BlockingIOError if another uploader holds the lock, a UserError if neither can be used."""
+    """The uploader's own folder, or else a temporary one, and its lock; a BlockingIOError if another one holds that."""
     problems: list[str] = []
     for own in (True, False):
         try:
