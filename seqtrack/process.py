@@ -39,6 +39,19 @@ def end_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
+class _SignalStack(ctypes.Structure):
+    _fields_ = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]  # stack_t of <signal.h>
+
+
+def disable_signal_stack() -> None:
+    """Run this thread's signal handlers on its usual stack again.
+
+    OpenVINO gives the thread that opens a graph another one. When several graphs are closed, the last one restores the
+    first one's, which is freed by then: the next signal would end the process with a segmentation fault.
+    """
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # SS_DISABLE
+
+
 def exit_reason(code: int) -> str:
     """How a process ended, by its exit code as `subprocess` has it: the name of a signal, or the code."""
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"

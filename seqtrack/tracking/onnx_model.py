@@ -21,6 +21,7 @@ from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.model.seqtrack import Generated
 from seqtrack.model.spec import ModelSpec, model_spec
+from seqtrack.process import disable_signal_stack
 from seqtrack.tokens import COORDINATES, centre_positions, start_token, vocabulary_size
 
 Array = NDArray[Any]
@@ -225,6 +226,7 @@ class _OpenVinoSession:
         threads = torch.get_num_threads()
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         self._graph = openvino.Core().compile_model(str(path), "CPU", options)
+        disable_signal_stack()
 
     def run(self, output_names: None, inputs: Mapping[str, Array], /) -> Sequence[Array]:
         return [*self._graph(dict(inputs)).values()]

@@ -162,6 +162,21 @@ def test_the_example_reads_the_frames_that_track_reads(
         assert len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs)), place
 
 
+def test_a_signal_after_openvinos_graphs_were_closed_is_handled(output: Path) -> None:
+    script = """
+import gc, os, pathlib, signal, sys
+from seqtrack.tracking.onnx_model import load_onnx
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+model = load_onnx(pathlib.Path(sys.argv[1]), "openvino")[0]
+del model
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    words = [sys.executable, "-c", script, str(output / "model")]
+    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n")
+
+
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     run: Codes, output: Path, torch_model: SeqTrack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
