@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from seqtrack.checkpoints.resume_point import read_run
-from seqtrack.checkpoints.safetensors_io import read_values
+from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_values
 from seqtrack.checkpoints.side_files import (
     DatasetRecord,
     EnvironmentRecord,
@@ -18,6 +18,7 @@ from seqtrack.checkpoints.side_files import (
     IntervalRecord,
     Manifest,
     RunRecord,
+    problems_of,
     read_metrics,
     read_side_file,
 )
@@ -242,15 +243,21 @@ def _intervals(path: Path, epoch: EpochRecord, intervals: list[IntervalRecord]) 
 
 def _log(folder: Path, run: RunRecord, intervals: list[IntervalRecord]) -> Iterator[str]:
     """Each interval has its line in the log; a run that was never interrupted has no others."""
-    written = [
-        line
-        for path in sorted((folder / LOGS).glob("*.log"))
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if " , Loss/total: " in line
-    ]
+    written = [line for line in _log_lines(folder / LOGS) if " , Loss/total: " in line]
     expected = [interval_line(one) for one in intervals]
     known = set(written)
     if missing := [line for line in expected if line not in known]:
         yield f"{folder / LOGS}: the log lacks {len(missing)} lines of metrics.jsonl, first: {missing[0]}"
     elif len(run.starts) == 1 and len(written) != len(expected):
         yield f"{folder / LOGS}: the log has {len(written)} interval lines, metrics.jsonl {len(expected)} records"
+
+
+def _log_lines(folder: Path) -> list[str]:
+    """The lines of all logs; a DamagedFileError names one that cannot be read."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.log")):
+        try:
+            lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise DamagedFileError(problems_of(path, error)) from error
+    return lines

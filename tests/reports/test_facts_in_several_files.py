@@ -1,0 +1,75 @@
+"""A fact that a run wrote into several files is the same in all of them, or `verify` names the difference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import environment, start
+
+from seqtrack.cli import main
+from seqtrack.reports.compare import check_run
+from seqtrack.reports.consistency import inconsistencies
+
+Change = Callable[[dict[str, Any]], object]
+ROOT = Path(__file__).parents[2]
+OTHER = "phase_1/SEQTRACK_ep0002.safetensors"
+
+
+def source(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = values["sources"][0]
+    return found
+
+
+def first_class(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(source(values)["classes"].values()))
+    return found
+
+
+EDITS: dict[str, tuple[str, Change]] = {
+    "class count": ("dataset.json", lambda one: first_class(one).update(sequences=99)),
+    "class frames": ("dataset.json", lambda one: first_class(one).update(frames=99_999)),
+    "class visible": ("dataset.json", lambda one: first_class(one).update(visible=99_999)),
+    "sequences": ("dataset.json", lambda one: source(one).update(sequences=99)),
+    "frames": ("dataset.json", lambda one: source(one).update(frames=99_999)),
+    "a name less": ("dataset.json", lambda one: source(one)["names"].pop()),
+    "synthetic": ("dataset.json", lambda one: source(one).update(synthetic=False)),
+    "digest of a source": ("dataset.json", lambda one: source(one).update(digest="0" * 64)),
+    "commit": ("environment.json", lambda one: one.update(commit="0" * 12)),
+    "lock": ("environment.json", lambda one: one.update(lock_sha256="0" * 64)),
+    "version": ("environment.json", lambda one: one["versions"].update(numpy="9.9")),
+    "processor": ("environment.json", lambda one: one.update(cpu="abacus")),
+    "version of an epoch": ("checkpoints/SEQTRACK_ep0002.json", lambda one: one["versions"].update(numpy="9.9")),
+    "version of the last": ("checkpoints/SEQTRACK_ep0003.json", lambda one: one["versions"].update(numpy="9.9")),
+    "device": ("checkpoints/SEQTRACK_ep0002.json", lambda one: one.update(device="CPU abacus")),
+    "key of an epoch": (
+        "checkpoints/SEQTRACK_ep0002.json",
+        lambda one: one["config"]["TRAIN"].update(PRINT_INTERVAL=17),
+    ),
+    "resumed epoch": ("run.json", lambda one: one.update(resume_epoch=2)),
+    "source elsewhere": ("run.json", lambda one: one["starts"][0].update(source="../../../etc/passwd")),
+    "source of an epoch": ("run.json", lambda one: one["starts"][0].update(source=OTHER)),
+    "step": ("run.json", lambda one: one["starts"][0].update(step=5)),
+    "processes": ("run.json", lambda one: one["starts"][0].update(processes=2)),
+    "guarantee": ("run.json", lambda one: one["starts"][0].update(guarantee="same_samples")),
+}  # fmt: skip
+
+
+def test_a_published_run_is_consistent() -> None:
+    assert inconsistencies(ROOT / "examples" / "nano" / "phase_1") == []
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_log_that_cannot_be_read_is_named(
+    is_folder: bool, pair: Path, demo_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (log,) = (pair / "phase_1" / "logs").glob("*.log")
+    log.unlink()
+    unreadable = log.with_name("a.log")
+    unreadable.mkdir() if is_folder else unreadable.symlink_to("nowhere")
+    assert main(["verify", str(pair / "phase_1")]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "contradictory"
+    assert any(str(unreadable) in problem for problem in check_run(pair / "phase_1"))
+    with start(environment(pair, demo_data), "audit", "phase_1") as running:
+        ended = running.end()
+    assert (ended.code, ended.codes) == (2, ["audit.inconsistent"])
