@@ -53,11 +53,14 @@ def inconsistencies(folder: Path) -> list[str]:
         if not manifests:
             return [f"{folder / CHECKPOINTS}: no checkpoint of a finished epoch"]
         config = load_config(str(folder / CONFIG_FILE))
+        configs = {
+            epoch: config_from_text(json.dumps(one.config), str(one.manifest_path)) for epoch, one in manifests.items()
+        }
         return [
             *_run_files(folder, run, config),
-            *(text for one in manifests.values() for text in _manifest(folder, one, run)),
+            *(text for epoch, one in manifests.items() for text in _manifest(one, configs[epoch], run)),
             *_chain(folder, run, config, manifests),
-            *_places(folder, run, config, manifests),
+            *_places(folder, run, manifests, configs),
             *_records(folder, run, manifests),
         ]
     except UserError as error:  # a file that cannot be read contradicts all others
@@ -132,15 +135,14 @@ def _run_files(folder: Path, run: RunRecord, config: Config) -> Iterator[str]:
         yield from _differs(folder / ENVIRONMENT_FILE, "torch", machine.versions.get("torch"), RUN_FILE, torch)
 
 
-def _manifest(folder: Path, manifest: Manifest, run: RunRecord) -> Iterator[str]:
+def _manifest(manifest: Manifest, config: Config, run: RunRecord) -> Iterator[str]:
     """One manifest against the checkpoint's head and run.json."""
     where = manifest.manifest_path
     if manifest.path.exists():  # of a published run only the manifests are here
         yield from _differs(where, "kind", manifest.kind, "what is next to it", "epoch")
     yield from _differs(where, "phase", manifest.phase, RUN_FILE, run.phase)
     yield from _differs(where, "data_digest", manifest.data_digest, RUN_FILE, run.data_digest)
-    text = config_from_text(json.dumps(manifest.config), str(where))
-    yield from _differs(where, "the digest of config", config_digest(text), "config_digest", manifest.config_digest)
+    yield from _differs(where, "the digest of config", config_digest(config), "config_digest", manifest.config_digest)
     if not any(start.config_changes for start in run.starts):
         yield from _differs(where, "config_digest", manifest.config_digest, RUN_FILE, run.config_digest)
     if manifest.fingerprint not in [start.fingerprint for start in run.starts]:
@@ -168,18 +170,21 @@ def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int,
             yield from _differs(manifest.manifest_path, "init_sha256", manifest.init_sha256, there, before.init_sha256)
 
 
-def _places(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+def _places(
+    folder: Path, run: RunRecord, manifests: Mapping[int, Manifest], configs: Mapping[int, Config]
+) -> Iterator[str]:
     """Each record belongs to this run and one of its epochs; of an epoch and of its validation there is one."""
     path, last = metrics_path(folder), max(manifests) + (run.state != "complete")  # one more may have begun
     first, seen = run.starts[0].epoch + 1, set[tuple[str, int]]()
-    validates = config.TRAIN.VALIDATION_INTERVAL or any(start.config_changes for start in run.starts)
+    resumed = {start.step for start in run.starts}  # an epoch without scores is validated by the start that follows it
     for one in read_metrics(path).records:
         where = f"{path}: the record {one.type} at step {one.step}"
         yield from _differs(where, "phase", one.phase, RUN_FILE, run.phase)
         if not first <= one.epoch <= last:
             yield f"{where} is of epoch {one.epoch}, but the run trained {first} to {last}"
-        if one.type == "validation" and not validates:
-            yield f"{where} is of a run whose TRAIN.VALIDATION_INTERVAL is 0"
+        interval = configs[one.epoch].TRAIN.VALIDATION_INTERVAL if one.epoch in configs else 1
+        if one.type == "validation" and one.step not in resumed and (not interval or one.epoch % interval):
+            yield f"{where} is of an epoch whose TRAIN.VALIDATION_INTERVAL was {interval}"
         if one.type != "interval" and (one.type, one.epoch) in seen:
             yield f"{where} is the second of epoch {one.epoch}"
         seen.add((one.type, one.epoch))

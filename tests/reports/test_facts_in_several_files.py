@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import environment, start
+from runs import completed, environment, start
 
+from seqtrack.checkpoints.resume_point import read_run
+from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
 from seqtrack.cli import main
 from seqtrack.reports.compare import check_run
 from seqtrack.reports.consistency import inconsistencies
@@ -73,3 +75,15 @@ def test_a_log_that_cannot_be_read_is_named(
     with start(environment(pair, demo_data), "audit", "phase_1") as running:
         ended = running.end()
     assert (ended.code, ended.codes) == (2, ["audit.inconsistent"])
+
+
+def test_a_run_whose_settings_and_machine_changed_on_the_way_is_consistent(demo_data: Path, tmp_path: Path) -> None:
+    keys = {"TRAIN.VALIDATION_INTERVAL": 1, "TRAIN.VALIDATION_SEQUENCES": 1}
+    completed(environment(tmp_path, demo_data, keys, EPOCHS=2))
+    keys = {"TRAIN.PRINT_INTERVAL": 32}
+    completed(environment(tmp_path, demo_data, keys, EPOCHS=2, RESUME_EPOCH=1, MKL_CBWR="COMPATIBLE"))
+    folder = tmp_path / "phase_1"
+    run = read_run(folder)
+    assert run is not None and [one.guarantee for one in run.starts] == ["bitwise", "same_samples"]
+    assert [one.epoch for one in read_metrics(folder / "logs" / "metrics.jsonl").of(ValidationRecord)] == [1]
+    assert check_run(folder) == []
