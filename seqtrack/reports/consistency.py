@@ -5,6 +5,7 @@ What agrees may still be invented as a whole; `seqtrack audit` recomputes it.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ def inconsistencies(folder: Path) -> list[str]:
         return [
             *_run_files(folder, run, config),
             *(text for epoch, one in manifests.items() for text in _manifest(one, configs[epoch], run)),
-            *_chain(folder, run, config, manifests),
+            *_chain(folder, run, config, manifests, configs),
             *_places(folder, run, manifests, configs),
             *_records(folder, run, manifests),
         ]
@@ -152,13 +153,25 @@ def _manifest(manifest: Manifest, config: Config, run: RunRecord) -> Iterator[st
         yield from _differs(where, "device", kind, "fingerprint", manifest.fingerprint.get("device"))
 
 
-def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+def _by_start(run: RunRecord, manifests: Mapping[int, Manifest]) -> list[list[int]]:
+    """Of each start the epochs whose manifests it wrote, in order: what follows a later start was replaced by it."""
+    ends = [
+        min((one.step for one in run.starts[number:]), default=math.inf) for number in range(1, len(run.starts) + 1)
+    ]
+    return [
+        [epoch for epoch, one in sorted(manifests.items()) if start.step < one.step <= end]
+        for start, end in zip(run.starts, ends, strict=True)
+    ]
+
+
+def _chain(
+    folder: Path, run: RunRecord, config: Config, manifests: Mapping[int, Manifest], configs: Mapping[int, Config]
+) -> Iterator[str]:
     """Every epoch from the start to the end has a checkpoint, trained from the one before."""
     first, last = run.starts[0].epoch + 1, max(manifests)
     if run.state == "complete":
         yield from _differs(folder / CHECKPOINTS, "the last epoch", last, RUN_FILE, run.epochs)
-    keep = config.TRAIN.KEEP_CHECKPOINTS
-    wanted = range(max(first, last - keep + 1) if keep else first, last + 1)
+    wanted = range(max(first, _last_deleted(run, config, manifests, configs) + 1), last + 1)
     if missing := [epoch for epoch in wanted if epoch not in manifests]:
         yield f"{folder / CHECKPOINTS}: no checkpoint of epochs {', '.join(map(str, missing))}"
     for epoch, manifest in sorted(manifests.items()):
@@ -168,6 +181,21 @@ def _chain(folder: Path, run: RunRecord, config: Config, manifests: Mapping[int,
             there = before.manifest_path.name
             yield from _differs(manifest.manifest_path, "parent_sha256", manifest.parent_sha256, there, before.sha256)
             yield from _differs(manifest.manifest_path, "init_sha256", manifest.init_sha256, there, before.init_sha256)
+
+
+def _last_deleted(
+    run: RunRecord, config: Config, manifests: Mapping[int, Manifest], configs: Mapping[int, Config]
+) -> int:
+    """The last epoch whose checkpoint TRAIN.KEEP_CHECKPOINTS, as it was at the time, may have deleted."""
+    found = [0]
+    for start, after, written in zip(run.starts, [*run.starts[1:], None], _by_start(run, manifests), strict=True):
+        keeps = [(epoch, configs[epoch].TRAIN.KEEP_CHECKPOINTS) for epoch in written]
+        if after is None:
+            found += [epoch - keep for epoch, keep in keeps or [(start.epoch, config.TRAIN.KEEP_CHECKPOINTS)] if keep]
+        # Of a start that wrote more than is left, only steps or what the next start replaced, nothing more is known.
+        elif any(keep for _, keep in keeps) or (not keeps and after.step != start.step):
+            found.append(after.epoch - 1)
+    return max(found)
 
 
 def _places(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import completed, environment, start
+from runs import completed, environment, epochs, start
 
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
@@ -87,3 +87,14 @@ def test_a_run_whose_settings_and_machine_changed_on_the_way_is_consistent(demo_
     assert run is not None and [one.guarantee for one in run.starts] == ["bitwise", "same_samples"]
     assert [one.epoch for one in read_metrics(folder / "logs" / "metrics.jsonl").of(ValidationRecord)] == [1]
     assert check_run(folder) == []
+
+
+def test_a_run_that_kept_few_checkpoints_and_then_all_is_consistent(demo_data: Path, tmp_path: Path) -> None:
+    keys = {"TRAIN.SCHEDULER.TYPE": "step"}
+    completed(environment(tmp_path, demo_data, keys | {"TRAIN.KEEP_CHECKPOINTS": "1"}, EPOCHS=3))
+    assert check_run(tmp_path / "phase_1") == []
+    completed(environment(tmp_path, demo_data, keys, EPOCHS=4))
+    assert len(epochs(tmp_path / "phase_1")) < 4 and check_run(tmp_path / "phase_1") == []
+    for path in (tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_ep0003.*"):
+        path.unlink()
+    assert check_run(tmp_path / "phase_1"), "which no setting deleted"
