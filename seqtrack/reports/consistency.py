@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from seqtrack.checkpoints.resume_point import read_run
-from seqtrack.checkpoints.safetensors_io import DamagedFileError, read_values
+from seqtrack.checkpoints.safetensors_io import read_values
 from seqtrack.checkpoints.side_files import (
     DatasetRecord,
     EnvironmentRecord,
     EpochRecord,
     IntervalRecord,
     Manifest,
+    Metrics,
     RunRecord,
-    problems_of,
     read_metrics,
     read_side_file,
 )
@@ -28,17 +28,17 @@ from seqtrack.config.loader import config_digest, config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.parsing import short_repr
+from seqtrack.reports.run_log import log_contradictions
 from seqtrack.run_dir import (
     CHECKPOINTS,
     CONFIG_FILE,
     DATASET_FILE,
     ENVIRONMENT_FILE,
-    LOGS,
     PHASES,
     RUN_FILE,
     metrics_path,
 )
-from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS, interval_line
+from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 _HISTORY_FIELDS = ("loss", "iou", "samples", "steps", "lr", "grad_norm", "skipped_steps", "checksum")
 _TOLERANCE = 1e-9  # relative, of a mean that is computed again from the means of its parts
@@ -57,12 +57,14 @@ def inconsistencies(folder: Path) -> list[str]:
         configs = {
             epoch: config_from_text(json.dumps(one.config), str(one.manifest_path)) for epoch, one in manifests.items()
         }
+        metrics = read_metrics(metrics_path(folder))
         return [
             *_run_files(folder, run, config),
             *(text for epoch, one in manifests.items() for text in _manifest(one, configs[epoch], run)),
             *_chain(folder, run, config, manifests, configs),
-            *_places(folder, run, manifests, configs),
-            *_records(folder, run, manifests),
+            *_places(folder, run, metrics, manifests, configs),
+            *_records(folder, run, metrics, manifests),
+            *log_contradictions(folder, run, manifests, metrics.records),
         ]
     except UserError as error:  # a file that cannot be read contradicts all others
         return [str(problem) for problem in error.problems]
@@ -199,13 +201,13 @@ def _last_deleted(
 
 
 def _places(
-    folder: Path, run: RunRecord, manifests: Mapping[int, Manifest], configs: Mapping[int, Config]
+    folder: Path, run: RunRecord, metrics: Metrics, manifests: Mapping[int, Manifest], configs: Mapping[int, Config]
 ) -> Iterator[str]:
     """Each record belongs to this run and one of its epochs; of an epoch and of its validation there is one."""
     path, last = metrics_path(folder), max(manifests) + (run.state != "complete")  # one more may have begun
     first, seen = run.starts[0].epoch + 1, set[tuple[str, int]]()
     resumed = {start.step for start in run.starts}  # an epoch without scores is validated by the start that follows it
-    for one in read_metrics(path).records:
+    for one in metrics.records:
         where = f"{path}: the record {one.type} at step {one.step}"
         yield from _differs(where, "phase", one.phase, RUN_FILE, run.phase)
         if not first <= one.epoch <= last:
@@ -218,10 +220,9 @@ def _places(
         seen.add((one.type, one.epoch))
 
 
-def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) -> Iterator[str]:
-    """metrics.jsonl against the histories in the checkpoints, itself and the log."""
+def _records(folder: Path, run: RunRecord, metrics: Metrics, manifests: Mapping[int, Manifest]) -> Iterator[str]:
+    """metrics.jsonl against the histories in the checkpoints and itself."""
     path, first = metrics_path(folder), run.starts[0].epoch + 1
-    metrics = read_metrics(path)
     yield from map(str, metrics.problems)
     intervals: dict[int, list[IntervalRecord]] = defaultdict(list)
     for one in metrics.of(IntervalRecord):
@@ -253,7 +254,6 @@ def _records(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest]) ->
         if epoch in manifests:
             yield from _differs(path, f"step of epoch {epoch}", record.step, "its manifest", manifests[epoch].step)
         yield from _intervals(path, record, intervals[epoch])
-    yield from _log(folder, run, metrics.of(IntervalRecord))
 
 
 def _intervals(path: Path, epoch: EpochRecord, intervals: list[IntervalRecord]) -> Iterator[str]:
@@ -272,25 +272,3 @@ def _intervals(path: Path, epoch: EpochRecord, intervals: list[IntervalRecord]) 
     steps = [one.step for one in intervals]
     if steps != sorted(set(steps)) or (steps and not epoch.step - epoch.steps < steps[0] <= steps[-1] == epoch.step):
         yield f"{path}: the steps of the intervals {where} are not those of the epoch"
-
-
-def _log(folder: Path, run: RunRecord, intervals: list[IntervalRecord]) -> Iterator[str]:
-    """Each interval has its line in the log; a run that was never interrupted has no others."""
-    written = [line for line in _log_lines(folder / LOGS) if " , Loss/total: " in line]
-    expected = [interval_line(one) for one in intervals]
-    known = set(written)
-    if missing := [line for line in expected if line not in known]:
-        yield f"{folder / LOGS}: the log lacks {len(missing)} lines of metrics.jsonl, first: {missing[0]}"
-    elif len(run.starts) == 1 and len(written) != len(expected):
-        yield f"{folder / LOGS}: the log has {len(written)} interval lines, metrics.jsonl {len(expected)} records"
-
-
-def _log_lines(folder: Path) -> list[str]:
-    """The lines of all logs; a DamagedFileError names one that cannot be read."""
-    lines: list[str] = []
-    for path in sorted(folder.glob("*.log")):
-        try:
-            lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError as error:
-            raise DamagedFileError(problems_of(path, error)) from error
-    return lines

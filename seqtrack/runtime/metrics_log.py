@@ -8,6 +8,7 @@ the files equal an uninterrupted run's. Only rank 0 writes.
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -126,6 +127,26 @@ def interval_line(record: IntervalRecord) -> str:
     )
 
 
+def record_line(record: Record) -> str:
+    """The log line of a record, which follows from it alone."""
+    if isinstance(record, IntervalRecord):
+        return interval_line(record)
+    where = f"[{phase_name(record.phase)}] Epoch {record.epoch}"
+    if isinstance(record, ValidationRecord):
+        scores = record.model_dump(exclude={"phase", "epoch", "step", "type"})
+        names = sorted(scores, key=lambda name: name in ("sequences", "frames"))  # the counts last
+        shown = (f"{name} {math.nan if scores[name] is None else scores[name]:.2f}" for name in names)
+        return f"{where} validation : {' , '.join(shown)}"
+    rates = " ".join(f"{name} {rate:.3g}" for name, rate in zip(RATE_NAMES, record.lr, strict=False))
+    peak = record.max_memory_reserved
+    return (
+        f"{where} finished : mean loss {record.loss:.5f} , mean IoU {record.iou:.5f} , "
+        f"time {clock(record.time_s)} hours , {record.samples_per_s:.1f} samples/s , "
+        f"{100 * record.data_wait_share:.1f} % of it waiting for data , learning rates {rates}"
+        + ("" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory")
+    )
+
+
 class RunLog:
     """The run's records.
 
@@ -175,24 +196,16 @@ class RunLog:
     def epoch(self, values: Mapping[str, object]) -> None:
         """Log and record one epoch: `values` is its history record with its wall-clock fields."""
         record = EpochRecord.model_validate({"phase": self.phase, **values})
-        peak = record.max_memory_reserved
         speed = _speed(record.samples_per_s, (self.epochs - record.epoch) * record.samples / record.samples_per_s)
-        logger.info(
-            f"[{phase_name(self.phase)}] Epoch {record.epoch} finished : mean loss {record.loss:.5f} , mean IoU "
-            f"{record.iou:.5f} , time {clock(record.time_s)} hours , {record.samples_per_s:.1f} samples/s , "
-            f"{100 * record.data_wait_share:.1f} % of it waiting for data , learning rates "
-            + " ".join(f"{name} {rate:.3g}" for name, rate in zip(RATE_NAMES, record.lr, strict=False))
-            + ("" if peak is None else f" , at most {peak / 2**30:.2f} GiB of GPU memory"),
-            extra={"short": f"{self._numbers(record)}  {speed}"},
-        )
+        logger.info("%s", record_line(record), extra={"short": f"{self._numbers(record)}  {speed}"})
         self.record(record)
         self._to_board(lambda board: board.flush())
 
     def validation(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
         """Log and record the scores on held-out sequences."""
-        shown = " , ".join(f"{name} {value:.2f}" for name, value in scores.items())
-        logger.info("[phase_%d] Epoch %d validation : %s", self.phase, epoch, shown)
-        self.record(ValidationRecord.model_validate({"phase": self.phase, "epoch": epoch, "step": step, **scores}))
+        record = ValidationRecord.model_validate({"phase": self.phase, "epoch": epoch, "step": step, **scores})
+        logger.info("%s", record_line(record))
+        self.record(record)
 
     def lacks_scores(self, epoch: int) -> bool:
         """Whether `epoch` is recorded, by this process or an earlier one in this folder, and no validation of it."""

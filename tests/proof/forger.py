@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from seqtrack.checkpoints.safetensors_io import TensorBytes, read_checkpoint_file
-from seqtrack.checkpoints.side_files import IntervalRecord
+from seqtrack.checkpoints.side_files import read_metrics
 from seqtrack.checkpoints.store import list_checkpoints, write_checkpoint
 from seqtrack.config.loader import config_digest, config_from_text, dump_config
-from seqtrack.runtime.metrics_log import interval_line
+from seqtrack.runtime.metrics_log import record_line
 
 DERIVED = ("format", "file", "bytes", "sha256", "weights_sha256", "parts")
 
@@ -95,6 +95,11 @@ class Forger:
         starts = [{**run["starts"][0], **began}]
         run |= {"phase": 2, "resume_epoch": resume_epoch, "starts": starts}
         (self.folder / "run.json").write_text(json.dumps(run))
+        (log,) = (self.folder / "logs").glob("*.log")
+        scratch = "starts from scratch; reproducibility guarantee for a resumed run on this hardware and lock"
+        text = f"after step {began['step']} (epoch {resume_epoch}, 0 samples into it) from {began['source']}"
+        resumed = f"resumes {text}, sha256 {'0' * 16}\nreproducibility guarantee with that checkpoint"
+        log.write_text(log.read_text().replace(scratch, resumed))
 
     def weights(self, first: int, last: int, change: Callable[[bytearray], bytearray], prefix: str = "model/") -> None:
         """Change the tensors below `prefix` in the checkpoints of these epochs."""
@@ -138,9 +143,23 @@ class Forger:
             one.manifest = written.model_dump()
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         (self.folder / "logs" / "metrics.jsonl").write_text(lines)
+        self._write_log()
+
+    def _write_log(self) -> None:
+        """The log lines of all records and checkpoints, and those about the configuration."""
         (log,) = (self.folder / "logs").glob("*.log")
-        kept = [line for line in log.read_text().splitlines() if " , Loss/total: " not in line]
-        kept += [interval_line(IntervalRecord.model_validate(one)) for one in self.records if one["type"] == "interval"]
+        run, config = (yaml.safe_load((self.folder / name).read_text()) for name in ("run.json", "config.yaml"))
+        digest = f"digest {run['config_digest'][:16]} , seed {config['TRAIN']['SEED']}"
+        kept = []
+        for line in log.read_text().splitlines():
+            words = line.split()
+            if line.startswith("checkpoint ") and (number := int(words[1][len("SEQTRACK_ep") :][:4])) in self.epochs:
+                line = f"{line.rpartition(' ')[0]} {self.epochs[number].manifest['sha256'][:16]}"
+            if line.startswith("configuration "):
+                line = f"{line.partition(' , ')[0]} , {digest}"
+            if "] Epoch " not in line:
+                kept.append(line)
+        kept += map(record_line, read_metrics(self.folder / "logs" / "metrics.jsonl").records)
         log.write_text("\n".join(kept) + "\n")
 
 

@@ -128,7 +128,7 @@ def test_a_missing_component_is_reported_by_name(component: str | None, pair: Pa
 def test_a_different_number_of_the_log_is_reported_by_its_step_and_wall_clock_times_may_differ(
     pair: Path, verify: Verify
 ) -> None:
-    edit_log(pair, lambda record: "samples_per_s" in record and record.update(samples_per_s=1.0))
+    edit_log(pair, lambda record: "data_wait_s" in record and record.update(data_wait_s=1.0))
     assert compared(pair).verdict == "identical"
     steps: list[int] = []
 
@@ -179,8 +179,8 @@ def test_a_run_is_checked_by_itself_along_its_hash_chain(pair: Path, verify: Ver
         assert check_run(pair / phase) == [] and verify(pair, phase) == (0, "consistent")
     manifest = epochs(pair / "phase_1")[2]
     rewrite(manifest, drop="rng")
-    (problem,) = check_run(pair / "phase_1")
-    assert "SEQTRACK_ep0003.json" in problem, "altered with its manifest: found by the next one"
+    found = " ".join(check_run(pair / "phase_1"))
+    assert "SEQTRACK_ep0003.json" in found, "altered with its manifest: found by the next one"
     flip_bit(manifest.path)
     problems = check_run(pair / "phase_1")
     assert any(problem.startswith("epoch 2: ") and str(manifest.path) in problem for problem in problems)
@@ -202,8 +202,7 @@ def test_a_foreign_link_of_the_hash_chain_is_found_where_file_and_manifest_agree
     describe = {key: value for key, value in last.manifest.items() if key not in DERIVED}
     path = epochs(pair / "phase_1")[3].path
     write_checkpoint(path, last.tensors, last.values, describe=describe | foreign)
-    (problem,) = check_run(pair / "phase_1")
-    assert path.stem in problem and "parent_sha256" in problem
+    assert any(path.stem in problem and "parent_sha256" in problem for problem in check_run(pair / "phase_1"))
 
 
 def test_a_copy_and_an_edited_fact_are_differences(pair: Path, verify: Verify) -> None:

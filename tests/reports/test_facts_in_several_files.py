@@ -1,5 +1,6 @@
 """A fact that a run wrote into several files is the same in all of them, or `verify` names the difference."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from seqtrack.reports.consistency import inconsistencies
 Change = Callable[[dict[str, Any]], object]
 ROOT = Path(__file__).parents[2]
 OTHER = "phase_1/SEQTRACK_ep0002.safetensors"
+
+
+def substitute(path: Path, pattern: str, text: str) -> None:
+    found, count = re.subn(pattern, text, path.read_text(), flags=re.MULTILINE)
+    assert count
+    path.write_text(found)
 
 
 def source(values: dict[str, Any]) -> dict[str, Any]:
@@ -98,3 +105,24 @@ def test_a_run_that_kept_few_checkpoints_and_then_all_is_consistent(demo_data: P
     for path in (tmp_path / "phase_1" / "checkpoints").glob("SEQTRACK_ep0003.*"):
         path.unlink()
     assert check_run(tmp_path / "phase_1"), "which no setting deleted"
+
+
+def test_scores_of_a_validation_are_those_of_the_log(finished_run: Path) -> None:
+    run = finished_run / "phase_2"
+    assert check_run(run) == [] and read_metrics(run / "logs" / "metrics.jsonl").of(ValidationRecord)
+    substitute(run / "logs" / "metrics.jsonl", r'("auc": )[\d.]+', r"\g<1>99.0")
+    assert check_run(run)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"(Epoch 3 finished : mean loss )\d", r"\g<1>0"),
+        (r"^(checkpoint SEQTRACK_ep0002.* , sha256 ).*", r"\g<1>0000000000000000"),
+        (r"^(checkpoint SEQTRACK_ep0002.* : )[\d.]+ MB", r"\g<1>99.9 MB"),
+    ],
+)
+def test_one_edited_line_of_the_log_is_a_contradiction(pattern: str, text: str, pair: Path) -> None:
+    (log,) = (pair / "phase_2" / "logs").glob("*.log")
+    substitute(log, pattern, text)
+    assert check_run(pair / "phase_2")
