@@ -35,6 +35,7 @@ class _Run:
         self.epochs = {item.epoch: item for item in list_checkpoints(place, kinds=("epoch", "thin"))}
         self.unusable: list[tuple[int, str]] = []
         self.invalid: list[str] = []
+        self.data: side_files.DatasetRecord | None = None
         for path in place.glob("*.json"):
             kind, epoch = run_dir.parse_checkpoint_name(path.name) or ("", 0)
             if kind == "ep" and epoch not in self.epochs:
@@ -49,7 +50,7 @@ class _Run:
             return None
 
     def facts(self) -> side_files.CertifiedRun:
-        self.read(run_dir.DATASET_FILE, side_files.DatasetRecord)
+        self.data = self.read(run_dir.DATASET_FILE, side_files.DatasetRecord)
         run = self.read(run_dir.RUN_FILE, side_files.RunRecord)
         environment = self.read(run_dir.ENVIRONMENT_FILE, side_files.EnvironmentRecord)
         return side_files.CertifiedRun(folder=self.name, run=run, environment=environment)
@@ -95,6 +96,9 @@ def compare_runs(first: Path, second: Path) -> side_files.Certificate:
     ]
     invalid = [*runs[0].invalid, *runs[1].invalid]
     invalid += [text for folder in (first, second) for text in inconsistencies(folder) if text not in invalid]
+    data = [run.data for run in runs]
+    if data[0] and data[1] and data[0].digest == data[1].digest and data[0].sources != data[1].sources:
+        invalid.append(f"{run_dir.DATASET_FILE}: the digest of both runs is {data[0].digest}, but their sources differ")
     invalid += [] if invalid else [*copies(first, second), *wrong_start(first, second)]
     found_at = [(one.epoch, f"epoch {one.epoch}: {one.differences[0]}") for one in epochs if one.differences]
     differences = [text for _, text in sorted([*found_at, *runs[0].unusable, *runs[1].unusable])] + invalid

@@ -4,6 +4,7 @@ checkpoint files only their heads.
 What agrees may still be invented as a whole; `seqtrack audit` recomputes it.
 """
 
+import hashlib
 import json
 import math
 from collections import defaultdict
@@ -131,11 +132,27 @@ def _run_files(folder: Path, run: RunRecord, config: Config) -> Iterator[str]:
             yield f"{folder / name}: no such file"
     if data is not None:
         yield from _differs(folder / DATASET_FILE, "digest", data.digest, RUN_FILE, run.data_digest)
+        yield from _data(folder / DATASET_FILE, data)
     if machine is not None:
         expected = run.starts[-1].fingerprint
         yield from _differs(folder / ENVIRONMENT_FILE, "fingerprint", machine.fingerprint, RUN_FILE, expected)
         torch = str(expected.get("torch")).partition("+")[0]  # without the build, which only torch itself tells
         yield from _differs(folder / ENVIRONMENT_FILE, "torch", machine.versions.get("torch"), RUN_FILE, torch)
+
+
+def _data(path: Path, data: DatasetRecord) -> Iterator[str]:
+    """dataset.json against itself."""
+    digest = hashlib.sha256("".join(one.digest for one in data.sources).encode()).hexdigest()
+    yield from _differs(path, "digest", data.digest, "the digests of its sources", digest)
+    for one in data.sources:
+        for name in ("sequences", "frames"):
+            total = sum(getattr(count, name) for count in one.classes.values())
+            yield from _differs(path, f"{name} of {one.name}", getattr(one, name), "its classes", total)
+        if one.names:  # which of still images are not listed
+            yield from _differs(path, f"names of {one.name}", len(one.names), "its sequences", one.sequences)
+        for name, count in one.classes.items():
+            if max(count.visible, count.absent, count.missing) > count.frames:
+                yield f"{path}: class {name} of {one.name} has more visible, absent or missing frames than frames"
 
 
 def _manifest(manifest: Manifest, config: Config, run: RunRecord) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A fact that a run wrote into several files is the same in all of them, or `verify` names the difference."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,18 @@ from runs import completed, environment, epochs, start
 from seqtrack.checkpoints.resume_point import read_run
 from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
 from seqtrack.cli import main
-from seqtrack.reports.compare import check_run
+from seqtrack.reports.compare import check_run, compare_runs
 from seqtrack.reports.consistency import inconsistencies
 
 Change = Callable[[dict[str, Any]], object]
 ROOT = Path(__file__).parents[2]
 OTHER = "phase_1/SEQTRACK_ep0002.safetensors"
+
+
+def edit(path: Path, change: Change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
 
 
 def substitute(path: Path, pattern: str, text: str) -> None:
@@ -62,6 +69,25 @@ EDITS: dict[str, tuple[str, Change]] = {
     "processes": ("run.json", lambda one: one["starts"][0].update(processes=2)),
     "guarantee": ("run.json", lambda one: one["starts"][0].update(guarantee="same_samples")),
 }  # fmt: skip
+
+
+EDITS: dict[str, tuple[str, Change]] = {
+    "class count": ("dataset.json", lambda one: first_class(one).update(sequences=99)),
+    "class frames": ("dataset.json", lambda one: first_class(one).update(frames=99_999)),
+    "class visible": ("dataset.json", lambda one: first_class(one).update(visible=99_999)),
+    "sequences": ("dataset.json", lambda one: source(one).update(sequences=99)),
+    "frames": ("dataset.json", lambda one: source(one).update(frames=99_999)),
+    "a name less": ("dataset.json", lambda one: source(one)["names"].pop()),
+    "digest of a source": ("dataset.json", lambda one: source(one).update(digest="0" * 64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("phase", ["phase_1", "phase_2"])
+def test_one_edited_fact_is_a_contradiction(name: str, phase: str, pair: Path) -> None:
+    file, change = EDITS[name]
+    edit(pair / phase / file, change)
+    assert check_run(pair / phase) and compare_runs(pair / "phase_1", pair / "phase_2").verdict == "differs"
 
 
 def test_a_published_run_is_consistent() -> None:
@@ -126,3 +152,12 @@ def test_one_edited_line_of_the_log_is_a_contradiction(pattern: str, text: str, 
     (log,) = (pair / "phase_2" / "logs").glob("*.log")
     substitute(log, pattern, text)
     assert check_run(pair / "phase_2")
+
+
+def test_names_of_sequences_are_compared_with_those_of_a_run_with_the_same_data(pair: Path) -> None:
+    def rename(values: dict[str, Any]) -> None:
+        source(values)["names"][0] = "another"
+
+    edit(pair / "phase_2" / "dataset.json", rename)
+    assert check_run(pair / "phase_2") == [], "only the digest of the data has them as well"
+    assert compare_runs(pair / "phase_1", pair / "phase_2").verdict == "differs"
