@@ -17,6 +17,7 @@ from seqtrack.checkpoints.side_files import (
     DatasetRecord,
     EnvironmentRecord,
     EpochRecord,
+    Fingerprint,
     IntervalRecord,
     Manifest,
     Metrics,
@@ -35,13 +36,19 @@ from seqtrack.run_dir import (
     CONFIG_FILE,
     DATASET_FILE,
     ENVIRONMENT_FILE,
+    FETCHED,
     PHASES,
     RUN_FILE,
+    epoch_name,
     metrics_path,
+    phase_name,
+    step_name,
 )
+from seqtrack.runtime.guarantee import guarantee
 from seqtrack.runtime.metrics_log import WALL_CLOCK_FIELDS
 
 _HISTORY_FIELDS = ("loss", "iou", "samples", "steps", "lr", "grad_norm", "skipped_steps", "checksum")
+_SOURCES = (*PHASES, FETCHED)  # the folders that a run may start from
 _TOLERANCE = 1e-9  # relative, of a mean that is computed again from the means of its parts
 
 
@@ -62,6 +69,7 @@ def inconsistencies(folder: Path) -> list[str]:
         return [
             *_run_files(folder, run, config),
             *(text for epoch, one in manifests.items() for text in _manifest(one, configs[epoch], run)),
+            *_starts(folder, run, manifests, metrics),
             *_chain(folder, run, config, manifests, configs),
             *_places(folder, run, metrics, manifests, configs),
             *_records(folder, run, metrics, manifests),
@@ -101,17 +109,19 @@ def wrong_start(first: Path, second: Path) -> list[str]:
     run, ours = read_run(second), read_epochs(first / CHECKPOINTS)
     if run is None or not run.starts or run.starts[0].source is None:
         return []
-    source, epoch = run.starts[0].source, run.starts[0].epoch
-    parent = ours.get(epoch)
-    begun = read_epochs(second / CHECKPOINTS).get(epoch + 1)
-    if source.split("/")[0] != first.name or parent is None or begun is None:
+    start, where = run.starts[0], second / RUN_FILE
+    parent, begun = ours.get(start.epoch), read_epochs(second / CHECKPOINTS).get(start.epoch + 1)
+    if str(start.source).split("/")[0] != first.name or parent is None or begun is None:
         return []
-    if begun.parent_sha256 == parent.sha256:
-        return []
-    return [
-        f"{begun.manifest_path}: parent_sha256 is {begun.parent_sha256}, but {RUN_FILE} has the start "
-        f"{source}, whose sha256 is {parent.sha256}"
-    ]
+    if begun.parent_sha256 != parent.sha256:
+        text = f"but {RUN_FILE} has the start {start.source}, whose sha256 is {parent.sha256}"
+        return [f"{begun.manifest_path}: parent_sha256 is {begun.parent_sha256}, {text}"]
+    found = [*_differs(where, "step of start 1", start.step, parent.manifest_path, parent.step)]
+    # Else it may be an equal checkpoint of another machine.
+    if first.resolve().parent == second.resolve().parent and parent.created[:19] <= run.started[:19]:
+        held, expected = (start.guarantee, start.differences), guarantee(start.fingerprint, parent.fingerprint)
+        found += _differs(where, "guarantee of start 1", held, parent.manifest_path, expected)
+    return found
 
 
 def _differs(where: object, field: str, found: object, there: object, expected: object) -> Iterator[str]:
@@ -170,6 +180,46 @@ def _manifest(manifest: Manifest, config: Config, run: RunRecord) -> Iterator[st
     if manifest.device is not None:
         kind = "cpu" if manifest.device.startswith("CPU ") else "cuda"
         yield from _differs(where, "device", kind, "fingerprint", manifest.fingerprint.get("device"))
+
+
+def _starts(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest], metrics: Metrics) -> Iterator[str]:
+    """run.json against itself and the steps of the epochs: the checkpoint that each start names, and what follows."""
+    where, ends = folder / RUN_FILE, {0: 0}
+    for record in metrics.of(EpochRecord):
+        ends |= {record.epoch - 1: record.step - record.steps, record.epoch: record.step}
+    ends |= {epoch: one.step for epoch, one in manifests.items()}
+    named = {start.source.partition("/")[2] for start in run.starts if start.source is not None}
+    if run.resume_epoch is None:
+        yield from _differs(where, "source of the first start", run.starts[0].source, "resume_epoch", None)
+    elif epoch_name(run.resume_epoch) not in named:
+        yield f"{where}: resume_epoch is {run.resume_epoch}, but no start has this checkpoint as its source"
+    for number, start in enumerate(run.starts):
+        name, end = f"of start {number + 1}", ends.get(start.epoch)
+        if start.source is None:
+            yield from _differs(where, f"step and epoch {name}", (start.step, start.epoch), "its source", (0, 0))
+        elif start.source in (f"{place}/{epoch_name(start.epoch)}" for place in _SOURCES):
+            expected = start.step if end is None else end
+            yield from _differs(where, f"step {name}", start.step, f"epoch {start.epoch}", expected)
+        elif start.source not in (f"{place}/{step_name(start.step)}" for place in _SOURCES):
+            yield f"{where}: source {name} is {short_repr(start.source, 80)}, which is not the checkpoint of its step"
+        elif not ends.get(start.epoch - 1, 0) < start.step < (end or math.inf):
+            yield f"{where}: step {name} is {start.step}, which is not within epoch {start.epoch}"
+        if "world_size" in start.fingerprint and start.processes is not None:
+            world = start.fingerprint["world_size"]
+            yield from _differs(where, f"processes {name}", start.processes, "its fingerprint", world)
+        if (theirs := _fingerprint_of_source(run, number)) is not None:
+            held, wanted = (start.guarantee, start.differences), guarantee(start.fingerprint, theirs)
+            yield from _differs(where, f"guarantee {name}", held, "the fingerprints", wanted)
+
+
+def _fingerprint_of_source(run: RunRecord, number: int) -> Fingerprint | None:
+    """With which fingerprint the checkpoint was trained that a start names; None if another run wrote it."""
+    start, before = run.starts[number], run.starts[:number]
+    if start.source is None:
+        return start.fingerprint
+    if not start.source.startswith(f"{phase_name(run.phase)}/"):
+        return None
+    return next((one.fingerprint for one in reversed(before) if one.step < start.step), None)
 
 
 def _by_start(run: RunRecord, manifests: Mapping[int, Manifest]) -> list[list[int]]:

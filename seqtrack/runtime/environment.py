@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from seqtrack.checkpoints.side_files import EnvironmentRecord, Fingerprint
 from seqtrack.packages import installed_packages
 from seqtrack.runtime.distributed import DistributedContext
+from seqtrack.runtime.guarantee import guarantee as guarantee
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = "torch torchvision timm numpy opencv-python-headless safetensors huggingface-hub yacs"
@@ -68,17 +68,6 @@ def fingerprint(distributed: DistributedContext, *, precision: str, compiled: bo
 def describe_device(device: torch.device) -> str:
     """A GPU's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}"
-
-
-def guarantee(ours: Mapping[str, object], theirs: Mapping[str, object]) -> tuple[str, list[str]]:
-    """The reproducibility guarantee between two runs by their fingerprints: "bitwise" or "same_samples", and why."""
-    pairs = {key: (theirs.get(key), ours.get(key)) for key in sorted({*ours, *theirs})}
-    differences = [f"{key}: {then!r} then, {now!r} now" for key, (then, now) in pairs.items() if then != now]
-    if ours["compile"]:
-        differences.append("TRAIN.COMPILE: the compiler measures which kernels are fastest, and may choose others")
-    if not ours["deterministic"]:
-        differences.append("TRAIN.DETERMINISTIC is off: kernels may add in any order")
-    return ("same_samples" if differences else "bitwise"), differences
 
 
 def versions() -> dict[str, str]:

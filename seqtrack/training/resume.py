@@ -30,7 +30,7 @@ from seqtrack.device import explain_out_of_memory
 from seqtrack.errors import Problem, UserError
 from seqtrack.run_dir import CHECKPOINTS, FETCHED
 from seqtrack.runtime.distributed import DistributedContext
-from seqtrack.runtime.environment import guarantee
+from seqtrack.runtime.guarantee import guarantee
 from seqtrack.training.optimizer import first_changed_step
 from seqtrack.training.state import State, TrainState
 

@@ -79,6 +79,11 @@ EDITS: dict[str, tuple[str, Change]] = {
     "frames": ("dataset.json", lambda one: source(one).update(frames=99_999)),
     "a name less": ("dataset.json", lambda one: source(one)["names"].pop()),
     "digest of a source": ("dataset.json", lambda one: source(one).update(digest="0" * 64)),
+    "resumed epoch": ("run.json", lambda one: one.update(resume_epoch=2)),
+    "source elsewhere": ("run.json", lambda one: one["starts"][0].update(source="../../../etc/passwd")),
+    "source of an epoch": ("run.json", lambda one: one["starts"][0].update(source=OTHER)),
+    "step": ("run.json", lambda one: one["starts"][0].update(step=5)),
+    "processes": ("run.json", lambda one: one["starts"][0].update(processes=2)),
 }  # fmt: skip
 
 
@@ -120,6 +125,8 @@ def test_a_run_whose_settings_and_machine_changed_on_the_way_is_consistent(demo_
     assert run is not None and [one.guarantee for one in run.starts] == ["bitwise", "same_samples"]
     assert [one.epoch for one in read_metrics(folder / "logs" / "metrics.jsonl").of(ValidationRecord)] == [1]
     assert check_run(folder) == []
+    edit(folder / "run.json", lambda one: one["starts"][1].update(guarantee="bitwise", differences=[]))
+    assert check_run(folder)
 
 
 def test_a_run_that_kept_few_checkpoints_and_then_all_is_consistent(demo_data: Path, tmp_path: Path) -> None:
@@ -160,4 +167,13 @@ def test_names_of_sequences_are_compared_with_those_of_a_run_with_the_same_data(
 
     edit(pair / "phase_2" / "dataset.json", rename)
     assert check_run(pair / "phase_2") == [], "only the digest of the data has them as well"
+    assert compare_runs(pair / "phase_1", pair / "phase_2").verdict == "differs"
+
+
+def test_the_reasons_of_the_guarantee_follow_from_the_fingerprints(pair: Path) -> None:
+    edit(pair / "phase_1" / "run.json", lambda one: one["starts"][0].update(differences=["threads"]))
+    assert check_run(pair / "phase_1")
+    edit(pair / "phase_2" / "run.json", lambda one: one["starts"][0].update(differences=["threads"]))
+    assert check_run(pair / "phase_2") == [], "of a checkpoint of phase 1, which is not at hand"
+    edit(pair / "phase_1" / "run.json", lambda one: one["starts"][0].update(differences=[]))
     assert compare_runs(pair / "phase_1", pair / "phase_2").verdict == "differs"
