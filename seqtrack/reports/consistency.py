@@ -26,11 +26,11 @@ from seqtrack.checkpoints.side_files import (
     read_side_file,
 )
 from seqtrack.checkpoints.store import read_epochs
-from seqtrack.config.loader import config_digest, config_from_text, load_config
+from seqtrack.config.loader import compare_configs, config_digest, config_from_text, load_config
 from seqtrack.config.schema import Config
 from seqtrack.errors import UserError
 from seqtrack.parsing import short_repr
-from seqtrack.reports.run_log import log_contradictions
+from seqtrack.reports.run_log import device_name, log_contradictions
 from seqtrack.run_dir import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -62,14 +62,17 @@ def inconsistencies(folder: Path) -> list[str]:
         if not manifests:
             return [f"{folder / CHECKPOINTS}: no checkpoint of a finished epoch"]
         config = load_config(str(folder / CONFIG_FILE))
+        data = read_side_file(folder / DATASET_FILE, DatasetRecord)
+        machine = read_side_file(folder / ENVIRONMENT_FILE, EnvironmentRecord)
         configs = {
             epoch: config_from_text(json.dumps(one.config), str(one.manifest_path)) for epoch, one in manifests.items()
         }
         metrics = read_metrics(metrics_path(folder))
         return [
-            *_run_files(folder, run, config),
+            *_run_files(folder, run, config, data, machine),
             *(text for epoch, one in manifests.items() for text in _manifest(one, configs[epoch], run)),
             *_starts(folder, run, manifests, metrics),
+            *_written(folder, run, config, machine, manifests, configs),
             *_chain(folder, run, config, manifests, configs),
             *_places(folder, run, metrics, manifests, configs),
             *_records(folder, run, metrics, manifests),
@@ -129,14 +132,21 @@ def _differs(where: object, field: str, found: object, there: object, expected: 
         yield f"{where}: {field} is {short_repr(found, 80)}, but {short_repr(expected, 80)} in {there}"
 
 
-def _run_files(folder: Path, run: RunRecord, config: Config) -> Iterator[str]:
+def _tables_differ(
+    where: object, field: str, found: Mapping[str, object], there: object, expected: Mapping[str, object]
+) -> Iterator[str]:
+    for name in sorted({*found, *expected}):
+        yield from _differs(where, f"{field}.{name}", found.get(name), there, expected.get(name))
+
+
+def _run_files(
+    folder: Path, run: RunRecord, config: Config, data: DatasetRecord | None, machine: EnvironmentRecord | None
+) -> Iterator[str]:
     """config.yaml, dataset.json and environment.json against run.json."""
     yield from _differs(folder / CONFIG_FILE, "its digest", config_digest(config), RUN_FILE, run.config_digest)
     yield from _differs(folder / CONFIG_FILE, "TRAIN.EPOCH", config.TRAIN.EPOCH, RUN_FILE, run.epochs)
     if folder.name in PHASES:
         yield from _differs(folder / RUN_FILE, "phase", run.phase, "its folder", PHASES.index(folder.name) + 1)
-    data = read_side_file(folder / DATASET_FILE, DatasetRecord)
-    machine = read_side_file(folder / ENVIRONMENT_FILE, EnvironmentRecord)
     for name, record in ((DATASET_FILE, data), (ENVIRONMENT_FILE, machine)):
         if record is None:
             yield f"{folder / name}: no such file"
@@ -148,6 +158,8 @@ def _run_files(folder: Path, run: RunRecord, config: Config) -> Iterator[str]:
         yield from _differs(folder / ENVIRONMENT_FILE, "fingerprint", machine.fingerprint, RUN_FILE, expected)
         torch = str(expected.get("torch")).partition("+")[0]  # without the build, which only torch itself tells
         yield from _differs(folder / ENVIRONMENT_FILE, "torch", machine.versions.get("torch"), RUN_FILE, torch)
+        if "cpu" in expected:  # else it computed on a GPU
+            yield from _differs(folder / ENVIRONMENT_FILE, "cpu", machine.cpu, RUN_FILE, expected["cpu"])
 
 
 def _data(path: Path, data: DatasetRecord) -> Iterator[str]:
@@ -177,9 +189,8 @@ def _manifest(manifest: Manifest, config: Config, run: RunRecord) -> Iterator[st
         yield from _differs(where, "config_digest", manifest.config_digest, RUN_FILE, run.config_digest)
     if manifest.fingerprint not in [start.fingerprint for start in run.starts]:
         yield f"{where}: fingerprint is that of no start in {RUN_FILE}"
-    if manifest.device is not None:
-        kind = "cpu" if manifest.device.startswith("CPU ") else "cuda"
-        yield from _differs(where, "device", kind, "fingerprint", manifest.fingerprint.get("device"))
+    if manifest.device is not None and (device := device_name(manifest.fingerprint)) is not None:
+        yield from _differs(where, "device", manifest.device, "fingerprint", device)
 
 
 def _starts(folder: Path, run: RunRecord, manifests: Mapping[int, Manifest], metrics: Metrics) -> Iterator[str]:
@@ -231,6 +242,32 @@ def _by_start(run: RunRecord, manifests: Mapping[int, Manifest]) -> list[list[in
         [epoch for epoch, one in sorted(manifests.items()) if start.step < one.step <= end]
         for start, end in zip(run.starts, ends, strict=True)
     ]
+
+
+def _written(
+    folder: Path,
+    run: RunRecord,
+    config: Config,
+    machine: EnvironmentRecord | None,
+    manifests: Mapping[int, Manifest],
+    configs: Mapping[int, Config],
+) -> Iterator[str]:
+    """The manifests that one start wrote agree with each other, and those of the last start with what it wrote last."""
+    for start, written in zip(run.starts, _by_start(run, manifests), strict=True):
+        for epoch in written:
+            where, last = manifests[epoch].manifest_path, manifests[written[-1]]
+            there = last.manifest_path.name
+            yield from _tables_differ(where, "fingerprint", manifests[epoch].fingerprint, RUN_FILE, start.fingerprint)
+            yield from _tables_differ(where, "versions", manifests[epoch].versions, there, last.versions)
+            for one in compare_configs(configs[epoch], configs[written[-1]]):
+                yield from _differs(where, one.key, one.a, there, one.b)
+    if written:  # by the last start
+        there = manifests[written[-1]].manifest_path.name
+        for one in compare_configs(config, configs[written[-1]]):
+            yield from _differs(folder / CONFIG_FILE, one.key, one.a, there, one.b)
+        if machine is not None:
+            versions = manifests[written[-1]].versions
+            yield from _tables_differ(folder / ENVIRONMENT_FILE, "versions", machine.versions, there, versions)
 
 
 def _chain(

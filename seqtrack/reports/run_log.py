@@ -23,6 +23,11 @@ _RECORD = re.compile(r"\[phase_\d+\] Epoch \d+ (finished |validation )?: ")
 _CHECKPOINT = re.compile(r"checkpoint (SEQTRACK_ep\d+\.safetensors) : ([\d.]+) MB , .* , sha256 ([0-9a-f]{16})")
 
 
+def device_name(fingerprint: Mapping[str, object]) -> object:
+    """The device as manifests and the log name it; None where the fingerprint does not tell."""
+    return fingerprint.get("gpu", f"CPU {fingerprint['cpu']}" if "cpu" in fingerprint else None)
+
+
 def log_contradictions(
     folder: Path, run: RunRecord, manifests: Mapping[int, Manifest], records: list[Record]
 ) -> Iterator[str]:

@@ -84,6 +84,15 @@ EDITS: dict[str, tuple[str, Change]] = {
     "source of an epoch": ("run.json", lambda one: one["starts"][0].update(source=OTHER)),
     "step": ("run.json", lambda one: one["starts"][0].update(step=5)),
     "processes": ("run.json", lambda one: one["starts"][0].update(processes=2)),
+    "version": ("environment.json", lambda one: one["versions"].update(numpy="9.9")),
+    "processor": ("environment.json", lambda one: one.update(cpu="abacus")),
+    "version of an epoch": ("checkpoints/SEQTRACK_ep0002.json", lambda one: one["versions"].update(numpy="9.9")),
+    "version of the last": ("checkpoints/SEQTRACK_ep0003.json", lambda one: one["versions"].update(numpy="9.9")),
+    "device": ("checkpoints/SEQTRACK_ep0002.json", lambda one: one.update(device="CPU abacus")),
+    "key of an epoch": (
+        "checkpoints/SEQTRACK_ep0002.json",
+        lambda one: one["config"]["TRAIN"].update(PRINT_INTERVAL=17),
+    ),
 }  # fmt: skip
 
 
@@ -177,3 +186,18 @@ def test_the_reasons_of_the_guarantee_follow_from_the_fingerprints(pair: Path) -
     assert check_run(pair / "phase_2") == [], "of a checkpoint of phase 1, which is not at hand"
     edit(pair / "phase_1" / "run.json", lambda one: one["starts"][0].update(differences=[]))
     assert compare_runs(pair / "phase_1", pair / "phase_2").verdict == "differs"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("INIT_FROM", "elsewhere"), ("PRINT_INTERVAL", "17"), ("KEEP_CHECKPOINTS", "7")]
+)
+def test_a_key_that_may_differ_between_runs_is_the_same_in_all_files_of_one(key: str, value: str, pair: Path) -> None:
+    substitute(pair / "phase_1" / "config.yaml", rf"^(  {key}: ).*", rf"\g<1>{value}")
+    assert check_run(pair / "phase_1")
+
+
+def test_removed_checkpoints_are_missing_whatever_the_configuration_states(pair: Path) -> None:
+    for path in (pair / "phase_1" / "checkpoints").glob("SEQTRACK_ep000[12].*"):
+        path.unlink()
+    substitute(pair / "phase_1" / "config.yaml", r"^(  KEEP_CHECKPOINTS: ).*", r"\g<1>1")
+    assert any("1, 2" in problem for problem in check_run(pair / "phase_1"))
