@@ -76,7 +76,7 @@ def inconsistencies(folder: Path) -> list[str]:
             *_chain(folder, run, config, manifests, configs),
             *_places(folder, run, metrics, manifests, configs),
             *_records(folder, run, metrics, manifests),
-            *log_contradictions(folder, run, manifests, metrics.records),
+            *log_contradictions(folder, run, config, data, machine, manifests, metrics.records),
         ]
     except UserError as error:  # a file that cannot be read contradicts all others
         return [str(problem) for problem in error.problems]
