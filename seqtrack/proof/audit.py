@@ -40,7 +40,8 @@ from seqtrack.errors import UserError
 from seqtrack.proof.replay import Replay, Replayed, Segment, TrainingRecord
 from seqtrack.run_dir import CHECKPOINTS, ENVIRONMENT_FILE, metrics_path
 from seqtrack.runtime.distributed import join
-from seqtrack.runtime.environment import guarantee, lock_digest, source_commit
+from seqtrack.runtime.environment import lock_digest, source_commit
+from seqtrack.runtime.guarantee import guarantee
 from seqtrack.training import build
 
 # Of the default audit: random parts, and steps of each. In a short epoch the second record shows as much.

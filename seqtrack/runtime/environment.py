@@ -17,7 +17,6 @@ import torch
 from seqtrack.checkpoints.side_files import EnvironmentRecord, Fingerprint
 from seqtrack.packages import installed_packages
 from seqtrack.runtime.distributed import DistributedContext
-from seqtrack.runtime.guarantee import guarantee as guarantee
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = "torch torchvision timm numpy opencv-python-headless safetensors huggingface-hub yacs"
