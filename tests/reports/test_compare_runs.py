@@ -20,7 +20,7 @@ from seqtrack.proof.audit import choose_segments, read_evidence
 from seqtrack.reports.compare import check_run, compare_runs
 from seqtrack.reports.run_files import OutputFiles
 from seqtrack.reports.verdict import conclude
-from seqtrack.runtime.environment import guarantee
+from seqtrack.runtime.guarantee import guarantee
 
 Verify = Callable[..., tuple[int, str]]
 

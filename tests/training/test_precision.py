@@ -14,7 +14,7 @@ from seqtrack.checkpoints.side_files import ValidationRecord, read_metrics
 from seqtrack.config.environment import configure
 from seqtrack.errors import RunError
 from seqtrack.runtime.distributed import DistributedContext
-from seqtrack.runtime.environment import guarantee
+from seqtrack.runtime.guarantee import guarantee
 from seqtrack.runtime.metrics_log import RunLog
 from seqtrack.training.build import run_fingerprint, set_kernels
 from training.harness import RANKS, Run
