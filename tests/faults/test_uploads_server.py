@@ -244,7 +244,7 @@ def test_one_file_at_which_the_line_breaks_each_time_holds_no_other_up(hub: Hub,
 @pytest.mark.parametrize("kind", ["bytes", "size"])
 def test_other_bytes_than_were_sent_are_noticed(hub: Hub, output: Path, kind: str) -> None:
     """The listing after the commit is wrong once: nothing counts as verified until it is right."""
-    hub.fail("paths-info")  # the question before: answered as it is
+    hub.fail("paths-info", times=2)  # the questions before, for files and for a marker: answered as they are
     wrong = hub.fail("paths-info", corrupt=kind)
     with up.uploader(hub, output) as (at_work, _):
         at_work.step()
