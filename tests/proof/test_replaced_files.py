@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,14 @@ def checkpoints(thin: Path, tmp_path: Path) -> Path:
 
 
 def claim(checkpoints: Path, epoch: int, **claims: object) -> None:
+    """In the manifest of an epoch, and in the log."""
     path = manifest_path(checkpoints / epoch_name(epoch))
-    path.write_text(json.dumps(json.loads(path.read_text()) | claims))
+    manifest = json.loads(path.read_text()) | claims
+    path.write_text(json.dumps(manifest))
+    (log,) = (checkpoints.parent / "logs").glob("*.log")
+    line = rf"(checkpoint {epoch_name(epoch)} : )[\d.]+( MB , .* , sha256 )\w+"
+    facts = rf"\g<1>{manifest['bytes'] / 1e6:.1f}\g<2>{manifest['sha256'][:16]}"
+    log.write_text(re.sub(line, facts, log.read_text()))
 
 
 def random_tensors(checkpoints: Path) -> None:
